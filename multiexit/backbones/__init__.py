@@ -1,0 +1,160 @@
+"""Backbones: anything becomes a start and a list of stages."""
+
+from collections.abc import Callable, Sequence
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from multiexit.backbones.base import Backbone, Carry, select
+from multiexit.backbones.resnet import DEPTHS, cifar_resnet
+from multiexit.backbones.sequential import SequentialBackbone, guess_example, split
+
+__all__ = [
+    "Backbone",
+    "Carry",
+    "SequentialBackbone",
+    "cifar_resnet",
+    "rebuild",
+    "select",
+    "wrap",
+]
+
+_HELP = (
+    "What works: a hub name or folder of a BERT-like model, 'cifar-resnet-56', 'timm:NAME', "
+    "'torchvision:NAME'; an instance of these; an nn.Sequential; any module with "
+    "stages=['name', …] (and stem=['name', …]); a Backbone; or an adapter of your own, "
+    "@multiexit.wrap.register(YourClass)"
+)
+
+
+@singledispatch
+def wrap(
+    module: Any,
+    *,
+    stages: Sequence[str | nn.Module] = (),
+    stem: Sequence[str | nn.Module] = (),
+    input_shape: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> Backbone:
+    """Cut a network into stages, each of which may have an exit.
+
+    Args:
+        module: a name or an instance. Names: a transformers hub name or local folder,
+            `"cifar-resnet-56"`, `"timm:vit_small_patch16_224"`, `"torchvision:resnet50"`.
+            Instances: BERT, ALBERT, RoBERTa, ELECTRA, DistilBERT of transformers; ViT, DeiT,
+            ResNet, ConvNeXt of timm; ResNet, ViT of torchvision; `nn.Sequential` (each child is
+            a stage); any module whose parts you name.
+        stages: for other modules, the names (or modules) that run one after another; an exit can
+            follow each.
+        stem: the names (or modules) that run before them.
+        input_shape: shape of one input row, for modules that don't say it, e.g. `(3, 32, 32)`.
+        kwargs: for names only, passed to the library that makes the model (`pretrained=True`).
+
+    Returns:
+        A `Backbone`. The module's parameters are shared with it, not copied.
+
+    Raises:
+        ValueError: what can't be wrapped, with what would work.
+
+    To teach it a class of your own:
+        `@multiexit.wrap.register(YourClass)` on a function that returns a `Backbone`.
+    """
+    raise ValueError(f"can't wrap a {type(module).__name__}. {_HELP}")
+
+
+@wrap.register
+def _(module: Backbone) -> Backbone:
+    return module
+
+
+@wrap.register
+def _(module: str, **kwargs: Any) -> Backbone:
+    library, colon, name = module.partition(":")
+    if colon and library == "timm":
+        from multiexit.backbones import timm
+
+        return timm.from_name(name, **kwargs)
+    if colon and library == "torchvision":
+        from multiexit.backbones import torchvision
+
+        return torchvision.from_name(name, **kwargs)
+    if module.startswith("cifar-resnet-"):
+        depth = module.removeprefix("cifar-resnet-")
+        if depth not in map(str, DEPTHS):
+            raise ValueError(f"no {module!r}; there are {[f'cifar-resnet-{d}' for d in DEPTHS]}")
+        return cifar_resnet(int(depth), **kwargs)
+    from multiexit.backbones import transformer
+
+    try:
+        return transformer.from_name(module)
+    except OSError as error:
+        raise ValueError(f"no model {module!r}: {error}\n{_HELP}") from error
+
+
+@wrap.register
+def _(
+    module: nn.Module,
+    *,
+    stages: Sequence[str | nn.Module] = (),
+    stem: Sequence[str | nn.Module] = (),
+    input_shape: tuple[int, ...] | None = None,
+) -> Backbone:
+    if stages:
+        first, parts = split(module, stages, stem)
+    elif adapter := _library_adapter(module):
+        return adapter(module)
+    elif isinstance(module, nn.Sequential):
+        first, parts = nn.Identity(), list(module)
+    else:
+        raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_HELP}")
+    whole = nn.ModuleList([first, *parts])
+    example = guess_example(whole) if input_shape is None else torch.zeros(1, *input_shape)
+    return SequentialBackbone(first, parts, example)
+
+
+def _library_adapter(module: nn.Module) -> Callable[[Any], Backbone] | None:
+    """The adapter for a class of transformers, timm or torchvision, or for one derived from it.
+
+    The library is imported only when such a class turns up.
+    """
+    libraries = {base.__module__.partition(".")[0] for base in type(module).__mro__}
+    if "transformers" in libraries:
+        from multiexit.backbones.transformer import TransformerBackbone
+
+        return TransformerBackbone
+    if "timm" in libraries:
+        from multiexit.backbones.timm import from_timm
+
+        return from_timm
+    if "torchvision" in libraries:
+        from multiexit.backbones.torchvision import from_torchvision
+
+        return from_torchvision
+    return None
+
+
+def rebuild(spec: dict[str, Any]) -> Backbone:
+    """Make the architecture that a saved spec names, with fresh weights and no download.
+
+    Raises:
+        ValueError: a kind that this version doesn't know.
+    """
+    rest = {key: value for key, value in spec.items() if key != "kind"}
+    match spec.get("kind"):
+        case "transformers":
+            from multiexit.backbones import transformer
+
+            return transformer.from_spec(spec)
+        case "cifar_resnet":
+            return cifar_resnet(**rest)
+        case "timm":
+            from multiexit.backbones import timm
+
+            return timm.from_name(rest["name"], **rest["kwargs"])
+        case "torchvision":
+            from multiexit.backbones import torchvision
+
+            return torchvision.from_name(rest["name"], weights=None, **rest["kwargs"])
+    raise ValueError(f"no backbone of kind {spec.get('kind')!r} in this version of multiexit")

@@ -1,0 +1,116 @@
+"""The one interface that every backbone has: a start, and stages that each give a feature.
+
+Letters: B batch rows, T tokens, H width, C channels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+Carry = dict[str, Any]
+"""What one stage hands to the next. Every tensor in it has the batch as its first dimension, so
+that finished rows can be dropped. `None` entries are kept as they are. The key `"valid_BT"` is
+reserved for text: True where a token is real, False where it is padding; heads pool with it."""
+
+T = TypeVar("T")
+
+
+def select(tree: T, keep: Tensor) -> T:
+    """Keep some rows of every batch-first tensor in a (nested) dict.
+
+    Args:
+        tree: a dict whose values are batch-first tensors, dicts of these, or anything else, which
+            is passed through.
+        keep: bool mask [B] or row indices.
+
+    Returns:
+        The same structure with `v[keep]` in place of each tensor `v`.
+    """
+    if isinstance(tree, Tensor):
+        return tree[keep]
+    if isinstance(tree, Mapping):
+        return type(tree)({key: select(value, keep) for key, value in tree.items()})  # type: ignore[call-arg]
+    return tree
+
+
+class Backbone(nn.Module, ABC):
+    """A network cut into stages: `x_0 = start(inputs)`, `x_{i+1}, f_i = stage(x_i, i)`.
+
+    A subclass implements the four abstract methods and calls `super().__init__` with the facts
+    below. Nothing else is needed to put exits on it.
+
+    Args:
+        feature_shapes: per stage, the feature's shape without the batch: `(D,)` for vectors,
+            `(None, H)` for tokens (any length), `(C, height, width)` for images.
+        head: the exit head that suits it when the user names none (see `multiexit.heads`).
+        pool: how such a head pools a feature: `"first"` or `"mean"` for tokens, `"mean"` else.
+        spec: a JSON-able description from which `multiexit.backbones.rebuild` makes the same
+            architecture again, or None where only the user can.
+        pooler: a pretrained `Linear(H, H)` that heads may start from (BERT's pooler).
+        classifier: a pretrained `Linear(H, K)` that the last exit may start from.
+    """
+
+    def __init__(
+        self,
+        feature_shapes: list[tuple[int | None, ...]],
+        head: str = "linear",
+        pool: str = "mean",
+        spec: dict[str, Any] | None = None,
+        pooler: nn.Linear | None = None,
+        classifier: nn.Linear | None = None,
+    ):
+        super().__init__()
+        self.feature_shapes = feature_shapes
+        self.head = head
+        self.pool = pool
+        self.spec = spec
+        # Kept out of the module tree: heads copy them, the backbone never runs them.
+        self._pretrained = {"pooler": pooler, "classifier": classifier}
+
+    @property
+    def num_stages(self) -> int:
+        """How many stages there are, so how many exits there can be."""
+        return len(self.feature_shapes)
+
+    @property
+    def pooler(self) -> nn.Linear | None:
+        """The pretrained pooler's linear layer, if the network came with one."""
+        return self._pretrained["pooler"]
+
+    @property
+    def classifier(self) -> nn.Linear | None:
+        """The pretrained classifier, if the network came with one."""
+        return self._pretrained["classifier"]
+
+    @abstractmethod
+    def start(self, *args: Any, **inputs: Any) -> Carry:
+        """Everything before the first stage: embeddings and masks, or the convolutional stem."""
+
+    @abstractmethod
+    def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
+        """Run stage `index` and return the carry for the next stage and this stage's feature."""
+
+    @abstractmethod
+    def stage_module(self, index: int) -> nn.Module:
+        """The module that stage `index` runs (the same one for stages that share weights)."""
+
+    @abstractmethod
+    def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:
+        """Valid inputs of `batch` rows, by name, for counting cost and checking shapes."""
+
+    def features(self, *args: Any, **inputs: Any) -> list[Tensor]:
+        """The list of intermediate features, one per stage.
+
+        Args: what the wrapped network takes (`input_ids=…, attention_mask=…`, or one image tensor).
+
+        Returns:
+            `num_stages` tensors, [B, T, H], [B, C, height, width] or [B, D].
+        """
+        carry = self.start(*args, **inputs)
+        features = []
+        for index in range(self.num_stages):
+            carry, feature = self.stage(carry, index)
+            features.append(feature)
+        return features

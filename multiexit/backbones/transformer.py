@@ -1,0 +1,131 @@
+"""BERT-like encoders of transformers, layer by layer: BERT, ALBERT and their relatives.
+
+Letters: B batch rows, T tokens, H width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+
+from multiexit.backbones.base import Backbone, Carry
+
+SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+
+
+class TransformerBackbone(Backbone):
+    """One stage per layer; feature i equals the library's own `hidden_states[i + 1]`.
+
+    The submodules are shared with the model they come from, not copied. ALBERT's shared layers
+    are kept once and used again: layer i runs group `i · groups // layers` (Lan et al. 2020).
+
+    Args:
+        model: a bare encoder (`AutoModel`) or a task model around one, of a type in `SUPPORTED`.
+
+    Raises:
+        ValueError: a model of another type, or a decoder.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        encoder = model.base_model
+        config = encoder.config
+        if config.model_type not in SUPPORTED:
+            raise ValueError(
+                f"can't stage a {config.model_type!r} model; of transformers, {', '.join(SUPPORTED)}"
+                " can be wrapped. For others register an adapter: @multiexit.wrap.register(YourClass)"
+            )
+        if getattr(config, "is_decoder", False):
+            raise ValueError("can't stage a decoder: set is_decoder=False in its configuration")
+        layers, order = _layers(encoder)
+        super().__init__(
+            feature_shapes=[(None, config.hidden_size)] * len(order),
+            head="pooler",
+            pool="first",
+            spec={"kind": "transformers", "config": config.to_dict()},
+            pooler=_pooler(encoder),
+        )
+        self.config = config
+        self.embeddings = encoder.embeddings
+        self.projection = _projection(encoder)
+        self.layers = layers
+        self.order = order
+
+    def start(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Carry:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        if self.config.model_type != "distilbert":  # it knows no token types
+            inputs["token_type_ids"] = token_type_ids
+        x_BTH = self.projection(self.embeddings(**inputs))
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=x_BTH, attention_mask=attention_mask
+        )
+        valid_BT = None if attention_mask is None else attention_mask.bool()
+        return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}
+
+    def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
+        x_BTH = self.stage_module(index)(carry["x_BTH"], carry["mask"])
+        return {**carry, "x_BTH": x_BTH}, x_BTH
+
+    def stage_module(self, index: int) -> nn.Module:
+        return self.layers[self.order[index]]
+
+    def example_inputs(self, batch: int = 1, tokens: int = 128) -> dict[str, Tensor]:
+        tokens = min(tokens, self.config.max_position_embeddings - 2)
+        device = next(self.parameters()).device
+        # 5 is an ordinary token in every vocabulary here: RoBERTa counts positions by padding.
+        return {
+            "input_ids": torch.full((batch, tokens), 5, device=device),
+            "attention_mask": torch.ones(batch, tokens, dtype=torch.long, device=device),
+        }
+
+
+def from_name(name: str) -> TransformerBackbone:
+    """Load an encoder from a hub name or a local folder."""
+    return TransformerBackbone(AutoModel.from_pretrained(name))
+
+
+def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
+    """Make the architecture of a saved spec, with random weights and without any download."""
+    config: PretrainedConfig = AutoConfig.for_model(**spec["config"])
+    return TransformerBackbone(AutoModel.from_config(config))
+
+
+def _layers(encoder: PreTrainedModel) -> tuple[nn.ModuleList, list[int]]:
+    """The distinct layers, and which of them each stage runs."""
+    config = encoder.config
+    if config.model_type == "albert":
+        depth, groups = config.num_hidden_layers, config.num_hidden_groups
+        return encoder.encoder.albert_layer_groups, [i * groups // depth for i in range(depth)]
+    trunk = encoder.transformer if config.model_type == "distilbert" else encoder.encoder
+    return trunk.layer, list(range(len(trunk.layer)))
+
+
+def _projection(encoder: PreTrainedModel) -> nn.Module:
+    """What takes embeddings to the layers' width, where they differ."""
+    config = encoder.config
+    if config.model_type == "albert":
+        return encoder.encoder.embedding_hidden_mapping_in
+    if config.model_type == "electra" and config.embedding_size != config.hidden_size:
+        return encoder.embeddings_project
+    return nn.Identity()
+
+
+def _pooler(encoder: PreTrainedModel) -> nn.Linear | None:
+    pooler = getattr(encoder, "pooler", None)  # absent in some types, None in some instances
+    if pooler is None or isinstance(pooler, nn.Linear):
+        return pooler
+    return pooler.dense

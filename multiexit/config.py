@@ -1,0 +1,94 @@
+"""The settings of a training run."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from multiexit.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run trains; what it trains on which loss is the recipe's.
+
+    Args:
+        epochs: passes over D1 (over the whole set where Ω needs no second half).
+        max_steps: Θ's steps per phase in all, in place of `epochs`; for comparing methods.
+        batch_size: rows per step of Θ on one process (before accumulation).
+        lr: λ1, Θ's learning rate.
+        omega_lr: λ2, Ω's learning rate (Adam without decay).
+        optimizer: Θ's: `"adamw"` or `"sgd"`.
+        weight_decay, momentum: of Θ's optimiser.
+        schedule: `"linear"` or `"cosine"` to 0, `"step"` (×0.1 at each milestone), `"constant"`.
+        warmup: share of the steps over which the rate rises from 0.
+        milestones: shares of the steps, for `"step"`.
+        clip: largest norm of Θ's gradient, or None.
+        accumulation: batches per step of Θ.
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
+        seed: of everything: weights of new heads are the caller's, order and dropout are here.
+        early_stopping: stop after so many epochs whose mean over exits is no better; None never.
+        metric: a name in `multiexit.metrics.METRICS`; None is accuracy, or Pearson and Spearman
+            for regression.
+        output: the run's folder, or None to keep nothing on disk.
+        resume: go on from the checkpoint in `output`, if there is one.
+        checkpoint_every: steps between checkpoints, beside one at each epoch's end.
+        log_every: steps between readings of the losses from the device.
+        trackers: of accelerate: `"tensorboard"`, `"wandb"`, …
+        workers: processes that prepare batches.
+        progress: show a bar.
+    """
+
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_size: int = 32
+    lr: float = 2e-5
+    omega_lr: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+    schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
+    warmup: float = 0.1
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    clip: float | None = 1.0
+    accumulation: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = 0
+    early_stopping: int | None = 5
+    metric: str | None = None
+    output: str | Path | None = None
+    resume: bool = False
+    checkpoint_every: int | None = None
+    log_every: int = 20
+    trackers: tuple[str, ...] = ()
+    workers: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "log_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("max_steps", "checkpoint_every", "early_stopping"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name in ("lr", "omega_lr"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}")
+        _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
+        _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))
+        _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        _one_of("metric", self.metric, (None, *METRICS))
+        if self.resume and self.output is None:
+            raise ValueError("resume=True needs output=, the folder of the run to go on with")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -1,0 +1,118 @@
+"""Which rows make up which batch, and how a batch is read.
+
+A run's order depends on (seed, epoch) alone, so that it is the same on every process and after a
+restart. N rows of a set, B rows of a batch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+Indices = list[int]
+
+
+def split_epoch(size: int, seed: int, epoch: int, halves: bool) -> tuple[Indices, Indices]:
+    """A new random order of the rows; cut 5:5 into D1 and D2, or the whole as both.
+
+    D1 has the odd row. Reference: LeeBERT, section 4.4 and footnote 2.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(size).tolist()
+    if not halves:
+        return order, order
+    middle = (size + 1) // 2
+    return order[:middle], order[middle:]
+
+
+def group(
+    order: Indices, batch_size: int, lengths: Sequence[int] | None, seed: int, epoch: int
+) -> list[Indices]:
+    """Cut an order into batches; where lengths are known, rows of like length go together.
+
+    Stretches of 50 batches are sorted by length, cut, and the batches shuffled, so that little is
+    padded and every epoch still differs.
+    """
+    if lengths is None:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = []
+    stretch = 50 * batch_size
+    for start in range(0, len(order), stretch):
+        near = sorted(order[start : start + stretch], key=lambda row: lengths[row], reverse=True)
+        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+    shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(batches))
+    return [batches[i] for i in shuffled]
+
+
+def shard(batches: list[Indices], rank: int, world: int) -> list[Indices]:
+    """This process's part of each batch, all parts of one size (short ones start over)."""
+    if world == 1:
+        return batches
+    parts = []
+    for batch in batches:
+        size = -(-len(batch) // world)
+        padded = [batch[i % len(batch)] for i in range(size * world)]
+        parts.append(padded[rank * size : (rank + 1) * size])
+    return parts
+
+
+def fetch(dataset: Dataset[Any], rows: Indices, collate: Callable[[Any], Any]) -> Any:
+    """One batch, as a `DataLoader` would make it."""
+    many = getattr(dataset, "__getitems__", None)
+    items = many(rows) if many else [dataset[row] for row in rows]
+    return collate(items)
+
+
+def collate_of(dataset: Dataset[Any]) -> Any:
+    """The set's own `collate`, or torch's."""
+    return getattr(dataset, "collate", default_collate)
+
+
+def lengths_of(dataset: Dataset[Any]) -> Sequence[int] | None:
+    """The set's own `lengths` (tokens per row), or None."""
+    return getattr(dataset, "lengths", None)
+
+
+def loader(
+    data: Dataset[Any] | Iterable[Any], batch_size: int
+) -> tuple[Iterable[Any], Indices | None]:
+    """Batches of a data set, long rows first where lengths are known, and the order they come in.
+
+    What is not a `Dataset` is taken as batches already; its order is None, as is the set's own.
+    """
+    if not isinstance(data, Dataset):
+        return data, None
+    size, lengths = len(data), lengths_of(data)  # type: ignore[arg-type]
+    if lengths is None:
+        return DataLoader(data, batch_size, collate_fn=collate_of(data)), None
+    order = sorted(range(size), key=lambda row: lengths[row], reverse=True)
+    batches = group(order, batch_size, None, 0, 0)
+    return DataLoader(data, batch_sampler=batches, collate_fn=collate_of(data)), order
+
+
+def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
+    """A batch as positional inputs, named inputs and labels.
+
+    Raises:
+        ValueError: neither a pair `(inputs, labels)` nor a mapping with `"labels"`.
+    """
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return (), {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        return (batch[0],), {}, batch[1]
+    raise ValueError(
+        "a batch is (inputs, labels) or a dict with 'labels'; got "
+        + (f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__)
+    )
+
+
+def move(tree: Any, device: Any) -> Any:
+    """The same structure with its tensors on a device."""
+    if isinstance(tree, Tensor):
+        return tree.to(device, non_blocking=True)
+    if isinstance(tree, Mapping):
+        return {key: move(value, device) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(move(value, device) for value in tree)
+    return tree

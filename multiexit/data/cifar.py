@@ -1,0 +1,212 @@
+"""CIFAR-10 and CIFAR-100 from torchvision's folder or the hub's parquet files; and the digits.
+
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multiexit.data.images import ImageDataset, Images
+from multiexit.data.splits import check_labels, holdout, not_found, read_shard, shards
+
+__all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
+
+CACHE = Path("~/.cache/multiexit")
+"""Where data is looked for, and downloaded to, when no folder is given."""
+
+SIZE = 32
+
+NORMALISATIONS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and standard deviation per channel: of each training set, and ImageNet's, which many
+published checkpoints were trained with."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How one of the two data sets is stored."""
+
+    name: str
+    classes: int
+    config: str  # the folder of the hub's parquet files
+    column: str  # their label column
+    official: str  # the folder in the official archive
+
+
+_SOURCES = {
+    "cifar10": _Source("cifar10", 10, "plain_text", "label", "cifar-10-batches-py"),
+    "cifar100": _Source("cifar100", 100, "cifar100", "fine_label", "cifar-100-python"),
+}
+
+
+class _Part(NamedTuple):
+    """One split as it was read: uint8 images [N, 3, 32, 32], labels [N], class names."""
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    augment: bool = True,
+    normalisation: str | None = None,
+) -> Images:
+    """Read CIFAR-10 or CIFAR-100 into memory.
+
+    Args:
+        name: `"cifar10"` or `"cifar100"`, in any spelling.
+        data_dir: a folder with the official archive's folder (`cifar-10-batches-py`,
+            `cifar-100-python`) or the hub's parquet files (`train-*.parquet`), or a folder above
+            it (`cifar10/`, `cifar10/plain_text/`, …). None means `~/.cache/multiexit`.
+        download: fetch the official archive into `data_dir` if nothing is there.
+        augment: crop and mirror the training images.
+        normalisation: a key of `NORMALISATIONS`; None takes the data set's own.
+
+    Returns:
+        The training and test set, the classes' names, and the normalisation.
+
+    Raises:
+        FileNotFoundError: data that isn't there; the message says where it was looked for.
+        ValueError: an unknown name, or a damaged file (named, with the row).
+    """
+    key = re.sub(r"[^a-z0-9]", "", str(name).lower())
+    if key not in _SOURCES:
+        raise ValueError(f"unknown data set {name!r}; there are {', '.join(_SOURCES)}")
+    normalisation = normalisation or key
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(
+            f"unknown normalisation {normalisation!r}; there are {', '.join(NORMALISATIONS)}"
+        )
+    source = _SOURCES[key]
+    root = Path(CACHE if data_dir is None else data_dir).expanduser()
+    train, test = _read(source, root, download)
+    mean, std = NORMALISATIONS[normalisation]
+    return Images(
+        ImageDataset(train.images, train.labels, mean, std, augment),
+        ImageDataset(test.images, test.labels, mean, std),
+        train.names,
+        mean,
+        std,
+    )
+
+
+def digits() -> Images:
+    """Scikit-learn's 1,797 images of digits, 8×8 and grey: real data that needs no download.
+
+    A fifth of each class is the test set, always the same. There is no augmentation: a mirrored
+    digit is another one.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, target = map(np.asarray, load_digits(return_X_y=True))
+    pixels = np.rint(pixels * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    images = torch.from_numpy(pixels).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(target).to(torch.int64)
+    mean, std = (0.3060,), (0.3763,)
+    train, test = holdout(ImageDataset(images, labels, mean, std), 0.2, seed=0)
+    return Images(train, test, tuple(str(digit) for digit in range(10)), mean, std)
+
+
+def _read(source: _Source, root: Path, download: bool) -> tuple[_Part, _Part]:
+    """Both splits, from the first place that has them."""
+    folders = [root, root / source.name]
+    folders += [folder / source.config for folder in folders]
+    for folder in folders:
+        if (folder / source.official).is_dir():
+            return _read_official(source, folder, download)
+        if shards(folder, "train"):
+            return _read_parquet(source, folder, "train"), _read_parquet(source, folder, "test")
+    if root.name == source.official and root.is_dir():
+        return _read_official(source, root.parent, download)
+    if download:
+        return _read_official(source, root, download)
+    raise not_found(
+        f"{source.name} ({source.official}/ or train-*.parquet)",
+        folders,
+        f"Give a folder that has it (data_dir), or allow the download (download=True) into {root}.",
+    )
+
+
+def _read_official(source: _Source, root: Path, download: bool) -> tuple[_Part, _Part]:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    read = CIFAR10 if source.name == "cifar10" else CIFAR100
+    try:
+        train, test = (read(root, train, download=download) for train in (True, False))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{root / source.official}: a file is missing or not the official one ({error})"
+        ) from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{source.name} could not be read or downloaded in {root}: {error}\n"
+            f"Without network, unpack the official archive there ({read.url})."
+        ) from error
+    return _official_part(train), _official_part(test)
+
+
+def _official_part(part: Any) -> _Part:
+    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+    return _Part(images, torch.tensor(part.targets), tuple(part.classes))
+
+
+def _read_parquet(source: _Source, folder: Path, split: str) -> _Part:
+    files = shards(folder, split)
+    if not files:
+        remedy = "Fetch all files of the data set into that folder."
+        raise not_found(source.name, [folder / f"{split}-*.parquet"], remedy)
+    images, labels, names = [], [], tuple(str(number) for number in range(source.classes))
+    for file in files:
+        table = read_shard(file, ("img", source.column))
+        labels.append(torch.tensor(table[source.column].to_pylist()))
+        check_labels(labels[-1], source.classes, str(file))
+        images.append(_decode(table["img"].to_pylist(), file))
+        names = _class_names(table.schema.metadata, source) or names
+    return _Part(torch.cat(images), torch.cat(labels), names)
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, source: _Source) -> tuple[str, ...] | None:
+    """The classes' names, which `datasets` writes into a parquet file's metadata."""
+    if not metadata or b"huggingface" not in metadata:
+        return None
+    features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    return tuple(features[source.column].get("names", ())) or None
+
+
+def _decode(cells: list[dict[str, bytes]], file: Path) -> Tensor:
+    """Decode compressed images to uint8 [N, 3, 32, 32].
+
+    One thread: for images as small as these, more are slower.
+    """
+    from PIL import Image
+
+    pixels = np.empty((len(cells), SIZE, SIZE, 3), np.uint8)
+    for row, cell in enumerate(cells):
+        try:
+            image = Image.open(io.BytesIO(cell["bytes"]))
+            if image.size == (SIZE, SIZE):
+                pixels[row] = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{file}: the image in row {row} can't be read ({error})") from error
+        if image.size != (SIZE, SIZE):
+            raise ValueError(
+                f"{file}: the image in row {row} is {image.width}×{image.height}, "
+                f"expected {SIZE}×{SIZE}"
+            )
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,143 @@
+"""Images in memory as a split, augmented and normalised a batch at a time.
+
+Letters: N rows of the split, B batch rows, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from multiexit.data.splits import row_numbers
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageDataset(Dataset[Batch]):
+    """Images [N, C, H, W] that are fetched, augmented and normalised as whole batches.
+
+    With augmentation an image is padded with zeros on all sides, cut out again at a random place,
+    and mirrored half of the time. Random numbers come from torch's global CPU generator.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+        mean: per channel, of pixels in 0..1; subtracted.
+        std: per channel; divided by.
+        augment: whether to crop and mirror.
+        pad: how many pixels the crop may shift in each direction.
+
+    Raises:
+        ValueError: tensors or lists that don't fit together.
+    """
+
+    lengths: list[int] | None = None
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: bool = False,
+        pad: int = 4,
+    ):
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise ValueError(
+                f"images must be uint8 [N, C, H, W], got {images.dtype} of {tuple(images.shape)}"
+            )
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"{len(images)} images need as many labels, got {tuple(labels.shape)}")
+        if not len(mean) == len(std) == images.shape[1] or min(std) <= 0:
+            raise ValueError(
+                f"mean={tuple(mean)} and std={tuple(std)} must have one number for each of "
+                f"{images.shape[1]} channels, and std must be above 0"
+            )
+        if pad < 0:
+            raise ValueError(f"pad={pad} must be 0 or more")
+        self.images = images
+        self.labels = labels
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.augment = augment
+        self.pad = pad
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Batch:
+        """One image [C, H, W] and its label, a scalar."""
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A batch: images [B, C, H, W], normalised, and labels [B]."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        images = self.images[rows]
+        if self.augment:
+            images = crop_and_mirror(images, self.pad)
+        return normalise(images, self.mean, self.std), self.labels[rows]
+
+    def collate(self, items: Batch | list[Batch]) -> Batch:
+        """The batch as `__getitems__` made it; single rows are stacked."""
+        if isinstance(items, list):
+            return torch.stack([row[0] for row in items]), torch.stack([row[1] for row in items])
+        return items
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageDataset:
+        """The rows `indices`, in that order, with the same augmentation."""
+        rows = row_numbers(indices, len(self))
+        return ImageDataset(
+            self.images[rows], self.labels[rows], self.mean, self.std, self.augment, self.pad
+        )
+
+    def for_evaluation(self) -> ImageDataset:
+        """The same rows without augmentation."""
+        return ImageDataset(self.images, self.labels, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Images:
+    """An image data set.
+
+    Args:
+        train: the training set.
+        test: the test set, never augmented.
+        labels: the classes' names.
+        mean: what the images are normalised by, per channel.
+        std: likewise.
+    """
+
+    train: ImageDataset
+    test: ImageDataset
+    labels: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def crop_and_mirror(images_BCHW: Tensor, pad: int) -> Tensor:
+    """Shift each image by up to `pad` pixels, filling with 0, and mirror half of them.
+
+    Draws from torch's global generator: B shifts down, B shifts right, B mirrorings.
+    """
+    batch, _, height, width = images_BCHW.shape
+    down_B = torch.randint(2 * pad + 1, (batch,))
+    right_B = torch.randint(2 * pad + 1, (batch,))
+    mirror_B = torch.rand(batch) < 0.5
+    padded = F.pad(images_BCHW, (pad, pad, pad, pad))
+    # A view with every window of the padded image: [B, C, 2 pad + 1, 2 pad + 1, H, W].
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    cropped_BCHW = windows[torch.arange(batch), :, down_B, right_B]
+    return torch.where(mirror_B[:, None, None, None], cropped_BCHW.flip(3), cropped_BCHW)
+
+
+def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`(images / 255 - mean) / std` per channel, as float32."""
+    mean_C11 = torch.tensor(mean)[:, None, None]
+    std_C11 = torch.tensor(std)[:, None, None]
+    return (images_BCHW.float() / 255 - mean_C11) / std_C11

@@ -1,0 +1,172 @@
+"""What all splits share: checks of rows and labels, a held-out part, files in shards.
+
+Letters: N rows of a split.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Split(Protocol):
+    """What `holdout` needs of a split; `TextDataset` and `ImageDataset` have it."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Sequence[int] | Tensor) -> Self:
+        """The rows `indices`, in that order, as a split of the same type."""
+        ...
+
+    def for_evaluation(self) -> Self:
+        """The same rows without random augmentation."""
+        ...
+
+
+S = TypeVar("S", bound=Split)
+
+
+def holdout(split: S, fraction: float, seed: int = 0) -> tuple[S, S]:
+    """Hold a part of a split out, for validation or for calibration.
+
+    Classes keep their shares: of each class's n rows, `round(fraction * n)` are held out. Float
+    labels (regression) are drawn plainly. The same seed gives the same rows; both parts keep the
+    order of the split.
+
+    Args:
+        split: a `TextDataset`, an `ImageDataset`, or anything with the methods of `Split`.
+        fraction: the share that is held out, between 0 and 1, both excluded.
+        seed: of the draw; torch's global generator is neither used nor changed.
+
+    Returns:
+        The rest and the held-out part, which is never augmented.
+
+    Raises:
+        ValueError: a fraction outside (0, 1), or one that leaves a part empty.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction!r} to hold out must be above 0 and below 1")
+    labels_N = split.labels
+    classes = [None] if labels_N.is_floating_point() else labels_N.unique().tolist()
+    generator = torch.Generator().manual_seed(seed)
+    held_N = torch.zeros(len(split), dtype=torch.bool)
+    for label in classes:
+        rows = torch.arange(len(split)) if label is None else (labels_N == label).nonzero()[:, 0]
+        order = torch.randperm(len(rows), generator=generator)
+        held_N[rows[order[: round(fraction * len(rows))]]] = True
+    if held_N.all() or not held_N.any():
+        raise ValueError(
+            f"fraction={fraction!r} of {len(split)} rows in {len(classes)} classes leaves "
+            f"{int((~held_N).sum())} and {int(held_N.sum())} rows; both parts need at least one"
+        )
+    rest, held = ((mask.nonzero()[:, 0]) for mask in (~held_N, held_N))
+    return split.subset(rest), split.subset(held).for_evaluation()
+
+
+def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
+    """Refuse labels that a network with `num_classes` outputs can't be trained on.
+
+    Args:
+        labels: [N], integers in 0..num_classes-1; with `num_classes=1` (regression) finite floats.
+        num_classes: how many classes there are, 1 for regression.
+        where: what to call the data in the message, such as `"train"` or a file.
+
+    Raises:
+        ValueError: names the first bad value, its row, and what is allowed.
+    """
+    if num_classes == 1:
+        good_N, allowed = labels.isfinite(), "finite scores"
+    else:
+        good_N = (labels >= 0) & (labels < num_classes) & (labels == labels.floor())
+        allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"
+    if not good_N.all():
+        row = int((~good_N).nonzero()[0, 0])
+        raise ValueError(
+            f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
+            f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
+        )
+    if labels.is_floating_point() != (num_classes == 1):
+        wanted = "float32 for regression" if num_classes == 1 else "int64 for classes"
+        raise ValueError(f"{where}: labels are {labels.dtype}; they must be {wanted}")
+
+
+def row_numbers(indices: Sequence[int] | Tensor, total: int) -> Tensor:
+    """Row numbers as an int64 tensor.
+
+    Args:
+        indices: row numbers in 0..total-1, in any order, repeats allowed.
+        total: how many rows there are.
+
+    Raises:
+        ValueError: a mask, a fraction, or a row that isn't there.
+    """
+    rows = torch.as_tensor(indices)
+    if rows.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if rows.ndim != 1 or rows.dtype == torch.bool or rows.is_floating_point():
+        raise ValueError(
+            f"rows must be a flat list of whole numbers, got {rows.dtype} of shape "
+            f"{tuple(rows.shape)}; for a mask give mask.nonzero()[:, 0]"
+        )
+    bad = rows[(rows < 0) | (rows >= total)]
+    if len(bad):
+        raise ValueError(f"row {int(bad[0])} is not there; rows go from 0 to {total - 1}")
+    return rows.to(torch.int64)
+
+
+def shards(folder: Path, split: str) -> list[Path]:
+    """The files `split-00000-of-00002.parquet`, … of a folder in the hub's layout.
+
+    Returns:
+        The files in order; an empty list when the folder has none of this split.
+
+    Raises:
+        ValueError: some of the shards are missing.
+    """
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    totals = {int(found[1]) for file in files if (found := re.search(r"-of-(\d+)$", file.stem))}
+    if totals and totals != {len(files)}:
+        raise ValueError(
+            f"{folder}: {len(files)} files {split}-*.parquet, while their names promise "
+            f"{max(totals)}; fetch the missing ones or remove those of another version"
+        )
+    return files
+
+
+def read_shard(file: Path, columns: Iterable[str]):
+    """Read some columns of one parquet file as a `pyarrow.Table`.
+
+    Raises:
+        ValueError: the file is damaged, lacks a column, or has empty cells in one.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{file}: not a readable parquet file ({error}); fetch it again"
+        ) from error
+    columns = list(columns)
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"{file}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}"
+        )
+    for name in columns:
+        if table[name].null_count:
+            row = table[name].is_null().to_pylist().index(True)
+            raise ValueError(f"{file}: column {name} is empty in row {row} (counted from 0)")
+    return table.select(columns)
+
+
+def not_found(what: str, places: Iterable[Path], remedy: str) -> FileNotFoundError:
+    """The error for missing data: what was looked for, where, and how to get it."""
+    looked = "\n".join(f"  {place}" for place in places)
+    return FileNotFoundError(f"{what} not found. Looked in:\n{looked}\n{remedy}")

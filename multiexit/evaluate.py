@@ -1,0 +1,159 @@
+"""Run the model once over a data set, then judge exits and policies from what it said.
+
+Letters: M exits, N rows of the set, C classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multiexit import policies
+from multiexit.cost import Cost
+from multiexit.data.batches import loader, move, unpack
+from multiexit.metrics import METRICS
+from multiexit.model import MultiExitModel
+from multiexit.policies import ExitPolicy
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Everything a model said about a data set.
+
+    Args:
+        logits_MBC: all exits' logits over the whole set, float32 on the CPU, B = N rows in order.
+        labels_B: int64 classes, or float targets for regression.
+        cost: what leaving at each exit costs.
+        metric: a name in `multiexit.metrics.METRICS`.
+    """
+
+    logits_MBC: Tensor
+    labels_B: Tensor
+    cost: Cost
+    metric: str = "accuracy"
+
+    @property
+    def num_exits(self) -> int:
+        """M."""
+        return len(self.logits_MBC)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a policy achieves on a set: one row of a sweep.
+
+    Args:
+        policy: the policy.
+        score: the metric's main figure; `scores` holds all of them by name.
+        mean_layers: stages run per input row, averaged.
+        speedup_layers: stages of the full network ÷ mean_layers.
+        speedup_macs: MACs of the full network with its last head alone ÷ mean MACs with all heads
+            that were asked. Below 1 when heads cost and nobody leaves.
+        shares_M: which share of the rows left at each exit.
+    """
+
+    policy: ExitPolicy
+    score: float
+    scores: dict[str, float]
+    mean_layers: float
+    speedup_layers: float
+    speedup_macs: float
+    shares_M: list[float] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plain data."""
+        return {**asdict(self), "policy": policies.to_json(self.policy)}
+
+
+@torch.inference_mode()
+def collect(
+    model: MultiExitModel,
+    data: Dataset[Any] | Iterable[Any],
+    metric: str | None = None,
+    batch_size: int = 128,
+) -> Outputs:
+    """Run every exit on every row, once.
+
+    Args:
+        model: is put into evaluation mode for the while.
+        data: a data set (read in order of length where it tells lengths; rows come back in the
+            set's order), or an iterable of batches: `(inputs, labels)` or a dict with `"labels"`.
+        metric: a name in `multiexit.metrics.METRICS`; None is accuracy, or Pearson and Spearman
+            for regression.
+        batch_size: rows per batch, where `data` doesn't say.
+
+    Raises:
+        ValueError: no rows, an unknown metric, or NaN or infinite logits (named exit and row).
+    """
+    if metric is None:
+        metric = "accuracy" if model.num_classes > 1 else "pearson_spearman"
+    if metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}; there are {sorted(METRICS)}")
+    device = next(model.parameters()).device
+    batches, order = loader(data, batch_size)
+    training = model.training
+    model.eval()
+    try:
+        logits, labels = [], []
+        for batch in batches:
+            args, inputs, labels_B = unpack(batch)
+            logits.append(model(*move(args, device), **move(inputs, device)).float().cpu())
+            labels.append(labels_B.cpu())
+    finally:
+        model.train(training)
+    if not logits:
+        raise ValueError("no rows to evaluate: the data set is empty")
+    logits_MBC, labels_B = torch.cat(logits, 1), torch.cat(labels)
+    if order is not None:
+        back = torch.argsort(torch.tensor(order))
+        logits_MBC, labels_B = logits_MBC[:, back], labels_B[back]
+    _check_finite(logits_MBC)
+    return Outputs(logits_MBC, labels_B, model.cost(), metric)
+
+
+def score(logits_BC: Tensor, labels_B: Tensor, metric: str) -> dict[str, float]:
+    """A metric of logits [N, C] against labels [N]; `"score"` is the one to compare by."""
+    predicted_B = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
+    return METRICS[metric](predicted_B.numpy(), labels_B.numpy())
+
+
+def exit_scores(outputs: Outputs) -> list[dict[str, float]]:
+    """Each exit's scores, as if everyone left there."""
+    return [score(logits_BC, outputs.labels_B, outputs.metric) for logits_BC in outputs.logits_MBC]
+
+
+def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
+    """What one policy achieves on the collected outputs."""
+    exit_B = policies.simulate(policy, outputs.logits_MBC)
+    logits_BC = outputs.logits_MBC[exit_B, torch.arange(len(exit_B))]
+    scores = score(logits_BC, outputs.labels_B, outputs.metric)
+    shares_M = torch.bincount(exit_B, minlength=outputs.num_exits).double() / len(exit_B)
+    cost = outputs.cost
+    mean_layers = float(shares_M @ torch.tensor(cost.layers_M, dtype=torch.float64))
+    mean_macs = float(shares_M @ torch.tensor(cost.macs_M, dtype=torch.float64))
+    return Row(
+        policy=policy,
+        score=scores["score"],
+        scores=scores,
+        mean_layers=mean_layers,
+        speedup_layers=cost.layers_M[-1] / mean_layers,
+        speedup_macs=cost.full_macs / mean_macs,
+        shares_M=shares_M.tolist(),
+    )
+
+
+def sweep(outputs: Outputs, policies: Sequence[ExitPolicy]) -> list[Row]:
+    """What each policy achieves; the model is not run again."""
+    return [judge(outputs, policy) for policy in policies]
+
+
+def _check_finite(logits_MBC: Tensor) -> None:
+    bad = (~torch.isfinite(logits_MBC)).any(-1).nonzero()
+    if len(bad):
+        m, row = bad[0].tolist()
+        raise ValueError(
+            f"exit {m} gave NaN or infinite logits for row {row}: {logits_MBC[m, row].tolist()}"
+        )

@@ -1,0 +1,41 @@
+"""What a run did, step by step and epoch by epoch, as plain data.
+
+Letters: M exits.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multiexit.saving import write
+
+
+@dataclass
+class History:
+    """The log of a run.
+
+    Args:
+        steps: per reading (`log_every` steps): phase, epoch, step, loss, each exit's own loss
+            `own_M`, lr, and where Ω is learned its value `W_MM`.
+        epochs: per epoch: phase, epoch, step, seconds, each exit's scores and their mean.
+        best: the epoch whose mean over exits was highest, or None without a dev set.
+    """
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+    @property
+    def weights(self) -> list[tuple[int, list[list[float]]]]:
+        """The trajectory of Ω: (step, W_MM) at each reading."""
+        return [(row["step"], row["W_MM"]) for row in self.steps if "W_MM" in row]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write(path, lambda target: target.write_text(json.dumps(asdict(self))))
+
+    @classmethod
+    def load(cls, path: Path) -> "History":
+        """Read what `save` wrote."""
+        return cls(**json.loads(Path(path).read_text()))

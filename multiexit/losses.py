@@ -1,0 +1,137 @@
+"""All loss terms of all exits as one matrix.
+
+Letters: M exits, B batch rows, C classes. `L_MM[i, i]` is exit i's own loss, `L_MM[i, j]` what
+student i pays for differing from teacher j.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Divergence = Literal["ce", "kl"]
+
+
+def loss_matrix(
+    logits_MBC: Tensor,
+    labels_B: Tensor,
+    temperature: float | Tensor = 1.0,
+    divergence: Divergence = "ce",
+) -> Tensor:
+    r"""Every exit's loss against the labels and against every other exit.
+
+    With p_m the softmax of exit m's logits and p^(1/τ) the softmax of logits / τ, the means over
+    the batch of
+
+        L[i, i] = −log p_i(y)                                     (eq. 1)
+        L[i, j] = −τ² Σ_c p_j^(1/τ)(c) · log p_i^(1/τ)(c)         (eq. 2, teacher j detached)
+
+    and, for one class (regression), of the squared differences (y_i − y)² and (y_i − y_j)².
+    The M² terms are one matrix product. Logits are taken to float32.
+
+    Args:
+        logits_MBC: all exits' logits [M, B, C].
+        labels_B: int64 classes [B], or float targets [B] when C is 1.
+        temperature: τ > 0; a tensor is not checked, so that no device is waited for.
+        divergence: `"ce"` as the paper has it, or `"kl"`: the same gradient for the student, less
+            the teacher's entropy, so 0 where they agree.
+
+    Returns:
+        L_MM, float32 [M, M], row = student, column = teacher.
+
+    Raises:
+        ValueError: shapes that don't fit, an empty batch, τ ≤ 0, or (on the CPU) labels outside
+            the classes.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.zeros(2, 5, 4)
+        >>> mx.loss_matrix(logits_MBC, torch.tensor([0, 1, 2, 3, 0]))  # log 4 everywhere
+        tensor([[1.3863, 1.3863],
+                [1.3863, 1.3863]])
+
+    Reference: Zhu, "LeeBERT", ACL 2021, section 3.1, eqs. 1–4.
+    """
+    _check(logits_MBC, labels_B, temperature)
+    M, _, C = logits_MBC.shape
+    logits_MBC = logits_MBC.float()
+    if C == 1:
+        own_M, pairs_MM = _regression(logits_MBC, labels_B)
+    else:
+        own_M, pairs_MM = _classification(logits_MBC, labels_B, temperature, divergence)
+    diagonal = torch.eye(M, dtype=torch.bool, device=logits_MBC.device)
+    return torch.where(diagonal, own_M, pairs_MM)
+
+
+def coefficients(teaches_MM: Tensor) -> Tensor:
+    """What counts: A[i, i] = 1, A[i, j] = 1 / (M·|T(i)|) where j teaches i, 0 elsewhere.
+
+    Args:
+        teaches_MM: a topology, bool [M, M].
+
+    Returns:
+        A_MM, float32 [M, M], so that the loss of eqs. 1 + 4 is `(A * L).sum()`.
+
+    Reference: LeeBERT, eq. 4.
+    """
+    M = len(teaches_MM)
+    teachers_M1 = teaches_MM.sum(1, keepdim=True).clamp(min=1)
+    return teaches_MM / (M * teachers_M1) + torch.eye(M, device=teaches_MM.device)
+
+
+def check_labels(labels_B: Tensor, num_classes: int) -> None:
+    """Refuse labels outside 0..C−1, or that are NaN; on a GPU only their type is looked at.
+
+    Raises:
+        ValueError: names the label and the row.
+    """
+    if num_classes == 1:
+        if labels_B.device.type == "cpu" and not torch.isfinite(labels_B.float()).all():
+            row = int((~torch.isfinite(labels_B.float())).nonzero()[0])
+            raise ValueError(f"targets must be finite numbers, row {row} has {labels_B[row]}")
+        return
+    if labels_B.is_floating_point():
+        raise ValueError(f"labels of {num_classes} classes are integers, got {labels_B.dtype}")
+    if labels_B.device.type == "cpu" and len(labels_B):
+        low, high = int(labels_B.min()), int(labels_B.max())
+        if low < 0 or high >= num_classes:
+            wrong = low if low < 0 else high
+            row = int((labels_B == wrong).nonzero()[0])
+            raise ValueError(f"labels must be 0..{num_classes - 1}, row {row} has {wrong}")
+
+
+def _classification(
+    logits_MBC: Tensor, labels_B: Tensor, temperature: float | Tensor, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    M, B, _ = logits_MBC.shape
+    log_p_MBC = F.log_softmax(logits_MBC, -1)
+    own_M = -log_p_MBC.gather(-1, labels_B.expand(M, B).unsqueeze(-1)).mean((1, 2))
+    plain = isinstance(temperature, int | float) and temperature == 1
+    soft_MBC = log_p_MBC if plain else F.log_softmax(logits_MBC / temperature, -1)
+    log_teacher_MBC = soft_MBC.detach()
+    teacher_MBC = log_teacher_MBC.exp()
+    pairs_MM = -torch.einsum("ibc,jbc->ij", soft_MBC, teacher_MBC)
+    if divergence == "kl":
+        pairs_MM = pairs_MM + (teacher_MBC * log_teacher_MBC).sum((1, 2))
+    return own_M, temperature**2 * pairs_MM / B
+
+
+def _regression(logits_MB1: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    y_MB = logits_MB1.squeeze(-1)
+    own_M = (y_MB - labels_B.float()).square().mean(1)
+    pairs_MM = (y_MB[:, None] - y_MB.detach()[None]).square().mean(2)
+    return own_M, pairs_MM
+
+
+def _check(logits_MBC: Tensor, labels_B: Tensor, temperature: float | Tensor) -> None:
+    if logits_MBC.ndim != 3 or labels_B.shape != logits_MBC.shape[1:2]:
+        raise ValueError(
+            "logits are [M, B, C] and labels [B]; got "
+            f"{tuple(logits_MBC.shape)} and {tuple(labels_B.shape)}"
+        )
+    if logits_MBC.numel() == 0:
+        raise ValueError(f"no loss of an empty batch: logits have shape {tuple(logits_MBC.shape)}")
+    if not isinstance(temperature, Tensor) and not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    check_labels(labels_B, logits_MBC.shape[2])

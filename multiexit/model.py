@@ -1,0 +1,239 @@
+"""A backbone with exits: all of them at once for training, or really stopping for prediction.
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multiexit import cost, heads, policies, saving
+from multiexit.backbones import Backbone, select
+from multiexit.policies import ExitPolicy
+
+Exits = str | int | Sequence[int] | Sequence[float]
+
+
+class Prediction(NamedTuple):
+    """Answers in the order the rows came in.
+
+    Args:
+        logits_BC: the logits of the exit where each row left.
+        exit_B: which exit that was, counted from 0, int64.
+    """
+
+    logits_BC: Tensor
+    exit_B: Tensor
+
+
+class MultiExitModel(nn.Module):
+    """A backbone with an exit head after some of its stages.
+
+    Args:
+        backbone: from `multiexit.wrap`.
+        num_classes: C; 1 for regression.
+        exits: `"all"`; stage indices `[3, 7, 11]`; a whole number k for every k-th stage, counted
+            so that the last has one; or fractions of the trunk's compute `[0.25, 0.5, 1.0]`, each
+            taking the first stage that reaches it.
+        head: see `multiexit.heads.build`; None is the backbone's own choice, a shared pooler +
+            linear for text, linear elsewhere.
+        pool: `"first"` or `"mean"`; None is the backbone's own choice.
+        labels: the classes' names.
+
+    Raises:
+        ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit.
+
+    Attributes:
+        exits: the stage of each exit.
+        policy: the policy saved with the model, or None.
+        preprocessing: how inputs were prepared, plain data saved with the model.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        exits: Exits = "all",
+        head: str | heads.Factory | None = None,
+        pool: str | None = None,
+        labels: Sequence[str] | None = None,
+    ):
+        super().__init__()
+        if not isinstance(backbone, Backbone):
+            raise ValueError(
+                f"a MultiExitModel takes a Backbone, got {type(backbone).__name__}: "
+                "call multiexit.wrap(…) on it first"
+            )
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if labels is not None and len(labels) != num_classes:
+            raise ValueError(f"{len(labels)} label names for {num_classes} classes: {list(labels)}")
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.exits = resolve_exits(exits, backbone)
+        self.head = backbone.head if head is None else head
+        self.pool = backbone.pool if pool is None else pool
+        self.heads = heads.build(self.head, self.pool, backbone, self.exits, num_classes)
+        self.labels = None if labels is None else list(labels)
+        self.policy: ExitPolicy | None = None
+        self.preprocessing: dict[str, Any] = {}
+
+    @property
+    def num_exits(self) -> int:
+        """M."""
+        return len(self.exits)
+
+    def forward(self, *args: Any, **inputs: Any) -> Tensor:
+        """All exits' logits, [M, B, C], from what the wrapped backbone takes."""
+        carry = self.backbone.start(*args, **inputs)
+        logits = []
+        for stage in range(self.exits[-1] + 1):
+            carry, feature = self.backbone.stage(carry, stage)
+            if stage == self.exits[len(logits)]:
+                logits.append(self.heads[len(logits)](feature, carry.get("valid_BT")))
+        return torch.stack(logits)
+
+    @torch.inference_mode()
+    def predict(self, policy: ExitPolicy, *args: Any, **inputs: Any) -> Prediction:
+        """Run until the policy stops each row; rows that stopped leave the batch.
+
+        Layers behind the exit where the last row leaves are not run at all. Gives the same
+        answers as `multiexit.simulate` on the logits of `forward`, in any batch.
+
+        Args:
+            policy: decides who stops; whoever never does leaves at the last exit.
+            args, inputs: as for `forward`. An empty batch gives an empty answer.
+
+        Raises:
+            ValueError: in train mode; a policy whose step is malformed; NaN or infinite logits,
+                named by exit and row.
+        """
+        if self.training:
+            raise ValueError("predict in train mode would be random: call model.eval() first")
+        rows = _num_rows(args, inputs)
+        device = next(self.parameters()).device
+        exit_B = torch.full((rows,), self.num_exits - 1, device=device)
+        if rows == 0:
+            return Prediction(torch.empty(0, self.num_classes, device=device), exit_B)
+        rows_B = torch.arange(rows, device=device)  # who is still here
+        answer_BC = torch.empty(0, device=device)
+        state: policies.State = {}
+        done = 0
+        carry = self.backbone.start(*args, **inputs)
+        for m, (exit, head) in enumerate(zip(self.exits, self.heads, strict=True)):
+            for stage in range(done, exit):
+                carry, _ = self.backbone.stage(carry, stage)
+            carry, feature = self.backbone.stage(carry, exit)
+            done = exit + 1
+            logits_BC = head(feature, carry.get("valid_BT"))
+            if m == 0:
+                state = policy.init(logits_BC)
+                answer_BC = torch.empty_like(logits_BC)
+            if m == self.num_exits - 1:
+                answer_BC[rows_B] = logits_BC
+                break
+            state, stop_B = policies.step(policy, state, logits_BC)
+            stopped = int(stop_B.sum())  # the one wait for the device per exit
+            if stopped == 0:
+                continue
+            gone_B = rows_B[stop_B]
+            answer_BC[gone_B] = logits_BC[stop_B]
+            exit_B[gone_B] = m
+            if stopped == len(rows_B):
+                break
+            stay = (~stop_B).nonzero().squeeze(1)
+            carry, state, rows_B = select(carry, stay), select(state, stay), rows_B[stay]
+        _check_finite(answer_BC, exit_B)
+        return Prediction(answer_BC, exit_B)
+
+    def cost(self, inputs: dict[str, Tensor] | None = None) -> cost.Cost:
+        """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`)."""
+        return cost.count(self.backbone, self.heads, self.exits, inputs)
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write weights (safetensors) and everything else (JSON) to a folder.
+
+        The backbone's architecture, exits, heads, label names and policy go together; with a
+        tokenizer, so does that. Files are written aside and renamed: a full disk leaves what was
+        there before.
+        """
+        saving.save(self, Path(folder), tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        backbone: Backbone | None = None,
+        head: heads.Factory | None = None,
+        policies: Sequence[type[ExitPolicy]] = (),
+    ) -> "MultiExitModel":
+        """Load what `save_pretrained` wrote, without the original checkpoint.
+
+        Args:
+            folder: a local folder, or a repository of the Hugging Face hub.
+            backbone: a fresh one, where the saved one can't be rebuilt from its description (an
+                `nn.Sequential`, a module whose parts were named).
+            head: the head's function, where it was the user's own.
+            policies: policy classes of the user's own that may be saved in it.
+
+        Raises:
+            ValueError: no such folder; a file cut short, of another version, or with missing
+                tensors.
+        """
+        return saving.load(cls, folder, backbone, head, policies)
+
+
+def resolve_exits(exits: Exits, backbone: Backbone) -> tuple[int, ...]:
+    """The stage of each exit, from any of the forms that `MultiExitModel` takes."""
+    stages = backbone.num_stages
+    if exits == "all":
+        return tuple(range(stages))
+    if isinstance(exits, int) and not isinstance(exits, bool):
+        if not 1 <= exits <= stages:
+            raise ValueError(f"an exit every {exits} stages: must be 1..{stages}")
+        return tuple(range((stages - 1) % exits, stages, exits))
+    if isinstance(exits, str | int) or len(exits) == 0:
+        raise ValueError(
+            f"exits must be 'all', stage indices 0..{stages - 1}, a number k for every k-th stage, "
+            f"or fractions of compute in (0, 1]; got {exits!r}"
+        )
+    if any(isinstance(exit, float) for exit in exits):
+        resolved = _at_fractions(exits, backbone)
+    else:
+        resolved = tuple(int(exit) for exit in exits)
+        wrong = [exit for exit in resolved if not 0 <= exit < stages]
+        if wrong:
+            raise ValueError(f"exits {wrong} are out of range: this backbone has 0..{stages - 1}")
+    if any(later <= earlier for earlier, later in zip(resolved, resolved[1:], strict=False)):
+        raise ValueError(f"exits must rise and not repeat; got stages {list(resolved)}")
+    return resolved
+
+
+def _at_fractions(fractions: Sequence[float], backbone: Backbone) -> tuple[int, ...]:
+    wrong = [fraction for fraction in fractions if not 0 < fraction <= 1]
+    if wrong:
+        raise ValueError(f"fractions of compute must be in (0, 1], got {wrong}")
+    shares = cost.stage_shares(backbone)
+    return tuple(
+        next(stage for stage, share in enumerate(shares) if share >= fraction - 1e-9)
+        for fraction in fractions
+    )
+
+
+def _num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
+    for value in (*args, *inputs.values()):
+        if isinstance(value, Tensor):
+            return len(value)
+    raise ValueError("predict needs at least one input tensor")
+
+
+def _check_finite(logits_BC: Tensor, exit_B: Tensor) -> None:
+    if not torch.isfinite(logits_BC).all():
+        row = int((~torch.isfinite(logits_BC)).any(1).nonzero()[0])
+        raise ValueError(
+            f"exit {int(exit_B[row])} gave NaN or infinite logits for row {row}: "
+            f"{logits_BC[row].tolist()}"
+        )

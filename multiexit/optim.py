@@ -1,0 +1,86 @@
+"""Who is trained, by which optimiser, at which rate."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from multiexit.config import TrainConfig
+from multiexit.model import MultiExitModel
+from multiexit.recipes import Phase
+
+
+def trainable(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
+    """Switch gradients on for what the phase trains, off for the rest, and list the former.
+
+    Stages behind the last exit are never run, so never trained.
+    """
+    early, last = list(model.heads)[:-1], model.heads[-1]
+    used = [model.backbone.stage_module(s) for s in range(model.exits[-1] + 1)]
+    used_parameters = {id(p) for module in used for p in module.parameters()}
+    unused = {
+        id(p)
+        for s in range(model.exits[-1] + 1, model.backbone.num_stages)
+        for p in model.backbone.stage_module(s).parameters()
+        if id(p) not in used_parameters
+    }
+    trunk = [p for p in model.backbone.parameters() if id(p) not in unused]
+    last_head = list(last.parameters())
+    kept = {id(p) for p in last_head}
+    early_heads = [p for head in early for p in head.parameters() if id(p) not in kept]
+    chosen = {
+        "all": [*trunk, *early_heads, *last_head],
+        "last": [*trunk, *last_head],
+        "heads": early_heads,
+    }[phase.train]
+    wanted = {id(p) for p in chosen}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in wanted)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def train_mode(model: MultiExitModel, phase: Phase) -> None:
+    """Train mode for what the phase trains; a frozen trunk stays in evaluation mode."""
+    model.train()
+    if phase.train == "heads":
+        model.backbone.eval()
+        model.heads[-1].eval()
+
+
+def optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, whose decay spares biases and norms, or SGD with momentum, whose decay does not."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=False,
+        )
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, fused=True)
+
+
+def rate(config: TrainConfig, step: int, steps: int) -> float:
+    """The learning rate at step 0..steps − 1.
+
+    After a linear warm-up over `warmup · steps`: constant; down to 0 on a line or half a cosine;
+    or ×0.1 at each milestone, a fraction of the whole.
+    """
+    warm = int(config.warmup * steps)
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    left = (steps - step) / max(steps - warm, 1)
+    match config.schedule:
+        case "linear":
+            return config.lr * left
+        case "cosine":
+            return config.lr * (1 + math.cos(math.pi * (1 - left))) / 2
+        case "step":
+            return config.lr * 0.1 ** sum(step >= m * steps for m in config.milestones)
+        case _:
+            return config.lr

@@ -1,0 +1,141 @@
+"""A trained model as a folder: safetensors for weights, JSON for the rest, nothing pickled."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_model
+from torch import nn
+
+from multiexit import policies
+from multiexit.backbones import Backbone, rebuild
+
+if TYPE_CHECKING:
+    from multiexit.model import MultiExitModel
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+SETTINGS = "multiexit.json"
+
+
+def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
+    """See `MultiExitModel.save_pretrained`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "format": FORMAT,
+        "backbone": model.backbone.spec,
+        "num_classes": model.num_classes,
+        "exits": list(model.exits),
+        "head": model.head if isinstance(model.head, str) else None,
+        "pool": model.pool,
+        "labels": model.labels,
+        "preprocessing": model.preprocessing,
+        "policy": None if model.policy is None else policies.to_json(model.policy),
+    }
+    text = json.dumps(settings, indent=2)
+    write(folder / WEIGHTS, lambda path: save_model(model, str(path)))
+    write(folder / SETTINGS, lambda path: path.write_text(text))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def load(
+    cls: "type[MultiExitModel]",
+    folder: str | Path,
+    backbone: Backbone | None = None,
+    head: Callable[[Any, int], nn.Module] | None = None,
+    kinds: Sequence[type[policies.ExitPolicy]] = (),
+) -> "MultiExitModel":
+    """See `MultiExitModel.from_pretrained`."""
+    path = _local(folder)
+    settings = _settings(path / SETTINGS)
+    if backbone is None:
+        if settings["backbone"] is None:
+            raise ValueError(
+                f"the backbone in {path} is one of your own: pass backbone=, wrapped as before"
+            )
+        backbone = rebuild(settings["backbone"])
+    if settings["head"] is None and head is None:
+        raise ValueError(f"the heads in {path} are of your own: pass head=, the same function")
+    model = cls(
+        backbone,
+        settings["num_classes"],
+        settings["exits"],
+        head or settings["head"],
+        settings["pool"],
+        settings["labels"],
+    )
+    model.preprocessing = settings["preprocessing"]
+    if settings["policy"] is not None:
+        model.policy = policies.from_json(settings["policy"], kinds)
+    load_weights(model, path / WEIGHTS)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model from a safetensors file.
+
+    Raises:
+        ValueError: no file, one cut short, or tensors missing, left over or of another shape.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}")
+    try:
+        load_model(model, path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+    except RuntimeError as error:
+        names = set(load_file(path))
+        missing = sorted(set(model.state_dict()) - names)
+        raise ValueError(
+            f"{path} doesn't fit this model (tensors missing from the file, shared ones counted: "
+            f"{missing[:5]}): {error}"
+        ) from error
+
+
+def write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """Write to a temporary file beside `path`, then rename: all or nothing.
+
+    Raises:
+        OSError: the disk is full or can't be written; what was at `path` stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    except SafetensorError as error:  # its own name for a failed write
+        raise OSError(f"could not write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _local(folder: str | Path) -> Path:
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    try:
+        return Path(snapshot_download(str(folder)))
+    except (OSError, HFValidationError) as error:
+        raise ValueError(
+            f"no folder {str(folder)!r}, and no such repository on the hub: {error}"
+        ) from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel")
+    try:
+        settings = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+    if settings.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {settings.get('format')!r}; this version of multiexit reads "
+            f"{FORMAT}: install the version that wrote it"
+        )
+    return settings

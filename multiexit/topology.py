@@ -1,0 +1,65 @@
+"""Who teaches whom: a matrix over the exits, row = student, column = teacher.
+
+Letters: M exits.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Topology = Callable[[int], Tensor]
+
+
+def none(M: int) -> Tensor:
+    """Nobody teaches: labels alone. All False, [M, M]."""
+    return torch.zeros(M, M, dtype=torch.bool)
+
+
+def last(M: int) -> Tensor:
+    """The last exit teaches all others (Phuong & Lampert 2019; FastBERT). [M, M]."""
+    teaches = none(M)
+    teaches[:-1, -1] = True
+    return teaches
+
+
+def lle(M: int) -> Tensor:
+    """Learn from later exits: T(m) = {m+1, …, M}, empty for the last (LeeBERT, section 3.1.2)."""
+    return torch.ones(M, M, dtype=torch.bool).triu(1)
+
+
+def lae(M: int) -> Tensor:
+    """Learn from all exits: T(m) = all but m itself (LeeBERT, section 3.1.2). [M, M]."""
+    return ~torch.eye(M, dtype=torch.bool)
+
+
+NAMES: dict[str, Topology] = {"none": none, "last": last, "lle": lle, "lae": lae}
+
+
+def resolve(topology: str | Topology | Tensor, M: int) -> Tensor:
+    """Turn a name, a function of M or a matrix into a checked bool [M, M].
+
+    Raises:
+        ValueError: an unknown name, another shape or dtype, or an exit that teaches itself.
+    """
+    if isinstance(topology, str):
+        if topology not in NAMES:
+            raise ValueError(f"no topology {topology!r}; there are {sorted(NAMES)}")
+        topology = NAMES[topology]
+    teaches = topology if isinstance(topology, Tensor) else topology(M)
+    if not isinstance(teaches, Tensor) or teaches.dtype != torch.bool or teaches.shape != (M, M):
+        got = (
+            f"{teaches.dtype} {tuple(teaches.shape)}"
+            if isinstance(teaches, Tensor)
+            else type(teaches).__name__
+        )
+        raise ValueError(
+            f"a topology for {M} exits is a torch.bool matrix [{M}, {M}], row = student, "
+            f"column = teacher; got {got}"
+        )
+    selves = teaches.diagonal().nonzero().flatten().tolist()
+    if selves:
+        raise ValueError(
+            f"an exit can't teach itself; this topology's diagonal is True at {selves}"
+        )
+    return teaches

@@ -1,0 +1,248 @@
+"""The weights Ω of the loss terms: how they are parametrised, and how they are learned.
+
+Letters: M exits. W_MM[i, i] weighs exit i's own loss, W_MM[i, j] what i pays to teacher j.
+The loss is (W ∘ A ∘ L).sum(), linear in W, so its gradient in W is A ∘ L: numbers that a forward
+pass already has.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class LossWeights(nn.Module, ABC):
+    """Ω as a module: `forward() -> W_MM`. Uniform Ω gives 1 for every term that counts."""
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The weights [M, M]; what they hold where no term counts has no effect."""
+
+    def penalty(self, A_MM: Tensor) -> Tensor:
+        """What Ω pays for itself, a scalar; 0 unless a parametrisation says otherwise."""
+        return A_MM.new_zeros(())
+
+
+class FixedWeights(LossWeights):
+    """Weights that nobody learns."""
+
+    def __init__(self, W_MM: Tensor):
+        super().__init__()
+        if not torch.isfinite(W_MM).all():
+            raise ValueError("weights must be finite numbers; these hold NaN or infinity")
+        self.W_MM = nn.Buffer(W_MM)
+
+    def forward(self) -> Tensor:
+        return self.W_MM
+
+
+class SoftmaxWeights(LossWeights):
+    """W_CE = f + (1 − f)·M·softmax(a); W_KD[i] = f + (1 − f)·|T(i)|·softmax over T(i) of b[i].
+
+    Labels' weights compete with each other and each student's teachers compete with each other,
+    but the two kinds don't: one softmax over both would drift to the distillation terms, which
+    eq. 4 scales down. Each keeps at least the floor f of its uniform value 1.
+    """
+
+    def __init__(self, teaches_MM: Tensor, floor: float = 0.1):
+        super().__init__()
+        if not 0 <= floor < 1:
+            raise ValueError(f"floor must be in [0, 1), got {floor}")
+        M = len(teaches_MM)
+        self.floor = floor
+        self.own_M = nn.Parameter(torch.zeros(M))
+        self.pairs_MM = nn.Parameter(torch.zeros(M, M))
+        self.teaches_MM = nn.Buffer(teaches_MM)
+
+    def forward(self) -> Tensor:
+        own_M = len(self.own_M) * self.own_M.softmax(0)
+        # −1e9, not −∞: the row of an exit that has no teacher must not become NaN.
+        shares_MM = self.pairs_MM.masked_fill(~self.teaches_MM, -1e9).softmax(1)
+        pairs_MM = self.teaches_MM.sum(1, keepdim=True) * shares_MM
+        W_MM = torch.where(self.teaches_MM, pairs_MM, own_M.diag())
+        return self.floor + (1 - self.floor) * W_MM
+
+
+class RawWeights(LossWeights):
+    """W itself is learned, as eqs. 7–9 have it; it can only fall (warns at 0 and below)."""
+
+    def __init__(self, teaches_MM: Tensor):
+        super().__init__()
+        self.counts_MM = nn.Buffer(teaches_MM | torch.eye(len(teaches_MM), dtype=torch.bool))
+        self.W_MM = nn.Parameter(torch.ones(teaches_MM.shape))
+        self._warned = False
+
+    def forward(self) -> Tensor:
+        if not self._warned and self.W_MM.device.type == "cpu":
+            low = float(self.W_MM.detach()[self.counts_MM].min())
+            if low <= 0:
+                self._warned = True
+                warnings.warn(
+                    f"a raw loss weight has fallen to {low:.3f}: the term no longer trains, or "
+                    "trains backwards; parametrization='softmax' has no such end",
+                    stacklevel=2,
+                )
+        return self.W_MM
+
+
+class UncertaintyWeights(LossWeights):
+    """W = e^(−s), and Ω pays s per term: e^(−s)·L + s is least at W = 1 / L (Kendall 2018)."""
+
+    def __init__(self, teaches_MM: Tensor):
+        super().__init__()
+        self.s_MM = nn.Parameter(torch.zeros(teaches_MM.shape))
+
+    def forward(self) -> Tensor:
+        return torch.exp(-self.s_MM)
+
+    def penalty(self, A_MM: Tensor) -> Tensor:
+        return (A_MM * self.s_MM).sum()
+
+
+PARAMETRIZATIONS: dict[str, type[LossWeights]] = {
+    "softmax": SoftmaxWeights,
+    "raw": RawWeights,
+    "uncertainty": UncertaintyWeights,
+}
+
+
+class Plan(NamedTuple):
+    """What goes into Ω's gradient at one step: g = a·∂L_B1(Θ_t) + b·∂L_B1(Θ_t+1) + c·∂L_B2(Θ_t+1).
+
+    `stepping` is a, the loss that Θ's own step computed, so it costs nothing; `first` is b and
+    `second` is c, a forward pass without gradient each. All zero: Ω stays.
+    """
+
+    stepping: float = 0.0
+    first: float = 0.0
+    second: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learner(ABC):
+    """How Ω is learned beside Θ. Subclass it, answer `plan`, and it works in any recipe.
+
+    Args:
+        parametrization: `"softmax"`, `"raw"` or `"uncertainty"`.
+    """
+
+    parametrization: Literal["softmax", "raw", "uncertainty"] = "softmax"
+
+    def __post_init__(self) -> None:
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise ValueError(
+                f"no parametrization {self.parametrization!r}; there are {sorted(PARAMETRIZATIONS)}"
+            )
+
+    @property
+    def splits(self) -> bool:
+        """Whether the training set is cut 5:5 into D1 and D2 at each epoch's start."""
+        return True
+
+    @property
+    def learns(self) -> bool:
+        """Whether Ω changes at all."""
+        return True
+
+    def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
+        """A new Ω for this topology."""
+        return PARAMETRIZATIONS[self.parametrization](teaches_MM)
+
+    @abstractmethod
+    def plan(self, step: int, rho: float) -> Plan:
+        """What Ω does at step 0, 1, … of Θ; `rho` is ρ = λ1 / λ2, the ratio of learning rates."""
+
+
+@dataclass(frozen=True)
+class Uniform(Learner):
+    """Every weight stays 1 (LeeBERT-uniform, section 4.4)."""
+
+    @property
+    def splits(self) -> bool:
+        return False
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
+        return FixedWeights(torch.ones(teaches_MM.shape))
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan()
+
+
+@dataclass(frozen=True)
+class Random(Uniform):
+    """Integers from 1..50, normalised so that each exit's weights sum to 1 (section 4.4)."""
+
+    def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
+        generator = torch.Generator().manual_seed(seed)
+        integers = torch.randint(1, 51, teaches_MM.shape, generator=generator)
+        counts_MM = teaches_MM | torch.eye(len(teaches_MM), dtype=torch.bool)
+        drawn_MM = integers * counts_MM
+        return FixedWeights(drawn_MM / drawn_MM.sum(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class SLO(Learner):
+    """Single-level: Ω follows the same loss on the same batch as Θ; D1 = D2 = all (eq. 7)."""
+
+    @property
+    def splits(self) -> bool:
+        return False
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan(stepping=1.0)
+
+
+@dataclass(frozen=True)
+class BLO(Learner):
+    """Bi-level, first order: Θ on B1, then Ω on B2 with the new Θ (eq. 8; DARTS 2019)."""
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan(second=1.0)
+
+
+@dataclass(frozen=True)
+class CLO1(Learner):
+    """Cross-level, v1: Θ on B1, then Ω on ρ·L_B1 + L_B2 with the new Θ (eq. 9, Algorithm 1).
+
+    Args:
+        rho: ρ; None is λ1 / λ2, the paper to the letter.
+    """
+
+    rho: float | None = None
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan(first=rho if self.rho is None else self.rho, second=1.0)
+
+
+@dataclass(frozen=True)
+class CLO2(Learner):
+    """Cross-level, v2: v1 at every C-th step only (section 3.4, Algorithm 2).
+
+    Args:
+        rho: ρ; None is λ1 / λ2.
+        cycle: C, the cross-level cycle's length.
+        in_cycle: on the other C − 1 steps Ω follows ρ·L_B1 too (Algorithm 2), or stays (the text
+            of section 3.4).
+    """
+
+    rho: float | None = None
+    cycle: int = 4
+    in_cycle: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cycle < 1:
+            raise ValueError(f"cycle must be at least 1, got {self.cycle}")
+
+    def plan(self, step: int, rho: float) -> Plan:
+        rho = rho if self.rho is None else self.rho
+        if (step + 1) % self.cycle == 0:
+            return Plan(first=rho, second=1.0)
+        return Plan(stepping=rho) if self.in_cycle else Plan()

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from multiexit import policies
-from multiexit.cost import Cost
-from multiexit.data.batches import loader, move, unpack
+from multiexit.cost import Cost, paired_times
+from multiexit.data.batches import collate_of, loader, move, unpack
 from multiexit.metrics import METRICS
 from multiexit.model import MultiExitModel
 from multiexit.policies import ExitPolicy
@@ -53,6 +53,7 @@ class Row:
         speedup_macs: MACs of the full network with its last head alone ÷ mean MACs with all heads
             that were asked. Below 1 when heads cost and nobody leaves.
         shares_M: which share of the rows left at each exit.
+        speedup_time: seconds of the full network ÷ seconds with the policy, where measured.
     """
 
     policy: ExitPolicy
@@ -62,6 +63,7 @@ class Row:
     speedup_layers: float
     speedup_macs: float
     shares_M: list[float] = field(repr=False)
+    speedup_time: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain data."""
@@ -148,6 +150,52 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
 def sweep(outputs: Outputs, policies: Sequence[ExitPolicy]) -> list[Row]:
     """What each policy achieves; the model is not run again."""
     return [judge(outputs, policy) for policy in policies]
+
+
+def measured_speedup(
+    model: MultiExitModel,
+    policy: ExitPolicy,
+    data: Dataset[Any] | Iterable[Any],
+    batch_size: int = 1,
+    rows: int = 256,
+    repeats: int = 3,
+) -> float:
+    """Seconds of the full network with its last head alone ÷ seconds of `predict`.
+
+    Both run the same batches in turn, after a warm-up; the medians are compared.
+
+    Args:
+        model, policy, data: as elsewhere.
+        batch_size: rows per batch, where `data` doesn't say.
+        rows: about how many rows to time, from the start of `data`.
+        repeats: readings of each.
+    """
+    device = next(model.parameters()).device
+    few = data
+    if isinstance(data, Dataset):
+        few = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
+        few = DataLoader(few, batch_size, collate_fn=collate_of(data))
+    timed: list[tuple[Any, Any]] = []
+    for batch in few:  # type: ignore[union-attr]
+        args, inputs, _ = unpack(batch)
+        timed.append((move(args, device), move(inputs, device)))
+        if sum(_rows(*inputs) for inputs in timed) >= rows:
+            break
+    training = model.training
+    model.eval()
+    try:
+        ours, theirs = paired_times(
+            lambda: [model.predict(policy, *args, **inputs) for args, inputs in timed],
+            lambda: [model.full(*args, **inputs) for args, inputs in timed],
+            repeats,
+        )
+    finally:
+        model.train(training)
+    return theirs / ours
+
+
+def _rows(args: tuple[Any, ...], inputs: dict[str, Any]) -> int:
+    return len(next(v for v in (*args, *inputs.values()) if isinstance(v, Tensor)))
 
 
 def _check_finite(logits_MBC: Tensor) -> None:

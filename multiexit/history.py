@@ -17,7 +17,7 @@ class History:
 
     Args:
         steps: per reading (`log_every` steps): phase, epoch, step, loss, each exit's own loss
-            `own_M`, lr, and where Ω is learned its value `W_MM`.
+            `own_M`, lr, and where Ω is learned its value `W_MM`, None for terms that don't count.
         epochs: per epoch: phase, epoch, step, seconds, each exit's scores and their mean.
         best: the epoch whose mean over exits was highest, or None without a dev set.
     """
@@ -27,7 +27,7 @@ class History:
     best: dict[str, Any] | None = None
 
     @property
-    def weights(self) -> list[tuple[int, list[list[float]]]]:
+    def weights(self) -> list[tuple[int, list[list[float | None]]]]:
         """The trajectory of Ω: (step, W_MM) at each reading."""
         return [(row["step"], row["W_MM"]) for row in self.steps if "W_MM" in row]
 

@@ -149,6 +149,15 @@ class MultiExitModel(nn.Module):
         _check_finite(answer_BC, exit_B)
         return Prediction(answer_BC, exit_B)
 
+    @torch.inference_mode()
+    def full(self, *args: Any, **inputs: Any) -> Tensor:
+        """The network without early exits: all stages and the last head alone, [B, C]."""
+        carry = self.backbone.start(*args, **inputs)
+        for stage in range(self.exits[-1]):
+            carry, _ = self.backbone.stage(carry, stage)
+        carry, feature = self.backbone.stage(carry, self.exits[-1])
+        return self.heads[-1](feature, carry.get("valid_BT"))
+
     def cost(self, inputs: dict[str, Tensor] | None = None) -> cost.Cost:
         """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`)."""
         return cost.count(self.backbone, self.heads, self.exits, inputs)

@@ -16,27 +16,23 @@ def trainable(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
 
     Stages behind the last exit are never run, so never trained.
     """
-    early, last = list(model.heads)[:-1], model.heads[-1]
-    used = [model.backbone.stage_module(s) for s in range(model.exits[-1] + 1)]
-    used_parameters = {id(p) for module in used for p in module.parameters()}
-    unused = {
-        id(p)
-        for s in range(model.exits[-1] + 1, model.backbone.num_stages)
-        for p in model.backbone.stage_module(s).parameters()
-        if id(p) not in used_parameters
-    }
-    trunk = [p for p in model.backbone.parameters() if id(p) not in unused]
-    last_head = list(last.parameters())
-    kept = {id(p) for p in last_head}
-    early_heads = [p for head in early for p in head.parameters() if id(p) not in kept]
-    chosen = {
-        "all": [*trunk, *early_heads, *last_head],
-        "last": [*trunk, *last_head],
+    run, behind = (
+        {p for stage in stages for p in model.backbone.stage_module(stage).parameters()}
+        for stages in (
+            range(model.exits[-1] + 1),
+            range(model.exits[-1] + 1, model.backbone.num_stages),
+        )
+    )
+    trunk = set(model.backbone.parameters()) - (behind - run)
+    last_head = set(model.heads[-1].parameters())
+    early_heads = set(model.heads.parameters()) - last_head
+    wanted = {
+        "all": trunk | early_heads | last_head,
+        "last": trunk | last_head,
         "heads": early_heads,
     }[phase.train]
-    wanted = {id(p) for p in chosen}
     for p in model.parameters():
-        p.requires_grad_(id(p) in wanted)
+        p.requires_grad_(p in wanted)
     return [p for p in model.parameters() if p.requires_grad]
 
 

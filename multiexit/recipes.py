@@ -76,78 +76,79 @@ class Recipe:
             raise ValueError(f"recipe {self.name!r} has no phases")
 
 
-def _lee(name: str, summary: str, phase: Phase, section: str = "3") -> Recipe:
-    return Recipe(
-        name,
-        "Zhu, LeeBERT: Learned Early Exit for BERT with Cross-Level Optimization",
-        section,
-        2021,
-        summary,
-        (phase,),
-        Patience(4),
-    )
-
-
 def leebert(
+    temperature: float = 1.0,
+    cycle: int = 4,
     topology: str | Topology | Tensor = "lae",
     learner: Learner | None = None,
-    temperature: float = 1.0,
     divergence: Divergence = "ce",
 ) -> Recipe:
     """Every exit learns from every other; the weights are learned by CLO-v2 (LeeBERT, section 3).
 
     Args:
-        topology: LAE by default.
-        learner: `CLO2()` by default.
         temperature: τ; the paper names none. 1 for text, 4 for images.
+        cycle: C of CLO-v2, where no learner is given.
+        topology: LAE by default.
+        learner: another way to learn the weights.
         divergence: `"ce"` is eq. 2.
     """
     phase = Phase(
-        topology, learner=learner or weights.CLO2(), temperature=Constant(temperature),
+        topology=topology,
+        learner=learner or weights.CLO2(cycle=cycle),
+        temperature=Constant(temperature),
         divergence=divergence,
-    )  # fmt: skip
-    return _lee("leebert", "all exits teach all, weights learned by CLO-v2", phase)
+    )
+    return Recipe(
+        name="leebert",
+        paper="Zhu, LeeBERT: Learned Early Exit for BERT with Cross-Level Optimization",
+        section="3",
+        year=2021,
+        summary="all exits teach all, weights by CLO-v2",
+        phases=(phase,),
+        policy=Patience(4),
+    )
 
 
-def leebert_lle(temperature: float = 1.0) -> Recipe:
+def leebert_lle(temperature: float = 1.0, cycle: int = 4) -> Recipe:
     """Learn from later exits only, CLO-v2 (section 3.1.2)."""
-    return _variant("leebert-lle", "later exits teach earlier ones", "3.1.2", temperature, "lle")
+    made = leebert(temperature, cycle, topology="lle")
+    return _named(made, "leebert-lle", "3.1.2", "later exits teach earlier ones, CLO-v2")
 
 
 def leebert_rand(temperature: float = 1.0) -> Recipe:
     """Random weights from 1..50 (section 4.4)."""
-    return _variant("leebert-rand", "random weights", "4.4", temperature, learner=weights.Random())
+    made = leebert(temperature, learner=weights.Random())
+    return _named(made, "leebert-rand", "4.4", "all teach all, random weights")
 
 
 def leebert_uniform(temperature: float = 1.0) -> Recipe:
     """Uniform weights (section 4.4)."""
-    return _variant(
-        "leebert-uniform", "uniform weights", "4.4", temperature, learner=weights.Uniform()
-    )
+    made = leebert(temperature, learner=weights.Uniform())
+    return _named(made, "leebert-uniform", "4.4", "all teach all, uniform weights")
 
 
 def leebert_slo(temperature: float = 1.0) -> Recipe:
     """Single-level optimisation of the weights (eq. 7)."""
-    return _variant("leebert-slo", "weights by SLO", "3.3.1", temperature, learner=weights.SLO())
+    made = leebert(temperature, learner=weights.SLO())
+    return _named(made, "leebert-slo", "3.3.1", "all teach all, weights by SLO")
 
 
 def leebert_blo(temperature: float = 1.0) -> Recipe:
     """Bi-level, first-order optimisation of the weights (eq. 8)."""
-    return _variant("leebert-blo", "weights by BLO", "3.3.1", temperature, learner=weights.BLO())
+    made = leebert(temperature, learner=weights.BLO())
+    return _named(made, "leebert-blo", "3.3.1", "all teach all, weights by BLO")
 
 
 def leebert_clo_v1(temperature: float = 1.0) -> Recipe:
     """Cross-level optimisation at every step (eq. 9, Algorithm 1)."""
-    return _variant(
-        "leebert-clo-v1", "weights by CLO-v1", "3.4", temperature, learner=weights.CLO1()
-    )
+    made = leebert(temperature, learner=weights.CLO1())
+    return _named(made, "leebert-clo-v1", "3.4", "all teach all, weights by CLO-v1")
 
 
-def fastbert_clo_v2(temperature: float = 1.0) -> Recipe:
+def fastbert_clo_v2(temperature: float = 1.0, cycle: int = 4) -> Recipe:
     """FastBERT's topology, the last exit as only teacher, with weights by CLO-v2 (section 4.4)."""
-    return _variant(
-        "fastbert-clo-v2", "the last exit teaches, weights by CLO-v2", "4.4", temperature, "last"
-    )
+    made = leebert(temperature, cycle, topology="last")
+    return _named(made, "fastbert-clo-v2", "4.4", "the last exit teaches, weights by CLO-v2")
 
 
 def joint(threshold: float = 0.3) -> Recipe:
@@ -242,13 +243,5 @@ def recipe(name: str, **options: Any) -> Recipe:
         raise ValueError(f"recipe {name!r}: {error}") from error
 
 
-def _variant(
-    name: str,
-    summary: str,
-    section: str,
-    temperature: float,
-    topology: str = "lae",
-    learner: Learner | None = None,
-) -> Recipe:
-    made = leebert(topology, learner, temperature)
-    return replace(made, name=name, summary=summary, section=section)
+def _named(made: Recipe, name: str, section: str, summary: str) -> Recipe:
+    return replace(made, name=name, section=section, summary=summary)

@@ -142,7 +142,7 @@ class Trainer:
             total=steps,
             initial=position.step,
             desc=self.recipe.name,
-            disable=not (config.progress and self.accelerator.is_main_process),
+            disable=None if config.progress and self.accelerator.is_main_process else True,
         )
         while position.epoch < epochs and position.step < steps:
             begin = time.perf_counter()
@@ -150,7 +150,7 @@ class Trainer:
             optim.train_mode(self.model, phase)
             first, second = self._epoch_batches(data, phase)
             rest = first[position.batch * config.accumulation :]
-            for micro in _chunks(data.feed(rest, config.workers), config.accumulation):
+            for micro in batches.chunks(data.feed(rest, config.workers), config.accumulation):
                 for group in optimizer.param_groups:
                     group["lr"] = optim.rate(config, position.step, steps)
                 W_MM = omega.value()
@@ -282,7 +282,10 @@ class Trainer:
         }
         self.accelerator.log({"loss": row["loss"], "lr": row["lr"]}, step=position.step)
         if omega.learner.learns:
-            row["W_MM"] = [[round(w, 5) for w in ws] for ws in omega.value().cpu().tolist()]
+            row["W_MM"] = [
+                [round(w, 5) if a != 0 else None for w, a in zip(ws, factors, strict=True)]
+                for ws, factors in zip(omega.value().tolist(), A_MM.tolist(), strict=True)
+            ]
         self.history.steps.append(row)
         bar.set_postfix(loss=f"{row['loss']:.3f}")
         self._unread.clear()
@@ -431,17 +434,6 @@ def _losses(
     losses.check_labels(labels_B, logits_MBC.shape[-1])
     labels_B = labels_B.to(device, non_blocking=True)
     return losses.loss_matrix(logits_MBC, labels_B, tau, phase.divergence), logits_MBC
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 @contextmanager

@@ -4,14 +4,15 @@ A run's order depends on (seed, epoch) alone, so that it is the same on every pr
 restart. N rows of a set, B rows of a batch.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 Indices = list[int]
+T = TypeVar("T")
 
 
 def split_epoch(size: int, seed: int, epoch: int, halves: bool) -> tuple[Indices, Indices]:
@@ -105,6 +106,18 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
         "a batch is (inputs, labels) or a dict with 'labels'; got "
         + (f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__)
     )
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
+    some: list[T] = []
+    for item in items:
+        some.append(item)
+        if len(some) == size:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def move(tree: Any, device: Any) -> Any:

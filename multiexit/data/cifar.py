@@ -174,6 +174,8 @@ def _read_parquet(source: _Source, folder: Path, split: str) -> _Part:
     images, labels, names = [], [], tuple(str(number) for number in range(source.classes))
     for file in files:
         table = read_shard(file, ("img", source.column))
+        if not len(table):
+            raise ValueError(f"{file}: no rows")
         labels.append(torch.tensor(table[source.column].to_pylist()))
         check_labels(labels[-1], source.classes, str(file))
         images.append(_decode(table["img"].to_pylist(), file))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 CHUNK = 10_000
 """Rows that are tokenised in one call: enough for full speed, and memory stays bounded."""
 
+FORGET_SEGMENTS = {"AlbertTokenizer", "AlbertTokenizerFast"}
+"""Tokenizers whose network tells the texts of a pair apart by `token_type_ids`, but which give
+them only on request in transformers 5 (its issue 48128)."""
+
 
 class TextDataset(Dataset[dict[str, Tensor]]):
     """Texts, tokenised once, that are padded to the longest row of each batch.
@@ -143,6 +147,7 @@ def _tokenise(
     max_length: int,
 ) -> tuple[dict[str, Tensor], list[int]]:
     """The flat fields of all rows, and the rows' lengths."""
+    segments = True if type(tokenizer).__name__ in FORGET_SEGMENTS else None  # None: its default
     parts: dict[str, list[Tensor]] = {}
     lengths: list[int] = []
     for start in range(0, len(texts), CHUNK):
@@ -152,6 +157,7 @@ def _tokenise(
             None if pairs is None else list(pairs[chunk]),
             truncation=True,
             max_length=max_length,
+            return_token_type_ids=segments,
         )
         lengths += [len(row) for row in encoded["input_ids"]]
         for name, rows in encoded.items():

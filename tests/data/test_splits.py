@@ -133,7 +133,7 @@ def test_shards_in_order(tmp_path):
 
 def test_a_missing_shard_is_noticed(tmp_path):
     (tmp_path / "train-00001-of-00003.parquet").touch()
-    with pytest.raises(ValueError, match="1 files .* promise 3"):
+    with pytest.raises(ValueError, match=r"1 files .* promise 3"):
         shards(tmp_path, "train")
 
 

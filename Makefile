@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Only Python and make are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/demo
+	$(BIN)/multiexit demo
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+docs: $(VENV)/test
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch and torchvision are named together so that their builds match.
+$(VENV)/demo: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet torch torchvision -e .
+	touch $@
+
+$(VENV)/test: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet torch torchvision -e '.[test,lint,docs]'
+	touch $@ $(VENV)/demo
+
+clean:
+	rm -rf $(VENV) demo runs docs/_build

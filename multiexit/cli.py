@@ -1,0 +1,367 @@
+"""The command line: `multiexit COMMAND --help` shows examples."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train networks with many exits and make them stop early, for text and for images.",
+)
+
+Task = Annotated[str, typer.Option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="where the data lies; else GLUE comes from the hub")
+]
+Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote (RUN/model)")]
+Policies = Annotated[
+    list[str] | None, typer.Option("--policy", help="patience=4, max-prob=0.9, …; may be repeated")
+]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="folder for the model and the picture")] = Path(
+        "demo"
+    ),
+    epochs: Annotated[int, typer.Option(min=1)] = 30,
+) -> None:
+    """Train, judge and plot a small multi-exit ResNet on real images, without any download.
+
+    Example: multiexit demo
+    """
+    from multiexit import runs
+
+    runs.demo(output, epochs)
+
+
+@app.command()
+def train(
+    task: Task,
+    output: Annotated[Path, typer.Option(help="the run's folder")],
+    data_dir: DataDir = None,
+    recipe: Annotated[str, typer.Option(help="see `multiexit recipes`")] = "leebert",
+    option: Annotated[
+        list[str] | None, typer.Option(help="a recipe's own option, e.g. temperature=2")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, torchvision:NAME"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="safetensors to start a CIFAR ResNet from")
+    ] = None,
+    exits: Annotated[
+        str, typer.Option(help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0")
+    ] = "all",
+    head: Annotated[
+        str | None, typer.Option(help="linear, pooler, own-pooler, attention, mixed-pool")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="first or mean")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    max_steps: Annotated[int | None, typer.Option(help="steps in all, in place of epochs")] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate of the network")] = None,
+    omega_lr: Annotated[
+        float | None, typer.Option(help="learning rate of the loss weights")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help="CIFAR: strong or appendix-f")] = "strong",
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
+    accumulation: Annotated[int, typer.Option(help="batches per step")] = 1,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="share of train that selects the epoch; text 0.1, images 0 (the last)"),
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="tokens per row at most")] = 128,
+    seed: Annotated[int, typer.Option()] = 0,
+    checkpoint_every: Annotated[int | None, typer.Option(help="steps, beside epochs' ends")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the run's checkpoint")] = False,
+    tracker: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb, …")] = None,
+    progress: Annotated[bool, typer.Option(help="show a bar")] = True,
+) -> None:
+    """Put exits on a backbone, train it by a recipe, and report every exit and many policies.
+
+    Examples:
+
+    multiexit train --task mrpc --backbone albert-base-v2 --recipe leebert --output runs/mrpc
+
+    multiexit train --task cifar10 --data-dir data --recipe leebert --epochs 20 --output runs/cifar
+    """
+    from multiexit import evaluate, runs, tasks
+
+    kind = tasks.kind(task)
+    chosen = runs.recipe_for(recipe, task, _options(option or []))
+    given = {
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "omega_lr": omega_lr,
+    }
+    config = replace(
+        runs.config_for(task, schedule),
+        output=output,
+        mixed_precision=mixed_precision,
+        accumulation=accumulation,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        trackers=tuple(tracker or ()),
+        progress=progress,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    begin = time.perf_counter()
+    tokenizer = _tokenizer(backbone or "albert-base-v2") if kind == "text" else None
+    normalisation = "imagenet" if weights else None
+    data = tasks.load(task, data_dir, tokenizer, max_length, normalisation)
+    model, history = runs.train(
+        data,
+        runs.backbone_for(data, backbone, weights),
+        chosen,
+        config,
+        exits=_exits(exits),
+        head=head,
+        pool=pool,
+        validation=(0.1 if kind == "text" else 0.0) if validation is None else validation,
+        tokenizer=tokenizer,
+    )
+    seconds = round(time.perf_counter() - begin, 1)
+    for name, rows in data.sets.items():
+        outputs = evaluate.collect(model, rows, data.metric)
+        judged = evaluate.sweep(outputs, runs.default_policies(outputs))
+        folder = output if len(data.sets) == 1 else output / name
+        title = f"{chosen.name} on {task} ({name})"
+        about = {"recipe": chosen.name, "command": _command(), "seconds": seconds}
+        runs.write_results(folder, outputs, judged, history, title=title, **about)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    task: Annotated[str | None, typer.Option(help="default: what the model was trained on")] = None,
+    data_dir: DataDir = None,
+    policy: Policies = None,
+    output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
+    time_batch: Annotated[
+        int | None, typer.Option(help="also measure seconds, at this batch size")
+    ] = None,
+) -> None:
+    """Score every exit, and the policies named, on a task's development or test set.
+
+    Example: multiexit evaluate runs/mrpc/model --data-dir data --policy patience=4 --time-batch 1
+    """
+    from multiexit import runs
+    from multiexit.evaluate import collect, measured_speedup, sweep
+    from multiexit.policies import parse
+
+    named = [parse(text) for text in policy or []]
+    loaded, data = _load(model, task, data_dir)
+    for name, rows in data.sets.items():
+        outputs = collect(loaded, rows, data.metric)
+        judged = sweep(outputs, named or runs.default_policies(outputs))
+        if time_batch is not None:
+            judged = [
+                replace(row, speedup_time=measured_speedup(loaded, row.policy, rows, time_batch))
+                for row in judged
+            ]
+        folder = output or model.parent / "evaluation"
+        folder = folder if len(data.sets) == 1 else folder / name
+        title = f"{data.name} ({name})"
+        runs.write_results(folder, outputs, judged, title=title, command=_command())
+
+
+@app.command()
+def sweep(
+    model: Model,
+    policy: Annotated[
+        str, typer.Option(help="patience, entropy, max-prob, margin, …")
+    ] = "patience",
+    task: Annotated[str | None, typer.Option(help="default: what the model was trained on")] = None,
+    data_dir: DataDir = None,
+    output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
+) -> None:
+    """One policy over its whole range, from one pass over the data.
+
+    Example: multiexit sweep runs/mrpc/model --policy entropy --data-dir data
+    """
+    from multiexit import evaluate as evaluation
+    from multiexit import runs
+
+    loaded, data = _load(model, task, data_dir)
+    for name, rows in data.sets.items():
+        outputs = evaluation.collect(loaded, rows, data.metric)
+        judged = evaluation.sweep(outputs, runs.family(policy, outputs))
+        folder = output or model.parent / f"sweep-{policy}"
+        folder = folder if len(data.sets) == 1 else folder / name
+        title = f"{policy} on {data.name} ({name})"
+        runs.write_results(folder, outputs, judged, title=title, command=_command())
+
+
+@app.command()
+def predict(
+    model: Model,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="image files; for text one file of lines, or stdin")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="default: the model's own")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+) -> None:
+    """Labels, exits and confidences as JSON lines, in the inputs' order.
+
+    Text comes one per line, sentence pairs with a tab between them.
+
+    Examples:
+
+    echo "a fine film" | multiexit predict runs/sst2/model --policy patience=3
+
+    multiexit predict runs/cifar/model cat.png dog.png --policy max-prob=0.9
+    """
+    from multiexit import MultiExitModel
+    from multiexit.policies import parse
+    from multiexit.prediction import predict_images, predict_lines
+
+    loaded = MultiExitModel.from_pretrained(model).to(_device())
+    chosen = parse(policy) if policy else loaded.policy
+    if chosen is None:
+        raise ValueError(
+            "this model was saved without a policy: give one, e.g. --policy patience=4"
+        )
+    if loaded.preprocessing.get("kind") == "image":
+        if not inputs:
+            raise ValueError("give image files to predict")
+        answers = predict_images(loaded, chosen, [Path(name) for name in inputs], batch_size)
+    else:
+        answers = predict_lines(loaded, chosen, _tokenizer(model), _lines(inputs), batch_size)
+    for answer in answers:
+        print(json.dumps(answer, ensure_ascii=False))
+
+
+@app.command()
+def recipes() -> None:
+    """List the training methods with paper, section and year.
+
+    Example: multiexit recipes
+    """
+    from multiexit.recipes import RECIPES
+
+    for make in RECIPES.values():
+        made = make()
+        print(
+            f"{made.name:<18} {made.summary}\n{'':<18} {made.paper} ({made.year}), section {made.section}"
+        )
+
+
+@app.command()
+def info(
+    backbone: Annotated[
+        str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, torchvision:NAME")
+    ],
+    classes: Annotated[int, typer.Option(min=1)] = 2,
+    exits: Annotated[
+        str, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0")
+    ] = "all",
+    head: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """The exits that a backbone can have, with parameters and MACs up to each.
+
+    Example: multiexit info cifar-resnet-56 --classes 10
+    """
+    from multiexit import MultiExitModel, report, wrap
+
+    model = MultiExitModel(wrap(backbone), classes, _exits(exits), head)
+    print(report.cost_table(model.cost()))
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"multiexit: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, Any]:
+    """A saved model and the data to judge it on."""
+    from multiexit import MultiExitModel, tasks
+
+    model = MultiExitModel.from_pretrained(folder).to(_device())
+    how = model.preprocessing
+    name = task or how.get("task")
+    if name is None:
+        raise ValueError(f"{folder} doesn't say what it was trained on: pass --task")
+    tokenizer = _tokenizer(folder) if tasks.kind(name) == "text" else None
+    data = tasks.load(
+        name, data_dir, tokenizer, how.get("max_length", 128), how.get("normalisation")
+    )
+    if data.num_classes != model.num_classes:
+        raise ValueError(f"{name} has {data.num_classes} classes, the model {model.num_classes}")
+    return model, data
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _tokenizer(name: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name))
+    except OSError as error:
+        raise ValueError(f"no tokenizer for {str(name)!r}: {error}") from error
+
+
+def _lines(files: list[str] | None) -> Iterator[str]:
+    if not files or files == ["-"]:
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    for name in files:
+        try:
+            with Path(name).open(encoding="utf-8-sig") as file:
+                yield from (line.rstrip("\n") for line in file)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is no UTF-8 text: {error}") from error
+
+
+def _exits(text: str) -> Any:
+    if text == "all":
+        return text
+    try:
+        numbers = [float(part) if "." in part else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"can't read --exits {text!r}: all, 4, 3,7,11 or 0.25,0.5,1.0") from error
+    one_number = "," not in text and isinstance(numbers[0], int)
+    return numbers[0] if one_number else numbers
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"can't read --option {pair!r}: write NAME=VALUE")
+        try:
+            options[name.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name.replace("-", "_")] = value
+    return options
+
+
+def _command() -> str:
+    return shlex.join(["multiexit", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Answers for text lines and image files, as plain data.
+
+Letters: B batch rows, C channels.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multiexit.data.batches import chunks
+from multiexit.model import MultiExitModel, Prediction
+from multiexit.policies import ExitPolicy
+
+
+def predict_lines(
+    model: MultiExitModel,
+    policy: ExitPolicy,
+    tokenizer: Any,
+    lines: Iterable[str],
+    batch_size: int = 32,
+) -> Iterator[dict[str, Any]]:
+    """One answer per line; a tab separates the sentences of a pair."""
+    device = next(model.parameters()).device
+    for some in chunks(lines, batch_size):
+        pairs = [line.partition("\t") for line in some]
+        first = [text for text, _, _ in pairs]
+        second = [text for _, _, text in pairs] if any(tab for _, tab, _ in pairs) else None
+        inputs = tokenizer(
+            first,
+            second,
+            padding=True,
+            truncation=True,
+            max_length=model.preprocessing.get("max_length", 128),
+            return_tensors="pt",
+        )
+        answer = model.predict(policy, **{k: v.to(device) for k, v in inputs.items()})
+        yield from _answers(model, answer, "text", some)
+
+
+def predict_images(
+    model: MultiExitModel, policy: ExitPolicy, files: Sequence[Path], batch_size: int = 32
+) -> Iterator[dict[str, Any]]:
+    """One answer per image file, resized to what the model was trained on.
+
+    Raises:
+        ValueError: a file that is no readable image.
+    """
+    device = next(model.parameters()).device
+    for some in chunks(files, batch_size):
+        images_BCHW = torch.stack([_image(path, model.preprocessing) for path in some])
+        answer = model.predict(policy, images_BCHW.to(device))
+        yield from _answers(model, answer, "file", [str(path) for path in some])
+
+
+def _image(path: Path, how: dict[str, Any]) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    channels, height, width = how["shape"]
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert("L" if channels == 1 else "RGB").resize((width, height))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"can't read {path} as an image: {error}") from error
+    x_CHW = torch.from_numpy(np.array(pixels, dtype=np.float32)).reshape(height, width, channels)
+    mean, std = (torch.tensor(how[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return (x_CHW.permute(2, 0, 1) / 255 - mean) / std
+
+
+def _answers(
+    model: MultiExitModel, answer: Prediction, name: str, inputs: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for shown, logits_C, exit in zip(
+        inputs, answer.logits_BC.float().cpu(), answer.exit_B.tolist(), strict=True
+    ):
+        row: dict[str, Any] = {name: shown, "exit": exit, "layers": model.exits[exit] + 1}
+        if model.num_classes == 1:
+            yield {**row, "value": float(logits_C[0])}
+            continue
+        p_C = logits_C.softmax(-1)
+        best = int(p_C.argmax())
+        label = best if model.labels is None else model.labels[best]
+        yield {**row, "label": label, "confidence": round(float(p_C[best]), 6)}

@@ -1,0 +1,108 @@
+"""Data sets by name, ready for a model: GLUE's tasks, CIFAR-10 and -100, and the digits."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multiexit.data import cifar, glue
+
+IMAGES = ("cifar10", "cifar100", "digits")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's data and what a model must know of it.
+
+    Args:
+        name: the task.
+        train: the training set.
+        sets: what is reported on, by name; the first is the main one.
+        num_classes: 1 for regression.
+        metric: a name in `multiexit.metrics.METRICS`.
+        labels: the classes' names, or None for regression.
+        preprocessing: how inputs are made, saved with the model and used by `predict`.
+    """
+
+    name: str
+    train: Any
+    sets: dict[str, Dataset[Any]]
+    num_classes: int
+    metric: str
+    labels: tuple[str, ...] | None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+
+def kind(name: str) -> str:
+    """`"text"` or `"image"`.
+
+    Raises:
+        ValueError: an unknown task; the message lists all.
+    """
+    if name in IMAGES:
+        return "image"
+    if name in glue.TASKS:
+        return "text"
+    raise ValueError(f"no task {name!r}; there are {', '.join([*glue.TASKS, *IMAGES])}")
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    tokenizer: Any = None,
+    max_length: int = 128,
+    normalisation: str | None = None,
+) -> TaskData:
+    """Read a task's data.
+
+    Args:
+        name: a GLUE task (`"mrpc"`, …), `"cifar10"`, `"cifar100"` or `"digits"`.
+        data_dir: where it lies; None is the hub for GLUE, `~/.cache/multiexit` for CIFAR.
+        tokenizer: for text.
+        max_length: tokens per row at most.
+        normalisation: for CIFAR, see `multiexit.data.cifar.load`.
+    """
+    if kind(name) == "text":
+        return _text(name, data_dir, tokenizer, max_length)
+    data = (
+        cifar.digits()
+        if name == "digits"
+        else cifar.load(name, data_dir, normalisation=normalisation)
+    )
+    example: Tensor = data.train[0][0]
+    preprocessing = {
+        "kind": "image",
+        "task": name,
+        "shape": list(example.shape),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "normalisation": normalisation,
+    }
+    return TaskData(
+        name,
+        data.train,
+        {"test": data.test},
+        len(data.labels),
+        "accuracy",
+        tuple(data.labels),
+        preprocessing,
+    )
+
+
+def _text(name: str, data_dir: str | Path | None, tokenizer: Any, max_length: int) -> TaskData:
+    data = glue.load(name, tokenizer, data_dir, max_length)
+    sets: dict[str, Dataset[Any]] = {"dev": data.dev}
+    if data.dev_mismatched is not None:
+        sets = {"dev_matched": data.dev, "dev_mismatched": data.dev_mismatched}
+    preprocessing = {"kind": "text", "task": name, "max_length": max_length}
+    return TaskData(
+        name,
+        data.train,
+        sets,
+        data.task.num_classes,
+        data.task.metric,
+        data.task.labels,
+        preprocessing,
+    )

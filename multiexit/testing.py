@@ -1,0 +1,209 @@
+"""Checks for parts of one's own: policies, backbones, heads, learners, topologies.
+
+Each raises AssertionError saying what is wrong, and returns nothing where all is well. They serve
+in a test: `def test_margin(): multiexit.testing.check_policy(Margin(0.3))`.
+
+Letters: M exits, B batch rows, C classes, T tokens.
+"""
+
+import json
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiexit import heads, policies, topology
+from multiexit.backbones import Backbone, rebuild, select
+from multiexit.omega import Omega
+from multiexit.policies import ExitPolicy
+from multiexit.topology import Topology
+from multiexit.weights import Learner, LossWeights, Plan
+
+
+def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows: int = 40) -> None:
+    """A row's exit is the same in any batch, and the policy survives being saved.
+
+    Random logits [M, B, C], from unsure to sure, with ties and with answers that last, are
+    decided row by row, as one batch, shuffled, and in a batch that stopped rows leave.
+
+    Args:
+        policy: what is checked.
+        num_classes: C; 1 for policies of regression.
+        exits, rows: M and B.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scale_B1 = torch.logspace(-2, 1.5, rows).unsqueeze(1)
+    logits_MBC = scale_B1 * torch.randn(exits, rows, num_classes, generator=generator)
+    logits_MBC[:, ::5] = logits_MBC[:1, ::5]  # the same answer at every exit
+    logits_MBC[1:, 1::5] = logits_MBC[1:2, 1::5]  # at all but the first
+    logits_MBC[:, 2::7] = 0  # ties
+    alone_B = torch.cat([_run(policy, logits_MBC[:, [row]]) for row in range(rows)])
+    order_B = torch.randperm(rows, generator=generator)
+    shuffled_B = torch.empty_like(alone_B)
+    shuffled_B[order_B] = policies.simulate(policy, logits_MBC[:, order_B])
+    ways = {
+        "in a batch": policies.simulate(policy, logits_MBC),
+        "in a shuffled batch": shuffled_B,
+        "in a batch that stopped rows leave": _run(policy, logits_MBC),
+    }
+    for how, exit_B in ways.items():
+        for row in (exit_B != alone_B).nonzero().flatten().tolist():
+            where = f"at exit {int(exit_B[row])} {how}, at {int(alone_B[row])} alone"
+            raise AssertionError(f"{policy}: row {row} leaves {where}; no row may sway another")
+    _require_frozen(policy)
+    back = policies.from_json(json.loads(json.dumps(policies.to_json(policy))), [type(policy)])
+    _require(back == policy, f"{policy} comes back from JSON as {back}")
+
+
+def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) -> None:
+    """Stages chain up to the features, carries are batch-first, rows don't touch each other.
+
+    Args:
+        backbone: what is checked, in evaluation mode for the while.
+        inputs: at least 3 rows by name; by default its own example with random numbers where the
+            example has fractions. Text deserves real rows, with padding.
+    """
+    training = backbone.training
+    backbone.eval()
+    if inputs is None:
+        example = backbone.example_inputs(3)
+        inputs = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in example.items()}
+    rows = {len(value) for value in inputs.values()}
+    _require(len(rows) == 1 and min(rows) >= 3, f"inputs need at least 3 rows each, have {rows}")
+    one = {len(value) for value in backbone.example_inputs().values()}
+    _require(one == {1}, f"example_inputs() must give one row, gives {one}")
+    with torch.no_grad():
+        _check_stages(backbone, inputs, min(rows))
+    backbone.train(training)
+    if backbone.spec is not None:
+        again = rebuild(json.loads(json.dumps(backbone.spec)))
+        mine, theirs = ({k: v.shape for k, v in b.state_dict().items()} for b in (backbone, again))
+        wrong = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        _require(not wrong, f"what its spec rebuilds has other tensors: {wrong[:5]}; use spec=None")
+
+
+def check_head(factory: heads.Factory, shape: heads.Shape, num_classes: int = 3) -> None:
+    """A head gives logits [B, C], row by row and blind to padding, and every parameter learns.
+
+    Args:
+        factory: `(feature shape without the batch, C) -> module`.
+        shape: `(D,)`, `(None, H)` or `(channels, height, width)`.
+        num_classes: C.
+    """
+    head = factory(shape, num_classes).eval()
+    feature = torch.randn(4, *(7 if size is None else size for size in shape))
+    told = isinstance(head, heads.Head) and len(shape) == 2
+    valid_BT = torch.arange(feature.shape[1]) < torch.tensor([[1], [3], [5], [7]])
+
+    def run(some: Tensor, valid_BT: Tensor) -> Tensor:
+        return head(some, valid_BT) if told else head(some)
+
+    logits_BC = run(feature, valid_BT)
+    sizes = tuple(logits_BC.shape)
+    _require(sizes == (4, num_classes), f"logits must be {(4, num_classes)}, are {sizes}")
+    near = torch.allclose(run(feature[3:], valid_BT[3:]), logits_BC[3:], atol=1e-5)
+    _require(near, "a row's logits depend on other rows")
+    if told:
+        noisy = torch.where(valid_BT.unsqueeze(-1), feature, 100.0)
+        near = torch.allclose(run(noisy, valid_BT), logits_BC, atol=1e-5)
+        _require(near, "logits depend on what stands in padding")
+    logits_BC.square().sum().backward()
+    idle = [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None]
+    _require(not idle, f"parameters {idle} take no part: training on many devices can't have that")
+
+
+def check_learner(learner: Learner, exits: int = 4) -> None:
+    """Its weights fit the topology, its plans are numbers, Ω moves by them and can be resumed.
+
+    Args:
+        learner: what is checked.
+        exits: M.
+    """
+    _require_frozen(learner)
+    weights = learner.weights(topology.lae(exits), 0)
+    _require(isinstance(weights, LossWeights), f"weights() gave a {type(weights).__name__}")
+    again_MM = learner.weights(topology.lae(exits), 0)()
+    _require(torch.equal(weights(), again_MM), "the same seed gives other weights")
+    omega, again = (Omega(learner, topology.lae(exits), 0.01, 0.5, seed) for seed in (0, 1))
+    for step in range(12):
+        before_MM, plan = omega.value().clone(), omega.plan(step)
+        _require(isinstance(plan, Plan), f"plan({step}) must be a Plan, is {plan!r}")
+        _require(bool(torch.tensor(plan).isfinite().all()), f"plan({step}) isn't finite: {plan}")
+        if any(plan):
+            terms = {name: torch.rand(exits, exits) for name in Plan._fields}
+            omega.update(plan, torch.ones(exits, exits), terms)
+        W_MM = omega.value()
+        _require(W_MM.shape == (exits, exits), f"weights have shape {tuple(W_MM.shape)}")
+        _require(bool(W_MM.isfinite().all()), f"weights aren't finite after step {step}")
+        moved = not torch.equal(before_MM, W_MM)
+        _require(moved == (any(plan) and learner.learns), f"step {step}, {plan}: Ω moved: {moved}")
+    again.load_state_dict(omega.state_dict())
+    _require(torch.equal(again.value(), omega.value()), "Ω isn't the same after being saved")
+
+
+def check_topology(made: Topology) -> None:
+    """`made(M)` is a bool matrix [M, M] in which no exit teaches itself, the same at each call."""
+    for M in (1, 2, 3, 7, 12, 27):
+        try:
+            same = torch.equal(topology.resolve(made, M), made(M))
+        except ValueError as error:
+            raise AssertionError(f"at M = {M}: {error}") from error
+        _require(same, f"two calls at M = {M} differ")
+
+
+def _run(policy: ExitPolicy, logits_MBC: Tensor) -> Tensor:
+    """Exits [B] by the plain loop: one exit after another, stopped rows leave."""
+    M, B, _ = logits_MBC.shape
+    exit_B, rows_B = torch.full((B,), M - 1), torch.arange(B)
+    state = policy.init(logits_MBC[0])
+    _require_rows(state, B, f"{policy}.init's state")
+    for m in range(M - 1):
+        state, stop_B = policies.step(policy, state, logits_MBC[m, rows_B])
+        _require_rows(state, len(rows_B), f"{policy}.step's state")
+        exit_B[rows_B[stop_B]] = m
+        state, rows_B = select(state, ~stop_B), rows_B[~stop_B]
+    return exit_B
+
+
+def _check_stages(backbone: Backbone, inputs: dict[str, Tensor], B: int) -> None:
+    features, shapes = backbone.features(**inputs), backbone.feature_shapes
+    _require(len(features) == len(shapes) > 0, f"{len(features)} features, {len(shapes)} stages")
+    carry = backbone.start(**inputs)
+    _require_rows(carry, B, "start()'s carry")
+    keep = torch.arange(B) % 2 == 0
+    few = select(carry, keep)
+    for index, (whole, shape) in enumerate(zip(features, shapes, strict=True)):
+        where, sizes = f"stage {index}", tuple(whole.shape[1:])
+        _require(isinstance(backbone.stage_module(index), nn.Module), f"{where} has no module")
+        carry, feature = backbone.stage(carry, index)
+        _require_rows(carry, B, f"{where}'s carry")
+        _require(torch.equal(feature, whole), f"{where}: features() is not the chain of stages")
+        fits = len(sizes) == len(shape) and all(
+            wanted in (None, size) for wanted, size in zip(shape, sizes, strict=True)
+        )
+        _require(fits, f"{where}: feature_shapes says {shape}, the feature has {sizes}")
+        few, feature = backbone.stage(few, index)
+        near = torch.allclose(feature, whole[keep], atol=1e-4, rtol=1e-4)
+        _require(near, f"{where}: rows change when others leave the batch")
+        if index == len(shapes) // 2:  # and once more from the middle
+            few, keep = select(carry, ~keep), ~keep
+
+
+def _require_rows(tree: Any, rows: int, what: str) -> None:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _require_rows(value, rows, f"{what}[{key!r}]")
+        elif isinstance(value, Tensor):
+            sizes = tuple(value.shape)
+            _require(sizes[:1] == (rows,), f"{what}[{key!r}] must have {rows} rows, is {sizes}")
+
+
+def _require_frozen(part: Any) -> None:
+    frozen = is_dataclass(part) and type(part).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    _require(frozen, f"{type(part).__name__} must be a frozen dataclass")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)

@@ -4,7 +4,8 @@ Letters: M exits, C classes.
 """
 
 import math
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import MISSING, fields
 
 import torch
 
@@ -15,32 +16,34 @@ from multiexit.policies import ExitPolicy
 def calibrate(outputs: Outputs, policy: type[ExitPolicy], *, speedup: float) -> ExitPolicy:
     """The setting of a one-number policy that scores best among those fast enough.
 
-    Tries every patience 1..M − 1, or thresholds over 0..max(1, log C) that lie close together
+    Tries every whole number below M, or thresholds over 0..max(1, log C) that lie close together
     near both ends, on the collected outputs.
 
     Args:
         outputs: from `multiexit.collect`, on data that is not the evaluation's.
-        policy: a policy class whose first field is its one number without a default.
+        policy: a policy class with one field that has no default: its number.
         speedup: layers of the full network ÷ mean layers, at least this.
 
     Raises:
-        ValueError: a class with other fields, or a speed-up that no setting reaches.
+        ValueError: a class with more to choose, or a speed-up that no setting reaches.
     """
-    names = [f for f in fields(policy)]
-    if not names or not math.isfinite(speedup) or speedup <= 0:
-        raise ValueError(f"can't calibrate {policy.__name__} for a speed-up of {speedup}")
+    names = [f for f in fields(policy) if f.default is MISSING]
+    if len(names) != 1:
+        raise ValueError(
+            f"{policy.__name__} has {len(names)} numbers to choose, calibrate chooses one: give the "
+            "others defaults"
+        )
+    if not math.isfinite(speedup) or speedup <= 0:
+        raise ValueError(f"speedup must be above 0, got {speedup}")
     M, _, C = outputs.logits_MBC.shape
-    if names[0].type is int:
-        candidates: list[float] = list(range(1, M))
-    else:
+    candidates: list[float] = list(range(M))
+    if names[0].type is not int:
         grid = torch.sigmoid(torch.linspace(-12, 12, 241, dtype=torch.float64))
         candidates = [0.0, *(max(1.0, math.log(C)) * grid).tolist()]
-    try:
-        settings = [policy(value) for value in candidates]  # type: ignore[call-arg]
-    except TypeError as error:
-        raise ValueError(
-            f"{policy.__name__} has more than one number to choose: {error}"
-        ) from error
+    settings = []
+    for value in candidates:
+        with suppress(ValueError):  # a value the policy doesn't allow, such as patience 0
+            settings.append(policy(**{names[0].name: value}))
     rows = [judge(outputs, setting) for setting in settings]
     fast = [row for row in rows if row.speedup_layers >= speedup]
     if not fast:

@@ -25,6 +25,8 @@ def save(folder: Path, state: Any) -> None:
         OSError: the disk is full; the old checkpoint stays.
     """
     new, old, gone = folder / f".{NAME}-new", folder / NAME, folder / f".{NAME}-old"
+    if gone.exists() and not old.exists():  # stopped between the two renames below
+        gone.rename(old)
     for leftover in (new, gone):
         shutil.rmtree(leftover, ignore_errors=True)
     tensors: dict[str, Tensor] = {}

@@ -67,6 +67,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "log_every"):
             _at_least(name, getattr(self, name), 1)
+        for name in ("seed", "workers"):
+            _at_least(name, getattr(self, name), 0)
         for name in ("max_steps", "checkpoint_every", "early_stopping"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
@@ -74,19 +76,28 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be above 0, got {value}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}")
+        for name in ("warmup", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
+        if any(not 0 < milestone < 1 for milestone in self.milestones):
+            raise ValueError(f"milestones are shares of the steps, 0..1, got {self.milestones}")
         _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
         _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         _one_of("metric", self.metric, (None, *METRICS))
+        if self.trackers and self.output is None:
+            raise ValueError("trackers write to the run's folder: set output=")
         if self.resume and self.output is None:
             raise ValueError("resume=True needs output=, the folder of the run to go on with")
 
 
 def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

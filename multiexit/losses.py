@@ -4,6 +4,7 @@ Letters: M exits, B batch rows, C classes. `L_MM[i, i]` is exit i's own loss, `L
 student i pays for differing from teacher j.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -53,15 +54,16 @@ def loss_matrix(
 
     Reference: Zhu, "LeeBERT", ACL 2021, section 3.1, eqs. 1–4.
     """
-    _check(logits_MBC, labels_B, temperature)
+    _check(logits_MBC, labels_B, temperature, divergence)
     M, _, C = logits_MBC.shape
-    logits_MBC = logits_MBC.float()
-    if C == 1:
-        own_M, pairs_MM = _regression(logits_MBC, labels_B)
-    else:
-        own_M, pairs_MM = _classification(logits_MBC, labels_B, temperature, divergence)
-    diagonal = torch.eye(M, dtype=torch.bool, device=logits_MBC.device)
-    return torch.where(diagonal, own_M, pairs_MM)
+    with torch.autocast(logits_MBC.device.type, enabled=False):
+        logits_MBC = logits_MBC.float()
+        if C == 1:
+            own_M, pairs_MM = _regression(logits_MBC, labels_B)
+        else:
+            own_M, pairs_MM = _classification(logits_MBC, labels_B, temperature, divergence)
+        diagonal = torch.eye(M, dtype=torch.bool, device=logits_MBC.device)
+        return torch.where(diagonal, own_M, pairs_MM)
 
 
 def coefficients(teaches_MM: Tensor) -> Tensor:
@@ -80,25 +82,35 @@ def coefficients(teaches_MM: Tensor) -> Tensor:
     return teaches_MM / (M * teachers_M1) + torch.eye(M, device=teaches_MM.device)
 
 
-def check_labels(labels_B: Tensor, num_classes: int) -> None:
-    """Refuse labels outside 0..C−1, or that are NaN; on a GPU only their type is looked at.
+def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> None:
+    """Refuse labels that a network with `num_classes` outputs can't be trained on.
+
+    On a GPU only their type is looked at, so that it is not waited for.
+
+    Args:
+        labels: [N], integers in 0..num_classes-1; with `num_classes=1` (regression) finite floats.
+        num_classes: how many classes there are, 1 for regression.
+        where: what to call the data in the message, such as `"train"` or a file.
 
     Raises:
-        ValueError: names the label and the row.
+        ValueError: names the first bad value, its row, and what is allowed.
     """
-    if num_classes == 1:
-        if labels_B.device.type == "cpu" and not torch.isfinite(labels_B.float()).all():
-            row = int((~torch.isfinite(labels_B.float())).nonzero()[0])
-            raise ValueError(f"targets must be finite numbers, row {row} has {labels_B[row]}")
+    if labels.is_floating_point() != (num_classes == 1) or labels.dtype == torch.bool:
+        wanted = "float32 for regression" if num_classes == 1 else "int64 for classes"
+        raise ValueError(f"{where}: labels are {labels.dtype}; they must be {wanted}")
+    if labels.device.type != "cpu":
         return
-    if labels_B.is_floating_point():
-        raise ValueError(f"labels of {num_classes} classes are integers, got {labels_B.dtype}")
-    if labels_B.device.type == "cpu" and len(labels_B):
-        low, high = int(labels_B.min()), int(labels_B.max())
-        if low < 0 or high >= num_classes:
-            wrong = low if low < 0 else high
-            row = int((labels_B == wrong).nonzero()[0])
-            raise ValueError(f"labels must be 0..{num_classes - 1}, row {row} has {wrong}")
+    if num_classes == 1:
+        good_N, allowed = labels.isfinite(), "finite scores"
+    else:
+        good_N = (labels >= 0) & (labels < num_classes)
+        allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"
+    if not good_N.all():
+        row = int((~good_N).nonzero()[0, 0])
+        raise ValueError(
+            f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
+            f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
+        )
 
 
 def _classification(
@@ -124,7 +136,9 @@ def _regression(logits_MB1: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
     return own_M, pairs_MM
 
 
-def _check(logits_MBC: Tensor, labels_B: Tensor, temperature: float | Tensor) -> None:
+def _check(
+    logits_MBC: Tensor, labels_B: Tensor, temperature: float | Tensor, divergence: str
+) -> None:
     if logits_MBC.ndim != 3 or labels_B.shape != logits_MBC.shape[1:2]:
         raise ValueError(
             "logits are [M, B, C] and labels [B]; got "
@@ -132,6 +146,8 @@ def _check(logits_MBC: Tensor, labels_B: Tensor, temperature: float | Tensor) ->
         )
     if logits_MBC.numel() == 0:
         raise ValueError(f"no loss of an empty batch: logits have shape {tuple(logits_MBC.shape)}")
-    if not isinstance(temperature, Tensor) and not temperature > 0:
+    if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be above 0, got {temperature}")
+    if divergence not in ("ce", "kl"):
+        raise ValueError(f"divergence must be 'ce' or 'kl', got {divergence!r}")
     check_labels(labels_B, logits_MBC.shape[2])

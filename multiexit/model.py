@@ -3,7 +3,9 @@
 Letters: M exits, B batch rows, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +69,8 @@ class MultiExitModel(nn.Module):
                 f"a MultiExitModel takes a Backbone, got {type(backbone).__name__}: "
                 "call multiexit.wrap(…) on it first"
             )
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"num_classes must be a whole number from 1, got {num_classes!r}")
         if labels is not None and len(labels) != num_classes:
             raise ValueError(f"{len(labels)} label names for {num_classes} classes: {list(labels)}")
         self.backbone = backbone
@@ -77,6 +79,8 @@ class MultiExitModel(nn.Module):
         self.head = backbone.head if head is None else head
         self.pool = backbone.pool if pool is None else pool
         self.heads = heads.build(self.head, self.pool, backbone, self.exits, num_classes)
+        dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
+        self.heads.to(dtype)
         self.labels = None if labels is None else list(labels)
         self.policy: ExitPolicy | None = None
         self.preprocessing: dict[str, Any] = {}
@@ -198,25 +202,24 @@ class MultiExitModel(nn.Module):
 def resolve_exits(exits: Exits, backbone: Backbone) -> tuple[int, ...]:
     """The stage of each exit, from any of the forms that `MultiExitModel` takes."""
     stages = backbone.num_stages
-    if exits == "all":
+    if isinstance(exits, str) and exits == "all":
         return tuple(range(stages))
     if isinstance(exits, int) and not isinstance(exits, bool):
         if not 1 <= exits <= stages:
             raise ValueError(f"an exit every {exits} stages: must be 1..{stages}")
         return tuple(range((stages - 1) % exits, stages, exits))
-    if isinstance(exits, str | int) or len(exits) == 0:
+    listed = list(exits) if isinstance(exits, Iterable) and not isinstance(exits, str) else []
+    whole = all(isinstance(exit, Integral) and not isinstance(exit, bool) for exit in listed)
+    if not listed or not (whole or all(isinstance(exit, float) for exit in listed)):
         raise ValueError(
             f"exits must be 'all', stage indices 0..{stages - 1}, a number k for every k-th stage, "
             f"or fractions of compute in (0, 1]; got {exits!r}"
         )
-    if any(isinstance(exit, float) for exit in exits):
-        resolved = _at_fractions(exits, backbone)
-    else:
-        resolved = tuple(int(exit) for exit in exits)
-        wrong = [exit for exit in resolved if not 0 <= exit < stages]
-        if wrong:
-            raise ValueError(f"exits {wrong} are out of range: this backbone has 0..{stages - 1}")
-    if any(later <= earlier for earlier, later in zip(resolved, resolved[1:], strict=False)):
+    resolved = tuple(map(int, listed)) if whole else _at_fractions(listed, backbone)
+    wrong = [exit for exit in resolved if not 0 <= exit < stages]
+    if wrong:
+        raise ValueError(f"exits {wrong} are out of range: this backbone has 0..{stages - 1}")
+    if any(later <= earlier for earlier, later in pairwise(resolved)):
         raise ValueError(f"exits must rise and not repeat; got stages {list(resolved)}")
     return resolved
 

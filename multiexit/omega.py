@@ -34,8 +34,7 @@ class Omega:
 
     def value(self) -> Tensor:
         """W_MM, cut from its graph."""
-        with torch.no_grad():
-            return self.weights()
+        return self.weights().detach().clone()
 
     def plan(self, step: int) -> Plan:
         """What Ω does at this step of Θ."""
@@ -51,7 +50,7 @@ class Omega:
             A_MM: the fixed factors of the terms.
             terms: loss matrices by the plan's field names; those with a factor 0 may be missing.
         """
-        if self.optimizer is None:
+        if self.optimizer is None or not any(plan):
             return
         factors = plan._asdict()
         wanted = {name: factor for name, factor in factors.items() if factor != 0}

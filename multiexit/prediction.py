@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiexit.data.batches import chunks
+from multiexit.data.batches import chunks, move, unpack
+from multiexit.data.text import TextDataset
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import ExitPolicy
 
@@ -23,21 +24,18 @@ def predict_lines(
     lines: Iterable[str],
     batch_size: int = 32,
 ) -> Iterator[dict[str, Any]]:
-    """One answer per line; a tab separates the sentences of a pair."""
+    """One answer per line; where the task has sentence pairs, a tab is between them.
+
+    Raises:
+        ValueError: a line without a tab where pairs are needed.
+    """
     device = next(model.parameters()).device
+    length = model.preprocessing.get("max_length", 128)
     for some in chunks(lines, batch_size):
-        pairs = [line.partition("\t") for line in some]
-        first = [text for text, _, _ in pairs]
-        second = [text for _, _, text in pairs] if any(tab for _, tab, _ in pairs) else None
-        inputs = tokenizer(
-            first,
-            second,
-            padding=True,
-            truncation=True,
-            max_length=model.preprocessing.get("max_length", 128),
-            return_tensors="pt",
-        )
-        answer = model.predict(policy, **{k: v.to(device) for k, v in inputs.items()})
+        first, second = _sentences(some, paired=model.preprocessing.get("pairs", False))
+        rows = TextDataset.from_texts(tokenizer, first, second, max_length=length)
+        _, inputs, _ = unpack(rows.collate([rows[i] for i in range(len(rows))]))
+        answer = model.predict(policy, **move(inputs, device))
         yield from _answers(model, answer, "text", some)
 
 
@@ -54,6 +52,16 @@ def predict_images(
         images_BCHW = torch.stack([_image(path, model.preprocessing) for path in some])
         answer = model.predict(policy, images_BCHW.to(device))
         yield from _answers(model, answer, "file", [str(path) for path in some])
+
+
+def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str] | None]:
+    if not paired:
+        return list(lines), None
+    pairs = [line.split("\t") for line in lines]
+    wrong = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
+    if wrong is not None:
+        raise ValueError(f"this model reads sentence pairs, one tab between them; got {wrong!r}")
+    return [first for first, _ in pairs], [second for _, second in pairs]
 
 
 def _image(path: Path, how: dict[str, Any]) -> Tensor:

@@ -45,6 +45,8 @@ class Phase:
     def __post_init__(self) -> None:
         if self.train not in ("all", "last", "heads"):
             raise ValueError(f"a phase trains 'all', 'last' or 'heads', not {self.train!r}")
+        if self.divergence not in ("ce", "kl"):
+            raise ValueError(f"divergence must be 'ce' or 'kl', got {self.divergence!r}")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"a phase needs at least 1 epoch, got {self.epochs}")
 

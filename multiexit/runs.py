@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from multiexit import policies, presets, recipes, report, tasks
+from multiexit import pictures, policies, presets, recipes, report, tasks
 from multiexit.backbones import Backbone, wrap
 from multiexit.config import TrainConfig
 from multiexit.data.splits import holdout
@@ -150,7 +150,7 @@ def write_results(
     text = json.dumps(results, indent=1)
     write(folder / "results.json", lambda path: path.write_text(text))
     shown = min(rows, key=lambda row: abs(row.speedup_layers - 2))
-    report.draw_summary(outputs, curves, shown, W_MM, folder / "results.png")
+    pictures.draw_summary(outputs, curves, shown, W_MM, folder / "results.png")
     print(f"\nwritten: {folder / 'results.json'}, {folder / 'results.png'}")
 
 

@@ -38,8 +38,12 @@ def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
         "policy": None if model.policy is None else policies.to_json(model.policy),
     }
     text = json.dumps(settings, indent=2)
-    write(folder / WEIGHTS, lambda path: save_model(model, str(path)))
-    write(folder / SETTINGS, lambda path: path.write_text(text))
+    write_all(
+        {
+            folder / WEIGHTS: lambda path: save_model(model, str(path)),
+            folder / SETTINGS: lambda path: path.write_text(text),
+        }
+    )
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
@@ -98,20 +102,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from error
 
 
-def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Write to a temporary file beside `path`, then rename: all or nothing.
+def write_all(writers: dict[Path, Callable[[Path], Any]]) -> None:
+    """Write each file beside its place, then rename them all: all or nothing.
 
     Raises:
-        OSError: the disk is full or can't be written; what was at `path` stays.
+        OSError: the disk is full or can't be written; what was there before stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
     try:
-        writer(temporary)
-        os.replace(temporary, path)
+        for path, writer in writers.items():
+            writer(temporary[path])
+        for path, written in temporary.items():
+            os.replace(written, path)
     except SafetensorError as error:  # its own name for a failed write
-        raise OSError(f"could not write {path}: {error}") from error
+        raise OSError(f"could not write {[str(path) for path in writers]}: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
+
+
+def write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """`write_all` for one file."""
+    write_all({path: writer})
 
 
 def _local(folder: str | Path) -> Path:

@@ -96,7 +96,12 @@ def _text(name: str, data_dir: str | Path | None, tokenizer: Any, max_length: in
     sets: dict[str, Dataset[Any]] = {"dev": data.dev}
     if data.dev_mismatched is not None:
         sets = {"dev_matched": data.dev, "dev_mismatched": data.dev_mismatched}
-    preprocessing = {"kind": "text", "task": name, "max_length": max_length}
+    preprocessing = {
+        "kind": "text",
+        "task": name,
+        "max_length": max_length,
+        "pairs": len(data.task.columns) == 2,
+    }
     return TaskData(
         name,
         data.train,

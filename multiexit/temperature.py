@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,13 @@ class Temperature(ABC):
         """τ before the first batch."""
 
     @abstractmethod
-    def after(self, current: float | Tensor, logits_MBC: Tensor) -> float | Tensor:
-        """τ after a batch on which the exits said this."""
+    def after(
+        self,
+        current: float | Tensor,
+        logits_MBC: Tensor,
+        mean: Callable[[Tensor], Tensor] = lambda value: value,
+    ) -> float | Tensor:
+        """τ after a batch on which the exits said this; `mean` averages over processes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,12 @@ class Constant(Temperature):
     def start(self, device: torch.device) -> float:
         return self.value
 
-    def after(self, current: float | Tensor, logits_MBC: Tensor) -> float | Tensor:
+    def after(
+        self,
+        current: float | Tensor,
+        logits_MBC: Tensor,
+        mean: Callable[[Tensor], Tensor] = lambda value: value,
+    ) -> float | Tensor:
         return current
 
 
@@ -53,7 +64,12 @@ class Rising(Temperature):
     def start(self, device: torch.device) -> Tensor:
         return torch.tensor(self.value, device=device)
 
-    def after(self, current: float | Tensor, logits_MBC: Tensor) -> Tensor:
+    def after(
+        self,
+        current: float | Tensor,
+        logits_MBC: Tensor,
+        mean: Callable[[Tensor], Tensor] = lambda value: value,
+    ) -> Tensor:
         soft_BC = (logits_MBC[-1].detach().float() / current).softmax(-1)
-        sure = soft_BC.amax(-1).mean() > self.above
+        sure = mean(soft_BC.amax(-1).mean()) > self.above
         return torch.where(sure, current * self.factor, torch.as_tensor(current))

@@ -46,7 +46,7 @@ def resolve(topology: str | Topology | Tensor, M: int) -> Tensor:
         if topology not in NAMES:
             raise ValueError(f"no topology {topology!r}; there are {sorted(NAMES)}")
         topology = NAMES[topology]
-    teaches = topology if isinstance(topology, Tensor) else topology(M)
+    teaches: object = topology(M) if callable(topology) else topology
     if not isinstance(teaches, Tensor) or teaches.dtype != torch.bool or teaches.shape != (M, M):
         got = (
             f"{teaches.dtype} {tuple(teaches.shape)}"

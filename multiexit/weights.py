@@ -5,7 +5,6 @@ The loss is (W ∘ A ∘ L).sum(), linear in W, so its gradient in W is A ∘ L:
 pass already has.
 """
 
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -67,24 +66,13 @@ class SoftmaxWeights(LossWeights):
 
 
 class RawWeights(LossWeights):
-    """W itself is learned, as eqs. 7–9 have it; it can only fall (warns at 0 and below)."""
+    """W itself is learned, as eqs. 7–9 have it: it can only fall, below 0 in time."""
 
     def __init__(self, teaches_MM: Tensor):
         super().__init__()
-        self.counts_MM = nn.Buffer(teaches_MM | torch.eye(len(teaches_MM), dtype=torch.bool))
         self.W_MM = nn.Parameter(torch.ones(teaches_MM.shape))
-        self._warned = False
 
     def forward(self) -> Tensor:
-        if not self._warned and self.W_MM.device.type == "cpu":
-            low = float(self.W_MM.detach()[self.counts_MM].min())
-            if low <= 0:
-                self._warned = True
-                warnings.warn(
-                    f"a raw loss weight has fallen to {low:.3f}: the term no longer trains, or "
-                    "trains backwards; parametrization='softmax' has no such end",
-                    stacklevel=2,
-                )
         return self.W_MM
 
 

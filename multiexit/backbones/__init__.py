@@ -88,7 +88,7 @@ def _(module: str, **kwargs: Any) -> Backbone:
     from multiexit.backbones import transformer
 
     try:
-        return transformer.from_name(module)
+        return transformer.from_name(module, **kwargs)
     except OSError as error:
         raise ValueError(f"no model {module!r}: {error}\n{_HELP}") from error
 
@@ -101,9 +101,17 @@ def _(
     stem: Sequence[str | nn.Module] = (),
     input_shape: tuple[int, ...] | None = None,
 ) -> Backbone:
+    if isinstance(stages, str) or isinstance(stem, str):
+        raise ValueError(f"stages and stem are lists of names, got {stages or stem!r}")
+    if stem and not stages:
+        raise ValueError("a stem without stages: name the stages too, stages=['…', …]")
     if stages:
         first, parts = split(module, stages, stem)
     elif adapter := _library_adapter(module):
+        if input_shape is not None:
+            raise ValueError(
+                f"input_shape has no effect on a {type(module).__name__}, which tells its own"
+            )
         return adapter(module)
     elif isinstance(module, nn.Sequential):
         first, parts = nn.Identity(), list(module)

@@ -37,13 +37,14 @@ def from_timm(model: nn.Module, spec: dict[str, Any] | None = None) -> Sequentia
         ValueError: a model of another family.
     """
     config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    spec = spec or {"kind": "timm", "name": config.get("architecture"), "kwargs": {}}
-    example = torch.zeros(1, *config.get("input_size", (3, 224, 224)))
+    spec = spec or _spec(model, config.get("architecture"))
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    _, *size = config.get("input_size", (3, 224, 224))
+    example = torch.zeros(1, channels, *size)
     classifier = model.get_classifier()  # type: ignore[operator]
     classifier = classifier if isinstance(classifier, nn.Linear) else None
     if isinstance(model, VisionTransformer):
-        size = model.patch_embed.img_size
-        example = torch.zeros(1, example.shape[1], *(size or example.shape[2:]))
+        example = torch.zeros(1, channels, *(model.patch_embed.img_size or size))
         pool = "first" if model.global_pool == "token" else "mean"
         return SequentialBackbone(
             _ViTStem(model), list(model.blocks), example, model.norm, pool, spec, classifier
@@ -64,9 +65,24 @@ def from_timm(model: nn.Module, spec: dict[str, Any] | None = None) -> Sequentia
 
 def from_name(name: str, **kwargs: Any) -> SequentialBackbone:
     """Make a timm model by its name; `kwargs` go to `timm.create_model`."""
-    model = timm.create_model(name, **kwargs)
+    try:
+        model = timm.create_model(name, **kwargs)
+    except RuntimeError as error:  # what timm raises for an unknown name
+        raise ValueError(f"no timm model {name!r}: {error}") from error
     plain = {key: value for key, value in kwargs.items() if key != "pretrained"}
     return from_timm(model, {"kind": "timm", "name": name, "kwargs": plain})
+
+
+def _spec(model: nn.Module, name: str | None) -> dict[str, Any] | None:
+    """How to make an instance again: by its architecture's name, if that gives the same shapes."""
+    if name is None:
+        return None
+    with torch.device("meta"):
+        again = timm.create_model(name)
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    if {key: tensor.shape for key, tensor in again.state_dict().items()} != shapes:
+        return None
+    return {"kind": "timm", "name": name, "kwargs": {}}
 
 
 def _convnext_blocks(model: ConvNeXt) -> list[nn.Module]:

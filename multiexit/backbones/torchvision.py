@@ -57,7 +57,11 @@ def from_name(name: str, **kwargs: Any) -> SequentialBackbone:
     """Make a torchvision model by its name; `kwargs` go to `torchvision.models.get_model`."""
     plain = {key: value for key, value in kwargs.items() if key != "weights"}
     spec = {"kind": "torchvision", "name": name, "kwargs": plain}
-    return from_torchvision(get_model(name, **kwargs), spec)
+    try:
+        model = get_model(name, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"no torchvision model {name!r}: {error}") from error
+    return from_torchvision(model, spec)
 
 
 def _linear(module: nn.Module) -> nn.Linear | None:

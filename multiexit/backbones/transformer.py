@@ -93,15 +93,17 @@ class TransformerBackbone(Backbone):
         }
 
 
-def from_name(name: str) -> TransformerBackbone:
-    """Load an encoder from a hub name or a local folder."""
-    return TransformerBackbone(AutoModel.from_pretrained(name))
+def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
+    """Load an encoder from a hub name or a local folder, in float32 unless `dtype` says else."""
+    return TransformerBackbone(
+        AutoModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs})
+    )
 
 
 def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
     config: PretrainedConfig = AutoConfig.for_model(**spec["config"])
-    return TransformerBackbone(AutoModel.from_config(config))
+    return TransformerBackbone(AutoModel.from_config(config, dtype=torch.float32))
 
 
 def _layers(encoder: PreTrainedModel) -> tuple[nn.ModuleList, list[int]]:

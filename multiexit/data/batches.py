@@ -4,12 +4,12 @@ A run's order depends on (seed, epoch) alone, so that it is the same on every pr
 restart. N rows of a set, B rows of a batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 Indices = list[int]
 T = TypeVar("T")
@@ -58,20 +58,18 @@ def shard(batches: list[Indices], rank: int, world: int) -> list[Indices]:
     return parts
 
 
-def fetch(dataset: Dataset[Any], rows: Indices, collate: Callable[[Any], Any]) -> Any:
-    """One batch, as a `DataLoader` would make it."""
-    many = getattr(dataset, "__getitems__", None)
-    items = many(rows) if many else [dataset[row] for row in rows]
-    return collate(items)
-
-
-def collate_of(dataset: Dataset[Any]) -> Any:
-    """The set's own `collate`, or torch's."""
+def collate_of(dataset: Any) -> Any:
+    """The set's own `collate` (or that of the set it is a `Subset` of), or torch's."""
+    if isinstance(dataset, Subset):
+        return collate_of(dataset.dataset)
     return getattr(dataset, "collate", default_collate)
 
 
-def lengths_of(dataset: Dataset[Any]) -> Sequence[int] | None:
-    """The set's own `lengths` (tokens per row), or None."""
+def lengths_of(dataset: Any) -> Sequence[int] | None:
+    """The set's own `lengths`, tokens per row, or None."""
+    if isinstance(dataset, Subset):
+        lengths = lengths_of(dataset.dataset)
+        return None if lengths is None else [lengths[row] for row in dataset.indices]
     return getattr(dataset, "lengths", None)
 
 

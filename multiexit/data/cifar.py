@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from multiexit.data.images import ImageDataset, Images
-from multiexit.data.splits import check_labels, holdout, not_found, read_shard, shards
+from multiexit.data.splits import holdout, not_found, read_shard, shards
+from multiexit.losses import check_labels
 
 __all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
 

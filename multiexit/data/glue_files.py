@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from multiexit.data.glue_tasks import Task
-from multiexit.data.splits import check_labels, not_found, read_shard, shards
+from multiexit.data.splits import not_found, read_shard, shards
+from multiexit.losses import check_labels
 
 HUB = "nyu-mll/glue"
 

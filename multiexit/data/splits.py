@@ -68,33 +68,6 @@ def holdout(split: S, fraction: float, seed: int = 0) -> tuple[S, S]:
     return split.subset(rest), split.subset(held).for_evaluation()
 
 
-def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
-    """Refuse labels that a network with `num_classes` outputs can't be trained on.
-
-    Args:
-        labels: [N], integers in 0..num_classes-1; with `num_classes=1` (regression) finite floats.
-        num_classes: how many classes there are, 1 for regression.
-        where: what to call the data in the message, such as `"train"` or a file.
-
-    Raises:
-        ValueError: names the first bad value, its row, and what is allowed.
-    """
-    if num_classes == 1:
-        good_N, allowed = labels.isfinite(), "finite scores"
-    else:
-        good_N = (labels >= 0) & (labels < num_classes) & (labels == labels.floor())
-        allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"
-    if not good_N.all():
-        row = int((~good_N).nonzero()[0, 0])
-        raise ValueError(
-            f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
-            f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
-        )
-    if labels.is_floating_point() != (num_classes == 1):
-        wanted = "float32 for regression" if num_classes == 1 else "int64 for classes"
-        raise ValueError(f"{where}: labels are {labels.dtype}; they must be {wanted}")
-
-
 def row_numbers(indices: Sequence[int] | Tensor, total: int) -> Tensor:
     """Row numbers as an int64 tensor.
 

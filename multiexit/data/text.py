@@ -125,7 +125,7 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         return batch | {"labels": torch.stack([row["labels"] for row in rows])}
 
     def subset(self, indices: Sequence[int] | Tensor) -> TextDataset:
-        """The rows `indices`, in that order; the tokens are shared, not copied."""
+        """The rows `indices`, in that order; the tokens are not copied."""
         rows = row_numbers(indices, len(self))
         return TextDataset(
             self.tokenizer,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from multiexit.data.images import ImageDataset
-from multiexit.data.splits import check_labels, holdout, read_shard, row_numbers, shards
+from multiexit.data.splits import holdout, read_shard, row_numbers, shards
+from multiexit.losses import check_labels
 
 
 def images(labels: list[int], augment: bool = False) -> ImageDataset:

@@ -1,0 +1,64 @@
+"""Sphinx settings. Build with `make docs`, or `sphinx-build -W -b html . _build/html` here."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import multiexit  # noqa: E402
+from multiexit.report import results_page  # noqa: E402
+
+project = "multiexit"
+author = "the multiexit authors"
+release = version = multiexit.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build", "results/index.md"]
+
+html_theme = "furo"
+html_title = "multiexit"
+
+default_role = "code"  # single backticks in docstrings
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # signatures are in the heading, meanings in the docstring
+autodoc_default_options = {"members": True, "show-inheritance": True}
+python_display_short_literal_types = True
+
+
+def write_results_page() -> None:
+    """Make `results/index.md`, which results.md includes, from the JSON files beside it."""
+    folder = HERE / "results"
+    folder.mkdir(exist_ok=True)
+    if any(folder.glob("*.json")):
+        text = results_page(folder)
+    else:
+        text = "# Results\n\nNo results are in this copy of the documentation yet.\n"
+    (folder / "index.md").write_text(text, encoding="utf-8")
+
+
+def escape_bars(app, what, name, obj, options, lines) -> None:
+    """|T(m)| in a docstring is the size of a set, not a substitution of reStructuredText."""
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        lines[number] = "`".join(
+            part.replace("|", "\\|") if index % 2 == 0 else part
+            for index, part in enumerate(parts)
+        )
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", escape_bars)
+
+
+write_results_page()

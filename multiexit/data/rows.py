@@ -1,0 +1,77 @@
+"""A training set as the loop reads it: rows by index, in an order of the loop's own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from multiexit import losses
+from multiexit.data.batches import Indices, collate_of, group, lengths_of, shard, split_epoch
+
+
+class Rows:
+    """A data set and how its rows become batches.
+
+    Args:
+        source: a `Dataset`, or a `DataLoader`, of which the set and the collate function are taken.
+        num_classes: labels are checked against it, where the set has them as `labels`.
+
+    Raises:
+        ValueError: something else, fewer than two rows, or labels outside the classes.
+    """
+
+    def __init__(self, source: Dataset[Any] | DataLoader[Any], num_classes: int):
+        dataset: Any = source.dataset if isinstance(source, DataLoader) else source
+        by_index = isinstance(source, Dataset | DataLoader) and hasattr(dataset, "__len__")
+        if not by_index:
+            raise ValueError(
+                "train must be a torch Dataset or DataLoader whose rows can be counted and taken "
+                f"by index (they are split anew each epoch); got {type(dataset).__name__}"
+            )
+        self.dataset = dataset
+        self.collate = source.collate_fn if isinstance(source, DataLoader) else collate_of(dataset)
+        self.lengths = lengths_of(dataset)
+        labels = getattr(dataset, "labels", None)
+        if isinstance(labels, Tensor):
+            losses.check_labels(labels, num_classes, "the training set")
+        if len(self) < 2:
+            raise ValueError(f"a training set needs at least 2 rows, got {len(self)}")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def epoch(
+        self, seed: int, epoch: int, halves: bool, batch_size: int, rank: int, world: int
+    ) -> tuple[list[Indices], list[Indices]]:
+        """This process's batches of D1 and of D2 in an epoch; `batch_size` rows on each process."""
+        first, second = split_epoch(len(self), seed, epoch, halves)
+        made = (
+            group(rows, batch_size * world, self.lengths, seed, epoch) for rows in (first, second)
+        )
+        one, two = (shard(some, rank, world) for some in made)
+        return one, two
+
+    def fetch(self, rows: Indices) -> Any:
+        """One batch, as a `DataLoader` would make it."""
+        many = getattr(self.dataset, "__getitems__", None)
+        items = many(rows) if many else [self.dataset[row] for row in rows]
+        return self.collate(items)
+
+    def feed(self, order: list[Indices], workers: int, seed: tuple[int, ...]) -> Iterator[Any]:
+        """The batches of an order, one after another; `seed` is for random draws in workers."""
+        # A generator of its own: making an iterator must not draw from the run's.
+        generator = torch.Generator().manual_seed(
+            int(np.random.SeedSequence(seed).generate_state(1)[0])
+        )
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=order,
+                collate_fn=self.collate,
+                num_workers=workers,
+                generator=generator,
+            )
+        )

@@ -1,0 +1,102 @@
+"""Networks small enough for every test, whose exits disagree enough to tell policies apart."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
+
+import multiexit as mx
+
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+
+TINY = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def _text(rows: int) -> dict[str, torch.Tensor]:
+    """Rows of 3 to 9 real tokens, padded with zeros, in two segments."""
+    lengths = torch.arange(rows) % 7 + 3
+    mask = torch.arange(9) < lengths.unsqueeze(1)
+    return {
+        "input_ids": torch.randint(5, 60, (rows, 9)) * mask,
+        "attention_mask": mask.long(),
+        "token_type_ids": (torch.arange(9) >= 2).long().expand(rows, 9) * mask,
+    }
+
+
+def _bert() -> mx.Backbone:
+    return mx.wrap(BertModel(BertConfig(**TINY, initializer_range=0.5)))
+
+
+def _albert() -> mx.Backbone:
+    config = AlbertConfig(**TINY, embedding_size=8, num_hidden_groups=2, initializer_range=0.5)
+    return mx.wrap(AlbertModel(config))
+
+
+def _mlp() -> mx.Backbone:
+    return mx.wrap(nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(5))))
+
+
+MAKE = {"bert": _bert, "albert": _albert, "resnet": lambda: mx.cifar_resnet(20), "mlp": _mlp}
+
+
+def _network(kind: str, num_classes: int, rows: int = 24):
+    torch.manual_seed(1)
+    model = mx.MultiExitModel(MAKE[kind](), num_classes).eval()
+    inputs = {
+        "resnet": lambda: {"x": torch.randn(rows, 3, 32, 32)},
+        "mlp": lambda: {"x": 3 * torch.randn(rows, 6)},
+    }.get(kind, lambda: _text(rows))()
+    with torch.no_grad():  # at each exit some rows are sure and some are not
+        for head, logits_BC in zip(model.heads, model(**inputs), strict=True):
+            scale = 1.5 / logits_BC.std(0).clamp(min=1e-6)
+            head.linear.bias.sub_(logits_BC.mean(0)).mul_(scale)
+            head.linear.weight.mul_(scale.unsqueeze(1))
+    return model, inputs
+
+
+@pytest.fixture(scope="session", params=sorted(MAKE))
+def network(request):
+    """A model of three classes in evaluation mode, and 24 rows for it."""
+    return _network(request.param, 3)
+
+
+@pytest.fixture(scope="session", params=["bert", "mlp"])
+def regressor(request):
+    """A model of one output in evaluation mode, and 24 rows for it."""
+    return _network(request.param, 1)
+
+
+@pytest.fixture
+def bert():
+    """A fresh tiny BERT of three classes, and 6 padded rows."""
+    return _network("bert", 3, rows=6)
+
+
+@pytest.fixture
+def mlp():
+    """A fresh chain of five linear stages, three classes, and 24 rows."""
+    return _network("mlp", 3)
+
+
+@pytest.fixture
+def make_backbone():
+    """`make_backbone(kind)`: a fresh bert, albert, resnet or mlp."""
+    return lambda kind: MAKE[kind]()
+
+
+@pytest.fixture
+def text():
+    """`text(rows)`: padded token ids, masks and segments."""
+    return _text

@@ -1,0 +1,167 @@
+"""Small networks and data sets that the training tests share."""
+
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import multiexit as mx
+from multiexit import checkpoint
+from multiexit.data.images import ImageDataset
+
+WIDTH, CLASSES = 6, 3
+
+PLAIN = mx.TrainConfig(
+    epochs=2,
+    batch_size=8,
+    lr=0.1,
+    omega_lr=0.02,
+    optimizer="sgd",
+    weight_decay=0.0,
+    schedule="constant",
+    warmup=0.0,
+    clip=None,
+    early_stopping=None,
+    log_every=1,
+    progress=False,
+)
+"""Settings without a schedule, clipping or decay, that read the losses at every step."""
+
+
+def config(**changes) -> mx.TrainConfig:
+    """`PLAIN` with changes."""
+    return replace(PLAIN, **changes)
+
+
+class Table(Dataset):
+    """Rows of numbers whose class can be learned."""
+
+    def __init__(self, rows=40, seed=0, classes=CLASSES):
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(rows, WIDTH, generator=generator)
+        rule = torch.randn(WIDTH, classes, generator=torch.Generator().manual_seed(99))
+        self.labels = (self.x @ rule).argmax(1)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return self.x[row], self.labels[row]
+
+
+class Stopped(Exception):
+    """What ends a run from inside its data set."""
+
+
+class Watched(Dataset):
+    """Another data set, whose batches are counted; before batch number `stop` it calls `action`."""
+
+    def __init__(self, inner, stop=None, action=None):
+        self.inner, self.stop, self.reads = inner, stop, 0
+        self.action = action or self._raise
+        self.labels = inner.labels
+        self.lengths = getattr(inner, "lengths", None)
+        self.collate = getattr(inner, "collate", torch.utils.data.default_collate)
+
+    def _raise(self):
+        raise Stopped
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitems__(self, rows):
+        if self.reads == self.stop:
+            self.action()
+        self.reads += 1
+        many = getattr(self.inner, "__getitems__", None)
+        return many(rows) if many else [self.inner[row] for row in rows]
+
+
+def chain(exits=4, dropout=0.0, classes=CLASSES, seed=1) -> mx.MultiExitModel:
+    """Linear stages of one width, an exit after each."""
+    torch.manual_seed(seed)
+    stages = [
+        nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(dropout)) for _ in range(exits)
+    ]
+    return mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), classes)
+
+
+def convnet(dropout=0.1, exits="all", seed=1) -> mx.MultiExitModel:
+    """Four stages of convolution, BatchNorm and dropout, for grey 8×8 images."""
+    torch.manual_seed(seed)
+    stages = [
+        nn.Sequential(
+            nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
+        for i in range(4)
+    ]
+    backbone = mx.wrap(nn.Sequential(*stages), input_shape=(1, 8, 8))
+    return mx.MultiExitModel(backbone, CLASSES, exits)
+
+
+def images(rows=40, augment=True) -> ImageDataset:
+    """Grey 8×8 images, cropped and mirrored at random."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (rows, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(CLASSES, (rows,), generator=generator)
+    return ImageDataset(pixels, labels, (0.5,), (0.3,), augment)
+
+
+def fit(model, recipe, settings, train, dev=None) -> mx.History:
+    """Train by a recipe or its name."""
+    recipe = mx.recipe(recipe) if isinstance(recipe, str) else recipe
+    return mx.Trainer(model, recipe, settings).fit(train, dev)
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Equal to the last bit."""
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f"{different} differ"
+
+
+def omega_of(folder) -> dict[str, torch.Tensor]:
+    """Ω's own parameters in a run's checkpoint."""
+    return checkpoint.load(Path(folder))["omega"]["weights"]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*words: object, stdin: str = "") -> Ended:
+    """Run `multiexit words…` in this process."""
+    from multiexit import cli
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv = ["multiexit", *map(str, words)]
+    with (
+        patch.object(sys, "argv", argv),
+        patch.object(sys, "stdin", io.StringIO(stdin)),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Ended(code, out.getvalue(), err.getvalue())

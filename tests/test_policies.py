@@ -1,0 +1,393 @@
+"""Exit policies: against plain loops, and predict == simulate == one row at a time, for all."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import multiexit as mx
+from multiexit import policies, testing
+
+CLASSIFY = [
+    *(mx.Entropy(t) for t in (0.0, 0.5, 0.9, 2.0)),
+    *(mx.NormalizedEntropy(t) for t in (0.0, 0.5, 0.9, 1.0)),
+    *(mx.MaxProb(t) for t in (0.0, 0.5, 0.8, 1.1)),
+    *(mx.Margin(t) for t in (0.0, 0.3, 0.7, 1.1)),
+    *(mx.Patience(p) for p in (1, 2, 3, 9)),
+    *(mx.PatientConfident(t, p) for t, p in ((0.9, 1), (0.9, 2), (0.6, 2), (1.1, 3))),
+    *(mx.FixedExit(m) for m in (0, 2, 4, 99)),
+]
+REGRESS = [
+    *(mx.Patience(p, tolerance=t) for p, t in ((1, 0.5), (1, 2.0), (2, 1.0), (3, 9.0))),
+    mx.FixedExit(0),
+    mx.FixedExit(3),
+]
+
+
+def naive_exit(policy, z: list[list[float]]) -> int:
+    """One row's exit from its logits [M][C], as the methods' papers and code say it."""
+    M, count, before = len(z), 0, None
+    for m in range(M - 1):
+        C = len(z[m])
+        e = [math.exp(x - max(z[m])) for x in z[m]]
+        p = [x / sum(e) for x in e]
+        entropy = -sum(x * math.log(x) for x in p if x > 0)
+        top = sorted(p, reverse=True)
+        answer = max(range(C), key=lambda c: z[m][c])
+        match policy:
+            case mx.Entropy(threshold):
+                stop = entropy < threshold
+            case mx.NormalizedEntropy(threshold):
+                stop = not entropy / math.log(C) > threshold
+            case mx.MaxProb(threshold):
+                stop = top[0] >= threshold
+            case mx.Margin(threshold):
+                stop = top[0] - top[1] >= threshold
+            case mx.Patience(patience, None):
+                count = count + 1 if before is not None and answer == before else 0
+                before, stop = answer, count == patience
+            case mx.Patience(patience, tolerance):
+                near = before is not None and abs(z[m][0] - before) < tolerance
+                count = count + 1 if near else 0
+                before, stop = z[m][0], count == patience
+            case mx.PatientConfident(threshold, patience):
+                count = count + 1 if entropy / math.log(C) < threshold else 0
+                stop = count == patience
+            case mx.FixedExit(exit):
+                stop = m == exit
+        if stop:
+            return m
+    return M - 1
+
+
+def test_every_policy_is_in_the_battery():
+    assert {type(policy) for policy in CLASSIFY} == set(policies.POLICIES.values())
+
+
+# Logits
+
+
+@pytest.mark.parametrize("C", [2, 3, 10])
+@pytest.mark.parametrize("policy", CLASSIFY, ids=repr)
+def test_conforms(policy, C):
+    testing.check_policy(policy, num_classes=C)
+
+
+@pytest.mark.parametrize("policy", REGRESS, ids=repr)
+def test_conforms_for_regression(policy):
+    testing.check_policy(policy, num_classes=1)
+
+
+@given(st.sampled_from(CLASSIFY), st.integers(1, 7), st.integers(2, 5), st.integers(0, 99_999))
+@settings(max_examples=250, deadline=None)
+def test_each_row_leaves_where_plain_loops_say(policy, M, C, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits_MBC = 2 * torch.randn(M, 6, C, generator=generator)
+    wanted = [naive_exit(policy, logits_MBC[:, row].tolist()) for row in range(6)]
+    assert mx.simulate(policy, logits_MBC).tolist() == wanted
+
+
+@given(st.sampled_from(REGRESS), st.integers(1, 7), st.integers(0, 99_999))
+@settings(max_examples=60, deadline=None)
+def test_each_row_of_regression_leaves_where_plain_loops_say(policy, M, seed):
+    logits_MB1 = torch.randn(M, 6, 1, generator=torch.Generator().manual_seed(seed))
+    wanted = [naive_exit(policy, logits_MB1[:, row].tolist()) for row in range(6)]
+    assert mx.simulate(policy, logits_MB1).tolist() == wanted
+
+
+def test_patience_traced_by_hand():
+    answers = [0, 1, 1, 1, 0, 0, 0, 0, 0]  # counters 0 0 1 2 0 1 2 3 4
+    logits_MBC = torch.eye(2)[answers].unsqueeze(1)
+    leaves = {p: int(mx.simulate(mx.Patience(p), logits_MBC)[0]) for p in (1, 2, 3, 4, 5)}
+    assert leaves == {1: 2, 2: 3, 3: 7, 4: 8, 5: 8}
+
+
+def test_patience_4_leaves_at_the_fifth_exit_at_the_earliest():
+    logits_MBC = torch.tensor([1.0, 0.0]).expand(12, 3, 2)
+    assert mx.simulate(mx.Patience(4), logits_MBC).tolist() == [4, 4, 4]
+
+
+def test_patience_of_regression_traced_by_hand():
+    values = [0.0, 1.0, 1.2, 1.3, 2.3, 2.35, 2.35, 2.35]  # counters 0 0 1 2 0 1 2 3 at 0.5
+    logits_MB1 = torch.tensor(values).view(-1, 1, 1)
+    leaves = [int(mx.simulate(mx.Patience(p, tolerance=0.5), logits_MB1)[0]) for p in (1, 2, 3)]
+    assert leaves == [2, 3, 7]
+
+
+def test_agreement_is_less_than_the_tolerance_not_equal():
+    logits_MB1 = torch.tensor([0.0, 0.5, 1.0, 1.25, 9.0]).view(-1, 1, 1)
+    assert mx.simulate(mx.Patience(1, tolerance=0.5), logits_MB1).tolist() == [3]
+
+
+def test_entropy_is_in_nats_and_takes_large_logits():
+    logits_BC = torch.tensor(
+        [[0.0, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0], [math.log(3), 0, -1e9, -1e9]]
+    )
+    H_B = policies.entropy(logits_BC)
+    torch.testing.assert_close(H_B, torch.tensor([math.log(4), 0.0, 0.5623351446]))
+    torch.testing.assert_close(policies.normalized_entropy(logits_BC), H_B / math.log(4))
+
+
+@pytest.mark.parametrize("policy", CLASSIFY, ids=repr)
+def test_no_rows_no_exits(policy):
+    exit_B = mx.simulate(policy, torch.zeros(4, 0, 3))
+    assert exit_B.shape == (0,)
+    assert exit_B.dtype == torch.int64
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (0, 4, 2), (2, 3, 4, 5)])
+def test_logits_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"\[M, B, C\]"):
+        mx.simulate(mx.Entropy(0.1), torch.zeros(shape))
+
+
+# The model
+
+
+def spread(exit_B: torch.Tensor) -> int:
+    return len(exit_B.unique())
+
+
+def assert_same_everywhere(policy, model, inputs) -> torch.Tensor:
+    """predict == simulate == row by row == shuffled == split, as answers and as exits."""
+    with torch.no_grad():
+        logits_MBC = model(**inputs)
+    B = logits_MBC.shape[1]
+    exit_B = mx.simulate(policy, logits_MBC)
+    answer_BC = logits_MBC[exit_B, torch.arange(B)]
+    order = torch.randperm(B)
+    cuts = {
+        "whole": [torch.arange(B)],
+        "alone": list(torch.arange(B).split(1)),
+        "shuffled": [order],
+        "split": list(order.split([1, 5, B - 6])),
+        "with the same row twice": [torch.cat([order, order[:3]])],
+    }
+    for how, parts in cuts.items():
+        for rows in parts:
+            got = model.predict(policy, **{key: value[rows] for key, value in inputs.items()})
+            assert got.exit_B.tolist() == exit_B[rows].tolist(), how
+            torch.testing.assert_close(got.logits_BC, answer_BC[rows], atol=1e-4, rtol=1e-4)
+    return exit_B
+
+
+@pytest.mark.parametrize("policy", CLASSIFY, ids=repr)
+def test_predict_agrees_with_simulate_in_any_batch(policy, network):
+    assert_same_everywhere(policy, *network)
+
+
+@pytest.mark.parametrize("policy", REGRESS, ids=repr)
+def test_predict_agrees_with_simulate_for_regression(policy, regressor):
+    assert_same_everywhere(policy, *regressor)
+
+
+def test_the_battery_sees_rows_leave_at_different_exits(network, regressor):
+    for policies_, (model, inputs) in ((CLASSIFY, network), (REGRESS, regressor)):
+        with torch.no_grad():
+            logits_MBC = model(**inputs)
+        spreads = [spread(mx.simulate(policy, logits_MBC)) for policy in policies_]
+        assert sum(count > 1 for count in spreads) >= len(policies_) // 3, spreads
+
+
+def test_exits_at_some_stages_only(make_backbone):
+    model = mx.MultiExitModel(make_backbone("mlp"), 3, exits=[1, 3]).eval()
+    for policy in CLASSIFY:
+        assert_same_everywhere(policy, model, {"x": 9 * torch.randn(8, 6)})
+
+
+def test_one_exit_needs_no_policy(make_backbone):
+    model = mx.MultiExitModel(make_backbone("mlp"), 3, exits=[2]).eval()
+    for policy in CLASSIFY:
+        assert assert_same_everywhere(policy, model, {"x": torch.randn(8, 6)}).tolist() == [0] * 8
+
+
+# One's own
+
+
+@dataclass(frozen=True)
+class Gap(mx.ExitPolicy):
+    """A user's margin on raw logits, with a state of two tensors, one of them wide."""
+
+    threshold: float
+
+    def init(self, logits_BC):
+        return {"best_BC": torch.zeros_like(logits_BC), "seen_B": torch.zeros(len(logits_BC))}
+
+    def step(self, state, logits_BC):
+        best_BC = torch.maximum(state["best_BC"], logits_BC)
+        top_B2 = best_BC.topk(2).values
+        stop_B = (top_B2[:, 0] - top_B2[:, 1] >= self.threshold) & (state["seen_B"] > 0)
+        return {"best_BC": best_BC, "seen_B": state["seen_B"] + 1}, stop_B
+
+
+def test_a_policy_of_ones_own(network):
+    testing.check_policy(Gap(0.5))
+    exit_B = assert_same_everywhere(Gap(0.5), *network)
+    assert spread(exit_B) > 1
+    assert exit_B.min() == 1
+
+
+@dataclass(frozen=True)
+class Returns(mx.ExitPolicy):
+    """Whatever it is given, made to fit the batch."""
+
+    what: str
+
+    def init(self, logits_BC):
+        return {}
+
+    def step(self, state, logits_BC):
+        B = len(logits_BC)
+        return state, {
+            "floats": torch.zeros(B),
+            "too few": torch.zeros(B - 1, dtype=torch.bool),
+            "a column": torch.zeros(B, 1, dtype=torch.bool),
+            "a scalar": torch.tensor(False),
+            "a list": [False] * B,
+            "None": None,
+        }[self.what]
+
+
+@pytest.mark.parametrize("what", ["floats", "too few", "a column", "a scalar", "a list", "None"])
+def test_a_malformed_step_is_named(what, mlp):
+    model, inputs = mlp
+    with pytest.raises(ValueError, match=r"Returns.step must return .* torch.bool .* \(24,\)"):
+        model.predict(Returns(what), **inputs)
+    with pytest.raises(ValueError, match=r"Returns.step must return .* torch.bool .* \(24,\)"):
+        mx.simulate(Returns(what), model(**inputs))
+
+
+@dataclass(frozen=True)
+class Herd(mx.ExitPolicy):
+    """Stops all rows when their mean is sure: a row's exit depends on its neighbours."""
+
+    def init(self, logits_BC):
+        return {}
+
+    def step(self, state, logits_BC):
+        sure = logits_BC.softmax(-1).amax(-1).mean() > 0.6
+        return state, sure.expand(len(logits_BC)).clone()
+
+
+@dataclass(frozen=True)
+class Stubborn(mx.ExitPolicy):
+    """A state that isn't batch-first."""
+
+    def init(self, logits_BC):
+        return {"seen": torch.zeros(2, len(logits_BC))}
+
+    def step(self, state, logits_BC):
+        return state, torch.zeros(len(logits_BC), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Listed(Stubborn):
+    """A field that JSON changes."""
+
+    levels: tuple[float, ...] = (0.5, 0.6)
+
+    def init(self, logits_BC):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "policy, message",
+    [
+        (Herd(), "no row may sway another"),
+        (Stubborn(), r"'seen'\] must have 1 rows"),
+        (Listed(), "comes back from JSON"),
+        (Returns("floats"), "torch.bool"),
+    ],
+)
+def test_the_check_catches_wrong_ones(policy, message):
+    with pytest.raises((AssertionError, ValueError), match=message):
+        testing.check_policy(policy)
+
+
+# Words and numbers
+
+
+@pytest.mark.parametrize("policy", [*CLASSIFY, *REGRESS], ids=repr)
+def test_json_and_back(policy):
+    text = json.dumps(policies.to_json(policy))
+    assert policies.from_json(json.loads(text)) == policy
+
+
+def test_a_saved_policy_of_ones_own_must_be_passed():
+    data = policies.to_json(Gap(0.5))
+    with pytest.raises(ValueError, match=r"pass policies=\[Gap\]"):
+        policies.from_json(data)
+    assert policies.from_json(data, [Gap]) == Gap(0.5)
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("patience=4", mx.Patience(4)),
+        ("patience=4,0.5", mx.Patience(4, 0.5)),
+        ("entropy=0.3", mx.Entropy(0.3)),
+        ("max-prob=0.9", mx.MaxProb(0.9)),
+        ("patient-confident=0.2,3", mx.PatientConfident(0.2, 3)),
+        ("fixed=5", mx.FixedExit(5)),
+    ],
+)
+def test_read_as_typed(text, wanted):
+    assert policies.parse(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "patience", "patience=x", "patience=0", "patience=1.5", "sure=1", "entropy=nan",
+             "fixed=-1", "patience=1,2,3", "patient-confident=0.2", "margin=1,2"],
+)  # fmt: skip
+def test_what_cannot_be_read_is_named(text):
+    with pytest.raises(ValueError, match=r"no policy|can't read policy|takes"):
+        policies.parse(text)
+
+
+BAD = [
+    (lambda: mx.Entropy(math.nan), "threshold must be a finite number, got nan"),
+    (lambda: mx.MaxProb("0.5"), "threshold must be a finite number, got '0.5'"),
+    (lambda: mx.Margin(math.inf), "finite"),
+    (lambda: mx.Patience(0), "patience must be a whole number from 1, got 0"),
+    (lambda: mx.Patience(2.0), "whole number"),
+    (lambda: mx.Patience(True), "whole number"),
+    (lambda: mx.Patience(1, tolerance=math.nan), "tolerance must be a finite number"),
+    (lambda: mx.PatientConfident(0.5, 0), "whole number"),
+    (lambda: mx.FixedExit(-1), "exit must be an index from 0, got -1"),
+    (lambda: mx.FixedExit(1.0), "index from 0"),
+]
+
+
+@pytest.mark.parametrize("make, message", BAD)
+def test_bad_numbers_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        mx.Entropy(1),
+        mx.NormalizedEntropy(1),
+        mx.MaxProb(1),
+        mx.Margin(1),
+        mx.Patience(1),
+        mx.PatientConfident(1, 1),
+    ],
+    ids=repr,
+)
+def test_what_needs_classes_refuses_regression(policy, regressor):
+    model, inputs = regressor
+    with pytest.raises(ValueError, match=r"at least 2 classes.*regression use Patience"):
+        mx.simulate(policy, torch.zeros(3, 4, 1))
+    with pytest.raises(ValueError, match=r"at least 2 classes.*regression use Patience"):
+        model.predict(policy, **inputs)
+
+
+def test_a_tolerance_refuses_classes():
+    with pytest.raises(ValueError, match=r"tolerance=0.5 is for regression.*3 classes"):
+        mx.simulate(mx.Patience(1, tolerance=0.5), torch.zeros(3, 4, 3))

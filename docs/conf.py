@@ -30,6 +30,7 @@ html_title = "multiexit"
 default_role = "code"  # single backticks in docstrings
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures are in the heading, meanings in the docstring
 autodoc_default_options = {"members": True, "show-inheritance": True}
@@ -52,8 +53,7 @@ def escape_bars(app, what, name, obj, options, lines) -> None:
     for number, line in enumerate(lines):
         parts = line.split("`")
         lines[number] = "`".join(
-            part.replace("|", "\\|") if index % 2 == 0 else part
-            for index, part in enumerate(parts)
+            part.replace("|", "\\|") if index % 2 == 0 else part for index, part in enumerate(parts)
         )
 
 

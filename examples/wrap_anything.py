@@ -6,6 +6,7 @@ All networks here have random weights, so nothing is downloaded.
 """
 
 import argparse
+from typing import Any
 
 import timm
 import torch
@@ -51,7 +52,7 @@ def _(module: Residual) -> mx.Backbone:
 
 def backbones() -> dict[str, mx.Backbone]:
     """One of each kind, small."""
-    small = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4}
+    small: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4}
     bert = AutoModel.from_config(BertConfig(intermediate_size=128, **small))
     albert = AutoModel.from_config(AlbertConfig(intermediate_size=128, embedding_size=32, **small))
     chain = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(4)))

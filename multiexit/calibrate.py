@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 import torch
 
 from multiexit.evaluate import Outputs, judge
-from multiexit.policies import ExitPolicy
+from multiexit.policies import ExitPolicy, field_types
 
 
 def calibrate(outputs: Outputs, policy: type[ExitPolicy], *, speedup: float) -> ExitPolicy:
@@ -30,20 +30,22 @@ def calibrate(outputs: Outputs, policy: type[ExitPolicy], *, speedup: float) -> 
     names = [f for f in fields(policy) if f.default is MISSING]
     if len(names) != 1:
         raise ValueError(
-            f"{policy.__name__} has {len(names)} numbers to choose, calibrate chooses one: give the "
-            "others defaults"
+            f"{policy.__name__} has {len(names)} numbers to choose, calibrate chooses one: give "
+            "the others defaults"
         )
     if not math.isfinite(speedup) or speedup <= 0:
         raise ValueError(f"speedup must be above 0, got {speedup}")
     M, _, C = outputs.logits_MBC.shape
     candidates: list[float] = list(range(M))
-    if names[0].type is not int:
+    if field_types(policy)[names[0].name] is not int:
         grid = torch.sigmoid(torch.linspace(-12, 12, 241, dtype=torch.float64))
         candidates = [0.0, *(max(1.0, math.log(C)) * grid).tolist()]
     settings = []
     for value in candidates:
         with suppress(ValueError):  # a value the policy doesn't allow, such as patience 0
             settings.append(policy(**{names[0].name: value}))
+    if not settings:
+        raise ValueError(f"{M} exits leave nothing to choose for {policy.__name__}")
     rows = [judge(outputs, setting) for setting in settings]
     fast = [row for row in rows if row.speedup_layers >= speedup]
     if not fast:

@@ -62,7 +62,7 @@ def load(folder: Path) -> Any | None:
         if tree.get("format") != FORMAT:
             raise ValueError(f"format {tree.get('format')!r}, this version reads {FORMAT}")
         return _unpack(tree["state"], tensors)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the checkpoint in {path} can't be read: {error}") from error
 
 

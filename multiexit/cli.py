@@ -20,7 +20,8 @@ app = typer.Typer(
 
 Task = Annotated[str, typer.Option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")]
 DataDir = Annotated[
-    Path | None, typer.Option(help="where the data lies; else GLUE comes from the hub")
+    Path | None,
+    typer.Option(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
 ]
 Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote (RUN/model)")]
 Policies = Annotated[
@@ -49,6 +50,7 @@ def train(
     task: Task,
     output: Annotated[Path, typer.Option(help="the run's folder")],
     data_dir: DataDir = None,
+    download: Annotated[bool, typer.Option(help="fetch CIFAR into the data folder")] = False,
     recipe: Annotated[str, typer.Option(help="see `multiexit recipes`")] = "leebert",
     option: Annotated[
         list[str] | None, typer.Option(help="a recipe's own option, e.g. temperature=2")
@@ -68,7 +70,9 @@ def train(
     ] = None,
     pool: Annotated[str | None, typer.Option(help="first or mean")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
-    max_steps: Annotated[int | None, typer.Option(help="steps in all, in place of epochs")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="steps per phase, in place of epochs")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate of the network")] = None,
     omega_lr: Annotated[
@@ -122,7 +126,7 @@ def train(
     begin = time.perf_counter()
     tokenizer = _tokenizer(backbone or "albert-base-v2") if kind == "text" else None
     normalisation = "imagenet" if weights else None
-    data = tasks.load(task, data_dir, tokenizer, max_length, normalisation)
+    data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
     model, history = runs.train(
         data,
         runs.backbone_for(data, backbone, weights),
@@ -255,9 +259,8 @@ def recipes() -> None:
 
     for make in RECIPES.values():
         made = make()
-        print(
-            f"{made.name:<18} {made.summary}\n{'':<18} {made.paper} ({made.year}), section {made.section}"
-        )
+        print(f"{made.name:<18} {made.summary}")
+        print(f"{'':<18} {made.paper} ({made.year}), section {made.section}")
 
 
 @app.command()

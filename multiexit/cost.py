@@ -71,7 +71,8 @@ def count(
                 trunk += spent
                 _add_parameters(backbone.stage_module(stage), seen)
             done = exit + 1
-            _, spent = _macs(lambda h=head, f=feature, v=carry.get("valid_BT"): h(f, v))
+            valid_BT = carry.get("valid_BT")
+            _, spent = _macs(lambda h=head, f=feature, v=valid_BT: h(f, v))
             head_macs += spent
             _add_parameters(head, seen)
             layers.append(exit + 1)

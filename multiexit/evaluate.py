@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from multiexit import policies
 from multiexit.cost import Cost, paired_times
-from multiexit.data.batches import collate_of, loader, move, unpack
+from multiexit.data.batches import loader, move, unpack
+from multiexit.losses import check_labels
 from multiexit.metrics import METRICS
 from multiexit.model import MultiExitModel
 from multiexit.policies import ExitPolicy
@@ -88,7 +89,8 @@ def collect(
         batch_size: rows per batch, where `data` doesn't say.
 
     Raises:
-        ValueError: no rows, an unknown metric, or NaN or infinite logits (named exit and row).
+        ValueError: no rows, an unknown metric, labels outside the classes, or NaN or infinite
+            logits (named exit and row).
     """
     if metric is None:
         metric = "accuracy" if model.num_classes > 1 else "pearson_spearman"
@@ -113,6 +115,7 @@ def collect(
         back = torch.argsort(torch.tensor(order))
         logits_MBC, labels_B = logits_MBC[:, back], labels_B[back]
     _check_finite(logits_MBC)
+    check_labels(labels_B, model.num_classes, "the data set")
     return Outputs(logits_MBC, labels_B, model.cost(), metric)
 
 
@@ -173,10 +176,10 @@ def measured_speedup(
     device = next(model.parameters()).device
     few = data
     if isinstance(data, Dataset):
-        few = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
-        few = DataLoader(few, batch_size, collate_fn=collate_of(data))
+        some = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
+        few, _ = loader(some, batch_size)
     timed: list[tuple[Any, Any]] = []
-    for batch in few:  # type: ignore[union-attr]
+    for batch in few:
         args, inputs, _ = unpack(batch)
         timed.append((move(args, device), move(inputs, device)))
         if sum(_rows(*inputs) for inputs in timed) >= rows:

@@ -92,8 +92,8 @@ class AttentionHead(Head):
 class MixedPoolHead(Head):
     """Shallow-Deep's head: `Linear(flatten(α·maxpool(f) + (1 − α)·avgpool(f)))`, α learned.
 
-    [B, C, H, W] → [B, K]. The kernel is H // 4, so at most 7×7 positions remain (4×4 where 4
-    divides H); features smaller than 4×4 are not pooled. α starts in U(0, 1).
+    [B, C, H, W] → [B, K]. The kernel is H // 4 by W // 4, which leaves 4×4 positions where 4
+    divides H and W; a feature below 8×8 is not pooled and has no α. α starts in U(0, 1).
 
     Reference: Kaya et al., "Shallow-Deep Networks", ICML 2019, section 4 and its code.
     """
@@ -101,13 +101,13 @@ class MixedPoolHead(Head):
     def __init__(self, shape: Shape, num_classes: int):
         super().__init__()
         channels, height, width = (int(size) for size in shape if size is not None)
-        self.kernel = max(height // 4, 1)
-        self.alpha = nn.Parameter(torch.rand(1))
-        positions = (height // self.kernel) * (width // self.kernel)
+        self.kernel = (max(height // 4, 1), max(width // 4, 1))
+        self.alpha = nn.Parameter(torch.rand(1)) if self.kernel != (1, 1) else None
+        positions = (height // self.kernel[0]) * (width // self.kernel[1])
         self.linear = nn.Linear(channels * positions, num_classes)
 
     def forward(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        if self.kernel > 1:
+        if self.alpha is not None:
             most = F.max_pool2d(feature, self.kernel)
             feature = self.alpha * most + (1 - self.alpha) * F.avg_pool2d(feature, self.kernel)
         return self.linear(feature.flatten(1))
@@ -161,7 +161,10 @@ def build(
             _start_from(heads[-1].linear, backbone.classifier)
         return nn.ModuleList(heads)
     if head in ("pooler", "own-pooler"):
-        return _pooler_heads(shapes, num_classes, pool, backbone.pooler, shared=head == "pooler")
+        heads = _pooler_heads(shapes, num_classes, pool, backbone.pooler, shared=head == "pooler")
+        if stages[-1] == backbone.num_stages - 1:
+            _start_from(heads[-1].linear, backbone.classifier)
+        return nn.ModuleList(heads)
     if head == "attention":
         _need(shapes, 2, "the attention head reads tokens [B, T, H]")
         return nn.ModuleList(AttentionHead(shape, num_classes) for shape in shapes)
@@ -176,7 +179,7 @@ def build(
 
 def _pooler_heads(
     shapes: list[Shape], num_classes: int, pool: str, pretrained: nn.Linear | None, shared: bool
-) -> nn.ModuleList:
+) -> list[PoolerHead]:
     widths = {_width(shape) for shape in shapes}
     if shared and len(widths) > 1:
         raise ValueError(
@@ -191,7 +194,7 @@ def _pooler_heads(
 
     first = pooler(shapes[0])
     poolers = [first if shared or i == 0 else pooler(shape) for i, shape in enumerate(shapes)]
-    return nn.ModuleList(PoolerHead(pooler, num_classes, pool) for pooler in poolers)
+    return [PoolerHead(pooler, num_classes, pool) for pooler in poolers]
 
 
 def _start_from(linear: nn.Linear, pretrained: nn.Linear | None) -> None:

@@ -95,22 +95,21 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
     Raises:
         ValueError: names the first bad value, its row, and what is allowed.
     """
+    if labels.device.type == "cpu" and labels.dtype != torch.bool:
+        if num_classes == 1:
+            good_N, allowed = labels.isfinite(), "finite scores"
+        else:
+            good_N = (labels >= 0) & (labels < num_classes) & (labels == labels.floor())
+            allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"
+        if not good_N.all():
+            row = int((~good_N).nonzero()[0, 0])
+            raise ValueError(
+                f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
+                f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
+            )
     if labels.is_floating_point() != (num_classes == 1) or labels.dtype == torch.bool:
         wanted = "float32 for regression" if num_classes == 1 else "int64 for classes"
         raise ValueError(f"{where}: labels are {labels.dtype}; they must be {wanted}")
-    if labels.device.type != "cpu":
-        return
-    if num_classes == 1:
-        good_N, allowed = labels.isfinite(), "finite scores"
-    else:
-        good_N = (labels >= 0) & (labels < num_classes)
-        allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"
-    if not good_N.all():
-        row = int((~good_N).nonzero()[0, 0])
-        raise ValueError(
-            f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
-            f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
-        )
 
 
 def _classification(

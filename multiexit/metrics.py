@@ -43,8 +43,8 @@ def pearson_spearman(
     """
     if len(labels_N) < 2 or np.ptp(predicted_N) == 0 or np.ptp(labels_N) == 0:
         return {"score": 0.0, "pearson": 0.0, "spearman": 0.0}
-    pearson = float(pearsonr(predicted_N, labels_N).statistic)
-    spearman = float(spearmanr(predicted_N, labels_N).statistic)  # type: ignore[attr-defined]
+    pearson = float(pearsonr(predicted_N, labels_N)[0])  # type: ignore[arg-type]
+    spearman = float(spearmanr(predicted_N, labels_N)[0])  # type: ignore[arg-type]
     return {"score": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 

@@ -113,7 +113,7 @@ class MultiExitModel(nn.Module):
 
         Raises:
             ValueError: in train mode; a policy whose step is malformed; NaN or infinite logits,
-                named by exit and row.
+                named by exit.
         """
         if self.training:
             raise ValueError("predict in train mode would be random: call model.eval() first")
@@ -124,6 +124,7 @@ class MultiExitModel(nn.Module):
             return Prediction(torch.empty(0, self.num_classes, device=device), exit_B)
         rows_B = torch.arange(rows, device=device)  # who is still here
         answer_BC = torch.empty(0, device=device)
+        sums: list[Tensor] = []  # per exit; finite only if all logits there are
         state: policies.State = {}
         done = 0
         carry = self.backbone.start(*args, **inputs)
@@ -133,6 +134,7 @@ class MultiExitModel(nn.Module):
             carry, feature = self.backbone.stage(carry, exit)
             done = exit + 1
             logits_BC = head(feature, carry.get("valid_BT"))
+            sums.append(logits_BC.sum())
             if m == 0:
                 state = policy.init(logits_BC)
                 answer_BC = torch.empty_like(logits_BC)
@@ -150,7 +152,7 @@ class MultiExitModel(nn.Module):
                 break
             stay = (~stop_B).nonzero().squeeze(1)
             carry, state, rows_B = select(carry, stay), select(state, stay), rows_B[stay]
-        _check_finite(answer_BC, exit_B)
+        _check_finite(sums)
         return Prediction(answer_BC, exit_B)
 
     @torch.inference_mode()
@@ -236,16 +238,17 @@ def _at_fractions(fractions: Sequence[float], backbone: Backbone) -> tuple[int, 
 
 
 def _num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
-    for value in (*args, *inputs.values()):
-        if isinstance(value, Tensor):
-            return len(value)
-    raise ValueError("predict needs at least one input tensor")
+    """The batch's size; an input may have one row for all (position_ids)."""
+    sizes = [len(value) for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
+    if not sizes:
+        raise ValueError("predict needs at least one input tensor")
+    return 0 if 0 in sizes else max(sizes)
 
 
-def _check_finite(logits_BC: Tensor, exit_B: Tensor) -> None:
-    if not torch.isfinite(logits_BC).all():
-        row = int((~torch.isfinite(logits_BC)).any(1).nonzero()[0])
+def _check_finite(sums: list[Tensor]) -> None:
+    finite = torch.stack(sums).isfinite()
+    if not finite.all():
+        exit = int((~finite).nonzero()[0])
         raise ValueError(
-            f"exit {int(exit_B[row])} gave NaN or infinite logits for row {row}: "
-            f"{logits_BC[row].tolist()}"
+            f"exit {exit} gave NaN or infinite logits: its head or its input is broken"
         )

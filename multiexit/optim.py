@@ -12,9 +12,9 @@ from multiexit.recipes import Phase
 
 
 def trainable(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
-    """Switch gradients on for what the phase trains, off for the rest, and list the former.
+    """Switch gradients off for what the phase doesn't train, and list what it does.
 
-    Stages behind the last exit are never run, so never trained.
+    What was frozen before stays so. Stages behind the last exit are never run, so never trained.
     """
     run, behind = (
         {p for stage in stages for p in model.backbone.stage_module(stage).parameters()}
@@ -32,7 +32,7 @@ def trainable(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
         "heads": early_heads,
     }[phase.train]
     for p in model.parameters():
-        p.requires_grad_(p in wanted)
+        p.requires_grad_(p.requires_grad and p in wanted)
     return [p for p in model.parameters() if p.requires_grad]
 
 

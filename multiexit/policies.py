@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -259,19 +259,25 @@ def parse(text: str) -> ExitPolicy:
     if name not in POLICIES:
         raise ValueError(f"no policy {name!r}; there are {sorted(POLICIES)}, e.g. patience=4")
     kind = POLICIES[name]
-    known = fields(kind)
+    known = field_types(kind)
     given = [value for value in values.split(",") if value]
     if len(given) > len(known):
-        raise ValueError(f"{name} takes {[f.name for f in known]}, got {values!r}")
+        raise ValueError(f"{name} takes {list(known)}, got {values!r}")
     try:
         numbers = [
-            int(value) if f.type is int else float(value)
-            for f, value in zip(known, given, strict=False)
+            int(value) if wanted is int else float(value)
+            for wanted, value in zip(known.values(), given, strict=False)
         ]
         return kind(*numbers)
     except (TypeError, ValueError) as error:
-        wanted = ",".join(f.name.upper() for f in known)
+        wanted = ",".join(known).upper()
         raise ValueError(f"can't read policy {text!r}: write {name}={wanted} ({error})") from error
+
+
+def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:
+    """The names and types of a policy's fields, in order."""
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind)}
 
 
 def to_json(policy: ExitPolicy) -> dict[str, Any]:

@@ -5,7 +5,7 @@ stops. A new one is a function that returns a `Recipe`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -36,8 +36,8 @@ class Phase:
 
     topology: str | Topology | Tensor = "none"
     coefficients: Coefficients = coefficients.summed
-    learner: Learner = Uniform()
-    temperature: Temperature = Constant()
+    learner: Learner = field(default_factory=Uniform)
+    temperature: Temperature = field(default_factory=Constant)
     divergence: Divergence = "ce"
     train: Literal["all", "last", "heads"] = "all"
     epochs: int | None = None
@@ -182,7 +182,8 @@ def pabee(patience: int = 4) -> Recipe:
 def shallow_deep(threshold: float = 0.9) -> Recipe:
     """CE_M and early exits whose weights grow with the epochs; stops at high max-prob (section 4).
 
-    The paper's own head for images is `head="mixed-pool"`.
+    The paper's own head for images is `head="mixed-pool"`. Its fallback, the most confident exit
+    so far for inputs that never stop, is not part of `MaxProb`: these take the last exit.
     """
     return Recipe(
         "shallow-deep",

@@ -94,8 +94,8 @@ def results_json(
         outputs: of the evaluation set.
         rows: a sweep on it.
         history: the run's; its epochs and its last weights Ω are kept.
-        about: `title`, `command`, `note`, `recipe`, `picture` (a file beside the JSON), and any
-            other plain data, e.g. `machine`, `seconds`; `versions` are added.
+        about: `title`, `command`, `note`, `recipe`,
+            and any other plain data, e.g. `machine`, `seconds`; `versions` are added.
 
     Raises:
         ValueError: no rows, or something that JSON can't hold.
@@ -131,6 +131,8 @@ def read_results(path: str | Path) -> dict[str, Any]:
 def results_page(folder: str | Path) -> str:
     """One Markdown page of all `*.json` in a folder: a comparison, then each run.
 
+    A picture of the same name (`mrpc.png` for `mrpc.json`) is shown with it.
+
     Raises:
         ValueError: no file there, or a damaged one, by its name.
     """
@@ -142,7 +144,7 @@ def results_page(folder: str | Path) -> str:
         data = read_results(path)
         try:
             compared.append(_compared(path.stem, data))
-            sections.append(_section(path.stem, data))
+            sections.append(_section(path, data))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
     top = ["# Results", "Made from the JSON files beside this page.", table(compared, True)]
@@ -239,11 +241,12 @@ def _compared(name: str, data: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _section(name: str, data: dict[str, Any]) -> str:
+def _section(path: Path, data: dict[str, Any]) -> str:
     about = dict(data["about"])
-    title, note, command, picture, used = (
-        about.pop(key, None) for key in ("title", "note", "command", "picture", "versions")
+    title, note, command, used = (
+        about.pop(key, None) for key in ("title", "note", "command", "versions")
     )
+    name, picture = path.stem, path.with_suffix(".png")
     facts = {**about, "examples": data["examples"], **(used or {})}
     parts = [f"## {title or name}", note, command and f"```sh\n{command}\n```"]
     parts.append(" · ".join(f"{key} {value}" for key, value in facts.items()))
@@ -262,9 +265,10 @@ def _section(name: str, data: dict[str, Any]) -> str:
         rows = [dict(zip(heads, row, strict=True)) for row in cells]
         parts.append(table(rows, True))
     elif W:
-        where = "drawn below" if picture else "in the JSON file, under `weights`"
+        where = "drawn below" if picture.exists() else "in the JSON file, under `weights`"
         parts.append(f"The learned weights Ω of {len(W)} × {len(W)} loss terms are {where}.")
-    parts.append(picture and f"![{title or name}]({picture})")
+    if picture.exists():
+        parts.append(f"![{title or name}]({picture.name})")
     return "\n\n".join(part for part in parts if part)
 
 

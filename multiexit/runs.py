@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from multiexit import pictures, policies, presets, recipes, report, tasks
 from multiexit.backbones import Backbone, wrap
@@ -30,9 +31,9 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
     known = inspect.signature(recipes.RECIPES[name]).parameters
     defaults: dict[str, Any] = {}
     # A temperature of None is a rule of the method's own (DBT's rising one).
-    if tasks.kind(task) == "image" and "temperature" in known:
-        if known["temperature"].default is not None:
-            defaults["temperature"] = 4.0
+    plain = "temperature" in known and known["temperature"].default is not None
+    if plain and tasks.kind(task) == "image":
+        defaults["temperature"] = 4.0
     if "cycle" in known and task in presets.TABLE_3:
         defaults["cycle"] = presets.TABLE_3[task].cycle
     return recipes.recipe(name, **{**defaults, **options})
@@ -88,7 +89,7 @@ def train(
         rows, held = holdout(task.train, validation, config.seed)
         held = held.for_evaluation()
     history = Trainer(model, recipe, replace(config, metric=task.metric)).fit(rows, held)
-    if tokenizer is not None and config.output is not None:
+    if tokenizer is not None and config.output is not None and PartialState().is_main_process:
         tokenizer.save_pretrained(Path(config.output) / "model")
     return model, history
 
@@ -137,6 +138,8 @@ def write_results(
     **about: Any,
 ) -> None:
     """Save a run's results as `results.json` and `results.png`, and print the tables."""
+    if not PartialState().is_main_process:
+        return
     curves: dict[str, list[Row]] = {}
     for row in rows:
         curves.setdefault(type(row.policy).__name__, []).append(row)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 SETTINGS = "multiexit.json"
+KEYS = ("backbone", "num_classes", "exits", "head", "pool", "labels", "preprocessing", "policy")
 
 
 def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
@@ -145,9 +146,13 @@ def _settings(path: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
-    if settings.get("format") != FORMAT:
+    version = settings.get("format") if isinstance(settings, dict) else None
+    if version != FORMAT:
         raise ValueError(
-            f"{path} has format {settings.get('format')!r}; this version of multiexit reads "
-            f"{FORMAT}: install the version that wrote it"
+            f"{path} has format {version!r}; this version of multiexit reads {FORMAT}: install "
+            "the version that wrote it"
         )
+    missing = [key for key in KEYS if key not in settings]
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {missing}")
     return settings

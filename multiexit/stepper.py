@@ -43,6 +43,7 @@ class Stepper:
         self.config = config
         self.accelerator = accelerator
         device = accelerator.device
+        self._trained_before = [p.requires_grad for p in model.parameters()]
         parameters = optim.trainable(model, phase)
         if not parameters:
             raise ValueError(f"a phase that trains {phase.train!r} has nothing to train here")
@@ -125,10 +126,11 @@ class Stepper:
         return self.accelerator.reduce(value, "mean")  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Take accelerate's wrapping off the model, and let every parameter train again."""
+        """Take accelerate's wrapping off the model; what trained before the phase does again."""
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
-        self.model.requires_grad_(True)
+        for p, trained in zip(self.model.parameters(), self._trained_before, strict=True):
+            p.requires_grad_(trained)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a step moves, but for the model."""

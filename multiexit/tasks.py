@@ -54,6 +54,7 @@ def load(
     tokenizer: Any = None,
     max_length: int = 128,
     normalisation: str | None = None,
+    download: bool = False,
 ) -> TaskData:
     """Read a task's data.
 
@@ -62,14 +63,14 @@ def load(
         data_dir: where it lies; None is the hub for GLUE, `~/.cache/multiexit` for CIFAR.
         tokenizer: for text.
         max_length: tokens per row at most.
-        normalisation: for CIFAR, see `multiexit.data.cifar.load`.
+        normalisation, download: for CIFAR, see `multiexit.data.cifar.load`.
     """
     if kind(name) == "text":
         return _text(name, data_dir, tokenizer, max_length)
     data = (
         cifar.digits()
         if name == "digits"
-        else cifar.load(name, data_dir, normalisation=normalisation)
+        else cifar.load(name, data_dir, download, normalisation=normalisation)
     )
     example: Tensor = data.train[0][0]
     preprocessing = {

@@ -70,7 +70,7 @@ def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) 
     rows = {len(value) for value in inputs.values()}
     _require(len(rows) == 1 and min(rows) >= 3, f"inputs need at least 3 rows each, have {rows}")
     one = {len(value) for value in backbone.example_inputs().values()}
-    _require(one == {1}, f"example_inputs() must give one row, gives {one}")
+    _require(one == {1}, f"example_inputs() gives {one} rows, not one")
     with torch.no_grad():
         _check_stages(backbone, inputs, min(rows))
     backbone.train(training)
@@ -114,9 +114,7 @@ def check_head(factory: heads.Factory, shape: heads.Shape, num_classes: int = 3)
 def check_learner(learner: Learner, exits: int = 4) -> None:
     """Its weights fit the topology, its plans are numbers, Ω moves by them and can be resumed.
 
-    Args:
-        learner: what is checked.
-        exits: M.
+    Args: the learner, and the number of exits M to try it with.
     """
     weights = learner.weights(topology.lae(exits), 0)
     _require(isinstance(weights, LossWeights), f"weights() gave a {type(weights).__name__}")
@@ -178,9 +176,8 @@ def _check_stages(backbone: Backbone, inputs: dict[str, Tensor], B: int) -> None
         carry, feature = backbone.stage(carry, index)
         _require_rows(carry, B, f"{where}'s carry")
         _require(torch.equal(feature, whole), f"{where}: features() is not the chain of stages")
-        fits = len(sizes) == len(shape) and all(
-            wanted in (None, size) for wanted, size in zip(shape, sizes, strict=True)
-        )
+        like = tuple(n if n is None else size for n, size in zip(shape, sizes, strict=False))
+        fits = len(sizes) == len(shape) and like == tuple(shape)
         _require(fits, f"{where}: feature_shapes says {shape}, the feature has {sizes}")
         few, feature = backbone.stage(few, index)
         near = torch.allclose(feature, whole[keep], atol=1e-4, rtol=1e-4)

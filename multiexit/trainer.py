@@ -11,17 +11,21 @@ Letters: M exits. Θ are the network's parameters, Ω the loss weights.
             score every exit on the dev set; keep the best mean
 """
 
+import hashlib
+import math
 import reprlib
 import time
 import warnings
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -83,6 +87,8 @@ class Trainer:
             log_with=list(self.config.trackers) or None,
             project_dir=self.config.output,
         )
+        if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
         self.history = History()
         self.position = Position()
         self._best: dict[str, Tensor] | None = None
@@ -123,16 +129,24 @@ class Trainer:
         for index in range(first, len(self.recipe.phases)):
             self._run_phase(index, data, dev, run, saved)
             saved = None
-        self.accelerator.end_training()
+        self._share_buffers()
+        for tracker in self.accelerator.trackers:  # end_training would end the process group too
+            tracker.finish()
         if self._best is not None:
             self.model.load_state_dict(self._best)
         self._save_model()
         return self.history
 
     def _run_phase(self, index: int, data: Rows, dev: Any, run: Any, saved: Any) -> None:
-        config, phase = self.config, self.recipe.phases[index]
         self.position = Position(phase=index, total=self.position.total)
-        stepper = Stepper(self.model, phase, config, self.accelerator)
+        phase = self.recipe.phases[index]
+        with closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper:
+            self._run_epochs(stepper, data, dev, run, saved)
+
+    def _run_epochs(
+        self, stepper: Stepper, data: Rows, dev: Any, run: dict[str, Any], saved: Any
+    ) -> None:
+        config, phase = self.config, stepper.phase
         if saved:
             self._restore(saved, stepper)
         position = self.position
@@ -155,9 +169,8 @@ class Trainer:
             rest = first[position.batch * config.accumulation :]
             seed = (config.seed, position.epoch, rank, position.batch)
             for micro in chunks(data.feed(rest, config.workers, seed), config.accumulation):
-                L_MM, W_MM = stepper.step(
-                    micro, lambda: self._draw(data, second), position.step, steps
-                )
+                draw = partial(self._draw, data, second)
+                L_MM, W_MM = stepper.step(micro, draw, position.step, steps)
                 self._unread.append((position.step, L_MM, W_MM))
                 position.batch += 1
                 position.step += 1
@@ -176,7 +189,6 @@ class Trainer:
             position.batch = position.second = 0
             self._checkpoint(stepper, run)
         bar.close()
-        stepper.close()
 
     def _draw(self, data: Rows, second: list[Indices]) -> Any:
         """The next batch of D2; after the last comes the first."""
@@ -187,11 +199,11 @@ class Trainer:
     def _length(self, phase: Phase, data: Rows) -> tuple[int, int]:
         """Epochs and steps of Θ of a phase."""
         config = self.config
-        rows = -(-len(data) // 2) if phase.learner.splits else len(data)
+        rows = math.ceil(len(data) / 2) if phase.learner.splits else len(data)
         per_batch = config.batch_size * self.accelerator.num_processes
-        per_epoch = -(-(-(-rows // per_batch)) // config.accumulation)
+        per_epoch = math.ceil(math.ceil(rows / per_batch) / config.accumulation)
         if config.max_steps is not None:
-            return -(-config.max_steps // per_epoch), config.max_steps
+            return math.ceil(config.max_steps / per_epoch), config.max_steps
         epochs = phase.epochs or config.epochs
         return epochs, epochs * per_epoch
 
@@ -245,8 +257,10 @@ class Trainer:
         self.history.epochs.append(row)
         if dev is None:
             return False
+        self._share_buffers()
         outputs = collect(self.model, dev, self.config.metric, 2 * self.config.batch_size)
-        row["exits"] = exit_scores(outputs)
+        # What the first process sees decides for all.
+        (row["exits"],) = broadcast_object_list([exit_scores(outputs)])
         row["mean"] = sum(scores["score"] for scores in row["exits"]) / len(row["exits"])
         self.accelerator.log({"mean over exits": row["mean"]}, step=position.total)
         if best is None or best["phase"] != position.phase or row["mean"] > best["mean"]:
@@ -257,16 +271,26 @@ class Trainer:
         position.stale += 1
         return patience is not None and position.stale >= patience
 
+    def _share_buffers(self) -> None:
+        """Give every process the first one's BatchNorm statistics."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
+
     def _save_model(self) -> None:
         if self.config.output is not None and self.accelerator.is_main_process:
-            self.model.policy = self.model.policy or self.recipe.policy
+            if self.model.num_classes > 1:  # a recipe's policy is one for classes
+                self.model.policy = self.model.policy or self.recipe.policy
             self.model.save_pretrained(Path(self.config.output) / "model")
             self.history.save(Path(self.config.output) / "history.json")
 
     def _checkpoint(self, stepper: Stepper, run: dict[str, Any]) -> None:
-        if self.config.output is None or not self.accelerator.is_main_process:
+        if self.config.output is None:
             return
         check_parameters(self.model, self.position.step)
+        random_by_process = gather_object([checkpoint.random_states()])
+        if not self.accelerator.is_main_process:
+            return
         state = {
             "run": run,
             "position": asdict(self.position),
@@ -274,7 +298,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "best": self._best,
             "stepper": stepper.state_dict(),
-            "random": checkpoint.random_states(),
+            "random": random_by_process,
         }
         checkpoint.save(Path(self.config.output), state)
         self.history.save(Path(self.config.output) / "history.json")
@@ -286,7 +310,7 @@ class Trainer:
         self._best = state["best"]
         self.history = History(**state["history"])
         self.position = Position(**state["position"])
-        checkpoint.set_random_states(state["random"])
+        checkpoint.set_random_states(state["random"][self.accelerator.process_index])
 
     def _saved_state(self, run: dict[str, Any]) -> Any | None:
         """The checkpoint to go on from, if that is wanted and there is one."""
@@ -311,8 +335,10 @@ class Trainer:
         free = {"output", "resume", "checkpoint_every", "trackers", "workers", "progress"}
         config = {k: v for k, v in asdict(self.config).items() if k not in free}
         shares_M = self.model.cost().shares_M
+        shapes = repr([(name, tuple(p.shape)) for name, p in self.model.named_parameters()])
         described: dict[str, Any] = {
             "recipe": self.recipe.name,
+            "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
             "rows": len(data),
             "processes": self.accelerator.num_processes,
             "exits": list(self.model.exits),

@@ -1,6 +1,8 @@
 """Small networks and data sets that the training tests share."""
 
+import gc
 import io
+import runpy
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -16,7 +18,11 @@ import multiexit as mx
 from multiexit import checkpoint
 from multiexit.data.images import ImageDataset
 
+ROOT = Path(__file__).parents[1]
 WIDTH, CLASSES = 6, 3
+
+# Every run ends with a search for garbage, which the libraries' own objects would make slow.
+gc.freeze()
 
 PLAIN = mx.TrainConfig(
     epochs=2,
@@ -135,9 +141,27 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert not different, f"{different} differ"
 
 
-def omega_of(folder) -> dict[str, torch.Tensor]:
-    """Ω's own parameters in a run's checkpoint."""
-    return checkpoint.load(Path(folder))["omega"]["weights"]
+def saved_state(folder) -> dict:
+    """Everything in a run's checkpoint but the seconds it took."""
+    return _timeless(checkpoint.load(Path(folder)))
+
+
+def _timeless(tree):
+    if isinstance(tree, dict):
+        return {key: _timeless(value) for key, value in tree.items() if key != "seconds"}
+    return [_timeless(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def differences(one, other, where="") -> list[str]:
+    """Where two nested states differ, to the last bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if torch.equal(one, other) else [where]
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [d for key in one for d in differences(one[key], other[key], f"{where}.{key}")]
+    if isinstance(one, list | tuple) and type(one) is type(other) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}[{i}]")]
+    return [] if one == other else [f"{where}: {one!r} and {other!r}"]
 
 
 class Ended(NamedTuple):
@@ -146,6 +170,14 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def example(path: str, *words: object) -> str:
+    """Run an example as its command line does, in this process; what it printed."""
+    out = io.StringIO()
+    with patch.object(sys, "argv", [path, *map(str, words)]), redirect_stdout(out):
+        runpy.run_path(str(ROOT / path), run_name="__main__")
+    return out.getvalue()
 
 
 def command(*words: object, stdin: str = "") -> Ended:

@@ -73,6 +73,7 @@ def without(inputs: dict, *names: str) -> dict:
 @pytest.mark.parametrize("name", TEXT)
 def test_staged_text_equals_the_library_s_hidden_states(name, attention, text):
     model, inputs = encoder(name, attention), text(5)
+    inner = getattr(model.config, "inner_group_num", 1)  # the library tells each inner layer
     if name == "distilbert":  # it knows no token types
         inputs = without(inputs, "token_type_ids")
     for some in (
@@ -84,6 +85,7 @@ def test_staged_text_equals_the_library_s_hidden_states(name, attention, text):
     ):
         with torch.no_grad():
             theirs = model(**some, output_hidden_states=True).hidden_states[1:]
+            theirs = theirs[inner - 1 :: inner]
             ours = mx.wrap(model).features(**some)
         assert len(ours) == len(theirs) == 4
         for layer, (mine, wanted) in enumerate(zip(ours, theirs, strict=True)):
@@ -209,7 +211,7 @@ def test_torchvision_s_last_exit_gives_its_own_logits(kind, size, stages):
     with torch.no_grad():
         assert ours(x).shape == (stages, 2, 7)
         torch.testing.assert_close(ours(x)[-1], model(x), atol=1e-5, rtol=1e-5)
-    testing.check_backbone(ours.backbone, {"x": torch.randn(3, 3, size, size)})
+    testing.check_backbone(ours.backbone)
 
 
 def test_torchvision_by_name():
@@ -272,7 +274,9 @@ def test_weights_of_the_usual_layout(tmp_path):
         second = mx.wrap("cifar-resnet-20", weights=path).eval()
         x = torch.randn(2, 3, 32, 32)
         assert torch.equal(second.features(x)[-1], first.features(x)[-1])
-        assert torch.equal(mx.MultiExitModel(second, 10).heads[-1].linear.bias, tensors["linear.bias"])
+        assert torch.equal(
+            mx.MultiExitModel(second, 10).heads[-1].linear.bias, tensors["linear.bias"]
+        )
     for depth in (32, 56):
         with pytest.raises(ValueError, match="don't fit this ResNet"):
             mx.cifar_resnet(depth, weights=tmp_path)
@@ -282,7 +286,7 @@ def test_weights_of_the_usual_layout(tmp_path):
     (tmp_path / "short.safetensors").write_bytes(
         (tmp_path / "model.safetensors").read_bytes()[:5000]
     )
-    with pytest.raises(ValueError, match="short.safetensors"):
+    with pytest.raises(ValueError, match=r"short\.safetensors"):
         mx.cifar_resnet(20, weights=tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match="no weights at"):
         mx.cifar_resnet(20, weights=tmp_path / "nowhere")
@@ -300,7 +304,9 @@ def test_published_weights_know_cifar():
     folder = Path(str(DATA))
     file = pq.ParquetFile(folder / "cifar10/plain_text/test-00000-of-00001.parquet")
     table = next(file.iter_batches(500)).to_pydict()
-    pixels = [np.array(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in table["img"]]
+    pixels = [
+        np.array(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in table["img"]
+    ]
     x = torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -410,7 +416,7 @@ def test_an_adapter_is_registered_with_one_function():
     backbone = mx.wrap(Tower())
     testing.check_backbone(backbone, {"x": torch.randn(5, 4)})
     model = mx.MultiExitModel(backbone, 3).eval()
-    answers, exit_B = model.predict(mx.MaxProb(0.4), torch.randn(9, 4))
+    answers, _exit_B = model.predict(mx.MaxProb(0.4), torch.randn(9, 4))
     assert answers.shape == (9, 3)
 
 
@@ -436,9 +442,9 @@ def mlp() -> nn.Sequential:
         (lambda: mx.wrap("timm:no_such_net"), "no_such_net"),
         (lambda: mx.wrap("torchvision:no_such_net"), "no_such_net"),
         (lambda: mx.wrap("timm:test_mambaout"), r"can't stage timm's .*name the parts"),
-        (lambda: mx.wrap("torchvision:squeezenet1_1"), r"can't stage torchvision's .*name the parts"),
+        (lambda: mx.wrap("torchvision:squeezenet1_1"), r"torchvision's .*name the parts"),
         (lambda: mx.wrap("no such name"), r"no model 'no such name'.*\n?.*What works"),
-        (lambda: mx.wrap(nn.Sequential()), "at least one stage"),
+        (lambda: mx.wrap(nn.Sequential(), input_shape=(3,)), "at least one stage"),
         (lambda: mx.wrap(nn.Sequential(nn.ReLU())), "pass input_shape="),
         (lambda: mx.wrap(nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 3))), "don't run as a chain"),
         (lambda: mx.wrap(nn.Sequential(nn.Linear(4, 3), Pair())), "stage 1 gives no .* but tuple"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import multiexit as mx
 from multiexit import coefficients, losses, topology
+from multiexit.temperature import Constant, Rising
 
 
 def softmax(z: list[float]) -> list[float]:
@@ -39,7 +40,7 @@ def naive(logits_MBC, labels_B, tau: float, kl: bool) -> torch.Tensor:
 
 @pytest.mark.parametrize("divergence", ["ce", "kl"])
 @pytest.mark.parametrize("tau", [1, 1.0, 0.5, 4.0])
-@pytest.mark.parametrize("M, B, C", [(1, 1, 2), (4, 3, 5), (7, 2, 2)])
+@pytest.mark.parametrize(("M", "B", "C"), [(1, 1, 2), (4, 3, 5), (7, 2, 2)])
 def test_every_term_equals_plain_loops(M, B, C, tau, divergence):
     logits_MBC = 2 * torch.randn(M, B, C)
     labels_B = torch.randint(C, (B,))
@@ -156,7 +157,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("logits, labels, tau, message", BAD)
+@pytest.mark.parametrize(("logits", "labels", "tau", "message"), BAD)
 def test_bad_input_is_named(logits, labels, tau, message):
     with pytest.raises(ValueError, match=message):
         mx.loss_matrix(logits, labels, tau)
@@ -228,3 +229,33 @@ def test_a_phase_of_the_recipes_uses_its_own_factors():
         (phase,) = mx.recipe(name).phases
         teaches_MM = topology.resolve(phase.topology, 4)
         assert float(phase.coefficients(teaches_MM, 0.0, [1.0] * 4).sum()) == pytest.approx(total)
+
+
+# Temperatures
+
+
+def test_a_rising_temperature_grows_while_the_teacher_is_sure():
+    rule = Rising()
+    tau = rule.start(torch.device("cpu"))
+    sure = torch.tensor([[[0.0, 0.0]], [[0.5, 0.0]]])  # the last exit's max p is above 1/2
+    torn = torch.tensor([[[9.0, 0.0]], [[0.0, 0.0]]])  # only the first exit is sure
+    path = []
+    for logits_MBC in (sure, torn, sure, sure):
+        tau = rule.after(tau, logits_MBC)
+        path.append(float(tau))
+    assert path == pytest.approx([1.05, 1.05, 1.05**2, 1.05**3])
+
+
+def test_a_rising_temperature_looks_at_softened_answers():
+    rule = Rising(value=8.0, above=0.6)
+    tau = rule.start(torch.device("cpu"))
+    logits_MBC = torch.tensor([[[2.0, 0.0]]])  # max p is 0.88, at τ = 8 it is 0.56
+    assert float(rule.after(tau, logits_MBC)) == 8.0
+    assert float(rule.after(torch.tensor(1.0), logits_MBC)) == pytest.approx(1.05)
+
+
+def test_a_constant_temperature_stays():
+    assert Constant(4.0).after(4.0, torch.zeros(2, 1, 2)) == 4.0
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            Constant(bad)

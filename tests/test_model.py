@@ -125,11 +125,17 @@ def test_a_patient_policy_runs_each_stage_once(network):
 
 
 def test_forward_gives_every_exit_and_no_stage_behind_the_last(spied):
-    model, backbone = spied
+    _model, backbone = spied
     shorter = mx.MultiExitModel(backbone, 4, exits=[1, 3], head=lambda shape, K: Count(K))
     backbone.seen.clear()
     assert shorter(rows([0, 1, 2])).shape == (2, 3, 4)
     assert backbone.seen == [(stage, 3) for stage in range(4)]
+
+
+def test_the_full_network_is_the_last_exit_alone(network):
+    model, inputs = network
+    with torch.no_grad():
+        assert torch.equal(model.full(**inputs), model(**inputs)[-1])
 
 
 def test_some_exits_say_the_same_as_all(make_backbone, text):

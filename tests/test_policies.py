@@ -295,7 +295,7 @@ class Listed(Stubborn):
 
 
 @pytest.mark.parametrize(
-    "policy, message",
+    ("policy", "message"),
     [
         (Herd(), "no row may sway another"),
         (Stubborn(), r"'seen'\] must have 1 rows"),
@@ -325,7 +325,7 @@ def test_a_saved_policy_of_ones_own_must_be_passed():
 
 
 @pytest.mark.parametrize(
-    "text, wanted",
+    ("text", "wanted"),
     [
         ("patience=4", mx.Patience(4)),
         ("patience=4,0.5", mx.Patience(4, 0.5)),
@@ -362,7 +362,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("make, message", BAD)
+@pytest.mark.parametrize(("make", "message"), BAD)
 def test_bad_numbers_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -55,7 +55,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("made, message", BAD)
+@pytest.mark.parametrize(("made", "message"), BAD)
 def test_bad_ones_are_named(made, message):
     with pytest.raises(ValueError, match=message):
         topology.resolve(made, 4)

@@ -107,7 +107,7 @@ def test_fixed_weights_refuse_nan():
 
 
 def test_an_unknown_parametrization_is_named():
-    with pytest.raises(ValueError, match="'sigmoid'.*softmax"):
+    with pytest.raises(ValueError, match=r"'sigmoid'.*softmax"):
         SLO(parametrization="sigmoid")
 
 
@@ -133,7 +133,7 @@ def test_random_weights_are_integers_normalised_at_each_exit(teaches_MM, seed):
             total
             for total in range(1, 50 * M + 1)
             if ((row[counts] * total - (row[counts] * total).round()).abs() < 1e-3).all()
-            and 1 <= float((row[counts] * total).min().round())
+            and float((row[counts] * total).min().round()) >= 1
             and float((row[counts] * total).max().round()) <= 50
         ]
         assert fits, f"{row.tolist()} are no integers from 1..50 over their sum"
@@ -291,7 +291,7 @@ class Bare(SLO):
 
 
 @pytest.mark.parametrize(
-    "learner, message", [(Loose(), "shape"), (Endless(), "finite"), (Bare(), "must be a Plan")]
+    ("learner", "message"), [(Loose(), "shape"), (Endless(), "finite"), (Bare(), "must be a Plan")]
 )
 def test_the_check_catches_wrong_ones(learner, message):
     with pytest.raises(AssertionError, match=message):

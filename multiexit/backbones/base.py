@@ -29,7 +29,7 @@ def select(tree: T, keep: Tensor) -> T:
         The same structure with `v[keep]` in place of each tensor `v`.
     """
     if isinstance(tree, Tensor):
-        return tree[keep]
+        return tree[keep]  # type: ignore[return-value]
     if isinstance(tree, Mapping):
         return type(tree)({key: select(value, keep) for key, value in tree.items()})  # type: ignore[call-arg]
     return tree

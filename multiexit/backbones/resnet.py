@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,7 +92,10 @@ def _load(path: str | Path, stem: nn.Sequential, blocks: list[BasicBlock]) -> nn
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"no weights at {path}; give a safetensors file or a folder with one")
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from error
     whole = nn.ModuleDict({"stem": stem, "blocks": nn.ModuleList(blocks)})
     per_group = len(blocks) // 3
     renamed = {}
@@ -107,7 +111,7 @@ def _load(path: str | Path, stem: nn.Sequential, blocks: list[BasicBlock]) -> nn
         whole.load_state_dict(renamed)
     except RuntimeError as error:
         raise ValueError(f"the weights in {path} don't fit this ResNet: {error}") from error
-    if "linear.weight" not in tensors:
+    if "linear.weight" not in tensors or "linear.bias" not in tensors:
         return None
     classes, width = tensors["linear.weight"].shape
     classifier = nn.Linear(width, classes)

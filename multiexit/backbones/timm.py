@@ -46,6 +46,8 @@ def from_timm(model: nn.Module, spec: dict[str, Any] | None = None) -> Sequentia
     if isinstance(model, VisionTransformer):
         example = torch.zeros(1, channels, *(model.patch_embed.img_size or size))
         pool = "first" if model.global_pool == "token" else "mean"
+        if pool == "mean":  # its classifier stands on other tokens and another norm
+            classifier = None
         return SequentialBackbone(
             _ViTStem(model), list(model.blocks), example, model.norm, pool, spec, classifier
         )
@@ -57,8 +59,8 @@ def from_timm(model: nn.Module, spec: dict[str, Any] | None = None) -> Sequentia
     if isinstance(model, ConvNeXt):
         return SequentialBackbone(model.stem, _convnext_blocks(model), example, spec=spec)
     raise ValueError(
-        f"can't stage timm's {type(model).__name__}; of timm, VisionTransformer (ViT, DeiT), ResNet "
-        "and ConvNeXt can be wrapped by themselves. For others name the parts: "
+        f"can't stage timm's {type(model).__name__}; of timm, VisionTransformer (ViT, DeiT), "
+        "ResNet and ConvNeXt can be wrapped by themselves. For others name the parts: "
         "multiexit.wrap(model, stem=['stem'], stages=['stages.0', 'stages.1'])"
     )
 
@@ -85,10 +87,10 @@ def _spec(model: nn.Module, name: str | None) -> dict[str, Any] | None:
     return {"kind": "timm", "name": name, "kwargs": {}}
 
 
-def _convnext_blocks(model: ConvNeXt) -> list[nn.Module]:
+def _convnext_blocks(model: Any) -> list[nn.Module]:
     """A stage's downsampling belongs to its first block."""
     stages = []
-    for stage in model.stages:  # type: ignore[union-attr]
-        first, *rest = stage.blocks  # type: ignore[union-attr]
+    for stage in model.stages:
+        first, *rest = stage.blocks
         stages += [nn.Sequential(stage.downsample, first), *rest]
     return stages

@@ -29,12 +29,13 @@ class TransformerBackbone(Backbone):
     """
 
     def __init__(self, model: PreTrainedModel):
-        encoder = model.base_model
+        encoder: Any = model.base_model
         config = encoder.config
         if config.model_type not in SUPPORTED:
             raise ValueError(
-                f"can't stage a {config.model_type!r} model; of transformers, {', '.join(SUPPORTED)}"
-                " can be wrapped. For others register an adapter: @multiexit.wrap.register(YourClass)"
+                f"can't stage a {config.model_type!r} model; of transformers, "
+                f"{', '.join(SUPPORTED)} can be wrapped. For others register an adapter: "
+                "@multiexit.wrap.register(YourClass)"
             )
         if getattr(config, "is_decoder", False):
             raise ValueError("can't stage a decoder: set is_decoder=False in its configuration")
@@ -43,10 +44,15 @@ class TransformerBackbone(Backbone):
             feature_shapes=[(None, config.hidden_size)] * len(order),
             head="pooler",
             pool="first",
-            spec={"kind": "transformers", "config": config.to_dict()},
+            spec={
+                "kind": "transformers",
+                "config": config.to_dict(),
+                "attention": config._attn_implementation,
+            },
             pooler=_pooler(encoder),
+            classifier=_classifier(model, encoder),
         )
-        self.config = config
+        self.config: Any = config
         self.embeddings = encoder.embeddings
         self.projection = _projection(encoder)
         self.layers = layers
@@ -103,10 +109,12 @@ def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
 def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
     config: PretrainedConfig = AutoConfig.for_model(**spec["config"])
-    return TransformerBackbone(AutoModel.from_config(config, dtype=torch.float32))
+    return TransformerBackbone(
+        AutoModel.from_config(config, dtype=torch.float32, attn_implementation=spec["attention"])
+    )
 
 
-def _layers(encoder: PreTrainedModel) -> tuple[nn.ModuleList, list[int]]:
+def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:
     """The distinct layers, and which of them each stage runs."""
     config = encoder.config
     if config.model_type == "albert":
@@ -116,7 +124,7 @@ def _layers(encoder: PreTrainedModel) -> tuple[nn.ModuleList, list[int]]:
     return trunk.layer, list(range(len(trunk.layer)))
 
 
-def _projection(encoder: PreTrainedModel) -> nn.Module:
+def _projection(encoder: Any) -> nn.Module:
     """What takes embeddings to the layers' width, where they differ."""
     config = encoder.config
     if config.model_type == "albert":
@@ -126,8 +134,15 @@ def _projection(encoder: PreTrainedModel) -> nn.Module:
     return nn.Identity()
 
 
-def _pooler(encoder: PreTrainedModel) -> nn.Linear | None:
+def _pooler(encoder: Any) -> nn.Linear | None:
     pooler = getattr(encoder, "pooler", None)  # absent in some types, None in some instances
     if pooler is None or isinstance(pooler, nn.Linear):
         return pooler
     return pooler.dense
+
+
+def _classifier(model: Any, encoder: Any) -> nn.Linear | None:
+    """A fine-tuned task model's classifier, where it stands on a pooler."""
+    classifier = getattr(model, "classifier", None) if model is not encoder else None
+    on_pooler = isinstance(classifier, nn.Linear) and _pooler(encoder) is not None
+    return classifier if on_pooler else None

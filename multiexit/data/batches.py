@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
@@ -82,12 +83,17 @@ def loader(
     """
     if not isinstance(data, Dataset):
         return data, None
+    # A generator of its own: a loader's iterator would draw a seed from the global one.
+    made_with: dict[str, Any] = {
+        "collate_fn": collate_of(data),
+        "generator": torch.Generator(),
+    }
     size, lengths = len(data), lengths_of(data)  # type: ignore[arg-type]
     if lengths is None:
-        return DataLoader(data, batch_size, collate_fn=collate_of(data)), None
+        return DataLoader(data, batch_size, **made_with), None
     order = sorted(range(size), key=lambda row: lengths[row], reverse=True)
     batches = group(order, batch_size, None, 0, 0)
-    return DataLoader(data, batch_sampler=batches, collate_fn=collate_of(data)), order
+    return DataLoader(data, batch_sampler=batches, **made_with), order
 
 
 def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:

@@ -1,0 +1,114 @@
+"""What the documentation shows works: Python blocks run, commands parse, the API is whole."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import typer
+
+import multiexit
+from multiexit.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.M | re.S)
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: language, the rest of its info string, code, first line."""
+
+    language: str
+    info: str
+    code: str
+    line: int
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = [
+        Block(m[1], m[2].strip(), m[3], text.count("\n", 0, m.start(3)))
+        for m in FENCE.finditer(text)
+    ]
+    return [block for block in found if block.language == language]
+
+
+def with_blocks(language: str) -> list:
+    return [pytest.param(page, id=page.name) for page in PAGES if blocks(page, language)]
+
+
+@pytest.mark.parametrize("page", with_blocks("python"))
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    registered = dict(multiexit.wrap.registry)
+    names = {"__name__": f"docs_{page.stem.replace('-', '_')}"}
+    torch.manual_seed(0)
+    for block in blocks(page, "python"):
+        # Blank lines first, so that a traceback has the page's own line numbers.
+        code = compile("\n" * block.line + block.code, str(page), "exec")
+        if block.info == "no-run":
+            continue
+        assert block.info == "", f"{page.name}: unknown mark {block.info!r}"
+        exec(code, names)
+    added = set(multiexit.wrap.registry) - set(registered)
+    assert all(kind.__module__ == names["__name__"] for kind in added)
+
+
+def test_few_blocks_are_not_run():
+    every = [block for page in PAGES for block in blocks(page, "python")]
+    skipped = [block for block in every if block.info == "no-run"]
+    assert len(skipped) <= 0.1 * len(every), f"{len(skipped)} of {len(every)}"
+
+
+@pytest.mark.parametrize("page", with_blocks("sh"))
+def test_commands_parse(page):
+    commands = typer.main.get_command(app).commands
+    for block in blocks(page, "sh"):
+        for line in block.code.splitlines():
+            _, found, rest = line.partition("multiexit.cli ")
+            if line.startswith("multiexit "):
+                found, rest = True, line.removeprefix("multiexit ")
+            if found:
+                name, *arguments = shlex.split(rest, comments=True)
+                assert name in commands, f"{page.name}: no command {name!r}"
+                commands[name].make_context(name, arguments)  # raises at a wrong option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_exist(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_public_name_is_in_the_api():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^\.\. auto\w+:: multiexit\.(\w+)$", text, re.M))
+    assert set(multiexit.__all__) - shown == set()
+
+
+def test_every_recipe_is_in_the_methods_table():
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name, make in multiexit.recipes.RECIPES.items():
+        assert f"| `{name}` | `recipes.{make.__name__}` |" in text
+
+
+MODULES = ["multiexit", *(m.name for m in pkgutil.walk_packages(multiexit.__path__, "multiexit."))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+def test_there_are_doctests():
+    tried = (importlib.import_module(f"multiexit.{name}") for name in ("losses", "policies"))
+    assert all(doctest.testmod(module).attempted > 0 for module in tried)

@@ -1,0 +1,398 @@
+"""Runs that are stopped and go on: the same to the last bit as if never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import (
+    ROOT,
+    Stopped,
+    Table,
+    Watched,
+    assert_same,
+    chain,
+    config,
+    convnet,
+    differences,
+    fit,
+    images,
+    saved_state,
+    tensors,
+)
+
+import multiexit as mx
+from multiexit import checkpoint, metrics
+from multiexit.temperature import Rising
+from multiexit.weights import CLO2
+
+
+def two_phases():
+    recipe = mx.recipes.leebert(learner=CLO2(cycle=3))
+    first = mx.Phase(train="last", epochs=1)
+    last = mx.Phase(topology="last", train="heads", learner=CLO2(cycle=3), epochs=2)
+    return replace(recipe, name="three", phases=(first, *recipe.phases, last))
+
+
+def rising():
+    """DBT's, at a threshold that untrained networks pass now and then."""
+    recipe = mx.recipes.dbt()
+    return replace(recipe, phases=(replace(recipe.phases[0], temperature=Rising(above=0.45)),))
+
+
+RUNS = {
+    # name: (recipe, changes of the settings); 20 or 40 rows an epoch in batches of 8.
+    "clo-v2": (mx.recipes.leebert(cycle=3), {"checkpoint_every": 2}),
+    "clo-v2, every step": (mx.recipes.leebert(cycle=4), {"checkpoint_every": 1}),
+    "clo-v1, accumulated": (
+        mx.recipe("leebert-clo-v1"),
+        {"accumulation": 2, "batch_size": 4, "checkpoint_every": 1},
+    ),
+    "adamw and schedules": (
+        mx.recipe("leebert-lle"),
+        {"optimizer": "adamw", "lr": 0.01, "schedule": "cosine", "warmup": 0.3, "clip": 0.5},
+    ),
+    "rising temperature": (rising(), {"checkpoint_every": 3}),
+    "growing weights": (mx.recipe("shallow-deep"), {"checkpoint_every": 2, "max_steps": 12}),
+    "phases": (two_phases(), {"checkpoint_every": 2}),
+    "read rarely": (mx.recipe("leebert"), {"checkpoint_every": 3, "log_every": 20}),
+}
+
+
+def whole(name, folder, dev=None):
+    """The run without interruption: its history, its model's tensors, its batches read."""
+    recipe, changes = RUNS[name]
+    model, watched = convnet(), Watched(images())
+    settings = config(epochs=3, output=folder, **changes)
+    history = fit(model, recipe, settings, watched, dev)
+    return history, tensors(model), watched.reads
+
+
+def interrupted(name, folder, stops, dev=None):
+    """The same run, ended before these batches and started anew in fresh objects each time."""
+    recipe, changes = RUNS[name]
+    for stop in (*stops, None):
+        model = convnet(seed=7)  # other weights: all must come from the checkpoint
+        if not (folder / "checkpoint").exists():
+            model = convnet()
+        settings = config(epochs=3, output=folder, resume=True, **changes)
+        if stop is not None:
+            with pytest.raises(Stopped):
+                fit(model, recipe, settings, Watched(images(), stop), dev)
+    torch.manual_seed(12345)  # the generator's state must come from the checkpoint too
+    return fit(model, recipe, settings, Watched(images()), dev), tensors(model)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_stopped_run_ends_as_if_it_never_was(name, tmp_path):
+    history, wanted, reads = whole(name, tmp_path / "whole")
+    # Early, in the first epoch, in the middle, and once more soon after going on.
+    for part, stops in enumerate([(1,), (reads // 3,), (reads - 2,), (reads // 2, 1, 3)]):
+        folder = tmp_path / str(part)
+        again, mine = interrupted(name, folder, stops)
+        assert_same(mine, wanted)
+        assert again.steps == history.steps, stops
+        wrong = differences(saved_state(folder), saved_state(tmp_path / "whole"))
+        assert not wrong, (stops, wrong)
+
+
+def test_rising_temperature_is_really_under_way(tmp_path):
+    history, _, _ = whole("rising temperature", tmp_path)
+    tau = float(saved_state(tmp_path)["stepper"]["tau"])
+    assert 1 < tau < 1.05 ** (len(history.steps) - 1)
+
+
+@pytest.mark.parametrize("stop", range(0, 19, 3))
+def test_early_stopping_and_the_best_epoch_survive(stop, tmp_path, monkeypatch):
+    # By epoch: 0.3, 0.6, 0.5, 0.4; with patience 2 the fourth is the last.
+    def score(predicted, labels):
+        epoch = len(json.loads((folder / "history.json").read_text())["epochs"])
+        return {"score": [0.3, 0.6, 0.5, 0.4, 0.9][epoch]}
+
+    def run(model, train, resume):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "history.json").exists():
+            mx.History().save(folder / "history.json")
+        settings = config(
+            epochs=5,
+            output=folder,
+            resume=resume,
+            metric="crafted",
+            early_stopping=2,
+            checkpoint_every=2,
+        )
+        return fit(model, "joint", settings, train, Table(8, seed=1))
+
+    monkeypatch.setitem(metrics.METRICS, "crafted", score)
+    folder, model = tmp_path / "whole", chain(dropout=0.2)
+    history = run(model, Table(), resume=False)
+    assert [row["epoch"] for row in history.epochs] == [0, 1, 2, 3]
+    assert history.best["epoch"] == 1
+    folder, mine = tmp_path / "parts", chain(dropout=0.2)
+    with pytest.raises(Stopped):
+        run(mine, Watched(Table(), stop), resume=False)
+    mine = chain(dropout=0.2)
+    again = run(mine, Table(), resume=True)
+    assert again.steps == history.steps
+    assert again.best["epoch"] == 1
+    assert_same(tensors(mine), tensors(model))
+    assert not differences(saved_state(folder), saved_state(tmp_path / "whole"))
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    from helpers import Watched, config, convnet, fit, images
+    import multiexit as mx
+
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    settings = config(epochs=3, output=sys.argv[1], checkpoint_every=2)
+    fit(convnet(), mx.recipes.leebert(cycle=3), settings, Watched(images(), 7, kill))
+"""
+
+
+def test_a_killed_process_goes_on(tmp_path):
+    _, wanted, _ = whole("clo-v2", tmp_path / "whole")
+    code = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", code, str(tmp_path / "killed")]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / "killed" / "checkpoint").is_dir()
+    _, mine = interrupted("clo-v2", tmp_path / "killed", ())
+    assert_same(mine, wanted)
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path):
+    history, wanted, _ = whole("clo-v2", tmp_path, images(12, augment=False))
+    watched, model = Watched(images(), 0), convnet(seed=7)
+    settings = config(epochs=3, output=tmp_path, resume=True, checkpoint_every=2)
+    again = fit(model, RUNS["clo-v2"][0], settings, watched, images(12, augment=False))
+    assert watched.reads == 0
+    assert again == history
+    assert_same(tensors(model), wanted)
+
+
+def test_resuming_nothing_starts_fresh(tmp_path):
+    fresh, resumed = chain(), chain()
+    fit(fresh, "leebert", config(), Table())
+    fit(resumed, "leebert", config(output=tmp_path / "new", resume=True), Table())
+    assert_same(tensors(fresh), tensors(resumed))
+
+
+def test_without_resume_an_old_checkpoint_is_not_looked_at(tmp_path):
+    fit(chain(), "pabee", config(output=tmp_path, epochs=1), Table())
+    mine, fresh = chain(), chain()
+    fit(mine, "leebert", config(output=tmp_path), Table())
+    fit(fresh, "leebert", config(), Table())
+    assert_same(tensors(mine), tensors(fresh))
+
+
+# Checkpoints of other runs, and damaged ones
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "rows", "exits", "named"),
+    [
+        (mx.recipe("pabee"), {}, 40, 4, "recipe"),
+        (mx.recipes.leebert(learner=CLO2(cycle=3)), {}, 40, 4, "learner"),
+        (mx.recipes.leebert(learner=CLO2("raw")), {}, 40, 4, "learner"),
+        (mx.recipes.leebert(2.0), {}, 40, 4, "temperature"),
+        (mx.recipes.leebert(topology="lle"), {}, 40, 4, "topology"),
+        (mx.recipes.leebert(divergence="kl"), {}, 40, 4, "divergence|rest"),
+        (mx.recipe("leebert"), {"lr": 0.2}, 40, 4, r"lr.*0\.1 there, 0\.2 here"),
+        (mx.recipe("leebert"), {"batch_size": 4}, 40, 4, "batch_size.*8 there, 4 here"),
+        (mx.recipe("leebert"), {"epochs": 9}, 40, 4, "epochs"),
+        (mx.recipe("leebert"), {"seed": 1}, 40, 4, "seed"),
+        (mx.recipe("leebert"), {"optimizer": "adamw"}, 40, 4, "optimizer"),
+        (mx.recipe("leebert"), {}, 60, 4, "rows.*40 there, 60 here"),
+        (mx.recipe("leebert"), {}, 40, 3, "exits"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(recipe, changes, rows, exits, named, tmp_path):
+    fit(chain(), "leebert", config(output=tmp_path), Table())
+    before = saved_state(tmp_path)
+    model = chain(exits)
+    untouched = tensors(model)
+    settings = config(output=tmp_path, resume=True, **changes)
+    with pytest.raises(ValueError, match=f"another run.*{named}"):
+        fit(model, recipe, settings, Table(rows))
+    assert_same(tensors(model), untouched)
+    assert not differences(saved_state(tmp_path), before)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    fit(chain(), "leebert", config(output=tmp_path), Table())
+    with pytest.raises(ValueError, match="checkpoint"):
+        fit(chain(classes=5), "leebert", config(output=tmp_path, resume=True), Table())
+
+
+def test_what_has_no_effect_on_the_result_may_change(tmp_path):
+    wanted = chain(dropout=0.1)
+    fit(wanted, "leebert", config(output=tmp_path / "a"), Table())
+    model = chain(dropout=0.1)
+    settings = config(output=tmp_path / "b", checkpoint_every=2)
+    with pytest.raises(Stopped):
+        fit(model, "leebert", settings, Watched(Table(), 4))
+    (tmp_path / "b").rename(tmp_path / "c")
+    model = chain(dropout=0.1)
+    settings = config(output=tmp_path / "c", resume=True, checkpoint_every=None, workers=1)
+    fit(model, "leebert", settings, Table())
+    assert_same(tensors(model), tensors(wanted))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def other_version(path):
+    path.write_text(path.read_text().replace('"format": 1', '"format": 99', 1))
+
+
+DAMAGE = {
+    "tensors cut short": ("state.safetensors", cut),
+    "tensors gone": ("state.safetensors", Path.unlink),
+    "tensors of nothing": ("state.safetensors", lambda path: path.write_bytes(b"")),
+    "facts cut short": ("state.json", cut),
+    "facts gone": ("state.json", Path.unlink),
+    "no JSON object": ("state.json", lambda path: path.write_text("[1, 2]")),
+    "not UTF-8": ("state.json", lambda path: path.write_bytes(b"\xff\xfe{}")),
+    "an empty object": ("state.json", lambda path: path.write_text("{}")),
+    "another version": ("state.json", other_version),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_refused(kind, tmp_path):
+    fit(chain(), "leebert", config(output=tmp_path, epochs=1), Table())
+    name, damage = DAMAGE[kind]
+    damage(tmp_path / "checkpoint" / name)
+    model = chain()
+    before = tensors(model)
+    with pytest.raises(ValueError, match="checkpoint"):
+        fit(model, "leebert", config(output=tmp_path, resume=True), Table())
+    assert_same(tensors(model), before)
+
+
+# A disk that is full
+
+
+def full_disk(*_args, **_kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def fail_at(monkeypatch, step):
+    """Let the writing of a checkpoint fail at one of its steps."""
+    if step == "tensors":
+        monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    elif step == "facts":
+        real = Path.write_text
+        monkeypatch.setattr(
+            Path,
+            "write_text",
+            lambda path, *a, **k: (full_disk if "state" in path.name else real)(path, *a, **k),
+        )
+    else:  # between the two renames
+        real = Path.rename
+        monkeypatch.setattr(
+            Path,
+            "rename",
+            lambda path, to: full_disk() if path.name.endswith("-new") else real(path, to),
+        )
+
+
+STATE = {"step": 1, "x": torch.arange(3), "t": (1, [2.5, None]), 7: {"y": torch.ones(2, 2)}}
+LATER = {**STATE, "step": 2}
+
+
+@pytest.mark.parametrize("step", ["tensors", "facts", "rename"])
+def test_a_failed_write_leaves_the_old_checkpoint(step, tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, STATE)
+    for _ in range(2):  # failing twice does not lose it either
+        with monkeypatch.context() as patched:
+            fail_at(patched, step)
+            with pytest.raises(OSError, match="No space"):
+                checkpoint.save(tmp_path, LATER)
+        assert not differences(checkpoint.load(tmp_path), STATE)
+    checkpoint.save(tmp_path, LATER)
+    assert checkpoint.load(tmp_path)["step"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("step", ["tensors", "facts"])
+def test_a_stop_between_the_renames_and_then_a_full_disk(step, tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, STATE)
+    with monkeypatch.context() as patched:
+        fail_at(patched, "rename")
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save(tmp_path, LATER)
+    with monkeypatch.context() as patched:
+        fail_at(patched, step)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save(tmp_path, LATER)
+    assert not differences(checkpoint.load(tmp_path), STATE)
+
+
+FULL = """
+    import resource, sys
+    from pathlib import Path
+    import torch
+    from multiexit import checkpoint
+
+    folder = Path(sys.argv[1])
+    checkpoint.save(folder, {"step": 1, "x": torch.ones(10)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        checkpoint.save(folder, {"step": 2, "x": torch.ones(100_000)})
+    except OSError as error:
+        print("OSError", error)
+    print(checkpoint.load(folder)["step"])
+"""
+
+
+def test_a_file_that_the_system_cuts_short(tmp_path):
+    """The operating system's own refusal, not a pretended one."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("OSError"), done.stderr
+    assert done.stdout.endswith("1\n")
+
+
+def test_a_run_whose_disk_fills_up_can_go_on(tmp_path, monkeypatch):
+    wanted = convnet()
+    fit(wanted, "leebert", config(output=tmp_path / "whole", checkpoint_every=2), images())
+    settings = config(output=tmp_path / "full", checkpoint_every=2)
+
+    def fill():
+        monkeypatch.setattr(checkpoint, "save_file", full_disk)
+
+    class Filling(Watched):
+        def __getitems__(self, rows):
+            if self.reads == 5:
+                fill()
+            return super().__getitems__(rows)
+
+    with pytest.raises(OSError, match="No space"):
+        fit(convnet(), "leebert", settings, Filling(images()))
+    monkeypatch.undo()
+    mine = convnet()
+    fit(mine, "leebert", replace(settings, resume=True), images())
+    assert_same(tensors(mine), tensors(wanted))
+
+
+def test_any_plain_state_comes_back_as_it_was(tmp_path):
+    state = {**STATE, "nan": float("inf"), "empty": {}, "none": None, "flags": [True, (False,)]}
+    checkpoint.save(tmp_path, state)
+    assert not differences(checkpoint.load(tmp_path), state)
+    assert checkpoint.load(tmp_path / "nowhere") is None

@@ -1,0 +1,304 @@
+"""A saved model comes back whole, or says what is wrong; a failed write harms nothing."""
+
+import errno
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, BertTokenizer, DistilBertConfig, RobertaConfig
+
+import multiexit as mx
+from multiexit import heads, saving
+
+VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
+KINDS = {
+    "bert": None,
+    "albert": None,
+    "roberta": lambda: mx.wrap(
+        AutoModel.from_config(
+            RobertaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2,
+                          num_attention_heads=2, intermediate_size=32, type_vocab_size=2)
+        )
+    ),
+    "distilbert": lambda: mx.wrap(
+        AutoModel.from_config(DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2,
+                                               hidden_dim=32))
+    ),
+    "cifar": lambda: mx.cifar_resnet(20, in_channels=3, size=32),
+    "timm": lambda: mx.wrap("timm:vit_tiny_patch16_224", **VIT),
+    "torchvision": lambda: mx.wrap("torchvision:resnet18", num_classes=3),
+}  # fmt: skip
+
+
+def same_tensors(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backbone_comes_back_to_the_last_bit(kind, tmp_path, make_backbone, text):
+    backbone = make_backbone(kind) if KINDS[kind] is None else KINDS[kind]()
+    model = mx.MultiExitModel(backbone, 3, exits=2, labels=["no", "maybe", "yes"])
+    model.policy = mx.PatientConfident(0.4, 2)
+    model.preprocessing = {"mean": [0.1, 0.2], "max_length": 64, "name": "é"}
+    model.save_pretrained(tmp_path / "a" / "b")
+    torch.manual_seed(99)
+    again = mx.MultiExitModel.from_pretrained(tmp_path / "a" / "b")
+    assert not again.training
+    assert same_tensors(model, again)
+    inputs = text(4) if "bert" in kind else {"x": torch.randn(2, 3, 32, 32)}
+    if kind == "distilbert":  # it knows no token types
+        inputs.pop("token_type_ids")
+    with torch.no_grad():
+        assert torch.equal(again(**inputs), model.eval()(**inputs))
+    assert (again.exits, again.labels) == (model.exits, ["no", "maybe", "yes"])
+    assert again.policy == mx.PatientConfident(0.4, 2)
+    assert again.preprocessing == model.preprocessing
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
+        "model.safetensors",
+        "multiexit.json",
+    ]
+
+
+@pytest.mark.parametrize("head", ["linear", "pooler", "own-pooler", "attention"])
+def test_every_text_head_comes_back(head, tmp_path, make_backbone, text):
+    model = mx.MultiExitModel(make_backbone("bert"), 1, head=head, pool="mean", exits=[1, 4])
+    model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path)
+    assert (again.head, again.pool, again.num_classes) == (head, "mean", 1)
+    inputs = text(3)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs), model.eval()(**inputs))
+    assert same_tensors(model, again)
+
+
+def test_mixed_pooling_comes_back(tmp_path, make_backbone):
+    model = mx.MultiExitModel(make_backbone("resnet"), 4, head="mixed-pool", exits=4)
+    model.save_pretrained(tmp_path)
+    assert same_tensors(model, mx.MultiExitModel.from_pretrained(tmp_path))
+
+
+def test_what_was_shared_is_stored_once_and_shared_again(tmp_path, make_backbone):
+    model = mx.MultiExitModel(make_backbone("albert"), 3)
+    model.save_pretrained(tmp_path)
+    stored = sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
+    buffers = {id(b): b.numel() for b in model.buffers()}
+    assert stored <= sum(p.numel() for p in model.parameters()) + sum(buffers.values())
+    again = mx.MultiExitModel.from_pretrained(tmp_path)
+    assert len({id(head.pooler) for head in again.heads}) == 1
+    assert again.backbone.stage_module(0) is again.backbone.stage_module(1)
+    count = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in again.parameters()) == count
+
+
+def test_a_model_without_policy_or_labels(tmp_path, make_backbone):
+    mx.MultiExitModel(make_backbone("bert"), 2).save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(str(tmp_path))
+    assert (again.policy, again.labels, again.preprocessing) == (None, None, {})
+
+
+def test_it_can_be_trained_on(tmp_path, make_backbone, text):
+    mx.MultiExitModel(make_backbone("bert"), 3).save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path).train()
+    mx.loss_matrix(again(**text(3)), torch.tensor([0, 1, 2])).sum().backward()
+    idle = [name for name, p in again.named_parameters() if p.grad is None]
+    assert idle == []
+
+
+def test_the_tokenizer_goes_with_it(tmp_path, make_backbone):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
+    model = mx.MultiExitModel(make_backbone("bert"), 2)
+    model.save_pretrained(tmp_path / "model", tokenizer)
+    mx.MultiExitModel.from_pretrained(tmp_path / "model")
+    again = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert again("good film")["input_ids"] == tokenizer("good film")["input_ids"]
+
+
+# One's own parts
+
+
+@dataclass(frozen=True)
+class Coin(mx.ExitPolicy):
+    side: float
+
+    def init(self, logits_BC):
+        return {}
+
+    def step(self, state, logits_BC):
+        return state, logits_BC[:, 0] > self.side
+
+
+def test_a_backbone_of_ones_own_is_asked_for(tmp_path, make_backbone):
+    model = mx.MultiExitModel(make_backbone("mlp"), 3).eval()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="one of your own: pass backbone="):
+        mx.MultiExitModel.from_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path, backbone=make_backbone("mlp"))
+    x = torch.randn(5, 6)
+    assert torch.equal(again(x), model(x))
+
+
+def test_a_head_of_ones_own_is_asked_for(tmp_path, make_backbone):
+    model = mx.MultiExitModel(make_backbone("resnet"), 3, exits=9, head=_pooled)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"heads .* are of your own: pass head="):
+        mx.MultiExitModel.from_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path, head=_pooled)
+    assert same_tensors(model, again)
+
+
+def _pooled(shape: heads.Shape, K: int) -> nn.Module:
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * int(shape[0] or 0), K)
+    )
+
+
+def test_a_policy_of_ones_own_is_asked_for(tmp_path, make_backbone):
+    model = mx.MultiExitModel(make_backbone("bert"), 3)
+    model.policy = Coin(0.25)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"policy is a Coin.*policies=\[Coin\]"):
+        mx.MultiExitModel.from_pretrained(tmp_path)
+    assert mx.MultiExitModel.from_pretrained(tmp_path, policies=[Coin]).policy == Coin(0.25)
+
+
+def test_an_instance_of_timm_can_be_loaded_or_asks_for_its_backbone(tmp_path):
+    import timm
+
+    instance = timm.create_model("vit_tiny_patch16_224", **VIT)
+    model = mx.MultiExitModel(mx.wrap(instance), 3)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="pass backbone="):
+        mx.MultiExitModel.from_pretrained(tmp_path)
+    fresh = mx.wrap(timm.create_model("vit_tiny_patch16_224", **VIT))
+    assert same_tensors(model, mx.MultiExitModel.from_pretrained(tmp_path, backbone=fresh))
+
+
+# Damage
+
+
+@pytest.fixture
+def saved(tmp_path, make_backbone) -> Path:
+    mx.MultiExitModel(make_backbone("bert"), 3).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(path: Path, **changes) -> None:
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, **changes}))
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mx.MultiExitModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -1])
+def test_weights_cut_short(saved, size):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    refused(saved, r"model.safetensors is damaged or cut short")
+
+
+@pytest.mark.parametrize("size", [0, 10, -2])
+def test_settings_cut_short(saved, size):
+    path = saved / "multiexit.json"
+    path.write_text(path.read_text()[:size])
+    refused(saved, r"multiexit.json is damaged or cut short")
+
+
+@pytest.mark.parametrize("format", [0, 2, None, "1"])
+def test_another_version(saved, format):
+    edit(saved / "multiexit.json", format=format)
+    refused(saved, f"has format {format!r}; this version of multiexit reads 1")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"format": 1}'])
+def test_settings_of_something_else(saved, text):
+    (saved / "multiexit.json").write_text(text)
+    refused(saved, "multiexit.json")
+
+
+def test_a_kind_of_backbone_that_is_not_known(saved):
+    edit(saved / "multiexit.json", backbone={"kind": "mamba"})
+    refused(saved, "no backbone of kind 'mamba'")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "multiexit.json"])
+def test_a_missing_file(saved, name):
+    (saved / name).unlink()
+    refused(saved, name.split(".")[0])
+
+
+def test_a_missing_tensor(saved):
+    path = saved / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["heads.2.linear.weight"]
+    save_file(tensors, path)
+    refused(saved, r"heads\.2\.linear\.weight")
+
+
+def test_a_tensor_too_many(saved):
+    path = saved / "model.safetensors"
+    save_file({**load_file(path), "heads.9.linear.weight": torch.zeros(1)}, path)
+    refused(saved, r"heads\.9\.linear\.weight")
+
+
+def test_a_tensor_of_another_shape(saved):
+    path = saved / "model.safetensors"
+    save_file({**load_file(path), "heads.2.linear.weight": torch.zeros(4, 16)}, path)
+    refused(saved, r"(?s)heads\.2\.linear\.weight.*4, 16")
+
+
+def test_no_such_folder(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused(Path("no/such/folder"), "no folder 'no/such/folder'")
+
+
+# A disk that fills up
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def half_written(model, path):
+    Path(path).write_bytes(b"half")
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("broken", ["weights", "weights by their library", "settings", "rename"])
+def test_a_full_disk_leaves_what_was_there(broken, saved, monkeypatch, make_backbone):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    torch.manual_seed(5)
+    model = mx.MultiExitModel(make_backbone("bert"), 3, exits=[2])
+    with monkeypatch.context() as patch:
+        if broken == "weights":
+            patch.setattr(saving, "save_model", full)
+        elif broken == "weights by their library":
+            patch.setattr(saving, "save_model", half_written)
+        elif broken == "settings":
+            patch.setattr(Path, "write_text", full)
+        else:
+            patch.setattr(saving.os, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            model.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    model.save_pretrained(saved)
+    assert mx.MultiExitModel.from_pretrained(saved).exits == (2,)
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(saved, make_backbone):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = mx.MultiExitModel(make_backbone("bert"), 3)
+    model.preprocessing = {"sizes": {1, 2}}
+    with pytest.raises(TypeError):
+        model.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

@@ -113,7 +113,7 @@ class MultiExitModel(nn.Module):
 
         Raises:
             ValueError: in train mode; a policy whose step is malformed; NaN or infinite logits,
-                named by exit.
+                named by exit and row.
         """
         if self.training:
             raise ValueError("predict in train mode would be random: call model.eval() first")
@@ -124,7 +124,7 @@ class MultiExitModel(nn.Module):
             return Prediction(torch.empty(0, self.num_classes, device=device), exit_B)
         rows_B = torch.arange(rows, device=device)  # who is still here
         answer_BC = torch.empty(0, device=device)
-        sums: list[Tensor] = []  # per exit; finite only if all logits there are
+        seen: list[tuple[Tensor, Tensor]] = []  # per exit: who was still here, and their logits
         state: policies.State = {}
         done = 0
         carry = self.backbone.start(*args, **inputs)
@@ -134,7 +134,7 @@ class MultiExitModel(nn.Module):
             carry, feature = self.backbone.stage(carry, exit)
             done = exit + 1
             logits_BC = head(feature, carry.get("valid_BT"))
-            sums.append(logits_BC.sum())
+            seen.append((rows_B, logits_BC))
             if m == 0:
                 state = policy.init(logits_BC)
                 answer_BC = torch.empty_like(logits_BC)
@@ -152,7 +152,7 @@ class MultiExitModel(nn.Module):
                 break
             stay = (~stop_B).nonzero().squeeze(1)
             carry, state, rows_B = select(carry, stay), select(state, stay), rows_B[stay]
-        _check_finite(sums)
+        _check_finite(seen)
         return Prediction(answer_BC, exit_B)
 
     @torch.inference_mode()
@@ -245,10 +245,15 @@ def _num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
     return 0 if 0 in sizes else max(sizes)
 
 
-def _check_finite(sums: list[Tensor]) -> None:
-    finite = torch.stack(sums).isfinite()
-    if not finite.all():
-        exit = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"exit {exit} gave NaN or infinite logits: its head or its input is broken"
-        )
+def _check_finite(seen: list[tuple[Tensor, Tensor]]) -> None:
+    # A sum is finite only if all it adds is: one wait for the device where all is well.
+    if torch.stack([logits_BC.sum() for _, logits_BC in seen]).isfinite().all():
+        return
+    for exit, (rows_B, logits_BC) in enumerate(seen):
+        broken_B = ~logits_BC.isfinite().all(1)
+        if broken_B.any():
+            row = int(rows_B[broken_B][0])
+            raise ValueError(
+                f"exit {exit} gave NaN or infinite logits for row {row}: "
+                f"{logits_BC[broken_B][0].tolist()}"
+            )

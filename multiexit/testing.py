@@ -6,6 +6,7 @@ in a test: `def test_margin(): multiexit.testing.check_policy(Margin(0.3))`.
 Letters: M exits, B batch rows, C classes, T tokens.
 """
 
+import copy
 import json
 from typing import Any
 
@@ -58,12 +59,11 @@ def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) 
     """Stages chain up to the features, carries are batch-first, rows don't touch each other.
 
     Args:
-        backbone: what is checked, in evaluation mode for the while.
+        backbone: what is checked, on a copy in evaluation mode.
         inputs: at least 3 rows by name; by default its own example with random numbers where the
             example has fractions. Text deserves real rows, with padding.
     """
-    training = backbone.training
-    backbone.eval()
+    backbone = copy.deepcopy(backbone).eval()
     if inputs is None:
         example = backbone.example_inputs(3)
         inputs = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in example.items()}
@@ -73,7 +73,6 @@ def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) 
     _require(one == {1}, f"example_inputs() gives {one} rows, not one")
     with torch.no_grad():
         _check_stages(backbone, inputs, min(rows))
-    backbone.train(training)
     if backbone.spec is not None:
         again = rebuild(json.loads(json.dumps(backbone.spec)))
         mine, theirs = ({k: v.shape for k, v in b.state_dict().items()} for b in (backbone, again))

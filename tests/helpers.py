@@ -99,7 +99,7 @@ def chain(exits=4, dropout=0.0, classes=CLASSES, seed=1) -> mx.MultiExitModel:
     return mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), classes)
 
 
-def convnet(dropout=0.1, exits="all", seed=1) -> mx.MultiExitModel:
+def convnet(dropout=0.1, exits="all", head=None, seed=1) -> mx.MultiExitModel:
     """Four stages of convolution, BatchNorm and dropout, for grey 8×8 images."""
     torch.manual_seed(seed)
     stages = [
@@ -112,7 +112,7 @@ def convnet(dropout=0.1, exits="all", seed=1) -> mx.MultiExitModel:
         for i in range(4)
     ]
     backbone = mx.wrap(nn.Sequential(*stages), input_shape=(1, 8, 8))
-    return mx.MultiExitModel(backbone, CLASSES, exits)
+    return mx.MultiExitModel(backbone, CLASSES, exits, head)
 
 
 def images(rows=40, augment=True) -> ImageDataset:

@@ -141,8 +141,19 @@ def test_shares_make_up_the_batch_and_are_of_one_size(lists, world):
 # What the loop reads
 
 
-@pytest.mark.parametrize("recipe", ["leebert", "leebert-blo", "joint", "leebert-slo"])
-def test_an_epoch_reads_d1_once_and_d2_as_its_own(recipe):
+READS = {
+    # rows, and how often D2 is drawn from in each of two epochs; D1 has 21 or 9 rows, in eights
+    "clo-v2": (mx.recipes.leebert(cycle=2), 41, (1, 2)),
+    "blo": (mx.recipe("leebert-blo"), 41, (3, 3)),
+    "blo, D2 twice over": (mx.recipe("leebert-blo"), 17, (2, 2)),
+    "slo": (mx.recipe("leebert-slo"), 41, (0, 0)),
+    "joint": (mx.recipe("joint"), 41, (0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_an_epoch_reads_d1_once_and_d2_from_its_start(name):
+    recipe, size, draws = READS[name]
     seen = []
 
     class Seen(Watched):
@@ -150,16 +161,14 @@ def test_an_epoch_reads_d1_once_and_d2_as_its_own(recipe):
             seen.append(list(rows))
             return super().__getitems__(rows)
 
-    fit(chain(), recipe, config(epochs=2, seed=5), Seen(Table(41)))
-    halves = recipe in ("leebert", "leebert-blo")
-    for epoch in range(2):
-        first, second = split_epoch(41, 5, epoch, halves)
-        wanted = group(first, 8, None, 5, epoch)
-        drawn = {"leebert": 1 if epoch else 0, "leebert-blo": 3}.get(recipe, 0)
-        here = [seen.pop(0) for _ in range(len(wanted) + drawn)]
-        others = [some for some in here if some not in wanted]
-        assert [some for some in here if some in wanted] == wanted
-        assert others == group(second, 8, None, 5, epoch)[:drawn]
+    fit(chain(), recipe, config(epochs=2, seed=5), Seen(Table(size)))
+    for epoch, drawn in enumerate(draws):
+        halves = split_epoch(size, 5, epoch, recipe.phases[0].learner.splits)
+        first, second = (group(rows, 8, None, 5, epoch) for rows in halves)
+        here = [seen.pop(0) for _ in range(len(first) + drawn)]
+        assert [some for some in here if some in first] == first
+        others = [some for some in here if some not in first]
+        assert others == [second[i % len(second)] for i in range(drawn)]
     assert not seen
 
 

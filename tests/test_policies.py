@@ -132,6 +132,22 @@ def test_entropy_is_in_nats_and_takes_large_logits():
     torch.testing.assert_close(policies.normalized_entropy(logits_BC), H_B / math.log(4))
 
 
+@pytest.mark.parametrize(
+    ("policy", "stops"),
+    [
+        (mx.Entropy(0.0), False),  # H < threshold
+        (mx.NormalizedEntropy(0.0), True),  # unless H / log C > threshold
+        (mx.MaxProb(1.0), True),  # max p >= threshold
+        (mx.Margin(1.0), True),
+        (mx.PatientConfident(0.0, 1), False),  # H / log C < threshold
+    ],
+    ids=repr,
+)
+def test_just_at_the_threshold(policy, stops):
+    logits_MBC = torch.tensor([1e4, 0.0, 0.0]).expand(2, 1, 3)  # p = (1, 0, 0), H = 0
+    assert mx.simulate(policy, logits_MBC).tolist() == [0 if stops else 1]
+
+
 @pytest.mark.parametrize("policy", CLASSIFY, ids=repr)
 def test_no_rows_no_exits(policy):
     exit_B = mx.simulate(policy, torch.zeros(4, 0, 3))

@@ -23,9 +23,12 @@ from helpers import (
     images,
     tensors,
 )
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import multiexit as mx
 from multiexit import checkpoint, metrics, optim, topology, weights
@@ -290,6 +293,35 @@ def test_a_phase_of_the_heads_leaves_the_trunk_and_its_statistics_as_they_were(o
     assert changed(early, now_early) == set(early)
 
 
+def normed_head(shape, num_classes):
+    """A head with statistics of its own."""
+    channels = shape[0]
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.BatchNorm1d(channels),
+        nn.Linear(channels, num_classes),
+    )
+
+
+def test_the_last_head_is_frozen_with_its_statistics_too():
+    model = convnet(head=normed_head)
+    _, early, last = parts(model)
+    fit(model, phased({"train": "heads", "topology": "last"}), config(), images())
+    _, now_early, now_last = parts(model)
+    assert_same(last, now_last)
+    assert changed(early, now_early) == set(early)
+
+
+def test_what_a_phase_froze_can_be_trained_again():
+    model = convnet()
+    fit(model, phased({"train": "heads"}), config(max_steps=1), images())
+    assert all(p.requires_grad for p in model.parameters())
+    before = tensors(model)
+    fit(model, "joint", config(max_steps=1), images())
+    assert changed(before, tensors(model)) == set(before)
+
+
 def test_a_frozen_trunk_has_no_dropout():
     def losses(dropout):
         settings = config(lr=1e-9, batch_size=40, epochs=1)
@@ -454,6 +486,27 @@ def test_workers_bring_the_same_rows(workers):
     assert_same(tensors(model), tensors(alone))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_epoch_is_augmented_anew(workers):
+    """The same image all over: only its crops can tell one epoch from another."""
+    train = images(8)
+    train.images[:], train.labels[:] = train.images[0], 0
+    still = config(lr=1e-12, epochs=4, batch_size=8, workers=workers)
+    history = fit(convnet(dropout=0.0), "joint", still, train)
+    losses = [row["loss"] for row in history.steps]
+    gaps = [abs(a - b) for i, a in enumerate(losses) for b in losses[:i]]
+    assert min(gaps) > 1e-4, losses
+
+
+@pytest.mark.parametrize("rows", [images, Table])
+def test_a_part_of_a_set_trains_as_the_set_does(rows):
+    make = convnet if rows is images else chain
+    some, all_of_it = make(), make()
+    fit(some, "leebert", config(), Subset(rows(), range(40)), Subset(rows(), range(5)))
+    fit(all_of_it, "leebert", config(early_stopping=None), rows(), Subset(rows(), range(5)))
+    assert_same(tensors(some), tensors(all_of_it))
+
+
 def test_a_loader_gives_its_rows_and_its_batch_size():
     by_loader, by_set = chain(), chain()
     fit(by_loader, "joint", config(batch_size=3), DataLoader(Table(), batch_size=8, shuffle=True))
@@ -512,6 +565,22 @@ def test_the_best_mean_over_exits_is_kept(crafted, patience, epochs):
     assert history.best["mean"] == pytest.approx(sum(SCORES[best]) / 3)
     until_then = chain(exits=3)
     fit(until_then, "leebert", config(epochs=best + 1), Table())
+    assert_same(tensors(model), tensors(until_then))
+
+
+def test_the_best_epoch_is_of_the_last_phase(monkeypatch):
+    given = iter([0.9, 0.8, 0.3, 0.4, 0.2])
+    monkeypatch.setitem(
+        metrics.METRICS, "crafted", lambda predicted, labels: {"score": next(given)}
+    )
+    model = convnet(exits=[3])
+    two = phased({"train": "all", "epochs": 2}, {"train": "last", "epochs": 3})
+    dev = images(8, augment=False)
+    history = fit(model, two, config(metric="crafted"), images(), dev)
+    assert (history.best["phase"], history.best["epoch"]) == (1, 1)
+    until_then = convnet(exits=[3])
+    two = phased({"train": "all", "epochs": 2}, {"train": "last", "epochs": 2})
+    fit(until_then, two, config(), images())
     assert_same(tensors(model), tensors(until_then))
 
 
@@ -707,6 +776,36 @@ def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=name) as caught:
         mx.TrainConfig(**{name: value})
     assert str(value).strip("(),") in str(caught.value)
+
+
+@given(
+    schedule=st.sampled_from(["linear", "cosine", "step", "constant"]),
+    warmup=st.floats(0, 0.99),
+    steps=st.integers(1, 300),
+)
+@hypothesis_settings(deadline=None, max_examples=80)
+def test_rates_rise_once_and_then_never(schedule, warmup, steps):
+    settings = config(lr=3.0, schedule=schedule, warmup=warmup)
+    rates = [optim.rate(settings, step, steps) for step in range(steps)]
+    assert all(0 < rate <= 3.0 for rate in rates)
+    warm = int(warmup * steps)
+    assert rates[:warm] == sorted(rates[:warm])
+    assert rates[warm:] == sorted(rates[warm:], reverse=True)
+
+
+def test_half_precision_of_gpus_is_refused_without_one():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="fp16"):
+        fit(chain(), "joint", config(mixed_precision="fp16"), Table())
+
+
+def test_trackers_must_exist_and_need_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="output"):
+        fit(chain(), "joint", config(trackers=("tensorboard",)), Table())
+    with pytest.raises(ValueError, match="bogus"):
+        fit(chain(), "joint", config(trackers=("bogus",), output=tmp_path), Table())
+    assert not list(tmp_path.iterdir())
 
 
 def test_resuming_needs_a_folder():

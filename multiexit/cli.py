@@ -322,7 +322,7 @@ def _tokenizer(name: str | Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(name))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer for {str(name)!r}: {error}") from error
 
 

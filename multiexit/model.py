@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit import cost, heads, policies, saving
-from multiexit.backbones import Backbone, select
+from multiexit.backbones import Backbone, Carry, select
 from multiexit.policies import ExitPolicy
 
 Exits = str | int | Sequence[int] | Sequence[float]
@@ -97,7 +97,7 @@ class MultiExitModel(nn.Module):
         for stage in range(self.exits[-1] + 1):
             carry, feature = self.backbone.stage(carry, stage)
             if stage == self.exits[len(logits)]:
-                logits.append(self.heads[len(logits)](feature, carry.get("valid_BT")))
+                logits.append(self._logits(len(logits), feature, carry))
         return torch.stack(logits)
 
     @torch.inference_mode()
@@ -115,6 +115,10 @@ class MultiExitModel(nn.Module):
             ValueError: in train mode; a policy whose step is malformed; NaN or infinite logits,
                 named by exit and row.
         """
+        if not isinstance(policy, ExitPolicy):
+            raise ValueError(
+                f"predict takes a policy first, such as Patience(4); got {type(policy).__name__}"
+            )
         if self.training:
             raise ValueError("predict in train mode would be random: call model.eval() first")
         rows = _num_rows(args, inputs)
@@ -128,12 +132,12 @@ class MultiExitModel(nn.Module):
         state: policies.State = {}
         done = 0
         carry = self.backbone.start(*args, **inputs)
-        for m, (exit, head) in enumerate(zip(self.exits, self.heads, strict=True)):
+        for m, exit in enumerate(self.exits):
             for stage in range(done, exit):
                 carry, _ = self.backbone.stage(carry, stage)
             carry, feature = self.backbone.stage(carry, exit)
             done = exit + 1
-            logits_BC = head(feature, carry.get("valid_BT"))
+            logits_BC = self._logits(m, feature, carry)
             seen.append((rows_B, logits_BC))
             if m == 0:
                 state = policy.init(logits_BC)
@@ -162,7 +166,16 @@ class MultiExitModel(nn.Module):
         for stage in range(self.exits[-1]):
             carry, _ = self.backbone.stage(carry, stage)
         carry, feature = self.backbone.stage(carry, self.exits[-1])
-        return self.heads[-1](feature, carry.get("valid_BT"))
+        return self._logits(self.num_exits - 1, feature, carry)
+
+    def _logits(self, exit: int, feature: Tensor, carry: Carry) -> Tensor:
+        logits_BC = self.heads[exit](feature, carry.get("valid_BT"))
+        if logits_BC.shape != (len(feature), self.num_classes):
+            raise ValueError(
+                f"the head of exit {exit} gives {tuple(logits_BC.shape)}; it must give "
+                f"({len(feature)}, {self.num_classes}), a row's logits of {self.num_classes} classes"
+            )
+        return logits_BC
 
     def cost(self, inputs: dict[str, Tensor] | None = None) -> cost.Cost:
         """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`)."""

@@ -143,7 +143,8 @@ def write_results(
     curves: dict[str, list[Row]] = {}
     for row in rows:
         curves.setdefault(type(row.policy).__name__, []).append(row)
-    curves.pop("FixedExit", None)
+    if len(curves) > 1:  # fixed exits are a control, drawn if they are all there is
+        curves.pop("FixedExit", None)
     W_MM = history.weights[-1][1] if history is not None and history.weights else None
     print(report.exit_table(outputs))
     print()

@@ -16,8 +16,9 @@ class Temperature(ABC):
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.value) and self.value > 0):
-            raise ValueError(f"temperature must be above 0, got {self.value}")
+        number = isinstance(self.value, int | float)
+        if not (number and math.isfinite(self.value) and self.value > 0):
+            raise ValueError(f"temperature must be a number above 0, got {self.value!r}")
 
     @abstractmethod
     def start(self, device: torch.device) -> float | Tensor:

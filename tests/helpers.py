@@ -1,5 +1,6 @@
 """Small networks and data sets that the training tests share."""
 
+import atexit
 import gc
 import io
 import runpy
@@ -23,6 +24,7 @@ WIDTH, CLASSES = 6, 3
 
 # Every run ends with a search for garbage, which the libraries' own objects would make slow.
 gc.freeze()
+atexit.register(gc.unfreeze)
 
 PLAIN = mx.TrainConfig(
     epochs=2,
@@ -104,7 +106,7 @@ def convnet(dropout=0.1, exits="all", head=None, seed=1) -> mx.MultiExitModel:
     torch.manual_seed(seed)
     stages = [
         nn.Sequential(
-            nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1),
+            nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1, bias=False),
             nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.Dropout(dropout),

@@ -183,12 +183,26 @@ def test_logits_that_are_no_numbers_are_named(mlp, bad, policy):
         model.predict(policy, **inputs)
 
 
-def test_the_exit_and_row_of_a_nan_input_are_right(mlp):
+def test_the_row_of_a_nan_input_is_right(mlp):
     model, inputs = mlp
     x = inputs["x"].clone()
     x[7, 2] = math.nan
-    with pytest.raises(ValueError, match="exit 1 gave NaN or infinite logits for row 7"):
+    with pytest.raises(ValueError, match="exit 0 gave NaN or infinite logits for row 7"):
         model.predict(mx.FixedExit(1), x)
+
+
+def test_a_nan_on_the_way_is_named_by_the_row_s_place_in_the_batch(spied):
+    model, _ = spied
+
+    def poison(feature):  # at the exit after the third stage, rows 5 and 6
+        bad = (feature[:, :1] >= 6) & (feature[:, 1:] == 3)
+        return Count(4)(feature) + torch.where(bad, math.nan, 0.0)
+
+    for head in model.heads:
+        head.module.forward = poison
+    numbers = [0, 4, 0, 2, 4, 6, 7]  # four rows leave before
+    with pytest.raises(ValueError, match="exit 1 gave NaN or infinite logits for row 5"):
+        model.predict(Countdown(), rows(numbers))
 
 
 def test_predict_leaves_no_graph_and_takes_positional_inputs(mlp):

@@ -82,9 +82,9 @@ def guess_example(module: nn.Module) -> Tensor:
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            return torch.zeros(1, layer.in_channels, 32, 32)
+            return torch.zeros(1, layer.in_channels, 32, 32, dtype=layer.weight.dtype)
         if isinstance(layer, nn.Linear):
-            return torch.zeros(1, layer.in_features)
+            return torch.zeros(1, layer.in_features, dtype=layer.weight.dtype)
         if isinstance(layer, nn.Embedding):
             return torch.zeros(1, 8, dtype=torch.long)
     raise ValueError(

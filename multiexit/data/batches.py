@@ -102,12 +102,12 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     Raises:
         ValueError: neither a pair `(inputs, labels)` nor a mapping with `"labels"`.
     """
-    if isinstance(batch, Mapping) and "labels" in batch:
+    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
         return (), {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
         return (batch[0],), {}, batch[1]
     raise ValueError(
-        "a batch is (inputs, labels) or a dict with 'labels'; got "
+        "a batch is (inputs, labels) or a dict with 'labels', and its labels are a tensor [B]; got "
         + (f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__)
     )
 

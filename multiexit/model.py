@@ -172,8 +172,8 @@ class MultiExitModel(nn.Module):
         logits_BC = self.heads[exit](feature, carry.get("valid_BT"))
         if logits_BC.shape != (len(feature), self.num_classes):
             raise ValueError(
-                f"the head of exit {exit} gives {tuple(logits_BC.shape)}; it must give "
-                f"({len(feature)}, {self.num_classes}), a row's logits of {self.num_classes} classes"
+                f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "
+                f"and {self.num_classes} classes it must give ({len(feature)}, {self.num_classes})"
             )
         return logits_BC
 

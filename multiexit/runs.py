@@ -88,9 +88,9 @@ def train(
     if validation:
         rows, held = holdout(task.train, validation, config.seed)
         held = held.for_evaluation()
-    history = Trainer(model, recipe, replace(config, metric=task.metric)).fit(rows, held)
     if tokenizer is not None and config.output is not None and PartialState().is_main_process:
         tokenizer.save_pretrained(Path(config.output) / "model")
+    history = Trainer(model, recipe, replace(config, metric=task.metric)).fit(rows, held)
     return model, history
 
 

@@ -121,6 +121,7 @@ class Trainer:
                 self.config, batch_size=train.batch_size or self.config.batch_size
             )
         data = Rows(train, self.model.num_classes)
+        self.history, self.position, self._best = History(), Position(), None
         set_seed(self.config.seed, device_specific=True)
         self.accelerator.init_trackers("multiexit")
         run = self._describe(data)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiexit import testing, topology
@@ -21,6 +21,7 @@ def test_conforms(name):
 
 
 @given(st.sampled_from(sorted(RULES)), st.integers(1, 30))
+@settings(deadline=None)
 def test_each_pair_is_as_its_rule_says(name, M):
     teaches_MM = topology.resolve(name, M)
     assert teaches_MM.shape == (M, M)

@@ -19,7 +19,7 @@ class TransformerBackbone(Backbone):
     """One stage per layer; feature i equals the library's own `hidden_states[i + 1]`.
 
     The submodules are shared with the model they come from, not copied. ALBERT's shared layers
-    are kept once and used again: layer i runs group `i · groups // layers` (Lan et al. 2020).
+    are kept once and used again: layer i runs group `⌊i / (layers / groups)⌋` (Lan et al. 2020).
 
     Args:
         model: a bare encoder (`AutoModel`) or a task model around one, of a type in `SUPPORTED`.
@@ -119,7 +119,9 @@ def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:
     config = encoder.config
     if config.model_type == "albert":
         depth, groups = config.num_hidden_layers, config.num_hidden_groups
-        return encoder.encoder.albert_layer_groups, [i * groups // depth for i in range(depth)]
+        return encoder.encoder.albert_layer_groups, [
+            int(i / (depth / groups)) for i in range(depth)
+        ]
     trunk = encoder.transformer if config.model_type == "distilbert" else encoder.encoder
     return trunk.layer, list(range(len(trunk.layer)))
 

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sentences", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--small", action="store_true", help="encoders 384 wide")
     parser.add_argument("--output")
     args = parser.parse_args()

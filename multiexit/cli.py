@@ -62,6 +62,10 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="safetensors to start a CIFAR ResNet from")
     ] = None,
+    normalisation: Annotated[
+        str | None,
+        typer.Option(help="of CIFAR's images: imagenet for published weights; default: its own"),
+    ] = None,
     exits: Annotated[
         str, typer.Option(help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0")
     ] = "all",
@@ -78,6 +82,10 @@ def train(
     omega_lr: Annotated[
         float | None, typer.Option(help="learning rate of the loss weights")
     ] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(help="epochs without a better one; text 5, images never")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="processes that prepare batches")] = 0,
     schedule: Annotated[str, typer.Option(help="CIFAR: strong or appendix-f")] = "strong",
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
     accumulation: Annotated[int, typer.Option(help="batches per step")] = 1,
@@ -110,6 +118,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "omega_lr": omega_lr,
+        "early_stopping": early_stopping,
     }
     config = replace(
         runs.config_for(task, schedule),
@@ -121,11 +130,11 @@ def train(
         resume=resume,
         trackers=tuple(tracker or ()),
         progress=progress,
+        workers=workers,
         **{name: value for name, value in given.items() if value is not None},
     )
     begin = time.perf_counter()
     tokenizer = _tokenizer(backbone or "albert-base-v2") if kind == "text" else None
-    normalisation = "imagenet" if weights else None
     data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
     model, history = runs.train(
         data,
@@ -239,7 +248,13 @@ def predict(
         raise ValueError(
             "this model was saved without a policy: give one, e.g. --policy patience=4"
         )
-    if loaded.preprocessing.get("kind") == "image":
+    kind = loaded.preprocessing.get("kind")
+    if kind not in ("image", "text"):
+        raise ValueError(
+            f"{model} doesn't say how its inputs are made: set model.preprocessing before saving "
+            "(see the documentation on saving), or predict in Python"
+        )
+    if kind == "image":
         if not inputs:
             raise ValueError("give image files to predict")
         answers = predict_images(loaded, chosen, [Path(name) for name in inputs], batch_size)

@@ -122,7 +122,10 @@ def pool_feature(feature: Tensor, pool: str, valid_BT: Tensor | None = None) -> 
     if feature.ndim == 2:
         return feature
     if feature.ndim == 4:
-        return feature.mean((2, 3))
+        # Not .mean: its backward writes out a whole feature map, that of a sum does not.
+        positions = feature.shape[2] * feature.shape[3]
+        wide = torch.promote_types(feature.dtype, torch.float32)
+        return (feature.sum((2, 3), dtype=wide) / positions).to(feature.dtype)
     if pool == "first":
         return feature[:, 0]
     if valid_BT is None:
@@ -150,6 +153,11 @@ def build(
     shapes = [backbone.feature_shapes[stage] for stage in stages]
     if pool not in ("first", "mean"):
         raise ValueError(f"no pooling {pool!r}; there are 'first' and 'mean'")
+    if isinstance(head, nn.Module):
+        raise ValueError(
+            "head is a module; pass a function (feature shape, classes) -> nn.Module, which makes "
+            "one for each exit"
+        )
     if callable(head):
         made = [head(shape, num_classes) for shape in shapes]
         return nn.ModuleList(

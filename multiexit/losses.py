@@ -107,7 +107,8 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
                 f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
                 f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
             )
-    if labels.is_floating_point() != (num_classes == 1) or labels.dtype == torch.bool:
+    whole = labels.dtype in (torch.int64, torch.int32)
+    if not (labels.is_floating_point() if num_classes == 1 else whole):
         wanted = "float32 for regression" if num_classes == 1 else "int64 for classes"
         raise ValueError(f"{where}: labels are {labels.dtype}; they must be {wanted}")
 
@@ -117,7 +118,7 @@ def _classification(
 ) -> tuple[Tensor, Tensor]:
     M, B, _ = logits_MBC.shape
     log_p_MBC = F.log_softmax(logits_MBC, -1)
-    own_M = -log_p_MBC.gather(-1, labels_B.expand(M, B).unsqueeze(-1)).mean((1, 2))
+    own_M = -log_p_MBC.gather(-1, labels_B.long().expand(M, B).unsqueeze(-1)).mean((1, 2))
     plain = isinstance(temperature, int | float) and temperature == 1
     soft_MBC = log_p_MBC if plain else F.log_softmax(logits_MBC / temperature, -1)
     log_teacher_MBC = soft_MBC.detach()

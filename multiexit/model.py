@@ -79,8 +79,9 @@ class MultiExitModel(nn.Module):
         self.head = backbone.head if head is None else head
         self.pool = backbone.pool if pool is None else pool
         self.heads = heads.build(self.head, self.pool, backbone, self.exits, num_classes)
-        dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
-        self.heads.to(dtype)
+        trunk = next(backbone.parameters(), None)
+        if trunk is not None:
+            self.heads.to(trunk.device, trunk.dtype)
         self.labels = None if labels is None else list(labels)
         self.policy: ExitPolicy | None = None
         self.preprocessing: dict[str, Any] = {}
@@ -140,12 +141,13 @@ class MultiExitModel(nn.Module):
             logits_BC = self._logits(m, feature, carry)
             seen.append((rows_B, logits_BC))
             if m == 0:
-                state = policy.init(logits_BC)
+                state = policy.init(logits_BC.float())
                 answer_BC = torch.empty_like(logits_BC)
             if m == self.num_exits - 1:
                 answer_BC[rows_B] = logits_BC
                 break
-            state, stop_B = policies.step(policy, state, logits_BC)
+            # In float32, as `collect` keeps logits: bf16 is too coarse for thresholds near 1.
+            state, stop_B = policies.step(policy, state, logits_BC.float())
             stopped = int(stop_B.sum())  # the one wait for the device per exit
             if stopped == 0:
                 continue

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 import torch
@@ -195,22 +196,22 @@ def step(policy: ExitPolicy, state: State, logits_BC: Tensor) -> tuple[State, Te
     """`policy.step`, with its answer checked.
 
     Raises:
-        ValueError: stop is no bool tensor [B].
+        ValueError: no pair, or a stop that is no bool tensor [B].
     """
-    state, stop_B = policy.step(state, logits_BC)
-    if (
-        not isinstance(stop_B, Tensor)
-        or stop_B.dtype != torch.bool
-        or stop_B.shape != logits_BC.shape[:1]
-    ):
-        got = (
-            f"{stop_B.dtype} {tuple(stop_B.shape)}"
-            if isinstance(stop_B, Tensor)
-            else type(stop_B).__name__
+    answer = policy.step(state, logits_BC)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise ValueError(
+            f"{type(policy).__name__}.step must return (state, stop), got {type(answer).__name__}"
         )
+    state, stop_B = answer
+    B = len(logits_BC)
+    if not isinstance(stop_B, Tensor) or stop_B.dtype != torch.bool or stop_B.shape != (B,):
+        got = type(stop_B).__name__
+        if isinstance(stop_B, Tensor):
+            got = f"{stop_B.dtype} {tuple(stop_B.shape)}"
         raise ValueError(
             f"{type(policy).__name__}.step must return (state, stop) with stop a torch.bool tensor "
-            f"of shape ({len(logits_BC)},); got {got}"
+            f"of shape ({B},); got {got}"
         )
     return state, stop_B
 
@@ -238,6 +239,7 @@ def simulate(policy: ExitPolicy, logits_MBC: Tensor) -> Tensor:
     """
     if logits_MBC.ndim != 3 or len(logits_MBC) == 0:
         raise ValueError(f"logits are [M, B, C], got {tuple(logits_MBC.shape)}")
+    logits_MBC = logits_MBC.float()
     M, B, _ = logits_MBC.shape
     exit_B = torch.full((B,), M - 1, device=logits_MBC.device)
     active_B = torch.ones(B, dtype=torch.bool, device=logits_MBC.device)
@@ -305,12 +307,12 @@ def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> 
 
 
 def _check_number(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
 def _check_patience(value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"patience must be a whole number from 1, got {value!r}")
 
 

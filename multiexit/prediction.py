@@ -65,13 +65,13 @@ def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str]
 
 
 def _image(path: Path, how: dict[str, Any]) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     channels, height, width = how["shape"]
     try:
         with Image.open(path) as image:
             pixels = image.convert("L" if channels == 1 else "RGB").resize((width, height))
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"can't read {path} as an image: {error}") from error
     x_CHW = torch.from_numpy(np.array(pixels, dtype=np.float32)).reshape(height, width, channels)
     mean, std = (torch.tensor(how[name]).view(-1, 1, 1) for name in ("mean", "std"))

@@ -84,19 +84,22 @@ def leebert(
     topology: str | Topology | Tensor = "lae",
     learner: Learner | None = None,
     divergence: Divergence = "ce",
+    in_cycle: bool = True,
+    rho: float | None = None,
+    parametrization: Literal["softmax", "raw", "uncertainty"] = "softmax",
 ) -> Recipe:
     """Every exit learns from every other; the weights are learned by CLO-v2 (LeeBERT, section 3).
 
     Args:
         temperature: τ; the paper names none. 1 for text, 4 for images.
-        cycle: C of CLO-v2, where no learner is given.
+        cycle, in_cycle, rho, parametrization: of `CLO2`, where no learner is given.
         topology: LAE by default.
         learner: another way to learn the weights.
         divergence: `"ce"` is eq. 2.
     """
     phase = Phase(
         topology=topology,
-        learner=learner or weights.CLO2(cycle=cycle),
+        learner=learner or weights.CLO2(parametrization, rho, cycle, in_cycle),
         temperature=Constant(temperature),
         divergence=divergence,
     )

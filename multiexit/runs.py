@@ -50,14 +50,23 @@ def config_for(task: str, schedule: str = "strong") -> TrainConfig:
 
 
 def backbone_for(task: TaskData, name: str | None, weights: str | None = None) -> Backbone:
-    """The backbone of a name, made for a task's inputs."""
-    if task.preprocessing["kind"] == "text":
-        return wrap(name or "albert-base-v2")
-    name = name or ("cifar-resnet-20" if task.name == "digits" else "cifar-resnet-56")
-    if not name.startswith("cifar-resnet-"):
+    """The backbone of a name, made for a task's inputs.
+
+    Raises:
+        ValueError: `weights` for anything but a CIFAR ResNet.
+    """
+    text = task.preprocessing["kind"] == "text"
+    images = "cifar-resnet-20" if task.name == "digits" else "cifar-resnet-56"
+    name = name or ("albert-base-v2" if text else images)
+    resnet = name.startswith("cifar-resnet-")
+    if weights and not resnet:
+        raise ValueError(f"weights start a CIFAR ResNet; {name!r} brings its own")
+    if text:
         return wrap(name)
-    channels, size, _ = task.preprocessing["shape"]
-    return wrap(name, weights=weights, in_channels=channels, size=size)
+    channels, size, _ = shape = task.preprocessing["shape"]
+    if resnet:
+        return wrap(name, weights=weights, in_channels=channels, size=size)
+    return wrap(name, input_shape=tuple(shape))
 
 
 def train(
@@ -87,7 +96,6 @@ def train(
     rows, held = task.train, None
     if validation:
         rows, held = holdout(task.train, validation, config.seed)
-        held = held.for_evaluation()
     if tokenizer is not None and config.output is not None and PartialState().is_main_process:
         tokenizer.save_pretrained(Path(config.output) / "model")
     history = Trainer(model, recipe, replace(config, metric=task.metric)).fit(rows, held)

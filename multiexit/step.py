@@ -50,8 +50,8 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def check_parameters(model: nn.Module, step: int) -> None:
-    """Raise FloatingPointError if the step before this one left a parameter NaN or infinite."""
-    named = dict(model.named_parameters())
+    """Raise FloatingPointError if training has left a parameter or statistic NaN or infinite."""
+    named = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
     finite = torch.stack([p.detach().isfinite().all() for p in named.values()])
     if not finite.all():
         name = list(named)[int((~finite).nonzero()[0])]

@@ -60,6 +60,12 @@ class Stepper:
     def begin_epoch(self, progress: float) -> None:
         """Set the factors A for this much of the phase, in [0, 1), and the modules' modes."""
         A_MM = self.phase.coefficients(self._teaches_MM, progress, self._shares_M)
+        M = len(self._teaches_MM)
+        if A_MM.shape != (M, M) or not A_MM.isfinite().all():
+            raise ValueError(
+                f"coefficients for {M} exits are finite numbers [{M}, {M}]; got "
+                f"{tuple(A_MM.shape)} {A_MM.tolist()}"
+            )
         self.A_MM = A_MM.to(self.accelerator.device)
         optim.train_mode(self.model, self.phase)
 

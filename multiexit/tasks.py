@@ -1,10 +1,11 @@
 """Data sets by name, ready for a model: GLUE's tasks, CIFAR-10 and -100, and the digits."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from multiexit.data import cifar, glue
@@ -35,12 +36,18 @@ class TaskData:
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
+def canonical(name: str) -> str:
+    """A task's name without capitals, dashes and blanks: `"SST-2"` is `"sst2"`."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
 def kind(name: str) -> str:
     """`"text"` or `"image"`.
 
     Raises:
         ValueError: an unknown task; the message lists all.
     """
+    name = canonical(name)
     if name in IMAGES:
         return "image"
     if name in glue.TASKS:
@@ -65,22 +72,15 @@ def load(
         max_length: tokens per row at most.
         normalisation, download: for CIFAR, see `multiexit.data.cifar.load`.
     """
+    name = canonical(name)
     if kind(name) == "text":
         return _text(name, data_dir, tokenizer, max_length)
-    data = (
-        cifar.digits()
-        if name == "digits"
-        else cifar.load(name, data_dir, download, normalisation=normalisation)
-    )
-    example: Tensor = data.train[0][0]
-    preprocessing = {
-        "kind": "image",
-        "task": name,
-        "shape": list(example.shape),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "normalisation": normalisation,
-    }
+    if name == "digits":
+        data = cifar.digits()
+    else:
+        with PartialState().main_process_first():  # one process downloads
+            data = cifar.load(name, data_dir, download, normalisation=normalisation)
+    preprocessing = {**data.preprocessing, "task": name, "normalisation": normalisation}
     return TaskData(
         name,
         data.train,

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Mean = Callable[[Tensor], Tensor]
+
+
+def alone(value: Tensor) -> Tensor:
+    """The mean over one process."""
+    return value
+
 
 @dataclass(frozen=True)
 class Temperature(ABC):
@@ -29,7 +36,7 @@ class Temperature(ABC):
         self,
         current: float | Tensor,
         logits_MBC: Tensor,
-        mean: Callable[[Tensor], Tensor] = lambda value: value,
+        mean: Mean = alone,
     ) -> float | Tensor:
         """τ after a batch on which the exits said this; `mean` averages over processes."""
 
@@ -45,7 +52,7 @@ class Constant(Temperature):
         self,
         current: float | Tensor,
         logits_MBC: Tensor,
-        mean: Callable[[Tensor], Tensor] = lambda value: value,
+        mean: Mean = alone,
     ) -> float | Tensor:
         return current
 
@@ -69,7 +76,7 @@ class Rising(Temperature):
         self,
         current: float | Tensor,
         logits_MBC: Tensor,
-        mean: Callable[[Tensor], Tensor] = lambda value: value,
+        mean: Mean = alone,
     ) -> Tensor:
         soft_BC = (logits_MBC[-1].detach().float() / current).softmax(-1)
         sure = mean(soft_BC.amax(-1).mean()) > self.above

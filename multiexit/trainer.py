@@ -36,6 +36,7 @@ from multiexit.data.batches import Indices, chunks
 from multiexit.data.rows import Rows
 from multiexit.evaluate import collect, exit_scores
 from multiexit.history import History
+from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 from multiexit.step import check_finite, check_parameters
@@ -121,7 +122,9 @@ class Trainer:
                 self.config, batch_size=train.batch_size or self.config.batch_size
             )
         data = Rows(train, self.model.num_classes)
+        _check_dev(dev, self.model.num_classes)
         self.history, self.position, self._best = History(), Position(), None
+        self._unread, self._warned = [], False
         set_seed(self.config.seed, device_specific=True)
         self.accelerator.init_trackers("multiexit")
         run = self._describe(data)
@@ -228,6 +231,12 @@ class Trainer:
         self.accelerator.log({"loss": row["loss"], "lr": row["lr"]}, step=position.total)
         if stepper.omega.learner.learns:
             W_MM = stepper.omega.value().cpu()
+            if not W_MM.isfinite().all():
+                raise FloatingPointError(
+                    f"the loss weights are NaN or infinite after step {position.step}, so a loss "
+                    "on D2 was: look for broken inputs, or lower the learning rates; the last "
+                    "checkpoint stands"
+                )
             self._warn_of_lost_terms(W_MM[A_MM != 0])
             row["W_MM"] = [
                 [round(w, 5) if a != 0 else None for w, a in zip(ws, factors, strict=True)]
@@ -356,3 +365,13 @@ class Trainer:
                 f"rest of phase {index}": [phase.divergence, phase.train, phase.epochs],
             }
         return described
+
+
+def _check_dev(dev: Any, num_classes: int) -> None:
+    """Refuse what would fail at the first epoch's end."""
+    rows = dev.dataset if isinstance(dev, DataLoader) else dev
+    if isinstance(rows, Dataset) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
+        raise ValueError("the dev set is empty: pass None to train without one")
+    labels = getattr(rows, "labels", None)
+    if isinstance(labels, Tensor):
+        check_labels(labels, num_classes, "the dev set")

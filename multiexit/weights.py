@@ -5,6 +5,7 @@ The loss is (W ∘ A ∘ L).sum(), linear in W, so its gradient in W is A ∘ L:
 pass already has.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -205,6 +206,10 @@ class CLO1(Learner):
 
     rho: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_rho(self.rho)
+
     def plan(self, step: int, rho: float) -> Plan:
         return Plan(first=rho if self.rho is None else self.rho, second=1.0)
 
@@ -226,11 +231,17 @@ class CLO2(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cycle < 1:
-            raise ValueError(f"cycle must be at least 1, got {self.cycle}")
+        _check_rho(self.rho)
+        if not isinstance(self.cycle, int) or self.cycle < 1:
+            raise ValueError(f"cycle must be a whole number from 1, got {self.cycle!r}")
 
     def plan(self, step: int, rho: float) -> Plan:
         rho = rho if self.rho is None else self.rho
         if (step + 1) % self.cycle == 0:
             return Plan(first=rho, second=1.0)
         return Plan(stepping=rho) if self.in_cycle else Plan()
+
+
+def _check_rho(rho: float | None) -> None:
+    if rho is not None and not (math.isfinite(rho) and rho >= 0):
+        raise ValueError(f"rho must be a number from 0, or None for λ1 / λ2, got {rho}")

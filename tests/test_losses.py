@@ -257,5 +257,5 @@ def test_a_rising_temperature_looks_at_softened_answers():
 def test_a_constant_temperature_stays():
     assert Constant(4.0).after(4.0, torch.zeros(2, 1, 2)) == 4.0
     for bad in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="temperature must be above 0"):
+        with pytest.raises(ValueError, match="temperature must be a number above 0"):
             Constant(bad)

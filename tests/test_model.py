@@ -205,6 +205,21 @@ def test_a_nan_on_the_way_is_named_by_the_row_s_place_in_the_batch(spied):
         model.predict(Countdown(), rows(numbers))
 
 
+@pytest.mark.parametrize("threshold", [0.9, 0.99, 0.997])
+def test_half_precision_decides_as_stored_logits_do(threshold):
+    chain = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)))
+    model = mx.MultiExitModel(mx.wrap(chain), 3).eval()
+    with torch.no_grad():
+        model.heads[0].linear.weight.mul_(20)
+    model, x = model.to(torch.bfloat16), (3 * torch.randn(400, 6)).to(torch.bfloat16)
+    with torch.no_grad():
+        logits_MBC = model(x)
+    exit_B = model.predict(mx.MaxProb(threshold), x).exit_B
+    assert torch.equal(exit_B, mx.simulate(mx.MaxProb(threshold), logits_MBC.float()))
+    coarse_B = logits_MBC[0].softmax(-1).amax(-1) >= threshold  # what bf16 alone would say
+    assert (coarse_B != (exit_B == 0)).any()
+
+
 def test_predict_leaves_no_graph_and_takes_positional_inputs(mlp):
     model, inputs = mlp
     by_name = model.predict(mx.Patience(1), **inputs)

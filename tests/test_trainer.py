@@ -833,3 +833,77 @@ def test_a_dataset_type_is_enough(tmp_path):
         "history.json",
         "model",
     }
+
+
+class Poisoned(Dataset):
+    """Vectors of which some rows are NaN from a given fetch on."""
+
+    def __init__(self, bad_rows):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(32, 6, generator=generator)
+        self.x[list(bad_rows)] = float("nan")
+        self.labels = torch.arange(32) % 3
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return self.x[row], self.labels[row]
+
+
+def _chain():
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)]
+    return mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), 3)
+
+
+def test_a_broken_second_half_stops_before_the_weights_are_kept(tmp_path):
+    _, second = split_epoch(32, 0, 0, True)
+    config = mx.TrainConfig(
+        epochs=1, batch_size=16, lr=1e-3, output=tmp_path, progress=False, log_every=50
+    )
+    trainer = mx.Trainer(_chain(), mx.recipes.leebert(cycle=1), config)
+    with pytest.raises(FloatingPointError, match="loss weights"):
+        trainer.fit(Poisoned(second[:1]))
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_second_fit_starts_anew():
+    config = mx.TrainConfig(epochs=1, batch_size=16, lr=1e-3, progress=False)
+    trainer = mx.Trainer(_chain(), mx.recipes.joint(), config)
+    with pytest.raises(FloatingPointError):
+        trainer.fit(Poisoned(range(32)))
+    trainer = mx.Trainer(_chain(), mx.recipes.joint(), config)
+    assert len(trainer.fit(Poisoned([])).epochs) == 1
+    assert len(trainer.fit(Poisoned([])).epochs) == 1
+
+
+@pytest.mark.parametrize(
+    ("factors", "words"),
+    [
+        (lambda teaches, progress, shares: torch.ones(3), r"\[3, 3\]"),
+        (lambda teaches, progress, shares: torch.full((3, 3), torch.nan), "finite"),
+    ],
+)
+def test_malformed_coefficients_are_refused(factors, words):
+    recipe = replace(mx.recipes.joint(), phases=(mx.Phase(coefficients=factors),))
+    config = mx.TrainConfig(epochs=1, progress=False)
+    with pytest.raises(ValueError, match=words):
+        mx.Trainer(_chain(), recipe, config).fit(Poisoned([]))
+
+
+def _mislabelled():
+    rows = Poisoned([])
+    rows.labels = rows.labels + 5
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("dev", "words"), [(Subset(Poisoned([]), []), "empty"), (_mislabelled(), "label 5")]
+)
+def test_an_unusable_dev_set_is_refused_before_training(dev, words):
+    model = _chain()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=words):
+        mx.Trainer(model, mx.recipes.joint(), mx.TrainConfig(progress=False)).fit(Poisoned([]), dev)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -181,7 +181,7 @@ def test_other_plans():
     assert BLO().splits
     assert CLO1().splits
     assert CLO2().splits
-    with pytest.raises(ValueError, match="cycle must be at least 1"):
+    with pytest.raises(ValueError, match="cycle must be a whole number from 1"):
         CLO2(cycle=0)
 
 

@@ -5,6 +5,7 @@ from functools import singledispatch
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from multiexit.backbones.base import Backbone, Carry, select
@@ -49,7 +50,8 @@ def wrap(
         stages: for other modules, the names (or modules) that run one after another; an exit can
             follow each.
         stem: the names (or modules) that run before them.
-        input_shape: shape of one input row, for modules that don't say it, e.g. `(3, 32, 32)`.
+        input_shape: shape of one input row, for modules that don't say it or are used at another
+            size than theirs, e.g. `(3, 32, 32)`.
         kwargs: for names only, passed to the library that makes the model (`pretrained=True`).
 
     Returns:
@@ -71,6 +73,8 @@ def _(module: Backbone) -> Backbone:
 
 @wrap.register
 def _(module: str, **kwargs: Any) -> Backbone:
+    if "stages" in kwargs or "stem" in kwargs:
+        raise ValueError("stages and stem name the parts of a module: make it first, then wrap it")
     library, colon, name = module.partition(":")
     if colon and library == "timm":
         from multiexit.backbones import timm
@@ -84,13 +88,16 @@ def _(module: str, **kwargs: Any) -> Backbone:
         depth = module.removeprefix("cifar-resnet-")
         if depth not in map(str, DEPTHS):
             raise ValueError(f"no {module!r}; there are {[f'cifar-resnet-{d}' for d in DEPTHS]}")
-        return cifar_resnet(int(depth), **kwargs)
+        try:
+            return cifar_resnet(int(depth), **kwargs)
+        except TypeError as error:
+            raise ValueError(f"{module}: {error}") from error
     from multiexit.backbones import transformer
 
     try:
         return transformer.from_name(module, **kwargs)
-    except OSError as error:
-        raise ValueError(f"no model {module!r}: {error}\n{_HELP}") from error
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"no model {module!r}, or a damaged one: {error}\n{_HELP}") from error
 
 
 @wrap.register
@@ -108,11 +115,10 @@ def _(
     if stages:
         first, parts = split(module, stages, stem)
     elif adapter := _library_adapter(module):
-        if input_shape is not None:
-            raise ValueError(
-                f"input_shape has no effect on a {type(module).__name__}, which tells its own"
-            )
-        return adapter(module)
+        try:
+            return adapter(module, **({"input_shape": input_shape} if input_shape else {}))
+        except TypeError as error:
+            raise ValueError(f"{type(module).__name__} takes no input_shape: {error}") from error
     elif isinstance(module, nn.Sequential):
         first, parts = nn.Identity(), list(module)
     else:
@@ -122,13 +128,13 @@ def _(
     return SequentialBackbone(first, parts, example)
 
 
-def _library_adapter(module: nn.Module) -> Callable[[Any], Backbone] | None:
+def _library_adapter(module: nn.Module) -> Callable[..., Backbone] | None:
     """The adapter for a class of transformers, timm or torchvision, or for one derived from it.
 
     The library is imported only when such a class turns up.
     """
     libraries = {base.__module__.partition(".")[0] for base in type(module).__mro__}
-    if "transformers" in libraries:
+    if "transformers" in libraries and hasattr(module, "base_model"):  # not a part of a model
         from multiexit.backbones.transformer import TransformerBackbone
 
         return TransformerBackbone
@@ -160,9 +166,10 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
         case "timm":
             from multiexit.backbones import timm
 
-            return timm.from_name(rest["name"], **rest["kwargs"])
+            return timm.from_name(rest["name"], rest.get("input_shape"), **rest["kwargs"])
         case "torchvision":
             from multiexit.backbones import torchvision
 
-            return torchvision.from_name(rest["name"], weights=None, **rest["kwargs"])
+            shape = rest.get("input_shape")
+            return torchvision.from_name(rest["name"], shape, weights=None, **rest["kwargs"])
     raise ValueError(f"no backbone of kind {spec.get('kind')!r} in this version of multiexit")

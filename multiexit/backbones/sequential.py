@@ -55,8 +55,8 @@ class SequentialBackbone(Backbone):
         return self.stages[index]
 
     def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:
-        device = next((p.device for p in self.parameters()), self._example.device)
-        return {"x": self._example.expand(batch, *self._example.shape[1:]).to(device)}
+        example = _like_parameters(self._example, self)
+        return {"x": example.expand(batch, *example.shape[1:])}
 
 
 def split(
@@ -92,6 +92,14 @@ def guess_example(module: nn.Module) -> Tensor:
     )
 
 
+def _like_parameters(example: Tensor, module: nn.Module) -> Tensor:
+    """On the module's device; numbers (not tokens) in its precision."""
+    p = next(module.parameters(), None)
+    if p is None:
+        return example
+    return example.to(p.device, p.dtype if example.is_floating_point() else example.dtype)
+
+
 def _find(module: nn.Module, part: str | nn.Module) -> nn.Module:
     if isinstance(part, nn.Module):
         return part
@@ -115,12 +123,11 @@ def _feature_shapes(
         raise ValueError("a backbone needs at least one stage; got none")
     whole = nn.ModuleList([stem, *stages, *([norm] if norm is not None else [])])
     modes = [(m, m.training) for m in whole.modules()]
-    device = next((p.device for p in whole.parameters()), example.device)
     shapes: list[tuple[int | None, ...]] = []
     try:
         whole.eval()
         with torch.no_grad():
-            x = stem(example.to(device))
+            x = stem(_like_parameters(example, whole))
             for index, stage in enumerate(stages):
                 x = stage(x)
                 if not isinstance(x, Tensor) or x.ndim < 2:

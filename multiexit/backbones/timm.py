@@ -30,21 +30,32 @@ class _ViTStem(nn.Module):
         return self.vit.norm_pre(self.vit.patch_drop(x))
 
 
-def from_timm(model: nn.Module, spec: dict[str, Any] | None = None) -> SequentialBackbone:
+def from_timm(
+    model: nn.Module,
+    spec: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> SequentialBackbone:
     """Stage a timm model: an exit after each block; the feature of a ViT has the final norm.
 
     Raises:
         ValueError: a model of another family.
     """
+    if not isinstance(model, VisionTransformer | ResNet | ConvNeXt):
+        raise ValueError(
+            f"can't stage timm's {type(model).__name__}; of timm, VisionTransformer (ViT, DeiT), "
+            "ResNet and ConvNeXt can be wrapped by themselves. For others name the parts: "
+            "multiexit.wrap(model, stem=['stem'], stages=['stages.0', 'stages.1'])"
+        )
     config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    spec = spec or _spec(model, config.get("architecture"))
+    spec = spec or _spec(model, config.get("architecture"), input_shape)
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     _, *size = config.get("input_size", (3, 224, 224))
-    example = torch.zeros(1, channels, *size)
+    if isinstance(model, VisionTransformer):
+        size = model.patch_embed.img_size or size
+    example = torch.zeros(1, *(input_shape or (channels, *size)))
     classifier = model.get_classifier()  # type: ignore[operator]
     classifier = classifier if isinstance(classifier, nn.Linear) else None
     if isinstance(model, VisionTransformer):
-        example = torch.zeros(1, channels, *(model.patch_embed.img_size or size))
         pool = "first" if model.global_pool == "token" else "mean"
         if pool == "mean":  # its classifier stands on other tokens and another norm
             classifier = None
@@ -56,35 +67,34 @@ def from_timm(model: nn.Module, spec: dict[str, Any] | None = None) -> Sequentia
         groups = (model.layer1, model.layer2, model.layer3, model.layer4)
         blocks = [block for group in groups for block in group]  # type: ignore[union-attr]
         return SequentialBackbone(stem, blocks, example, spec=spec, classifier=classifier)
-    if isinstance(model, ConvNeXt):
-        return SequentialBackbone(model.stem, _convnext_blocks(model), example, spec=spec)
-    raise ValueError(
-        f"can't stage timm's {type(model).__name__}; of timm, VisionTransformer (ViT, DeiT), "
-        "ResNet and ConvNeXt can be wrapped by themselves. For others name the parts: "
-        "multiexit.wrap(model, stem=['stem'], stages=['stages.0', 'stages.1'])"
-    )
+    return SequentialBackbone(model.stem, _convnext_blocks(model), example, spec=spec)
 
 
-def from_name(name: str, **kwargs: Any) -> SequentialBackbone:
+def from_name(
+    name: str, input_shape: tuple[int, ...] | None = None, **kwargs: Any
+) -> SequentialBackbone:
     """Make a timm model by its name; `kwargs` go to `timm.create_model`."""
     try:
         model = timm.create_model(name, **kwargs)
     except RuntimeError as error:  # what timm raises for an unknown name
         raise ValueError(f"no timm model {name!r}: {error}") from error
     plain = {key: value for key, value in kwargs.items() if key != "pretrained"}
-    return from_timm(model, {"kind": "timm", "name": name, "kwargs": plain})
+    spec = {"kind": "timm", "name": name, "input_shape": input_shape, "kwargs": plain}
+    return from_timm(model, spec, input_shape)
 
 
-def _spec(model: nn.Module, name: str | None) -> dict[str, Any] | None:
-    """How to make an instance again: by its architecture's name, if that gives the same shapes."""
+def _spec(
+    model: Any, name: str | None, input_shape: tuple[int, ...] | None
+) -> dict[str, Any] | None:
+    """How to make an instance again: by its architecture's name, if that gives the same modules."""
     if name is None:
         return None
+    kwargs = {"num_classes": model.num_classes}
     with torch.device("meta"):
-        again = timm.create_model(name)
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    if {key: tensor.shape for key, tensor in again.state_dict().items()} != shapes:
+        again = timm.create_model(name, **kwargs)
+    if repr(again) != repr(model):
         return None
-    return {"kind": "timm", "name": name, "kwargs": {}}
+    return {"kind": "timm", "name": name, "input_shape": input_shape, "kwargs": kwargs}
 
 
 def _convnext_blocks(model: Any) -> list[nn.Module]:

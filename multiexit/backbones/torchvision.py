@@ -25,7 +25,11 @@ class _ViTStem(nn.Module):
         return self.dropout(tokens + self.pos_embedding)
 
 
-def from_torchvision(model: nn.Module, spec: dict[str, Any] | None = None) -> SequentialBackbone:
+def from_torchvision(
+    model: nn.Module,
+    spec: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> SequentialBackbone:
     """Stage a torchvision model: an exit after each block; the feature of a ViT has the final norm.
 
     Raises:
@@ -35,11 +39,11 @@ def from_torchvision(model: nn.Module, spec: dict[str, Any] | None = None) -> Se
         stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
         groups = (model.layer1, model.layer2, model.layer3, model.layer4)
         blocks = [block for group in groups for block in group]
-        return SequentialBackbone(
-            stem, blocks, torch.zeros(1, 3, 224, 224), spec=spec, classifier=_linear(model.fc)
-        )
+        example = torch.zeros(1, *(input_shape or (model.conv1.in_channels, 224, 224)))
+        return SequentialBackbone(stem, blocks, example, spec=spec, classifier=_linear(model.fc))
     if isinstance(model, VisionTransformer):
-        example = torch.zeros(1, 3, model.image_size, model.image_size)
+        size = model.image_size
+        example = torch.zeros(1, *(input_shape or (3, size, size)))
         encoder = model.encoder
         layers = list(encoder.layers)
         classifier = _linear(model.heads[-1])
@@ -53,15 +57,17 @@ def from_torchvision(model: nn.Module, spec: dict[str, Any] | None = None) -> Se
     )
 
 
-def from_name(name: str, **kwargs: Any) -> SequentialBackbone:
+def from_name(
+    name: str, input_shape: tuple[int, ...] | None = None, **kwargs: Any
+) -> SequentialBackbone:
     """Make a torchvision model by its name; `kwargs` go to `torchvision.models.get_model`."""
     plain = {key: value for key, value in kwargs.items() if key != "weights"}
-    spec = {"kind": "torchvision", "name": name, "kwargs": plain}
+    spec = {"kind": "torchvision", "name": name, "input_shape": input_shape, "kwargs": plain}
     try:
         model = get_model(name, **kwargs)
     except ValueError as error:
         raise ValueError(f"no torchvision model {name!r}: {error}") from error
-    return from_torchvision(model, spec)
+    return from_torchvision(model, spec, input_shape)
 
 
 def _linear(module: nn.Module) -> nn.Linear | None:

@@ -39,6 +39,11 @@ class TransformerBackbone(Backbone):
             )
         if getattr(config, "is_decoder", False):
             raise ValueError("can't stage a decoder: set is_decoder=False in its configuration")
+        if config._attn_implementation == "flex_attention":
+            raise ValueError(
+                "flex_attention's mask can't lose rows as inputs leave: load the model with "
+                "attn_implementation='sdpa' or 'eager'"
+            )
         layers, order = _layers(encoder)
         super().__init__(
             feature_shapes=[(None, config.hidden_size)] * len(order),
@@ -76,9 +81,8 @@ class TransformerBackbone(Backbone):
         if self.config.model_type != "distilbert":  # it knows no token types
             inputs["token_type_ids"] = token_type_ids
         x_BTH = self.projection(self.embeddings(**inputs))
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=x_BTH, attention_mask=attention_mask
-        )
+        # By position: the second parameter's name changed within transformers 5.
+        mask = create_bidirectional_mask(self.config, x_BTH, attention_mask)
         valid_BT = None if attention_mask is None else attention_mask.bool()
         return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}
 

@@ -1,4 +1,4 @@
-"""GLUE's eight tasks that the paper uses: columns, classes, metric.
+"""GLUE's seven classification tasks that the paper uses, and STS-B: columns, classes, metric.
 
 Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
 Understanding", ICLR 2019. WNLI is left out, as in LeeBERT, section 4.1.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,6 +119,12 @@ class Images:
     labels: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images are made ready, for `MultiExitModel.preprocessing`."""
+        shape = list(self.train.images.shape[1:])
+        return {"kind": "image", "shape": shape, "mean": list(self.mean), "std": list(self.std)}
 
 
 def crop_and_mirror(images_BCHW: Tensor, pad: int) -> Tensor:

@@ -205,7 +205,7 @@ def test_a_nan_on_the_way_is_named_by_the_row_s_place_in_the_batch(spied):
         model.predict(Countdown(), rows(numbers))
 
 
-@pytest.mark.parametrize("threshold", [0.9, 0.99, 0.997])
+@pytest.mark.parametrize("threshold", [0.99, 0.997])
 def test_half_precision_decides_as_stored_logits_do(threshold):
     chain = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)))
     model = mx.MultiExitModel(mx.wrap(chain), 3).eval()

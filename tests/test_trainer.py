@@ -835,7 +835,7 @@ def test_a_dataset_type_is_enough(tmp_path):
     }
 
 
-class Poisoned(Dataset):
+class Tainted(Dataset):
     """Vectors of which some rows are NaN from a given fetch on."""
 
     def __init__(self, bad_rows):
@@ -864,7 +864,7 @@ def test_a_broken_second_half_stops_before_the_weights_are_kept(tmp_path):
     )
     trainer = mx.Trainer(_chain(), mx.recipes.leebert(cycle=1), config)
     with pytest.raises(FloatingPointError, match="loss weights"):
-        trainer.fit(Poisoned(second[:1]))
+        trainer.fit(Tainted(second[:1]))
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -872,10 +872,10 @@ def test_a_second_fit_starts_anew():
     config = mx.TrainConfig(epochs=1, batch_size=16, lr=1e-3, progress=False)
     trainer = mx.Trainer(_chain(), mx.recipes.joint(), config)
     with pytest.raises(FloatingPointError):
-        trainer.fit(Poisoned(range(32)))
+        trainer.fit(Tainted(range(32)))
     trainer = mx.Trainer(_chain(), mx.recipes.joint(), config)
-    assert len(trainer.fit(Poisoned([])).epochs) == 1
-    assert len(trainer.fit(Poisoned([])).epochs) == 1
+    assert len(trainer.fit(Tainted([])).epochs) == 1
+    assert len(trainer.fit(Tainted([])).epochs) == 1
 
 
 @pytest.mark.parametrize(
@@ -889,21 +889,21 @@ def test_malformed_coefficients_are_refused(factors, words):
     recipe = replace(mx.recipes.joint(), phases=(mx.Phase(coefficients=factors),))
     config = mx.TrainConfig(epochs=1, progress=False)
     with pytest.raises(ValueError, match=words):
-        mx.Trainer(_chain(), recipe, config).fit(Poisoned([]))
+        mx.Trainer(_chain(), recipe, config).fit(Tainted([]))
 
 
 def _mislabelled():
-    rows = Poisoned([])
+    rows = Tainted([])
     rows.labels = rows.labels + 5
     return rows
 
 
 @pytest.mark.parametrize(
-    ("dev", "words"), [(Subset(Poisoned([]), []), "empty"), (_mislabelled(), "label 5")]
+    ("dev", "words"), [(Subset(Tainted([]), []), "empty"), (_mislabelled(), "label 5")]
 )
 def test_an_unusable_dev_set_is_refused_before_training(dev, words):
     model = _chain()
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(ValueError, match=words):
-        mx.Trainer(model, mx.recipes.joint(), mx.TrainConfig(progress=False)).fit(Poisoned([]), dev)
+        mx.Trainer(model, mx.recipes.joint(), mx.TrainConfig(progress=False)).fit(Tainted([]), dev)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

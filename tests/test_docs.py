@@ -14,6 +14,7 @@ import typer
 
 import multiexit
 from multiexit.cli import app
+from multiexit.report import results_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -112,3 +113,8 @@ def test_doctests(name):
 def test_there_are_doctests():
     tried = (importlib.import_module(f"multiexit.{name}") for name in ("losses", "policies"))
     assert all(doctest.testmod(module).attempted > 0 for module in tried)
+
+
+def test_the_results_page_is_made_from_the_files_beside_it():
+    folder = ROOT / "docs" / "results"
+    assert (folder / "index.md").read_text(encoding="utf-8") == results_page(folder)

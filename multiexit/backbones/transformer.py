@@ -114,7 +114,9 @@ def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
     config: PretrainedConfig = AutoConfig.for_model(**spec["config"])
     return TransformerBackbone(
-        AutoModel.from_config(config, dtype=torch.float32, attn_implementation=spec["attention"])
+        AutoModel.from_config(
+            config, dtype=torch.float32, attn_implementation=spec.get("attention")
+        )
     )
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -81,6 +82,9 @@ class Trainer:
         self.config = config or TrainConfig()
         for phase in recipe.phases:
             topology.resolve(phase.topology, model.num_exits)
+        available = {tracker.value for tracker in get_available_trackers()}
+        if missing := sorted(set(self.config.trackers) - available):
+            raise ValueError(f"no tracker {missing} is installed; there are {sorted(available)}")
         if AcceleratorState._shared_state:  # a run before this one may have had another precision
             AcceleratorState._reset_state()
         self.accelerator = Accelerator(

@@ -1,5 +1,6 @@
 """Sphinx settings. Build with `make docs`, or `sphinx-build -W -b html . _build/html` here."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import multiexit  # noqa: E402
-from multiexit.report import results_page  # noqa: E402
+from multiexit.report import results_page, table  # noqa: E402
 
 project = "multiexit"
 author = "the multiexit authors"
@@ -22,7 +23,7 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "results/index.md"]
+exclude_patterns = ["_build", "results/index.md", "_benchmarks.md"]
 
 html_theme = "furo"
 html_title = "multiexit"
@@ -43,6 +44,22 @@ def write_results_page() -> None:
     (folder / "index.md").write_text(results_page(folder), encoding="utf-8")
 
 
+def write_benchmarks_page() -> None:
+    """Make `_benchmarks.md`, which benchmarks.md includes, from the benchmarks' own JSON."""
+    parts = []
+    for path in sorted((HERE.parent / "benchmarks" / "results").glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        about, rows = data["about"], data["rows"]
+        cells = [
+            {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()}
+            for row in rows
+        ]
+        used = " · ".join(f"{key} {value}" for key, value in about["versions"].items())
+        parts += [f"## {path.stem}", f"```sh\n{about['command']}\n```"]
+        parts += [f"{about['machine']} · {used}", table(cells, markdown=True)]
+    (HERE / "_benchmarks.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
 def escape_bars(app, what, name, obj, options, lines) -> None:
     """|T(m)| in a docstring is the size of a set, not a substitution of reStructuredText."""
     for number, line in enumerate(lines):
@@ -57,3 +74,4 @@ def setup(app) -> None:
 
 
 write_results_page()
+write_benchmarks_page()

@@ -4,12 +4,13 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from multiexit import typed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,7 +61,8 @@ def train(
         typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, torchvision:NAME"),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="safetensors to start a CIFAR ResNet from")
+        str | None,
+        typer.Option(help="safetensors to start a CIFAR ResNet from (see --normalisation)"),
     ] = None,
     normalisation: Annotated[
         str | None,
@@ -111,7 +113,7 @@ def train(
     from multiexit import evaluate, runs, tasks
 
     kind = tasks.kind(task)
-    chosen = runs.recipe_for(recipe, task, _options(option or []))
+    chosen = runs.recipe_for(recipe, task, typed.options(option or []))
     given = {
         "epochs": epochs,
         "max_steps": max_steps,
@@ -134,14 +136,14 @@ def train(
         **{name: value for name, value in given.items() if value is not None},
     )
     begin = time.perf_counter()
-    tokenizer = _tokenizer(backbone or "albert-base-v2") if kind == "text" else None
+    tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
     data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
     model, history = runs.train(
         data,
         runs.backbone_for(data, backbone, weights),
         chosen,
         config,
-        exits=_exits(exits),
+        exits=typed.exits(exits),
         head=head,
         pool=pool,
         validation=(0.1 if kind == "text" else 0.0) if validation is None else validation,
@@ -177,7 +179,7 @@ def evaluate(
     from multiexit.policies import parse
 
     named = [parse(text) for text in policy or []]
-    loaded, data = _load(model, task, data_dir)
+    loaded, data = typed.load(model, task, data_dir)
     for name, rows in data.sets.items():
         outputs = collect(loaded, rows, data.metric)
         judged = sweep(outputs, named or runs.default_policies(outputs))
@@ -209,7 +211,7 @@ def sweep(
     from multiexit import evaluate as evaluation
     from multiexit import runs
 
-    loaded, data = _load(model, task, data_dir)
+    loaded, data = typed.load(model, task, data_dir)
     for name, rows in data.sets.items():
         outputs = evaluation.collect(loaded, rows, data.metric)
         judged = evaluation.sweep(outputs, runs.family(policy, outputs))
@@ -242,7 +244,7 @@ def predict(
     from multiexit.policies import parse
     from multiexit.prediction import predict_images, predict_lines
 
-    loaded = MultiExitModel.from_pretrained(model).to(_device())
+    loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     chosen = parse(policy) if policy else loaded.policy
     if chosen is None:
         raise ValueError(
@@ -259,7 +261,8 @@ def predict(
             raise ValueError("give image files to predict")
         answers = predict_images(loaded, chosen, [Path(name) for name in inputs], batch_size)
     else:
-        answers = predict_lines(loaded, chosen, _tokenizer(model), _lines(inputs), batch_size)
+        reader, lines = typed.tokenizer(model), typed.lines(inputs)
+        answers = predict_lines(loaded, chosen, reader, lines, batch_size)
     for answer in answers:
         print(json.dumps(answer, ensure_ascii=False))
 
@@ -295,7 +298,7 @@ def info(
     """
     from multiexit import MultiExitModel, report, wrap
 
-    model = MultiExitModel(wrap(backbone), classes, _exits(exits), head)
+    model = MultiExitModel(wrap(backbone), classes, typed.exits(exits), head)
     print(report.cost_table(model.cost()))
 
 
@@ -306,75 +309,6 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"multiexit: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, Any]:
-    """A saved model and the data to judge it on."""
-    from multiexit import MultiExitModel, tasks
-
-    model = MultiExitModel.from_pretrained(folder).to(_device())
-    how = model.preprocessing
-    name = task or how.get("task")
-    if name is None:
-        raise ValueError(f"{folder} doesn't say what it was trained on: pass --task")
-    tokenizer = _tokenizer(folder) if tasks.kind(name) == "text" else None
-    data = tasks.load(
-        name, data_dir, tokenizer, how.get("max_length", 128), how.get("normalisation")
-    )
-    if data.num_classes != model.num_classes:
-        raise ValueError(f"{name} has {data.num_classes} classes, the model {model.num_classes}")
-    return model, data
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _tokenizer(name: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer for {str(name)!r}: {error}") from error
-
-
-def _lines(files: list[str] | None) -> Iterator[str]:
-    if not files or files == ["-"]:
-        yield from (line.rstrip("\n") for line in sys.stdin)
-        return
-    for name in files:
-        try:
-            with Path(name).open(encoding="utf-8-sig") as file:
-                yield from (line.rstrip("\n") for line in file)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is no UTF-8 text: {error}") from error
-
-
-def _exits(text: str) -> Any:
-    if text == "all":
-        return text
-    try:
-        numbers = [float(part) if "." in part else int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"can't read --exits {text!r}: all, 4, 3,7,11 or 0.25,0.5,1.0") from error
-    one_number = "," not in text and isinstance(numbers[0], int)
-    return numbers[0] if one_number else numbers
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"can't read --option {pair!r}: write NAME=VALUE")
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name.replace("-", "_")] = value
-    return options
 
 
 def _command() -> str:

@@ -11,9 +11,7 @@ Letters: M exits. Θ are the network's parameters, Ω the loss weights.
             score every exit on the dev set; keep the best mean
 """
 
-import hashlib
 import math
-import reprlib
 import time
 import warnings
 from contextlib import closing
@@ -31,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from multiexit import checkpoint, topology
+from multiexit import checkpoint, resume, topology
 from multiexit.config import TrainConfig
 from multiexit.data.batches import Indices, chunks
 from multiexit.data.rows import Rows
@@ -131,8 +129,10 @@ class Trainer:
         self._unread, self._warned = [], False
         set_seed(self.config.seed, device_specific=True)
         self.accelerator.init_trackers("multiexit")
-        run = self._describe(data)
-        saved = self._saved_state(run)
+        run = resume.describe(
+            self.model, self.recipe, self.config, len(data), self.accelerator.num_processes
+        )
+        saved = resume.saved_state(self.config, run)
         first = saved["position"]["phase"] if saved else 0
         for index in range(first, len(self.recipe.phases)):
             self._run_phase(index, data, dev, run, saved)
@@ -325,50 +325,6 @@ class Trainer:
         self.history = History(**state["history"])
         self.position = Position(**state["position"])
         checkpoint.set_random_states(state["random"][self.accelerator.process_index])
-
-    def _saved_state(self, run: dict[str, Any]) -> Any | None:
-        """The checkpoint to go on from, if that is wanted and there is one."""
-        if not self.config.resume:
-            return None
-        state = checkpoint.load(Path(str(self.config.output)))
-        if state is not None:
-            there = state["run"]
-            different = sorted(key for key in run if run[key] != there.get(key))
-            if different:
-                raise ValueError(
-                    f"the checkpoint in {self.config.output} is of another run; it differs in "
-                    + ", ".join(
-                        f"{k} ({reprlib.repr(there.get(k))} there, {reprlib.repr(run[k])} here)"
-                        for k in different
-                    )
-                )
-        return state
-
-    def _describe(self, data: Rows) -> dict[str, Any]:
-        """What must be the same for a run to go on, as plain data."""
-        free = {"output", "resume", "checkpoint_every", "trackers", "workers", "progress"}
-        config = {k: v for k, v in asdict(self.config).items() if k not in free}
-        shares_M = self.model.cost().shares_M
-        shapes = repr([(name, tuple(p.shape)) for name, p in self.model.named_parameters()])
-        described: dict[str, Any] = {
-            "recipe": self.recipe.name,
-            "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
-            "rows": len(data),
-            "processes": self.accelerator.num_processes,
-            "exits": list(self.model.exits),
-            **config,
-        }
-        for index, phase in enumerate(self.recipe.phases):
-            teaches_MM = topology.resolve(phase.topology, self.model.num_exits)
-            factors_MM = phase.coefficients(teaches_MM, 0.5, shares_M)
-            described |= {
-                f"learner of phase {index}": repr(phase.learner),
-                f"temperature of phase {index}": repr(phase.temperature),
-                f"topology of phase {index}": teaches_MM.tolist(),
-                f"coefficients of phase {index}": factors_MM.tolist(),
-                f"rest of phase {index}": [phase.divergence, phase.train, phase.epochs],
-            }
-        return described
 
 
 def _check_dev(dev: Any, num_classes: int) -> None:

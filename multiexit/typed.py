@@ -1,0 +1,79 @@
+"""What is typed on the command line, read: exits, options, inputs, model folders."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, Any]:
+    """A saved model and the data to judge it on."""
+    from multiexit import MultiExitModel, tasks
+
+    model = MultiExitModel.from_pretrained(folder).to(device())
+    how = model.preprocessing
+    name = task or how.get("task")
+    if name is None:
+        raise ValueError(f"{folder} doesn't say what it was trained on: pass --task")
+    reader = tokenizer(folder) if tasks.kind(name) == "text" else None
+    data = tasks.load(name, data_dir, reader, how.get("max_length", 128), how.get("normalisation"))
+    if data.num_classes != model.num_classes:
+        raise ValueError(f"{name} has {data.num_classes} classes, the model {model.num_classes}")
+    return model, data
+
+
+def device() -> str:
+    """A GPU, if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a hub name or folder; ValueError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer for {str(name)!r}: {error}") from error
+
+
+def lines(files: list[str] | None) -> Iterator[str]:
+    """The lines of text files, or of stdin."""
+    if not files or files == ["-"]:
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    for name in files:
+        try:
+            with Path(name).open(encoding="utf-8-sig") as file:
+                yield from (line.rstrip("\n") for line in file)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is no UTF-8 text: {error}") from error
+
+
+def exits(text: str) -> Any:
+    """`all`, `4`, `3,7,11` or `0.25,0.5,1.0`, as `MultiExitModel` takes it."""
+    if text == "all":
+        return text
+    try:
+        numbers = [float(part) if "." in part else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"can't read --exits {text!r}: all, 4, 3,7,11 or 0.25,0.5,1.0") from error
+    one_number = "," not in text and isinstance(numbers[0], int)
+    return numbers[0] if one_number else numbers
+
+
+def options(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` pairs; a value that is JSON is read as such."""
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"can't read --option {pair!r}: write NAME=VALUE")
+        try:
+            options[name.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name.replace("-", "_")] = value
+    return options

@@ -110,7 +110,7 @@ def train(
 
     multiexit train --task cifar10 --data-dir data --recipe leebert --epochs 20 --output runs/cifar
     """
-    from multiexit import evaluate, runs, tasks
+    from multiexit import runs, tasks
 
     kind = tasks.kind(task)
     chosen = runs.recipe_for(recipe, task, typed.options(option or []))
@@ -150,13 +150,17 @@ def train(
         tokenizer=tokenizer,
     )
     seconds = round(time.perf_counter() - begin, 1)
-    for name, rows in data.sets.items():
-        outputs = evaluate.collect(model, rows, data.metric)
-        judged = evaluate.sweep(outputs, runs.default_policies(outputs))
-        folder = output if len(data.sets) == 1 else output / name
-        title = f"{chosen.name} on {task} ({name})"
-        about = {"recipe": chosen.name, "command": _command(), "seconds": seconds}
-        runs.write_results(folder, outputs, judged, history, title=title, **about)
+    runs.report_on(
+        model,
+        data,
+        output,
+        runs.default_policies,
+        title=f"{chosen.name} on {data.name}",
+        history=history,
+        recipe=chosen.name,
+        command=_command(),
+        seconds=seconds,
+    )
 
 
 @app.command()
@@ -175,23 +179,20 @@ def evaluate(
     Example: multiexit evaluate runs/mrpc/model --data-dir data --policy patience=4 --time-batch 1
     """
     from multiexit import runs
-    from multiexit.evaluate import collect, measured_speedup, sweep
     from multiexit.policies import parse
 
     named = [parse(text) for text in policy or []]
     loaded, data = typed.load(model, task, data_dir)
-    for name, rows in data.sets.items():
-        outputs = collect(loaded, rows, data.metric)
-        judged = sweep(outputs, named or runs.default_policies(outputs))
-        if time_batch is not None:
-            judged = [
-                replace(row, speedup_time=measured_speedup(loaded, row.policy, rows, time_batch))
-                for row in judged
-            ]
-        folder = output or model.parent / "evaluation"
-        folder = folder if len(data.sets) == 1 else folder / name
-        title = f"{data.name} ({name})"
-        runs.write_results(folder, outputs, judged, title=title, command=_command())
+    folder = output or model.parent / "evaluation"
+    runs.report_on(
+        loaded,
+        data,
+        folder,
+        lambda outputs: named or runs.default_policies(outputs),
+        title=data.name,
+        time_batch=time_batch,
+        command=_command(),
+    )
 
 
 @app.command()
@@ -208,17 +209,18 @@ def sweep(
 
     Example: multiexit sweep runs/mrpc/model --policy entropy --data-dir data
     """
-    from multiexit import evaluate as evaluation
     from multiexit import runs
 
     loaded, data = typed.load(model, task, data_dir)
-    for name, rows in data.sets.items():
-        outputs = evaluation.collect(loaded, rows, data.metric)
-        judged = evaluation.sweep(outputs, runs.family(policy, outputs))
-        folder = output or model.parent / f"sweep-{policy}"
-        folder = folder if len(data.sets) == 1 else folder / name
-        title = f"{policy} on {data.name} ({name})"
-        runs.write_results(folder, outputs, judged, title=title, command=_command())
+    folder = output or model.parent / f"sweep-{policy}"
+    runs.report_on(
+        loaded,
+        data,
+        folder,
+        lambda outputs: runs.family(policy, outputs),
+        title=f"{policy} on {data.name}",
+        command=_command(),
+    )
 
 
 @app.command()

@@ -5,6 +5,7 @@ K classes.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,11 +21,12 @@ Factory = Callable[[Shape, int], nn.Module]
 DROPOUT = 0.1  # before a text classifier, as BERT's fine-tuning has it (Devlin et al. 2019)
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A head that is told which tokens are real: `forward(feature, valid_BT) -> logits_BK`."""
 
+    @abstractmethod
     def forward(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        """Logits [B, K] of a stage's feature."""
 
 
 class _Plain(Head):

@@ -3,6 +3,7 @@
 import inspect
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from multiexit import pictures, policies, presets, recipes, report, tasks
 from multiexit.backbones import Backbone, wrap
 from multiexit.config import TrainConfig
 from multiexit.data.splits import holdout
-from multiexit.evaluate import Outputs, Row, collect, sweep
+from multiexit.evaluate import Outputs, Row, collect, measured_speedup, sweep
 from multiexit.history import History
 from multiexit.model import Exits, MultiExitModel
 from multiexit.policies import ExitPolicy
@@ -138,6 +139,37 @@ def family(name: str, outputs: Outputs) -> list[ExitPolicy]:
     return [made(value) for value in values]  # type: ignore[call-arg]
 
 
+def report_on(
+    model: MultiExitModel,
+    task: TaskData,
+    folder: Path,
+    choose: Callable[[Outputs], list[ExitPolicy]],
+    title: str,
+    history: History | None = None,
+    time_batch: int | None = None,
+    **about: Any,
+) -> None:
+    """Judge a model on each of a task's sets, and write and print what came out.
+
+    Args:
+        model, task: as elsewhere.
+        folder: for the results; with several sets, each has a folder in it.
+        choose: the policies to judge, from what the model said.
+        title, history, about: as in `multiexit.report.results_json`.
+        time_batch: measure seconds too, at this batch size.
+    """
+    for name, rows in task.sets.items():
+        outputs = collect(model, rows, task.metric)
+        judged = sweep(outputs, choose(outputs))
+        if time_batch is not None:
+            judged = [
+                replace(row, speedup_time=measured_speedup(model, row.policy, rows, time_batch))
+                for row in judged
+            ]
+        where = folder if len(task.sets) == 1 else folder / name
+        write_results(where, outputs, judged, history, title=f"{title} ({name})", **about)
+
+
 def write_results(
     folder: Path,
     outputs: Outputs,
@@ -173,10 +205,7 @@ def demo(folder: Path, epochs: int = 30) -> None:
     config = replace(config_for("digits"), epochs=epochs, output=folder)
     recipe = recipe_for("leebert", "digits", {})
     model, history = train(task, backbone_for(task, None), recipe, config)
-    outputs = collect(model, task.sets["test"], task.metric)
-    rows = sweep(outputs, default_policies(outputs))
     seconds = round(time.perf_counter() - begin, 1)
     title = "LeeBERT's recipe on the digits, ResNet-20"
-    write_results(
-        folder, outputs, rows, history, title=title, command="multiexit demo", seconds=seconds
-    )
+    about = {"recipe": recipe.name, "command": "multiexit demo", "seconds": seconds}
+    report_on(model, task, folder, default_policies, title=title, history=history, **about)

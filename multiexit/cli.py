@@ -140,7 +140,7 @@ def train(
     data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
     model, history = runs.train(
         data,
-        runs.backbone_for(data, backbone, weights),
+        runs.backbone_for(data, backbone, weights, seed),
         chosen,
         config,
         exits=typed.exits(exits),

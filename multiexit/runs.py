@@ -50,12 +50,15 @@ def config_for(task: str, schedule: str = "strong") -> TrainConfig:
     return presets.cifar(schedule)
 
 
-def backbone_for(task: TaskData, name: str | None, weights: str | None = None) -> Backbone:
-    """The backbone of a name, made for a task's inputs.
+def backbone_for(
+    task: TaskData, name: str | None, weights: str | None = None, seed: int = 0
+) -> Backbone:
+    """The backbone of a name, made for a task's inputs; random weights come from the seed.
 
     Raises:
         ValueError: `weights` for anything but a CIFAR ResNet.
     """
+    torch.manual_seed(seed)
     text = task.preprocessing["kind"] == "text"
     images = "cifar-resnet-20" if task.name == "digits" else "cifar-resnet-56"
     name = name or ("albert-base-v2" if text else images)

@@ -536,3 +536,15 @@ def test_importing_needs_none_of_the_heavy_libraries():
     )
     done = run("-c", code)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_seed_fixes_the_whole_run(tmp_path):
+    def weights(name, seed):
+        torch.manual_seed(random.randrange(10**6))  # whatever was drawn before
+        words = ["--task", "digits", "--max-steps", 2, "--seed", seed, "--output", tmp_path / name]
+        assert command("train", *words).code == 0
+        return load_file(tmp_path / name / "model" / "model.safetensors")
+
+    first, again, other = weights("a", 3), weights("b", 3), weights("c", 4)
+    assert_same(first, again)
+    assert any(not torch.equal(first[name], other[name]) for name in first)

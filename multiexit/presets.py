@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from multiexit.config import TrainConfig
+from multiexit.data.splits import canonical
 
 
 class Table3(NamedTuple):
@@ -33,7 +34,7 @@ def glue(task: str) -> TrainConfig:
 
     Small encoders want more: 5e-5 … 2e-4 for MiniLM.
     """
-    row = TABLE_3.get(task, TABLE_3["rte"])
+    row = TABLE_3.get(canonical(task), TABLE_3["rte"])
     return TrainConfig(epochs=5, lr=row.lr, omega_lr=row.omega_lr, batch_size=row.batch_size)
 
 

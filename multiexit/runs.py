@@ -14,7 +14,7 @@ from accelerate import PartialState
 from multiexit import pictures, policies, presets, recipes, report, tasks
 from multiexit.backbones import Backbone, wrap
 from multiexit.config import TrainConfig
-from multiexit.data.splits import holdout
+from multiexit.data.splits import canonical, holdout
 from multiexit.evaluate import Outputs, Row, collect, measured_speedup, sweep
 from multiexit.history import History
 from multiexit.model import Exits, MultiExitModel
@@ -35,8 +35,8 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
     plain = "temperature" in known and known["temperature"].default is not None
     if plain and tasks.kind(task) == "image":
         defaults["temperature"] = 4.0
-    if "cycle" in known and task in presets.TABLE_3:
-        defaults["cycle"] = presets.TABLE_3[task].cycle
+    if "cycle" in known and canonical(task) in presets.TABLE_3:
+        defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
     return recipes.recipe(name, **{**defaults, **options})
 
 
@@ -44,7 +44,7 @@ def config_for(task: str, schedule: str = "strong") -> TrainConfig:
     """The paper's settings for a task; small and quick ones for the digits."""
     if tasks.kind(task) == "text":
         return presets.glue(task)
-    if task == "digits":
+    if canonical(task) == "digits":
         config = presets.cifar(schedule, epochs=30)
         return replace(config, batch_size=64, schedule="cosine", warmup=0.1, log_every=10)
     return presets.cifar(schedule)

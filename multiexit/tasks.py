@@ -1,6 +1,5 @@
 """Data sets by name, ready for a model: GLUE's tasks, CIFAR-10 and -100, and the digits."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from multiexit.data import cifar, glue
+from multiexit.data.splits import canonical
 
 IMAGES = ("cifar10", "cifar100", "digits")
 
@@ -34,11 +34,6 @@ class TaskData:
     metric: str
     labels: tuple[str, ...] | None
     preprocessing: dict[str, Any] = field(default_factory=dict)
-
-
-def canonical(name: str) -> str:
-    """A task's name without capitals, dashes and blanks: `"SST-2"` is `"sst2"`."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def kind(name: str) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import multiexit as mx
+from multiexit import runs
 from multiexit.data import cifar
 from multiexit.recipes import RECIPES
 
@@ -548,3 +549,14 @@ def test_a_seed_fixes_the_whole_run(tmp_path):
     first, again, other = weights("a", 3), weights("b", 3), weights("c", 4)
     assert_same(first, again)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"), [("SST-2", "sst2"), ("CoLA", "cola"), ("Digits", "digits")]
+)
+def test_a_tasks_spelling_does_not_change_its_settings(spelling, name):
+    assert runs.config_for(spelling) == runs.config_for(name)
+    typed, plain = (runs.recipe_for("leebert", task, {}) for task in (spelling, name))
+    assert [repr(phase.learner) for phase in typed.phases] == [
+        repr(phase.learner) for phase in plain.phases
+    ]

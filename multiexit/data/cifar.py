@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from multiexit.data.images import ImageDataset, Images
-from multiexit.data.splits import holdout, not_found, read_shard, shards
+from multiexit.data.splits import canonical, holdout, not_found, read_shard, shards
 from multiexit.losses import check_labels
 
 __all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
@@ -86,7 +85,7 @@ def load(
         FileNotFoundError: data that isn't there; the message says where it was looked for.
         ValueError: an unknown name, or a damaged file (named, with the row).
     """
-    key = re.sub(r"[^a-z0-9]", "", str(name).lower())
+    key = canonical(name)
     if key not in _SOURCES:
         raise ValueError(f"unknown data set {name!r}; there are {', '.join(_SOURCES)}")
     normalisation = normalisation or key

@@ -4,8 +4,9 @@ Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Lan
 Understanding", ICLR 2019. WNLI is left out, as in LeeBERT, section 4.1.
 """
 
-import re
 from dataclasses import dataclass
+
+from multiexit.data.splits import canonical
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def find_task(name: str) -> Task:
     Raises:
         ValueError: no such task; the message lists those that there are.
     """
-    key = re.sub(r"[^a-z0-9]", "", str(name).lower())
+    key = canonical(name)
     if key not in TASKS:
         raise ValueError(f"unknown GLUE task {name!r}; there are {', '.join(TASKS)}")
     return TASKS[key]

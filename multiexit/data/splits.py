@@ -31,6 +31,11 @@ class Split(Protocol):
 S = TypeVar("S", bound=Split)
 
 
+def canonical(name: str) -> str:
+    """A data set's name without capitals, dashes and blanks: `"SST-2"` is `"sst2"`."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
 def holdout(split: S, fraction: float, seed: int = 0) -> tuple[S, S]:
     """Hold a part of a split out, for validation or for calibration.
 

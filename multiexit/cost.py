@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from multiexit.backbones.base import Backbone
+from multiexit.heads import Memory, ask
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,25 @@ def count(
     layers, macs, params = [], [], []
     seen: dict[int, int] = {}
     full = 0
-    with _quiet(backbone), _quiet(heads):
+    with quiet(backbone), quiet(heads):
         carry, trunk = _macs(lambda: backbone.start(**inputs))
         staged = {
             id(p) for s in range(backbone.num_stages) for p in backbone.stage_module(s).parameters()
         }
         seen.update({id(p): p.numel() for p in backbone.parameters() if id(p) not in staged})
         head_macs, done = 0, 0
+        memory: Memory = {}
         for exit, head in zip(exits, heads, strict=True):
-            feature = None
+            feature: Any = None
             for stage in range(done, exit + 1):
                 (carry, feature), spent = _macs(lambda c=carry, i=stage: backbone.stage(c, i))
                 trunk += spent
                 _add_parameters(backbone.stage_module(stage), seen)
             done = exit + 1
             valid_BT = carry.get("valid_BT")
-            _, spent = _macs(lambda h=head, f=feature, v=valid_BT: h(f, v))
+            (_, memory), spent = _macs(
+                lambda h=head, f=feature, v=valid_BT, m=memory: ask(h, f, v, m)
+            )
             head_macs += spent
             _add_parameters(head, seen)
             layers.append(exit + 1)
@@ -84,7 +88,7 @@ def count(
 
 def stage_shares(backbone: Backbone) -> list[float]:
     """Share of the trunk's MACs that is done after each stage, in 0..1, [S]."""
-    with _quiet(backbone):
+    with quiet(backbone):
         carry, total = _macs(lambda: backbone.start(**backbone.example_inputs()))
         so_far = []
         for stage in range(backbone.num_stages):
@@ -132,7 +136,7 @@ def _macs(run: Callable[[], Any]) -> tuple[Any, int]:
 
 
 @contextmanager
-def _quiet(module: nn.Module) -> Iterator[None]:
+def quiet(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, and the modes as they were outside."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()

@@ -29,12 +29,14 @@ class Outputs:
         labels_B: int64 classes, or float targets for regression.
         cost: what leaving at each exit costs.
         metric: a name in `multiexit.metrics.METRICS`.
+        certainty_MB: how sure each exit is of being right, of models that learn to exit.
     """
 
     logits_MBC: Tensor
     labels_B: Tensor
     cost: Cost
     metric: str = "accuracy"
+    certainty_MB: Tensor | None = None
 
     @property
     def num_exits(self) -> int:
@@ -101,22 +103,27 @@ def collect(
     training = model.training
     model.eval()
     try:
-        logits, labels = [], []
+        logits, labels, certainty = [], [], []
         for batch in batches:
             args, inputs, labels_B = unpack(batch)
-            logits.append(model(*move(args, device), **move(inputs, device)).float().cpu())
+            said = model.run(move(args, device), move(inputs, device))
+            logits.append(said.logits_MBC.float().cpu())
             labels.append(labels_B.cpu())
+            if said.certainty_MB is not None:
+                certainty.append(said.certainty_MB.float().cpu())
     finally:
         model.train(training)
     if not logits:
         raise ValueError("no rows to evaluate: the data set is empty")
     logits_MBC, labels_B = torch.cat(logits, 1), torch.cat(labels)
+    certainty_MB = torch.cat(certainty, 1) if certainty else None
     if order is not None:
         back = torch.argsort(torch.tensor(order))
         logits_MBC, labels_B = logits_MBC[:, back], labels_B[back]
+        certainty_MB = None if certainty_MB is None else certainty_MB[:, back]
     _check_finite(logits_MBC)
     check_labels(labels_B, model.num_classes, "the data set")
-    return Outputs(logits_MBC, labels_B, model.cost(), metric)
+    return Outputs(logits_MBC, labels_B, model.cost(), metric, certainty_MB)
 
 
 def score(logits_BC: Tensor, labels_B: Tensor, metric: str) -> dict[str, float]:
@@ -132,9 +139,8 @@ def exit_scores(outputs: Outputs) -> list[dict[str, float]]:
 
 def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
     """What one policy achieves on the collected outputs."""
-    exit_B = policies.simulate(policy, outputs.logits_MBC)
-    logits_BC = outputs.logits_MBC[exit_B, torch.arange(len(exit_B))]
-    scores = score(logits_BC, outputs.labels_B, outputs.metric)
+    exit_B, answer_BC = policies.answers(policy, outputs.logits_MBC, outputs.certainty_MB)
+    scores = score(answer_BC, outputs.labels_B, outputs.metric)
     shares_M = torch.bincount(exit_B, minlength=outputs.num_exits).double() / len(exit_B)
     cost = outputs.cost
     mean_layers = float(shares_M @ torch.tensor(cost.layers_M, dtype=torch.float64))

@@ -16,7 +16,7 @@ Divergence = Literal["ce", "kl"]
 
 def loss_matrix(
     logits_MBC: Tensor,
-    labels_B: Tensor,
+    labels_B: Tensor | None,
     temperature: float | Tensor = 1.0,
     divergence: Divergence = "ce",
 ) -> Tensor:
@@ -33,7 +33,8 @@ def loss_matrix(
 
     Args:
         logits_MBC: all exits' logits [M, B, C].
-        labels_B: int64 classes [B], or float targets [B] when C is 1.
+        labels_B: int64 classes [B], or float targets [B] when C is 1; None where there are none,
+            and the diagonal is 0.
         temperature: τ > 0; a tensor is not checked, so that no device is waited for.
         divergence: `"ce"` as the paper has it, or `"kl"`: the same gradient for the student, less
             the teacher's entropy, so 0 where they agree.
@@ -64,6 +65,16 @@ def loss_matrix(
             own_M, pairs_MM = _classification(logits_MBC, labels_B, temperature, divergence)
         diagonal = torch.eye(M, dtype=torch.bool, device=logits_MBC.device)
         return torch.where(diagonal, own_M, pairs_MM)
+
+
+def row_losses(logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
+    """Each row's own loss at each exit, float32 [M, B]; its mean over B is the diagonal of L."""
+    M, B, C = logits_MBC.shape
+    with torch.autocast(logits_MBC.device.type, enabled=False):
+        if C == 1:
+            return (logits_MBC.float().squeeze(-1) - labels_B.float()).square()
+        log_p_MBC = F.log_softmax(logits_MBC.float(), -1)
+        return -log_p_MBC.gather(-1, labels_B.long().expand(M, B).unsqueeze(-1)).squeeze(-1)
 
 
 def coefficients(teaches_MM: Tensor) -> Tensor:
@@ -114,11 +125,16 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
 
 
 def _classification(
-    logits_MBC: Tensor, labels_B: Tensor, temperature: float | Tensor, divergence: Divergence
+    logits_MBC: Tensor,
+    labels_B: Tensor | None,
+    temperature: float | Tensor,
+    divergence: Divergence,
 ) -> tuple[Tensor, Tensor]:
     M, B, _ = logits_MBC.shape
     log_p_MBC = F.log_softmax(logits_MBC, -1)
-    own_M = -log_p_MBC.gather(-1, labels_B.long().expand(M, B).unsqueeze(-1)).mean((1, 2))
+    own_M = logits_MBC.new_zeros(M)
+    if labels_B is not None:
+        own_M = -log_p_MBC.gather(-1, labels_B.long().expand(M, B).unsqueeze(-1)).mean((1, 2))
     plain = isinstance(temperature, int | float) and temperature == 1
     soft_MBC = log_p_MBC if plain else F.log_softmax(logits_MBC / temperature, -1)
     log_teacher_MBC = soft_MBC.detach()
@@ -129,20 +145,23 @@ def _classification(
     return own_M, temperature**2 * pairs_MM / B
 
 
-def _regression(logits_MB1: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+def _regression(logits_MB1: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Tensor]:
     y_MB = logits_MB1.squeeze(-1)
-    own_M = (y_MB - labels_B.float()).square().mean(1)
+    own_M = y_MB.new_zeros(len(y_MB))
+    if labels_B is not None:
+        own_M = (y_MB - labels_B.float()).square().mean(1)
     pairs_MM = (y_MB[:, None] - y_MB.detach()[None]).square().mean(2)
     return own_M, pairs_MM
 
 
 def _check(
-    logits_MBC: Tensor, labels_B: Tensor, temperature: float | Tensor, divergence: str
+    logits_MBC: Tensor, labels_B: Tensor | None, temperature: float | Tensor, divergence: str
 ) -> None:
-    if logits_MBC.ndim != 3 or labels_B.shape != logits_MBC.shape[1:2]:
+    labels = logits_MBC.shape[1:2] if labels_B is None else labels_B.shape
+    if logits_MBC.ndim != 3 or labels != logits_MBC.shape[1:2]:
         raise ValueError(
-            "logits are [M, B, C] and labels [B]; got "
-            f"{tuple(logits_MBC.shape)} and {tuple(labels_B.shape)}"
+            f"logits are [M, B, C] and labels [B]; got {tuple(logits_MBC.shape)} and "
+            f"{tuple(labels)}"
         )
     if logits_MBC.numel() == 0:
         raise ValueError(f"no loss of an empty batch: logits have shape {tuple(logits_MBC.shape)}")
@@ -150,4 +169,5 @@ def _check(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if divergence not in ("ce", "kl"):
         raise ValueError(f"divergence must be 'ce' or 'kl', got {divergence!r}")
-    check_labels(labels_B, logits_MBC.shape[2])
+    if labels_B is not None:
+        check_labels(labels_B, logits_MBC.shape[2])

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multiexit import cost, heads, policies, saving
+from multiexit import cost, gradients, heads, policies, saving
 from multiexit.backbones import Backbone, Carry, select
+from multiexit.gradients import Branch
 from multiexit.policies import ExitPolicy
 
 Exits = str | int | Sequence[int] | Sequence[float]
@@ -29,6 +30,21 @@ class Prediction(NamedTuple):
 
     logits_BC: Tensor
     exit_B: Tensor
+
+
+class Pass(NamedTuple):
+    """All that one pass through every exit gives.
+
+    Args:
+        logits_MBC: all exits' logits.
+        certainty_MB: how sure each exit is of being right, in 0..1, of heads that learn to exit;
+            None of others.
+        features: each exit's feature, where they were asked for.
+    """
+
+    logits_MBC: Tensor
+    certainty_MB: Tensor | None
+    features: list[Tensor]
 
 
 class MultiExitModel(nn.Module):
@@ -50,6 +66,7 @@ class MultiExitModel(nn.Module):
 
     Attributes:
         exits: the stage of each exit.
+        temperature_M: what each exit's logits are divided by; 1 until they are calibrated.
         policy: the policy saved with the model, or None.
         preprocessing: how inputs were prepared, plain data saved with the model.
     """
@@ -79,8 +96,10 @@ class MultiExitModel(nn.Module):
         self.head = backbone.head if head is None else head
         self.pool = backbone.pool if pool is None else pool
         self.heads = heads.build(self.head, self.pool, backbone, self.exits, num_classes)
+        self.temperature_M = nn.Buffer(torch.ones(len(self.exits)))
         trunk = next(backbone.parameters(), None)
         if trunk is not None:
+            self.to(trunk.device)
             self.heads.to(trunk.device, trunk.dtype)
         self.labels = None if labels is None else list(labels)
         self.policy: ExitPolicy | None = None
@@ -93,13 +112,44 @@ class MultiExitModel(nn.Module):
 
     def forward(self, *args: Any, **inputs: Any) -> Tensor:
         """All exits' logits, [M, B, C], from what the wrapped backbone takes."""
+        return self.run(args, inputs).logits_MBC
+
+    def run(
+        self,
+        args: Sequence[Any],
+        inputs: Mapping[str, Any],
+        branch: Branch | None = None,
+        keep_features: bool = False,
+    ) -> Pass:
+        """All exits' logits and what else the heads say.
+
+        Args:
+            args, inputs: as for `forward`.
+            branch: how gradients are scaled where exits leave the trunk (`multiexit.gradients`).
+            keep_features: give the exits' features too.
+        """
         carry = self.backbone.start(*args, **inputs)
-        logits = []
+        logits: list[Tensor] = []
+        certainty: list[Tensor] = []
+        features: list[Tensor] = []
+        memory: heads.Memory = {}
         for stage in range(self.exits[-1] + 1):
             carry, feature = self.backbone.stage(carry, stage)
-            if stage == self.exits[len(logits)]:
-                logits.append(self._logits(len(logits), feature, carry))
-        return torch.stack(logits)
+            m = len(logits)
+            if stage != self.exits[m]:
+                continue
+            if branch is not None:
+                to_exit, onward = branch(m, self.num_exits)
+                feature = gradients.scale(feature, to_exit)
+                carry = gradients.scale(carry, onward)
+            logits_BC, memory = self._logits(m, feature, carry, memory)
+            logits.append(logits_BC)
+            if "certainty" in memory:
+                certainty.append(memory["certainty"])
+            if keep_features:
+                features.append(feature)
+        certainty_MB = torch.stack(certainty) if certainty else None
+        return Pass(torch.stack(logits), certainty_MB, features)
 
     @torch.inference_mode()
     def predict(self, policy: ExitPolicy, *args: Any, **inputs: Any) -> Prediction:
@@ -131,6 +181,7 @@ class MultiExitModel(nn.Module):
         answer_BC = torch.empty(0, device=device)
         seen: list[tuple[Tensor, Tensor]] = []  # per exit: who was still here, and their logits
         state: policies.State = {}
+        memory: heads.Memory = {}
         done = 0
         carry = self.backbone.start(*args, **inputs)
         for m, exit in enumerate(self.exits):
@@ -138,46 +189,54 @@ class MultiExitModel(nn.Module):
                 carry, _ = self.backbone.stage(carry, stage)
             carry, feature = self.backbone.stage(carry, exit)
             done = exit + 1
-            logits_BC = self._logits(m, feature, carry)
+            logits_BC, memory = self._logits(m, feature, carry, memory)
             seen.append((rows_B, logits_BC))
+            # In float32, as `collect` keeps logits: bf16 is too coarse for thresholds near 1.
+            wide_BC = logits_BC.float()
             if m == 0:
-                state = policy.init(logits_BC.float())
+                state = policy.init(wide_BC)
                 answer_BC = torch.empty_like(logits_BC)
             if m == self.num_exits - 1:
-                answer_BC[rows_B] = logits_BC
+                answer_BC[rows_B] = policy.answer(state, wide_BC).to(logits_BC.dtype)
                 break
-            # In float32, as `collect` keeps logits: bf16 is too coarse for thresholds near 1.
-            state, stop_B = policies.step(policy, state, logits_BC.float())
+            state, stop_B = policies.step(policy, state, wide_BC, memory.get("certainty"))
             stopped = int(stop_B.sum())  # the one wait for the device per exit
             if stopped == 0:
                 continue
             gone_B = rows_B[stop_B]
-            answer_BC[gone_B] = logits_BC[stop_B]
+            answer_BC[gone_B] = policy.answer(state, wide_BC)[stop_B].to(logits_BC.dtype)
             exit_B[gone_B] = m
             if stopped == len(rows_B):
                 break
             stay = (~stop_B).nonzero().squeeze(1)
-            carry, state, rows_B = select(carry, stay), select(state, stay), rows_B[stay]
+            carry, state, memory = (select(kept, stay) for kept in (carry, state, memory))
+            rows_B = rows_B[stay]
         _check_finite(seen)
         return Prediction(answer_BC, exit_B)
 
     @torch.inference_mode()
     def full(self, *args: Any, **inputs: Any) -> Tensor:
-        """The network without early exits: all stages and the last head alone, [B, C]."""
+        """The network without early exits: all stages and the last head alone, [B, C].
+
+        A head that reads what earlier ones left has nothing to read here.
+        """
         carry = self.backbone.start(*args, **inputs)
         for stage in range(self.exits[-1]):
             carry, _ = self.backbone.stage(carry, stage)
         carry, feature = self.backbone.stage(carry, self.exits[-1])
-        return self._logits(self.num_exits - 1, feature, carry)
+        return self._logits(self.num_exits - 1, feature, carry, {})[0]
 
-    def _logits(self, exit: int, feature: Tensor, carry: Carry) -> Tensor:
-        logits_BC = self.heads[exit](feature, carry.get("valid_BT"))
+    def _logits(
+        self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
+    ) -> tuple[Tensor, heads.Memory]:
+        logits_BC, memory = heads.ask(self.heads[exit], feature, carry.get("valid_BT"), memory)
+        logits_BC = logits_BC / self.temperature_M[exit]
         if logits_BC.shape != (len(feature), self.num_classes):
             raise ValueError(
                 f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "
                 f"and {self.num_classes} classes it must give ({len(feature)}, {self.num_classes})"
             )
-        return logits_BC
+        return logits_BC, memory
 
     def cost(self, inputs: dict[str, Tensor] | None = None) -> cost.Cost:
         """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`)."""

@@ -33,12 +33,90 @@ class ExitPolicy(ABC):
 
     @abstractmethod
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
-        """Look at one exit (the first included): the new state, and stop_B, bool [B]."""
+        """Look at one exit (the first included): the new state, and stop_B, bool [B].
+
+        Where the heads learn to exit, `state["certainty"]` [B] is how sure this exit is.
+        """
+
+    def answer(self, state: State, logits_BC: Tensor) -> Tensor:
+        """The logits [B, C] that a row leaving here takes along: this exit's, unless said else.
+
+        Asked after `step`, but at the last exit without one.
+        """
+        return logits_BC
 
 
 @dataclass(frozen=True)
-class _Stateless(ExitPolicy):
-    """Looks at one exit's logits alone."""
+class _Thresholded(ExitPolicy):
+    """Compares a figure of one exit's logits with a threshold.
+
+    Args:
+        threshold: one for all exits, or a tuple with one per exit (the last needs none).
+    """
+
+    threshold: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, list):  # as JSON has it
+            object.__setattr__(self, "threshold", tuple(self.threshold))
+        each = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+        if not each:
+            raise ValueError("threshold must be a number, or one per exit; got none")
+        for number in each:
+            _check_number("threshold", number)
+
+    def init(self, logits_BC: Tensor) -> State:
+        if not isinstance(self, Certainty):
+            _need_classes(logits_BC, type(self).__name__)
+        if not isinstance(self.threshold, tuple):
+            return {}
+        return {"exit": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
+
+    def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
+        if not isinstance(self.threshold, tuple):
+            return state, self._stops(state, logits_BC, self.threshold)
+        exit_B = state["exit"]
+        each = torch.tensor(self.threshold, device=logits_BC.device)
+        threshold_B = each[exit_B.clamp(max=len(each) - 1)]
+        stop_B = self._stops(state, logits_BC, threshold_B) & (exit_B < len(each))
+        return {**state, "exit": exit_B + 1}, stop_B
+
+    @abstractmethod
+    def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
+        """stop_B at this exit's threshold."""
+
+
+@dataclass(frozen=True)
+class Entropy(_Thresholded):
+    """Stop when H(p) < threshold, in nats (BranchyNet 2016; DeeBERT 2020)."""
+
+    def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
+        return entropy(logits_BC) < threshold
+
+
+@dataclass(frozen=True)
+class NormalizedEntropy(_Thresholded):
+    """Stop unless H(p) / log C > threshold, in 0..1 (FastBERT 2020, eq. 7: its "speed")."""
+
+    def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
+        return ~(normalized_entropy(logits_BC) > threshold)
+
+
+@dataclass(frozen=True)
+class MaxProb(_Thresholded):
+    """Stop when max p ≥ threshold (The Right Tool 2020; MSDNet 2018 with one per exit)."""
+
+    def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
+        return logits_BC.softmax(-1).amax(-1) >= threshold
+
+
+@dataclass(frozen=True)
+class MostConfident(ExitPolicy):
+    """`MaxProb` whose rows that never stop answer as the most confident exit did, not the last.
+
+    Such rows run the whole network; of equally confident exits the earliest counts.
+    Reference: Kaya et al., "Shallow-Deep Networks", ICML 2019, section 4.2, and its code.
+    """
 
     threshold: float
 
@@ -46,42 +124,46 @@ class _Stateless(ExitPolicy):
         _check_number("threshold", self.threshold)
 
     def init(self, logits_BC: Tensor) -> State:
-        return {}
-
-
-@dataclass(frozen=True)
-class Entropy(_Stateless):
-    """Stop when H(p) < threshold, in nats (BranchyNet 2016; DeeBERT 2020)."""
+        _need_classes(logits_BC, "MostConfident")
+        return {"best": logits_BC, "sure": logits_BC.new_full((len(logits_BC),), -1.0)}
 
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
-        return state, entropy(logits_BC) < self.threshold
+        sure_B = logits_BC.softmax(-1).amax(-1)
+        most = {
+            "best": self.answer(state, logits_BC),
+            "sure": torch.maximum(sure_B, state["sure"]),
+        }
+        return {**state, **most}, sure_B >= self.threshold
+
+    def answer(self, state: State, logits_BC: Tensor) -> Tensor:
+        surer_B = logits_BC.softmax(-1).amax(-1) > state["sure"]
+        return torch.where(surer_B.unsqueeze(-1), logits_BC, state["best"])
 
 
 @dataclass(frozen=True)
-class NormalizedEntropy(_Stateless):
-    """Stop unless H(p) / log C > threshold, in 0..1 (FastBERT 2020, eq. 7: its "speed")."""
-
-    def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
-        return state, ~(normalized_entropy(logits_BC) > self.threshold)
-
-
-@dataclass(frozen=True)
-class MaxProb(_Stateless):
-    """Stop when max p ≥ threshold (Shallow-Deep 2019; The Right Tool 2020)."""
-
-    def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
-        _need_classes(logits_BC, "MaxProb")
-        return state, logits_BC.softmax(-1).amax(-1) >= self.threshold
-
-
-@dataclass(frozen=True)
-class Margin(_Stateless):
+class Margin(_Thresholded):
     """Stop when the two largest probabilities differ by at least the threshold."""
 
-    def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
-        _need_classes(logits_BC, "Margin")
+    def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         top = logits_BC.softmax(-1).topk(2).values
-        return state, top[:, 0] - top[:, 1] >= self.threshold
+        return top[:, 0] - top[:, 1] >= threshold
+
+
+@dataclass(frozen=True)
+class Certainty(_Thresholded):
+    """Stop when the exit's own learned certainty ≥ threshold, in 0..1 (BERxiT 2021).
+
+    For models whose head learns to exit (`head="pooler+lte"`, recipe `berxit`); serves
+    regression too.
+    """
+
+    def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
+        if "certainty" not in state:
+            raise ValueError(
+                "Certainty goes by a head that learns to exit, and this model has none: make it "
+                "with head='pooler+lte' (or 'linear+lte') and train it by the recipe 'berxit'"
+            )
+        return state["certainty"] >= threshold
 
 
 @dataclass(frozen=True)
@@ -144,6 +226,7 @@ class PatientConfident(ExitPolicy):
         _check_patience(self.patience)
 
     def init(self, logits_BC: Tensor) -> State:
+        _need_classes(logits_BC, "PatientConfident")
         return {"count": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
 
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
@@ -173,9 +256,11 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "entropy": Entropy,
     "normalized-entropy": NormalizedEntropy,
     "max-prob": MaxProb,
+    "most-confident": MostConfident,
     "margin": Margin,
     "patience": Patience,
     "patient-confident": PatientConfident,
+    "certainty": Certainty,
     "fixed": FixedExit,
 }
 
@@ -192,12 +277,16 @@ def normalized_entropy(logits_BC: Tensor) -> Tensor:
     return entropy(logits_BC) / math.log(logits_BC.shape[-1])
 
 
-def step(policy: ExitPolicy, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
+def step(
+    policy: ExitPolicy, state: State, logits_BC: Tensor, certainty_B: Tensor | None = None
+) -> tuple[State, Tensor]:
     """`policy.step`, with its answer checked.
 
     Raises:
         ValueError: no pair, or a stop that is no bool tensor [B].
     """
+    if certainty_B is not None:
+        state = {**state, "certainty": certainty_B.float()}
     answer = policy.step(state, logits_BC)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError(
@@ -216,7 +305,7 @@ def step(policy: ExitPolicy, state: State, logits_BC: Tensor) -> tuple[State, Te
     return state, stop_B
 
 
-def simulate(policy: ExitPolicy, logits_MBC: Tensor) -> Tensor:
+def simulate(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None) -> Tensor:
     """Where each row would leave, from stored logits of all exits.
 
     Gives what `MultiExitModel.predict` gives, without running the model again.
@@ -224,6 +313,7 @@ def simulate(policy: ExitPolicy, logits_MBC: Tensor) -> Tensor:
     Args:
         policy: any `ExitPolicy`.
         logits_MBC: all exits' logits [M, B, C].
+        certainty_MB: how sure each exit is, of models that learn to exit.
 
     Returns:
         exit_B: index of the exit, 0..M−1, int64 [B].
@@ -237,6 +327,13 @@ def simulate(policy: ExitPolicy, logits_MBC: Tensor) -> Tensor:
         >>> mx.simulate(mx.Patience(2), logits_MBC)
         tensor([2])
     """
+    return answers(policy, logits_MBC, certainty_MB)[0]
+
+
+def answers(
+    policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`simulate`, and what each row answers: exit_B [B] and answer_BC [B, C]."""
     if logits_MBC.ndim != 3 or len(logits_MBC) == 0:
         raise ValueError(f"logits are [M, B, C], got {tuple(logits_MBC.shape)}")
     logits_MBC = logits_MBC.float()
@@ -244,11 +341,16 @@ def simulate(policy: ExitPolicy, logits_MBC: Tensor) -> Tensor:
     exit_B = torch.full((B,), M - 1, device=logits_MBC.device)
     active_B = torch.ones(B, dtype=torch.bool, device=logits_MBC.device)
     state = policy.init(logits_MBC[0])
+    answer_BC = torch.empty_like(logits_MBC[0])
     for m in range(M - 1):
-        state, stop_B = step(policy, state, logits_MBC[m])
-        exit_B[active_B & stop_B] = m
+        certainty_B = None if certainty_MB is None else certainty_MB[m]
+        state, stop_B = step(policy, state, logits_MBC[m], certainty_B)
+        leaves_B = active_B & stop_B
+        exit_B[leaves_B] = m
+        answer_BC[leaves_B] = policy.answer(state, logits_MBC[m])[leaves_B]
         active_B &= ~stop_B
-    return exit_B
+    answer_BC[active_B] = policy.answer(state, logits_MBC[-1])[active_B]
+    return exit_B, answer_BC
 
 
 def parse(text: str) -> ExitPolicy:

@@ -24,8 +24,9 @@ from multiexit.weights import Learner, LossWeights, Plan
 def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows: int = 40) -> None:
     """A row's exit is the same in any batch, and the policy survives being saved.
 
-    Random logits [M, B, C], from unsure to sure, with ties and with answers that last, are
-    decided row by row, as one batch, shuffled, and in a batch that stopped rows leave.
+    Random logits [M, B, C], from unsure to sure, with ties and with answers that last, and random
+    certainties [M, B] are decided row by row, as one batch, shuffled, and in a batch that stopped
+    rows leave.
 
     Args:
         policy: what is checked.
@@ -38,14 +39,19 @@ def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows:
     logits_MBC[:, ::5] = logits_MBC[:1, ::5]  # the same answer at every exit
     logits_MBC[1:, 1::5] = logits_MBC[1:2, 1::5]  # at all but the first
     logits_MBC[:, 2::7] = 0  # ties
-    alone_B = torch.cat([_run(policy, logits_MBC[:, [row]]) for row in range(rows)])
+    certainty_MB = torch.rand(exits, rows, generator=generator)
+    alone_B = torch.cat(
+        [_run(policy, logits_MBC[:, [row]], certainty_MB[:, [row]]) for row in range(rows)]
+    )
     order_B = torch.randperm(rows, generator=generator)
     shuffled_B = torch.empty_like(alone_B)
-    shuffled_B[order_B] = policies.simulate(policy, logits_MBC[:, order_B])
+    shuffled_B[order_B] = policies.simulate(
+        policy, logits_MBC[:, order_B], certainty_MB[:, order_B]
+    )
     ways = {
-        "in a batch": policies.simulate(policy, logits_MBC),
+        "in a batch": policies.simulate(policy, logits_MBC, certainty_MB),
         "in a shuffled batch": shuffled_B,
-        "in a batch that stopped rows leave": _run(policy, logits_MBC),
+        "in a batch that stopped rows leave": _run(policy, logits_MBC, certainty_MB),
     }
     for how, exit_B in ways.items():
         for row in (exit_B != alone_B).nonzero().flatten().tolist():
@@ -120,17 +126,19 @@ def check_learner(learner: Learner, exits: int = 4) -> None:
     again_MM = learner.weights(topology.lae(exits), 0)()
     _require(torch.equal(weights(), again_MM), "the same seed gives other weights")
     omega, again = (Omega(learner, topology.lae(exits), 0.01, 0.5, seed) for seed in (0, 1))
+    rows = [(torch.rand(exits, 8), torch.randn(exits, 8))] if learner.weighs_rows else []
     for step in range(12):
-        before_MM, plan = omega.value().clone(), omega.plan(step)
+        before, plan = copy.deepcopy(omega.weights.state_dict()), omega.plan(step)
         _require(isinstance(plan, Plan), f"plan({step}) must be a Plan, is {plan!r}")
         _require(bool(torch.tensor(plan).isfinite().all()), f"plan({step}) isn't finite: {plan}")
         if any(plan):
             terms = {name: torch.rand(exits, exits) for name in Plan._fields}
-            omega.update(plan, torch.ones(exits, exits), terms)
+            omega.update(plan, torch.ones(exits, exits), terms, rows)
         W_MM = omega.value()
         _require(W_MM.shape == (exits, exits), f"weights have shape {tuple(W_MM.shape)}")
         _require(bool(W_MM.isfinite().all()), f"weights aren't finite after step {step}")
-        moved = not torch.equal(before_MM, W_MM)
+        now = omega.weights.state_dict()
+        moved = any(not torch.equal(before[name], now[name]) for name in now)
         _require(moved == (any(plan) and learner.learns), f"step {step}, {plan}: Ω moved: {moved}")
     again.load_state_dict(omega.state_dict())
     _require(torch.equal(again.value(), omega.value()), "Ω isn't the same after being saved")
@@ -146,7 +154,7 @@ def check_topology(made: Topology) -> None:
         _require(same, f"two calls at M = {M} differ")
 
 
-def _run(policy: ExitPolicy, logits_MBC: Tensor) -> Tensor:
+def _run(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor) -> Tensor:
     """Exits [B] by the plain loop: one exit after another, stopped rows leave."""
     M, B, _ = logits_MBC.shape
     exit_B, rows_B = torch.full((B,), M - 1), torch.arange(B)
@@ -155,7 +163,8 @@ def _run(policy: ExitPolicy, logits_MBC: Tensor) -> Tensor:
     for m in range(M - 1):
         if len(rows_B) == 0:
             break
-        state, stop_B = policies.step(policy, state, logits_MBC[m, rows_B])
+        here_BC, certain_B = logits_MBC[m, rows_B], certainty_MB[m, rows_B]
+        state, stop_B = policies.step(policy, state, here_BC, certain_B)
         _require_rows(state, len(rows_B), f"{policy}.step's state")
         exit_B[rows_B[stop_B]] = m
         state, rows_B = select(state, ~stop_B), rows_B[~stop_B]

@@ -15,38 +15,39 @@ from multiexit import policies, testing
 CLASSIFY = [
     *(mx.Entropy(t) for t in (0.0, 0.5, 0.9, 2.0)),
     *(mx.NormalizedEntropy(t) for t in (0.0, 0.5, 0.9, 1.0)),
-    *(mx.MaxProb(t) for t in (0.0, 0.5, 0.8, 1.1)),
+    *(mx.MaxProb(t) for t in (0.0, 0.5, 0.8, 1.1, (0.9, 0.5, 1.1, 0.4), (0.7,))),
+    *(mx.MostConfident(t) for t in (0.0, 0.5, 0.8, 1.1)),
     *(mx.Margin(t) for t in (0.0, 0.3, 0.7, 1.1)),
     *(mx.Patience(p) for p in (1, 2, 3, 9)),
     *(mx.PatientConfident(t, p) for t, p in ((0.9, 1), (0.9, 2), (0.6, 2), (1.1, 3))),
+    *(mx.Certainty(t) for t in (0.0, 0.5, 0.8, 1.1, (0.9, 0.2))),
     *(mx.FixedExit(m) for m in (0, 2, 4, 99)),
 ]
 REGRESS = [
     *(mx.Patience(p, tolerance=t) for p, t in ((1, 0.5), (1, 2.0), (2, 1.0), (3, 9.0))),
+    mx.Certainty(0.5),
     mx.FixedExit(0),
     mx.FixedExit(3),
 ]
 
 
-def naive_exit(policy, z: list[list[float]]) -> int:
-    """One row's exit from its logits [M][C], as the methods' papers and code say it."""
-    M, count, before = len(z), 0, None
-    for m in range(M - 1):
+def naive_exit(policy, z: list[list[float]], u: list[float]) -> tuple[int, int]:
+    """One row's exit from its logits [M][C] and certainties [M], and whose answer it takes."""
+    M, count, before, tops = len(z), 0, None, []
+    for m in range(M):
         C = len(z[m])
         e = [math.exp(x - max(z[m])) for x in z[m]]
         p = [x / sum(e) for x in e]
         entropy = -sum(x * math.log(x) for x in p if x > 0)
         top = sorted(p, reverse=True)
+        tops.append(top[0])
         answer = max(range(C), key=lambda c: z[m][c])
+        threshold = getattr(policy, "threshold", None)
+        if isinstance(threshold, tuple):
+            threshold = threshold[m] if m < len(threshold) else None
         match policy:
-            case mx.Entropy(threshold):
-                stop = entropy < threshold
-            case mx.NormalizedEntropy(threshold):
-                stop = not entropy / math.log(C) > threshold
-            case mx.MaxProb(threshold):
-                stop = top[0] >= threshold
-            case mx.Margin(threshold):
-                stop = top[0] - top[1] >= threshold
+            case mx.FixedExit(exit):
+                stop = m == exit
             case mx.Patience(patience, None):
                 count = count + 1 if before is not None and answer == before else 0
                 before, stop = answer, count == patience
@@ -54,14 +55,24 @@ def naive_exit(policy, z: list[list[float]]) -> int:
                 near = before is not None and abs(z[m][0] - before) < tolerance
                 count = count + 1 if near else 0
                 before, stop = z[m][0], count == patience
-            case mx.PatientConfident(threshold, patience):
+            case mx.PatientConfident(_, patience):
                 count = count + 1 if entropy / math.log(C) < threshold else 0
                 stop = count == patience
-            case mx.FixedExit(exit):
-                stop = m == exit
-        if stop:
-            return m
-    return M - 1
+            case _ if threshold is None:
+                stop = False
+            case mx.Entropy():
+                stop = entropy < threshold
+            case mx.NormalizedEntropy():
+                stop = not entropy / math.log(C) > threshold
+            case mx.MaxProb() | mx.MostConfident():
+                stop = top[0] >= threshold
+            case mx.Margin():
+                stop = top[0] - top[1] >= threshold
+            case mx.Certainty():
+                stop = u[m] >= threshold
+        if stop or m == M - 1:
+            return m, tops.index(max(tops)) if isinstance(policy, mx.MostConfident) else m
+    raise AssertionError("everyone leaves at the last exit")
 
 
 def test_every_policy_is_in_the_battery():
@@ -87,16 +98,25 @@ def test_conforms_for_regression(policy):
 def test_each_row_leaves_where_plain_loops_say(policy, M, C, seed):
     generator = torch.Generator().manual_seed(seed)
     logits_MBC = 2 * torch.randn(M, 6, C, generator=generator)
-    wanted = [naive_exit(policy, logits_MBC[:, row].tolist()) for row in range(6)]
-    assert mx.simulate(policy, logits_MBC).tolist() == wanted
+    assert_plain_loops(policy, logits_MBC, torch.rand(M, 6, generator=generator))
 
 
 @given(st.sampled_from(REGRESS), st.integers(1, 7), st.integers(0, 99_999))
 @settings(max_examples=60, deadline=None)
 def test_each_row_of_regression_leaves_where_plain_loops_say(policy, M, seed):
-    logits_MB1 = torch.randn(M, 6, 1, generator=torch.Generator().manual_seed(seed))
-    wanted = [naive_exit(policy, logits_MB1[:, row].tolist()) for row in range(6)]
-    assert mx.simulate(policy, logits_MB1).tolist() == wanted
+    generator = torch.Generator().manual_seed(seed)
+    logits_MB1 = torch.randn(M, 6, 1, generator=generator)
+    assert_plain_loops(policy, logits_MB1, torch.rand(M, 6, generator=generator))
+
+
+def assert_plain_loops(policy, logits_MBC, certainty_MB):
+    z, u = logits_MBC.transpose(0, 1).tolist(), certainty_MB.T.tolist()
+    wanted = [naive_exit(policy, *row) for row in zip(z, u, strict=True)]
+    exit_B, answer_BC = policies.answers(policy, logits_MBC, certainty_MB)
+    assert exit_B.tolist() == [exit for exit, _ in wanted]
+    assert torch.equal(mx.simulate(policy, logits_MBC, certainty_MB), exit_B)
+    taken = torch.tensor([taken for _, taken in wanted])
+    assert torch.equal(answer_BC, logits_MBC[taken, torch.arange(len(taken))])
 
 
 def test_patience_traced_by_hand():
@@ -150,7 +170,7 @@ def test_just_at_the_threshold(policy, stops):
 
 @pytest.mark.parametrize("policy", CLASSIFY, ids=repr)
 def test_no_rows_no_exits(policy):
-    exit_B = mx.simulate(policy, torch.zeros(4, 0, 3))
+    exit_B = mx.simulate(policy, torch.zeros(4, 0, 3), torch.zeros(4, 0))
     assert exit_B.shape == (0,)
     assert exit_B.dtype == torch.int64
 
@@ -171,10 +191,10 @@ def spread(exit_B: torch.Tensor) -> int:
 def assert_same_everywhere(policy, model, inputs) -> torch.Tensor:
     """predict == simulate == row by row == shuffled == split, as answers and as exits."""
     with torch.no_grad():
-        logits_MBC = model(**inputs)
+        logits_MBC, certainty_MB, _ = model.run((), inputs)
     B = logits_MBC.shape[1]
-    exit_B = mx.simulate(policy, logits_MBC)
-    answer_BC = logits_MBC[exit_B, torch.arange(B)]
+    exit_B, answer_BC = policies.answers(policy, logits_MBC, certainty_MB)
+    assert torch.equal(mx.simulate(policy, logits_MBC, certainty_MB), exit_B)
     order = torch.randperm(B)
     cuts = {
         "whole": [torch.arange(B)],
@@ -191,18 +211,48 @@ def assert_same_everywhere(policy, model, inputs) -> torch.Tensor:
     return exit_B
 
 
-@pytest.mark.parametrize("policy", CLASSIFY, ids=repr)
+def unlearned(some):
+    """The policies that need nothing but logits."""
+    return [policy for policy in some if not isinstance(policy, mx.Certainty)]
+
+
+@pytest.mark.parametrize("policy", unlearned(CLASSIFY), ids=repr)
 def test_predict_agrees_with_simulate_in_any_batch(policy, network):
     assert_same_everywhere(policy, *network)
 
 
-@pytest.mark.parametrize("policy", REGRESS, ids=repr)
+@pytest.mark.parametrize("policy", unlearned(REGRESS), ids=repr)
 def test_predict_agrees_with_simulate_for_regression(policy, regressor):
     assert_same_everywhere(policy, *regressor)
 
 
+CHAINED = [("bert", "pooler+mix"), ("bert", "linear+cascade"), ("mlp", "linear+lte")]
+
+
+@pytest.mark.parametrize(("kind", "head"), CHAINED)
+def test_rows_take_what_earlier_heads_left_along(kind, head, make_backbone, text):
+    torch.manual_seed(2)
+    model = mx.MultiExitModel(make_backbone(kind), 3, head=head).eval()
+    for part in model.modules():
+        if isinstance(part, mx.heads.Vote):
+            part.on.fill_(True)
+    inputs = text(24) if kind == "bert" else {"x": 3 * torch.randn(24, 6)}
+    some = CLASSIFY if head == "linear+lte" else unlearned(CLASSIFY)
+    exits = [assert_same_everywhere(policy, model, inputs) for policy in some]
+    assert sum(spread(exit_B) > 1 for exit_B in exits) >= 5
+
+
+def test_learned_exits_need_a_head_that_learns_to(mlp):
+    model, inputs = mlp
+    with pytest.raises(ValueError, match=r"Certainty goes by a head.*\+lte"):
+        model.predict(mx.Certainty(0.5), **inputs)
+    with pytest.raises(ValueError, match="Certainty"):
+        mx.simulate(mx.Certainty(0.5), model(**inputs))
+
+
 def test_the_battery_sees_rows_leave_at_different_exits(network, regressor):
-    for policies_, (model, inputs) in ((CLASSIFY, network), (REGRESS, regressor)):
+    both = ((unlearned(CLASSIFY), network), (unlearned(REGRESS), regressor))
+    for policies_, (model, inputs) in both:
         with torch.no_grad():
             logits_MBC = model(**inputs)
         spreads = [spread(mx.simulate(policy, logits_MBC)) for policy in policies_]
@@ -211,13 +261,13 @@ def test_the_battery_sees_rows_leave_at_different_exits(network, regressor):
 
 def test_exits_at_some_stages_only(make_backbone):
     model = mx.MultiExitModel(make_backbone("mlp"), 3, exits=[1, 3]).eval()
-    for policy in CLASSIFY:
+    for policy in unlearned(CLASSIFY):
         assert_same_everywhere(policy, model, {"x": 9 * torch.randn(8, 6)})
 
 
 def test_one_exit_needs_no_policy(make_backbone):
     model = mx.MultiExitModel(make_backbone("mlp"), 3, exits=[2]).eval()
-    for policy in CLASSIFY:
+    for policy in unlearned(CLASSIFY):
         assert assert_same_everywhere(policy, model, {"x": torch.randn(8, 6)}).tolist() == [0] * 8
 
 

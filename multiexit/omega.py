@@ -3,12 +3,13 @@
 Letters: M exits.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multiexit.weights import Learner, Plan
+from multiexit.weights import Learner, Plan, RowWeights
 
 
 class Omega:
@@ -40,25 +41,57 @@ class Omega:
         """What Ω does at this step of Θ."""
         return self.learner.plan(step, self.rho)
 
-    def update(self, plan: Plan, A_MM: Tensor, terms: dict[str, Tensor]) -> None:
-        """One step of Adam along a·∂L_B1(Θ_t) + b·∂L_B1(Θ_t+1) + c·∂L_B2(Θ_t+1).
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether each row has a weight of its own."""
+        return isinstance(self.weights, RowWeights)
+
+    def rows(self, own_MB: Tensor) -> Tensor:
+        """The rows' weights, cut from their graph."""
+        assert isinstance(self.weights, RowWeights)
+        with torch.no_grad():
+            return self.weights.rows(own_MB.detach())
+
+    def update(
+        self,
+        plan: Plan,
+        A_MM: Tensor,
+        terms: dict[str, Tensor],
+        rows: Sequence[tuple[Tensor, Tensor]] = (),
+        share: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    ) -> None:
+        """One step of Adam along what the plan adds up.
 
         The loss is linear in W, so each ∂L/∂W is `A ∘ L`: no second backward through the network.
 
         Args:
-            plan: the factors a, b, c.
+            plan: the factors.
             A_MM: the fixed factors of the terms.
-            terms: loss matrices by the plan's field names; those with a factor 0 may be missing.
+            terms: by the plan's field names, loss matrices, and for `hyper` the outer loss's
+                gradient by W∘A; those with a factor 0 may be missing.
+            rows: where rows are weighed, per batch: each row's own losses [M, B], and the outer
+                loss's gradient by the factors that these have in the sum, [M, B].
+            share: averages a gradient over processes.
         """
         if self.optimizer is None or not any(plan):
             return
-        factors = plan._asdict()
-        wanted = {name: factor for name, factor in factors.items() if factor != 0}
+        wanted = {name: factor for name, factor in plan._asdict().items() if factor != 0}
         slope_MM = A_MM * sum(factor * terms[name] for name, factor in wanted.items())
         objective = (self.weights() * slope_MM).sum()
-        objective = objective + sum(wanted.values()) * self.weights.penalty(A_MM)
+        # The penalty belongs to losses that hold W: the hypergradient's outer loss does not.
+        held = sum(factor for name, factor in wanted.items() if name != "hyper")
+        objective = objective + held * self.weights.penalty(A_MM)
+        if isinstance(self.weights, RowWeights):
+            own_M = A_MM.diagonal()
+            for own_MB, slope_MB in rows:
+                w_MB = self.weights.rows(own_MB)
+                gain = (own_M * (w_MB * slope_MB).mean(1)).sum()
+                objective = objective + plan.hyper * gain / len(rows)
         self.optimizer.zero_grad()
         objective.backward()
+        for p in self.weights.parameters():
+            if p.grad is not None:
+                p.grad = share(p.grad)
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:

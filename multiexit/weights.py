@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from multiexit import losses
+
 
 class LossWeights(nn.Module, ABC):
     """Ω as a module: `forward() -> W_MM`. Uniform Ω gives 1 for every term that counts."""
@@ -98,16 +100,38 @@ PARAMETRIZATIONS: dict[str, type[LossWeights]] = {
 }
 
 
+class RowWeights(LossWeights):
+    """Weights of single rows: `rows(L_MB) -> w_MB`, from each row's own loss at each exit.
+
+    The loss is Σ_m A_mm · mean_b(w_mb · L_mb); the matrix W stays 1.
+    """
+
+    def __init__(self, teaches_MM: Tensor):
+        super().__init__()
+        self.ones_MM = nn.Buffer(torch.ones(teaches_MM.shape))
+
+    def forward(self) -> Tensor:
+        return self.ones_MM
+
+    @abstractmethod
+    def rows(self, own_MB: Tensor) -> Tensor:
+        """The weights [M, B] of rows with these losses."""
+
+
 class Plan(NamedTuple):
-    """What goes into Ω's gradient at one step: g = a·∂L_B1(Θ_t) + b·∂L_B1(Θ_t+1) + c·∂L_B2(Θ_t+1).
+    """What goes into Ω's gradient at one step of Θ.
+
+        g = a·∂L_B1(Θ_t) + b·∂L_B1(Θ_t+1) + c·∂L_B2(Θ_t+1) + h·d outer_B2(Θ_t+1(Ω)) / dΩ
 
     `stepping` is a, the loss that Θ's own step computed, so it costs nothing; `first` is b and
-    `second` is c, a forward pass without gradient each. All zero: Ω stays.
+    `second` is c, a forward pass without gradient each. `hyper` is h, of the gradient through Θ's
+    step: a gradient on B2 and a forward-mode pass on B1. All zero: Ω stays.
     """
 
     stepping: float = 0.0
     first: float = 0.0
     second: float = 0.0
+    hyper: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,9 +160,23 @@ class Learner(ABC):
         """Whether Ω changes at all."""
         return True
 
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether its weights are `RowWeights`."""
+        return False
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether its plans ask for hypergradients."""
+        return False
+
     def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
         """A new Ω for this topology."""
         return PARAMETRIZATIONS[self.parametrization](teaches_MM)
+
+    def outer(self, logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
+        """What a hypergradient is to make small: Σ_m CE_m on D2, every exit counting the same."""
+        return losses.row_losses(logits_MBC, labels_B).mean(1).sum()
 
     @abstractmethod
     def plan(self, step: int, rho: float) -> Plan:
@@ -232,14 +270,47 @@ class CLO2(Learner):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_rho(self.rho)
-        if not isinstance(self.cycle, int) or self.cycle < 1:
-            raise ValueError(f"cycle must be a whole number from 1, got {self.cycle!r}")
+        check_cycle(self.cycle)
 
     def plan(self, step: int, rho: float) -> Plan:
         rho = rho if self.rho is None else self.rho
         if (step + 1) % self.cycle == 0:
             return Plan(first=rho, second=1.0)
         return Plan(stepping=rho) if self.in_cycle else Plan()
+
+
+@dataclass(frozen=True)
+class Hyper(Learner):
+    """Ω follows the gradient of Σ_m CE_m on B2 through Θ's own step on B1.
+
+        dΩ = d/dΩ Σ_m CE_m(B2; Θ_t+1(Ω)),    Θ_t+1(Ω) = Θ_t − step(∇_Θ (W(Ω) ∘ A ∘ L_B1).sum())
+
+    exactly, for one step of SGD or AdamW (see `multiexit.hypergradient`), where BLO and CLO take
+    Θ_t+1 as if it didn't depend on Ω. The outer loss has no weights, or Ω would shrink it by
+    itself.
+
+    Args:
+        cycle: Ω moves at every so many steps.
+    """
+
+    cycle: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_cycle(self.cycle)
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan(hyper=1.0) if (step + 1) % self.cycle == 0 else Plan()
+
+
+def check_cycle(cycle: int) -> None:
+    """Refuse a cycle that is no whole number from 1."""
+    if not isinstance(cycle, int) or cycle < 1:
+        raise ValueError(f"cycle must be a whole number from 1, got {cycle!r}")
 
 
 def _check_rho(rho: float | None) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import multiexit as mx
 from multiexit import losses, testing, topology, weights
 from multiexit.omega import Omega
-from multiexit.weights import BLO, CLO1, CLO2, SLO, Learner, Plan, Random, Uniform
+from multiexit.rowweights import MetaWeights
+from multiexit.weights import BLO, CLO1, CLO2, SLO, Hyper, Learner, Plan, Random, Uniform
 
 LEARNERS = [
     Uniform(),
@@ -24,7 +25,14 @@ LEARNERS = [
     CLO2(),
     CLO2(cycle=1),
     CLO2(rho=1.0, cycle=3, in_cycle=False),
-    *(kind(parametrization=name) for kind in (SLO, CLO2) for name in weights.PARAMETRIZATIONS),
+    Hyper(cycle=3),
+    MetaWeights(),
+    MetaWeights(over="exits", cycle=2),
+    *(
+        kind(parametrization=name)
+        for kind in (SLO, CLO2, Hyper)
+        for name in weights.PARAMETRIZATIONS
+    ),
 ]
 TOPOLOGIES = st.builds(
     lambda M, bits: torch.tensor(
@@ -165,7 +173,7 @@ def naive_algorithm_2(steps: int, C: int, in_cycle: bool) -> list[list[str]]:
 def test_clo_v2_follows_algorithm_2(C, in_cycle):
     rho, learner = 0.25, CLO2(cycle=C, in_cycle=in_cycle)
     names = {"stepping": "λ1 L_B1 (Θ_t)", "first": "λ1 L_B1 (Θ_t+1)", "second": "λ2 L_B2 (Θ_t+1)"}
-    values = {"stepping": rho, "first": rho, "second": 1.0}
+    values = {"stepping": rho, "first": rho, "second": 1.0, "hyper": 0.0}
     for step, wanted in enumerate(naive_algorithm_2(25, C, in_cycle)):
         plan = learner.plan(step, rho)._asdict()
         assert [names[name] for name, factor in plan.items() if factor] == wanted
@@ -178,17 +186,28 @@ def test_other_plans():
     assert BLO().plan(5, 0.3) == Plan(second=1.0)
     assert CLO1().plan(5, 0.3) == Plan(first=0.3, second=1.0)
     assert CLO1(rho=1.0).plan(5, 0.3) == Plan(first=1.0, second=1.0)
-    assert BLO().splits
-    assert CLO1().splits
-    assert CLO2().splits
-    with pytest.raises(ValueError, match="cycle must be a whole number from 1"):
-        CLO2(cycle=0)
+    assert Hyper().plan(5, 0.3) == Plan(hyper=1.0)
+    assert [any(Hyper(cycle=3).plan(step, 0.3)) for step in range(6)] == 2 * [False, False, True]
+    assert [any(MetaWeights(cycle=2).plan(step, 0.3)) for step in range(4)] == 2 * [False, True]
+    for learner in (BLO(), CLO1(), CLO2(), Hyper(), MetaWeights()):
+        assert learner.splits
+    for kind in (CLO2, Hyper, MetaWeights):
+        for cycle in (0, 1.5):
+            with pytest.raises(ValueError, match="cycle must be a whole number from 1"):
+                kind(cycle=cycle)
 
 
 # One step of Ω
 
 
-PLANS = [Plan(1.0), Plan(second=1.0), Plan(first=0.02, second=1.0), Plan(0.3, 0.5, 2.0)]
+PLANS = [
+    Plan(1.0),
+    Plan(second=1.0),
+    Plan(first=0.02, second=1.0),
+    Plan(0.3, 0.5, 2.0),
+    Plan(hyper=1.0),
+    Plan(first=0.5, hyper=2.0),
+]
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -213,7 +232,7 @@ def test_its_gradient_is_autograd_through_the_loss(name, made, plan):
         paid = torch.zeros(())
         for i in range(M):
             for j in range(M):
-                if name == "uncertainty":
+                if name == "uncertainty" and field != "hyper":  # its outer loss holds no Ω
                     paid = paid + A_MM[i, j] * start.s_MM[i, j]
                 paid = paid + start()[i, j] * A_MM[i, j] * L_MM[i, j]
         total = total + getattr(plan, field) * paid

@@ -1,0 +1,116 @@
+"""What happens to gradients between the loss and the optimiser.
+
+A *branch* scales them where an exit leaves the trunk. *Surgery* takes the loss apart, looks at
+each part's gradient, and puts them together. Letters: M exits.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Branch = Callable[[int, int], tuple[float, float]]
+"""`(exit m, M) -> (factor of exit m's gradient into the trunk, factor of what comes from behind)`.
+Exits are counted from 0."""
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * grads[0], None
+
+
+def scale(tree: Any, factor: float) -> Any:
+    """The same values; gradients through them times the factor. Dicts are gone through."""
+    if isinstance(tree, Tensor):
+        return _Scale.apply(tree, factor) if tree.requires_grad else tree
+    if isinstance(tree, dict):
+        return {key: scale(value, factor) for key, value in tree.items()}
+    return tree
+
+
+def equilibrium(exit: int, M: int) -> tuple[float, float]:
+    """1 / (M − m + 1) from exit m, (M − m) / (M − m + 1) from behind it, m = 1..M.
+
+    So each exit's gradient arrives in the trunk as 1/M of what it is at its exit, whatever lies
+    between, and the sum's variance stays level over depth.
+
+    Reference: Li et al., "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019,
+    section 3.1; Liu et al., "ElasticBERT", NAACL 2022, section 3.2.
+    """
+    behind = M - exit - 1
+    return 1 / (behind + 1), behind / (behind + 1)
+
+
+@dataclass(frozen=True)
+class Surgery(ABC):
+    """Takes a loss apart and puts its parts' gradients together. Subclass it as a dataclass."""
+
+    @abstractmethod
+    def split(self, factors_MM: Tensor) -> list[Tensor]:
+        """The factors of the loss terms, as parts that sum to them."""
+
+    @abstractmethod
+    def merge(self, parts: Sequence[Sequence[Tensor]], shared: Sequence[bool]) -> list[Tensor]:
+        """The gradients to step along.
+
+        Args:
+            parts: each part's gradients, a tensor per parameter.
+            shared: per parameter, whether it is a weight matrix of the trunk that an early exit
+                and the last both use.
+        """
+
+
+@dataclass(frozen=True)
+class Conflictless(Surgery):
+    """The last exit and the early ones don't pull shared weights against each other.
+
+    With g the gradient of the last exit's terms and e that of all others, each over all shared
+    weight matrices as one vector,
+
+        e ← e − min(0, ⟨e, g⟩ / ‖g‖²)·g,    step along g + e;
+
+    whatever is not shared gets the plain sum.
+
+    Reference: Geng et al., "RomeBERT: Robust Training of Multi-Exit BERT", 2021, section 3.3, and
+    its code; Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020.
+
+    Args:
+        anchor: whose gradient stays: `"last"`, or `"early"`, as its code has it on small tasks.
+    """
+
+    anchor: Literal["last", "early"] = "last"
+
+    def __post_init__(self) -> None:
+        if self.anchor not in ("last", "early"):
+            raise ValueError(f"anchor must be 'last' or 'early', got {self.anchor!r}")
+
+    def split(self, factors_MM: Tensor) -> list[Tensor]:
+        last_MM = torch.zeros_like(factors_MM)
+        last_MM[-1] = factors_MM[-1]
+        parts = [last_MM, factors_MM - last_MM]
+        return parts if self.anchor == "last" else parts[::-1]
+
+    def merge(self, parts: Sequence[Sequence[Tensor]], shared: Sequence[bool]) -> list[Tensor]:
+        pairs = list(zip(*parts, strict=True))
+        both = [pair for pair, common in zip(pairs, shared, strict=True) if common]
+        if not both:
+            return [g + e for g, e in pairs]
+        dot = torch.stack([(g * e).sum() for g, e in both]).sum()
+        norm = torch.stack([g.square().sum() for g, _ in both]).sum()
+        against = (dot / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=0)
+        return [
+            g + e - against * g if common else g + e
+            for (g, e), common in zip(pairs, shared, strict=True)
+        ]

@@ -1,0 +1,193 @@
+"""The exact one-step gradient of an outer loss by the weights of the loss that Θ steps along.
+
+Θ steps along g = ∇_Θ Σ_k F_k·L_k, the loss terms L_k with factors F_k. So with Θ' the stepped
+parameters, v = ∇_Θ' outer, and P = −∂Θ'/∂g, which SGD and Adam have as one number per parameter,
+
+    ∂outer(Θ') / ∂F_k = −⟨P∘v, ∇_Θ L_k⟩ = −(d/dε) L_k(Θ + ε·P∘v)  at ε = 0:
+
+one forward-mode pass over the batch gives it for all terms, with no second-order graph, and
+teachers that the terms hold constant stay constant.
+
+Reference: for the setting, Liu et al., "DARTS", ICLR 2019, eq. 7, which takes finite differences.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Mean = Callable[[Tensor], Tensor]
+
+
+class Moment(NamedTuple):
+    """What a pass began with: its batch, the temperature, and what dropout drew from."""
+
+    batch: Any
+    tau: float | Tensor
+    random: list[Tensor]
+
+
+class LookBack:
+    """Watches one step of Θ, and says how its outcome depended on each loss term's factor.
+
+    Args:
+        module: a pass over a batch, `module(batch, tau) -> terms`, a tensor of any shape.
+        parameters: of the module, that are stepped, in the optimiser's order.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter]):
+        self.module = module
+        self.parameters = parameters
+        self.values = [p.detach().clone() for p in parameters]
+        self.passes: list[Moment] = []
+        self.slopes: list[Tensor] | None = None
+
+    def note(self, batch: Any, tau: float | Tensor) -> None:
+        """Before each pass that the step's gradient is made of."""
+        self.passes.append(Moment(batch, tau, _random_state(self.values[0].device)))
+
+    def stepped(self, optimizer: torch.optim.Optimizer, clipped: float | Tensor) -> None:
+        """After the step, while the gradients are there."""
+        self.slopes = slopes(optimizer, clipped)
+
+    def gradient(self, outer: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Per pass: its terms before the step, and the outer loss's gradient by their factors.
+
+        Not finite where the step or `outer` overflowed.
+
+        Args:
+            outer: the outer loss's gradient at the stepped parameters.
+        """
+        assert self.slopes is not None
+        along = [slope * v for slope, v in zip(self.slopes, outer, strict=True)]
+        made = []
+        for batch, tau, random in self.passes:
+            args = (batch, tau)
+            terms, moved = directional(
+                self.module, self.parameters, self.values, along, args, random
+            )
+            made.append((terms, -moved))
+        return made
+
+
+def plain_attention() -> AbstractContextManager[object]:
+    """Attention without fused kernels: these have no forward-mode rule, and draw other dropout.
+
+    The step that is looked back at runs under it too.
+    """
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def slopes(optimizer: torch.optim.Optimizer, clipped: float | Tensor = 1.0) -> list[Tensor]:
+    """P = −∂Θ'/∂g per parameter, right after a step and before gradients are cleared.
+
+    SGD: lr. Adam, with m, v its moments, t its steps, m̂ = m/(1 − β1^t), v̂ = v/(1 − β2^t):
+
+        P = lr · [(1 − β1)/(1 − β1^t) − (1 − β2)/(1 − β2^t)·m̂·g / (√v̂·(√v̂ + ε))] / (√v̂ + ε)
+
+    Args:
+        optimizer: SGD without dampening or Nesterov, or Adam(W).
+        clipped: what the gradient was multiplied by to bound its norm, taken as constant.
+
+    Returns:
+        One tensor per parameter, in the optimiser's order.
+
+    Raises:
+        ValueError: another optimiser.
+    """
+    return [
+        clipped * _slope(optimizer, group, p)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
+
+
+def directional(
+    module: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    values: Sequence[Tensor],
+    along: Sequence[Tensor],
+    args: tuple[Any, ...],
+    random: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`module(*args)` at Θ, and (d/dε) of it at Θ + ε·along, ε = 0, by one forward-mode pass.
+
+    Args:
+        module: whose parameters these are.
+        parameters, values, along: which ones, Θ, and a direction.
+        args: what the module is called with.
+        random: the generators' states that the pass begins with; they are put back after it.
+
+    Raises:
+        ValueError: a parameter that isn't the module's.
+    """
+    device = values[0].device
+    now = _random_state(device)
+    # Each place of a parameter once: functional_call's own way with tied weights leaves a module
+    # that is reached by two names without its parameters.
+    index_of = {p: index for index, p in enumerate(parameters)}
+    places = {
+        f"{name}.{leaf}" if name else leaf: index_of[p]
+        for name, part in module.named_modules()
+        for leaf, p in part._parameters.items()
+        if p is not None and p in index_of
+    }
+    if len(set(places.values())) < len(parameters):
+        raise ValueError("there are parameters that the module doesn't hold")
+
+    def terms(*given: Tensor) -> Tensor:
+        there = {name: given[index] for name, index in places.items()}
+        return functional_call(module, there, args, tie_weights=False)
+
+    _set_random(random, device)
+    try:
+        with torch.no_grad(), plain_attention():
+            found, moved, *_ = jvp(terms, tuple(values), tuple(along))
+    finally:
+        _set_random(now, device)
+    return found.detach(), moved.detach()
+
+
+def _slope(optimizer: torch.optim.Optimizer, group: dict[str, Any], p: Tensor) -> Tensor:
+    if p.grad is None:
+        return torch.zeros_like(p)
+    if isinstance(optimizer, torch.optim.SGD):
+        if group["nesterov"] or group["dampening"] or group["maximize"]:
+            raise ValueError("a hypergradient needs SGD without dampening, Nesterov and maximize")
+        return torch.full_like(p, float(group["lr"]))
+    if not isinstance(optimizer, torch.optim.Adam):
+        raise ValueError(
+            f"a hypergradient needs SGD or Adam(W), not {type(optimizer).__name__}: the derivative "
+            "of a step by its gradient must be known"
+        )
+    coupled = group["weight_decay"] and not group["decoupled_weight_decay"]
+    if coupled or group["amsgrad"] or group["maximize"]:
+        raise ValueError("a hypergradient needs Adam without amsgrad, maximize and coupled decay")
+    state = optimizer.state[p]
+    beta1, beta2 = group["betas"]
+    steps = state["step"].to(p.device, torch.float64)  # 0-dimensional: makes nothing else wider
+    first = (1 - beta1) / (1 - beta1**steps)
+    second = (1 - beta2) / (1 - beta2**steps)
+    m_hat = state["exp_avg"] / (1 - beta1**steps)
+    root = (state["exp_avg_sq"] / (1 - beta2**steps)).sqrt()
+    bottom = root + group["eps"]
+    bend = second * m_hat * p.grad / (root.clamp(min=torch.finfo(p.dtype).tiny) * bottom)
+    return group["lr"] * (first - torch.where(root > 0, bend, 0.0)) / bottom
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """The state of what dropout draws from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _set_random(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

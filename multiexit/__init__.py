@@ -1,7 +1,8 @@
 """multiexit: train networks with many exits and make them stop early, for text and for images."""
 
-from multiexit import coefficients, heads, metrics, recipes, topology, weights
+from multiexit import coefficients, gradients, heads, metrics, recipes, topology, weights
 from multiexit.backbones import Backbone, SequentialBackbone, cifar_resnet, wrap
+from multiexit.budget import budgeted
 from multiexit.calibrate import calibrate
 from multiexit.config import TrainConfig
 from multiexit.cost import Cost
@@ -10,23 +11,27 @@ from multiexit.history import History
 from multiexit.losses import loss_matrix
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import (
+    Certainty,
     Entropy,
     ExitPolicy,
     FixedExit,
     Margin,
     MaxProb,
+    MostConfident,
     NormalizedEntropy,
     Patience,
     PatientConfident,
     simulate,
 )
 from multiexit.recipes import Phase, Recipe, recipe
+from multiexit.scaling import fit_temperatures
 from multiexit.trainer import Trainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
+    "Certainty",
     "Cost",
     "Entropy",
     "ExitPolicy",
@@ -34,6 +39,7 @@ __all__ = [
     "History",
     "Margin",
     "MaxProb",
+    "MostConfident",
     "MultiExitModel",
     "NormalizedEntropy",
     "Outputs",
@@ -46,11 +52,14 @@ __all__ = [
     "SequentialBackbone",
     "TrainConfig",
     "Trainer",
+    "budgeted",
     "calibrate",
     "cifar_resnet",
     "coefficients",
     "collect",
     "exit_scores",
+    "fit_temperatures",
+    "gradients",
     "heads",
     "judge",
     "loss_matrix",

@@ -16,8 +16,9 @@ class History:
     """The log of a run.
 
     Args:
-        steps: per reading (`log_every` steps): phase, epoch, step, loss, each exit's own loss
-            `own_M`, lr, and where Ω is learned its value `W_MM`, None for terms that don't count.
+        steps: per reading (`log_every` steps): phase, epoch, step, loss, lr; each exit's own loss
+            `own_M` where the phase learns from labels; where Ω is learned its value `W_MM`, None
+            for terms that don't count.
         epochs: per epoch: phase, epoch, step, seconds, each exit's scores and their mean.
         best: the epoch whose mean over exits was highest, or None without a dev set.
     """

@@ -1,4 +1,4 @@
-"""Who is trained, by which optimiser, at which rate."""
+"""Θ's optimiser and its rate."""
 
 import math
 from collections.abc import Sequence
@@ -7,41 +7,6 @@ import torch
 from torch import nn
 
 from multiexit.config import TrainConfig
-from multiexit.model import MultiExitModel
-from multiexit.recipes import Phase
-
-
-def trainable(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
-    """Switch gradients off for what the phase doesn't train, and list what it does.
-
-    What was frozen before stays so. Stages behind the last exit are never run, so never trained.
-    """
-    run, behind = (
-        {p for stage in stages for p in model.backbone.stage_module(stage).parameters()}
-        for stages in (
-            range(model.exits[-1] + 1),
-            range(model.exits[-1] + 1, model.backbone.num_stages),
-        )
-    )
-    trunk = set(model.backbone.parameters()) - (behind - run)
-    last_head = set(model.heads[-1].parameters())
-    early_heads = set(model.heads.parameters()) - last_head
-    wanted = {
-        "all": trunk | early_heads | last_head,
-        "last": trunk | last_head,
-        "heads": early_heads,
-    }[phase.train]
-    for p in model.parameters():
-        p.requires_grad_(p.requires_grad and p in wanted)
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def train_mode(model: MultiExitModel, phase: Phase) -> None:
-    """Train mode for what the phase trains; a frozen trunk stays in evaluation mode."""
-    model.train()
-    if phase.train == "heads":
-        model.backbone.eval()
-        model.heads[-1].eval()
 
 
 def optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:

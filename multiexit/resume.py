@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from multiexit import checkpoint, topology
+from multiexit import checkpoint, phases, topology
 from multiexit.config import TrainConfig
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Recipe
@@ -16,7 +16,7 @@ FREE = {"output", "resume", "checkpoint_every", "trackers", "workers", "progress
 
 
 def describe(
-    model: MultiExitModel, recipe: Recipe, config: TrainConfig, rows: int, processes: int
+    model: MultiExitModel, recipe: Recipe, config: TrainConfig, rows: list[int], processes: int
 ) -> dict[str, Any]:
     """What must be the same for a run to go on, as plain data."""
     shares_M = model.cost().shares_M
@@ -24,22 +24,28 @@ def describe(
     described: dict[str, Any] = {
         "recipe": recipe.name,
         "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
-        "rows": rows,
+        "rows of each phase": rows,
         "processes": processes,
         "exits": list(model.exits),
         **{k: v for k, v in asdict(config).items() if k not in FREE},
     }
     for index, phase in enumerate(recipe.phases):
         teaches_MM = topology.resolve(phase.topology, model.num_exits)
-        factors_MM = phase.coefficients(teaches_MM, 0.5, shares_M)
+        turns = phases.factors(phase, teaches_MM, 0.5, shares_M)
+        rest = (phase.train, phase.extra, phase.branch, phase.surgery, phase.before_step)
         described |= {
             f"learner of phase {index}": repr(phase.learner),
             f"temperature of phase {index}": repr(phase.temperature),
             f"topology of phase {index}": teaches_MM.tolist(),
-            f"coefficients of phase {index}": factors_MM.tolist(),
-            f"rest of phase {index}": [phase.divergence, phase.train, phase.epochs],
+            f"coefficients of phase {index}": [A_MM.tolist() for A_MM in turns],
+            f"rest of phase {index}": [phase.divergence, phase.epochs, phase.lr, *map(_name, rest)],
         }
     return described
+
+
+def _name(part: Any) -> str:
+    """A function by its name, anything else as it is written."""
+    return getattr(part, "__qualname__", None) or repr(part)
 
 
 def saved_state(config: TrainConfig, run: dict[str, Any]) -> Any | None:

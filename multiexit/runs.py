@@ -14,6 +14,7 @@ from accelerate import PartialState
 from multiexit import pictures, policies, presets, recipes, report, tasks
 from multiexit.backbones import Backbone, wrap
 from multiexit.config import TrainConfig
+from multiexit.data import glue
 from multiexit.data.splits import canonical, holdout
 from multiexit.evaluate import Outputs, Row, collect, measured_speedup, sweep
 from multiexit.history import History
@@ -26,7 +27,11 @@ from multiexit.trainer import Trainer
 
 
 def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
-    """A recipe with a task's own defaults: τ = 4 for images, Table 3's cycle length for GLUE."""
+    """A recipe with a task's own defaults.
+
+    τ = 4 for images, Table 3's cycle length for GLUE, and for regression a patience that counts
+    answers closer than 0.5 as equal.
+    """
     if name not in recipes.RECIPES:
         return recipes.recipe(name)  # says which there are
     known = inspect.signature(recipes.RECIPES[name]).parameters
@@ -37,7 +42,11 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
         defaults["temperature"] = 4.0
     if "cycle" in known and canonical(task) in presets.TABLE_3:
         defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
-    return recipes.recipe(name, **{**defaults, **options})
+    made = recipes.recipe(name, **{**defaults, **options})
+    patient = isinstance(made.policy, policies.Patience) and made.policy.tolerance is None
+    if patient and tasks.kind(task) == "text" and glue.find_task(task).num_classes == 1:
+        made = replace(made, policy=replace(made.policy, tolerance=0.5))
+    return made
 
 
 def config_for(task: str, schedule: str = "strong") -> TrainConfig:

@@ -1,37 +1,92 @@
-"""What one pass over a batch gives the training loop.
+"""What one pass over a batch gives the training loop, and checks of what it left.
 
 Letters: M exits, B batch rows, C classes.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from multiexit import losses
 from multiexit.data import batches
+from multiexit.model import MultiExitModel
+from multiexit.recipes import Phase, Seen
 
 
-def batch_losses(
-    model: nn.Module,
-    batch: Any,
-    tau: float | Tensor,
-    divergence: losses.Divergence,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """L_MM and logits_MBC of a batch.
+class Losses(NamedTuple):
+    """What a pass over a batch gives the training step.
 
-    Raises:
-        ValueError: a batch without labels, or with labels outside the classes.
+    Args:
+        L_MM: the loss matrix.
+        rows_MB: each row's own loss at each exit, where the learner weighs rows.
+        extra: what the phase adds.
+        logits_MBC: all exits' logits.
+        labels_B: on the logits' device, or None where the phase learns from none.
     """
-    args, inputs, labels_B = batches.unpack(batch)
-    logits_MBC = model(*batches.move(args, device), **batches.move(inputs, device))
-    if device.type != "cpu":  # where nobody can look at them without waiting
-        losses.check_labels(labels_B, logits_MBC.shape[-1])
-        labels_B = labels_B.to(device, non_blocking=True)
-    return losses.loss_matrix(logits_MBC, labels_B, tau, divergence), logits_MBC
+
+    L_MM: Tensor
+    rows_MB: Tensor | None
+    extra: Tensor | None
+    logits_MBC: Tensor
+    labels_B: Tensor | None
+
+
+class TrainingPass(nn.Module):
+    """A phase's pass over a batch, as one module: what spreads modules over devices sees it all.
+
+    Args:
+        model, phase: as elsewhere.
+        labelled: whether the phase learns from labels; if not, batches need none.
+    """
+
+    def __init__(self, model: MultiExitModel, phase: Phase, labelled: bool = True):
+        super().__init__()
+        self.model = model
+        self._phase = phase
+        self._labelled = labelled
+
+    def forward(self, batch: Any, tau: float | Tensor) -> Losses:
+        """The losses of a batch.
+
+        Raises:
+            ValueError: a batch with labels outside the classes, or without labels in a phase that
+                learns from them.
+        """
+        phase, device = self._phase, next(self.model.parameters()).device
+        labels_B = None
+        if self._labelled:
+            args, inputs, labels_B = batches.unpack(batch)
+        else:
+            args, inputs = batches.unpack_inputs(batch)
+        args, inputs = batches.move(args, device), batches.move(inputs, device)
+        seen = self.model.run(args, inputs, phase.branch, phase.extra is not None)
+        if labels_B is not None and device.type != "cpu":  # where nobody looks without waiting
+            losses.check_labels(labels_B, seen.logits_MBC.shape[-1])
+            labels_B = labels_B.to(device, non_blocking=True)
+        L_MM = losses.loss_matrix(seen.logits_MBC, labels_B, tau, phase.divergence)
+        rows_MB = extra = None
+        if phase.learner.weighs_rows and labels_B is not None:
+            rows_MB = losses.row_losses(seen.logits_MBC, labels_B)
+        if phase.extra is not None:
+            extra = phase.extra(
+                Seen(args, inputs, labels_B, seen.logits_MBC, seen.certainty_MB, seen.features)
+            )
+        return Losses(L_MM, rows_MB, extra, seen.logits_MBC, labels_B)
+
+
+class Terms(nn.Module):
+    """A training pass that gives its weighted terms alone: rows' losses, or the loss matrix."""
+
+    def __init__(self, passing: TrainingPass):
+        super().__init__()
+        self.passing = passing
+
+    def forward(self, batch: Any, tau: float | Tensor) -> Tensor:
+        found = self.passing(batch, tau)
+        return found.L_MM if found.rows_MB is None else found.rows_MB
 
 
 @contextmanager
@@ -61,15 +116,15 @@ def check_parameters(model: nn.Module, step: int) -> None:
         )
 
 
-def check_finite(L_SMM: Tensor, A_MM: Tensor, steps: list[int]) -> None:
+def check_finite(L_SMM: Tensor, A_SMM: Tensor, steps: list[int]) -> None:
     """Raise FloatingPointError at the first term that counts and is NaN or infinite.
 
     Args:
         L_SMM: loss matrices of S steps.
-        A_MM: factors; 0 where a term doesn't count.
+        A_SMM: their factors; 0 where a term doesn't count.
         steps: the steps' numbers, for the message.
     """
-    bad = (~torch.isfinite(L_SMM) & (A_MM != 0)).nonzero()
+    bad = (~torch.isfinite(L_SMM) & (A_SMM != 0)).nonzero()
     if len(bad):
         index, i, j = bad[0].tolist()
         term = f"exit {i}'s own loss" if i == j else f"what exit {i} learns from exit {j}"

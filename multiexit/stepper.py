@@ -6,18 +6,29 @@ Letters: M exits, B batch rows, C classes. Θ are the network's parameters, Ω t
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from multiexit import optim, topology
+from multiexit import optim, phases, topology
 from multiexit.config import TrainConfig
+from multiexit.hypergradient import LookBack, plain_attention
 from multiexit.model import MultiExitModel
 from multiexit.omega import Omega
 from multiexit.recipes import Phase
-from multiexit.step import batch_losses, frozen_statistics
+from multiexit.step import Losses, Terms, TrainingPass, frozen_statistics
+from multiexit.weights import Plan
+
+
+class Step(NamedTuple):
+    """What a step of Θ went by: the loss it descended, its terms, their weights and factors."""
+
+    loss: Tensor
+    L_MM: Tensor
+    W_MM: Tensor
+    A_MM: Tensor
 
 
 class Stepper:
@@ -26,13 +37,11 @@ class Stepper:
     Args:
         model, phase, config, accelerator: as the trainer has them.
 
-    Raises:
-        ValueError: the phase has nothing to train.
-
     Attributes:
-        A_MM: the factors of the terms in this epoch.
+        A_MM: the factors of the terms in this step.
         omega: the weights Ω.
         tau: the temperature.
+        labelled: whether the phase learns from labels.
     """
 
     def __init__(
@@ -44,34 +53,28 @@ class Stepper:
         self.accelerator = accelerator
         device = accelerator.device
         self._trained_before = [p.requires_grad for p in model.parameters()]
-        parameters = optim.trainable(model, phase)
-        if not parameters:
-            raise ValueError(f"a phase that trains {phase.train!r} has nothing to train here")
-        self._wrapped, self.optimizer = accelerator.prepare(
-            model, optim.optimizer(parameters, config)
-        )
+        made = optim.optimizer(phases.trainable(model, phase), config)
+        self._parameters = [p for group in made.param_groups for p in group["params"]]
+        shared = phases.shared(model)
+        self._shared = [p in shared for p in self._parameters]
+        self.labelled = phases.labelled(model, phase)
+        self._pass = TrainingPass(model, phase, self.labelled)
+        self._wrapped, self.optimizer = accelerator.prepare(self._pass, made)
         self._teaches_MM = topology.resolve(phase.topology, model.num_exits).to(device)
         self._shares_M = model.cost().shares_M
         rho = config.lr / config.omega_lr
         self.omega = Omega(phase.learner, self._teaches_MM, config.omega_lr, rho, config.seed)
         self.tau = phase.temperature.start(device)
-        self.begin_epoch(0.0)
+        self.begin_epoch(1.0)
 
     def begin_epoch(self, progress: float) -> None:
-        """Set the factors A for this much of the phase, in [0, 1), and the modules' modes."""
-        A_MM = self.phase.coefficients(self._teaches_MM, progress, self._shares_M)
-        M = len(self._teaches_MM)
-        if A_MM.shape != (M, M) or not A_MM.isfinite().all():
-            raise ValueError(
-                f"coefficients for {M} exits are finite numbers [{M}, {M}]; got "
-                f"{tuple(A_MM.shape)} {A_MM.tolist()}"
-            )
-        self.A_MM = A_MM.to(self.accelerator.device)
-        optim.train_mode(self.model, self.phase)
+        """Set the factors A and the modules' modes, for an epoch at whose end this much is done."""
+        turns = phases.factors(self.phase, self._teaches_MM, progress, self._shares_M)
+        self._turns = [A_MM.to(self.accelerator.device) for A_MM in turns]
+        self.A_MM = self._turns[0]
+        phases.train_mode(self.model, self.phase)
 
-    def step(
-        self, micro: list[Any], draw: Callable[[], Any], step: int, steps: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, micro: list[Any], draw: Callable[[], Any], step: int, steps: int) -> Step:
         """Θ ← Θ − λ1 ∇ (W ∘ A ∘ L_B1).sum(), then what Ω's learner plans.
 
         Args:
@@ -80,52 +83,142 @@ class Stepper:
             step, steps: this step of Θ, of how many.
 
         Returns:
-            L_MM before the step and the W_MM it was weighed with, on the device.
+            What the step went by, on the device.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.rate(self.config, step, steps)
+            group["lr"] = self.phase.lr * optim.rate(self.config, step, steps)
+        if self.phase.before_step is not None:
+            self.phase.before_step(self.model, step / steps)
+        self.A_MM = self._turns[step % len(self._turns)]
         W_MM = self.omega.value()
-        L_MM = self._move_theta(micro, W_MM * self.A_MM)
-        self._move_omega(micro, draw, step, L_MM)
-        return L_MM, W_MM
+        plan = self.omega.plan(step)
+        look = LookBack(Terms(self._pass), self._parameters) if plan.hyper else None
+        loss, L_MM = self._move_theta(micro, W_MM * self.A_MM, look)
+        if any(plan):
+            self._move_omega(plan, micro, draw, L_MM, look)
+        return Step(loss, L_MM, W_MM, self.A_MM)
 
-    def _move_theta(self, micro: list[Any], factors_MM: Tensor) -> Tensor:
-        total_MM = torch.zeros_like(factors_MM)
+    def _move_theta(
+        self, micro: list[Any], factors_MM: Tensor, look: LookBack | None
+    ) -> tuple[Tensor, Tensor]:
+        """One step of Θ; the loss and L_MM before it."""
+        surgery, share = self.phase.surgery, 1 / len(micro)
+        total, total_MM = torch.zeros_like(factors_MM[0, 0]), torch.zeros_like(factors_MM)
+        parts = []
         for index, batch in enumerate(micro):
-            is_last = index == len(micro) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self._wrapped):
-                L_MM, logits_MBC = self._losses(batch)
-                L_MM = L_MM / len(micro)
-                self.accelerator.backward((factors_MM * L_MM).sum())
-            total_MM += L_MM.detach()
-            self.tau = self.phase.temperature.after(self.tau, logits_MBC, self._mean)
+            if look is not None:
+                look.note(batch, self.tau)
+            synced = index == len(micro) - 1 and surgery is None
+            attention = nullcontext() if look is None else plain_attention()
+            sync = nullcontext() if synced else self.accelerator.no_sync(self._wrapped)
+            with sync, attention:
+                found = self._wrapped(batch, self.tau)
+                loss = share * self._weighed(found, factors_MM)
+                if surgery is None:
+                    self.accelerator.backward(loss)
+                else:
+                    split = [
+                        share * (F_MM * found.L_MM).sum() for F_MM in surgery.split(factors_MM)
+                    ]
+                    parts.append(self._gradients(split))
+            total += loss.detach()
+            total_MM += share * found.L_MM.detach()
+            self.tau = self.phase.temperature.after(self.tau, found.logits_MBC, self._mean)
+        if surgery is not None:
+            merged = surgery.merge(self._summed(parts), self._shared)
+            for p, g in zip(self._parameters, merged, strict=True):
+                p.grad = g
+        clipped: float | Tensor = 1.0
         if self.config.clip is not None:
-            self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.config.clip)
+            norm = self.accelerator.clip_grad_norm_(self._parameters, self.config.clip)
+            assert norm is not None
+            clipped = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
         self.optimizer.step()
+        if look is not None:
+            look.stepped(self.optimizer.optimizer, clipped)
         self.optimizer.zero_grad()
-        return total_MM
+        return total, total_MM
+
+    def _weighed(self, found: Losses, factors_MM: Tensor) -> Tensor:
+        """The scalar that Θ descends."""
+        loss = (factors_MM * found.L_MM).sum()
+        if found.rows_MB is not None:  # in place of the rows' plain means
+            w_MB = self.omega.rows(found.rows_MB)
+            own_M = ((w_MB - 1) * found.rows_MB).mean(1)
+            loss = loss + (self.A_MM.diagonal() * own_M).sum()
+        return loss if found.extra is None else loss + found.extra
+
+    def _gradients(self, parts: list[Tensor]) -> list[list[Tensor]]:
+        """Each part's gradient by the trained parameters, as the scaler wants it."""
+        scaler = self.accelerator.scaler
+        made = []
+        for index, loss in enumerate(parts):
+            found = torch.autograd.grad(
+                scaler.scale(loss) if scaler else loss,
+                self._parameters,
+                retain_graph=index < len(parts) - 1,
+                allow_unused=True,
+            )
+            pairs = zip(found, self._parameters, strict=True)
+            made.append([torch.zeros_like(p) if g is None else g for g, p in pairs])
+        return made
+
+    def _summed(self, batches: list[list[list[Tensor]]]) -> list[list[Tensor]]:
+        """Gradients by batch and part, as the means over processes of each part's sums."""
+        return [
+            [self._mean(torch.stack(gs).sum(0)) for gs in zip(*same, strict=True)]
+            for same in zip(*batches, strict=True)
+        ]
 
     def _move_omega(
-        self, micro: list[Any], draw: Callable[[], Any], step: int, stepping_MM: Tensor
+        self,
+        plan: Plan,
+        micro: list[Any],
+        draw: Callable[[], Any],
+        stepping_MM: Tensor,
+        look: LookBack | None,
     ) -> None:
-        plan = self.omega.plan(step)
-        terms = {"stepping": stepping_MM}
+        terms, rows = {"stepping": stepping_MM}, []
         if plan.first:
             terms["first"] = self._losses_now(micro)
+        second = [draw() for _ in micro] if plan.second or plan.hyper else []
         if plan.second:
-            terms["second"] = self._losses_now([draw() for _ in micro])
-        if any(plan):  # the same on every process: averaged before Ω moves
-            terms = {name: self._mean(L_MM) for name, L_MM in terms.items()}
-            self.omega.update(plan, self.A_MM, terms)
+            terms["second"] = self._losses_now(second)
+        if look is not None:
+            found = self._look_back(look, second)
+            if self.accelerator.scaler is not None and not self._all_finite(found):
+                return  # fp16 overflowed
+            if self.phase.learner.weighs_rows:
+                rows = found
+            terms["hyper"] = torch.zeros_like(stepping_MM)
+            if not rows:
+                terms["hyper"] = torch.stack([slope_MM for _, slope_MM in found]).mean(0)
+        # The same on every process: averaged before Ω moves.
+        terms = {name: self._mean(term_MM) for name, term_MM in terms.items()}
+        self.omega.update(plan, self.A_MM, terms, rows, self._mean)
+
+    def _look_back(self, look: LookBack, second: list[Any]) -> list[tuple[Tensor, Tensor]]:
+        """Per batch of B1: the terms, and the outer loss's gradient on B2 by their factors."""
+        outer = [torch.zeros_like(p) for p in self._parameters]
+        with frozen_statistics(self.model):
+            for batch in second:
+                found = self._pass(batch, self.tau)
+                loss = self.phase.learner.outer(found.logits_MBC.float(), found.labels_B)
+                (gradients,) = self._gradients([loss / len(second)])
+                outer = [total + g for total, g in zip(outer, gradients, strict=True)]
+            if self.accelerator.scaler is not None:
+                outer = [v / self.accelerator.scaler.get_scale() for v in outer]
+            return look.gradient([self._mean(v) for v in outer])
+
+    def _all_finite(self, found: list[tuple[Tensor, Tensor]]) -> bool:
+        """Whether no process has an infinite gradient; waits for the device."""
+        finite = torch.stack([slope.isfinite().all() for _, slope in found]).all()
+        return float(self._mean(finite.float())) == 1.0
 
     def _losses_now(self, some: list[Any]) -> Tensor:
         """Mean L_MM of batches with the present Θ, in train mode, without gradient."""
         with torch.no_grad(), frozen_statistics(self.model):
-            return torch.stack([self._losses(batch)[0] for batch in some]).mean(0)
-
-    def _losses(self, batch: Any) -> tuple[Tensor, Tensor]:
-        device = self.accelerator.device
-        return batch_losses(self._wrapped, batch, self.tau, self.phase.divergence, device)
+            return torch.stack([self._wrapped(batch, self.tau).L_MM for batch in some]).mean(0)
 
     def _mean(self, value: Tensor) -> Tensor:
         """The mean over processes."""

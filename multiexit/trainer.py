@@ -9,18 +9,17 @@ Letters: M exits. Θ are the network's parameters, Ω the loss weights.
                 Θ ← Θ − λ1 ∇ (W ∘ A ∘ L_B1).sum()
                 Ω ← what its learner plans for this step
             score every exit on the dev set; keep the best mean
+        go on from the best
 """
 
 import math
 import time
-import warnings
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
@@ -29,16 +28,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from multiexit import checkpoint, resume, topology
+from multiexit import checkpoint, phases, resume
 from multiexit.config import TrainConfig
 from multiexit.data.batches import Indices, chunks
 from multiexit.data.rows import Rows
-from multiexit.evaluate import collect, exit_scores
+from multiexit.evaluate import Outputs, collect, exit_scores
 from multiexit.history import History
+from multiexit.journal import Journal
 from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
-from multiexit.step import check_finite, check_parameters
+from multiexit.step import check_parameters
 from multiexit.stepper import Stepper
 
 
@@ -78,8 +78,7 @@ class Trainer:
         self.model = model
         self.recipe = recipe
         self.config = config or TrainConfig()
-        for phase in recipe.phases:
-            topology.resolve(phase.topology, model.num_exits)
+        phases.check(model, recipe)
         available = {tracker.value for tracker in get_available_trackers()}
         if missing := sorted(set(self.config.trackers) - available):
             raise ValueError(f"no tracker {missing} is installed; there are {sorted(available)}")
@@ -95,13 +94,13 @@ class Trainer:
         self.history = History()
         self.position = Position()
         self._best: dict[str, Tensor] | None = None
-        self._unread: list[tuple[int, Tensor, Tensor]] = []  # step, L_MM, W_MM on the device
-        self._warned = False
+        self._journal = Journal()
 
     def fit(
         self,
         train: Dataset[Any] | DataLoader[Any],
         dev: Dataset[Any] | DataLoader[Any] | None = None,
+        unlabelled: Dataset[Any] | DataLoader[Any] | None = None,
     ) -> History:
         """Train, and leave the model with its best weights on `dev` (its last without one).
 
@@ -109,7 +108,9 @@ class Trainer:
             train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`;
                 of a `DataLoader`, the set, the collate function and the batch size are taken, for
                 the order is the trainer's own.
-            dev: what selects the best epoch, by the mean of the metric over all exits.
+            dev: what selects the best epoch of a phase, by the mean of the metric over the exits
+                that it trains.
+            unlabelled: rows for phases that learn from teachers alone; `train` without it.
 
         Returns:
             The history; it also lies in `output` with the model and the checkpoint.
@@ -124,24 +125,36 @@ class Trainer:
                 self.config, batch_size=train.batch_size or self.config.batch_size
             )
         data = Rows(train, self.model.num_classes)
-        _check_dev(dev, self.model.num_classes)
+        data_of = [
+            Rows(unlabelled, self.model.num_classes)
+            if unlabelled is not None and not phases.labelled(self.model, phase)
+            else data
+            for phase in self.recipe.phases
+        ]
+        self._check_sets(dev, unlabelled, all(rows is data for rows in data_of))
         self.history, self.position, self._best = History(), Position(), None
-        self._unread, self._warned = [], False
+        self._journal = Journal()
         set_seed(self.config.seed, device_specific=True)
         self.accelerator.init_trackers("multiexit")
         run = resume.describe(
-            self.model, self.recipe, self.config, len(data), self.accelerator.num_processes
+            self.model,
+            self.recipe,
+            self.config,
+            [len(rows) for rows in data_of],
+            self.accelerator.num_processes,
         )
         saved = resume.saved_state(self.config, run)
         first = saved["position"]["phase"] if saved else 0
         for index in range(first, len(self.recipe.phases)):
-            self._run_phase(index, data, dev, run, saved)
+            self._run_phase(index, data_of[index], dev, run, saved)
             saved = None
+            if self._best is not None:
+                self.model.load_state_dict(self._best)
         self._share_buffers()
         for tracker in self.accelerator.trackers:  # end_training would end the process group too
             tracker.finish()
-        if self._best is not None:
-            self.model.load_state_dict(self._best)
+        if self.recipe.finish is not None:
+            self.recipe.finish(self.model, self._collect(dev))
         self._save_model()
         return self.history
 
@@ -170,7 +183,7 @@ class Trainer:
         )
         while position.epoch < epochs and position.step < steps:
             begin = time.perf_counter()
-            stepper.begin_epoch(position.epoch / epochs)
+            stepper.begin_epoch((position.epoch + 1) / epochs)
             first, second = data.epoch(
                 config.seed, position.epoch, phase.learner.splits, config.batch_size, rank, world
             )
@@ -178,8 +191,7 @@ class Trainer:
             seed = (config.seed, position.epoch, rank, position.batch)
             for micro in chunks(data.feed(rest, config.workers, seed), config.accumulation):
                 draw = partial(self._draw, data, second)
-                L_MM, W_MM = stepper.step(micro, draw, position.step, steps)
-                self._unread.append((position.step, L_MM, W_MM))
+                self._journal.add(position.step, stepper.step(micro, draw, position.step, steps))
                 position.batch += 1
                 position.step += 1
                 position.total += 1
@@ -217,46 +229,14 @@ class Trainer:
 
     def _read_losses(self, stepper: Stepper, bar: Any) -> None:
         """Bring the losses since the last reading from the device, check and log them."""
-        if not self._unread:
+        read = self._journal.read(stepper)
+        if not read:
             return
-        L = torch.stack([L_MM for _, L_MM, _ in self._unread]).cpu()
-        W = torch.stack([W_MM for _, _, W_MM in self._unread]).cpu()
-        A_MM, position = stepper.A_MM.cpu(), self.position
-        check_finite(L, A_MM, [step for step, _, _ in self._unread])
-        self._unread.clear()
-        row: dict[str, Any] = {
-            "phase": position.phase,
-            "epoch": position.epoch,
-            "step": position.step,
-            "loss": float((W * A_MM * L).sum((1, 2)).mean()),
-            "own_M": [round(value, 6) for value in L.diagonal(dim1=1, dim2=2).mean(0).tolist()],
-            "lr": stepper.optimizer.param_groups[0]["lr"],
-        }
-        self.accelerator.log({"loss": row["loss"], "lr": row["lr"]}, step=position.total)
-        if stepper.omega.learner.learns:
-            W_MM = stepper.omega.value().cpu()
-            if not W_MM.isfinite().all():
-                raise FloatingPointError(
-                    f"the loss weights are NaN or infinite after step {position.step}, so a loss "
-                    "on D2 was: look for broken inputs, or lower the learning rates; the last "
-                    "checkpoint stands"
-                )
-            self._warn_of_lost_terms(W_MM[A_MM != 0])
-            row["W_MM"] = [
-                [round(w, 5) if a != 0 else None for w, a in zip(ws, factors, strict=True)]
-                for ws, factors in zip(W_MM.tolist(), A_MM.tolist(), strict=True)
-            ]
-        self.history.steps.append(row)
-        bar.set_postfix(loss=f"{row['loss']:.3f}")
-
-    def _warn_of_lost_terms(self, weights: Tensor) -> None:
-        if not self._warned and bool((weights <= 0).any()):
-            self._warned = True
-            warnings.warn(
-                f"a loss weight has fallen to {float(weights.min()):.3f}: its term no longer "
-                "trains, or trains backwards; parametrization='softmax' has no such end",
-                stacklevel=3,
-            )
+        position = self.position
+        place = {"phase": position.phase, "epoch": position.epoch, "step": position.step}
+        self.history.steps.append({**place, **read})
+        self.accelerator.log({"loss": read["loss"], "lr": read["lr"]}, step=position.total)
+        bar.set_postfix(loss=f"{read['loss']:.3f}")
 
     def _end_epoch(self, dev: Any, seconds: float) -> bool:
         """Score all exits, keep the best; True when there was no better one for long enough."""
@@ -272,10 +252,10 @@ class Trainer:
         if dev is None:
             return False
         self._share_buffers()
-        outputs = collect(self.model, dev, self.config.metric, 2 * self.config.batch_size)
         # What the first process sees decides for all.
-        (row["exits"],) = broadcast_object_list([exit_scores(outputs)])
-        row["mean"] = sum(scores["score"] for scores in row["exits"]) / len(row["exits"])
+        (row["exits"],) = broadcast_object_list([exit_scores(self._collect(dev))])
+        judged = phases.judged(self.model, self.recipe.phases[position.phase])
+        row["mean"] = sum(row["exits"][m]["score"] for m in judged) / len(judged)
         self.accelerator.log({"mean over exits": row["mean"]}, step=position.total)
         if best is None or best["phase"] != position.phase or row["mean"] > best["mean"]:
             self.history.best, position.stale = row, 0
@@ -285,6 +265,9 @@ class Trainer:
         position.stale += 1
         return patience is not None and position.stale >= patience
 
+    def _collect(self, dev: Any) -> Outputs:
+        return collect(self.model, dev, self.config.metric, 2 * self.config.batch_size)
+
     def _share_buffers(self) -> None:
         """Give every process the first one's BatchNorm statistics."""
         if self.accelerator.num_processes > 1:
@@ -293,8 +276,7 @@ class Trainer:
 
     def _save_model(self) -> None:
         if self.config.output is not None and self.accelerator.is_main_process:
-            if self.model.num_classes > 1:  # a recipe's policy is one for classes
-                self.model.policy = self.model.policy or self.recipe.policy
+            self.model.policy = self.model.policy or self.recipe.policy
             self.model.save_pretrained(Path(self.config.output) / "model")
             self.history.save(Path(self.config.output) / "history.json")
 
@@ -326,12 +308,21 @@ class Trainer:
         self.position = Position(**state["position"])
         checkpoint.set_random_states(state["random"][self.accelerator.process_index])
 
-
-def _check_dev(dev: Any, num_classes: int) -> None:
-    """Refuse what would fail at the first epoch's end."""
-    rows = dev.dataset if isinstance(dev, DataLoader) else dev
-    if isinstance(rows, Dataset) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
-        raise ValueError("the dev set is empty: pass None to train without one")
-    labels = getattr(rows, "labels", None)
-    if isinstance(labels, Tensor):
-        check_labels(labels, num_classes, "the dev set")
+    def _check_sets(self, dev: Any, unlabelled: Any, unread: bool) -> None:
+        """Refuse what would fail or be left out long after the start."""
+        rows = dev.dataset if isinstance(dev, DataLoader) else dev
+        if isinstance(rows, Dataset) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
+            raise ValueError("the dev set is empty: pass None to train without one")
+        labels = getattr(rows, "labels", None)
+        if isinstance(labels, Tensor):
+            check_labels(labels, self.model.num_classes, "the dev set")
+        if dev is None and self.recipe.finish is not None:
+            raise ValueError(
+                f"{self.recipe.name!r} calibrates the trained model on a dev set: pass dev= "
+                "(on the command line --validation 0.1)"
+            )
+        if unlabelled is not None and unread:
+            raise ValueError(
+                f"every phase of {self.recipe.name!r} learns from labels: unlabelled= is for "
+                "phases that learn from teachers alone, such as FastBERT's second"
+            )

@@ -209,7 +209,7 @@ def test_shallow_deep_weights_grow_to_the_share_of_compute():
     torch.testing.assert_close(begin, torch.tensor([0.01, 0.01, 0.01, 1.0]).diag())
     middle = coefficients.scheduled(topology.none(4), 0.5, shares)
     torch.testing.assert_close(middle, torch.tensor([0.085, 0.16, 0.46, 1.0]).diag())
-    end = coefficients.scheduled(topology.none(4), 0.999, shares)
+    end = coefficients.scheduled(topology.none(4), 1.0, shares)
     torch.testing.assert_close(end, torch.tensor([0.15, 0.3, 0.9, 1.0]).diag())
 
 

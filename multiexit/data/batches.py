@@ -112,6 +112,18 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     )
 
 
+def unpack_inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named inputs of a batch whose labels, if it has any, don't matter."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping) and "labels" not in batch:
+        return (), dict(batch)
+    if isinstance(batch, tuple | list) and len(batch) == 1:
+        return tuple(batch), {}
+    args, inputs, _ = unpack(batch)
+    return args, inputs
+
+
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items, the last one shorter."""
     some: list[T] = []

@@ -1,0 +1,67 @@
+"""The losses and weights of steps, kept on the device until they are read, checked and logged.
+
+Letters: M exits.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiexit.step import check_finite
+from multiexit.stepper import Step, Stepper
+
+
+class Journal:
+    """What was not read yet. Reading waits for the device, so it is done now and then."""
+
+    def __init__(self) -> None:
+        self._unread: list[tuple[int, Step]] = []
+        self._warned = False
+
+    def add(self, number: int, step: Step) -> None:
+        """What one step went by."""
+        self._unread.append((number, step))
+
+    def read(self, stepper: Stepper) -> dict[str, Any]:
+        """The steps since the last reading as one row of the history; {} if there were none.
+
+        Raises:
+            FloatingPointError: a term that counts, or a weight, is NaN or infinite.
+        """
+        if not self._unread:
+            return {}
+        numbers, steps = zip(*self._unread, strict=True)
+        loss, L, _, A = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
+        self._unread.clear()
+        check_finite(L, A, list(numbers))
+        row: dict[str, Any] = {
+            "loss": float(loss.mean()),
+            "own_M": [round(value, 6) for value in L.diagonal(dim1=1, dim2=2).mean(0).tolist()],
+            "lr": stepper.optimizer.param_groups[0]["lr"],
+        }
+        if not stepper.labelled:
+            row.pop("own_M")
+        if stepper.omega.learner.learns and not stepper.omega.weighs_rows:
+            row["W_MM"] = self._weights(stepper.omega.value().cpu(), A[-1], numbers[-1] + 1)
+        return row
+
+    def _weights(self, W_MM: Tensor, A_MM: Tensor, step: int) -> list[list[float | None]]:
+        if not W_MM.isfinite().all():
+            raise FloatingPointError(
+                f"the loss weights are NaN or infinite after step {step}, so a loss on D2 was: "
+                "look for broken inputs, or lower the learning rates; the last checkpoint stands"
+            )
+        least = W_MM[A_MM != 0].min()
+        if not self._warned and least <= 0:
+            self._warned = True
+            warnings.warn(
+                f"a loss weight has fallen to {float(least):.3f}: its term no longer trains, or "
+                "trains backwards; parametrization='softmax' has no such end",
+                stacklevel=4,
+            )
+        return [
+            [round(w, 5) if a != 0 else None for w, a in zip(ws, factors, strict=True)]
+            for ws, factors in zip(W_MM.tolist(), A_MM.tolist(), strict=True)
+        ]

@@ -1,0 +1,139 @@
+"""What a training method is: phases, each saying who is trained, on which terms, and how."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from multiexit import coefficients
+from multiexit.coefficients import Coefficients
+from multiexit.gradients import Branch, Surgery
+from multiexit.losses import Divergence
+from multiexit.policies import ExitPolicy
+from multiexit.temperature import Constant, Temperature
+from multiexit.topology import Topology
+from multiexit.weights import Learner, Uniform
+
+if TYPE_CHECKING:
+    from multiexit.evaluate import Outputs
+    from multiexit.model import MultiExitModel
+
+TRAIN = ("all", "last", "heads")
+Part = Callable[["MultiExitModel"], Iterable[nn.Parameter]]
+"""Which of a model's parameters are trained."""
+
+
+class Seen(NamedTuple):
+    """What a phase's extra loss may look at: a batch, and all that the exits made of it.
+
+    Args:
+        args, inputs: what the model was given.
+        labels_B: the labels, or None.
+        logits_MBC: all exits' logits.
+        certainty_MB: of heads that learn to exit, or None.
+        features: the exits' features.
+    """
+
+    args: Any
+    inputs: Any
+    labels_B: Tensor | None
+    logits_MBC: Tensor
+    certainty_MB: Tensor | None
+    features: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training.
+
+    Args:
+        topology: `"none"`, `"last"`, `"lle"`, `"lae"`, a function of M, or a bool matrix.
+        coefficients: the method's fixed factors A of the loss terms; several take turns, step by
+            step.
+        learner: how the weights Ω are learned.
+        temperature: τ of the distillation terms.
+        divergence: `"ce"` (eq. 2) or `"kl"`.
+        train: who is trained: `"all"`; `"last"`, all but the early heads; `"heads"`, the early
+            heads alone; or a function of the model that gives parameters. What is not trained is
+            in evaluation mode: a frozen trunk keeps its BatchNorm statistics and has no dropout.
+        epochs: how long; None is the run's own number.
+        lr: factor of the run's learning rate.
+        extra: what is added to the loss, a scalar from `Seen`.
+        branch: how gradients are scaled where exits leave the trunk.
+        surgery: what happens to the parts of Θ's gradient before the step.
+        before_step: called with the model and the share of the phase that is done, in [0, 1).
+    """
+
+    topology: str | Topology | Tensor = "none"
+    coefficients: Coefficients | tuple[Coefficients, ...] = coefficients.summed
+    learner: Learner = field(default_factory=Uniform)
+    temperature: Temperature = field(default_factory=Constant)
+    divergence: Divergence = "ce"
+    train: str | Part = "all"
+    epochs: int | None = None
+    lr: float = 1.0
+    extra: Callable[[Seen], Tensor] | None = None
+    branch: Branch | None = None
+    surgery: Surgery | None = None
+    before_step: Callable[["MultiExitModel", float], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.train) and self.train not in TRAIN:
+            raise ValueError(
+                f"a phase trains 'all', 'last', 'heads' or what a function says, not {self.train!r}"
+            )
+        if self.divergence not in ("ce", "kl"):
+            raise ValueError(f"divergence must be 'ce' or 'kl', got {self.divergence!r}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"a phase needs at least 1 epoch, got {self.epochs}")
+        if not self.lr > 0:
+            raise ValueError(f"a phase's lr is a factor above 0, got {self.lr}")
+        if self.surgery is not None and (self.learner.weighs_rows or self.extra is not None):
+            raise ValueError(
+                "surgery takes the loss matrix apart, so it goes neither with weights of rows nor "
+                "with an extra loss"
+            )
+        if self.learner.looks_back and (self.surgery is not None or self.branch is not None):
+            raise ValueError(
+                f"{type(self.learner).__name__} follows the gradient through Θ's own step, which "
+                "surgery and branches change: use it without them"
+            )
+        if self.coefficients == ():
+            raise ValueError("a phase needs at least one rule for its coefficients, got ()")
+
+    @property
+    def turns(self) -> tuple[Coefficients, ...]:
+        """The rules for A that take turns."""
+        rules = self.coefficients
+        return rules if isinstance(rules, tuple) else (rules,)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training method.
+
+    Args:
+        name: as on the command line.
+        paper, section, year: where it comes from.
+        summary: one line.
+        phases: what is trained, one after another; each starts from the best weights of the one
+            before, by the exits that one trained.
+        policy: how its paper stops.
+        head: the exit head it asks for, see `multiexit.heads.build`; None is the backbone's own.
+        finish: called at the end with the model and its outputs on the dev set.
+    """
+
+    name: str
+    paper: str
+    section: str
+    year: int
+    summary: str
+    phases: tuple[Phase, ...]
+    policy: ExitPolicy
+    head: str | None = None
+    finish: Callable[["MultiExitModel", "Outputs"], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError(f"recipe {self.name!r} has no phases")

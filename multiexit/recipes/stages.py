@@ -1,0 +1,122 @@
+"""Methods that train in stages: the network first, its exits after that."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from multiexit import coefficients
+from multiexit.heads import CascadedHead, Vote
+from multiexit.model import MultiExitModel
+from multiexit.policies import Entropy, MaxProb, MostConfident, NormalizedEntropy
+from multiexit.recipes.base import Phase, Recipe
+from multiexit.recipes.labels import SHALLOW_DEEP
+
+NETWORK = Phase(coefficients=coefficients.last_only, train="last")
+"""Ordinary fine-tuning: CE_M on everything but the early heads."""
+
+EXITS = Phase(coefficients=coefficients.early_only, train="heads")
+"""Σ_(m<M) CE_m on the early heads alone, the rest frozen."""
+
+
+def deebert(threshold: float = 0.3) -> Recipe:
+    """CE_M on the network, then Σ_(m<M) CE_m on the early heads alone (DeeBERT, section 2.3)."""
+    return Recipe(
+        "deebert",
+        "Xin et al., DeeBERT: Dynamic Early Exiting for Accelerating BERT Inference",
+        "2",
+        2020,
+        "fine-tune, then train the early heads on the frozen network",
+        (NETWORK, EXITS),
+        Entropy(threshold),
+        head="own-pooler",
+    )
+
+
+def fastbert(speed: float = 0.5) -> Recipe:
+    """CE_M on the network, then Σ_(m<M) KL(p_M ‖ p_m) on the early heads, without labels.
+
+    The second phase has ten times the learning rate, and may have rows of its own that have no
+    labels: `Trainer.fit(train, dev, unlabelled)`.
+
+    Args:
+        speed: its policy's threshold of H / log K.
+    """
+    students = Phase("last", coefficients.teachers_only, divergence="kl", train="heads", lr=10.0)
+    return Recipe(
+        "fastbert",
+        "Liu et al., FastBERT: a Self-distilling BERT with Adaptive Inference Time",
+        "3",
+        2020,
+        "fine-tune, then the last exit teaches the early heads, without labels",
+        (NETWORK, students),
+        NormalizedEntropy(speed),
+        head="attention",
+    )
+
+
+def shallow_deep_heads(threshold: float = 0.9, pretrained: bool = False) -> Recipe:
+    """Shallow-Deep's exits on a finished network: Σ_(m<M) CE_m on the early heads (section 4).
+
+    Args:
+        threshold: of its policy.
+        pretrained: the network is trained already, last head included: leave out the first phase.
+    """
+    return Recipe(
+        "shallow-deep-heads",
+        SHALLOW_DEEP,
+        "4",
+        2019,
+        "train the network, then early heads on it; with pretrained=true these alone",
+        (EXITS,) if pretrained else (NETWORK, EXITS),
+        MostConfident(threshold),
+    )
+
+
+def ztw(threshold: float = 0.9) -> Recipe:
+    """The network, then cascaded early heads on it, then how they vote (Zero Time Waste)."""
+    return Recipe(
+        "ztw",
+        "Wolczyk et al., Zero Time Waste: Recycling Predictions in Early Exit Neural Networks",
+        "3",
+        2021,
+        "train the network, then early heads that read each other, then their vote",
+        (
+            NETWORK,
+            Phase(coefficients=coefficients.early_only, train=cascade_alone),
+            Phase(coefficients=coefficients.early_only, train=votes_alone, before_step=switch_on),
+        ),
+        MaxProb(threshold),
+        head="linear+cascade",
+    )
+
+
+def cascade_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
+    """The early heads without their votes."""
+    votes = set(votes_alone(model))
+    return [p for head in model.heads[:-1] for p in head.parameters() if p not in votes]
+
+
+def votes_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
+    """How the early heads vote.
+
+    Raises:
+        ValueError: heads without votes.
+    """
+    return [p for vote in _votes(model) for p in vote.parameters()]
+
+
+def switch_on(model: MultiExitModel, progress: float) -> None:
+    """From here on the early exits answer by their vote."""
+    for vote in _votes(model):
+        vote.on.fill_(True)
+
+
+def _votes(model: MultiExitModel) -> list[Vote]:
+    early = list(model.heads[:-1])
+    votes = [head.vote for head in early if isinstance(head, CascadedHead) and head.vote]
+    if len(votes) < len(early):
+        raise ValueError(
+            f"Zero Time Waste's heads read each other and vote; this model's head is "
+            f"{model.head!r}: make it with head='linear+cascade'"
+        )
+    return votes

@@ -1,0 +1,66 @@
+"""Methods whose early exits learn from the last one."""
+
+from typing import Literal
+
+from multiexit import coefficients
+from multiexit.gradients import Conflictless
+from multiexit.policies import Entropy, MaxProb
+from multiexit.recipes.base import Phase, Recipe
+from multiexit.temperature import Constant, Rising
+
+
+def dbt(temperature: float | None = None, mix: float = 0.5, threshold: float = 0.9) -> Recipe:
+    """The last exit teaches all others beside the labels (Phuong & Lampert).
+
+    Args:
+        temperature: a constant τ (their variant: 4); None rises from 1 by ×1.05.
+        mix: C, the distillation's part.
+        threshold: of its policy.
+    """
+    rule = Rising() if temperature is None else Constant(temperature)
+    return Recipe(
+        "dbt",
+        "Phuong & Lampert, Distillation-Based Training for Multi-Exit Architectures",
+        "3",
+        2019,
+        "the last exit teaches, at a rising temperature",
+        (Phase("last", coefficients.distilled(mix), temperature=rule),),
+        MaxProb(threshold),
+    )
+
+
+def romebert(
+    mix: float = 0.9,
+    temperature: float = 3.0,
+    threshold: float = 0.3,
+    anchor: Literal["last", "early"] = "last",
+    kd_scale: float = 1.0,
+) -> Recipe:
+    """CE_M + Σ_(m<M) [(1 − γ)·CE_m + γ·τ²·KL_m], without pulls against the last exit (RomeBERT).
+
+    Args:
+        mix: γ.
+        temperature: τ.
+        threshold: of its policy, entropy in nats.
+        anchor: whose gradient stays where both pull against each other. Its code: the early exits'
+            on all tasks but MNLI and QQP.
+        kd_scale: its code averages KL over the classes too: 1 / K.
+    """
+    return Recipe(
+        "romebert",
+        "Geng et al., RomeBERT: Robust Training of Multi-Exit BERT",
+        "3",
+        2021,
+        "the last exit teaches, and no gradient pulls against its own",
+        (
+            Phase(
+                "last",
+                coefficients.blended(mix, kd_scale),
+                temperature=Constant(temperature),
+                divergence="kl",
+                surgery=Conflictless(anchor),
+            ),
+        ),
+        Entropy(threshold),
+        head="own-pooler",
+    )

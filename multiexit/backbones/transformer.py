@@ -113,11 +113,19 @@ def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
 def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
     config: PretrainedConfig = AutoConfig.for_model(**spec["config"])
-    return TransformerBackbone(
+    made = TransformerBackbone(
         AutoModel.from_config(
             config, dtype=torch.float32, attn_implementation=spec.get("attention")
         )
     )
+    if "order" in spec:  # of some of ALBERT's layers
+        made.order = list(spec["order"])
+    if "heads" in spec:  # not all of them
+        from multiexit.static.attention import cut
+
+        cut(made, spec["heads"])
+    made.spec = {**(made.spec or {}), **spec}
+    return made
 
 
 def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:

@@ -1,0 +1,82 @@
+"""A static network as a model of one exit, its recipe, and how it compares with the full one."""
+
+from dataclasses import replace
+
+from multiexit import coefficients
+from multiexit.backbones import Backbone
+from multiexit.cost import Cost
+from multiexit.evaluate import Row
+from multiexit.heads import ChainedHead
+from multiexit.model import MultiExitModel
+from multiexit.policies import FixedExit
+from multiexit.recipes import Phase, Recipe
+
+
+def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> MultiExitModel:
+    """A model of one exit, with a copy of another model's last head.
+
+    Args:
+        model: gives the head, classes, labels, calibration and preprocessing.
+        backbone: what stands under the head, with the exit at its last stage; None is the model's
+            own, shared and not copied, with the exit where its last one is.
+
+    Raises:
+        ValueError: a last head that reads what earlier ones left, or a backbone of another width.
+    """
+    last = model.heads[-1]
+    if isinstance(last, ChainedHead):
+        raise ValueError(
+            f"the last head, {type(last).__name__}, reads what earlier heads left; it can't stand "
+            "alone: train with another head"
+        )
+    old_shape = model.backbone.feature_shapes[model.exits[-1]]
+    trunk, exit = model.backbone, model.exits[-1]
+    if backbone is not None:
+        trunk, exit = backbone, backbone.num_stages - 1
+        if backbone.feature_shapes[exit] != old_shape:
+            raise ValueError(
+                f"the head reads features {old_shape}, and this backbone gives "
+                f"{backbone.feature_shapes[exit]}"
+            )
+    made = MultiExitModel(trunk, model.num_classes, [exit], model.head, model.pool, model.labels)
+    made.heads[0].load_state_dict(last.state_dict())
+    made.temperature_M.copy_(model.temperature_M[-1:])
+    made.preprocessing = dict(model.preprocessing)
+    return made.train(model.training)
+
+
+def fine_tune() -> Recipe:
+    """CE of the last exit: ordinary fine-tuning, for networks of one exit (BERT, section 3.2)."""
+    return Recipe(
+        "fine-tune",
+        "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers",
+        "3.2",
+        2019,
+        "one exit learns from the labels",
+        (Phase(coefficients=coefficients.last_only, train="last"),),
+        FixedExit(0),
+    )
+
+
+def relative_to(row: Row, own: Cost, full: Cost, time: float | None = None) -> Row:
+    """A static network's row with its speed-ups against the full network.
+
+    By itself a network of one exit has speed-up 1. Here they are L_full / L and MACs_full / MACs,
+    so that the row can stand beside those of multi-exit methods on the full network.
+
+    Args:
+        row: from `sweep` of the static network.
+        own, full: both networks' costs.
+        time: seconds of the full network ÷ seconds of this one, where measured.
+
+    Raises:
+        ValueError: a network of several exits; its rows have their own speed-ups.
+    """
+    if len(own.layers_M) != 1:
+        raise ValueError(f"a static network has 1 exit, this one has {len(own.layers_M)}")
+    return replace(
+        row,
+        speedup_layers=full.layers_M[-1] / own.layers_M[-1],
+        speedup_macs=full.full_macs / own.macs_M[-1],
+        speedup_time=time,
+    )

@@ -1,0 +1,45 @@
+"""What backbones need that run other layers in training than afterwards."""
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.backbones.transformer import TransformerBackbone
+
+
+def adopt(outer: nn.Module, inner: TransformerBackbone) -> None:
+    """Make the parts of one backbone those of another, under the same names.
+
+    So the outer one's weights are named as the inner one's, and what is saved loads as that.
+    """
+    for name, child in inner.named_children():
+        outer.add_module(name, child)
+
+
+def facts(inner: TransformerBackbone) -> dict:
+    """What `Backbone.__init__` wants to know, as the inner one has it."""
+    return {
+        "feature_shapes": inner.feature_shapes,
+        "head": inner.head,
+        "pool": inner.pool,
+        "spec": inner.spec,
+        "pooler": inner.pooler,
+        "classifier": inner.classifier,
+    }
+
+
+def idle(x_BTH: Tensor, module: nn.Module) -> Tensor:
+    """x itself, with gradients of 0 for a module that is not run, where there were none.
+
+    So every parameter takes part in every step, on one device or many.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained or not torch.is_grad_enabled():
+        return x_BTH
+    return x_BTH + 0 * torch.stack([p.sum() for p in trained]).sum().to(x_BTH.dtype)
+
+
+def check_rate(name: str, rate: float, below: bool) -> None:
+    """Refuse what is no probability; with `below`, 1 is none either."""
+    good = 0 <= rate < 1 if below else 0 <= rate <= 1
+    if not good:
+        raise ValueError(f"{name} must be in [0, 1{')' if below else ']'}, got {rate}")

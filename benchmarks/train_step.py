@@ -48,12 +48,14 @@ def batch(backbone: mx.Backbone, rows: int, tokens: int) -> dict[str, torch.Tens
     return {**inputs, "labels": torch.randint(2, (rows,))}
 
 
-def cycle(backbone: mx.Backbone, recipe: mx.Recipe, exits: Any, args: Any) -> Callable[[], None]:
-    """Four steps of a recipe on one model."""
+def cycle(
+    backbone: mx.Backbone, recipe: mx.Recipe, exits: Any, args: Any, phase: int = 0
+) -> Callable[[], None]:
+    """Four steps of a recipe's phase on one model."""
     image = len(backbone.feature_shapes[0]) == 3
-    model = mx.MultiExitModel(backbone, 2, exits)
+    model = mx.MultiExitModel(backbone, 2, exits, recipe.head)
     config = mx.TrainConfig(optimizer="sgd", lr=1e-4) if image else mx.TrainConfig(lr=1e-6)
-    stepper = Stepper(model, recipe.phases[0], config, Accelerator())
+    stepper = Stepper(model, recipe.phases[phase], config, Accelerator())
     rows = args.images if image else args.sentences
     first, second = (batch(backbone, rows, args.tokens) for _ in range(2))
     steps = count()

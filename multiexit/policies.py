@@ -356,6 +356,8 @@ def answers(
 def parse(text: str) -> ExitPolicy:
     """Read a policy as typed on a command line: `patience=4`, `patient-confident=0.2,3`.
 
+    A threshold per exit is written with slashes: `max-prob=0.99/0.95/0.9`.
+
     Raises:
         ValueError: an unknown name, or numbers that don't fit.
     """
@@ -369,13 +371,18 @@ def parse(text: str) -> ExitPolicy:
         raise ValueError(f"{name} takes {list(known)}, got {values!r}")
     try:
         numbers = [
-            int(value) if wanted is int else float(value)
+            int(value) if wanted is int else _numbers(value)
             for wanted, value in zip(known.values(), given, strict=False)
         ]
         return kind(*numbers)
     except (TypeError, ValueError) as error:
         wanted = ",".join(known).upper()
         raise ValueError(f"can't read policy {text!r}: write {name}={wanted} ({error})") from error
+
+
+def _numbers(text: str) -> float | tuple[float, ...]:
+    several = tuple(float(part) for part in text.split("/"))
+    return several if len(several) > 1 else several[0]
 
 
 def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:

@@ -75,11 +75,17 @@ def policy_name(policy: ExitPolicy | Mapping[str, Any]) -> str:
     data = dict(policies.to_json(policy) if isinstance(policy, ExitPolicy) else policy)
     kind = data.pop("class")
     data = {name: value for name, value in data.items() if value is not None}
-    values = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in data.items()}
+    values = {k: _typed(v) for k, v in data.items()}
     for name, known in policies.POLICIES.items():
         if known.__name__ == kind:
             return f"{name}={','.join(values.values())}"
     return f"{kind}({', '.join(f'{name}={value}' for name, value in values.items())})"
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "/".join(_typed(number) for number in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def results_json(

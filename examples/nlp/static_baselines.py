@@ -9,6 +9,8 @@ without it they come from the Hugging Face hub.
 """
 
 import argparse
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--max-steps", type=int, help="of each phase of training")
     parser.add_argument("--lr", type=float, help="small encoders want 5e-5 … 2e-4")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--pool", choices=("first", "mean"), help="of the head")
     parser.add_argument("--output", type=Path, default=Path("runs/static"))
     args = parser.parse_args()
+    command = shlex.join(["python", "examples/nlp/static_baselines.py", *sys.argv[1:]])
 
     as_it_is = args.method == "distilbert"
     name = args.backbone or ("distilbert-base-uncased" if as_it_is else "bert-base-uncased")
@@ -52,9 +57,13 @@ def main() -> None:
     if args.lr:
         config = replace(config, lr=args.lr, omega_lr=10 * args.lr)
 
+    if args.batch_size:
+        config = replace(config, batch_size=args.batch_size)
+
     def on(backbone: mx.Backbone, exits: Any = None) -> mx.MultiExitModel:
-        last = [backbone.num_stages - 1]
-        return mx.MultiExitModel(backbone, task.num_classes, exits or last, labels=task.labels)
+        exits = exits or [backbone.num_stages - 1]
+        classes = task.num_classes
+        return mx.MultiExitModel(backbone, classes, exits, pool=args.pool, labels=task.labels)
 
     def fit(model: mx.MultiExitModel, recipe: mx.Recipe | None = None) -> mx.History:
         return mx.Trainer(model, recipe or static.fine_tune(), config).fit(train, validation)
@@ -108,9 +117,8 @@ def main() -> None:
         folder = args.output if len(task.sets) == 1 else args.output / label
         title = f"{args.method}, {model.exits[0] + 1} layers of {name} on {task.name} ({label})"
         note = "A static network; its speed-ups are against the full one with one head."
-        runs.write_results(
-            folder, outputs, judged, history, title=title, recipe=args.method, note=note
-        )
+        about = {"recipe": args.method, "note": note, "command": command}
+        runs.write_results(folder, outputs, judged, history, title=title, **about)
 
 
 def speedup(full: mx.MultiExitModel, short: mx.MultiExitModel, rows: Any) -> float:

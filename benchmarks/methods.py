@@ -1,0 +1,92 @@
+"""Trained runs side by side: each exit, twice as fast by its own policy, and what a step costs.
+
+    python benchmarks/methods.py runs/mrpc-* --data-dir data --output docs/results/methods/mrpc.json
+
+Each run's own policy gets the setting that scores best at twice the speed (by layers) on the part
+of the training set that was held out, and is judged on the development set. A step is timed
+against plain fine-tuning of an encoder of MiniLM's shape with one exit, in turns; of methods in
+phases it is the mean over the phases, as each had as many steps.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import report, seconds
+from train_step import cycle
+from transformers import AutoModel, BertConfig
+
+import multiexit as mx
+from multiexit import typed
+from multiexit.data.splits import holdout
+from multiexit.report import policy_name
+
+SHAPE = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+
+
+def at_speed(outputs: mx.Outputs, policy: mx.ExitPolicy, speedup: float) -> mx.ExitPolicy:
+    """A policy's kind, set for a speed-up."""
+    if isinstance(policy, mx.MaxProb) and isinstance(policy.threshold, tuple):
+        return mx.budgeted(outputs, speedup)
+    return mx.calibrate(outputs, policy, speedup=speedup)
+
+
+def judged(folder: Path, args: Any) -> dict[str, Any]:
+    """One run: scores × 100."""
+    about = json.loads((folder / "results.json").read_text())["about"]
+    model, task = typed.load(folder / "model", None, args.data_dir)
+    _, held = holdout(task.train, args.validation, args.seed)
+    (dev,) = task.sets.values()
+    outputs = mx.collect(model, dev, task.metric)
+    scores = [100 * row["score"] for row in mx.exit_scores(outputs)]
+    row: dict[str, Any] = {"recipe": about["recipe"]}
+    row |= {f"exit {m}": f"{score:.1f}" for m, score in enumerate(scores)}
+    row["mean"] = f"{sum(scores) / len(scores):.1f}"
+    policy = at_speed(mx.collect(model, held, task.metric), model.policy, args.speedup)
+    found = mx.judge(outputs, policy)
+    row[f"at {args.speedup:g}×"] = f"{100 * found.score:.1f}"
+    row |= {"policy": policy_name(policy), "speed-up": f"{found.speedup_layers:.2f}"}
+    return row
+
+
+def step_times(recipes: list[str], args: Any) -> list[float]:
+    """Seconds of a step of each recipe ÷ of plain fine-tuning, measured in turns."""
+
+    def fresh() -> mx.Backbone:
+        return mx.wrap(AutoModel.from_config(BertConfig(num_hidden_layers=6, **SHAPE)))
+
+    torch.manual_seed(args.seed)
+    ratios = []
+    for name in recipes:
+        recipe = mx.recipe(name)
+        calls = [cycle(fresh(), mx.recipes.joint(), [5], args)]
+        calls += [cycle(fresh(), recipe, "all", args, i) for i in range(len(recipe.phases))]
+        plain, *phases = seconds(calls, args.repeats)
+        ratios.append(sum(phases) / len(phases) / plain)
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--speedup", type=float, default=2.0)
+    parser.add_argument("--validation", type=float, default=0.1, help="as the runs had it")
+    parser.add_argument("--seed", type=int, default=0, help="as the runs had it")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sentences", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--output")
+    args = parser.parse_args()
+    rows = [judged(folder, args) for folder in args.runs]
+    for row, ratio in zip(rows, step_times([row["recipe"] for row in rows], args), strict=True):
+        row["step ÷ plain"] = f"{ratio:.2f}"
+    report(rows, args.output, shlex.join(["benchmarks/methods.py", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "results/index.md", "_benchmarks.md"]
+exclude_patterns = ["_build", "results/index.md", "_benchmarks.md", "_methods.md"]
 
 html_theme = "furo"
 html_title = "multiexit"
@@ -44,10 +44,10 @@ def write_results_page() -> None:
     (folder / "index.md").write_text(results_page(folder), encoding="utf-8")
 
 
-def write_benchmarks_page() -> None:
-    """Make `_benchmarks.md`, which benchmarks.md includes, from the benchmarks' own JSON."""
+def write_tables(folder: Path, target: Path) -> None:
+    """Make a page of tables, which another page includes, from a folder of the benchmarks' JSON."""
     parts = []
-    for path in sorted((HERE.parent / "benchmarks" / "results").glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         about, rows = data["about"], data["rows"]
         cells = [
@@ -56,8 +56,9 @@ def write_benchmarks_page() -> None:
         ]
         used = " · ".join(f"{key} {value}" for key, value in about["versions"].items())
         parts += [f"## {path.stem}", f"```sh\n{about['command']}\n```"]
-        parts += [f"{about['machine']} · {used}", table(cells, markdown=True)]
-    (HERE / "_benchmarks.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        parts += [f"{about['machine']} · {used}", about.get("note", "")]
+        parts += [table(cells, markdown=True)]
+    target.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
 
 
 def escape_bars(app, what, name, obj, options, lines) -> None:
@@ -74,4 +75,5 @@ def setup(app) -> None:
 
 
 write_results_page()
-write_benchmarks_page()
+write_tables(HERE.parent / "benchmarks" / "results", HERE / "_benchmarks.md")
+write_tables(HERE / "results" / "methods", HERE / "_methods.md")

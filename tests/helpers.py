@@ -92,13 +92,13 @@ class Watched(Dataset):
         return many(rows) if many else [self.inner[row] for row in rows]
 
 
-def chain(exits=4, dropout=0.0, classes=CLASSES, seed=1) -> mx.MultiExitModel:
+def chain(exits=4, dropout=0.0, classes=CLASSES, seed=1, head=None) -> mx.MultiExitModel:
     """Linear stages of one width, an exit after each."""
     torch.manual_seed(seed)
     stages = [
         nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(dropout)) for _ in range(exits)
     ]
-    return mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), classes)
+    return mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), classes, head=head)
 
 
 def convnet(dropout=0.1, exits="all", head=None, seed=1) -> mx.MultiExitModel:

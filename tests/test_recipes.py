@@ -264,6 +264,7 @@ WRITTEN_OUT = {
     "leebert-hyper": eq_5_step(uniform, everyone_else),
     "fastbert-clo-v2": eq_5_step(uniform, the_last),
     "joint": ((Step(joint),),),
+    "branchynet": ((Step(joint),),),
     "msdnet": ((Step(joint),),),
     "right-tool": ((Step(joint),),),
     "pabee": ((Step(pabee),),),

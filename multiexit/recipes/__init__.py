@@ -12,6 +12,7 @@ from multiexit.recipes.base import Recipe as Recipe
 from multiexit.recipes.base import Seen as Seen
 from multiexit.recipes.labels import (
     berxit,
+    branchynet,
     elasticbert,
     joint,
     l2w_den,
@@ -46,6 +47,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "leebert-hyper": leebert_hyper,
     "fastbert-clo-v2": fastbert_clo_v2,
     "joint": joint,
+    "branchynet": branchynet,
     "msdnet": msdnet,
     "shallow-deep": shallow_deep,
     "shallow-deep-heads": shallow_deep_heads,

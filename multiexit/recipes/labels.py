@@ -1,5 +1,6 @@
 """Methods whose exits learn from the labels."""
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
@@ -21,9 +22,18 @@ from multiexit.scaling import fit_temperatures
 
 
 def joint(threshold: float = 0.3) -> Recipe:
-    """Σ_m CE_m, every weight 1; stops at low entropy (BranchyNet)."""
+    """Σ_m CE_m, every weight 1: the simple way, that others are to beat; stops at low entropy."""
+    return replace(branchynet(threshold), name="joint")
+
+
+def branchynet(threshold: float | tuple[float, ...] = 0.3) -> Recipe:
+    """Σ_m CE_m, every weight 1; stops at low entropy (BranchyNet, section III).
+
+    Args:
+        threshold: of the entropy in nats, one for all exits or, as in the paper, one per exit.
+    """
     return Recipe(
-        "joint",
+        "branchynet",
         "Teerapittayanon et al., BranchyNet: Fast Inference via Early Exiting",
         "III",
         2016,

@@ -25,7 +25,7 @@ from multiexit import typed
 from multiexit.data.splits import holdout
 from multiexit.report import policy_name
 
-SHAPE = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+SHAPE: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
 def at_speed(outputs: mx.Outputs, policy: mx.ExitPolicy, speedup: float) -> mx.ExitPolicy:

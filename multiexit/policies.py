@@ -381,8 +381,7 @@ def parse(text: str) -> ExitPolicy:
 
 
 def _numbers(text: str) -> float | tuple[float, ...]:
-    several = tuple(float(part) for part in text.split("/"))
-    return several if len(several) > 1 else several[0]
+    return tuple(float(part) for part in text.split("/")) if "/" in text else float(text)
 
 
 def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:

@@ -72,7 +72,10 @@ def train(
         str, typer.Option(help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0")
     ] = "all",
     head: Annotated[
-        str | None, typer.Option(help="linear, pooler, own-pooler, attention, mixed-pool")
+        str | None,
+        typer.Option(
+            help="linear, pooler, own-pooler, attention, mixed-pool; +lte, +mix or +cascade behind"
+        ),
     ] = None,
     pool: Annotated[str | None, typer.Option(help="first or mean")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
@@ -154,7 +157,7 @@ def train(
         model,
         data,
         output,
-        runs.default_policies,
+        lambda outputs: runs.default_policies(outputs, model.policy),
         title=f"{chosen.name} on {data.name}",
         history=history,
         recipe=chosen.name,
@@ -188,7 +191,7 @@ def evaluate(
         loaded,
         data,
         folder,
-        lambda outputs: named or runs.default_policies(outputs),
+        lambda outputs: named or runs.default_policies(outputs, loaded.policy),
         title=data.name,
         time_batch=time_batch,
         command=_command(),

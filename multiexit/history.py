@@ -19,8 +19,10 @@ class History:
         steps: per reading (`log_every` steps): phase, epoch, step, loss, lr; each exit's own loss
             `own_M` where the phase learns from labels; where Ω is learned its value `W_MM`, None
             for terms that don't count.
-        epochs: per epoch: phase, epoch, step, seconds, each exit's scores and their mean.
-        best: the epoch whose mean over exits was highest, or None without a dev set.
+        epochs: per epoch: phase, epoch, step, seconds, each exit's scores, and their mean
+            over the exits that the phase trains.
+        best: the epoch of the last phase whose mean over the exits it trains was highest, or None
+            without a dev set.
     """
 
     steps: list[dict[str, Any]] = field(default_factory=list)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from multiexit import topology
+from multiexit import policies, topology
 from multiexit.budget import Budget
 from multiexit.cost import quiet
 from multiexit.model import MultiExitModel
@@ -40,6 +40,12 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             )
         if phase.extra is not None:
             _try(model, phase)
+    chained = (recipe.head or "").partition("+")[2]
+    if chained and isinstance(model.head, str) and not model.head.endswith(f"+{chained}"):
+        raise ValueError(
+            f"{recipe.name!r} trains heads that are chained by '+{chained}', and this model's are "
+            f"{model.head!r}: make it with head='{model.head}+{chained}'"
+        )
     if recipe.finish is not None and C == 1:
         raise ValueError(
             f"{recipe.name!r} calibrates confidences, which regression (one output) has none of: "
@@ -47,12 +53,20 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
         )
     if isinstance(recipe.finish, Budget):
         recipe.finish.check(model)
+    _try_policy(model, recipe)
+
+
+def _try_policy(model: MultiExitModel, recipe: Recipe) -> None:
+    """Refuse a policy that this model can't be run by, on one row of the backbone's example."""
+    with torch.no_grad(), quiet(model):
+        said = model.run((), model.backbone.example_inputs())
     try:
-        recipe.policy.init(torch.zeros(1, C))
+        policies.answers(recipe.policy, said.logits_MBC, said.certainty_MB)
     except ValueError as error:
         raise ValueError(
-            f"{recipe.name!r} stops by {recipe.policy}, which can't serve {C} output(s): {error}. "
-            "Train it with another policy: dataclasses.replace(recipe, policy=…)"
+            f"{recipe.name!r} stops by {recipe.policy}, which can't serve this model of "
+            f"{model.num_classes} output(s): {error}. Or give the recipe another policy: "
+            "dataclasses.replace(recipe, policy=…)"
         ) from error
 
 

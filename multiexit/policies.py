@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class _Thresholded(ExitPolicy):
     """
 
     threshold: float | tuple[float, ...]
+    of_classes: ClassVar[bool] = True
+    """Whether the figure is one of a distribution over classes."""
 
     def __post_init__(self) -> None:
         if isinstance(self.threshold, list):  # as JSON has it
@@ -66,7 +68,7 @@ class _Thresholded(ExitPolicy):
             _check_number("threshold", number)
 
     def init(self, logits_BC: Tensor) -> State:
-        if not isinstance(self, Certainty):
+        if self.of_classes:
             _need_classes(logits_BC, type(self).__name__)
         if not isinstance(self.threshold, tuple):
             return {}
@@ -156,6 +158,8 @@ class Certainty(_Thresholded):
     For models whose head learns to exit (`head="pooler+lte"`, recipe `berxit`); serves
     regression too.
     """
+
+    of_classes: ClassVar[bool] = False
 
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         if "certainty" not in state:

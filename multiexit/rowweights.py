@@ -48,7 +48,8 @@ class MetaWeights(Learner):
 
     Reference: Han et al., "Learning to Weight Samples for Dynamic Early-Exiting Networks", ECCV
     2022, section 3, and its code, which moves the network before Θ's step instead of after it and
-    lets the halves of a batch take turns as B1 and B2.
+    lets the halves of a batch take turns as B1 and B2. On several processes each gives its own
+    rows to exits and takes the mean over its own.
 
     Args:
         epsilon: ε of `WeightNet`.

@@ -29,19 +29,18 @@ from multiexit.trainer import Trainer
 def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
     """A recipe with a task's own defaults.
 
-    τ = 4 for images, Table 3's cycle length for GLUE, and for regression a patience that counts
-    answers closer than 0.5 as equal.
+    LeeBERT and its variants: τ = 4 for images, Table 3's cycle length for GLUE. Patience on
+    regression: answers closer than 0.5 count as equal.
     """
     if name not in recipes.RECIPES:
         return recipes.recipe(name)  # says which there are
-    known = inspect.signature(recipes.RECIPES[name]).parameters
     defaults: dict[str, Any] = {}
-    # A temperature of None is a rule of the method's own (DBT's rising one).
-    plain = "temperature" in known and known["temperature"].default is not None
-    if plain and tasks.kind(task) == "image":
-        defaults["temperature"] = 4.0
-    if "cycle" in known and canonical(task) in presets.TABLE_3:
-        defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
+    if name.startswith(("leebert", "fastbert-clo")):  # whose paper these are
+        known = inspect.signature(recipes.RECIPES[name]).parameters
+        if tasks.kind(task) == "image":
+            defaults["temperature"] = 4.0
+        if "cycle" in known and canonical(task) in presets.TABLE_3:
+            defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
     made = recipes.recipe(name, **{**defaults, **options})
     patient = isinstance(made.policy, policies.Patience) and made.policy.tolerance is None
     if patient and tasks.kind(task) == "text" and glue.find_task(task).num_classes == 1:
@@ -115,10 +114,17 @@ def train(
     return model, history
 
 
-def default_policies(outputs: Outputs) -> list[ExitPolicy]:
-    """A sweep that fits the task: every patience, a range of thresholds, and no early exit."""
+def default_policies(outputs: Outputs, own: ExitPolicy | None = None) -> list[ExitPolicy]:
+    """A sweep that fits the task: every patience, a range of thresholds, and no early exit.
+
+    Args:
+        outputs: of the model.
+        own: the model's own policy, which comes first.
+    """
     M, _, C = outputs.logits_MBC.shape
-    chosen: list[ExitPolicy] = []
+    chosen: list[ExitPolicy] = [] if own is None else [own]
+    if outputs.certainty_MB is not None:
+        chosen += [policies.Certainty(u) for u in (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)]
     if C == 1:
         spread = float(outputs.labels_B.float().std())
         chosen += [policies.Patience(p, 0.1 * spread) for p in range(1, min(M, 12))]
@@ -126,7 +132,7 @@ def default_policies(outputs: Outputs) -> list[ExitPolicy]:
         chosen += [policies.Patience(p) for p in range(1, min(M, 12))]
         chosen += [policies.MaxProb(q) for q in (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)]
         chosen += [policies.Entropy(h) for h in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)]
-    return [*chosen, policies.FixedExit(M - 1)]
+    return list(dict.fromkeys([*chosen, policies.FixedExit(M - 1)]))
 
 
 def family(name: str, outputs: Outputs) -> list[ExitPolicy]:
@@ -220,4 +226,12 @@ def demo(folder: Path, epochs: int = 30) -> None:
     seconds = round(time.perf_counter() - begin, 1)
     title = "LeeBERT's recipe on the digits, ResNet-20"
     about = {"recipe": recipe.name, "command": "multiexit demo", "seconds": seconds}
-    report_on(model, task, folder, default_policies, title=title, history=history, **about)
+    report_on(
+        model,
+        task,
+        folder,
+        lambda outputs: default_policies(outputs, model.policy),
+        title=title,
+        history=history,
+        **about,
+    )

@@ -104,6 +104,8 @@ class Trainer:
     ) -> History:
         """Train, and leave the model with its best weights on `dev` (its last without one).
 
+        The recipe's policy becomes the model's.
+
         Args:
             train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`;
                 of a `DataLoader`, the set, the collate function and the batch size are taken, for
@@ -126,7 +128,7 @@ class Trainer:
             )
         data = Rows(train, self.model.num_classes)
         data_of = [
-            Rows(unlabelled, self.model.num_classes)
+            Rows(unlabelled, None)
             if unlabelled is not None and not phases.labelled(self.model, phase)
             else data
             for phase in self.recipe.phases
@@ -134,6 +136,7 @@ class Trainer:
         self._check_sets(dev, unlabelled, all(rows is data for rows in data_of))
         self.history, self.position, self._best = History(), Position(), None
         self._journal = Journal()
+        self.model.policy = self.recipe.policy
         set_seed(self.config.seed, device_specific=True)
         self.accelerator.init_trackers("multiexit")
         run = resume.describe(
@@ -276,7 +279,6 @@ class Trainer:
 
     def _save_model(self) -> None:
         if self.config.output is not None and self.accelerator.is_main_process:
-            self.model.policy = self.model.policy or self.recipe.policy
             self.model.save_pretrained(Path(self.config.output) / "model")
             self.history.save(Path(self.config.output) / "history.json")
 

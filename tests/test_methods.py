@@ -804,7 +804,7 @@ def one_exit():
     return linear_chain(stages=1)
 
 
-ANOTHER = r"can't serve 1 output.*another policy.*policy="
+ANOTHER = r"can't serve.*1 output.*another policy.*policy="
 REFUSED = {
     "entropy of one output": ("joint", regressor, ANOTHER),
     "uncertainty of one output": ("fastbert", regressor, ANOTHER),

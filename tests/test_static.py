@@ -24,8 +24,8 @@ from transformers import (
 import multiexit as mx
 from multiexit import report, static
 from multiexit.backbones import rebuild
+from multiexit.backbones.attention import attentions
 from multiexit.data.batches import split_epoch
-from multiexit.static.attention import attentions
 from multiexit.static.importance import masks
 from multiexit.static.patient import teacher_layers
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from multiexit.backbones import attention
 from multiexit.backbones.base import Backbone, Carry
 
 SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
@@ -121,9 +122,7 @@ def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     if "order" in spec:  # of some of ALBERT's layers
         made.order = list(spec["order"])
     if "heads" in spec:  # not all of them
-        from multiexit.static.attention import cut
-
-        cut(made, spec["heads"])
+        attention.cut(made, spec["heads"])
     made.spec = {**(made.spec or {}), **spec}
     return made
 

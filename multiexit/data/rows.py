@@ -17,13 +17,14 @@ class Rows:
 
     Args:
         source: a `Dataset`, or a `DataLoader`, of which the set and the collate function are taken.
-        num_classes: labels are checked against it, where the set has them as `labels`.
+        num_classes: labels are checked against it, where the set has them as `labels`; None where
+            labels don't matter.
 
     Raises:
         ValueError: something else, fewer than two rows, or labels outside the classes.
     """
 
-    def __init__(self, source: Dataset[Any] | DataLoader[Any], num_classes: int):
+    def __init__(self, source: Dataset[Any] | DataLoader[Any], num_classes: int | None):
         dataset: Any = source.dataset if isinstance(source, DataLoader) else source
         by_index = isinstance(source, Dataset | DataLoader) and hasattr(dataset, "__len__")
         if not by_index:
@@ -35,7 +36,7 @@ class Rows:
         self.collate = source.collate_fn if isinstance(source, DataLoader) else collate_of(dataset)
         self.lengths = lengths_of(dataset)
         labels = getattr(dataset, "labels", None)
-        if isinstance(labels, Tensor):
+        if isinstance(labels, Tensor) and num_classes is not None:
             losses.check_labels(labels, num_classes, "the training set")
         if len(self) < 2:
             raise ValueError(f"a training set needs at least 2 rows, got {len(self)}")

@@ -70,7 +70,7 @@ def _named(
             shared = name == "pooler"
             return _pooler_heads(shapes, num_classes, pool, backbone.pooler, shared)
         case "attention":
-            _need(shapes, 2, "the attention head reads tokens [B, T, H]")
+            _need(shapes, 2, "the attention head reads tokens [B, T, H] (images: head='linear')")
             return [AttentionHead(shape, num_classes) for shape in shapes]
         case "mixed-pool":
             _need(shapes, 3, "mixed pooling reads images [B, C, height, width]")

@@ -1,6 +1,7 @@
 """Methods that train in stages: the network first, its exits after that."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 
@@ -81,8 +82,10 @@ def ztw(threshold: float = 0.9) -> Recipe:
         2021,
         "train the network, then early heads that read each other, then their vote",
         (
-            NETWORK,
-            Phase(coefficients=coefficients.early_only, train=cascade_alone),
+            replace(NETWORK, before_step=switch_off),
+            Phase(
+                coefficients=coefficients.early_only, train=cascade_alone, before_step=switch_off
+            ),
             Phase(coefficients=coefficients.early_only, train=votes_alone, before_step=switch_on),
         ),
         MaxProb(threshold),
@@ -103,6 +106,12 @@ def votes_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
         ValueError: heads without votes.
     """
     return [p for vote in _votes(model) for p in vote.parameters()]
+
+
+def switch_off(model: MultiExitModel, progress: float) -> None:
+    """Until the votes are trained, the early exits answer by their own heads."""
+    for vote in _votes(model):
+        vote.on.fill_(False)
 
 
 def switch_on(model: MultiExitModel, progress: float) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multiexit import losses
+from multiexit.backbones.attention import Attention, attentions, head_width
 from multiexit.data.batches import loader, move, unpack
 from multiexit.model import MultiExitModel
-from multiexit.static.attention import Attention, attentions, head_width
 from multiexit.static.layers import check_encoder
 
 

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from multiexit import coefficients
 from multiexit.backbones import Backbone
 from multiexit.cost import Cost
 from multiexit.evaluate import Row
 from multiexit.heads import ChainedHead
 from multiexit.model import MultiExitModel
 from multiexit.policies import FixedExit
-from multiexit.recipes import Phase, Recipe
+from multiexit.recipes import Recipe
+from multiexit.recipes.stages import NETWORK
 
 
 def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> MultiExitModel:
@@ -53,7 +53,7 @@ def fine_tune() -> Recipe:
         "3.2",
         2019,
         "one exit learns from the labels",
-        (Phase(coefficients=coefficients.last_only, train="last"),),
+        (NETWORK,),
         FixedExit(0),
     )
 

@@ -5,7 +5,8 @@
 Each run's own policy gets the setting that scores best at twice the speed (by layers) on the part
 of the training set that was held out, and is judged on the development set. A step is timed
 against plain fine-tuning of an encoder of MiniLM's shape with one exit, in turns; of methods in
-phases it is the mean over the phases, as each had as many steps.
+phases it is the mean over the phases, as each had as many steps. Static baselines (runs of
+`examples/nlp/static_baselines.py`) stand beside them with what they are.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from train_step import cycle
 from transformers import AutoModel, BertConfig
 
 import multiexit as mx
-from multiexit import typed
+from multiexit import runs, typed
 from multiexit.data.splits import holdout
 from multiexit.report import policy_name
 
@@ -36,20 +37,27 @@ def at_speed(outputs: mx.Outputs, policy: mx.ExitPolicy, speedup: float) -> mx.E
 
 
 def judged(folder: Path, args: Any) -> dict[str, Any]:
-    """One run: scores × 100."""
-    about = json.loads((folder / "results.json").read_text())["about"]
-    model, task = typed.load(folder / "model", None, args.data_dir)
-    _, held = holdout(task.train, args.validation, args.seed)
+    """One run: scores × 100, of multi-exit models and of static ones."""
+    results = json.loads((folder / "results.json").read_text())
+    model, task = typed.load(folder / "model", args.task, args.data_dir)
     (dev,) = task.sets.values()
     outputs = mx.collect(model, dev, task.metric)
     scores = [100 * row["score"] for row in mx.exit_scores(outputs)]
-    row: dict[str, Any] = {"recipe": about["recipe"]}
-    row |= {f"exit {m}": f"{score:.1f}" for m, score in enumerate(scores)}
-    row["mean"] = f"{sum(scores) / len(scores):.1f}"
-    policy = at_speed(mx.collect(model, held, task.metric), model.policy, args.speedup)
-    found = mx.judge(outputs, policy)
-    row[f"at {args.speedup:g}×"] = f"{100 * found.score:.1f}"
-    row |= {"policy": policy_name(policy), "speed-up": f"{found.speedup_layers:.2f}"}
+    row: dict[str, Any] = {"method": results["about"]["recipe"]}
+    if model.num_exits == 1:
+        known = results["policies"][0]  # against the full network
+        row |= {"at speed": f"{scores[0]:.1f}", "speed-up": f"{known['speedup_layers']:.2f}"}
+        row["speed-up, MACs"] = f"{known['speedup_macs']:.2f}"
+    else:
+        row |= {f"exit {m}": f"{score:.1f}" for m, score in enumerate(scores)}
+        row["mean"] = f"{sum(scores) / len(scores):.1f}"
+        _, held = holdout(task.train, args.validation, args.seed)
+        policy = at_speed(mx.collect(model, held, task.metric), model.policy, args.speedup)
+        found = mx.judge(outputs, policy)
+        row |= {"at speed": f"{100 * found.score:.1f}", "policy": policy_name(policy)}
+        row |= {"speed-up": f"{found.speedup_layers:.2f}"}
+        row |= {"speed-up, MACs": f"{found.speedup_macs:.2f}"}
+    row["parameters"] = f"{outputs.cost.params_M[-1] / 1e6:.2f} M"
     return row
 
 
@@ -62,7 +70,7 @@ def step_times(recipes: list[str], args: Any) -> list[float]:
     torch.manual_seed(args.seed)
     ratios = []
     for name in recipes:
-        recipe = mx.recipe(name)
+        recipe = runs.recipe_for(name, args.task, {})
         calls = [cycle(fresh(), mx.recipes.joint(), [5], args)]
         calls += [cycle(fresh(), recipe, "all", args, i) for i in range(len(recipe.phases))]
         plain, *phases = seconds(calls, args.repeats)
@@ -73,6 +81,7 @@ def step_times(recipes: list[str], args: Any) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--task", default="mrpc", help="that the runs were trained on")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--speedup", type=float, default=2.0)
     parser.add_argument("--validation", type=float, default=0.1, help="as the runs had it")
@@ -83,7 +92,8 @@ def main() -> None:
     parser.add_argument("--output")
     args = parser.parse_args()
     rows = [judged(folder, args) for folder in args.runs]
-    for row, ratio in zip(rows, step_times([row["recipe"] for row in rows], args), strict=True):
+    timed = [row for row in rows if row["method"] in mx.recipes.RECIPES]
+    for row, ratio in zip(timed, step_times([row["method"] for row in timed], args), strict=True):
         row["step ÷ plain"] = f"{ratio:.2f}"
     report(rows, args.output, shlex.join(["benchmarks/methods.py", *sys.argv[1:]]))
 

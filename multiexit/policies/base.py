@@ -1,0 +1,135 @@
+"""What an exit policy is, and how one runs on stored logits.
+
+A policy sees the exits one after another and says which rows stop. Its state is a dict of
+batch-first tensors, so rows that stopped can be dropped from it like from everything else.
+
+Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entropy in nats.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ExitPolicy(ABC):
+    """Decides, exit after exit, which rows stop. Subclass it as a frozen dataclass.
+
+    Whoever runs the policy ends everyone at the last exit; the policy need not know which it is.
+    A row's decision may depend on that row alone, so that it is the same in any batch.
+    """
+
+    @abstractmethod
+    def init(self, logits_BC: Tensor) -> State:
+        """The state before the first exit, made to fit the first exit's logits."""
+
+    @abstractmethod
+    def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
+        """Look at one exit (the first included): the new state, and stop_B, bool [B].
+
+        Where the heads learn to exit, `state["certainty"]` [B] is how sure this exit is.
+        """
+
+    def answer(self, state: State, logits_BC: Tensor) -> Tensor:
+        """The logits [B, C] that a row leaving here takes along: this exit's, unless said else.
+
+        Asked after `step`, but at the last exit without one.
+        """
+        return logits_BC
+
+
+def step(
+    policy: ExitPolicy, state: State, logits_BC: Tensor, certainty_B: Tensor | None = None
+) -> tuple[State, Tensor]:
+    """`policy.step`, with its answer checked.
+
+    Raises:
+        ValueError: no pair, or a stop that is no bool tensor [B].
+    """
+    if certainty_B is not None:
+        state = {**state, "certainty": certainty_B.float()}
+    answer = policy.step(state, logits_BC)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise ValueError(
+            f"{type(policy).__name__}.step must return (state, stop), got {type(answer).__name__}"
+        )
+    state, stop_B = answer
+    B = len(logits_BC)
+    if not isinstance(stop_B, Tensor) or stop_B.dtype != torch.bool or stop_B.shape != (B,):
+        got = type(stop_B).__name__
+        if isinstance(stop_B, Tensor):
+            got = f"{stop_B.dtype} {tuple(stop_B.shape)}"
+        raise ValueError(
+            f"{type(policy).__name__}.step must return (state, stop) with stop a torch.bool tensor "
+            f"of shape ({B},); got {got}"
+        )
+    return state, stop_B
+
+
+def simulate(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None) -> Tensor:
+    """Where each row would leave, from stored logits of all exits.
+
+    Gives what `MultiExitModel.predict` gives, without running the model again.
+
+    Args:
+        policy: any `ExitPolicy`.
+        logits_MBC: all exits' logits [M, B, C].
+        certainty_MB: how sure each exit is, of models that learn to exit.
+
+    Returns:
+        exit_B: index of the exit, 0..M−1, int64 [B].
+
+    Raises:
+        ValueError: logits of another shape, or a policy whose step is malformed.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[1.0, 0]], [[2.0, 0]], [[9.0, 0]], [[9.0, 0]]])
+        >>> mx.simulate(mx.Patience(2), logits_MBC)
+        tensor([2])
+    """
+    return answers(policy, logits_MBC, certainty_MB)[0]
+
+
+def answers(
+    policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`simulate`, and what each row answers: exit_B [B] and answer_BC [B, C]."""
+    if logits_MBC.ndim != 3 or len(logits_MBC) == 0:
+        raise ValueError(f"logits are [M, B, C], got {tuple(logits_MBC.shape)}")
+    logits_MBC = logits_MBC.float()
+    M, B, _ = logits_MBC.shape
+    exit_B = torch.full((B,), M - 1, device=logits_MBC.device)
+    active_B = torch.ones(B, dtype=torch.bool, device=logits_MBC.device)
+    state = policy.init(logits_MBC[0])
+    answer_BC = torch.empty_like(logits_MBC[0])
+    for m in range(M - 1):
+        certainty_B = None if certainty_MB is None else certainty_MB[m]
+        state, stop_B = step(policy, state, logits_MBC[m], certainty_B)
+        leaves_B = active_B & stop_B
+        exit_B[leaves_B] = m
+        answer_BC[leaves_B] = policy.answer(state, logits_MBC[m])[leaves_B]
+        active_B &= ~stop_B
+    answer_BC[active_B] = policy.answer(state, logits_MBC[-1])[active_B]
+    return exit_B, answer_BC
+
+
+def check_number(name: str, value: float) -> None:
+    """Refuse what is no finite number."""
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def need_classes(logits_BC: Tensor, what: str) -> None:
+    """Refuse regression."""
+    if logits_BC.shape[-1] < 2:
+        raise ValueError(
+            f"{what} needs at least 2 classes, these logits have {logits_BC.shape[-1]}; for "
+            "regression use Patience(patience, tolerance=…) or FixedExit"
+        )

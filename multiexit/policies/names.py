@@ -1,0 +1,89 @@
+"""Policies by name: as typed on a command line, and as saved with a model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any, get_type_hints
+
+from multiexit.policies.base import ExitPolicy
+from multiexit.policies.confidence import (
+    Certainty,
+    Entropy,
+    Margin,
+    MaxProb,
+    MostConfident,
+    NormalizedEntropy,
+)
+from multiexit.policies.patience import FixedExit, Patience, PatientConfident
+
+POLICIES: dict[str, type[ExitPolicy]] = {
+    "entropy": Entropy,
+    "normalized-entropy": NormalizedEntropy,
+    "max-prob": MaxProb,
+    "most-confident": MostConfident,
+    "margin": Margin,
+    "patience": Patience,
+    "patient-confident": PatientConfident,
+    "certainty": Certainty,
+    "fixed": FixedExit,
+}
+
+
+def parse(text: str) -> ExitPolicy:
+    """Read a policy as typed on a command line: `patience=4`, `patient-confident=0.2,3`.
+
+    A threshold per exit is written with slashes: `max-prob=0.99/0.95/0.9`.
+
+    Raises:
+        ValueError: an unknown name, or numbers that don't fit.
+    """
+    name, _, values = text.partition("=")
+    if name not in POLICIES:
+        raise ValueError(f"no policy {name!r}; there are {sorted(POLICIES)}, e.g. patience=4")
+    kind = POLICIES[name]
+    known = field_types(kind)
+    given = [value for value in values.split(",") if value]
+    if len(given) > len(known):
+        raise ValueError(f"{name} takes {list(known)}, got {values!r}")
+    try:
+        numbers = [
+            int(value) if wanted is int else _numbers(value)
+            for wanted, value in zip(known.values(), given, strict=False)
+        ]
+        return kind(*numbers)
+    except (TypeError, ValueError) as error:
+        wanted = ",".join(known).upper()
+        raise ValueError(f"can't read policy {text!r}: write {name}={wanted} ({error})") from error
+
+
+def _numbers(text: str) -> float | tuple[float, ...]:
+    return tuple(float(part) for part in text.split("/")) if "/" in text else float(text)
+
+
+def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:
+    """The names and types of a policy's fields, in order."""
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind)}
+
+
+def to_json(policy: ExitPolicy) -> dict[str, Any]:
+    """The policy as plain data: its class's name and its fields."""
+    return {"class": type(policy).__name__, **asdict(policy)}
+
+
+def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> ExitPolicy:
+    """The policy that `to_json` wrote.
+
+    Args:
+        data: what `to_json` gave.
+        others: classes of the user's own, beside the built-in ones.
+
+    Raises:
+        ValueError: a class that is neither built in nor among `others`.
+    """
+    known = {kind.__name__: kind for kind in (*POLICIES.values(), *others)}
+    name = data["class"]
+    if name not in known:
+        raise ValueError(
+            f"the saved policy is a {name}, which is not built in: pass policies=[{name}]"
+        )
+    return known[name](**{key: value for key, value in data.items() if key != "class"})

@@ -1,0 +1,105 @@
+"""Policies that count exits.
+
+Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entropy in nats.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from multiexit.policies.base import ExitPolicy, State, check_number, need_classes
+from multiexit.policies.confidence import normalized_entropy
+
+
+@dataclass(frozen=True)
+class Patience(ExitPolicy):
+    """Stop when an answer has stayed the same `patience` times in a row (PABEE 2020).
+
+    The counter rises when an exit agrees with the one before and falls to 0 when not. With
+    patience p the exit of index p, the (p+1)-th, is the earliest.
+
+    Args:
+        patience: how many agreements, at least 1.
+        tolerance: for regression (C = 1): agreement is |y_m − y_(m−1)| < tolerance.
+    """
+
+    patience: int
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_patience(self.patience)
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance)
+
+    def init(self, logits_BC: Tensor) -> State:
+        if self.tolerance is None:
+            need_classes(logits_BC, "Patience without a tolerance")
+        elif logits_BC.shape[1] != 1:
+            raise ValueError(
+                f"tolerance={self.tolerance} is for regression (one output); these logits have "
+                f"{logits_BC.shape[1]} classes: leave it out"
+            )
+        answer_B = self._answer(logits_BC)
+        never = -1 if self.tolerance is None else math.nan
+        return {
+            "answer": torch.full_like(answer_B, never),
+            "count": torch.zeros_like(answer_B, dtype=torch.long),
+        }
+
+    def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
+        answer_B = self._answer(logits_BC)
+        if self.tolerance is None:
+            agrees_B = answer_B == state["answer"]
+        else:
+            agrees_B = (answer_B - state["answer"]).abs() < self.tolerance
+        count_B = (state["count"] + 1) * agrees_B
+        return {"answer": answer_B, "count": count_B}, count_B >= self.patience
+
+    def _answer(self, logits_BC: Tensor) -> Tensor:
+        return logits_BC.argmax(-1) if self.tolerance is None else logits_BC[:, 0]
+
+
+@dataclass(frozen=True)
+class PatientConfident(ExitPolicy):
+    """Stop at `patience` confident exits in a row: H(p) / log C < threshold (PCEE 2022)."""
+
+    threshold: float
+    patience: int
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold)
+        _check_patience(self.patience)
+
+    def init(self, logits_BC: Tensor) -> State:
+        need_classes(logits_BC, "PatientConfident")
+        return {"count": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
+
+    def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
+        confident_B = normalized_entropy(logits_BC) < self.threshold
+        count_B = (state["count"] + 1) * confident_B
+        return {"count": count_B}, count_B >= self.patience
+
+
+@dataclass(frozen=True)
+class FixedExit(ExitPolicy):
+    """Everyone stops at the exit of this index, counted from 0 (a static, shorter network)."""
+
+    exit: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.exit, bool) or not isinstance(self.exit, int) or self.exit < 0:
+            raise ValueError(f"exit must be an index from 0, got {self.exit!r}")
+
+    def init(self, logits_BC: Tensor) -> State:
+        return {"index": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
+
+    def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
+        return {"index": state["index"] + 1}, state["index"] >= self.exit
+
+
+def _check_patience(value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"patience must be a whole number from 1, got {value!r}")

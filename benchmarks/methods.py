@@ -13,6 +13,7 @@ import argparse
 import json
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from train_step import cycle
 from transformers import AutoModel, BertConfig
 
 import multiexit as mx
-from multiexit import runs, typed
+from multiexit import runs, tasks, typed
 from multiexit.data.splits import holdout
 from multiexit.report import policy_name
 
@@ -36,10 +37,17 @@ def at_speed(outputs: mx.Outputs, policy: mx.ExitPolicy, speedup: float) -> mx.E
     return mx.calibrate(outputs, policy, speedup=speedup)
 
 
+@cache
+def load_task(name: str, data_dir: Path | None, folder: Path) -> tasks.TaskData:
+    """The task, read once: all runs have the same tokenizer."""
+    return tasks.load(name, data_dir, typed.tokenizer(folder))
+
+
 def judged(folder: Path, args: Any) -> dict[str, Any]:
     """One run: scores × 100, of multi-exit models and of static ones."""
     results = json.loads((folder / "results.json").read_text())
-    model, task = typed.load(folder / "model", args.task, args.data_dir)
+    model = mx.MultiExitModel.from_pretrained(folder / "model").to(typed.device())
+    task = load_task(args.task, args.data_dir, args.runs[0] / "model")
     (dev,) = task.sets.values()
     outputs = mx.collect(model, dev, task.metric)
     scores = [100 * row["score"] for row in mx.exit_scores(outputs)]

@@ -26,9 +26,8 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
     M, C = model.num_exits, model.num_classes
     for index, phase in enumerate(recipe.phases):
         where = f"phase {index} of {recipe.name!r}"
-        teaches_MM = topology.resolve(phase.topology, M)
-        turns = factors(phase, teaches_MM, 1.0, [1.0] * M)
-        if phase.extra is None and not any(bool((A_MM != 0).any()) for A_MM in turns):
+        terms_MM = _terms(model, phase)
+        if phase.extra is None and not terms_MM.any():
             raise ValueError(
                 f"{where} has no loss term for {M} exit(s), so nothing to learn: give the model "
                 "early exits, or use the recipe 'joint'"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Stopped, Watched, assert_same, config, example, fit, tensors
+from helpers import Stopped, Text, Watched, assert_same, config, example, fit, tensors
 from torch.nn import functional as F
 from transformers import (
     AlbertConfig,
@@ -72,28 +72,6 @@ MAKE = {
 @pytest.fixture(params=MAKE)
 def backbone(request):
     return MAKE[request.param]().eval()
-
-
-class Text(torch.utils.data.Dataset):
-    """Random tokens of 3 to 9, padded by batch."""
-
-    def __init__(self, rows=24):
-        generator = torch.Generator().manual_seed(0)
-        self.lengths = [3 + row % 7 for row in range(rows)]
-        self.ids = [torch.randint(5, 60, (size,), generator=generator) for size in self.lengths]
-        self.labels = torch.randint(CLASSES, (rows,), generator=generator)
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, row):
-        return {"input_ids": self.ids[row], "labels": self.labels[row]}
-
-    def collate(self, rows):
-        ids = [row["input_ids"] for row in rows]
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        labels = torch.stack([row["labels"] for row in rows])
-        return {"input_ids": padded, "attention_mask": (padded > 0).long(), "labels": labels}
 
 
 def on(backbone, exits=None):

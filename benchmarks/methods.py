@@ -60,6 +60,8 @@ def judged(folder: Path, args: Any) -> dict[str, Any]:
         row |= {f"exit {m}": f"{score:.1f}" for m, score in enumerate(scores)}
         row["mean"] = f"{sum(scores) / len(scores):.1f}"
         _, held = holdout(task.train, args.validation, args.seed)
+        if model.policy is None:
+            raise ValueError(f"{folder} was saved without a policy")
         policy = at_speed(mx.collect(model, held, task.metric), model.policy, args.speedup)
         found = mx.judge(outputs, policy)
         row |= {"at speed": f"{100 * found.score:.1f}", "policy": policy_name(policy)}

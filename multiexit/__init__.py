@@ -6,12 +6,15 @@ from multiexit.budget import budgeted
 from multiexit.calibrate import calibrate
 from multiexit.config import TrainConfig
 from multiexit.cost import Cost
+from multiexit.engine import Engine
 from multiexit.evaluate import Outputs, Row, collect, exit_scores, judge, sweep
 from multiexit.history import History
+from multiexit.latency import Latency, profile
 from multiexit.losses import loss_matrix
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import (
     Certainty,
+    Certificate,
     Entropy,
     ExitPolicy,
     FixedExit,
@@ -32,11 +35,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "Certainty",
+    "Certificate",
     "Cost",
+    "Engine",
     "Entropy",
     "ExitPolicy",
     "FixedExit",
     "History",
+    "Latency",
     "Margin",
     "MaxProb",
     "MostConfident",
@@ -64,6 +70,7 @@ __all__ = [
     "judge",
     "loss_matrix",
     "metrics",
+    "profile",
     "recipe",
     "recipes",
     "simulate",

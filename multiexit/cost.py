@@ -108,16 +108,17 @@ def paired_times(
     times: tuple[list[float], list[float]] = ([], [])
     for round in range(repeats + 1):
         for call, kept in zip((ours, theirs), times, strict=True):
-            _wait()
+            wait()
             begin = time.perf_counter()
             call()
-            _wait()
+            wait()
             if round > 0:
                 kept.append(time.perf_counter() - begin)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

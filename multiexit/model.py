@@ -4,6 +4,7 @@ Letters: M exits, B batch rows, C classes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multiexit import cost, gradients, heads, policies, saving
-from multiexit.backbones import Backbone, Carry, select
+from multiexit import cost, gradients, heads, saving, walk
+from multiexit.backbones import Backbone, Carry
 from multiexit.gradients import Branch
+from multiexit.latency import Latency
 from multiexit.policies import ExitPolicy
 
 Exits = str | int | Sequence[int] | Sequence[float]
@@ -24,7 +26,7 @@ class Prediction(NamedTuple):
     """Answers in the order the rows came in.
 
     Args:
-        logits_BC: the logits of the exit where each row left.
+        logits_BC: the logits of the exit where each row left, float32.
         exit_B: which exit that was, counted from 0, int64.
     """
 
@@ -45,6 +47,14 @@ class Pass(NamedTuple):
     logits_MBC: Tensor
     certainty_MB: Tensor | None
     features: list[Tensor]
+
+
+class Segment(NamedTuple):
+    """What a segment gives: the carry and memory for the next one, and its exit's logits."""
+
+    carry: Carry
+    logits_BC: Tensor
+    memory: heads.Memory
 
 
 class MultiExitModel(nn.Module):
@@ -68,6 +78,7 @@ class MultiExitModel(nn.Module):
         exits: the stage of each exit.
         temperature_M: what each exit's logits are divided by; 1 until they are calibrated.
         policy: the policy saved with the model, or None.
+        latency: how long its parts take, from `multiexit.profile`, saved with the model; or None.
         preprocessing: how inputs were prepared, plain data saved with the model.
     """
 
@@ -103,6 +114,7 @@ class MultiExitModel(nn.Module):
             self.heads.to(trunk.device, trunk.dtype)
         self.labels = None if labels is None else list(labels)
         self.policy: ExitPolicy | None = None
+        self.latency: Latency | None = None
         self.preprocessing: dict[str, Any] = {}
 
     @property
@@ -142,7 +154,7 @@ class MultiExitModel(nn.Module):
                 to_exit, onward = branch(m, self.num_exits)
                 feature = gradients.scale(feature, to_exit)
                 carry = gradients.scale(carry, onward)
-            logits_BC, memory = self._logits(m, feature, carry, memory)
+            logits_BC, memory = self.ask(m, feature, carry, memory)
             logits.append(logits_BC)
             if "certainty" in memory:
                 certainty.append(memory["certainty"])
@@ -172,46 +184,17 @@ class MultiExitModel(nn.Module):
             )
         if self.training:
             raise ValueError("predict in train mode would be random: call model.eval() first")
-        rows = _num_rows(args, inputs)
+        rows = walk.num_rows(args, inputs)
         device = next(self.parameters()).device
-        exit_B = torch.full((rows,), self.num_exits - 1, device=device)
+        exit_B = torch.empty(rows, dtype=torch.long, device=device)
         if rows == 0:
             return Prediction(torch.empty(0, self.num_classes, device=device), exit_B)
-        rows_B = torch.arange(rows, device=device)  # who is still here
-        answer_BC = torch.empty(0, device=device)
-        seen: list[tuple[Tensor, Tensor]] = []  # per exit: who was still here, and their logits
-        state: policies.State = {}
-        memory: heads.Memory = {}
-        done = 0
+        answer_BC = torch.empty(rows, self.num_classes, device=device)
         carry = self.backbone.start(*args, **inputs)
-        for m, exit in enumerate(self.exits):
-            for stage in range(done, exit):
-                carry, _ = self.backbone.stage(carry, stage)
-            carry, feature = self.backbone.stage(carry, exit)
-            done = exit + 1
-            logits_BC, memory = self._logits(m, feature, carry, memory)
-            seen.append((rows_B, logits_BC))
-            # In float32, as `collect` keeps logits: bf16 is too coarse for thresholds near 1.
-            wide_BC = logits_BC.float()
-            if m == 0:
-                state = policy.init(wide_BC)
-                answer_BC = torch.empty_like(logits_BC)
-            if m == self.num_exits - 1:
-                answer_BC[rows_B] = policy.answer(state, wide_BC).to(logits_BC.dtype)
-                break
-            state, stop_B = policies.step(policy, state, wide_BC, memory.get("certainty"))
-            stopped = int(stop_B.sum())  # the one wait for the device per exit
-            if stopped == 0:
-                continue
-            gone_B = rows_B[stop_B]
-            answer_BC[gone_B] = policy.answer(state, wide_BC)[stop_B].to(logits_BC.dtype)
-            exit_B[gone_B] = m
-            if stopped == len(rows_B):
-                break
-            stay = (~stop_B).nonzero().squeeze(1)
-            carry, state, memory = (select(kept, stay) for kept in (carry, state, memory))
-            rows_B = rows_B[stay]
-        _check_finite(seen)
+        group = walk.begin(carry, torch.arange(rows, device=device), rows)
+        for left in walk.walk(group, partial(walk.look, self, policy), walk.leave):
+            answer_BC[left.rows_B] = left.answer_BC
+            exit_B[left.rows_B] = left.exit
         return Prediction(answer_BC, exit_B)
 
     @torch.inference_mode()
@@ -224,11 +207,25 @@ class MultiExitModel(nn.Module):
         for stage in range(self.exits[-1]):
             carry, _ = self.backbone.stage(carry, stage)
         carry, feature = self.backbone.stage(carry, self.exits[-1])
-        return self._logits(self.num_exits - 1, feature, carry, {})[0]
+        return self.ask(self.num_exits - 1, feature, carry, {})[0]
 
-    def _logits(
+    def segment(self, exit: int, carry: Carry, memory: heads.Memory) -> Segment:
+        """The stages behind the exit before, up to this one, and its head.
+
+        Args:
+            exit: m, counted from 0.
+            carry, memory: what `backbone.start` (with an empty memory) or the segment before gave.
+        """
+        feature: Any = None
+        for stage in range(self.exits[exit - 1] + 1 if exit else 0, self.exits[exit] + 1):
+            carry, feature = self.backbone.stage(carry, stage)
+        logits_BC, memory = self.ask(exit, feature, carry, memory)
+        return Segment(carry, logits_BC, memory)
+
+    def ask(
         self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
     ) -> tuple[Tensor, heads.Memory]:
+        """One exit's logits [B, C] of its stage's feature, and the memory after it."""
         logits_BC, memory = heads.ask(self.heads[exit], feature, carry.get("valid_BT"), memory)
         logits_BC = logits_BC / self.temperature_M[exit]
         if logits_BC.shape != (len(feature), self.num_classes):
@@ -309,25 +306,3 @@ def _at_fractions(fractions: Sequence[float], backbone: Backbone) -> tuple[int, 
         next(stage for stage, share in enumerate(shares) if share >= fraction - 1e-9)
         for fraction in fractions
     )
-
-
-def _num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
-    """The batch's size; an input may have one row for all (position_ids)."""
-    sizes = [len(value) for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
-    if not sizes:
-        raise ValueError("predict needs at least one input tensor")
-    return 0 if 0 in sizes else max(sizes)
-
-
-def _check_finite(seen: list[tuple[Tensor, Tensor]]) -> None:
-    # A sum is finite only if all it adds is: one wait for the device where all is well.
-    if torch.stack([logits_BC.sum() for _, logits_BC in seen]).isfinite().all():
-        return
-    for exit, (rows_B, logits_BC) in enumerate(seen):
-        broken_B = ~logits_BC.isfinite().all(1)
-        if broken_B.any():
-            row = int(rows_B[broken_B][0])
-            raise ValueError(
-                f"exit {exit} gave NaN or infinite logits for row {row}: "
-                f"{logits_BC[broken_B][0].tolist()}"
-            )

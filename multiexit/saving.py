@@ -14,6 +14,7 @@ from torch import nn
 
 from multiexit import policies
 from multiexit.backbones import Backbone, rebuild
+from multiexit.latency import Latency
 
 if TYPE_CHECKING:
     from multiexit.model import MultiExitModel
@@ -37,6 +38,7 @@ def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
         "labels": model.labels,
         "preprocessing": model.preprocessing,
         "policy": None if model.policy is None else policies.to_json(model.policy),
+        "latency": None if model.latency is None else model.latency.to_json(),
     }
     text = json.dumps(settings, indent=2)
     write_all(
@@ -78,6 +80,8 @@ def load(
     model.preprocessing = settings["preprocessing"]
     if settings["policy"] is not None:
         model.policy = policies.from_json(settings["policy"], kinds)
+    if settings.get("latency") is not None:
+        model.latency = Latency.from_json(settings["latency"])
     load_weights(model, path / WEIGHTS)
     return model.eval()
 

@@ -96,6 +96,13 @@ def loader(
     return DataLoader(data, batch_sampler=batches, **made_with), order
 
 
+def in_order(data: Dataset[Any] | Iterable[Any], batch_size: int) -> Iterable[Any]:
+    """Batches of a data set in its own order; what is not a `Dataset` is taken as batches."""
+    if not isinstance(data, Dataset):
+        return data
+    return DataLoader(data, batch_size, collate_fn=collate_of(data), generator=torch.Generator())
+
+
 def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     """A batch as positional inputs, named inputs and labels.
 

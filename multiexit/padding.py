@@ -1,0 +1,89 @@
+"""Rows of text and their padding: cut, filled, put together.
+
+Letters: B batch rows, T tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Inputs = tuple[Any, ...] | dict[str, Any]
+
+
+def lengths(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Tokens of each row up to its last real one, [B]; None without an `attention_mask` [B, T]."""
+    mask_BT = inputs.get("attention_mask")
+    if not isinstance(mask_BT, Tensor) or mask_BT.ndim != 2 or not mask_BT.shape[1]:
+        return None
+    place_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
+    return (place_T * (mask_BT != 0)).amax(1)
+
+
+def trim(inputs: dict[str, Any], step: int = 1) -> dict[str, Any]:
+    """Cut the columns of padding that all rows share; the length is then a multiple of `step`.
+
+    Positions are counted from the left, so only what stands to the right of every row goes.
+    """
+    length_B = lengths(inputs)
+    if length_B is None:
+        return inputs
+    longest = max(1, int(length_B.max()))
+    return _resize(inputs, -(-longest // step) * step)
+
+
+def rows_of(inputs: Any, index_B: Tensor, rows: int) -> Any:
+    """Some rows of a batch of `rows`; tensors with one row for all keep it."""
+    if isinstance(inputs, Tensor):
+        return inputs[index_B.to(inputs.device)] if len(inputs) == rows else inputs
+    if isinstance(inputs, Mapping):
+        return {key: rows_of(value, index_B, rows) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(rows_of(value, index_B, rows) for value in inputs)
+    return inputs
+
+
+def join(batches: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
+    """Batches one under another, text padded to the longest."""
+    masks = [batch.get("attention_mask") for batch in batches]
+    if all(isinstance(mask, Tensor) and mask.ndim == 2 for mask in masks):
+        longest = max(mask.shape[1] for mask in masks)  # type: ignore[union-attr]
+        batches = [_resize(batch, longest) for batch in batches]
+    if any(batch.keys() != batches[0].keys() for batch in batches):
+        keys = sorted({tuple(batch) for batch in batches})
+        raise ValueError(f"a stream's batches must have the same inputs; got {keys}")
+    return {
+        key: _stack([batch[key] for batch in batches], sizes)
+        if isinstance(first, Tensor)
+        else first
+        for key, first in batches[0].items()
+    }
+
+
+def _stack(values: Sequence[Any], sizes: Sequence[int]) -> Any:
+    if not isinstance(values[0], Tensor):
+        return values[0]
+    return torch.cat(
+        [
+            tensor if len(tensor) == size else tensor.expand(size, *tensor.shape[1:])
+            for tensor, size in zip(values, sizes, strict=True)
+        ]
+    )
+
+
+def _resize(inputs: dict[str, Any], length: int) -> dict[str, Any]:
+    """Cut every [B, T, …] to [B, length, …], or fill it up with zeros."""
+    T = inputs["attention_mask"].shape[1]
+    if length == T:
+        return inputs
+
+    def fit(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[1] != T:
+            return value
+        if length < T:
+            return value[:, :length]
+        return F.pad(value, (0, 0) * (value.ndim - 2) + (0, length - T))
+
+    return {key: fit(value) for key, value in inputs.items()}

@@ -1,0 +1,215 @@
+"""Rows on their way through a multi-exit model: exit after exit, those that stop leave.
+
+One loop serves `MultiExitModel.predict` and `multiexit.Engine`. What happens at one exit, `look`,
+is a function of tensors alone, so that it can be compiled or exported.
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multiexit import policies
+from multiexit.backbones.base import Carry, select
+from multiexit.heads import Memory
+from multiexit.policies import ExitPolicy, State
+
+if TYPE_CHECKING:
+    from multiexit.model import MultiExitModel
+
+
+class Look(NamedTuple):
+    """What one exit leaves behind it.
+
+    Args:
+        carry, memory, state: for the next exit.
+        logits_BC: this exit's own, to be looked over for NaN.
+        answer_BC: what rows that leave here take along, float32.
+        stop_B: who stops, bool; at the last exit everyone.
+    """
+
+    carry: Carry
+    memory: Memory
+    state: State
+    logits_BC: Tensor
+    answer_BC: Tensor
+    stop_B: Tensor
+
+
+BATCHED = ("rows_B", "carry", "memory", "state")
+"""What of a group has a row per row, beside who is still here."""
+
+Looker = Callable[[int, Carry, Memory, State], Look]
+Fit = Callable[[int, int, int], int]
+"""`(exit, rows in the batch, rows that stay) -> rows to go on with`: the size of the batch behind
+an exit. As many as stay: the others leave. More: so many of them, or copies, are dragged along."""
+
+
+def look(
+    model: "MultiExitModel",
+    policy: ExitPolicy,
+    exit: int,
+    carry: Carry,
+    memory: Memory,
+    state: State,
+) -> Look:
+    """Run the stages up to an exit, ask its head, and let the policy decide.
+
+    The policy sees float32, as `collect` keeps logits: bf16 is too coarse for thresholds near 1.
+    """
+    carry, logits_BC, memory = model.segment(exit, carry, memory)
+    wide_BC = logits_BC.float()
+    if exit == 0:
+        state = policy.init(wide_BC)
+    if exit == model.num_exits - 1:
+        stop_B = wide_BC.new_ones(len(wide_BC), dtype=torch.bool)
+    else:
+        state, stop_B = policies.step(policy, state, wide_BC, memory.get("certainty"))
+    return Look(carry, memory, state, logits_BC, policy.answer(state, wide_BC), stop_B)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that go through the model together.
+
+    Args:
+        exit: the one they come to next.
+        here: how many have not stopped yet.
+        rows_B: their places in the answer.
+        here_B: which of them have not stopped yet; the others are dragged along.
+        carry, memory, state: as `Look` gives them.
+    """
+
+    exit: int
+    here: int
+    rows_B: Tensor
+    here_B: Tensor
+    carry: Carry
+    memory: Memory
+    state: State
+
+
+class Left(NamedTuple):
+    """Rows that left: which, at which exit, and their answers."""
+
+    rows_B: Tensor
+    exit: int
+    answer_BC: Tensor
+
+
+def begin(carry: Carry, rows_B: Tensor, here: int) -> Group:
+    """Rows before the first exit.
+
+    Args:
+        carry: what `backbone.start` gave.
+        rows_B: the rows' places in the answer.
+        here: how many of them count; those behind are dragged along.
+    """
+    here_B = torch.arange(len(rows_B), device=rows_B.device) < here
+    return Group(0, here, rows_B, here_B, carry, {}, {})
+
+
+def advance(group: Group, look: Looker, fit: Fit) -> tuple[Left | None, Group | None]:
+    """Take a group past its next exit: who left, and who goes on.
+
+    Waits for the device once.
+
+    Raises:
+        ValueError: NaN or infinite logits of a row that is still here.
+    """
+    exit = group.exit
+    seen = look(exit, group.carry, group.memory, group.state)
+    leave_B = group.here_B & seen.stop_B
+    # A sum is finite only if all it adds is.
+    leaving, total = torch.stack([leave_B.sum(), seen.logits_BC.float().sum()]).tolist()
+    if not math.isfinite(total):
+        _check_finite(group, seen.logits_BC)
+    after = Group(
+        exit + 1,
+        group.here - int(leaving),
+        group.rows_B,
+        group.here_B & ~seen.stop_B,
+        seen.carry,
+        seen.memory,
+        seen.state,
+    )
+    if not leaving:
+        return None, after
+    left = Left(group.rows_B[leave_B], exit, seen.answer_BC[leave_B])
+    if not after.here:
+        return left, None
+    size = fit(exit, len(after.rows_B), after.here)
+    return left, (after if size >= len(after.rows_B) else take(after, size))
+
+
+def take(group: Group, size: int) -> Group:
+    """The rows that are still here; copies of the last one fill the group up to a size."""
+    keep = group.here_B.nonzero().squeeze(1)
+    if size > group.here:
+        keep = torch.cat([keep, keep[-1:].expand(size - group.here)])
+    return replace(
+        group,
+        here_B=torch.arange(size, device=keep.device) < group.here,
+        **{name: select(getattr(group, name), keep) for name in BATCHED},
+    )
+
+
+def merge(groups: Sequence[Group]) -> Group:
+    """Groups at the same exit, of the same `kind`, as one."""
+    first = groups[0]
+    joined = {name: _join([getattr(g, name) for g in groups]) for name in ("here_B", *BATCHED)}
+    return replace(first, here=sum(group.here for group in groups), **joined)
+
+
+def kind(group: Group) -> Any:
+    """What groups must have in common to be merged: all shapes and types but for the batch's."""
+    return tuple(_kind(getattr(group, name)) for name in BATCHED)
+
+
+def walk(group: Group | None, look: Looker, fit: Fit) -> Iterator[Left]:
+    """Take a group through all exits; rows as they leave."""
+    while group is not None:
+        left, group = advance(group, look, fit)
+        if left is not None:
+            yield left
+
+
+def leave(exit: int, rows: int, staying: int) -> int:
+    """The plain `Fit`: whoever stopped leaves the batch at once."""
+    return staying
+
+
+def _kind(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return (tree.shape[1:], tree.dtype)
+    if isinstance(tree, Mapping):
+        return tuple((key, _kind(value)) for key, value in tree.items())
+    return tree
+
+
+def _join(trees: Sequence[Any]) -> Any:
+    if isinstance(trees[0], Tensor):
+        return torch.cat(list(trees))
+    if isinstance(trees[0], Mapping):
+        return {key: _join([tree[key] for tree in trees]) for key in trees[0]}
+    return trees[0]
+
+
+def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
+    """The batch's size; an input may have one row for all (position_ids)."""
+    sizes = [len(value) for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
+    if not sizes:
+        raise ValueError("predict needs at least one input tensor")
+    return 0 if 0 in sizes else max(sizes)
+
+
+def _check_finite(group: Group, logits_BC: Tensor) -> None:
+    broken_B = ~logits_BC.isfinite().all(1) & group.here_B
+    if broken_B.any():
+        row, logits_C = int(group.rows_B[broken_B][0]), logits_BC[broken_B][0].tolist()
+        raise ValueError(f"exit {group.exit} gave NaN or infinite logits for row {row}: {logits_C}")

@@ -73,7 +73,7 @@ def look(
     return Look(carry, memory, state, logits_BC, policy.answer(state, wide_BC), stop_B)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Group:
     """Rows that go through the model together.
 
@@ -126,7 +126,7 @@ def advance(group: Group, look: Looker, fit: Fit) -> tuple[Left | None, Group | 
     seen = look(exit, group.carry, group.memory, group.state)
     leave_B = group.here_B & seen.stop_B
     # A sum is finite only if all it adds is.
-    leaving, total = torch.stack([leave_B.sum(), seen.logits_BC.float().sum()]).tolist()
+    leaving, total = _read(leave_B.sum(), seen.logits_BC.sum())
     if not math.isfinite(total):
         _check_finite(group, seen.logits_BC)
     after = Group(
@@ -182,6 +182,13 @@ def walk(group: Group | None, look: Looker, fit: Fit) -> Iterator[Left]:
 def leave(exit: int, rows: int, staying: int) -> int:
     """The plain `Fit`: whoever stopped leaves the batch at once."""
     return staying
+
+
+def _read(*numbers: Tensor) -> list[float]:
+    """Numbers from the device, in one wait."""
+    if numbers[0].is_cpu:
+        return [number.item() for number in numbers]
+    return torch.stack([number.float() for number in numbers]).tolist()
 
 
 def _kind(tree: Any) -> Any:

@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py runs/mrpc-* --data-dir data --output docs/results/methods/mrpc.json
 
-Each run's own policy gets the setting that scores best at twice the speed (by layers) on the part
+Each run's own policy gets the slowest setting that is twice as fast (by layers) on the part
 of the training set that was held out, and is judged on the development set. A step is timed
 against plain fine-tuning of an encoder of MiniLM's shape with one exit, in turns; of methods in
 phases it is the mean over the phases, as each had as many steps. Static baselines (runs of

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from multiexit import padding, walk
 from multiexit.data.batches import in_order, move, unpack_inputs
-from multiexit.latency import Latency, machine_of
+from multiexit.latency import Latency, check_here
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import ExitPolicy
 
@@ -219,23 +219,18 @@ def _merged(groups: list[walk.Group]) -> walk.Group:
 
 
 def _usable(model: MultiExitModel, latency: Latency | None) -> Latency | None:
-    """A latency table that was measured here: given, or the model's own."""
-    table = model.latency if latency is None else latency
-    if table is None:
-        return None
-    here = machine_of(model)
-    problem = None
-    if table.machine != here:
-        problem = f"the latency table is from another machine ({table.machine}; this is {here})"
-    elif len(table.stages_ms) != model.num_exits:
-        problem = f"the latency table has {len(table.stages_ms)} exits, not {model.num_exits}"
-    if problem is None:
-        return table
-    advice = "make one here with multiexit.profile(model)"
+    """The table given, or the model's own if it was measured here."""
     if latency is not None:
-        raise ValueError(f"{problem}: {advice}")
-    warnings.warn(f"{problem}, so it isn't used: {advice}", stacklevel=3)
-    return None
+        check_here(model, latency)
+        return latency
+    if model.latency is None:
+        return None
+    try:
+        check_here(model, model.latency)
+    except ValueError as error:
+        warnings.warn(f"{error}; it isn't used", stacklevel=3)
+        return None
+    return model.latency
 
 
 def _bucket(rows: int) -> int:

@@ -7,9 +7,15 @@ model not trained or selected on them.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 from scipy.stats import binom
 from torch import Tensor
+
+from multiexit.policies import ExitPolicy, answers
+
+if TYPE_CHECKING:
+    from multiexit.outputs import Outputs
 
 
 def learn_then_test(loss_SB: Tensor, risk: float, delta: float) -> int | None:
@@ -80,15 +86,45 @@ def p_value(mean: float, n: int, risk: float) -> float:
     return min(1.0, hoeffding, bentkus)
 
 
-def rows_needed(risk: float, delta: float) -> int:
-    """How many rows without any loss it takes to certify a risk: (1 − α)^n ≤ δ."""
+def rows_needed(risk: float, delta: float | None) -> int:
+    """How many rows without any loss it takes to certify a risk.
+
+    (1 − α)^n ≤ δ, or with no δ, `conformal`: 1 / (n + 1) ≤ α
+    """
+    if delta is None:
+        return math.ceil(1 / risk - 1 - 1e-9)
     return math.ceil(math.log(delta) / math.log(1 - risk))
+
+
+def check_rows(rows: int, risk: float, delta: float | None) -> None:
+    """Refuse fewer calibration rows than it takes at the least."""
+    needed = rows_needed(risk, delta)
+    if rows < needed:
+        raise ValueError(
+            f"{rows} rows can't certify a risk of {risk}: even without any loss it takes {needed} "
+            "rows to calibrate on"
+        )
 
 
 def check_share(name: str, value: float) -> None:
     """Refuse what is no number in (0, 1)."""
     if not 0 < value < 1:
         raise ValueError(f"{name} must be in (0, 1), got {value}")
+
+
+LOSSES = ("disagreement", "accuracy")
+
+
+def check_loss(kind: str) -> None:
+    """Refuse what is no loss of `losses`."""
+    if kind not in LOSSES:
+        raise ValueError(f"no loss {kind!r}; there are {' and '.join(map(repr, LOSSES))}")
+
+
+def check_classes(C: int) -> None:
+    """Refuse regression."""
+    if C == 1:
+        raise ValueError("a bounded risk is for classes, and this model has one output")
 
 
 def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> Tensor:
@@ -104,12 +140,16 @@ def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> 
     Raises:
         ValueError: another kind, or regression.
     """
-    if full_BC.shape[-1] == 1:
-        raise ValueError("a bounded risk is for classes, and this model has one output")
+    check_loss(kind)
+    check_classes(full_BC.shape[-1])
     early_SB, full_B = answer_SBC.argmax(-1), full_BC.argmax(-1)
-    match kind:
-        case "disagreement":
-            return (early_SB != full_B).double()
-        case "accuracy":
-            return ((full_B == labels_B) & (early_SB != labels_B)).double()
-    raise ValueError(f"no loss {kind!r}; there are 'disagreement' and 'accuracy'")
+    if kind == "disagreement":
+        return (early_SB != full_B).double()
+    return ((full_B == labels_B) & (early_SB != labels_B)).double()
+
+
+def realised(outputs: "Outputs", policy: ExitPolicy, kind: str) -> float:
+    """The mean of these losses when rows leave where a policy says."""
+    logits_MBC = outputs.logits_MBC
+    _, answer_BC = answers(policy, logits_MBC, outputs.certainty_MB)
+    return float(losses(answer_BC[None], logits_MBC[-1], outputs.labels_B, kind).mean())

@@ -159,6 +159,21 @@ def machine_of(model: "MultiExitModel") -> str:
     return f"{_cpu()}, {torch.get_num_threads()} threads, {dtype}"
 
 
+def check_here(model: "MultiExitModel", latency: Latency) -> None:
+    """Refuse a table that wasn't measured where the model is, or for its exits."""
+    here, measured = machine_of(model), len(latency.stages_ms)
+    problem = None
+    if latency.machine != here:
+        problem = f"is from another machine ({latency.machine}; this is {here})"
+    elif measured != model.num_exits:
+        problem = f"has {measured} exits, not {model.num_exits}"
+    if problem is not None:
+        raise ValueError(
+            f"the latency table {problem}: measure one here, with multiexit.profile(model) or "
+            "`multiexit profile`"
+        )
+
+
 def _column(
     model: "MultiExitModel", policy: policies.ExitPolicy, inputs: dict[str, Tensor], repeats: int
 ) -> tuple[float, list[float], list[float], float, float]:

@@ -74,6 +74,7 @@ def policy_name(policy: ExitPolicy | Mapping[str, Any]) -> str:
     """A policy (or its `to_json`) as typed on the command line, `patience=4`; else `Mine(a=1)`."""
     data = dict(policies.to_json(policy) if isinstance(policy, ExitPolicy) else policy)
     kind = data.pop("class")
+    data.pop("certificate", None)
     data = {name: value for name, value in data.items() if value is not None}
     values = {k: _typed(v) for k, v in data.items()}
     for name, known in policies.POLICIES.items():

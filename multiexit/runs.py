@@ -19,7 +19,7 @@ from multiexit.data.splits import canonical, holdout
 from multiexit.evaluate import Outputs, Row, collect, measured_speedup, sweep
 from multiexit.history import History
 from multiexit.model import Exits, MultiExitModel
-from multiexit.policies import ExitPolicy
+from multiexit.policies import Certificate, ExitPolicy
 from multiexit.recipes import Recipe
 from multiexit.saving import write
 from multiexit.tasks import TaskData
@@ -165,6 +165,7 @@ def report_on(
     title: str,
     history: History | None = None,
     time_batch: int | None = None,
+    certificate: Certificate | None = None,
     **about: Any,
 ) -> None:
     """Judge a model on each of a task's sets, and write and print what came out.
@@ -175,9 +176,14 @@ def report_on(
         choose: the policies to judge, from what the model said.
         title, history, about: as in `multiexit.report.results_json`.
         time_batch: measure seconds too, at this batch size.
+        certificate: of a policy that was calibrated for a risk; its rows are left out.
     """
     for name, rows in task.sets.items():
         outputs = collect(model, rows, task.metric)
+        if certificate is not None and (seen := int(outputs.seen(certificate).sum())):
+            outputs = outputs.without(certificate)
+            kept = len(outputs.labels_B)
+            print(f"left out: {seen} rows that the policy was calibrated on; {kept} are judged\n")
         judged = sweep(outputs, choose(outputs))
         if time_batch is not None:
             judged = [

@@ -28,6 +28,25 @@ KEYS = ("backbone", "num_classes", "exits", "head", "pool", "labels", "preproces
 def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
     """See `MultiExitModel.save_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
+    text = _described(model)
+    write_all(
+        {
+            folder / WEIGHTS: lambda path: save_model(model, str(path)),
+            folder / SETTINGS: lambda path: path.write_text(text),
+        }
+    )
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def save_settings(model: "MultiExitModel", folder: Path) -> None:
+    """Write anew what goes with the weights, such as the policy; the weights stay as they are."""
+    text = _described(model)
+    write(folder / SETTINGS, lambda path: path.write_text(text))
+
+
+def _described(model: "MultiExitModel") -> str:
+    """Everything but the weights, as JSON."""
     settings = {
         "format": FORMAT,
         "backbone": model.backbone.spec,
@@ -40,15 +59,7 @@ def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
         "policy": None if model.policy is None else policies.to_json(model.policy),
         "latency": None if model.latency is None else model.latency.to_json(),
     }
-    text = json.dumps(settings, indent=2)
-    write_all(
-        {
-            folder / WEIGHTS: lambda path: save_model(model, str(path)),
-            folder / SETTINGS: lambda path: path.write_text(text),
-        }
-    )
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    return json.dumps(settings, indent=2)
 
 
 def load(

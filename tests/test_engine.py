@@ -354,3 +354,65 @@ def test_a_policy_of_one_s_own_streams(mlp):
     wanted = model.predict(Countdown(), **inputs)
     got = mx.Engine(model, Countdown()).stream(inputs["x"].split(7), batch_size=4)
     same(mx.Prediction(*map(torch.cat, zip(*got, strict=True))), wanted)
+
+
+# Fewer exits
+
+
+def test_kept_exits_say_what_they_said(network):
+    model, inputs = network
+    some = mx.keep_exits(model, [1, 4])
+    with torch.no_grad():
+        assert torch.equal(some(**inputs), model(**inputs)[[1, 4]])
+    assert some.num_exits == 2
+    assert next(some.backbone.parameters()) is next(model.backbone.parameters())
+
+
+def test_kept_exits_survive_a_folder(mlp, tmp_path):
+    model, inputs = mlp
+    model.policy, model.latency = mx.Patience(2), table(model, (1.0, 2.0), 0.0)
+    model.temperature_M.copy_(torch.arange(1.0, 6.0))
+    some = mx.keep_exits(model, [0, 2, 4])
+    some.save_pretrained(tmp_path)
+    back = mx.MultiExitModel.from_pretrained(tmp_path, backbone=model.backbone)
+    with torch.no_grad():
+        assert torch.equal(back(**inputs), model(**inputs)[[0, 2, 4]])
+    assert back.policy == mx.Patience(2)
+    assert back.latency == model.latency.with_exits([0, 2, 4])
+    model.policy = mx.MaxProb((0.9, 0.8, 0.7, 0.6))
+    assert mx.keep_exits(model, [0, 2, 4]).policy is None
+
+
+def test_exits_that_pay_are_the_best_choice(mlp):
+    """Against all 2^4 choices: the greedy one is as fast, here where checks cost differently."""
+    model, inputs = mlp
+    data = TensorDataset(inputs["x"], torch.arange(24) % 3)
+    outputs, policy = mx.collect(model, data), mx.MaxProb(0.6)
+    plain = table(model, (1.0, 24.0), 0.0)
+    for check in (
+        (0.0,) * 5,
+        (9.0, 9.0, 9.0, 9.0, 0.0),
+        (0.2, 0.9, 0.1, 0.6, 0.3),
+        (0.9, 0.1, 0.1, 0.9, 0.1),
+    ):
+        latency = replace(plain, check_ms=tuple((ms, 24 * ms) for ms in check))
+
+        def ms(kept, latency=latency):
+            exit_B = mx.simulate(policy, outputs.logits_MBC[kept])
+            until = latency.with_exits(kept).until_exit_ms(1)
+            return sum(until[exit] for exit in exit_B.tolist()) / 24
+
+        every = [[m for m in range(4) if mask >> m & 1] + [4] for mask in range(16)]
+        kept = mx.exits_that_pay(outputs, policy, latency)
+        assert ms(kept) == pytest.approx(min(map(ms, every)))
+        assert kept[-1] == 4
+        assert check[0] < 9 or kept == [4]
+
+
+def test_exits_that_can_t_be_kept_are_named(mlp):
+    model, _ = mlp
+    for wrong in ([], [3, 1], [1, 1], [5], [-1]):
+        with pytest.raises(ValueError, match=r"rise within 0\.\.4"):
+            mx.keep_exits(model, wrong)
+    with pytest.raises(ValueError, match="CascadedHead reads"):
+        mx.keep_exits(chain(head="linear+cascade"), [0, 3])

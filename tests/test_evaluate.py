@@ -246,7 +246,7 @@ KINDS = [mx.Entropy, mx.NormalizedEntropy, mx.MaxProb, mx.Margin, mx.Patience, m
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("speedup", [1.0, 1.2, 1.4])
-def test_the_best_of_those_that_are_fast_enough(kind, speedup, outputs):
+def test_the_slowest_of_those_that_are_fast_enough(kind, speedup, outputs):
     policy = mx.calibrate(outputs, kind, speedup=speedup)
     assert isinstance(policy, kind)
     chosen = mx.judge(outputs, policy)
@@ -254,12 +254,12 @@ def test_the_best_of_those_that_are_fast_enough(kind, speedup, outputs):
     numbers = {mx.Patience: range(1, 5), mx.FixedExit: range(5)}
     tried = [kind(n) for n in numbers.get(kind, torch.linspace(0, 1.2, 61).tolist())]
     fast = [row for row in mx.sweep(outputs, tried) if row.speedup_layers >= speedup]
-    best = max(row.score for row in fast)
-    # A denser grid than its own may find one more row, not more.
-    assert chosen.score >= best - (0 if kind in numbers else 1 / 24 + 1e-9)
+    slowest = min(row.speedup_layers for row in fast)
+    # Another grid than its own may find a slower setting, by a row's leaving a few exits later.
+    spare = 0 if kind in numbers else 4 / 24
+    assert 1 / chosen.speedup_layers >= 1 / slowest - spare
     if kind in numbers:
-        equal = [row.speedup_layers for row in fast if row.score == chosen.score]
-        assert chosen.speedup_layers == max(equal)
+        assert chosen.score == max(row.score for row in fast if row.speedup_layers == slowest)
 
 
 def test_the_first_exit_can_be_chosen(outputs):

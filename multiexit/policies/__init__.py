@@ -5,6 +5,7 @@ from multiexit.policies.base import State as State
 from multiexit.policies.base import answers as answers
 from multiexit.policies.base import simulate as simulate
 from multiexit.policies.base import step as step
+from multiexit.policies.certificate import Certificate as Certificate
 from multiexit.policies.confidence import Certainty as Certainty
 from multiexit.policies.confidence import Entropy as Entropy
 from multiexit.policies.confidence import Margin as Margin

@@ -6,13 +6,17 @@ batch-first tensors, so rows that stopped can be dropped from it like from every
 Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entropy in nats.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+
+from multiexit.policies.certificate import Certificate
 
 State = dict[str, Tensor]
 
@@ -24,6 +28,9 @@ class ExitPolicy(ABC):
     Whoever runs the policy ends everyone at the last exit; the policy need not know which it is.
     A row's decision may depend on that row alone, so that it is the same in any batch.
     """
+
+    certificate: ClassVar[Certificate | None] = None
+    """What it was certified for. It is no field: other numbers make a policy that has none."""
 
     @abstractmethod
     def init(self, logits_BC: Tensor) -> State:
@@ -42,6 +49,12 @@ class ExitPolicy(ABC):
         Asked after `step`, but at the last exit without one.
         """
         return logits_BC
+
+    def with_certificate(self, certificate: Certificate) -> Self:
+        """The same policy with this certificate, which is saved and loaded with it."""
+        certified = copy.copy(self)
+        object.__setattr__(certified, "certificate", certificate)
+        return certified
 
 
 def step(

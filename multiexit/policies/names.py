@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any, get_type_hints
 
 from multiexit.policies.base import ExitPolicy
+from multiexit.policies.certificate import Certificate
 from multiexit.policies.confidence import (
     Certainty,
     Entropy,
@@ -66,8 +67,11 @@ def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:
 
 
 def to_json(policy: ExitPolicy) -> dict[str, Any]:
-    """The policy as plain data: its class's name and its fields."""
-    return {"class": type(policy).__name__, **asdict(policy)}
+    """The policy as plain data: its class's name, its fields, and its certificate if it has one."""
+    data = {"class": type(policy).__name__, **asdict(policy)}
+    if policy.certificate is not None:
+        data["certificate"] = policy.certificate.to_json()
+    return data
 
 
 def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> ExitPolicy:
@@ -86,4 +90,8 @@ def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> 
         raise ValueError(
             f"the saved policy is a {name}, which is not built in: pass policies=[{name}]"
         )
-    return known[name](**{key: value for key, value in data.items() if key != "class"})
+    fields = {key: data[key] for key in data if key not in ("class", "certificate")}
+    policy = known[name](**fields)
+    if "certificate" not in data:
+        return policy
+    return policy.with_certificate(Certificate.from_json(data["certificate"]))

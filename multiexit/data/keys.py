@@ -1,0 +1,47 @@
+"""A key for each row of a batch, the same in any batch and under any padding.
+
+Letters: B batch rows, T tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def row_keys(args: Sequence[Any], inputs: Mapping[str, Any], rows: int) -> Tensor | None:
+    """64 bits of BLAKE2b over what each row holds, int64 [B].
+
+    Of text, the tokens where `attention_mask` [B, T] is 1 count. A tensor with one row for all,
+    such as `position_ids` [1, T], counts as every row's own. Names and labels don't count.
+
+    Args:
+        args, inputs: what the model is given.
+        rows: B.
+
+    Returns:
+        None where it can't be told what belongs to which row: tensors inside other things, a
+        first dimension other than B, none at all.
+    """
+    named = {**{str(position): value for position, value in enumerate(args)}, **inputs}
+    tensors = {k: v for k, v in named.items() if isinstance(v, Tensor) and v.ndim > 0}
+    sizes = {len(value) for value in tensors.values()}
+    nested = any(isinstance(value, Mapping | list | tuple) for value in named.values())
+    if nested or rows not in sizes or not sizes <= {1, rows}:
+        return None
+    kept = None
+    if "attention_mask" in tensors and tensors["attention_mask"].ndim == 2:
+        kept = tensors.pop("attention_mask").cpu().bool().expand(rows, -1).numpy()
+    hashes = [blake2b(digest_size=8) for _ in range(rows)]
+    for _, value in sorted(tensors.items()):
+        numbers = value.float() if value.is_floating_point() else value.long()
+        all_rows = numbers.detach().cpu().expand(rows, *value.shape[1:]).numpy()
+        tokens = kept if kept is not None and value.shape[1:2] == kept.shape[1:] else None
+        for row, hash in enumerate(hashes):
+            own = all_rows[row] if tokens is None else all_rows[row][tokens[row]]
+            hash.update(str(own.shape).encode())
+            hash.update(own.tobytes())
+    numbers = [int.from_bytes(hash.digest(), "little", signed=True) for hash in hashes]
+    return torch.tensor(numbers, dtype=torch.int64)

@@ -1,0 +1,56 @@
+"""What a policy was certified for, kept with it.
+
+Letters: N rows it was calibrated on, B rows of other outputs.
+"""
+
+import base64
+import struct
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A bound on what leaving early costs: on new rows the mean loss is at most the risk.
+
+    It speaks of rows drawn as those it was calibrated on, and of the model as it was then,
+    neither trained nor selected on them.
+
+    Args:
+        loss: `"disagreement"` or `"accuracy"` (`multiexit.guarantee.losses`).
+        risk: the bound.
+        confidence: with which it holds; None: on average over draws of the calibration rows.
+        rows: N.
+        observed: the mean loss on these rows.
+        keys: of these rows (`multiexit.Outputs`), sorted; None where they have none.
+    """
+
+    loss: str
+    risk: float
+    confidence: float | None
+    rows: int
+    observed: float
+    keys: tuple[int, ...] | None = field(default=None, repr=False)
+
+    def seen(self, keys_B: Tensor) -> Tensor:
+        """Which of these rows it was calibrated on, bool [B]."""
+        return torch.isin(keys_B, torch.tensor(self.keys or (), dtype=torch.int64))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; the keys as little-endian 64-bit numbers in base64."""
+        keys = self.keys
+        if keys is not None:
+            keys = base64.b64encode(struct.pack(f"<{len(keys)}q", *keys)).decode()
+        return {**asdict(self), "keys": keys}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Certificate":
+        """What `to_json` gave."""
+        keys = data["keys"]
+        if keys is not None:
+            packed = base64.b64decode(keys)
+            keys = struct.unpack(f"<{len(packed) // 8}q", packed)
+        return cls(**{**data, "keys": keys})

@@ -15,6 +15,8 @@ four batches. A batch of one is timed at each of its mixture's exits in turn.
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,13 +50,12 @@ def networks(tokens: int) -> dict[str, Callable[[], tuple[mx.MultiExitModel, Any
 
     base: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072}
     albert = AlbertConfig(**base, num_attention_heads=12)
-    vit = {"pretrained": False}
     return {
         f"BERT-base, {tokens} tokens": lambda: text(BertConfig()),
         f"ALBERT-base, {tokens} tokens": lambda: text(albert),
         "ResNet-56, 27 exits": lambda: image(mx.cifar_resnet(56)),
         "ResNet-56, 7 exits": lambda: image(mx.cifar_resnet(56), [3, 7, 11, 15, 19, 23, 26]),
-        "ViT-Ti/16": lambda: image(mx.wrap(timm.create_model("vit_tiny_patch16_224", **vit))),
+        "ViT-Ti/16": lambda: image(mx.wrap(timm.create_model("vit_tiny_patch16_224"))),
     }
 
 
@@ -136,8 +137,8 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 256])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--mixtures", nargs="+", default=MIXTURES)
     parser.add_argument("--only", help="networks whose name has this in it")
     parser.add_argument("--output")
@@ -153,7 +154,7 @@ def main() -> None:
                 row = measure(model, plain, make, batch, mixture, args.repeats)
                 rows.append({"network": name, "batch": batch, "mixture": mixture, **row})
                 print(rows[-1], flush=True)
-    report(rows, args.output, "benchmarks/engine.py")
+    report(rows, args.output, shlex.join(["benchmarks/engine.py", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from multiexit.config import TrainConfig
 from multiexit.cost import Cost
 from multiexit.engine import Engine
 from multiexit.evaluate import Outputs, Row, collect, exit_scores, judge, sweep
+from multiexit.export import export
+from multiexit.fewer import exits_that_pay, keep_exits
 from multiexit.history import History
 from multiexit.latency import Latency, profile
 from multiexit.losses import loss_matrix
@@ -64,10 +66,13 @@ __all__ = [
     "coefficients",
     "collect",
     "exit_scores",
+    "exits_that_pay",
+    "export",
     "fit_temperatures",
     "gradients",
     "heads",
     "judge",
+    "keep_exits",
     "loss_matrix",
     "metrics",
     "profile",

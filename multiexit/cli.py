@@ -186,16 +186,73 @@ def evaluate(
 
     named = [parse(text) for text in policy or []]
     loaded, data = typed.load(model, task, data_dir)
+    own = None if named else loaded.policy
     folder = output or model.parent / "evaluation"
     runs.report_on(
         loaded,
         data,
         folder,
-        lambda outputs: named or runs.default_policies(outputs, loaded.policy),
+        lambda outputs: named or runs.default_policies(outputs, own),
         title=data.name,
         time_batch=time_batch,
+        certificate=None if own is None else own.certificate,
         command=_command(),
     )
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    policy: Annotated[
+        str,
+        typer.Option(help="max-prob, patience, …; patient-confident=0.2,3 keeps the 3"),
+    ] = "max-prob",
+    speedup: Annotated[float | None, typer.Option(help="at least; see --by")] = None,
+    score: Annotated[float | None, typer.Option(help="at least, in 0..1")] = None,
+    milliseconds: Annotated[float | None, typer.Option(help="per batch, at most")] = None,
+    risk: Annotated[float | None, typer.Option(help="mean loss on new rows, at most")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="a threshold per exit, that spend 1/BUDGET of the MACs")
+    ] = None,
+    by: Annotated[str, typer.Option(help="what a speed-up is: layers, macs or time")] = "layers",
+    batch_size: Annotated[int, typer.Option(min=1, help="for time and milliseconds")] = 1,
+    confidence: Annotated[float, typer.Option(help="with which the risk is kept")] = 0.9,
+    loss: Annotated[str, typer.Option(help="disagreement or accuracy")] = "disagreement",
+    temperatures: Annotated[
+        bool, typer.Option("--temperatures", help="fit one per exit, on half of the share")
+    ] = False,
+    share: Annotated[float, typer.Option(help="of the set, to calibrate on")] = 0.5,
+    seed: Annotated[int, typer.Option(help="of the rows' draw")] = 0,
+    task: Annotated[str | None, typer.Option(help="default: what the model was trained on")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Set the model's policy for one target, on a share of the development set.
+
+    The rest of the set judges it. The policy is saved in the model's folder; one for a risk with
+    a certificate, by which `evaluate` leaves its rows out.
+
+    Examples:
+
+    multiexit calibrate runs/mrpc/model --policy max-prob --speedup 2 --data-dir data
+
+    multiexit calibrate runs/mrpc/model --policy patience --risk 0.05 --confidence 0.95
+    """
+    from multiexit import calibrate_run
+
+    wanted = {
+        "speedup": speedup,
+        "score": score,
+        "milliseconds": milliseconds,
+        "risk": risk,
+        "budget": budget,
+        "by": by,
+        "batch_size": batch_size,
+        "confidence": confidence,
+        "loss": loss,
+    }
+    kind = calibrate_run.named(policy)
+    loaded, data = typed.load(model, task, data_dir)
+    calibrate_run.run(loaded, model, data, kind, wanted, share, seed, temperatures)
 
 
 @app.command()
@@ -270,6 +327,51 @@ def predict(
         answers = predict_lines(loaded, chosen, reader, lines, batch_size)
     for answer in answers:
         print(json.dumps(answer, ensure_ascii=False))
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Argument(help="a folder that doesn't exist yet")],
+    policy: Annotated[str | None, typer.Option(help="default: the model's own")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, for CPUs")] = False,
+    agreement: Annotated[
+        float, typer.Option(help="share of rows whose answer int8 must leave as it is")
+    ] = 0.95,
+    task: Annotated[
+        str | None, typer.Option(help="compare on its development set too, not on random inputs")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a model and its policy as ONNX graphs, to be run by `multiexit_runner` without torch.
+
+    Examples:
+
+    multiexit export runs/mrpc/model mrpc-onnx --policy max-prob=0.9
+
+    multiexit export runs/mrpc/model mrpc-int8 --int8 --task mrpc --data-dir data
+    """
+    from multiexit import MultiExitModel
+    from multiexit import export as write
+    from multiexit.policies import parse
+
+    chosen = parse(policy) if policy else None
+    rows = None
+    if task is None and data_dir is None:
+        loaded = MultiExitModel.from_pretrained(model)
+    else:
+        loaded, data = typed.load(model, task, data_dir)
+        rows = next(iter(data.sets.values()))
+    reads = (model / "tokenizer_config.json").is_file()
+    reader = typed.tokenizer(model) if reads else None
+    parity = write(
+        loaded, output, chosen, tokenizer=reader, rows=rows, int8=int8, agreement=agreement
+    )
+    print(
+        f"{output}: {loaded.num_exits} graphs. Over {parity.rows} rows logits differ from the "
+        f"model's by at most {parity.largest_difference:.1g}; {parity.same_exit:.1%} leave at the "
+        f"same exit, {parity.same_answer:.1%} get the same answer"
+    )
 
 
 @app.command()

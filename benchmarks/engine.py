@@ -10,8 +10,9 @@ size sees the same mixture:
     late      its mirror image         one hard  all at a quarter of the depth, but one at the end
     none      nobody before the last exit: the ratio is that to the plain network
 
-"wait" stops when the last row of the batch may, as peers do at batches above 1. "stream" is fed
-four batches. A batch of one is timed at each of its mixture's exits in turn.
+"clock" is the ideal by measured stage times in place of layers. "wait" stops when the last row of
+the batch may, as peers do at batches above 1. "stream" is fed four batches. A batch of one is timed
+at each of its mixture's exits in turn. The engine has a latency table.
 """
 
 import argparse
@@ -88,7 +89,13 @@ def wait(model: mx.MultiExitModel, exits: list[int], inputs: dict[str, torch.Ten
 
 
 def measure(
-    model: mx.MultiExitModel, plain: Any, make: Any, batch: int, mixture: str, repeats: int
+    model: mx.MultiExitModel,
+    plain: Any,
+    make: Any,
+    table: mx.Latency,
+    batch: int,
+    mixture: str,
+    repeats: int,
 ) -> dict[str, Any]:
     """One row of the table."""
     M = model.num_exits
@@ -99,7 +106,7 @@ def measure(
     else:
         whole = plan(mixture, 1 if mixture == "none" else 2 * M, M)
         plans = [[exit] for exit in (whole[:2] if mixture == "one hard" else whole)]
-    engines = [mx.Engine(model, Planned(tuple(exits))) for exits in plans]
+    engines = [mx.Engine(model, Planned(tuple(exits)), latency=table) for exits in plans]
     stream_of = 4 if batch > 1 else 0
 
     def run_plain() -> None:
@@ -121,9 +128,13 @@ def measure(
     slow, fast, waiting, *streamed = seconds(calls, repeats)
     layers = [model.exits[exit] + 1 for exits in plans for exit in exits]
     ideal = (model.exits[-1] + 1) * len(layers) / sum(layers)
+    stages = [table.at(spent, batch) for spent in table.stages_ms]
+    until = [table.at(table.start_ms, batch) + sum(stages[: m + 1]) for m in range(M)]
+    ran = sum(until[exit] for exits in plans for exit in exits) / len(layers)
     row = {
         "plain, ms": 1e3 * slow / len(plans),
         "ideal": ideal,
+        "clock": until[-1] / ran,
         "engine": slow / fast,
         "engine / ideal": slow / fast / ideal,
         "wait": slow / waiting,
@@ -149,9 +160,11 @@ def main() -> None:
         if args.only and args.only not in name:
             continue
         model, plain, make = build()
+        sizes = [1 << power for power in range(max(args.batches).bit_length())]
+        table = mx.profile(model, inputs=make(1), batch_sizes=sizes, repeats=args.repeats)
         for batch in args.batches:
             for mixture in args.mixtures:
-                row = measure(model, plain, make, batch, mixture, args.repeats)
+                row = measure(model, plain, make, table, batch, mixture, args.repeats)
                 rows.append({"network": name, "batch": batch, "mixture": mixture, **row})
                 print(rows[-1], flush=True)
     report(rows, args.output, shlex.join(["benchmarks/engine.py", *sys.argv[1:]]))

@@ -25,7 +25,7 @@ class Engine:
     """Predicts with a trained model as fast as it can; answers are those of `model.predict`.
 
     Columns of padding that all rows share are cut. Rows that stopped leave the batch where that
-    pays: at once, or with a latency table only where the next stages gain more than copying costs.
+    pays: at once, or with a latency table as soon as dragging them along would have cost more.
 
     Args:
         model: in evaluation mode.
@@ -154,14 +154,18 @@ class Engine:
         named = {name: value for name, value in moved.items() if isinstance(name, str)}
         return walk.begin(self.model.backbone.start(*args, **named), rows_B.to(device), rows)
 
-    def _fit(self, exit: int, rows: int, staying: int) -> int:
-        """With how many rows to go on behind an exit (`walk.Fit`)."""
-        size = _bucket(staying) if self.compiled else staying
+    def _fit(self, group: walk.Group) -> int:
+        """With how many rows to go on behind an exit (`walk.Fit`).
+
+        Rows that stopped leave as soon as dragging them along, the next stages included, would
+        have cost more time than it takes to drop them.
+        """
+        rows, size = len(group.rows_B), _bucket(group.here) if self.compiled else group.here
         if self.latency is None or size >= rows:
             return size
-        stages, at = self.latency.stages_ms[exit + 1], self.latency.at
-        gain = at(stages, rows) - at(stages, size)
-        return size if gain > at(self.latency.drop_ms, size) else rows
+        stages, at = self.latency.stages_ms[group.exit], self.latency.at
+        group.wasted += at(stages, rows) - at(stages, size)
+        return size if group.wasted > at(self.latency.drop_ms, size) else rows
 
     def _check_mode(self) -> None:
         if self.model.training:

@@ -17,6 +17,7 @@ from multiexit import policies
 from multiexit.cost import Cost
 from multiexit.evaluate import Outputs, Row, exit_scores
 from multiexit.history import History
+from multiexit.latency import Latency
 from multiexit.policies import ExitPolicy
 
 FORMAT = 1
@@ -59,6 +60,20 @@ def cost_table(cost: Cost) -> str:
     """A row per exit: layers, MACs and parameters, cumulated, all heads so far included."""
     columns = zip(cost.layers_M, cost.macs_M, cost.params_M, strict=True)
     return table([_cost_cells(m, *row) for m, row in enumerate(columns)])
+
+
+def latency_table(latency: Latency) -> str:
+    """Milliseconds until each exit's answer, and without early exits, by batch size."""
+    sizes = latency.batch_sizes
+    ms_SM = [[*latency.until_exit_ms(size), latency.at(latency.full_ms, size)] for size in sizes]
+    heads = [f"batch of {size}, ms" for size in sizes]
+    names = [*map(str, range(len(latency.stages_ms))), "no early exits"]
+    return table(
+        [
+            {"exit": name, **dict(zip(heads, (f"{ms:.3g}" for ms in ms_S), strict=True))}
+            for name, ms_S in zip(names, zip(*ms_SM, strict=True), strict=True)
+        ]
+    )
 
 
 def policy_table(rows: Sequence[Row], markdown: bool = False) -> str:

@@ -65,6 +65,14 @@ def exits(text: str) -> Any:
     return numbers[0] if one_number else numbers
 
 
+def whole_numbers(option: str, text: str) -> list[int]:
+    """`1,8,32` as numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"can't read {option} {text!r}: write whole numbers, 1,8,32") from error
+
+
 def options(pairs: list[str]) -> dict[str, Any]:
     """`NAME=VALUE` pairs; a value that is JSON is read as such."""
     options = {}

@@ -45,9 +45,9 @@ BATCHED = ("rows_B", "carry", "memory", "state")
 """What of a group has a row per row, beside who is still here."""
 
 Looker = Callable[[int, Carry, Memory, State], Look]
-Fit = Callable[[int, int, int], int]
-"""`(exit, rows in the batch, rows that stay) -> rows to go on with`: the size of the batch behind
-an exit. As many as stay: the others leave. More: so many of them, or copies, are dragged along."""
+Fit = Callable[["Group"], int]
+"""With how many rows a group goes on behind an exit. As many as are still here: the others leave.
+More: so many of them, or copies, are dragged along."""
 
 
 def look(
@@ -83,6 +83,7 @@ class Group:
         rows_B: their places in the answer.
         here_B: which of them have not stopped yet; the others are dragged along.
         carry, memory, state: as `Look` gives them.
+        wasted: milliseconds spent on those dragged along, for whoever reckons with them.
     """
 
     exit: int
@@ -92,6 +93,7 @@ class Group:
     carry: Carry
     memory: Memory
     state: State
+    wasted: float = 0.0
 
 
 class Left(NamedTuple):
@@ -137,14 +139,15 @@ def advance(group: Group, look: Looker, fit: Fit) -> tuple[Left | None, Group | 
         seen.carry,
         seen.memory,
         seen.state,
+        group.wasted,
     )
-    if not leaving:
-        return None, after
-    left = Left(group.rows_B[leave_B], exit, seen.answer_BC[leave_B])
+    left = Left(group.rows_B[leave_B], exit, seen.answer_BC[leave_B]) if leaving else None
     if not after.here:
         return left, None
-    size = fit(exit, len(after.rows_B), after.here)
-    return left, (after if size >= len(after.rows_B) else take(after, size))
+    if after.here < len(after.rows_B):
+        size = fit(after)
+        after = after if size >= len(after.rows_B) else take(after, size)
+    return left, after
 
 
 def take(group: Group, size: int) -> Group:
@@ -154,6 +157,7 @@ def take(group: Group, size: int) -> Group:
         keep = torch.cat([keep, keep[-1:].expand(size - group.here)])
     return replace(
         group,
+        wasted=0.0,
         here_B=torch.arange(size, device=keep.device) < group.here,
         **{name: select(getattr(group, name), keep) for name in BATCHED},
     )
@@ -179,9 +183,9 @@ def walk(group: Group | None, look: Looker, fit: Fit) -> Iterator[Left]:
             yield left
 
 
-def leave(exit: int, rows: int, staying: int) -> int:
+def leave(group: Group) -> int:
     """The plain `Fit`: whoever stopped leaves the batch at once."""
-    return staying
+    return group.here
 
 
 def _read(*numbers: Tensor) -> list[float]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import Text, chain
+from helpers import Text, chain, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import Countdown, Spy
@@ -354,6 +354,25 @@ def test_a_policy_of_one_s_own_streams(mlp):
     wanted = model.predict(Countdown(), **inputs)
     got = mx.Engine(model, Countdown()).stream(inputs["x"].split(7), batch_size=4)
     same(mx.Prediction(*map(torch.cat, zip(*got, strict=True))), wanted)
+
+
+def test_the_command_line_profiles_a_folder(tmp_path):
+    mx.MultiExitModel(mx.cifar_resnet(20), 10, exits=[2, 8]).save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    ended = command("profile", tmp_path, "--batch-sizes", "1,2", "--repeats", 1)
+    assert ended.code == 0, ended.err
+    assert "no early exits" in ended.out
+    latency = mx.MultiExitModel.from_pretrained(tmp_path).latency
+    assert (latency.batch_sizes, len(latency.stages_ms)) == ((1, 2), 2)
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    for words, message in (
+        (("--batch-sizes", "2,1"), "must rise"),
+        (("--batch-sizes", "1,x"), "whole numbers"),
+        (("--tokens", 5), "reads x, not text"),
+    ):
+        ended = command("profile", tmp_path, *words)
+        assert ended.code == 2
+        assert message in ended.err
 
 
 # Fewer exits

@@ -1,0 +1,37 @@
+"""The command line: `multiexit COMMAND --help` shows examples."""
+
+import sys
+
+import typer
+
+from multiexit.cli import judging, serving, training
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train networks with many exits and make them stop early, for text and for images.",
+)
+
+for command in (
+    training.demo,
+    training.train,
+    judging.evaluate,
+    judging.sweep,
+    judging.calibrate,
+    judging.profile,
+    serving.predict,
+    serving.export,
+    training.recipes,
+    training.info,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"multiexit: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,3 @@
+from multiexit.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""Commands that judge a trained model, and set it up for a target."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiexit import typed
+from multiexit.cli.words import DataDir, Model, ModelTask, Policies, typed_command
+
+
+def evaluate(
+    model: Model,
+    task: ModelTask = None,
+    data_dir: DataDir = None,
+    policy: Policies = None,
+    output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
+    time_batch: Annotated[
+        int | None, typer.Option(help="also measure seconds, at this batch size")
+    ] = None,
+) -> None:
+    """Score every exit, and the policies named, on a task's development or test set.
+
+    Example: multiexit evaluate runs/mrpc/model --data-dir data --policy patience=4 --time-batch 1
+    """
+    from multiexit import runs
+    from multiexit.policies import parse
+
+    named = [parse(text) for text in policy or []]
+    loaded, data = typed.load(model, task, data_dir)
+    own = None if named else loaded.policy
+    folder = output or model.parent / "evaluation"
+    runs.report_on(
+        loaded,
+        data,
+        folder,
+        lambda outputs: named or runs.default_policies(outputs, own),
+        title=data.name,
+        time_batch=time_batch,
+        certificate=None if own is None else own.certificate,
+        command=typed_command(),
+    )
+
+
+def sweep(
+    model: Model,
+    policy: Annotated[
+        str, typer.Option(help="patience, entropy, max-prob, margin, …")
+    ] = "patience",
+    task: ModelTask = None,
+    data_dir: DataDir = None,
+    output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
+) -> None:
+    """One policy over its whole range, from one pass over the data.
+
+    Example: multiexit sweep runs/mrpc/model --policy entropy --data-dir data
+    """
+    from multiexit import runs
+
+    loaded, data = typed.load(model, task, data_dir)
+    folder = output or model.parent / f"sweep-{policy}"
+    runs.report_on(
+        loaded,
+        data,
+        folder,
+        lambda outputs: runs.family(policy, outputs),
+        title=f"{policy} on {data.name}",
+        command=typed_command(),
+    )
+
+
+def calibrate(
+    model: Model,
+    policy: Annotated[
+        str,
+        typer.Option(help="max-prob, patience, …; patient-confident=0.2,3 keeps the 3"),
+    ] = "max-prob",
+    speedup: Annotated[float | None, typer.Option(help="at least; see --by")] = None,
+    score: Annotated[float | None, typer.Option(help="at least, in 0..1")] = None,
+    milliseconds: Annotated[float | None, typer.Option(help="per batch, at most")] = None,
+    risk: Annotated[float | None, typer.Option(help="mean loss on new rows, at most")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="a threshold per exit, that spend 1/BUDGET of the MACs")
+    ] = None,
+    by: Annotated[str, typer.Option(help="what a speed-up is: layers, macs or time")] = "layers",
+    batch_size: Annotated[int, typer.Option(min=1, help="for time and milliseconds")] = 1,
+    confidence: Annotated[float, typer.Option(help="with which the risk is kept")] = 0.9,
+    loss: Annotated[str, typer.Option(help="disagreement or accuracy")] = "disagreement",
+    temperatures: Annotated[
+        bool, typer.Option("--temperatures", help="fit one per exit, on half of the share")
+    ] = False,
+    share: Annotated[float, typer.Option(help="of the set, to calibrate on")] = 0.5,
+    seed: Annotated[int, typer.Option(help="of the rows' draw")] = 0,
+    task: ModelTask = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Set the model's policy for one target, on a share of the development set.
+
+    The rest of the set judges it. The policy is saved in the model's folder; one for a risk with
+    a certificate, by which `evaluate` leaves its rows out.
+
+    Examples:
+
+    multiexit calibrate runs/mrpc/model --policy max-prob --speedup 2 --data-dir data
+
+    multiexit calibrate runs/mrpc/model --policy patience --risk 0.05 --confidence 0.95
+    """
+    from multiexit import calibrate_run
+
+    wanted = {
+        "speedup": speedup,
+        "score": score,
+        "milliseconds": milliseconds,
+        "risk": risk,
+        "budget": budget,
+        "by": by,
+        "batch_size": batch_size,
+        "confidence": confidence,
+        "loss": loss,
+    }
+    kind = calibrate_run.named(policy)
+    loaded, data = typed.load(model, task, data_dir)
+    calibrate_run.run(loaded, model, data, kind, wanted, share, seed, temperatures)
+
+
+def profile(
+    model: Model,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="per row of text, as yours have; default 128")
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(help="rising")] = "1,2,4,8,16,32",
+    repeats: Annotated[int, typer.Option(min=1, help="readings of each part")] = 5,
+) -> None:
+    """Measure how long a model's parts take on this machine, and keep that with the model.
+
+    Example: multiexit profile runs/mrpc/model --tokens 50
+    """
+    from multiexit import MultiExitModel, report, saving
+    from multiexit.latency import profile as measure
+
+    sizes = typed.whole_numbers("--batch-sizes", batch_sizes)
+    loaded = MultiExitModel.from_pretrained(model).to(typed.device())
+    inputs = loaded.backbone.example_inputs()
+    if tokens is not None:
+        if "input_ids" not in inputs:
+            raise ValueError(f"--tokens {tokens}: this model reads {', '.join(inputs)}, not text")
+        most = inputs["input_ids"].shape[1]
+        if tokens > most:
+            raise ValueError(f"--tokens {tokens}: a row of the example has {most} at most")
+        inputs = {name: value[:, :tokens] for name, value in inputs.items()}
+    loaded.latency = measure(loaded, inputs=inputs, batch_sizes=sizes, repeats=repeats)
+    saving.save_settings(loaded, model)
+    print(report.latency_table(loaded.latency))
+    print(f"\nwritten: {model / saving.SETTINGS} ({loaded.latency.machine})")

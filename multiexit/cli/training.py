@@ -1,0 +1,178 @@
+"""Commands that train, and what can be trained."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiexit import typed
+from multiexit.cli.words import DataDir, Task, typed_command
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="folder for the model and the picture")] = Path(
+        "demo"
+    ),
+    epochs: Annotated[int, typer.Option(min=1)] = 30,
+) -> None:
+    """Train, judge and plot a small multi-exit ResNet on real images, without any download.
+
+    Example: multiexit demo
+    """
+    from multiexit import runs
+
+    runs.demo(output, epochs)
+
+
+def train(
+    task: Task,
+    output: Annotated[Path, typer.Option(help="the run's folder")],
+    data_dir: DataDir = None,
+    download: Annotated[bool, typer.Option(help="fetch CIFAR into the data folder")] = False,
+    recipe: Annotated[str, typer.Option(help="see `multiexit recipes`")] = "leebert",
+    option: Annotated[
+        list[str] | None, typer.Option(help="a recipe's own option, e.g. temperature=2")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, torchvision:NAME"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="safetensors to start a CIFAR ResNet from (see --normalisation)"),
+    ] = None,
+    normalisation: Annotated[
+        str | None,
+        typer.Option(help="of CIFAR's images: imagenet for published weights; default: its own"),
+    ] = None,
+    exits: Annotated[
+        str, typer.Option(help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0")
+    ] = "all",
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="linear, pooler, own-pooler, attention, mixed-pool; +lte, +mix or +cascade behind"
+        ),
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="first or mean")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="steps per phase, in place of epochs")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate of the network")] = None,
+    omega_lr: Annotated[
+        float | None, typer.Option(help="learning rate of the loss weights")
+    ] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(help="epochs without a better one; text 5, images never")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="processes that prepare batches")] = 0,
+    schedule: Annotated[str, typer.Option(help="CIFAR: strong or appendix-f")] = "strong",
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
+    accumulation: Annotated[int, typer.Option(help="batches per step")] = 1,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="share of train that selects the epoch; text 0.1, images 0 (the last)"),
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="tokens per row at most")] = 128,
+    seed: Annotated[int, typer.Option()] = 0,
+    checkpoint_every: Annotated[int | None, typer.Option(help="steps, beside epochs' ends")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the run's checkpoint")] = False,
+    tracker: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb, …")] = None,
+    progress: Annotated[bool, typer.Option(help="show a bar")] = True,
+) -> None:
+    """Put exits on a backbone, train it by a recipe, and report every exit and many policies.
+
+    Examples:
+
+    multiexit train --task mrpc --backbone albert-base-v2 --recipe leebert --output runs/mrpc
+
+    multiexit train --task cifar10 --data-dir data --recipe leebert --epochs 20 --output runs/cifar
+    """
+    from multiexit import runs, tasks
+
+    kind = tasks.kind(task)
+    chosen = runs.recipe_for(recipe, task, typed.options(option or []))
+    given = {
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "omega_lr": omega_lr,
+        "early_stopping": early_stopping,
+    }
+    config = replace(
+        runs.config_for(task, schedule),
+        output=output,
+        mixed_precision=mixed_precision,
+        accumulation=accumulation,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        trackers=tuple(tracker or ()),
+        progress=progress,
+        workers=workers,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    begin = time.perf_counter()
+    tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
+    data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
+    model, history = runs.train(
+        data,
+        runs.backbone_for(data, backbone, weights, seed),
+        chosen,
+        config,
+        exits=typed.exits(exits),
+        head=head,
+        pool=pool,
+        validation=(0.1 if kind == "text" else 0.0) if validation is None else validation,
+        tokenizer=tokenizer,
+    )
+    seconds = round(time.perf_counter() - begin, 1)
+    runs.report_on(
+        model,
+        data,
+        output,
+        lambda outputs: runs.default_policies(outputs, model.policy),
+        title=f"{chosen.name} on {data.name}",
+        history=history,
+        recipe=chosen.name,
+        command=typed_command(),
+        seconds=seconds,
+    )
+
+
+def recipes() -> None:
+    """List the training methods with paper, section and year.
+
+    Example: multiexit recipes
+    """
+    from multiexit.recipes import RECIPES
+
+    for make in RECIPES.values():
+        made = make()
+        print(f"{made.name:<18} {made.summary}")
+        print(f"{'':<18} {made.paper} ({made.year}), section {made.section}")
+
+
+def info(
+    backbone: Annotated[
+        str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, torchvision:NAME")
+    ],
+    classes: Annotated[int, typer.Option(min=1)] = 2,
+    exits: Annotated[
+        str, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0")
+    ] = "all",
+    head: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """The exits that a backbone can have, with parameters and MACs up to each.
+
+    Example: multiexit info cifar-resnet-56 --classes 10
+    """
+    from multiexit import MultiExitModel, report, wrap
+
+    model = MultiExitModel(wrap(backbone), classes, typed.exits(exits), head)
+    print(report.cost_table(model.cost()))

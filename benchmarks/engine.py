@@ -19,15 +19,33 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from common import report, seconds
-from predict import Planned
+from torch import Tensor
 from transformers import AlbertConfig, AutoModelForSequenceClassification, BertConfig
 
 import multiexit as mx
+
+
+@dataclass(frozen=True)
+class Planned(mx.ExitPolicy):
+    """Leave where the plan says; costs what patience costs."""
+
+    plan: tuple[int, ...]
+
+    def init(self, logits_BC: Tensor) -> dict[str, Tensor]:
+        zeros_B = torch.zeros(len(logits_BC), dtype=torch.long, device=logits_BC.device)
+        plan_B = torch.tensor(self.plan, device=logits_BC.device)
+        return {"plan": plan_B, "exit": zeros_B, "answer": zeros_B}
+
+    def step(self, state: dict[str, Tensor], logits_BC: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        stop_B = state["exit"] >= state["plan"]
+        return {**state, "exit": state["exit"] + 1, "answer": logits_BC.argmax(-1)}, stop_B
+
 
 MIXTURES = ("uniform", "early", "late", "one hard", "none")
 

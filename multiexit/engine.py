@@ -66,9 +66,9 @@ class Engine:
         self.compiled = bool(compile)
         self._look: walk.Looker = partial(walk.look, model, policy)
         if compile:
-            # A graph for each exit and size; the default limit is 8 of them.
+            # A graph for each exit, batch size and length; the default limit is 8 of them.
             limit = torch._dynamo.config.recompile_limit
-            torch._dynamo.config.recompile_limit = max(limit, 16 * model.num_exits)
+            torch._dynamo.config.recompile_limit = max(limit, 64 * model.num_exits)
             mode = compile if isinstance(compile, str) else None
             self._look = torch.compile(self._look, mode=mode, dynamic=False)
 
@@ -90,8 +90,8 @@ class Engine:
         """Answers for batch after batch, in order; inside, rows of different batches go together.
 
         Rows of `window` batches are sorted by length, and rows that wait at the same exit are put
-        together until they fill a batch, so that deep stages run full too. An answer comes when
-        its whole batch is done, at most some windows later.
+        together until they fill a batch, so that deep stages run full too. Answers come when the
+        whole window is done.
 
         Args:
             data: a data set, or an iterable of batches with or without labels, of any sizes.

@@ -183,6 +183,23 @@ def test_rows_are_dragged_along_where_dropping_them_costs_more(mlp):
     assert [size for _, size in spy.seen[:5]] == [24, *stay_S[:-1].tolist()]
 
 
+@pytest.mark.parametrize("drop", [0.0, 3.0, 9.0, 20.0, 50.0])
+def test_rows_are_dropped_once_dragging_them_has_cost_more(mlp, drop):
+    """A stage takes a millisecond per row; dropping rows takes `drop`."""
+    model, inputs = mlp
+    policy = mx.MaxProb(0.75)
+    here_M = 24 - model.predict(policy, **inputs).exit_B.bincount(minlength=5).cumsum(0)
+    sizes, size, wasted = [24], 24, 0.0
+    for here in here_M[:-1].tolist():
+        wasted += size - here
+        if size > here and wasted > drop:
+            size, wasted = here, 0.0
+        sizes.append(size)
+    spy = model.backbone = Spy(model.backbone)
+    mx.Engine(model, policy, latency=table(model, (1.0, 24.0), drop)).predict(**inputs)
+    assert [rows for _, rows in spy.seen] == sizes
+
+
 def test_when_all_have_left_nothing_more_runs(mlp):
     model, inputs = mlp
     spy = model.backbone = Spy(model.backbone)

@@ -1,3 +1,6 @@
+"""`python -m multiexit.cli COMMAND`, as `accelerate launch -m` needs it."""
+
 from multiexit.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

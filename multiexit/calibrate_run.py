@@ -76,7 +76,7 @@ def run(
     (saving.save if temperatures else saving.save_settings)(model, folder)
     print(f"{task.name} ({name}): {calibrating} rows calibrate, {len(rest.labels_B)} others judge")
     print(_said(model, rest, chosen, wanted))
-    print(f"\nwritten: {folder / 'multiexit.json'}, with the policy {report.policy_name(chosen)}")
+    print(f"\nwritten: {folder / saving.SETTINGS}, with the policy {report.policy_name(chosen)}")
 
 
 def _chooser(

@@ -75,13 +75,12 @@ class Engine:
     @torch.inference_mode()
     def predict(self, *args: Any, **inputs: Any) -> Prediction:
         """One batch; see `MultiExitModel.predict`."""
-        self._check_mode()
+        walk.check_evaluating(self.model)
         rows = walk.num_rows(args, inputs)
-        answer = self._blank(rows)
+        answer = walk.blank(self.model, rows)
         if rows:
             group = self._begin({**dict(enumerate(args)), **inputs}, torch.arange(rows))
-            for left in walk.walk(group, self._look, self._fit):
-                _put(answer, left)
+            walk.run(group, self._look, self._fit, answer)
         return answer
 
     def stream(
@@ -113,14 +112,14 @@ class Engine:
     @torch.inference_mode()
     def _window(self, batches: list[Any], batch_size: int) -> Iterator[Prediction]:
         """Answers of some batches, whose rows are regrouped."""
-        self._check_mode()
+        walk.check_evaluating(self.model)
         sizes = [walk.num_rows(args, inputs) for args, inputs in batches]
         named = [{**dict(enumerate(args)), **inputs} for args, inputs in batches]
         inputs = padding.join(named, sizes)
         rows = sum(sizes)
         length_B = padding.lengths(inputs)
         order_B = torch.arange(rows) if length_B is None else length_B.cpu().argsort(stable=True)
-        answer = self._blank(rows)
+        answer = walk.blank(self.model, rows)
         waiting = Waiting(self.model.num_exits, batch_size)
         for some_B in order_B.flip(0).split(batch_size):
             chosen = padding.rows_of(inputs, some_B, rows)
@@ -136,8 +135,7 @@ class Engine:
         if self.compiled and len(group.rows_B) != _bucket(group.here):  # merged
             group = walk.take(group, _bucket(group.here))
         left, after = walk.advance(group, self._look, self._fit)
-        if left is not None:
-            _put(answer, left)
+        walk.put(answer, left)
         if after is not None:
             waiting.add(after)
 
@@ -166,24 +164,6 @@ class Engine:
         stages, at = self.latency.stages_ms[group.exit], self.latency.at
         group.wasted += at(stages, rows) - at(stages, size)
         return size if group.wasted > at(self.latency.drop_ms, size) else rows
-
-    def _check_mode(self) -> None:
-        if self.model.training:
-            raise ValueError("predict in train mode would be random: call model.eval() first")
-
-    def _blank(self, rows: int) -> Prediction:
-        """Answers to be filled in."""
-        device = next(self.model.parameters()).device
-        return Prediction(
-            torch.empty(rows, self.model.num_classes, device=device),
-            torch.empty(rows, dtype=torch.long, device=device),
-        )
-
-
-def _put(answer: Prediction, left: walk.Left) -> None:
-    """Write down the answers of rows that left."""
-    answer.logits_BC[left.rows_B] = left.answer_BC
-    answer.exit_B[left.rows_B] = left.exit
 
 
 class Waiting:

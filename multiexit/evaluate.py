@@ -20,6 +20,7 @@ from multiexit.metrics import METRICS
 from multiexit.model import MultiExitModel
 from multiexit.outputs import Outputs
 from multiexit.policies import ExitPolicy
+from multiexit.walk import num_rows
 
 SAME = 0.01
 """Share of rows that may equal ones calibrated on: halves of GLUE's dev sets share up to 0.4 %."""
@@ -180,7 +181,7 @@ def measured_speedup(
     for batch in few:
         args, inputs, _ = unpack(batch)
         timed.append((move(args, device), move(inputs, device)))
-        if sum(_rows(*inputs) for inputs in timed) >= rows:
+        if sum(num_rows(*inputs) for inputs in timed) >= rows:
             break
     training = model.training
     model.eval()
@@ -193,10 +194,6 @@ def measured_speedup(
     finally:
         model.train(training)
     return theirs / ours
-
-
-def _rows(args: tuple[Any, ...], inputs: dict[str, Any]) -> int:
-    return len(next(v for v in (*args, *inputs.values()) if isinstance(v, Tensor)))
 
 
 def _check_unseen(outputs: Outputs, policy: ExitPolicy) -> None:

@@ -178,24 +178,16 @@ def _column(
     model: "MultiExitModel", policy: policies.ExitPolicy, inputs: dict[str, Tensor], repeats: int
 ) -> tuple[float, list[float], list[float], float, float]:
     """All parts at one batch size."""
-    seconds = partial(_milliseconds, repeats)
+    took = partial(_milliseconds, repeats)
     carry = model.backbone.start(**inputs)
-    start = seconds(lambda: model.backbone.start(**inputs))
+    start = took(lambda: model.backbone.start(**inputs))
     memory, state = {}, {}
-    stages, check, first = [], [], 0
+    stages, check = [], []
     keep = torch.arange(len(next(iter(inputs.values()))), device=next(model.parameters()).device)
-    drop = seconds(lambda: select(carry, keep))
-    for exit, last in enumerate(model.exits):
-        span = range(first, last + 1)
-
-        def through(carry: Any = carry, span: range = span) -> Any:
-            feature: Any = None
-            for stage in span:
-                carry, feature = model.backbone.stage(carry, stage)
-            return carry, feature
-
-        stages.append(seconds(through))
-        carry, feature = through()
+    drop = took(lambda: select(carry, keep))
+    for exit in range(model.num_exits):
+        stages.append(took(partial(model.to_exit, exit, carry)))
+        carry, feature = model.to_exit(exit, carry)
 
         def ask(c: Any = carry, f: Any = feature, m: Any = memory, s: Any = state, e: int = exit):
             logits_BC, after = model.ask(e, f, c, m)
@@ -204,10 +196,9 @@ def _column(
             stop_B.sum().item()
             return after, now
 
-        check.append(seconds(ask))
+        check.append(took(ask))
         memory, state = ask()
-        first = last + 1
-    return start, stages, check, drop, seconds(lambda: model.full(**inputs))
+    return start, stages, check, drop, took(lambda: model.full(**inputs))
 
 
 def _milliseconds(repeats: int, call: Callable[[], Any]) -> float:

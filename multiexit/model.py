@@ -18,20 +18,9 @@ from multiexit.backbones import Backbone, Carry
 from multiexit.gradients import Branch
 from multiexit.latency import Latency
 from multiexit.policies import ExitPolicy
+from multiexit.walk import Prediction as Prediction
 
 Exits = str | int | Sequence[int] | Sequence[float]
-
-
-class Prediction(NamedTuple):
-    """Answers in the order the rows came in.
-
-    Args:
-        logits_BC: the logits of the exit where each row left, float32.
-        exit_B: which exit that was, counted from 0, int64.
-    """
-
-    logits_BC: Tensor
-    exit_B: Tensor
 
 
 class Pass(NamedTuple):
@@ -182,20 +171,14 @@ class MultiExitModel(nn.Module):
             raise ValueError(
                 f"predict takes a policy first, such as Patience(4); got {type(policy).__name__}"
             )
-        if self.training:
-            raise ValueError("predict in train mode would be random: call model.eval() first")
+        walk.check_evaluating(self)
         rows = walk.num_rows(args, inputs)
-        device = next(self.parameters()).device
-        exit_B = torch.empty(rows, dtype=torch.long, device=device)
-        if rows == 0:
-            return Prediction(torch.empty(0, self.num_classes, device=device), exit_B)
-        answer_BC = torch.empty(rows, self.num_classes, device=device)
-        carry = self.backbone.start(*args, **inputs)
-        group = walk.begin(carry, torch.arange(rows, device=device), rows)
-        for left in walk.walk(group, partial(walk.look, self, policy), walk.leave):
-            answer_BC[left.rows_B] = left.answer_BC
-            exit_B[left.rows_B] = left.exit
-        return Prediction(answer_BC, exit_B)
+        answer = walk.blank(self, rows)
+        if rows:
+            carry = self.backbone.start(*args, **inputs)
+            group = walk.begin(carry, torch.arange(rows, device=answer.exit_B.device), rows)
+            walk.run(group, partial(walk.look, self, policy), walk.leave, answer)
+        return answer
 
     @torch.inference_mode()
     def full(self, *args: Any, **inputs: Any) -> Tensor:
@@ -203,11 +186,18 @@ class MultiExitModel(nn.Module):
 
         A head that reads what earlier ones left has nothing to read here.
         """
-        carry = self.backbone.start(*args, **inputs)
-        for stage in range(self.exits[-1]):
-            carry, _ = self.backbone.stage(carry, stage)
-        carry, feature = self.backbone.stage(carry, self.exits[-1])
+        carry, feature = self.backbone.start(*args, **inputs), None
+        for exit in range(self.num_exits):
+            carry, feature = self.to_exit(exit, carry)
+        assert feature is not None
         return self.ask(self.num_exits - 1, feature, carry, {})[0]
+
+    def to_exit(self, exit: int, carry: Carry) -> tuple[Carry, Tensor]:
+        """The stages behind the exit before, up to this one: the carry and this one's feature."""
+        feature: Any = None
+        for stage in range(self.exits[exit - 1] + 1 if exit else 0, self.exits[exit] + 1):
+            carry, feature = self.backbone.stage(carry, stage)
+        return carry, feature
 
     def segment(self, exit: int, carry: Carry, memory: heads.Memory) -> Segment:
         """The stages behind the exit before, up to this one, and its head.
@@ -216,9 +206,7 @@ class MultiExitModel(nn.Module):
             exit: m, counted from 0.
             carry, memory: what `backbone.start` (with an empty memory) or the segment before gave.
         """
-        feature: Any = None
-        for stage in range(self.exits[exit - 1] + 1 if exit else 0, self.exits[exit] + 1):
-            carry, feature = self.backbone.stage(carry, stage)
+        carry, feature = self.to_exit(exit, carry)
         logits_BC, memory = self.ask(exit, feature, carry, memory)
         return Segment(carry, logits_BC, memory)
 

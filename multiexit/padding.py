@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Inputs = tuple[Any, ...] | dict[str, Any]
-
 
 def lengths(inputs: Mapping[str, Any]) -> Tensor | None:
     """Tokens of each row up to its last real one, [B]; None without an `attention_mask` [B, T]."""
@@ -54,12 +52,7 @@ def join(batches: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, A
     if any(batch.keys() != batches[0].keys() for batch in batches):
         keys = sorted({tuple(batch) for batch in batches})
         raise ValueError(f"a stream's batches must have the same inputs; got {keys}")
-    return {
-        key: _stack([batch[key] for batch in batches], sizes)
-        if isinstance(first, Tensor)
-        else first
-        for key, first in batches[0].items()
-    }
+    return {key: _stack([batch[key] for batch in batches], sizes) for key in batches[0]}
 
 
 def _stack(values: Sequence[Any], sizes: Sequence[int]) -> Any:

@@ -7,7 +7,7 @@ Letters: M exits, B batch rows, C classes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,18 @@ from multiexit.policies import ExitPolicy, State
 
 if TYPE_CHECKING:
     from multiexit.model import MultiExitModel
+
+
+class Prediction(NamedTuple):
+    """Answers in the order the rows came in.
+
+    Args:
+        logits_BC: the logits of the exit where each row left, float32.
+        exit_B: which exit that was, counted from 0, int64.
+    """
+
+    logits_BC: Tensor
+    exit_B: Tensor
 
 
 class Look(NamedTuple):
@@ -175,12 +187,33 @@ def kind(group: Group) -> Any:
     return tuple(_kind(getattr(group, name)) for name in BATCHED)
 
 
-def walk(group: Group | None, look: Looker, fit: Fit) -> Iterator[Left]:
-    """Take a group through all exits; rows as they leave."""
+def run(group: Group | None, look: Looker, fit: Fit, answer: Prediction) -> None:
+    """Take a group through all exits, and write down what its rows answer."""
     while group is not None:
         left, group = advance(group, look, fit)
-        if left is not None:
-            yield left
+        put(answer, left)
+
+
+def blank(model: "MultiExitModel", rows: int) -> Prediction:
+    """Answers to be filled in."""
+    device = next(model.parameters()).device
+    return Prediction(
+        torch.empty(rows, model.num_classes, device=device),
+        torch.empty(rows, dtype=torch.long, device=device),
+    )
+
+
+def put(answer: Prediction, left: Left | None) -> None:
+    """Write down the answers of rows that left, if any did."""
+    if left is not None:
+        answer.logits_BC[left.rows_B] = left.answer_BC
+        answer.exit_B[left.rows_B] = left.exit
+
+
+def check_evaluating(model: "MultiExitModel") -> None:
+    """Refuse train mode."""
+    if model.training:
+        raise ValueError("predict in train mode would be random: call model.eval() first")
 
 
 def leave(group: Group) -> int:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from multiexit import padding, walk
 from multiexit.data.batches import in_order, move, unpack_inputs
+from multiexit.folding import for_inference
 from multiexit.latency import Latency, check_here
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import ExitPolicy
@@ -26,9 +27,10 @@ class Engine:
 
     Columns of padding that all rows share are cut. Rows that stopped leave the batch where that
     pays: at once, or with a latency table as soon as dragging them along would have cost more.
+    Convolutional models run as a copy with their batch norms folded (`multiexit.folding`).
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode. Make a new engine after it has learnt more.
         policy: by default the model's own.
         latency: from `multiexit.profile`; by default the model's own, if it was made here.
         compile: compile each segment (its stages, head and the policy) with `torch.compile`;
@@ -60,7 +62,8 @@ class Engine:
                 "an Engine needs a policy, such as Patience(4): the model has none of its own; got "
                 f"{type(policy).__name__}"
             )
-        self.model = model
+        walk.check_evaluating(model)
+        self.model = model = for_inference(model)
         self.policy = policy
         self.latency = _usable(model, latency)
         self.compiled = bool(compile)

@@ -19,6 +19,7 @@ from torch import Tensor
 from multiexit import policies
 from multiexit.backbones.base import select
 from multiexit.cost import quiet, wait
+from multiexit.folding import for_inference
 
 if TYPE_CHECKING:
     from multiexit.model import MultiExitModel
@@ -106,7 +107,7 @@ def profile(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = 5,
 ) -> Latency:
-    """Measure a model's parts where it is: the medians of some repeats.
+    """Measure a model's parts where it is, as an engine runs them: the medians of some repeats.
 
     Args:
         model: is put into evaluation mode for the while.
@@ -134,10 +135,11 @@ def profile(
     one = model.backbone.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device
     columns = []
-    with quiet(model):
+    run = for_inference(model)
+    with quiet(run):
         for size in sizes:
             rows = {k: v[:1].expand(size, *v.shape[1:]).to(device) for k, v in one.items()}
-            columns.append(_column(model, policy, rows, repeats))
+            columns.append(_column(run, policy, rows, repeats))
     start, stages, check, drop, full = zip(*columns, strict=True)
     return Latency(
         machine_of(model),

@@ -138,7 +138,8 @@ def advance(group: Group, look: Looker, fit: Fit) -> tuple[Left | None, Group | 
     """
     exit = group.exit
     seen = look(exit, group.carry, group.memory, group.state)
-    leave_B = group.here_B & seen.stop_B
+    dragging = group.here < len(group.rows_B)
+    leave_B = group.here_B & seen.stop_B if dragging else seen.stop_B
     # A sum is finite only if all it adds is.
     leaving, total = _read(leave_B.sum(), seen.logits_BC.sum())
     if not math.isfinite(total):
@@ -147,7 +148,7 @@ def advance(group: Group, look: Looker, fit: Fit) -> tuple[Left | None, Group | 
         exit + 1,
         group.here - int(leaving),
         group.rows_B,
-        group.here_B & ~seen.stop_B,
+        group.here_B ^ leave_B if leaving else group.here_B,
         seen.carry,
         seen.memory,
         seen.state,

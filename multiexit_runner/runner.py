@@ -4,7 +4,8 @@ Letters: M exits, B batch rows, C classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import onnxruntime as ort
 
 from multiexit_runner import folder as folders
 from multiexit_runner.inputs import Arrays, named, trim
+from multiexit_runner.regroup import Group, Waiting, join, long_first, pad
 
 
 class Answer(NamedTuple):
@@ -108,39 +110,97 @@ class Runner:
             ValueError: inputs that the network wasn't exported for; NaN or infinite logits,
                 named by exit and row.
         """
-        arrays, numbers = self._read(args, inputs), self._numbers()
-        rows_B = np.arange(len(next(iter(arrays.values()))))
-        answer = Answer(
-            np.empty((len(rows_B), self.settings["num_classes"]), np.float32),
-            np.empty(len(rows_B), np.int64),
-        )
-        for exit in range(len(self._segments)):
-            if not len(rows_B):
-                break
-            arrays, said = self._run(exit, arrays, numbers)
-            _check_finite(exit, rows_B, said["logits"])
-            stop_B = said.get("stop", np.ones(len(rows_B), bool))
-            answer.logits_BC[rows_B[stop_B]] = said.get("answer", said["logits"])[stop_B]
-            answer.exit_B[rows_B[stop_B]] = exit
-            if stop_B.any():
-                rows_B = rows_B[~stop_B]
-                arrays = {name: array[~stop_B] for name, array in arrays.items()}
+        arrays, numbers = self._cut(self._named(args, inputs)), self._numbers()
+        rows = _rows(arrays)
+        answer = self._blank(rows)
+        group = Group(0, np.arange(rows), arrays) if rows else None
+        while group is not None:
+            group = self._advance(group, numbers, answer)
         return answer
+
+    def stream(
+        self, batches: Iterable[Any], batch_size: int = 32, window: int = 8
+    ) -> Iterator[Answer]:
+        """Answers for batch after batch, in order; inside, rows of different batches go together.
+
+        Rows of `window` batches are sorted by length, and rows that wait at the same exit are put
+        together until they fill a batch, so that deep graphs run full too. Answers come when the
+        whole window is done.
+
+        Args:
+            batches: of any sizes; each a dict of arrays by name, or one array.
+            batch_size: rows that go through a graph together.
+            window: batches read ahead.
+
+        Raises:
+            ValueError: as `predict`; the row is counted from the window's first.
+        """
+        for name, value in (("batch_size", batch_size), ("window", window)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        each = iter(batches)
+        while ahead := list(islice(each, window)):
+            yield from self._window(ahead, batch_size)
+
+    def _window(self, batches: Sequence[Any], batch_size: int) -> Iterator[Answer]:
+        given = (((), batch) if isinstance(batch, Mapping) else ((batch,), {}) for batch in batches)
+        read = [self._cut(self._named(args, inputs)) for args, inputs in given]
+        sizes = [_rows(arrays) for arrays in read]
+        rows, numbers = sum(sizes), self._numbers()
+        answer, waiting = self._blank(rows), Waiting(len(self._segments), batch_size)
+
+        def step(group: Group) -> None:
+            after = self._advance(group, numbers, answer)
+            if after is not None:
+                waiting.add(after)
+
+        arrays = join(pad(read, self.settings["inputs"]))
+        order_B = long_first(arrays, rows)
+        for start in range(0, rows, batch_size):
+            some = Group(0, np.arange(rows), arrays).take(order_B[start : start + batch_size])
+            some.arrays = self._cut(some.arrays)
+            waiting.add(some)
+            while (group := waiting.full()) is not None:
+                step(group)
+        while (group := waiting.any()) is not None:
+            step(group)
+        bounds = np.cumsum(sizes)[:-1]
+        yield from map(Answer, *(np.split(part, bounds) for part in answer))
+
+    def _advance(self, group: Group, numbers: Arrays, answer: Answer) -> Group | None:
+        """Past the next exit: who stops is written down, who goes on is returned."""
+        exit, rows_B = group.exit, group.rows_B
+        arrays, said = self._run(exit, group.arrays, numbers)
+        _check_finite(exit, rows_B, said["logits"])
+        stop_B = said.get("stop", np.ones(len(rows_B), bool))
+        answer.logits_BC[rows_B[stop_B]] = said.get("answer", said["logits"])[stop_B]
+        answer.exit_B[rows_B[stop_B]] = exit
+        after = Group(exit + 1, rows_B, arrays)
+        if stop_B.all():
+            return None
+        return after.take(~stop_B) if stop_B.any() else after
+
+    def _blank(self, rows: int) -> Answer:
+        """Answers to be filled in."""
+        logits_BC = np.empty((rows, self.settings["num_classes"]), np.float32)
+        return Answer(logits_BC, np.empty(rows, np.int64))
 
     def forward(self, *args: Any, **inputs: Any) -> np.ndarray:
         """All exits' logits, [M, B, C]: nobody stops."""
-        arrays, numbers = self._read(args, inputs), self._numbers()
+        arrays, numbers = self._cut(self._named(args, inputs)), self._numbers()
         logits = []
-        if not len(next(iter(arrays.values()))):
+        if not _rows(arrays):
             return np.empty((len(self._segments), 0, self.settings["num_classes"]), np.float32)
         for exit in range(len(self._segments)):
             arrays, said = self._run(exit, arrays, numbers)
             logits.append(said["logits"])
         return np.stack(logits)
 
-    def _read(self, args: Sequence[Any], inputs: dict[str, Any]) -> Arrays:
-        wanted = self.settings["inputs"]
-        return trim(named(wanted, args, inputs), wanted, self.settings["max_tokens"])
+    def _named(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> Arrays:
+        return named(self.settings["inputs"], args, inputs)
+
+    def _cut(self, arrays: Arrays) -> Arrays:
+        return trim(arrays, self.settings["inputs"], self.settings["max_tokens"])
 
     def _numbers(self) -> Arrays:
         """The policy's numbers as the graphs take them."""
@@ -158,6 +218,10 @@ class Runner:
         kept = {name for later in self._segments[exit + 1 :] for name in later["inputs"]}
         known = {**arrays, **said}
         return {name: known[name] for name in known if name in kept}, said
+
+
+def _rows(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))
 
 
 def _check_finite(exit: int, rows_B: np.ndarray, logits_BC: np.ndarray) -> None:

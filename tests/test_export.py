@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,26 +253,66 @@ def test_a_users_policy_can_be_turned_where_it_is_no_python_decision(exported):
     assert Runner(exported("bert, mean, a threshold per exit").folder).knobs == {}
 
 
-def test_rows_that_stopped_are_not_run_again(exported):
-    case = exported("a user's backbone")
-    runner = Runner(case.folder)
+def watched(runner):
+    """A runner's sessions, and what they will have seen: exit and rows of each call."""
     seen = []
 
     class Watched:
-        def __init__(self, session):
-            self.session = session
+        def __init__(self, exit, session):
+            self.exit, self.session = exit, session
 
         def run(self, names, feed):
-            seen.append(len(feed["x" if "x" in feed else "carry.x"]))
+            seen.append((self.exit, len(feed["x" if "x" in feed else "carry.x"])))
             return self.session.run(names, feed)
 
-    runner._sessions = [Watched(session) for session in runner._sessions]
+    return [Watched(*each) for each in enumerate(runner._sessions)], seen
+
+
+def test_rows_that_stopped_are_not_run_again(exported):
+    case = exported("a user's backbone")
+    runner = Runner(case.folder)
+    runner._sessions, seen = watched(runner)
     exit_B = runner.predict(**_arrays(_inputs(case.model, 50))).exit_B
-    assert seen == [50, (exit_B > 0).sum(), (exit_B > 1).sum()]
+    assert seen == [(0, 50), (1, (exit_B > 0).sum()), (2, (exit_B > 1).sum())]
     seen.clear()
     runner.set(threshold=0.0)
     runner.predict(**_arrays(_inputs(case.model, 50)))
-    assert seen == [50]
+    assert seen == [(0, 50)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stream_says_what_predict_says_and_runs_fuller(exported, name):
+    case = exported(name)
+    runner = Runner(case.folder, threads=1)
+    arrays = _arrays(_inputs(case.model, 41))
+    wanted = runner.predict(**arrays)
+    bounds = [0, 1, 1, 9, 14, 30, 41]  # one of them is empty
+    cut = [{k: v[a:b] for k, v in arrays.items()} for a, b in pairwise(bounds)]
+    for window in (1, 4, 9):
+        answers = list(runner.stream(cut, batch_size=8, window=window))
+        assert [len(answer.exit_B) for answer in answers] == [b - a for a, b in pairwise(bounds)]
+        logits_BC, exit_B = map(np.concatenate, zip(*answers, strict=True))
+        np.testing.assert_array_equal(exit_B, wanted.exit_B)
+        np.testing.assert_allclose(logits_BC, wanted.logits_BC, atol=2e-5, rtol=1e-4)
+    if len(arrays) == 1:
+        (alone,) = arrays.values()
+        (answer,) = runner.stream([alone], batch_size=41)
+        np.testing.assert_array_equal(answer.exit_B, wanted.exit_B)
+
+
+def test_a_stream_fills_deep_graphs(exported):
+    case = exported("a user's backbone")
+    runner = Runner(case.folder)
+    runner._sessions, seen = watched(runner)
+    arrays = _arrays(_inputs(case.model, 64))
+    cut = [{k: v[at : at + 4] for k, v in arrays.items()} for at in range(0, 64, 4)]
+    exits = [answer.exit_B for answer in runner.stream(cut, batch_size=8, window=16)]
+    deeper = int((np.concatenate(exits) > 0).sum())
+    assert [exit for exit, _ in seen].count(0) == 8
+    assert [exit for exit, _ in seen].count(1) <= deeper // 8 + 1 < 8
+    for wrong in ({"batch_size": 0}, {"window": 0}):
+        with pytest.raises(ValueError, match="at least 1, got 0"):
+            next(runner.stream(cut, **wrong))
 
 
 def test_padding_that_all_rows_share_is_cut(exported):

@@ -30,12 +30,12 @@ class BasicBlock(nn.Module):
         self.extra = outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         if self.extra:
             half = self.extra // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
-        return F.relu(x + y)
+        return F.relu(x + y, inplace=True)
 
 
 def cifar_resnet(

@@ -1,0 +1,112 @@
+"""Batch norms are folded where a convolution alone feeds them, and answers stay."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers import chain
+from torch import nn
+
+import multiexit as mx
+from multiexit.folding import for_inference
+
+
+class Odd(nn.Module):
+    """A block that `kind` makes hard to fold."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.other = nn.BatchNorm2d(4)
+        if kind == "no statistics":
+            self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+        if kind == "not affine":
+            self.norm = nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.kind == "read twice":
+            return self.norm(y) + y
+        if self.kind == "run twice":
+            return self.norm(self.conv(torch.relu(y)))
+        if self.kind == "two norms":
+            return self.norm(y) * self.other(y)
+        if self.kind == "changed between":
+            return self.norm(y * 2)
+        if self.kind == "norm run twice":
+            return self.norm(torch.relu(self.norm(y)))
+        return torch.relu(self.norm(y))
+
+
+ODD = ["read twice", "run twice", "two norms", "changed between", "norm run twice"]
+ODD += ["no statistics", "not affine"]
+
+
+def odd(kind: str) -> mx.Backbone:
+    stem = nn.Conv2d(3, 4, 3)
+    return mx.wrap(nn.Sequential(stem, Odd(kind), Odd(kind), nn.ReLU()), input_shape=(3, 8, 8))
+
+
+NETWORKS = {  # how, and how many batch norms stay
+    "cifar resnet": (lambda: mx.cifar_resnet(20), 0),
+    "torchvision resnet18": (lambda: mx.wrap(torchvision.models.resnet18()), 0),
+    "timm resnet10t": (lambda: mx.wrap(timm.create_model("resnet10t")), 0),
+    "torchvision mobilenet": (
+        lambda: mx.wrap(
+            torchvision.models.mobilenet_v2(), stem=["features.0"], stages=["features.1"]
+        ),
+        0,
+    ),
+    "plain": (lambda: odd("plain"), 2),  # those that are never run
+    **{kind: (lambda kind=kind: odd(kind), None) for kind in ODD},
+}
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) and m.num_features > 0 for m in model.modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_answers_stay(name):
+    torch.manual_seed(0)
+    make, left = NETWORKS[name]
+    model = mx.MultiExitModel(make(), 3).eval()
+    for module in model.modules():  # statistics that folding must reckon with
+        if isinstance(module, nn.BatchNorm2d):
+            for part, low in ((module.weight, 0.5), (module.running_var, 0.5)):
+                if part is not None:
+                    part.data.uniform_(low, 2)
+            for part in (module.bias, module.running_mean):
+                if part is not None:
+                    part.data.uniform_(-0.5, 0.5)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    shape = next(iter(model.backbone.example_inputs().values())).shape[1:]
+    x = torch.randn(5, *shape)
+    folded = for_inference(model)
+    with torch.no_grad():
+        wanted = model(x)
+        scale = float(wanted.abs().max())
+        torch.testing.assert_close(folded(x), wanted, atol=1e-4 * scale, rtol=1e-3)
+    if left is not None:
+        assert norms(model) > norms(folded) == left
+    if name in ODD:
+        assert any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())  # a copy
+
+
+def test_what_has_no_images_is_left_alone():
+    model = chain()
+    assert for_inference(model) is model
+
+
+def test_half_precision_and_modes():
+    model = mx.MultiExitModel(mx.cifar_resnet(20), 3).to(torch.bfloat16)
+    folded = for_inference(model)
+    assert model.training
+    assert not folded.training
+    x = torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        wanted = model.eval()(x)
+        near = 0.05 * float(wanted.abs().max())
+        torch.testing.assert_close(folded(x), wanted, atol=near, rtol=0.1)

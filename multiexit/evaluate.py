@@ -15,6 +15,7 @@ from multiexit import policies
 from multiexit.cost import paired_times
 from multiexit.data.batches import loader, move, unpack
 from multiexit.data.keys import row_keys
+from multiexit.engine import Engine
 from multiexit.losses import check_labels
 from multiexit.metrics import METRICS
 from multiexit.model import MultiExitModel
@@ -162,7 +163,7 @@ def measured_speedup(
     rows: int = 256,
     repeats: int = 3,
 ) -> float:
-    """Seconds of the full network with its last head alone ÷ seconds of `predict`.
+    """Seconds of the full network with its last head alone ÷ seconds of an `Engine`.
 
     Both run the same batches in turn, after a warm-up; the medians are compared.
 
@@ -186,8 +187,9 @@ def measured_speedup(
     training = model.training
     model.eval()
     try:
+        engine = Engine(model, policy)
         ours, theirs = paired_times(
-            lambda: [model.predict(policy, *args, **inputs) for args, inputs in timed],
+            lambda: [engine.predict(*args, **inputs) for args, inputs in timed],
             lambda: [model.full(*args, **inputs) for args, inputs in timed],
             repeats,
         )

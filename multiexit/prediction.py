@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiexit.data.batches import chunks, move, unpack
+from multiexit.data.batches import chunks, unpack
 from multiexit.data.text import TextDataset
+from multiexit.engine import Engine
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import ExitPolicy
 
@@ -29,13 +30,13 @@ def predict_lines(
     Raises:
         ValueError: a line without a tab where pairs are needed.
     """
-    device = next(model.parameters()).device
+    engine = Engine(model, policy)
     length = model.preprocessing.get("max_length", 128)
     for some in chunks(lines, batch_size):
         first, second = _sentences(some, paired=model.preprocessing.get("pairs", False))
         rows = TextDataset.from_texts(tokenizer, first, second, max_length=length)
         _, inputs, _ = unpack(rows.collate([rows[i] for i in range(len(rows))]))
-        answer = model.predict(policy, **move(inputs, device))
+        answer = engine.predict(**inputs)
         yield from _answers(model, answer, "text", some)
 
 
@@ -47,10 +48,10 @@ def predict_images(
     Raises:
         ValueError: a file that is no readable image.
     """
-    device = next(model.parameters()).device
+    engine = Engine(model, policy)
     for some in chunks(files, batch_size):
         images_BCHW = torch.stack([_image(path, model.preprocessing) for path in some])
-        answer = model.predict(policy, images_BCHW.to(device))
+        answer = engine.predict(images_BCHW)
         yield from _answers(model, answer, "file", [str(path) for path in some])
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from multiexit.config import TrainConfig
 from multiexit.data.splits import canonical
+from multiexit.space import Choices
 
 
 class Table3(NamedTuple):
@@ -25,6 +26,14 @@ TABLE_3 = {
     "sst2": Table3(2e-5, 1e-4, 128, 4),
 }
 """LeeBERT, appendix B, for BERT-base and ALBERT-base. STS-B is not in it."""
+
+SEARCHED = {
+    "batch_size": Choices((16, 32, 128)),
+    "lr": Choices((1e-5, 2e-5, 3e-5, 5e-5)),
+    "omega_lr": Choices((1e-5, 1e-4, 1e-3, 5e-3)),
+    "option.cycle": Choices((2, 4, 8)),
+}
+"""LeeBERT, section 4.4: the grid that Table 3 was found on, by cross-validation inside train."""
 
 CIFAR_SCHEDULES = ("strong", "appendix-f")
 

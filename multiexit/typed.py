@@ -75,13 +75,39 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
 def options(pairs: list[str]) -> dict[str, Any]:
     """`NAME=VALUE` pairs; a value that is JSON is read as such."""
-    options = {}
+    return {name: _value(text) for name, text in _pairs("--option", pairs)}
+
+
+def space(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=A,B,C`, `NAME=LOW..HIGH` and `NAME=LOW..HIGH:log` as a space to search."""
+    from multiexit.space import Choices, Range
+
+    made: dict[str, Any] = {}
+    for name, text in _pairs("--space", pairs):
+        ends, colon, scale = text.partition(":")
+        low, dots, high = ends.partition("..")
+        if not dots:
+            made[name] = Choices(tuple(_value(part) for part in text.split(",")))
+            continue
+        numbers = [_value(low), _value(high)]
+        if any(type(n) not in (int, float) for n in numbers) or (colon and scale != "log"):
+            raise ValueError(
+                f"can't read --space {name}={text}: write A,B,C or LOW..HIGH or LOW..HIGH:log"
+            )
+        made[name] = Range(*numbers, log=bool(colon))
+    return made
+
+
+def _pairs(option: str, pairs: list[str]) -> Iterator[tuple[str, str]]:
     for pair in pairs:
-        name, equals, value = pair.partition("=")
+        name, equals, text = pair.partition("=")
         if not equals:
-            raise ValueError(f"can't read --option {pair!r}: write NAME=VALUE")
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name.replace("-", "_")] = value
-    return options
+            raise ValueError(f"can't read {option} {pair!r}: write NAME=VALUE")
+        yield name.replace("-", "_"), text
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

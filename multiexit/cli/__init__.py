@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from multiexit.cli import judging, serving, training
+from multiexit.cli import judging, serving, training, tuning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app = typer.Typer(
 for command in (
     training.demo,
     training.train,
+    tuning.tune,
     judging.evaluate,
     judging.sweep,
     judging.calibrate,

@@ -128,7 +128,7 @@ def train(
         exits=typed.exits(exits),
         head=head,
         pool=pool,
-        validation=(0.1 if kind == "text" else 0.0) if validation is None else validation,
+        validation=runs.validation_for(task) if validation is None else validation,
         tokenizer=tokenizer,
     )
     seconds = round(time.perf_counter() - begin, 1)

@@ -73,6 +73,36 @@ def holdout(split: S, fraction: float, seed: int = 0) -> tuple[S, S]:
     return split.subset(rest), split.subset(held).for_evaluation()
 
 
+def fold(split: S, index: int, folds: int, seed: int = 0) -> tuple[S, S]:
+    """One of the parts of a cross-validation.
+
+    The held-out parts of all `index` are disjoint and make up the split; classes keep their shares
+    in each. Float labels (regression) are drawn plainly.
+
+    Args:
+        split: as for `holdout`.
+        index: which part is held out, 0..folds-1.
+        folds: how many parts; with 1 a fifth is held out.
+        seed: of the draw.
+
+    Returns:
+        The rest and the held-out part, which is never augmented.
+
+    Raises:
+        ValueError: an index that isn't there, or more folds than rows.
+    """
+    if not 0 <= index < folds <= len(split):
+        raise ValueError(f"no fold {index} of {folds} over {len(split)} rows")
+    if folds == 1:
+        return holdout(split, 0.2, seed)
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    made = KFold if split.labels.is_floating_point() else StratifiedKFold
+    parts = made(folds, shuffle=True, random_state=seed).split(split.labels, split.labels)
+    rest, held = (torch.from_numpy(rows) for rows in list(parts)[index])
+    return split.subset(rest), split.subset(held).for_evaluation()
+
+
 def row_numbers(indices: Sequence[int] | Tensor, total: int) -> Tensor:
     """Row numbers as an int64 tensor.
 

@@ -1,0 +1,188 @@
+"""Commands that choose: the best setting, and the better of two methods."""
+
+import inspect
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from multiexit import typed
+from multiexit.cli import training
+from multiexit.cli.words import DataDir, Task
+
+if TYPE_CHECKING:
+    from multiexit.tuning import Trial, Tuning
+
+SCORE = "mean over exits (%)"
+
+
+def tune(
+    task: Task,
+    output: Annotated[Path, typer.Option(help="the search's folder; its name is the study's")],
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="lr=1e-5..1e-4:log, batch_size=16,32, option.cycle=1,2,4; may be repeated"
+        ),
+    ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="LeeBERT's own grid; --space changes parts of it")
+    ] = False,
+    sampler: Annotated[
+        str | None, typer.Option(help="tpe, random or grid; default: grid with --grid, else tpe")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="in all; default: the whole grid, else 20")
+    ] = None,
+    folds: Annotated[
+        int, typer.Option(min=1, help="parts of train that are held out in turn; 1: one fifth")
+    ] = 5,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="a database for many machines, postgresql://…; default: OUTPUT/study.db"),
+    ] = None,
+    data_dir: DataDir = None,
+    recipe: Annotated[str, typer.Option(help="see `multiexit recipes`")] = "leebert",
+    option: Annotated[list[str] | None, typer.Option(help="a recipe's option that stays")] = None,
+    backbone: Annotated[str | None, typer.Option(help="as for `train`")] = None,
+    exits: Annotated[str, typer.Option(help="as for `train`")] = "all",
+    head: Annotated[str | None, typer.Option(help="as for `train`")] = None,
+    pool: Annotated[str | None, typer.Option(help="first or mean")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="steps per phase, in place of epochs")
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="share of the rest that selects the epoch, as for `train`")
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="tokens per row at most")] = 128,
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
+    seed: Annotated[int, typer.Option(help="of the draws, the folds and every training")] = 0,
+    progress: Annotated[bool, typer.Option(help="show a bar")] = True,
+) -> None:
+    """Search the setting whose mean over the exits is best, by cross-validation inside train.
+
+    Stopped, the same command goes on; run several times, or on several machines that share
+    --storage, it shares the trials. The reported sets are never read.
+
+    Examples:
+
+    multiexit tune --task mrpc --grid --output tuning/mrpc
+
+    multiexit tune --task rte --space lr=1e-5..1e-4:log --space option.cycle=2,4,8 --output t/rte
+    """
+    from accelerate import PartialState
+
+    from multiexit import crossval, report, runs, saving, tasks
+    from multiexit.tuning import tune as search
+
+    kind = tasks.kind(task)
+    options = typed.options(option or [])
+    runs.recipe_for(recipe, task, options)
+    wanted = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
+    if not wanted:
+        raise ValueError("nothing to search: give --space NAME=VALUES, or --grid")
+    if PartialState().num_processes > 1:
+        raise ValueError("a trial runs in one process: start `multiexit tune` several times")
+    config = replace(
+        runs.config_for(task),
+        max_steps=max_steps,
+        mixed_precision=mixed_precision,
+        seed=seed,
+        progress=progress,
+    )
+    crossval.check(wanted, recipe, task, config)
+    tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
+    data = tasks.load(task, data_dir, tokenizer, max_length)
+    own = {
+        "task": data.name,
+        "recipe": recipe,
+        "option": option or [],
+        "backbone": backbone,
+        "exits": exits,
+        "head": head,
+        "pool": pool,
+        "max_steps": max_steps,
+        "validation": validation,
+        "max_length": max_length,
+        "mixed_precision": mixed_precision,
+    }
+
+    def watch(found: "Tuning") -> None:
+        done = sum(trial.state in ("done", "failed") for trial in found.trials)
+        best = "" if found.best is None else f"; best so far {_cells(found.best)[SCORE]}"
+        print(f"{done} of {len(found.trials)} trials{best}", flush=True)
+        write(found)
+
+    def write(found: "Tuning") -> None:
+        results = {
+            "format": report.FORMAT,
+            "about": {**own, "folds": folds, "seed": seed, "versions": report.versions()},
+            "best": None if found.best is None else asdict(found.best),
+            "train": None if found.best is None else train_command(found.best.setting),
+            "trials": [asdict(trial) for trial in found.trials],
+        }
+        text = json.dumps(results, indent=1)
+        saving.write(output / "tuning.json", lambda path: path.write_text(text))
+
+    def train_command(setting: dict[str, Any]) -> str:
+        chosen, fields = crossval.split(setting)
+        words = {**own, **fields, "data_dir": data_dir, "seed": seed, "output": output / "best"}
+        words["option"] = [f"{k}={json.dumps(v)}" for k, v in {**options, **chosen}.items()]
+        return _typed("train", training.train, words)
+
+    found = search(
+        crossval.judge(
+            data,
+            recipe,
+            options,
+            config,
+            folds,
+            backbone,
+            exits=typed.exits(exits),
+            head=head,
+            pool=pool,
+            validation=runs.validation_for(task) if validation is None else validation,
+        ),
+        wanted,
+        output,
+        folds,
+        trials,
+        sampler or ("grid" if grid else "tpe"),
+        seed,
+        storage,
+        about={**own, "rows": len(data.train)},
+        watch=watch,
+    )
+    write(found)
+    rows = sorted(found.trials, key=lambda trial: -(trial.score or 0.0))
+    print("\n" + report.table([_cells(trial) for trial in rows]))
+    if found.best is None:
+        raise ValueError(f"every trial failed; {output / 'tuning.json'} says why")
+    print(f"\nwritten: {output / 'tuning.json'}; the best setting:\n")
+    print(train_command(found.best.setting))
+
+
+def _cells(trial: "Trial") -> dict[str, str]:
+    score = trial.error or "failed" if trial.score is None else f"{100 * trial.score:.2f}"
+    folds = ", ".join(f"{100 * value:.2f}" for value in trial.folds)
+    rounded = {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in trial.setting.items()
+    }
+    return {SCORE: score, "its folds": folds, **rounded}
+
+
+def _typed(name: str, command: Callable[..., None], words: dict[str, Any]) -> str:
+    """A command as one would type it; what is its default is left out."""
+    known = inspect.signature(command).parameters
+    typed_words = ["multiexit", name]
+    for word, value in words.items():
+        if value in (None, []) or value == known[word].default:
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            typed_words += [f"--{word.replace('_', '-')}", str(one)]
+    return shlex.join(typed_words)

@@ -1,0 +1,106 @@
+"""Settings of a training run, judged by cross-validation inside the training set.
+
+A setting's names are fields of `TrainConfig` and, as `option.NAME`, a recipe's own options.
+"""
+
+import inspect
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from multiexit import presets, runs, tasks
+from multiexit.config import TrainConfig
+from multiexit.data.splits import fold
+from multiexit.evaluate import collect, exit_scores
+from multiexit.recipes import RECIPES, Recipe
+from multiexit.space import Choices, Setting, Space
+from multiexit.tasks import TaskData
+from multiexit.tuning import Judge
+
+FIELDS = ("accumulation", "batch_size", "early_stopping", "epochs", "lr", "omega_lr")
+OPTION = "option."
+
+
+def options_of(recipe: str) -> list[str]:
+    """The options of a recipe as a space names them."""
+    return [OPTION + name for name in inspect.signature(RECIPES[recipe]).parameters]
+
+
+def paper_grid(recipe: str, task: str) -> Space:
+    """LeeBERT's grid, as far as a recipe has its parts: λ2 where Ω is learned, C in cycles.
+
+    Raises:
+        ValueError: a task of images, for which the paper has no grid.
+    """
+    if tasks.kind(task) == "image":
+        raise ValueError(f"the paper's grid is for text, and {task} is images: give --space")
+    phases = runs.recipe_for(recipe, task, {}).phases
+    lacking = set() if any(phase.learner.learns for phase in phases) else {"omega_lr"}
+    lacking |= {"option.cycle"} - set(options_of(recipe))
+    return {name: values for name, values in presets.SEARCHED.items() if name not in lacking}
+
+
+def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
+    """Refuse a name or value that training won't take.
+
+    Raises:
+        ValueError: it names the value, or lists the names there are.
+    """
+    known = [*FIELDS, *options_of(recipe)]
+    for name, dimension in space.items():
+        if name not in known:
+            raise ValueError(f"no setting {name!r} of {recipe!r}; there are {', '.join(known)}")
+        ends = (
+            dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
+        )
+        for value in ends:
+            apply({name: value}, recipe, task, {}, config)
+
+
+def split(setting: Setting) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe's options and the configuration's fields of a setting."""
+    options = {k.removeprefix(OPTION): v for k, v in setting.items() if k.startswith(OPTION)}
+    return options, {k: v for k, v in setting.items() if not k.startswith(OPTION)}
+
+
+def apply(
+    setting: Setting, recipe: str, task: str, options: dict[str, Any], config: TrainConfig
+) -> tuple[Recipe, TrainConfig]:
+    """The recipe and the configuration with a setting."""
+    chosen, fields = split(setting)
+    return runs.recipe_for(recipe, task, {**options, **chosen}), replace(config, **fields)
+
+
+def judge(
+    task: TaskData,
+    recipe: str,
+    options: dict[str, Any],
+    config: TrainConfig,
+    folds: int,
+    backbone: str | None = None,
+    **how: Any,
+) -> Judge:
+    """A function that trains as `train` would on the rest of a fold, and scores the fold.
+
+    The score is the mean over all exits. The task's reported sets are never read. The seed of the
+    configuration draws the folds, and is that of every training.
+
+    Args:
+        task: its training set is used.
+        recipe, options: the recipe's name and fixed options.
+        config: with `output=None`.
+        folds: how many, see `multiexit.data.splits.fold`.
+        backbone: a name, see `multiexit.runs.backbone_for`.
+        how: exits, head, pool and validation, see `multiexit.runs.train`.
+    """
+
+    def scored(setting: Setting, index: int) -> float:
+        made, changed = apply(setting, recipe, task.name, options, config)
+        rest, held = fold(task.train, index, folds, config.seed)
+        inside = replace(task, train=rest, sets={})
+        start = runs.backbone_for(inside, backbone, seed=config.seed)
+        model, _ = runs.train(inside, start, made, changed, **how)
+        scores = exit_scores(collect(model, held, task.metric))
+        return statistics.fmean(row["score"] for row in scores)
+
+    return scored

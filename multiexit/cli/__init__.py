@@ -17,6 +17,7 @@ for command in (
     training.demo,
     training.train,
     tuning.tune,
+    tuning.compare,
     judging.evaluate,
     judging.sweep,
     judging.calibrate,

@@ -79,6 +79,12 @@ def train(
     ] = None,
     max_length: Annotated[int, typer.Option(help="tokens per row at most")] = 128,
     seed: Annotated[int, typer.Option()] = 0,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="train so many, from --seed on, in OUTPUT/seed-N")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="another run with --seeds, for a paired test")
+    ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps, beside epochs' ends")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the run's checkpoint")] = False,
     tracker: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb, …")] = None,
@@ -91,8 +97,12 @@ def train(
     multiexit train --task mrpc --backbone albert-base-v2 --recipe leebert --output runs/mrpc
 
     multiexit train --task cifar10 --data-dir data --recipe leebert --epochs 20 --output runs/cifar
+
+    multiexit train --task rte --seeds 5 --output runs/rte-leebert --against runs/rte-pabee
     """
-    from multiexit import runs, tasks
+    from accelerate import PartialState
+
+    from multiexit import repeats, report, runs, tasks
 
     kind = tasks.kind(task)
     chosen = runs.recipe_for(recipe, task, typed.options(option or []))
@@ -117,32 +127,54 @@ def train(
         workers=workers,
         **{name: value for name, value in given.items() if value is not None},
     )
-    begin = time.perf_counter()
+    numbers = range(seed, seed + (seeds or 1))
+    other = None
+    if against is not None:
+        other = repeats.read(against)
+        repeats.check_pair(other, tasks.canonical(task), numbers)
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
     data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
-    model, history = runs.train(
-        data,
-        runs.backbone_for(data, backbone, weights, seed),
-        chosen,
-        config,
-        exits=typed.exits(exits),
-        head=head,
-        pool=pool,
-        validation=runs.validation_for(task) if validation is None else validation,
-        tokenizer=tokenizer,
-    )
-    seconds = round(time.perf_counter() - begin, 1)
-    runs.report_on(
-        model,
-        data,
-        output,
-        lambda outputs: runs.default_policies(outputs, model.policy),
-        title=f"{chosen.name} on {data.name}",
-        history=history,
-        recipe=chosen.name,
-        command=typed_command(),
-        seconds=seconds,
-    )
+    for number in numbers:
+        begin = time.perf_counter()
+        folder = output if seeds is None else output / f"seed-{number}"
+        model, history = runs.train(
+            data,
+            runs.backbone_for(data, backbone, weights, number),
+            chosen,
+            replace(config, output=folder, seed=number),
+            exits=typed.exits(exits),
+            head=head,
+            pool=pool,
+            validation=runs.validation_for(task) if validation is None else validation,
+            tokenizer=tokenizer,
+        )
+        runs.report_on(
+            model,
+            data,
+            folder,
+            lambda outputs, own=model.policy: runs.default_policies(outputs, own),
+            title=f"{chosen.name} on {data.name}",
+            history=history,
+            recipe=chosen.name,
+            command=typed_command(),
+            seconds=round(time.perf_counter() - begin, 1),
+        )
+    if seeds is not None and PartialState().is_main_process:
+        together = repeats.gather(
+            output,
+            numbers,
+            list(data.sets),
+            type(chosen.policy).__name__,
+            task=data.name,
+            recipe=chosen.name,
+            command=typed_command(),
+            versions=report.versions(),
+        )
+        print(f"\n{repeats.table(together)}\n\nwritten: {output / repeats.NAME}")
+        if other is not None:
+            compared = repeats.compare(together, other)
+            repeats.save(compared, output / "against.json")
+            print(f"\n{repeats.comparison_table(compared)}\n\nwritten: {output / 'against.json'}")
 
 
 def recipes() -> None:

@@ -166,6 +166,24 @@ def tune(
     print(train_command(found.best.setting))
 
 
+def compare(
+    one: Annotated[Path, typer.Argument(help="a folder that `train --seeds` wrote")],
+    other: Annotated[Path, typer.Argument(help="another, on the same task and seeds")],
+    output: Annotated[Path | None, typer.Option(help="a JSON file for the numbers")] = None,
+) -> None:
+    """Compare two methods by their runs: a paired t-test over the seeds.
+
+    Example: multiexit compare runs/rte-leebert runs/rte-pabee
+    """
+    from multiexit import repeats
+
+    compared = repeats.compare(repeats.read(one), repeats.read(other))
+    print(repeats.comparison_table(compared))
+    if output is not None:
+        repeats.save(compared, output)
+        print(f"\nwritten: {output}")
+
+
 def _cells(trial: "Trial") -> dict[str, str]:
     score = trial.error or "failed" if trial.score is None else f"{100 * trial.score:.2f}"
     folds = ", ".join(f"{100 * value:.2f}" for value in trial.folds)

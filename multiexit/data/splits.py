@@ -95,11 +95,13 @@ def fold(split: S, index: int, folds: int, seed: int = 0) -> tuple[S, S]:
         raise ValueError(f"no fold {index} of {folds} over {len(split)} rows")
     if folds == 1:
         return holdout(split, 0.2, seed)
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    made = KFold if split.labels.is_floating_point() else StratifiedKFold
-    parts = made(folds, shuffle=True, random_state=seed).split(split.labels, split.labels)
-    rest, held = (torch.from_numpy(rows) for rows in list(parts)[index])
+    generator = torch.Generator().manual_seed(seed)
+    order_N = torch.randperm(len(split), generator=generator)
+    if not split.labels.is_floating_point():  # class after class, so that dealing spreads each
+        order_N = order_N[split.labels[order_N].argsort(stable=True)]
+    held_N = torch.zeros(len(split), dtype=torch.bool)
+    held_N[order_N[index::folds]] = True
+    rest, held = ((mask.nonzero()[:, 0]) for mask in (~held_N, held_N))
     return split.subset(rest), split.subset(held).for_evaluation()
 
 

@@ -30,7 +30,9 @@ from multiexit.policies import (
 )
 from multiexit.recipes import Phase, Recipe, recipe
 from multiexit.scaling import fit_temperatures
+from multiexit.space import Choices, Range
 from multiexit.trainer import Trainer
+from multiexit.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,7 @@ __all__ = [
     "Backbone",
     "Certainty",
     "Certificate",
+    "Choices",
     "Cost",
     "Engine",
     "Entropy",
@@ -55,6 +58,7 @@ __all__ = [
     "PatientConfident",
     "Phase",
     "Prediction",
+    "Range",
     "Recipe",
     "Row",
     "SequentialBackbone",
@@ -81,6 +85,7 @@ __all__ = [
     "simulate",
     "sweep",
     "topology",
+    "tune",
     "weights",
     "wrap",
 ]

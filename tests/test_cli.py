@@ -20,7 +20,7 @@ from multiexit import runs
 from multiexit.data import cifar
 from multiexit.recipes import RECIPES
 
-COMMANDS = ["demo", "train", "evaluate", "sweep", "predict", "recipes", "info"]
+COMMANDS = ["demo", "train", "tune", "compare", "evaluate", "sweep", "predict", "recipes", "info"]
 WORDS = [
     "the",
     "a",

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from multiexit import report
-from multiexit.saving import write
+from multiexit.saving import write_json
 
 FORMAT = 1
 NAME = "seeds.json"
@@ -39,7 +39,7 @@ def gather(
         runs = [report.read_results(folder / f"seed-{seed}" / inside) for seed in seeds]
         by_set[name] = _together(runs, policy)
     data = {"format": FORMAT, "about": about, "seeds": list(seeds), "sets": by_set}
-    save(data, folder / NAME)
+    write_json(folder / NAME, data)
     return data
 
 
@@ -69,12 +69,6 @@ def spread(values_S: Sequence[float]) -> dict[str, Any]:
     """Values with their mean and sample deviation (n − 1; None for a single one)."""
     deviation = statistics.stdev(values_S) if len(values_S) > 1 else None
     return {"values": list(values_S), "mean": statistics.fmean(values_S), "deviation": deviation}
-
-
-def save(data: dict[str, Any], path: Path) -> None:
-    """Write plain data as JSON."""
-    text = json.dumps(data, indent=1)
-    write(path, lambda target: target.write_text(text))
 
 
 def read(folder: str | Path) -> dict[str, Any]:

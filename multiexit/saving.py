@@ -142,6 +142,12 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
     write_all({path: writer})
 
 
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as a JSON file."""
+    text = json.dumps(data, indent=1)
+    write(path, lambda target: target.write_text(text))
+
+
 def _local(folder: str | Path) -> Path:
     path = Path(folder)
     if path.is_dir():

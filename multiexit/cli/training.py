@@ -102,7 +102,7 @@ def train(
     """
     from accelerate import PartialState
 
-    from multiexit import repeats, report, runs, tasks
+    from multiexit import repeats, report, runs, saving, tasks
 
     kind = tasks.kind(task)
     chosen = runs.recipe_for(recipe, task, typed.options(option or []))
@@ -173,7 +173,7 @@ def train(
         print(f"\n{repeats.table(together)}\n\nwritten: {output / repeats.NAME}")
         if other is not None:
             compared = repeats.compare(together, other)
-            repeats.save(compared, output / "against.json")
+            saving.write_json(output / "against.json", compared)
             print(f"\n{repeats.comparison_table(compared)}\n\nwritten: {output / 'against.json'}")
 
 

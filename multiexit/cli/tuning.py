@@ -125,8 +125,7 @@ def tune(
             "train": None if found.best is None else train_command(found.best.setting),
             "trials": [asdict(trial) for trial in found.trials],
         }
-        text = json.dumps(results, indent=1)
-        saving.write(output / "tuning.json", lambda path: path.write_text(text))
+        saving.write_json(output / "tuning.json", results)
 
     def train_command(setting: dict[str, Any]) -> str:
         chosen, fields = crossval.split(setting)
@@ -175,12 +174,12 @@ def compare(
 
     Example: multiexit compare runs/rte-leebert runs/rte-pabee
     """
-    from multiexit import repeats
+    from multiexit import repeats, saving
 
     compared = repeats.compare(repeats.read(one), repeats.read(other))
     print(repeats.comparison_table(compared))
     if output is not None:
-        repeats.save(compared, output)
+        saving.write_json(output, compared)
         print(f"\nwritten: {output}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -21,6 +22,7 @@ from multiexit.metrics import METRICS
 from multiexit.model import MultiExitModel
 from multiexit.outputs import Outputs
 from multiexit.policies import ExitPolicy
+from multiexit.processes import processes
 from multiexit.walk import num_rows
 
 SAME = 0.01
@@ -62,6 +64,7 @@ def collect(
     data: Dataset[Any] | Iterable[Any],
     metric: str | None = None,
     batch_size: int = 128,
+    spread: bool = False,
 ) -> Outputs:
     """Run every exit on every row, once.
 
@@ -72,6 +75,8 @@ def collect(
         metric: a name in `multiexit.metrics.METRICS`; None is accuracy, or Pearson and Spearman
             for regression.
         batch_size: rows per batch, where `data` doesn't say.
+        spread: share a data set's batches among the processes of this run, all of which must call
+            this, and get the outputs on the whole set. An iterable is read by each of them.
 
     Raises:
         ValueError: no rows, an unknown metric, labels outside the classes, or NaN or infinite
@@ -82,33 +87,36 @@ def collect(
     if metric not in METRICS:
         raise ValueError(f"no metric {metric!r}; there are {sorted(METRICS)}")
     device = next(model.parameters()).device
-    batches, order = loader(data, batch_size)
+    here = (processes().process_index, processes().num_processes) if spread else (0, 1)
+    batches, order = loader(data, batch_size, *here)
     training = model.training
     model.eval()
     try:
-        logits, labels, certainty, keys = [], [], [], []
+        said = []
         for batch in batches:
             args, inputs, labels_B = unpack(batch)
-            said = model.run(move(args, device), move(inputs, device))
-            logits.append(said.logits_MBC.float().cpu())
-            labels.append(labels_B.cpu())
-            keys.append(row_keys(args, inputs, len(labels_B)))
-            if said.certainty_MB is not None:
-                certainty.append(said.certainty_MB.float().cpu())
+            found = model.run(move(args, device), move(inputs, device))
+            sure_MB = None if found.certainty_MB is None else found.certainty_MB.float().cpu()
+            keys_B = row_keys(args, inputs, len(labels_B))
+            said.append((found.logits_MBC.float().cpu(), labels_B.cpu(), sure_MB, keys_B))
     finally:
         model.train(training)
-    if not logits:
+    if spread and order is not None:
+        said, order = gather_object(said), gather_object(order)
+    if not said:
         raise ValueError("no rows to evaluate: the data set is empty")
+    logits, labels, certainty, keys = zip(*said, strict=True)
     outputs = Outputs(
         torch.cat(logits, 1),
         torch.cat(labels),
         model.cost(),
         metric,
-        torch.cat(certainty, 1) if certainty else None,
+        None if certainty[0] is None else torch.cat(certainty, 1),
         None if any(keys_B is None for keys_B in keys) else torch.cat(keys),
     )
     if order is not None:
-        outputs = outputs.take(torch.argsort(torch.tensor(order)))
+        place = {row: index for index, row in enumerate(order)}  # of rows read twice, one
+        outputs = outputs.take(torch.tensor([place[row] for row in range(len(place))]))
     _check_finite(outputs.logits_MBC)
     check_labels(outputs.labels_B, model.num_classes, "the data set")
     return outputs

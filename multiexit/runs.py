@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from multiexit import pictures, policies, presets, recipes, report, tasks
 from multiexit.backbones import Backbone, wrap
@@ -20,6 +19,7 @@ from multiexit.evaluate import Outputs, Row, collect, measured_speedup, sweep
 from multiexit.history import History
 from multiexit.model import Exits, MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
+from multiexit.processes import processes
 from multiexit.recipes import Recipe
 from multiexit.saving import write
 from multiexit.tasks import TaskData
@@ -113,7 +113,7 @@ def train(
     rows, held = task.train, None
     if validation:
         rows, held = holdout(task.train, validation, config.seed)
-    if tokenizer is not None and config.output is not None and PartialState().is_main_process:
+    if tokenizer is not None and config.output is not None and processes().is_main_process:
         tokenizer.save_pretrained(Path(config.output) / "model")
     history = Trainer(model, recipe, replace(config, metric=task.metric)).fit(rows, held)
     return model, history
@@ -184,11 +184,14 @@ def report_on(
         certificate: of a policy that was calibrated for a risk; its rows are left out.
     """
     for name, rows in task.sets.items():
-        outputs = collect(model, rows, task.metric)
+        outputs = collect(model, rows, task.metric, spread=True)
         if certificate is not None and (seen := int(outputs.seen(certificate).sum())):
             outputs = outputs.without(certificate)
             kept = len(outputs.labels_B)
-            print(f"left out: {seen} rows that the policy was calibrated on; {kept} are judged\n")
+            if processes().is_main_process:
+                print(
+                    f"left out: {seen} rows that the policy was calibrated on; {kept} are judged\n"
+                )
         judged = sweep(outputs, choose(outputs))
         if time_batch is not None:
             judged = [
@@ -207,7 +210,7 @@ def write_results(
     **about: Any,
 ) -> None:
     """Save a run's results as `results.json` and `results.png`, and print the tables."""
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     curves: dict[str, list[Row]] = {}
     for row in rows:

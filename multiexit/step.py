@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multiexit import losses
+from multiexit import losses, sharding
 from multiexit.data import batches
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Seen
@@ -107,7 +107,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 def check_parameters(model: nn.Module, step: int) -> None:
     """Raise FloatingPointError if training has left a parameter or statistic NaN or infinite."""
     named = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
-    finite = torch.stack([p.detach().isfinite().all() for p in named.values()])
+    finite = torch.stack([sharding.local(p).detach().isfinite().all() for p in named.values()])
     if not finite.all():
         name = list(named)[int((~finite).nonzero()[0])]
         raise FloatingPointError(

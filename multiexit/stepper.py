@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from multiexit import optim, phases, topology
+from multiexit import optim, phases, sharding, topology
 from multiexit.config import TrainConfig
 from multiexit.hypergradient import LookBack, plain_attention
 from multiexit.model import MultiExitModel
@@ -38,6 +38,7 @@ class Stepper:
         model, phase, config, accelerator: as the trainer has them.
 
     Attributes:
+        model: what is trained: the model given, or a sharded copy of it under FSDP2.
         A_MM: the factors of the terms in this step.
         omega: the weights Ω.
         tau: the temperature.
@@ -47,19 +48,25 @@ class Stepper:
     def __init__(
         self, model: MultiExitModel, phase: Phase, config: TrainConfig, accelerator: Accelerator
     ):
-        self.model = model
+        self._whole = model
+        self.model = sharding.shard(model, accelerator) if accelerator.is_fsdp2 else model
         self.phase = phase
         self.config = config
         self.accelerator = accelerator
         device = accelerator.device
         self._trained_before = [p.requires_grad for p in model.parameters()]
-        made = optim.optimizer(phases.trainable(model, phase), config)
+        made = optim.optimizer(phases.trainable(self.model, phase), config)
         self._parameters = [p for group in made.param_groups for p in group["params"]]
-        shared = phases.shared(model)
+        shared = phases.shared(self.model)
         self._shared = [p in shared for p in self._parameters]
         self.labelled = phases.labelled(model, phase)
-        self._pass = TrainingPass(model, phase, self.labelled)
-        self._wrapped, self.optimizer = accelerator.prepare(self._pass, made)
+        self._pass = TrainingPass(self.model, phase, self.labelled)
+        if accelerator.is_fsdp2:
+            self._wrapped, self.optimizer = self._pass, accelerator.prepare_optimizer(made)
+        else:
+            self._wrapped, self.optimizer = accelerator.prepare(self._pass, made)
+        # What averages gradients over processes.
+        self._averaging = self.model if accelerator.is_fsdp2 else self._wrapped
         self._teaches_MM = topology.resolve(phase.topology, model.num_exits).to(device)
         self._shares_M = model.cost().shares_M
         rho = config.lr / config.omega_lr
@@ -110,7 +117,7 @@ class Stepper:
                 look.note(batch, self.tau)
             synced = index == len(micro) - 1 and surgery is None
             attention = nullcontext() if look is None else plain_attention()
-            sync = nullcontext() if synced else self.accelerator.no_sync(self._wrapped)
+            sync = nullcontext() if synced else self.accelerator.no_sync(self._averaging)
             with sync, attention:
                 found = self._wrapped(batch, self.tau)
                 loss = share * self._weighed(found, factors_MM)
@@ -228,14 +235,14 @@ class Stepper:
         """Take accelerate's wrapping off the model; what trained before the phase does again."""
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
-        for p, trained in zip(self.model.parameters(), self._trained_before, strict=True):
+        for p, trained in zip(self._whole.parameters(), self._trained_before, strict=True):
             p.requires_grad_(trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a step moves, but for the model."""
+        """Everything that a step moves, but for the model; all processes must call it."""
         scaler = self.accelerator.scaler
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": sharding.whole(self.optimizer.state_dict()),
             "omega": self.omega.state_dict(),
             "tau": self.tau,
             "scaler": scaler.state_dict() if scaler else None,
@@ -243,7 +250,9 @@ class Stepper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
-        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        moments = deepcopy(state["optimizer"])
+        sharding.shard_state(moments["state"], self._parameters)
+        self.optimizer.load_state_dict(moments)
         self.omega.load_state_dict(state["omega"])
         tau = state["tau"]
         self.tau = tau.to(self.accelerator.device) if isinstance(tau, Tensor) else tau

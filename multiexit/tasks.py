@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from multiexit.data import cifar, glue
 from multiexit.data.splits import canonical
+from multiexit.processes import processes
 
 IMAGES = ("cifar10", "cifar100", "digits")
 
@@ -73,7 +73,7 @@ def load(
     if name == "digits":
         data = cifar.digits()
     else:
-        with PartialState().main_process_first():  # one process downloads
+        with processes().main_process_first():  # one process downloads
             data = cifar.load(name, data_dir, download, normalisation=normalisation)
     preprocessing = {**data.preprocessing, "task": name, "normalisation": normalisation}
     return TaskData(

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from multiexit import checkpoint, phases, resume
+from multiexit import checkpoint, phases, resume, sharding
 from multiexit.config import TrainConfig
 from multiexit.data.batches import Indices, chunks
 from multiexit.data.rows import Rows
@@ -37,6 +37,7 @@ from multiexit.history import History
 from multiexit.journal import Journal
 from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
+from multiexit.processes import processes
 from multiexit.recipes import Phase, Recipe
 from multiexit.step import check_parameters
 from multiexit.stepper import Stepper
@@ -84,11 +85,13 @@ class Trainer:
             raise ValueError(f"no tracker {missing} is installed; there are {sorted(available)}")
         if AcceleratorState._shared_state:  # a run before this one may have had another precision
             AcceleratorState._reset_state()
+        processes()
         self.accelerator = Accelerator(
             mixed_precision=self.config.mixed_precision,
             log_with=list(self.config.trackers) or None,
             project_dir=self.config.output,
         )
+        sharding.check(self.accelerator, recipe)
         if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
         self.history = History()
@@ -151,21 +154,23 @@ class Trainer:
         for index in range(first, len(self.recipe.phases)):
             self._run_phase(index, data_of[index], dev, run, saved)
             saved = None
-            if self._best is not None:
-                self.model.load_state_dict(self._best)
-        self._share_buffers()
+        self.model.to(self.accelerator.device)  # of sharded copies it was the whole
         for tracker in self.accelerator.trackers:  # end_training would end the process group too
             tracker.finish()
         if self.recipe.finish is not None:
-            self.recipe.finish(self.model, self._collect(dev))
+            self.recipe.finish(self.model, self._collect(self.model, dev))
         self._save_model()
         return self.history
 
     def _run_phase(self, index: int, data: Rows, dev: Any, run: Any, saved: Any) -> None:
         self.position = Position(phase=index, total=self.position.total)
         phase = self.recipe.phases[index]
+        if saved:
+            self.model.load_state_dict(saved["model"])
         with closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper:
             self._run_epochs(stepper, data, dev, run, saved)
+            self._share_buffers(stepper.model)
+            self.model.load_state_dict(self._best or sharding.weights(stepper.model))
 
     def _run_epochs(
         self, stepper: Stepper, data: Rows, dev: Any, run: dict[str, Any], saved: Any
@@ -207,7 +212,7 @@ class Trainer:
                 if position.step == steps:
                     break
             self._read_losses(stepper, bar)
-            enough = self._end_epoch(dev, time.perf_counter() - begin)
+            enough = self._end_epoch(stepper.model, dev, time.perf_counter() - begin)
             position.epoch = epochs if enough else position.epoch + 1
             position.batch = position.second = 0
             self._checkpoint(stepper, run)
@@ -241,10 +246,10 @@ class Trainer:
         self.accelerator.log({"loss": read["loss"], "lr": read["lr"]}, step=position.total)
         bar.set_postfix(loss=f"{read['loss']:.3f}")
 
-    def _end_epoch(self, dev: Any, seconds: float) -> bool:
+    def _end_epoch(self, model: MultiExitModel, dev: Any, seconds: float) -> bool:
         """Score all exits, keep the best; True when there was no better one for long enough."""
         position, best, patience = self.position, self.history.best, self.config.early_stopping
-        check_parameters(self.model, position.step)
+        check_parameters(model, position.step)
         row: dict[str, Any] = {
             "phase": position.phase,
             "epoch": position.epoch,
@@ -254,27 +259,29 @@ class Trainer:
         self.history.epochs.append(row)
         if dev is None:
             return False
-        self._share_buffers()
+        self._share_buffers(model)
         # What the first process sees decides for all.
-        (row["exits"],) = broadcast_object_list([exit_scores(self._collect(dev))])
+        (row["exits"],) = broadcast_object_list([exit_scores(self._collect(model, dev))])
         judged = phases.judged(self.model, self.recipe.phases[position.phase])
         row["mean"] = sum(row["exits"][m]["score"] for m in judged) / len(judged)
         self.accelerator.log({"mean over exits": row["mean"]}, step=position.total)
         if best is None or best["phase"] != position.phase or row["mean"] > best["mean"]:
             self.history.best, position.stale = row, 0
-            self._best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            self._best = sharding.weights(model)
+            if model is not self.model:
+                self.model.load_state_dict(self._best)
             self._save_model()
             return False
         position.stale += 1
         return patience is not None and position.stale >= patience
 
-    def _collect(self, dev: Any) -> Outputs:
-        return collect(self.model, dev, self.config.metric, 2 * self.config.batch_size)
+    def _collect(self, model: MultiExitModel, dev: Any) -> Outputs:
+        return collect(model, dev, self.config.metric, 2 * self.config.batch_size, spread=True)
 
-    def _share_buffers(self) -> None:
+    def _share_buffers(self, model: MultiExitModel) -> None:
         """Give every process the first one's BatchNorm statistics."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.model.buffers():
+            for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
 
     def _save_model(self) -> None:
@@ -285,7 +292,8 @@ class Trainer:
     def _checkpoint(self, stepper: Stepper, run: dict[str, Any]) -> None:
         if self.config.output is None:
             return
-        check_parameters(self.model, self.position.step)
+        check_parameters(stepper.model, self.position.step)
+        moved = {"model": sharding.weights(stepper.model), "stepper": stepper.state_dict()}
         random_by_process = gather_object([checkpoint.random_states()])
         if not self.accelerator.is_main_process:
             return
@@ -293,9 +301,8 @@ class Trainer:
             "run": run,
             "position": asdict(self.position),
             "history": asdict(self.history),
-            "model": self.model.state_dict(),
             "best": self._best,
-            "stepper": stepper.state_dict(),
+            **moved,
             "random": random_by_process,
         }
         checkpoint.save(Path(self.config.output), state)
@@ -303,7 +310,6 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any], stepper: Stepper) -> None:
         """Put everything back to where the checkpoint was taken."""
-        self.model.load_state_dict(state["model"])
         stepper.load_state_dict(state["stepper"])
         self._best = state["best"]
         self.history = History(**state["history"])

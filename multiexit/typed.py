@@ -23,11 +23,13 @@ def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, An
     return model, data
 
 
-def device() -> str:
-    """A GPU, if there is one."""
+def device() -> Any:
+    """This process's GPU, if there is one."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    from multiexit.processes import processes
+
+    return processes().device if torch.cuda.is_available() else "cpu"
 
 
 def tokenizer(name: str | Path) -> Any:

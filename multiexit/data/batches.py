@@ -59,6 +59,12 @@ def shard(batches: list[Indices], rank: int, world: int) -> list[Indices]:
     return parts
 
 
+def deal(batches: list[T], rank: int, world: int) -> list[T]:
+    """This process's whole batches, as many as every other's (the first come again to even out)."""
+    rounds = -(-len(batches) // world)
+    return [batches[(turn * world + rank) % len(batches)] for turn in range(rounds)]
+
+
 def collate_of(dataset: Any) -> Any:
     """The set's own `collate` (or that of the set it is a `Subset` of), or torch's."""
     if isinstance(dataset, Subset):
@@ -75,25 +81,25 @@ def lengths_of(dataset: Any) -> Sequence[int] | None:
 
 
 def loader(
-    data: Dataset[Any] | Iterable[Any], batch_size: int
+    data: Dataset[Any] | Iterable[Any], batch_size: int, rank: int = 0, world: int = 1
 ) -> tuple[Iterable[Any], Indices | None]:
-    """Batches of a data set, long rows first where lengths are known, and the order they come in.
+    """This process's batches of a data set, long rows first where lengths are known; their rows.
 
-    What is not a `Dataset` is taken as batches already; its order is None, as is the set's own.
+    What is not a `Dataset` is taken as batches already, all of them on every process; its rows are
+    not known, so None.
     """
     if not isinstance(data, Dataset):
         return data, None
-    # A generator of its own: a loader's iterator would draw a seed from the global one.
-    made_with: dict[str, Any] = {
-        "collate_fn": collate_of(data),
-        "generator": torch.Generator(),
-    }
     size, lengths = len(data), lengths_of(data)  # type: ignore[arg-type]
-    if lengths is None:
-        return DataLoader(data, batch_size, **made_with), None
-    order = sorted(range(size), key=lambda row: lengths[row], reverse=True)
-    batches = group(order, batch_size, None, 0, 0)
-    return DataLoader(data, batch_sampler=batches, **made_with), order
+    order = list(range(size))
+    if lengths is not None:
+        order.sort(key=lambda row: lengths[row], reverse=True)
+    batches = deal(group(order, batch_size, None, 0, 0), rank, world)
+    # A generator of its own: a loader's iterator would draw a seed from the global one.
+    read = DataLoader(
+        data, batch_sampler=batches, collate_fn=collate_of(data), generator=torch.Generator()
+    )
+    return read, [row for batch in batches for row in batch]
 
 
 def in_order(data: Dataset[Any] | Iterable[Any], batch_size: int) -> Iterable[Any]:

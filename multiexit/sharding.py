@@ -1,0 +1,87 @@
+"""FSDP2: a network's parameters cut into shards, one on each process, and put together again."""
+
+from copy import deepcopy
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast, fsdp2_prepare_model, recursively_apply
+from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from multiexit.model import MultiExitModel
+from multiexit.recipes import Recipe
+
+T = TypeVar("T")
+
+
+def check(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Refuse ways of spreading that training doesn't know, and recipes that FSDP2 can't train.
+
+    Raises:
+        ValueError: FSDP of version 1, DeepSpeed, …; surgery or hypergradients under FSDP2.
+    """
+    kind = accelerator.distributed_type.value
+    if kind != "NO" and not kind.startswith("MULTI_") and not accelerator.is_fsdp2:
+        raise ValueError(
+            f"this run was launched as {kind}; training knows DDP and FSDP2: launch it with "
+            "--multi_gpu, or with --use_fsdp --fsdp_version 2"
+        )
+    if not accelerator.is_fsdp2:
+        return
+    for index, phase in enumerate(recipe.phases):
+        if phase.surgery is not None or phase.learner.looks_back:
+            what = "gradient surgery" if phase.surgery is not None else "hypergradients"
+            raise ValueError(
+                f"phase {index} of {recipe.name!r} uses {what}, which needs whole parameters, and "
+                "FSDP2 shards them: train it with DDP (--multi_gpu)"
+            )
+
+
+def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
+    """A copy with sharded parameters, on the device; the model itself stays whole where it is.
+
+    The first process's parameters and buffers count. With the plugin's transformer-based policy
+    each stage is gathered when it runs, and everything else when a pass begins.
+    """
+    made: Any = deepcopy(model)
+    for tensor in (*made.parameters(), *made.buffers()):
+        tensor.data.copy_(broadcast(tensor.data.to(accelerator.device)))  # type: ignore[arg-type]
+    stages = map(made.backbone.stage_module, range(made.backbone.num_stages))
+    made._no_split_modules = sorted({type(stage).__name__ for stage in stages})
+    # Every process has all weights; and accelerate's way to do without trips over buffers.
+    accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
+    fsdp2_prepare_model(accelerator, made)
+    for name in ("run", "cost"):  # what is called in place of forward
+        register_fsdp_forward_method(made, name)
+    return made
+
+
+def whole(tree: T) -> T:
+    """Sharded tensors in nested dicts gathered; all processes must call it, with the same tree."""
+    return recursively_apply(_whole, tree)  # type: ignore[return-value]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers on the CPU, whole; all processes must call it."""
+    return {name: _whole(t.detach()).cpu().clone() for name, t in model.state_dict().items()}
+
+
+def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]) -> None:
+    """Shard an optimiser's `state_dict()["state"]`, loaded whole, as its parameters are."""
+    for index, own in state.items():
+        p = parameters[index]
+        for name, value in own.items():
+            if isinstance(p, DTensor) and isinstance(value, Tensor) and value.shape == p.shape:
+                own[name] = distribute_tensor(
+                    value, p.device_mesh, p.placements, src_data_rank=None
+                )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

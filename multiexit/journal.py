@@ -27,15 +27,19 @@ class Journal:
     def read(self, stepper: Stepper) -> dict[str, Any]:
         """The steps since the last reading as one row of the history; {} if there were none.
 
+        All processes must call it; losses are their means.
+
         Raises:
             FloatingPointError: a term that counts, or a weight, is NaN or infinite.
         """
         if not self._unread:
             return {}
         numbers, steps = zip(*self._unread, strict=True)
-        loss, L, _, A = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
+        loss, L, _, A = (torch.stack(some) for some in zip(*steps, strict=True))
         self._unread.clear()
-        check_finite(L, A, list(numbers))
+        # Of all processes: what breaks one, all see.
+        loss, L = (stepper.accelerator.reduce(some, "mean").cpu() for some in (loss, L))  # type: ignore[union-attr]
+        check_finite(L, A.cpu(), list(numbers))
         row: dict[str, Any] = {
             "loss": float(loss.mean()),
             "own_M": [round(value, 6) for value in L.diagonal(dim1=1, dim2=2).mean(0).tolist()],

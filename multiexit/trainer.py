@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
@@ -90,6 +90,8 @@ class Trainer:
             mixed_precision=self.config.mixed_precision,
             log_with=list(self.config.trackers) or None,
             project_dir=self.config.output,
+            # The first process's statistics are shared when an epoch ends, not at every pass.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         sharding.check(self.accelerator, recipe)
         if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":

@@ -1,101 +1,257 @@
 """Two processes on gloo: the same numbers as one process with the whole batch."""
 
+import json
+import math
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
-from helpers import Table, chain, config, fit
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from helpers import (
+    CLASSES,
+    Stopped,
+    Table,
+    Text,
+    Watched,
+    assert_same,
+    chain,
+    config,
+    convnet,
+    fit,
+    images,
+    tensors,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Subset
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
 import multiexit as mx
+from multiexit.data import batches
+from multiexit.recipes import RECIPES
+from multiexit.saving import load_weights
 from multiexit.temperature import Rising
+from multiexit.weights import Learner
+
+TESTS = Path(__file__).parent
+
+TINY = {
+    "vocab_size": 60,
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 SCRIPT = """
     import json, sys
     sys.path.insert(0, {tests!r})
     import torch
-    from helpers import Stopped, Table, Watched, assert_same, chain, config, fit, tensors
+    from accelerate import PartialState
+    from helpers import Stopped
     from safetensors.torch import save_file
-    from test_distributed import CASES, model_for, recipe_of
-    import multiexit as mx
+    from test_distributed import *
 
-    folder, rank = sys.argv[1], None
+    folder = sys.argv[1]
     torch.set_num_threads(1)
-    for name, (recipe, changes, rows) in CASES.items():
-        model = model_for(recipe)
-        settings = config(batch_size=4, output=f"{{folder}}/{{name}}", **changes)
-        trainer = mx.Trainer(model, recipe_of(recipe), settings)
-        rank = trainer.accelerator.process_index
-        history = trainer.fit(Table(rows), Table(10, seed=1))
-        kept = tensors(model)
-        kept["omega"] = torch.tensor(
-            [[w or 0.0 for row in W_MM for w in row] for _, W_MM in history.weights]
-        )
-        kept["loss"] = torch.tensor([row["loss"] for row in history.steps])
+    for name, case in {{**CASES, "norms": NORMS}}.items():
+        kept = trained(case, 4, f"{{folder}}/{{name}}")
+        rank = PartialState().process_index
         save_file(kept, f"{{folder}}/{{name}}-{{rank}}.safetensors")
+    for name, rows in SETS.items():
+        save_file(said(rows, spread=True), f"{{folder}}/{{name}}-{{rank}}.safetensors")
 
-    # Stopped and gone on, with dropout of each process's own.
-    def run(where, stop, resume):
-        model = chain(dropout=0.3)
-        settings = config(
-            batch_size=4, output=f"{{folder}}/{{where}}", resume=resume, checkpoint_every=2
-        )
-        train = Table() if stop is None else Watched(Table(), stop)
-        fit(model, mx.recipe("leebert"), settings, train)
-        return tensors(model)
+    def differences(name, whole):
+        mine = interrupted(f"{{folder}}/{{name}}")
+        return [key for key in whole if not torch.equal(mine[key], whole[key])]
 
-    whole = run("whole", None, False)
-    try:
-        run("parts", 4, False)
-    except Stopped:
-        pass
-    torch.distributed.barrier()
-    mine = run("parts", None, True)
-    different = [k for k in whole if not torch.equal(mine[k], whole[k])]
+    def stop(name):
+        try:
+            interrupted(f"{{folder}}/{{name}}", stopped)
+        except Stopped:
+            torch.distributed.barrier()
+
+    stop("stopped")
+    whole = interrupted(f"{{folder}}/whole")
+    resumed = {{name: differences(name, whole) for name in ("stopped", "killed")}}
+    with sharding():
+        for name, case in {{**SHARDED, "sharded norms": NORMS}}.items():
+            kept = trained(case, 4, f"{{folder}}/{{name}}")
+            save_file(kept, f"{{folder}}/{{name}}-{{rank}}.safetensors")
+        stop("sharded")
+        whole = interrupted(f"{{folder}}/sharded whole")
+        resumed["sharded"] = differences("sharded", whole)
     with open(f"{{folder}}/resumed-{{rank}}", "w") as file:
-        json.dump(different, file)
+        json.dump(resumed, file)
     torch.distributed.destroy_process_group()
 """
 
-CASES = {
-    # recipe, changes, rows: 40 rows fill all batches of 8; 42 leave a batch of 2, or halves of 21
-    "joint": ("joint", {}, 40),
-    "joint-odd": ("joint", {}, 42),
-    "leebert": ("leebert", {}, 64),
-    "leebert-clo-v1": ("leebert-clo-v1", {"clip": 0.5}, 64),
-    "accumulated": ("leebert", {"accumulation": 2}, 64),
-    "rising": ("rising", {}, 40),
-    "deebert": ("deebert", {}, 40),
-    "fastbert": ("fastbert", {"lr": 0.01}, 40),
-    "ztw": ("ztw", {}, 40),
-    "berxit": ("berxit", {}, 40),
-    "elasticbert": ("elasticbert", {}, 40),
-    "romebert": ("romebert", {"lr": 0.01, "clip": 0.5}, 40),
-    "romebert, accumulated": ("romebert", {"lr": 0.01, "accumulation": 2}, 40),
-    "hypergradient": ("hypergradient", {}, 64),
-    "hypergradient, clipped": ("hypergradient", {"clip": 0.5, "accumulation": 2}, 64),
+DYING = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from test_distributed import interrupted, killed
+
+    interrupted(sys.argv[1], killed)
+"""
+
+
+class Case(NamedTuple):
+    """A run: 40 rows fill all batches of 8; 42 leave a batch of 2, or halves of 21.
+
+    Full batches split evenly: a part's mean is half of the whole's.
+    """
+
+    recipe: str
+    rows: int = 40
+    changes: dict[str, Any] = {}  # noqa: RUF012
+    options: dict[str, Any] = {}  # noqa: RUF012
+    network: str = "chain"
+
+
+UNEQUAL = {"l2w-den": "each process gives its own rows to the exits"}
+
+CASES = {name: Case(name, 64) for name in RECIPES if name not in UNEQUAL} | {
+    "joint-odd": Case("joint", 42),
+    "stopped early": Case("joint", changes={"lr": 3.0, "epochs": 9, "early_stopping": 1}),
+    "leebert-clo-v1": Case("leebert-clo-v1", 64, {"clip": 0.5}),
+    "accumulated": Case("leebert", 64, {"accumulation": 2}),
+    "uncertain": Case("leebert", 64, options={"parametrization": "uncertainty"}),
+    "rising": Case("rising"),
+    "fastbert": Case("fastbert", changes={"lr": 0.01}),
+    "romebert": Case("romebert", changes={"lr": 0.01, "clip": 0.5}),
+    "romebert, accumulated": Case("romebert", changes={"lr": 0.01, "accumulation": 2}),
+    "leebert-hyper": Case("leebert-hyper", 64, options={"cycle": 2}),
+    "leebert-hyper, clipped": Case(
+        "leebert-hyper", 64, {"clip": 0.5, "accumulation": 2}, {"cycle": 2}
+    ),
 }
-"""Full batches split evenly: a part's mean is half of the whole's."""
 
-HEADS = {"ztw": "linear+cascade", "berxit": "linear+lte"}
+ADAM = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01}
+
+SHARDED = {
+    "sharded joint": Case("joint"),
+    "sharded leebert": Case("leebert", 64, {"clip": 0.5}),
+    "sharded clo-v1, accumulated": Case("leebert-clo-v1", 64, {"clip": 0.5, "accumulation": 2}),
+    "sharded deebert": Case("deebert"),
+    "sharded ztw": Case("ztw"),
+    "sharded bert": Case("leebert", 64, ADAM, network="bert"),
+    "sharded albert": Case("fastbert", changes=ADAM, network="albert"),
+}
+
+NORMS = Case("leebert", 64, ADAM, network="convnet")
+"""BatchNorm goes by each process's own rows, so this one equals its like on two processes alone."""
+
+SETS = {
+    "even": Table(16),
+    "odd": Table(11),
+    "fewer rows than processes": Table(1),
+    "texts": Text(13),
+    "batches": list(DataLoader(Table(11), 4)),
+}
+
+HEADS = {"ztw": "linear+cascade", "berxit": "linear+lte", "right-tool": "linear+mix"}
 
 
-def model_for(recipe):
-    return chain(head=HEADS.get(recipe))
+def model_for(case):
+    """The case's network, without dropout: that would be each process's own."""
+    head = HEADS.get(case.recipe)
+    if case.network == "chain":
+        return chain(head=head)
+    if case.network == "convnet":
+        return convnet(dropout=0.0)
+    torch.manual_seed(1)
+    config, network = {
+        "bert": (BertConfig, BertModel),
+        "albert": (AlbertConfig, AlbertModel),
+    }[case.network]
+    made = network(config(**TINY))
+    return mx.MultiExitModel(mx.wrap(made), CLASSES, head="linear")
 
 
-def recipe_of(name):
-    if name == "hypergradient":
-        return mx.recipe("leebert-hyper", cycle=2)
-    if name != "rising":
-        return mx.recipe(name)
+def data_for(case):
+    if case.network == "convnet":
+        return images(case.rows, augment=False)
+    return Text(case.rows) if case.network.endswith("bert") else Table(case.rows)
+
+
+def recipe_for(case):
+    if case.recipe != "rising":
+        return mx.recipe(case.recipe, **case.options)
     phase = mx.Phase("last", temperature=Rising(factor=1.5, above=0.45))
     return mx.Recipe("rising", "", "", 2019, "", (phase,), mx.MaxProb(0.9))
+
+
+def trained(case, batch_size, output=None):
+    """All that a case's run left: the network's tensors, Ω and the losses at each step."""
+    model, data = model_for(case), data_for(case)
+    settings = config(batch_size=batch_size, output=output, **case.changes)
+    dev = Subset(data, range(10)) if case.network != "chain" else Table(10, seed=1)
+    history = fit(model, recipe_for(case), settings, data, dev)
+    kept = tensors(model)
+    kept["omega"] = torch.tensor([[w or 0.0 for row in W for w in row] for _, W in history.weights])
+    kept["loss"] = torch.tensor([row["loss"] for row in history.steps])
+    kept["scores"] = torch.tensor([row["mean"] for row in history.epochs])
+    return kept
+
+
+def said(rows, spread):
+    """What a network with certainties says about a set."""
+    text = isinstance(rows, Text)
+    model = model_for(Case("joint", network="bert")) if text else chain(head="linear+lte")
+    found = mx.collect(model, rows, batch_size=4, spread=spread)
+    there = {name: getattr(found, name) for name in ("logits_MBC", "labels_B", "certainty_MB")}
+    return {name: value for name, value in there.items() if value is not None}
+
+
+def stopped():
+    raise Stopped
+
+
+def killed():
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupted(output, end=None):
+    """A run, with dropout of each process's own, that ends early; or goes on from where it did."""
+    model = chain(dropout=0.3)
+    settings = config(
+        batch_size=4, output=output, resume=True, checkpoint_every=2, optimizer="adamw", lr=0.01
+    )
+    fit(model, "leebert", settings, Table() if end is None else Watched(Table(), 4, end))
+    return tensors(model)
+
+
+@contextmanager
+def sharding():
+    """As under accelerate's launcher with FSDP2, which it doesn't set up on CPUs by itself."""
+
+    def accelerator(**settings):
+        made = Accelerator(**settings)
+        made.state.distributed_type = DistributedType.FSDP
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
+        )
+        return made
+
+    with patch.object(mx.trainer, "Accelerator", accelerator):
+        yield
 
 
 def free_port():
@@ -104,18 +260,49 @@ def free_port():
         return found.getsockname()[1]
 
 
+COMMON = {
+    **os.environ,
+    "PYTHONPATH": str(TESTS.parent),
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """The folder that two processes have written to, all cases in one start."""
+def killed_run(tmp_path_factory):
+    """A run of two processes, one of which is killed; and how `torchrun` ended."""
     folder = tmp_path_factory.mktemp("two")
-    tests = Path(__file__).parent
-    code = textwrap.dedent(SCRIPT).format(tests=str(tests))
+    script = folder / "dying.py"
+    script.write_text(textwrap.dedent(DYING).format(tests=str(TESTS)))
+    words = f"-m torch.distributed.run --nproc_per_node 2 --master_port {free_port()}".split()
+    without = {name: value for name, value in COMMON.items() if name != "ACCELERATE_USE_CPU"}
+    ended = subprocess.run(
+        [sys.executable, *words, script, folder / "killed"],
+        env=without,  # as a user on CPUs does who knows torchrun alone
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    return folder, ended
+
+
+def test_a_killed_process_ends_the_other_and_is_named(killed_run):
+    folder, ended = killed_run
+    assert ended.returncode != 0
+    cause = ended.stderr.partition("Root Cause")[2]
+    assert re.search(r"rank\s*: 1 ", cause)
+    assert "SIGKILL" in cause
+    assert (folder / "killed" / "checkpoint").is_dir()
+
+
+@pytest.fixture(scope="module")
+def ran(killed_run):
+    """The folder that two processes have written to, all cases in one start."""
+    folder, _ = killed_run
+    code = textwrap.dedent(SCRIPT).format(tests=str(TESTS))
     common = {
-        **os.environ,
-        "PYTHONPATH": str(tests.parent),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
+        **COMMON,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
@@ -138,43 +325,75 @@ def ran(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *SHARDED])
 def test_both_processes_end_with_the_same_numbers(name, ran):
     one, two = (load_file(ran / f"{name}-{rank}.safetensors") for rank in range(2))
-    for key in one:
-        if key != "loss":  # each process logs its own part's
-            assert torch.equal(one[key], two[key]), key
+    assert_same(one, two)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *SHARDED])
 def test_two_processes_equal_one_with_the_whole_batch(name, ran):
-    recipe, changes, rows = CASES[name]
-    model = model_for(recipe)
-    history = fit(
-        model, recipe_of(recipe), config(batch_size=8, **changes), Table(rows), Table(10, seed=1)
-    )
+    one = trained((CASES | SHARDED)[name], 8)
     two = load_file(ran / f"{name}-0.safetensors")
-    for key, value in model.state_dict().items():
+    torch.testing.assert_close(two.pop("omega"), one.pop("omega"), atol=3e-5, rtol=1e-4)
+    for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-5, msg=f"{name}: {key}")
-    omega = torch.tensor([[w or 0.0 for row in W for w in row] for _, W in history.weights])
-    torch.testing.assert_close(two["omega"], omega, atol=3e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_batch_statistics_are_the_first_processs_sharded_or_not(ran):
+    plain, cut = (load_file(ran / f"{name}-0.safetensors") for name in ("norms", "sharded norms"))
+    torch.testing.assert_close(cut, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_every_learner_is_proved_equal():
+    used = {type(p.learner) for case in CASES.values() for p in recipe_for(case).phases}
+    unequal = {type(p.learner) for name in UNEQUAL for p in mx.recipe(name).phases}
+    known = [*vars(mx.weights).values(), *unequal]
+    learners = {kind for kind in known if isinstance(kind, type) and issubclass(kind, Learner)}
+    assert learners == used | unequal | {Learner}
+
+
+@pytest.mark.parametrize("name", [*CASES, *SHARDED])
 def test_the_main_process_alone_writes_the_folder(name, ran):
     assert {path.name for path in (ran / name).iterdir()} == {"model", "history.json", "checkpoint"}
     history = mx.History.load(ran / name / "history.json")
     assert history.best in history.epochs
 
 
-def test_a_stopped_run_of_two_goes_on_exactly(ran):
-    assert [(ran / f"resumed-{rank}").read_text() for rank in range(2)] == ["[]", "[]"]
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_sharded_run_saves_whole_weights(name, ran):
+    model = model_for(SHARDED[name])
+    load_weights(model, ran / name / "model" / "model.safetensors")
+    kept = load_file(ran / f"{name}-0.safetensors")
+    assert_same(tensors(model), {key: kept[key] for key in model.state_dict()})
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_read_by_all_processes_together_each_row_once(name, ran):
+    alone = said(SETS[name], spread=False)
+    for rank in range(2):
+        assert_same(load_file(ran / f"{name}-{rank}.safetensors"), alone)
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5))
+def test_batches_are_dealt_evenly_and_all(rows, size, world):
+    whole = batches.group(list(range(rows)), size, None, 0, 0)
+    hands = [batches.deal(whole, rank, world) for rank in range(world)]
+    assert len({len(hand) for hand in hands}) == 1
+    assert {tuple(batch) for hand in hands for batch in hand} == {tuple(batch) for batch in whole}
+    assert len(hands[0]) == math.ceil(len(whole) / world)
+
+
+def test_an_interrupted_run_of_two_goes_on_exactly(ran):
+    for rank in range(2):
+        different = json.loads((ran / f"resumed-{rank}").read_text())
+        assert different == {"stopped": [], "killed": [], "sharded": []}
 
 
 def test_the_rising_temperature_rises_in_this_case():
     """Else the case would prove nothing."""
     model, train = chain(), Table(40)
-    history = fit(model, recipe_of("rising"), config(), train)
+    history = fit(model, recipe_for(Case("rising")), config(), train)
     constant = chain()
     phase = mx.Phase("last")
     recipe = mx.Recipe("constant", "", "", 2019, "", (phase,), mx.MaxProb(0.9))

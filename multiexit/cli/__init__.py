@@ -1,5 +1,6 @@
 """The command line: `multiexit COMMAND --help` shows examples."""
 
+import os
 import sys
 
 import typer
@@ -32,8 +33,13 @@ for command in (
 
 def main() -> None:
     """Run a command; what the user can mend is one line on stderr and exit code 2."""
+    run = app
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's summary then names the reason
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        run = record(app)
     try:
-        app()
+        run()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"multiexit: {error}", file=sys.stderr)
         sys.exit(2)

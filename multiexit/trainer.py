@@ -84,7 +84,7 @@ class Trainer:
         if missing := sorted(set(self.config.trackers) - available):
             raise ValueError(f"no tracker {missing} is installed; there are {sorted(available)}")
         if AcceleratorState._shared_state:  # a run before this one may have had another precision
-            AcceleratorState._reset_state()
+            AcceleratorState._reset_state(reset_partial_state=True)  # the process group stays
         processes()
         self.accelerator = Accelerator(
             mixed_precision=self.config.mixed_precision,

@@ -16,7 +16,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from helpers import (
     CLASSES,
@@ -90,13 +91,14 @@ SCRIPT = """
     stop("stopped")
     whole = interrupted(f"{{folder}}/whole")
     resumed = {{name: differences(name, whole) for name in ("stopped", "killed")}}
-    with sharding():
+    with sharding() as shard:
         for name, case in {{**SHARDED, "sharded norms": NORMS}}.items():
             kept = trained(case, 4, f"{{folder}}/{{name}}")
             save_file(kept, f"{{folder}}/{{name}}-{{rank}}.safetensors")
         stop("sharded")
         whole = interrupted(f"{{folder}}/sharded whole")
         resumed["sharded"] = differences("sharded", whole)
+    assert shard.called
     with open(f"{{folder}}/resumed-{{rank}}", "w") as file:
         json.dump(resumed, file)
     torch.distributed.destroy_process_group()
@@ -128,7 +130,7 @@ UNEQUAL = {"l2w-den": "each process gives its own rows to the exits"}
 
 CASES = {name: Case(name, 64) for name in RECIPES if name not in UNEQUAL} | {
     "joint-odd": Case("joint", 42),
-    "stopped early": Case("joint", changes={"lr": 3.0, "epochs": 9, "early_stopping": 1}),
+    "stopped early": Case("joint", changes={"lr": 0.3, "epochs": 9, "early_stopping": 1}),
     "leebert-clo-v1": Case("leebert-clo-v1", 64, {"clip": 0.5}),
     "accumulated": Case("leebert", 64, {"accumulation": 2}),
     "uncertain": Case("leebert", 64, options={"parametrization": "uncertainty"}),
@@ -239,19 +241,26 @@ def interrupted(output, end=None):
 
 
 @contextmanager
-def sharding():
+def sharding(version=2):
     """As under accelerate's launcher with FSDP2, which it doesn't set up on CPUs by itself."""
 
     def accelerator(**settings):
         made = Accelerator(**settings)
         made.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
+            fsdp_version=version, auto_wrap_policy="transformer_based_wrap"
         )
         return made
 
-    with patch.object(mx.trainer, "Accelerator", accelerator):
-        yield
+    try:
+        with (
+            patch.object(mx.trainer, "Accelerator", accelerator),
+            patch.object(mx.sharding, "shard", wraps=mx.sharding.shard) as shard,
+        ):
+            yield shard
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def free_port():
@@ -317,7 +326,7 @@ def ran(killed_run):
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -388,6 +397,26 @@ def test_an_interrupted_run_of_two_goes_on_exactly(ran):
     for rank in range(2):
         different = json.loads((ran / f"resumed-{rank}").read_text())
         assert different == {"stopped": [], "killed": [], "sharded": []}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "version", "words"),
+    [
+        ("romebert", 2, "surgery"),
+        ("leebert-hyper", 2, "hypergradients"),
+        ("l2w-den", 2, "hypergradients"),
+        ("joint", 1, "--fsdp_version 2"),
+    ],
+)
+def test_what_sharding_cannot_train_is_refused_when_the_trainer_is_made(recipe, version, words):
+    with sharding(version), pytest.raises(ValueError, match=words):
+        mx.Trainer(chain(), mx.recipe(recipe), config())
+
+
+def test_early_stopping_comes_early_in_this_case(ran):
+    """Else the case would prove nothing."""
+    scores = load_file(ran / "stopped early-0.safetensors")["scores"]
+    assert 2 < len(scores) < CASES["stopped early"].changes["epochs"]
 
 
 def test_the_rising_temperature_rises_in_this_case():

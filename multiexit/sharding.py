@@ -4,9 +4,9 @@ from copy import deepcopy
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast, fsdp2_prepare_model, recursively_apply
+from accelerate.utils import broadcast, fsdp2_apply_ac, fsdp2_prepare_model, recursively_apply
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from multiexit.model import MultiExitModel
@@ -15,11 +15,12 @@ from multiexit.recipes import Recipe
 T = TypeVar("T")
 
 
-def check(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Refuse ways of spreading that training doesn't know, and recipes that FSDP2 can't train.
+def check(accelerator: Accelerator, model: MultiExitModel, recipe: Recipe) -> None:
+    """Refuse ways of spreading that training doesn't know, and what FSDP2 can't train.
 
     Raises:
-        ValueError: FSDP of version 1, DeepSpeed, …; surgery or hypergradients under FSDP2.
+        ValueError: FSDP of version 1, DeepSpeed, …; under FSDP2 surgery or hypergradients, and
+            BatchNorm in mixed precision.
     """
     kind = accelerator.distributed_type.value
     if kind != "NO" and not kind.startswith("MULTI_") and not accelerator.is_fsdp2:
@@ -29,6 +30,16 @@ def check(accelerator: Accelerator, recipe: Recipe) -> None:
         )
     if not accelerator.is_fsdp2:
         return
+    plugin: Any = accelerator.state.fsdp_plugin
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ValueError("sharded parameters stay on their devices: set fsdp_offload_params: false")
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if norms and accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"FSDP2 makes BatchNorm's weights {accelerator.mixed_precision} and leaves its "
+            "statistics float32, which BatchNorm refuses: set mixed_precision='no', or train with "
+            "DDP (--multi_gpu)"
+        )
     for index, phase in enumerate(recipe.phases):
         if phase.surgery is not None or phase.learner.looks_back:
             what = "gradient surgery" if phase.surgery is not None else "hypergradients"
@@ -49,8 +60,12 @@ def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
         tensor.data.copy_(broadcast(tensor.data.to(accelerator.device)))  # type: ignore[arg-type]
     stages = map(made.backbone.stage_module, range(made.backbone.num_stages))
     made._no_split_modules = sorted({type(stage).__name__ for stage in stages})
+    plugin: Any = accelerator.state.fsdp_plugin
+    if plugin.activation_checkpointing:
+        plugin.set_auto_wrap_policy(made)
+        made = fsdp2_apply_ac(accelerator, made)
     # Every process has all weights; and accelerate's way to do without trips over buffers.
-    accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
+    plugin.cpu_ram_efficient_loading = False
     fsdp2_prepare_model(accelerator, made)
     for name in ("run", "cost"):  # what is called in place of forward
         register_fsdp_forward_method(made, name)

@@ -61,10 +61,12 @@ class Stepper:
         self._shared = [p in shared for p in self._parameters]
         self.labelled = phases.labelled(model, phase)
         self._pass = TrainingPass(self.model, phase, self.labelled)
-        if accelerator.is_fsdp2:
-            self._wrapped, self.optimizer = self._pass, accelerator.prepare_optimizer(made)
-        else:
-            self._wrapped, self.optimizer = accelerator.prepare(self._pass, made)
+        prepared: Any = (
+            (self._pass, accelerator.prepare_optimizer(made))
+            if accelerator.is_fsdp2
+            else accelerator.prepare(self._pass, made)
+        )
+        self._wrapped, self.optimizer = prepared
         # What averages gradients over processes.
         self._averaging = self.model if accelerator.is_fsdp2 else self._wrapped
         self._teaches_MM = topology.resolve(phase.topology, model.num_exits).to(device)

@@ -93,7 +93,7 @@ class Trainer:
             # The first process's statistics are shared when an epoch ends, not at every pass.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        sharding.check(self.accelerator, recipe)
+        sharding.check(self.accelerator, model, recipe)
         if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
         self.history = History()

@@ -40,6 +40,8 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
 import multiexit as mx
+from multiexit import sharding as fsdp2
+from multiexit import trainer
 from multiexit.data import batches
 from multiexit.recipes import RECIPES
 from multiexit.saving import load_weights
@@ -71,10 +73,14 @@ SCRIPT = """
 
     folder = sys.argv[1]
     torch.set_num_threads(1)
-    for name, case in {{**CASES, "norms": NORMS}}.items():
-        kept = trained(case, 4, f"{{folder}}/{{name}}")
-        rank = PartialState().process_index
-        save_file(kept, f"{{folder}}/{{name}}-{{rank}}.safetensors")
+    rank = PartialState(cpu=True).process_index
+
+    def train(cases):
+        for name, case in cases.items():
+            kept = trained(case, 4, f"{{folder}}/{{name}}")
+            save_file(kept, f"{{folder}}/{{name}}-{{rank}}.safetensors")
+
+    train({{**CASES, "norms": NORMS}})
     for name, rows in SETS.items():
         save_file(said(rows, spread=True), f"{{folder}}/{{name}}-{{rank}}.safetensors")
 
@@ -92,13 +98,13 @@ SCRIPT = """
     whole = interrupted(f"{{folder}}/whole")
     resumed = {{name: differences(name, whole) for name in ("stopped", "killed")}}
     with sharding() as shard:
-        for name, case in {{**SHARDED, "sharded norms": NORMS}}.items():
-            kept = trained(case, 4, f"{{folder}}/{{name}}")
-            save_file(kept, f"{{folder}}/{{name}}-{{rank}}.safetensors")
+        train({{**SHARDED, "sharded norms": NORMS}})
         stop("sharded")
         whole = interrupted(f"{{folder}}/sharded whole")
         resumed["sharded"] = differences("sharded", whole)
     assert shard.called
+    with sharding(activation_checkpointing=True):
+        train(RECOMPUTED)
     with open(f"{{folder}}/resumed-{{rank}}", "w") as file:
         json.dump(resumed, file)
     torch.distributed.destroy_process_group()
@@ -155,6 +161,10 @@ SHARDED = {
     "sharded bert": Case("leebert", 64, ADAM, network="bert"),
     "sharded albert": Case("fastbert", changes=ADAM, network="albert"),
 }
+
+RECOMPUTED = {"recomputed bert": Case("leebert", 64, ADAM, network="bert")}
+
+EQUAL = CASES | SHARDED | RECOMPUTED
 
 NORMS = Case("leebert", 64, ADAM, network="convnet")
 """BatchNorm goes by each process's own rows, so this one equals its like on two processes alone."""
@@ -241,7 +251,7 @@ def interrupted(output, end=None):
 
 
 @contextmanager
-def sharding(version=2):
+def sharding(version=2, **options):
     """As under accelerate's launcher with FSDP2, which it doesn't set up on CPUs by itself."""
 
     def accelerator(**settings):
@@ -249,14 +259,14 @@ def sharding(version=2):
         made.state.distributed_type = DistributedType.FSDP
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=version, auto_wrap_policy="transformer_based_wrap"
+            fsdp_version=version, auto_wrap_policy="transformer_based_wrap", **options
         )
         return made
 
     try:
         with (
-            patch.object(mx.trainer, "Accelerator", accelerator),
-            patch.object(mx.sharding, "shard", wraps=mx.sharding.shard) as shard,
+            patch.object(trainer, "Accelerator", accelerator),
+            patch.object(fsdp2, "shard", wraps=fsdp2.shard) as shard,
         ):
             yield shard
     finally:
@@ -334,15 +344,15 @@ def ran(killed_run):
     return folder
 
 
-@pytest.mark.parametrize("name", [*CASES, *SHARDED])
+@pytest.mark.parametrize("name", EQUAL)
 def test_both_processes_end_with_the_same_numbers(name, ran):
     one, two = (load_file(ran / f"{name}-{rank}.safetensors") for rank in range(2))
     assert_same(one, two)
 
 
-@pytest.mark.parametrize("name", [*CASES, *SHARDED])
+@pytest.mark.parametrize("name", EQUAL)
 def test_two_processes_equal_one_with_the_whole_batch(name, ran):
-    one = trained((CASES | SHARDED)[name], 8)
+    one = trained(EQUAL[name], 8)
     two = load_file(ran / f"{name}-0.safetensors")
     torch.testing.assert_close(two.pop("omega"), one.pop("omega"), atol=3e-5, rtol=1e-4)
     for key, value in one.items():
@@ -362,7 +372,7 @@ def test_every_learner_is_proved_equal():
     assert learners == used | unequal | {Learner}
 
 
-@pytest.mark.parametrize("name", [*CASES, *SHARDED])
+@pytest.mark.parametrize("name", EQUAL)
 def test_the_main_process_alone_writes_the_folder(name, ran):
     assert {path.name for path in (ran / name).iterdir()} == {"model", "history.json", "checkpoint"}
     history = mx.History.load(ran / name / "history.json")
@@ -411,6 +421,11 @@ def test_an_interrupted_run_of_two_goes_on_exactly(ran):
 def test_what_sharding_cannot_train_is_refused_when_the_trainer_is_made(recipe, version, words):
     with sharding(version), pytest.raises(ValueError, match=words):
         mx.Trainer(chain(), mx.recipe(recipe), config())
+
+
+def test_batch_statistics_do_not_go_with_shards_of_lower_precision():
+    with sharding(), pytest.raises(ValueError, match="BatchNorm"):
+        mx.Trainer(convnet(), mx.recipe("joint"), config(mixed_precision="bf16"))
 
 
 def test_early_stopping_comes_early_in_this_case(ran):

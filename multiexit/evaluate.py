@@ -61,6 +61,7 @@ def collect(
     data: Dataset[Any] | Iterable[Any],
     metric: str | None = None,
     batch_size: int = 128,
+    keys: bool = True,
 ) -> Outputs:
     """Run every exit on every row, once.
 
@@ -71,6 +72,7 @@ def collect(
         metric: a name in `multiexit.metrics.METRICS`; None is accuracy, or Pearson and Spearman
             for regression.
         batch_size: rows per batch, where `data` doesn't say.
+        keys: whether rows get keys to be known again by, as a policy's certificate needs them.
 
     Raises:
         ValueError: no rows, an unknown metric, labels outside the classes, or NaN or infinite
@@ -85,13 +87,13 @@ def collect(
     training = model.training
     model.eval()
     try:
-        logits, labels, certainty, keys = [], [], [], []
+        logits, labels, certainty, rows = [], [], [], []
         for batch in batches:
             args, inputs, labels_B = unpack(batch)
             said = model.run(move(args, device), move(inputs, device))
             logits.append(said.logits_MBC.float().cpu())
             labels.append(labels_B.cpu())
-            keys.append(row_keys(args, inputs, len(labels_B)))
+            rows.append(row_keys(args, inputs, len(labels_B)) if keys else None)
             if said.certainty_MB is not None:
                 certainty.append(said.certainty_MB.float().cpu())
     finally:
@@ -104,7 +106,7 @@ def collect(
         model.cost(),
         metric,
         torch.cat(certainty, 1) if certainty else None,
-        None if any(keys_B is None for keys_B in keys) else torch.cat(keys),
+        None if any(keys_B is None for keys_B in rows) else torch.cat(rows),
     )
     if order is not None:
         outputs = outputs.take(torch.argsort(torch.tensor(order)))

@@ -24,6 +24,26 @@ class Journal:
         """What one step went by."""
         self._unread.append((number, step))
 
+    @property
+    def unread(self) -> list[tuple[int, Step]]:
+        """What `restore` takes, for a checkpoint between two readings."""
+        return list(self._unread)
+
+    def restore(self, unread: list[tuple[int, Step]], device: torch.device) -> None:
+        """Take back what was unread."""
+        self._unread = [(number, Step(*(t.to(device) for t in step))) for number, step in unread]
+
+    def check(self) -> None:
+        """Wait for the device, and look at the losses without reading them.
+
+        Raises:
+            FloatingPointError: a term that counts is NaN or infinite.
+        """
+        if self._unread:
+            numbers, steps = zip(*self._unread, strict=True)
+            _, L, _, A = (torch.stack(some) for some in zip(*steps, strict=True))
+            check_finite(L, A, list(numbers))
+
     def read(self, stepper: Stepper) -> dict[str, Any]:
         """The steps since the last reading as one row of the history; {} if there were none.
 

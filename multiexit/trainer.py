@@ -13,22 +13,25 @@ Letters: M exits. Θ are the network's parameters, Ω the loss weights.
 """
 
 import math
+import signal
+import sys
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, gather, gather_object, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from multiexit import checkpoint, phases, resume
+from multiexit import checkpoint, memory, phases, provenance, randomness, resume, signals
 from multiexit.config import TrainConfig
 from multiexit.data.batches import Indices, chunks
 from multiexit.data.rows import Rows
@@ -95,6 +98,8 @@ class Trainer:
         self.position = Position()
         self._best: dict[str, Tensor] | None = None
         self._journal = Journal()
+        self._kept: list[str] = []
+        self._asked = signals.Noted()
 
     def fit(
         self,
@@ -104,7 +109,8 @@ class Trainer:
     ) -> History:
         """Train, and leave the model with its best weights on `dev` (its last without one).
 
-        The recipe's policy becomes the model's.
+        The recipe's policy becomes the model's. With `output`, SIGTERM and Ctrl-C let the step in
+        progress finish, save, and then end the process; a second one ends it at once.
 
         Args:
             train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`;
@@ -115,12 +121,14 @@ class Trainer:
             unlabelled: rows for phases that learn from teachers alone; `train` without it.
 
         Returns:
-            The history; it also lies in `output` with the model and the checkpoint.
+            The history; it also lies in `output` with the model, the checkpoints and `run.json`,
+            which says what the run was made from.
 
         Raises:
             ValueError: an empty set, labels outside the classes, a checkpoint of another run.
             FloatingPointError: a loss that is NaN or infinite, named by exit and step; the last
                 checkpoint stands.
+            torch.OutOfMemoryError: with what to lower.
         """
         if isinstance(train, DataLoader):
             self.config = replace(
@@ -135,24 +143,19 @@ class Trainer:
         ]
         self._check_sets(dev, unlabelled, all(rows is data for rows in data_of))
         self.history, self.position, self._best = History(), Position(), None
-        self._journal = Journal()
+        self._journal, self._kept = Journal(), []
         self.model.policy = self.recipe.policy
         set_seed(self.config.seed, device_specific=True)
         self.accelerator.init_trackers("multiexit")
-        run = resume.describe(
-            self.model,
-            self.recipe,
-            self.config,
-            [len(rows) for rows in data_of],
-            self.accelerator.num_processes,
-        )
-        saved = resume.saved_state(self.config, run)
+        run, saved = self._begin({"train": train, "dev": dev, "unlabelled": unlabelled})
         first = saved["position"]["phase"] if saved else 0
-        for index in range(first, len(self.recipe.phases)):
-            self._run_phase(index, data_of[index], dev, run, saved)
-            saved = None
-            if self._best is not None:
-                self.model.load_state_dict(self._best)
+        with signals.noted(run is not None) as self._asked:
+            for index in range(first, len(self.recipe.phases)):
+                with memory.explained(self.config, data_of[index]):
+                    self._run_phase(index, data_of[index], dev, run, saved)
+                saved = None
+                if self._best is not None:
+                    self.model.load_state_dict(self._best)
         self._share_buffers()
         for tracker in self.accelerator.trackers:  # end_training would end the process group too
             tracker.finish()
@@ -160,6 +163,23 @@ class Trainer:
             self.recipe.finish(self.model, self._collect(dev))
         self._save_model()
         return self.history
+
+    def _begin(self, data: dict[str, Any]) -> tuple[Any, Any]:
+        """Write down what the run is made from, and look for a checkpoint to go on from."""
+        if self.config.output is None:
+            return None, None
+        accelerator = self.accelerator
+        facts = provenance.describe(
+            self.model, self.recipe, self.config, data, accelerator.num_processes
+        )
+        run = resume.identity(facts)
+        name, saved = resume.saved_state(self.config, run) or (None, None)
+        if name is not None:
+            known = checkpoint.names(Path(self.config.output))
+            self._kept = known[: known.index(name) + 1]
+        if accelerator.is_main_process:
+            provenance.record(Path(self.config.output), facts, name)
+        return run, saved
 
     def _run_phase(self, index: int, data: Rows, dev: Any, run: Any, saved: Any) -> None:
         self.position = Position(phase=index, total=self.position.total)
@@ -190,27 +210,31 @@ class Trainer:
             first, second = data.epoch(
                 config.seed, position.epoch, phase.learner.splits, config.batch_size, rank, world
             )
-            rest = first[position.batch * config.accumulation :]
-            seed = (config.seed, position.epoch, rank, position.batch)
-            for micro in chunks(data.feed(rest, config.workers, seed), config.accumulation):
+            done, seed = position.batch * config.accumulation, (config.seed, position.epoch, rank)
+            feed = data.feed(first, config.workers, seed, done)
+            for micro in chunks(feed, config.accumulation):
                 draw = partial(self._draw, data, second)
                 self._journal.add(position.step, stepper.step(micro, draw, position.step, steps))
                 position.batch += 1
                 position.step += 1
                 position.total += 1
                 bar.update()
-                due = config.checkpoint_every and position.step % config.checkpoint_every == 0
-                if due or position.step % config.log_every == 0:
+                if reading := position.step % config.log_every == 0:
                     self._read_losses(stepper, bar)
-                if due:
+                if number := self._signal(reading):
                     self._checkpoint(stepper, run)
-                if position.step == steps:
+                    self._end(number, bar)
+                if position.step == steps or position.batch * config.accumulation >= len(first):
                     break
+                if config.checkpoint_every and position.step % config.checkpoint_every == 0:
+                    self._checkpoint(stepper, run)
             self._read_losses(stepper, bar)
             enough = self._end_epoch(dev, time.perf_counter() - begin)
             position.epoch = epochs if enough else position.epoch + 1
             position.batch = position.second = 0
             self._checkpoint(stepper, run)
+            if number := self._signal(True):
+                self._end(number, bar)
         bar.close()
 
     def _draw(self, data: Rows, second: list[Indices]) -> Any:
@@ -269,7 +293,8 @@ class Trainer:
         return patience is not None and position.stale >= patience
 
     def _collect(self, dev: Any) -> Outputs:
-        return collect(self.model, dev, self.config.metric, 2 * self.config.batch_size)
+        batch_size = 2 * self.config.batch_size
+        return collect(self.model, dev, self.config.metric, batch_size, keys=False)
 
     def _share_buffers(self) -> None:
         """Give every process the first one's BatchNorm statistics."""
@@ -282,33 +307,71 @@ class Trainer:
             self.model.save_pretrained(Path(self.config.output) / "model")
             self.history.save(Path(self.config.output) / "history.json")
 
+    def _signal(self, meeting: bool) -> int:
+        """The signal that asked the run to end, or 0.
+
+        Several processes answer alike: they ask each other where they meet anyway.
+        """
+        if self.config.output is None or self.accelerator.num_processes == 1:
+            return self._asked.number
+        if not meeting:
+            return 0
+        mine = torch.tensor([self._asked.number], device=self.accelerator.device)
+        return int(gather(mine).max())  # type: ignore[union-attr]
+
+    def _end(self, number: int, bar: Any) -> NoReturn:
+        """End as a signal asked for, behind a checkpoint."""
+        bar.close()
+        if self.accelerator.is_main_process:
+            print(
+                f"stopped by {signal.Signals(number).name}; saved in {self.config.output} after "
+                f"step {self.position.step} of phase {self.position.phase}: go on with resume=True "
+                "(on the command line --resume)",
+                file=sys.stderr,
+            )
+        signals.end(number)
+
     def _checkpoint(self, stepper: Stepper, run: dict[str, Any]) -> None:
         if self.config.output is None:
             return
-        check_parameters(self.model, self.position.step)
-        random_by_process = gather_object([checkpoint.random_states()])
+        position, best = self.position, self.history.best
+        self._journal.check()
+        check_parameters(self.model, position.step)
+        random_by_process = gather_object([randomness.states()])
         if not self.accelerator.is_main_process:
             return
         state = {
             "run": run,
-            "position": asdict(self.position),
+            "position": asdict(position),
             "history": asdict(self.history),
+            "unread": self._journal.unread,
             "model": self.model.state_dict(),
             "best": self._best,
             "stepper": stepper.state_dict(),
             "random": random_by_process,
         }
-        checkpoint.save(Path(self.config.output), state)
+        name = checkpoint.name_of(position.phase, position.step)
+        self._kept = [*self._kept, name][-self.config.keep_checkpoints :]
+        keep = [*self._kept, *([checkpoint.name_of(best["phase"], best["step"])] if best else [])]
+        checkpoint.save(Path(self.config.output), name, state, keep)
         self.history.save(Path(self.config.output) / "history.json")
 
     def _restore(self, state: dict[str, Any], stepper: Stepper) -> None:
         """Put everything back to where the checkpoint was taken."""
+        try:
+            stepper.load_state_dict(state["stepper"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the checkpoint's optimisers or loss weights don't fit this run: {error}"
+            ) from error
         self.model.load_state_dict(state["model"])
-        stepper.load_state_dict(state["stepper"])
         self._best = state["best"]
         self.history = History(**state["history"])
+        self._journal.restore(state["unread"], self.accelerator.device)
         self.position = Position(**state["position"])
-        checkpoint.set_random_states(state["random"][self.accelerator.process_index])
+        rank = self.accelerator.process_index
+        if rank < len(state["random"]):  # there were fewer processes
+            randomness.set_states(state["random"][rank])
 
     def _check_sets(self, dev: Any, unlabelled: Any, unread: bool) -> None:
         """Refuse what would fail or be left out long after the start."""

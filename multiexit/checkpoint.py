@@ -57,6 +57,8 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
         raise OSError(f"could not write a checkpoint to {folder}: {error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        if gone.exists() and not (folder / name).exists():
+            gone.rename(folder / name)
     for path in folder.iterdir():
         if path.name not in (name, *keep):
             shutil.rmtree(path, ignore_errors=True)

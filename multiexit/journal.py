@@ -33,29 +33,36 @@ class Journal:
         """Take back what was unread."""
         self._unread = [(number, Step(*(t.to(device) for t in step))) for number, step in unread]
 
-    def check(self) -> None:
-        """Wait for the device, and look at the losses without reading them.
-
-        Raises:
-            FloatingPointError: a term that counts is NaN or infinite.
-        """
-        if self._unread:
-            numbers, steps = zip(*self._unread, strict=True)
-            _, L, _, A = (torch.stack(some) for some in zip(*steps, strict=True))
-            check_finite(L, A, list(numbers))
-
-    def read(self, stepper: Stepper) -> dict[str, Any]:
-        """The steps since the last reading as one row of the history; {} if there were none.
+    def check(self, stepper: Stepper) -> None:
+        """Wait for the device, and look at what is unread without reading it.
 
         Raises:
             FloatingPointError: a term that counts, or a weight, is NaN or infinite.
         """
         if not self._unread:
-            return {}
+            return
         numbers, steps = zip(*self._unread, strict=True)
+        _, L, _, A = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
+        check_finite(L, A, list(numbers))
+        if self._logs_weights(stepper) and not stepper.omega.value().isfinite().all():
+            raise FloatingPointError(
+                f"the loss weights are NaN or infinite after step {numbers[-1] + 1}, so a loss on "
+                "D2 was: look for broken inputs, or lower the learning rates; the last checkpoint "
+                "stands"
+            )
+
+    def read(self, stepper: Stepper) -> dict[str, Any]:
+        """The steps since the last reading as one row of the history; {} if there were none.
+
+        Raises:
+            FloatingPointError: as `check` does.
+        """
+        if not self._unread:
+            return {}
+        self.check(stepper)
+        _, steps = zip(*self._unread, strict=True)
         loss, L, _, A = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
         self._unread.clear()
-        check_finite(L, A, list(numbers))
         row: dict[str, Any] = {
             "loss": float(loss.mean()),
             "own_M": [round(value, 6) for value in L.diagonal(dim1=1, dim2=2).mean(0).tolist()],
@@ -63,16 +70,14 @@ class Journal:
         }
         if not stepper.labelled:
             row.pop("own_M")
-        if stepper.omega.learner.learns and not stepper.omega.weighs_rows:
-            row["W_MM"] = self._weights(stepper.omega.value().cpu(), A[-1], numbers[-1] + 1)
+        if self._logs_weights(stepper):
+            row["W_MM"] = self._weights(stepper.omega.value().cpu(), A[-1])
         return row
 
-    def _weights(self, W_MM: Tensor, A_MM: Tensor, step: int) -> list[list[float | None]]:
-        if not W_MM.isfinite().all():
-            raise FloatingPointError(
-                f"the loss weights are NaN or infinite after step {step}, so a loss on D2 was: "
-                "look for broken inputs, or lower the learning rates; the last checkpoint stands"
-            )
+    def _logs_weights(self, stepper: Stepper) -> bool:
+        return stepper.omega.learner.learns and not stepper.omega.weighs_rows
+
+    def _weights(self, W_MM: Tensor, A_MM: Tensor) -> list[list[float | None]]:
         least = W_MM[A_MM != 0].min()
         if not self._warned and least <= 0:
             self._warned = True

@@ -221,13 +221,13 @@ class Trainer:
                 bar.update()
                 if reading := position.step % config.log_every == 0:
                     self._read_losses(stepper, bar)
-                if number := self._signal(reading):
-                    self._checkpoint(stepper, run)
-                    self._end(number, bar)
                 if position.step == steps or position.batch * config.accumulation >= len(first):
-                    break
-                if config.checkpoint_every and position.step % config.checkpoint_every == 0:
+                    break  # the epoch's end saves
+                number, every = self._signal(reading), config.checkpoint_every
+                if number or (every and position.step % every == 0):
                     self._checkpoint(stepper, run)
+                if number:
+                    self._end(number, bar)
             self._read_losses(stepper, bar)
             enough = self._end_epoch(dev, time.perf_counter() - begin)
             position.epoch = epochs if enough else position.epoch + 1
@@ -335,7 +335,7 @@ class Trainer:
         if self.config.output is None:
             return
         position, best = self.position, self.history.best
-        self._journal.check()
+        self._journal.check(stepper)
         check_parameters(self.model, position.step)
         random_by_process = gather_object([randomness.states()])
         if not self.accelerator.is_main_process:

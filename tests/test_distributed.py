@@ -162,7 +162,9 @@ def test_two_processes_equal_one_with_the_whole_batch(name, ran):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_main_process_alone_writes_the_folder(name, ran):
-    assert {path.name for path in (ran / name).iterdir()} == {"model", "history.json", "checkpoint"}
+    assert {path.name for path in (ran / name).iterdir()} == {
+        *("model", "history.json", "checkpoints", "run.json")
+    }
     history = mx.History.load(ran / name / "history.json")
     assert history.best in history.epochs
 

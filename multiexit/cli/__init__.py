@@ -32,6 +32,9 @@ def main() -> None:
     """Run a command; what the user can mend is one line on stderr and exit code 2."""
     try:
         app()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        # Of the many RuntimeErrors only torch.OutOfMemoryError, which isn't imported for its name.
+        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+            raise
         print(f"multiexit: {error}", file=sys.stderr)
         sys.exit(2)

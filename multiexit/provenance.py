@@ -118,7 +118,7 @@ def _name(part: Any) -> str:
 
 
 def _data(data: Any) -> dict[str, Any]:
-    rows = data.dataset if isinstance(data, DataLoader) else data
+    rows: Any = data.dataset if isinstance(data, DataLoader) else data
     return {"rows": len(rows) if hasattr(rows, "__len__") else None, "hash": fingerprint(rows)}
 
 

@@ -362,7 +362,8 @@ class Trainer:
             stepper.load_state_dict(state["stepper"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
-                f"the checkpoint's optimisers or loss weights don't fit this run: {error}"
+                "the checkpoint's optimisers or loss weights don't fit this run: "
+                + " ".join(str(error).split())
             ) from error
         self.model.load_state_dict(state["model"])
         self._best = state["best"]

@@ -217,6 +217,7 @@ def command(*words: object, stdin: str = "") -> Ended:
     argv = ["multiexit", *map(str, words)]
     with (
         patch.object(sys, "argv", argv),
+        patch.object(sys, "orig_argv", argv),
         patch.object(sys, "stdin", io.StringIO(stdin)),
         redirect_stdout(out),
         redirect_stderr(err),

@@ -1,5 +1,6 @@
 """Two processes on gloo: the same numbers as one process with the whole batch."""
 
+import json
 import os
 import socket
 import subprocess
@@ -16,13 +17,15 @@ import multiexit as mx
 from multiexit.temperature import Rising
 
 SCRIPT = """
-    import json, sys
+    import json, os, signal, sys
+    from pathlib import Path
     sys.path.insert(0, {tests!r})
     import torch
     from helpers import Stopped, Table, Watched, assert_same, chain, config, fit, tensors
     from safetensors.torch import save_file
     from test_distributed import CASES, model_for, recipe_of
     import multiexit as mx
+    from multiexit import checkpoint
 
     folder, rank = sys.argv[1], None
     torch.set_num_threads(1)
@@ -59,6 +62,28 @@ SCRIPT = """
     different = [k for k in whole if not torch.equal(mine[k], whole[k])]
     with open(f"{{folder}}/resumed-{{rank}}", "w") as file:
         json.dump(different, file)
+
+    # One of them is asked to end: both do, at the same step, and go on to the same end.
+    def asked(stop, resume, where="asked"):
+        model = chain(dropout=0.3)
+        settings = config(
+            batch_size=4, output=f"{{folder}}/{{where}}", resume=resume, log_every=2
+        )
+        term = lambda: os.kill(os.getpid(), signal.SIGTERM) if rank == 1 else None
+        fit(model, mx.recipe("leebert"), settings, Watched(Table(), stop, term))
+        return tensors(model)
+
+    whole = asked(None, False, "not asked")
+    code, saved = None, []
+    try:
+        asked(4, False)
+    except SystemExit as end:
+        code, saved = end.code, checkpoint.names(Path(folder) / "asked")
+    torch.distributed.barrier()
+    mine = asked(None, True)
+    different = [k for k in whole if not torch.equal(mine[k], whole[k])]
+    with open(f"{{folder}}/asked-{{rank}}", "w") as file:
+        json.dump([code, saved, different], file)
     torch.distributed.destroy_process_group()
 """
 
@@ -171,6 +196,13 @@ def test_the_main_process_alone_writes_the_folder(name, ran):
 
 def test_a_stopped_run_of_two_goes_on_exactly(ran):
     assert [(ran / f"resumed-{rank}").read_text() for rank in range(2)] == ["[]", "[]"]
+
+
+def test_a_signal_to_one_ends_both_at_the_same_step(ran):
+    one, two = (json.loads((ran / f"asked-{rank}").read_text()) for rank in range(2))
+    assert one[0] == two[0] == 143
+    assert one[1], "saved first"
+    assert one[2] == two[2] == []
 
 
 def test_the_rising_temperature_rises_in_this_case():

@@ -1,43 +1,55 @@
 """run.json: what a run was made from, and the run repeated from it; hashes of data sets."""
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, Stopped, Table, Text, Watched, assert_same, chain, config, fit, images
+from helpers import (
+    Stopped,
+    Table,
+    Text,
+    Watched,
+    assert_same,
+    chain,
+    command,
+    config,
+    fit,
+    images,
+)
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import multiexit as mx
 from multiexit.data.fingerprint import fingerprint
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
 
 def facts(folder):
     return json.loads((folder / "run.json").read_text())
 
 
-def shell(words, folder):
-    done = subprocess.run(
-        words, env=ENV, cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_run_can_be_repeated_from_its_command(tmp_path):
+def test_a_run_can_be_repeated_from_its_command(tmp_path, monkeypatch):
     """Typed, and typed again as run.json has it, but into another folder."""
-    typed = "train --task digits --backbone cifar-resnet-8 --exits 2 --max-steps 3 --workers 1"
-    words = [sys.executable, "-m", "multiexit.cli", *typed.split(), "--no-progress"]
-    shell([*words, "--output", "one run"], tmp_path)
-    again = shlex.split(facts(tmp_path / "one run")["command"])
-    again[again.index("one run")] = "two"
-    shell(again, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    typed = [
+        "train",
+        "--task",
+        "digits",
+        "--exits",
+        "3",
+        "--max-steps",
+        "2",
+        "--no-progress",
+        "--output",
+    ]
+    ended = command(*typed, "one run")
+    assert ended.code == 0, ended.err
+    program, *again = shlex.split(facts(tmp_path / "one run")["command"])
+    assert program == "multiexit"
+    ended = command(*again[:-1], "two")
+    assert ended.code == 0, ended.err
     one, two = (load_file(tmp_path / f / "model" / "model.safetensors") for f in ("one run", "two"))
     assert_same(one, two)
     assert facts(tmp_path / "one run")["data"] == facts(tmp_path / "two")["data"]

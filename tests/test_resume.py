@@ -2,12 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from helpers import (
     Watched,
     assert_same,
     chain,
+    command,
     config,
     convnet,
     differences,
@@ -26,6 +24,7 @@ from helpers import (
     saved_state,
     tensors,
 )
+from torch import nn
 
 import multiexit as mx
 from multiexit import checkpoint, metrics
@@ -145,28 +144,30 @@ def test_early_stopping_and_the_best_epoch_survive(stop, tmp_path, monkeypatch):
     assert not differences(saved_state(folder), saved_state(tmp_path / "whole"))
 
 
-KILLED = """
-    import os, signal, sys
-    sys.path.insert(0, {tests!r})
-    from helpers import Watched, config, convnet, fit, images
-    import multiexit as mx
+def test_killed_processes_go_on(tmp_path):
+    """CLO-v2 mid-cycle, and two phases; real processes, killed at random moments."""
+    script = ROOT / "benchmarks" / "kill_and_resume.py"
+    done = subprocess.run(
+        [sys.executable, script, "--times", "3", "--epochs", "2", "--output", tmp_path / "rows"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "rows").read_text())["rows"]
+    assert [row["kills"] for row in rows] == [3, 3]
 
-    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-    settings = config(epochs=3, output=sys.argv[1], checkpoint_every=2)
-    fit(convnet(), mx.recipes.leebert(cycle=3), settings, Watched(images(), 7, kill))
-"""
 
-
-def test_a_killed_process_goes_on(tmp_path):
-    _, wanted, _ = whole("clo-v2", tmp_path / "whole")
-    code = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-c", code, str(tmp_path / "killed")]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoint.names(tmp_path / "killed")
-    _, mine = interrupted("clo-v2", tmp_path / "killed", ())
-    assert_same(mine, wanted)
+def test_workers_and_interruptions_change_no_crop(tmp_path):
+    """What is drawn for a batch comes from its number, whoever prepares it."""
+    wanted, mine = convnet(), convnet()
+    settings = config(output=tmp_path, checkpoint_every=1)
+    fit(wanted, "joint", replace(settings, output=None), images())
+    with pytest.raises(Stopped):
+        fit(mine, "joint", settings, Watched(images(), 3))
+    fit(mine, "joint", replace(settings, resume=True, workers=2), images())
+    assert_same(tensors(mine), tensors(wanted))
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):
@@ -245,3 +246,108 @@ def test_what_has_no_effect_on_the_result_may_change(tmp_path):
     settings = config(output=tmp_path / "c", resume=True, checkpoint_every=None, workers=1)
     fit(model, "leebert", settings, Table())
     assert_same(tensors(model), tensors(wanted))
+
+
+# By force
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "rows", "named"),
+    [
+        ("leebert", {"lr": 0.2}, 40, "config lr"),
+        ("leebert", {"epochs": 4}, 40, "config epochs"),
+        ("leebert", {"batch_size": 4}, 40, "config batch_size"),
+        ("leebert", {}, 60, "data train hash.*data train rows"),
+        ("leebert-lle", {}, 40, "recipe name.*topology"),
+        (mx.recipes.leebert(cycle=3), {}, 40, "recipe phase 0 learner"),
+    ],
+)
+def test_force_goes_on_and_says_what_differs(recipe, changes, rows, named, tmp_path):
+    settings = config(output=tmp_path, epochs=3, checkpoint_every=1)
+    with pytest.raises(Stopped):
+        fit(chain(), "leebert", settings, Watched(Table(), 3))
+    step = saved_state(tmp_path)["position"]["step"]
+    assert step > 0
+    settings = replace(settings, resume=True, force=True, **changes)
+    with pytest.warns(UserWarning, match=f"{named}.*by force"):
+        history = fit(chain(), recipe, settings, Table(rows))
+    assert history.steps[step - 1] != history.steps[step]
+    assert history.epochs[-1]["epoch"] == settings.epochs - 1
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["recipe"]["name"] == "leebert"
+    assert len(facts["resumed"]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint")
+@pytest.mark.parametrize(
+    ("recipe", "changes", "exits", "named"),
+    [
+        ("leebert", {}, 3, "model exits.*can't go on as this one"),
+        ("leebert", {"optimizer": "adamw"}, 4, "config optimizer.*can't go on as this one"),
+        ("deebert", {}, 4, "recipe phases.*can't go on as this one"),
+        (mx.recipes.leebert(learner=CLO2("raw")), {}, 4, "loss weights don't fit"),
+        ("joint", {}, 4, "loss weights don't fit"),
+        ("l2w-den", {}, 4, "loss weights don't fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused_even_by_force(recipe, changes, exits, named, tmp_path):
+    fit(chain(), "leebert", config(output=tmp_path, epochs=1), Table())
+    model = chain(exits)
+    before = tensors(model)
+    settings = config(output=tmp_path, epochs=2, resume=True, force=True, **changes)
+    with pytest.raises(ValueError, match=named):
+        fit(model, recipe, settings, Table())
+    assert_same(tensors(model), before)
+
+
+# Out of memory
+
+
+class Hungry(nn.Module):
+    """Asks for more memory than there is, from a given pass on."""
+
+    def __init__(self, passes):
+        super().__init__()
+        self.passes = passes
+
+    def forward(self, x):
+        self.passes -= self.training
+        if self.passes < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return x
+
+
+def test_out_of_memory_says_what_to_lower_and_the_checkpoint_stands(tmp_path):
+    model = chain()
+    model.backbone.stage_module(0).append(Hungry(7))
+    settings = config(output=tmp_path, epochs=3, checkpoint_every=2)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        fit(model, "joint", settings, Table())
+    said = str(caught.value)
+    for part in ("batch_size=8", "batch_size=4, accumulation=2", "'no'", "bf16", "2.00 GiB"):
+        assert part in said
+    assert saved_state(tmp_path)["position"]["step"] == 6
+    model.backbone.stage_module(0)[-1].passes = 10**6
+    fit(model, "joint", replace(settings, resume=True), Table())
+    wanted = chain()
+    wanted.backbone.stage_module(0).append(Hungry(10**6))
+    fit(wanted, "joint", replace(settings, output=None), Table())
+    assert_same(tensors(model), tensors(wanted))
+
+
+def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch):
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(mx.trainer.Stepper, "step", step)
+    ended = command("train", "--task", "digits", "--output", tmp_path, "--no-progress")
+    assert ended.code == 2
+    assert ended.err.startswith("multiexit: out of memory with batch_size=64")
+    assert ended.err.count("\n") == 1
+
+
+def test_the_command_line_ends_likewise_when_a_loss_is_no_number(tmp_path):
+    words = ("--task", "digits", "--output", tmp_path, "--no-progress")
+    ended = command("train", *words, "--lr", 1e30, "--max-steps", 20)
+    assert ended.code == 2
+    assert "is nan at step" in ended.err or "NaN or infinite" in ended.err

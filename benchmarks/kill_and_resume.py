@@ -158,11 +158,10 @@ def note(folder: Path, row: dict[str, Any], epochs: int) -> None:
     row["in writing"] += (folder / checkpoint.FOLDER / ".new").exists()
     found = checkpoint.load(folder)
     if found is not None:
-        position = found[1]["position"]
-        row["mid-cycle"] += position["phase"] == 0 and position["step"] % CYCLE != 0
-        row["at the border"] += len(SETTINGS[row["setting"]].phases) > 1 and (
-            position["epoch"] == epochs if position["phase"] == 0 else position["step"] <= 2
-        )
+        position, phases = found[1]["position"], len(SETTINGS[row["setting"]].phases)
+        phase, step, over = position["phase"], position["step"], position["epoch"] == epochs
+        row["mid-cycle"] += phase == 0 and not over and step % CYCLE != 0
+        row["at the border"] += phases > 1 and (over if phase == 0 else step <= 2)
 
 
 def main() -> None:

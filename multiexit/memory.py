@@ -19,14 +19,16 @@ def explained(config: TrainConfig, data: Rows) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        size, times = config.batch_size, config.accumulation
         longest = f" (the longest has {max(data.lengths)} tokens)" if data.lengths else ""
-        half = max(config.batch_size // 2, 1)
-        more = config.accumulation * max(config.batch_size // half, 1)
+        advice = ["use mixed_precision='bf16'"] if config.mixed_precision == "no" else []
+        advice += [f"cut rows shorter{longest}", "switch gradient checkpointing on in the backbone"]
+        if size > 1:
+            half = -(-size // 2)
+            advice.insert(0, f"lower batch_size, say to {half} with accumulation={2 * times}")
+        stands = "; the last checkpoint stands, and resume=True with force=True goes on from it"
         raise torch.OutOfMemoryError(
-            f"out of memory with batch_size={config.batch_size}, "
-            f"accumulation={config.accumulation}, mixed_precision={config.mixed_precision!r}: "
-            f"lower batch_size and raise accumulation (batch_size={half}, accumulation={more} "
-            f"make the same steps of half the size); use mixed_precision='bf16'; cut rows "
-            f"shorter{longest}; or switch gradient checkpointing on in the backbone. The last "
-            f"checkpoint stands. ({error})"
+            f"out of memory with batch_size={size}, accumulation={times}, "
+            f"mixed_precision={config.mixed_precision!r}: {', or '.join(advice)}"
+            f"{stands if config.output is not None else ''} ({error})"
         ) from error

@@ -7,11 +7,24 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import NoReturn
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather
+
 
 class Noted:
-    """What was asked: a signal's number, or 0."""
+    """The number of the signal that asked the process to end, or 0."""
 
     number = 0
+
+    def agreed(self, accelerator: Accelerator, meeting: bool) -> int:
+        """The same answer on every process: where they meet anyway they ask each other, else 0."""
+        if accelerator.num_processes == 1:
+            return self.number
+        if not meeting:
+            return 0
+        mine = torch.tensor([self.number], device=accelerator.device)
+        return int(gather(mine).max())  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -22,11 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast, broadcast_object_list, gather, gather_object, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -165,20 +164,17 @@ class Trainer:
         return self.history
 
     def _begin(self, data: dict[str, Any]) -> tuple[Any, Any]:
-        """Write down what the run is made from, and look for a checkpoint to go on from."""
+        """Write down what the run is made from; what identifies it, and where it goes on from."""
         if self.config.output is None:
             return None, None
-        accelerator = self.accelerator
-        facts = provenance.describe(
-            self.model, self.recipe, self.config, data, accelerator.num_processes
-        )
+        output, world = Path(self.config.output), self.accelerator.num_processes
+        facts = provenance.describe(self.model, self.recipe, self.config, data, world)
         run = resume.identity(facts)
         name, saved = resume.saved_state(self.config, run) or (None, None)
         if name is not None:
-            known = checkpoint.names(Path(self.config.output))
-            self._kept = known[: known.index(name) + 1]
-        if accelerator.is_main_process:
-            provenance.record(Path(self.config.output), facts, name)
+            self._kept = [known for known in checkpoint.names(output) if known <= name]
+        if self.accelerator.is_main_process:
+            provenance.record(output, facts, name)
         return run, saved
 
     def _run_phase(self, index: int, data: Rows, dev: Any, run: Any, saved: Any) -> None:
@@ -211,8 +207,8 @@ class Trainer:
                 config.seed, position.epoch, phase.learner.splits, config.batch_size, rank, world
             )
             done, seed = position.batch * config.accumulation, (config.seed, position.epoch, rank)
-            feed = data.feed(first, config.workers, seed, done)
-            for micro in chunks(feed, config.accumulation):
+            # Named nowhere else, so that its workers end with the loop, whatever ends that.
+            for micro in chunks(data.feed(first, config.workers, seed, done), config.accumulation):
                 draw = partial(self._draw, data, second)
                 self._journal.add(position.step, stepper.step(micro, draw, position.step, steps))
                 position.batch += 1
@@ -223,19 +219,34 @@ class Trainer:
                     self._read_losses(stepper, bar)
                 if position.step == steps or position.batch * config.accumulation >= len(first):
                     break  # the epoch's end saves
-                number, every = self._signal(reading), config.checkpoint_every
-                if number or (every and position.step % every == 0):
+                asked, every = (
+                    self._asked.agreed(self.accelerator, reading),
+                    config.checkpoint_every,
+                )
+                if asked or (every and position.step % every == 0):
                     self._checkpoint(stepper, run)
-                if number:
-                    self._end(number, bar)
+                if asked:
+                    self._end(asked, bar)
             self._read_losses(stepper, bar)
             enough = self._end_epoch(dev, time.perf_counter() - begin)
             position.epoch = epochs if enough else position.epoch + 1
             position.batch = position.second = 0
             self._checkpoint(stepper, run)
-            if number := self._signal(True):
-                self._end(number, bar)
+            if asked := self._asked.agreed(self.accelerator, True):
+                self._end(asked, bar)
         bar.close()
+
+    def _end(self, asked: int, bar: Any) -> NoReturn:
+        """End as a signal asked for, behind a checkpoint."""
+        bar.close()
+        if self.accelerator.is_main_process:
+            step, phase, output = self.position.step, self.position.phase, self.config.output
+            print(
+                f"stopped by {signal.Signals(asked).name}; saved in {output} after step {step} of "
+                f"phase {phase}: go on with resume=True (on the command line --resume)",
+                file=sys.stderr,
+            )
+        signals.end(asked)
 
     def _draw(self, data: Rows, second: list[Indices]) -> Any:
         """The next batch of D2; after the last comes the first."""
@@ -306,30 +317,6 @@ class Trainer:
         if self.config.output is not None and self.accelerator.is_main_process:
             self.model.save_pretrained(Path(self.config.output) / "model")
             self.history.save(Path(self.config.output) / "history.json")
-
-    def _signal(self, meeting: bool) -> int:
-        """The signal that asked the run to end, or 0.
-
-        Several processes answer alike: they ask each other where they meet anyway.
-        """
-        if self.config.output is None or self.accelerator.num_processes == 1:
-            return self._asked.number
-        if not meeting:
-            return 0
-        mine = torch.tensor([self._asked.number], device=self.accelerator.device)
-        return int(gather(mine).max())  # type: ignore[union-attr]
-
-    def _end(self, number: int, bar: Any) -> NoReturn:
-        """End as a signal asked for, behind a checkpoint."""
-        bar.close()
-        if self.accelerator.is_main_process:
-            print(
-                f"stopped by {signal.Signals(number).name}; saved in {self.config.output} after "
-                f"step {self.position.step} of phase {self.position.phase}: go on with resume=True "
-                "(on the command line --resume)",
-                file=sys.stderr,
-            )
-        signals.end(number)
 
     def _checkpoint(self, stepper: Stepper, run: dict[str, Any]) -> None:
         if self.config.output is None:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,4 +179,4 @@ def test_another_version_is_not_gone_on_with(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"versions multiexit \('.*' there, '9.9' here\).*--force"):
         fit(chain(), "joint", settings, Table())
     with pytest.warns(UserWarning, match=r"versions multiexit.*by force"):
-        fit(chain(), "joint", config(**vars(settings) | {"force": True}), Table())
+        fit(chain(), "joint", replace(settings, force=True), Table())

@@ -324,7 +324,7 @@ def test_out_of_memory_says_what_to_lower_and_the_checkpoint_stands(tmp_path):
     with pytest.raises(torch.OutOfMemoryError) as caught:
         fit(model, "joint", settings, Table())
     said = str(caught.value)
-    for part in ("batch_size=8", "batch_size=4, accumulation=2", "'no'", "bf16", "2.00 GiB"):
+    for part in ("batch_size=8", "to 4 with accumulation=2", "'no'", "bf16", "2.00 GiB"):
         assert part in said
     assert saved_state(tmp_path)["position"]["step"] == 6
     model.backbone.stage_module(0)[-1].passes = 10**6

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 from helpers import (
@@ -51,10 +52,29 @@ def test_the_step_is_finished_saved_and_the_end_is_the_same(number, stop, tmp_pa
     assert f"{number.name}; saved in {tmp_path / 'parts'} after step {step}" in said[0]
     assert "--resume" in said[0]
     mine = convnet(seed=7)
-    again = fit(mine, recipe, config(**vars(settings) | {"resume": True}), images())
+    again = fit(mine, recipe, replace(settings, resume=True), images())
     assert again.steps == history.steps
     assert_same(tensors(mine), tensors(wanted))
     assert not differences(saved_state(tmp_path / "parts"), saved_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_to_the_workers_too(number, tmp_path):
+    """As from torchrun or a job's end, which reach all of a group."""
+
+    def send():
+        for process in (os.getppid(), os.getpid()):
+            os.kill(process, number)
+
+    wanted, mine = convnet(), convnet()
+    settings = config(output=tmp_path / "whole", epochs=3)
+    fit(wanted, "joint", settings, images())
+    settings = replace(settings, output=tmp_path / "parts", workers=1)
+    with pytest.raises(ENDS[number]):
+        fit(mine, "joint", settings, Watched(images(), 2, send))
+    mine = convnet(seed=7)
+    fit(mine, "joint", replace(settings, resume=True), images())
+    assert_same(tensors(mine), tensors(wanted))
 
 
 @pytest.mark.parametrize("number", ENDS)

@@ -78,7 +78,7 @@ class Rows:
                 sampler=range(start, len(order)),
                 collate_fn=_as_it_is,
                 num_workers=workers,
-                worker_init_fn=_leave_interrupts,
+                worker_init_fn=_outlast_signals,
                 # Its own: making an iterator must not draw from the run's.
                 generator=torch.Generator(),
             )
@@ -104,6 +104,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the workers too, and is the trainer's to answer."""
+def _outlast_signals(worker: int) -> None:
+    """Signals to a whole group of processes are the trainer's to answer, with workers alive."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))

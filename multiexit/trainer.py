@@ -37,7 +37,6 @@ from multiexit.data.rows import Rows
 from multiexit.evaluate import Outputs, collect, exit_scores
 from multiexit.history import History
 from multiexit.journal import Journal
-from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 from multiexit.step import check_parameters
@@ -140,7 +139,8 @@ class Trainer:
             else data
             for phase in self.recipe.phases
         ]
-        self._check_sets(dev, unlabelled, all(rows is data for rows in data_of))
+        unread = unlabelled is not None and all(rows is data for rows in data_of)
+        phases.check_sets(self.model, self.recipe, dev, unread)
         self.history, self.position, self._best = History(), Position(), None
         self._journal, self._kept = Journal(), []
         self.model.policy = self.recipe.policy
@@ -360,22 +360,3 @@ class Trainer:
         rank = self.accelerator.process_index
         if rank < len(state["random"]):  # there were fewer processes
             randomness.set_states(state["random"][rank])
-
-    def _check_sets(self, dev: Any, unlabelled: Any, unread: bool) -> None:
-        """Refuse what would fail or be left out long after the start."""
-        rows = dev.dataset if isinstance(dev, DataLoader) else dev
-        if isinstance(rows, Dataset) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
-            raise ValueError("the dev set is empty: pass None to train without one")
-        labels = getattr(rows, "labels", None)
-        if isinstance(labels, Tensor):
-            check_labels(labels, self.model.num_classes, "the dev set")
-        if dev is None and self.recipe.finish is not None:
-            raise ValueError(
-                f"{self.recipe.name!r} calibrates the trained model on a dev set: pass dev= "
-                "(on the command line --validation 0.1)"
-            )
-        if unlabelled is not None and unread:
-            raise ValueError(
-                f"every phase of {self.recipe.name!r} learns from labels: unlabelled= is for "
-                "phases that learn from teachers alone, such as FastBERT's second"
-            )

@@ -87,13 +87,13 @@ def collect(
     training = model.training
     model.eval()
     try:
-        logits, labels, certainty, rows = [], [], [], []
+        logits, labels, certainty, known = [], [], [], []
         for batch in batches:
             args, inputs, labels_B = unpack(batch)
             said = model.run(move(args, device), move(inputs, device))
             logits.append(said.logits_MBC.float().cpu())
             labels.append(labels_B.cpu())
-            rows.append(row_keys(args, inputs, len(labels_B)) if keys else None)
+            known.append(row_keys(args, inputs, len(labels_B)) if keys else None)
             if said.certainty_MB is not None:
                 certainty.append(said.certainty_MB.float().cpu())
     finally:
@@ -106,7 +106,7 @@ def collect(
         model.cost(),
         metric,
         torch.cat(certainty, 1) if certainty else None,
-        None if any(keys_B is None for keys_B in rows) else torch.cat(rows),
+        None if any(keys_B is None for keys_B in known) else torch.cat(known),
     )
     if order is not None:
         outputs = outputs.take(torch.argsort(torch.tensor(order)))

@@ -206,7 +206,8 @@ class Trainer:
             first, second = data.epoch(
                 config.seed, position.epoch, phase.learner.splits, config.batch_size, rank, world
             )
-            done, seed = position.batch * config.accumulation, (config.seed, position.epoch, rank)
+            done = position.batch * config.accumulation
+            seed = (config.seed, position.phase, position.epoch, rank)
             # Named nowhere else, so that its workers end with the loop, whatever ends that.
             for micro in chunks(data.feed(first, config.workers, seed, done), config.accumulation):
                 draw = partial(self._draw, data, second)
@@ -219,10 +220,8 @@ class Trainer:
                     self._read_losses(stepper, bar)
                 if position.step == steps or position.batch * config.accumulation >= len(first):
                     break  # the epoch's end saves
-                asked, every = (
-                    self._asked.agreed(self.accelerator, reading),
-                    config.checkpoint_every,
-                )
+                every = config.checkpoint_every
+                asked = self._asked.agreed(self.accelerator, reading)
                 if asked or (every and position.step % every == 0):
                     self._checkpoint(stepper, run)
                 if asked:

@@ -88,8 +88,8 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(kind, tmp_path):
 # Which are kept
 
 
-@pytest.mark.parametrize(("keep", "best"), [(1, 0), (1, 1), (2, 0), (3, 2), (9, 1)])
-@pytest.mark.parametrize("stop", [None, 3, 16])
+@pytest.mark.parametrize(("keep", "best"), [(1, 0), (2, 3), (3, 1), (9, 1)])
+@pytest.mark.parametrize("stop", [None, 16])
 def test_the_latest_and_the_best_are_kept(keep, best, stop, tmp_path, monkeypatch):
     """Four epochs of 5 steps, with a checkpoint after 3 of them and at the end."""
 

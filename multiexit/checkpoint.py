@@ -1,32 +1,44 @@
-"""A run's whole state on disk: tensors as safetensors, the rest as JSON, in one renamed folder."""
+"""A run's whole state on disk: tensors as safetensors, the rest as JSON, in a renamed folder each.
+
+`OUTPUT/checkpoints/phase-00-step-0001200/` and so on: the latest few, and that of the best epoch.
+"""
 
 import json
-import random
+import os
 import shutil
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-NAME = "checkpoint"
+FOLDER = "checkpoints"
 FORMAT = 1
 
 
-def save(folder: Path, state: Any) -> None:
-    """Write a state (nested dicts, lists, tuples, tensors, plain values) to `folder/checkpoint`.
+def name_of(phase: int, step: int) -> str:
+    """What the checkpoint after so many steps of a phase is called; names sort as they came."""
+    return f"phase-{phase:02d}-step-{step:07d}"
 
-    It is written beside the old one, which goes only when the new one is whole.
+
+def names(output: Path) -> list[str]:
+    """The checkpoints of a run, the latest last."""
+    return sorted(path.name for path in (output / FOLDER).glob("phase-*"))
+
+
+def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> None:
+    """Write a state (nested dicts, lists, tuples, tensors, plain values) as a checkpoint.
+
+    It is written beside the others; only when it is whole do those go that aren't to be kept.
 
     Raises:
-        OSError: the disk is full; the old checkpoint stays.
+        OSError: the disk is full; the others stay.
     """
-    new, old, gone = folder / f".{NAME}-new", folder / NAME, folder / f".{NAME}-old"
-    if gone.exists() and not old.exists():  # stopped between the two renames below
-        gone.rename(old)
+    folder = output / FOLDER
+    new, gone = folder / ".new", folder / ".gone"
     for leftover in (new, gone):
         shutil.rmtree(leftover, ignore_errors=True)
     tensors: dict[str, Tensor] = {}
@@ -35,27 +47,47 @@ def save(folder: Path, state: Any) -> None:
         new.mkdir(parents=True)
         save_file(tensors, new / "state.safetensors")
         (new / "state.json").write_text(json.dumps({"format": FORMAT, "state": tree}))
-        if old.exists():
-            old.rename(gone)
-        new.rename(old)
+        for path in new.iterdir():  # on the disk itself before it counts
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        if (folder / name).exists():  # of a run before this one, or damaged
+            (folder / name).rename(gone)
+        new.rename(folder / name)
     except SafetensorError as error:
         raise OSError(f"could not write a checkpoint to {folder}: {error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(gone, ignore_errors=True)
+        if gone.exists() and not (folder / name).exists():
+            gone.rename(folder / name)
+    for path in folder.iterdir():
+        if path.name not in (name, *keep):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def load(folder: Path) -> Any | None:
-    """The state that `save` wrote, or None if there is none.
+def load(output: Path) -> tuple[str, Any] | None:
+    """The name and state of the latest checkpoint that can be read, or None if there is none.
+
+    Warns where a later one is damaged.
 
     Raises:
-        ValueError: a checkpoint that is damaged or of another version.
+        ValueError: all are damaged, or of another version.
     """
-    path = folder / NAME
-    if not path.exists() and (folder / f".{NAME}-old").exists():
-        path = folder / f".{NAME}-old"  # stopped between the two renames
-    if not path.exists():
-        return None
+    broken: list[ValueError] = []
+    for name in reversed(names(output)):
+        try:
+            state = _read(output / FOLDER / name)
+        except ValueError as error:
+            broken.append(error)
+            continue
+        if broken:
+            warnings.warn(f"{broken[0]}; going on from {name}, before it", stacklevel=2)
+        return name, state
+    if broken:
+        raise broken[0]
+    return None
+
+
+def _read(path: Path) -> Any:
     try:
         tree = json.loads((path / "state.json").read_text())
         tensors = load_file(path / "state.safetensors")
@@ -64,27 +96,6 @@ def load(folder: Path) -> Any | None:
         return _unpack(tree["state"], tensors)
     except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the checkpoint in {path} can't be read: {error}") from error
-
-
-def random_states() -> dict[str, Any]:
-    """The states of all random generators that training may draw from."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
-        "numpy": (kind, keys.tolist(), position, has_gauss, cached),  # type: ignore[union-attr]
-        "python": random.getstate(),
-    }
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Set what `random_states` read."""
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][0])
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    random.setstate(states["python"])
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

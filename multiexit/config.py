@@ -32,7 +32,10 @@ class TrainConfig:
             for regression.
         output: the run's folder, or None to keep nothing on disk.
         resume: go on from the checkpoint in `output`, if there is one.
+        force: go on even if that checkpoint is of a run with another recipe, settings, data or
+            versions; warns of what differs.
         checkpoint_every: steps between checkpoints, beside one at each epoch's end.
+        keep_checkpoints: how many of the latest stay, beside that of the best epoch.
         log_every: steps between readings of the losses from the device.
         trackers: of accelerate: `"tensorboard"`, `"wandb"`, …
         workers: processes that prepare batches.
@@ -58,14 +61,16 @@ class TrainConfig:
     metric: str | None = None
     output: str | Path | None = None
     resume: bool = False
+    force: bool = False
     checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
     log_every: int = 20
     trackers: tuple[str, ...] = ()
     workers: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "log_every"):
+        for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints", "log_every"):
             _at_least(name, getattr(self, name), 1)
         for name in ("seed", "workers"):
             _at_least(name, getattr(self, name), 0)
@@ -93,6 +98,8 @@ class TrainConfig:
             raise ValueError("trackers write to the run's folder: set output=")
         if self.resume and self.output is None:
             raise ValueError("resume=True needs output=, the folder of the run to go on with")
+        if self.force and not self.resume:
+            raise ValueError("force=True is for resume=True: it lets another run's checkpoint pass")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

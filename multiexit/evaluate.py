@@ -64,6 +64,7 @@ def collect(
     data: Dataset[Any] | Iterable[Any],
     metric: str | None = None,
     batch_size: int = 128,
+    keys: bool = True,
     spread: bool = False,
 ) -> Outputs:
     """Run every exit on every row, once.
@@ -75,6 +76,7 @@ def collect(
         metric: a name in `multiexit.metrics.METRICS`; None is accuracy, or Pearson and Spearman
             for regression.
         batch_size: rows per batch, where `data` doesn't say.
+        keys: whether rows get keys to be known again by, as a policy's certificate needs them.
         spread: share a data set's batches among the processes of this run, all of which must call
             this, and get the outputs on the whole set. An iterable is read by each of them.
 
@@ -97,7 +99,7 @@ def collect(
             args, inputs, labels_B = unpack(batch)
             found = model.run(move(args, device), move(inputs, device))
             sure_MB = None if found.certainty_MB is None else found.certainty_MB.float().cpu()
-            keys_B = row_keys(args, inputs, len(labels_B))
+            keys_B = row_keys(args, inputs, len(labels_B)) if keys else None
             said.append((found.logits_MBC.float().cpu(), labels_B.cpu(), sure_MB, keys_B))
     finally:
         model.train(training)
@@ -105,14 +107,14 @@ def collect(
         said, order = gather_object(said), gather_object(order)
     if not said:
         raise ValueError("no rows to evaluate: the data set is empty")
-    logits, labels, certainty, keys = zip(*said, strict=True)
+    logits, labels, certainty, known = zip(*said, strict=True)
     outputs = Outputs(
         torch.cat(logits, 1),
         torch.cat(labels),
         model.cost(),
         metric,
         None if certainty[0] is None else torch.cat(certainty, 1),
-        None if any(keys_B is None for keys_B in keys) else torch.cat(keys),
+        None if any(keys_B is None for keys_B in known) else torch.cat(known),
     )
     if order is not None:
         place = {row: index for index, row in enumerate(order)}  # of rows read twice, one

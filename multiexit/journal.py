@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 
 from multiexit.step import check_finite
@@ -24,8 +25,17 @@ class Journal:
         """What one step went by."""
         self._unread.append((number, step))
 
-    def read(self, stepper: Stepper) -> dict[str, Any]:
-        """The steps since the last reading as one row of the history; {} if there were none.
+    @property
+    def unread(self) -> list[tuple[int, Step]]:
+        """What `restore` takes, for a checkpoint between two readings."""
+        return list(self._unread)
+
+    def restore(self, unread: list[tuple[int, Step]], device: torch.device) -> None:
+        """Take back what was unread."""
+        self._unread = [(number, Step(*(t.to(device) for t in step))) for number, step in unread]
+
+    def check(self, stepper: Stepper) -> None:
+        """Wait for the device, and look at what is unread without reading it.
 
         All processes must call it; losses are their means.
 
@@ -33,13 +43,32 @@ class Journal:
             FloatingPointError: a term that counts, or a weight, is NaN or infinite.
         """
         if not self._unread:
-            return {}
+            return
         numbers, steps = zip(*self._unread, strict=True)
-        loss, L, _, A = (torch.stack(some) for some in zip(*steps, strict=True))
-        self._unread.clear()
+        loss, L, W, A = (torch.stack(some) for some in zip(*steps, strict=True))
         # Of all processes: what breaks one, all see.
-        loss, L = (stepper.accelerator.reduce(some, "mean").cpu() for some in (loss, L))  # type: ignore[union-attr]
-        check_finite(L, A.cpu(), list(numbers))
+        loss, L = (reduce(some, "mean") for some in (loss, L))
+        self._unread = list(zip(numbers, map(Step, loss, L, W, A), strict=True))  # type: ignore[arg-type]
+        check_finite(L.cpu(), A.cpu(), list(numbers))  # type: ignore[union-attr]
+        if self._logs_weights(stepper) and not stepper.omega.value().isfinite().all():
+            raise FloatingPointError(
+                f"the loss weights are NaN or infinite after step {numbers[-1] + 1}, so a loss on "
+                "D2 was: look for broken inputs, or lower the learning rates; the last checkpoint "
+                "stands"
+            )
+
+    def read(self, stepper: Stepper) -> dict[str, Any]:
+        """The steps since the last reading as one row of the history; {} if there were none.
+
+        Raises:
+            FloatingPointError: as `check` does.
+        """
+        if not self._unread:
+            return {}
+        self.check(stepper)
+        steps = [step for _, step in self._unread]
+        loss, L, _, A = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
+        self._unread.clear()
         row: dict[str, Any] = {
             "loss": float(loss.mean()),
             "own_M": [round(value, 6) for value in L.diagonal(dim1=1, dim2=2).mean(0).tolist()],
@@ -47,16 +76,14 @@ class Journal:
         }
         if not stepper.labelled:
             row.pop("own_M")
-        if stepper.omega.learner.learns and not stepper.omega.weighs_rows:
-            row["W_MM"] = self._weights(stepper.omega.value().cpu(), A[-1], numbers[-1] + 1)
+        if self._logs_weights(stepper):
+            row["W_MM"] = self._weights(stepper.omega.value().cpu(), A[-1])
         return row
 
-    def _weights(self, W_MM: Tensor, A_MM: Tensor, step: int) -> list[list[float | None]]:
-        if not W_MM.isfinite().all():
-            raise FloatingPointError(
-                f"the loss weights are NaN or infinite after step {step}, so a loss on D2 was: "
-                "look for broken inputs, or lower the learning rates; the last checkpoint stands"
-            )
+    def _logs_weights(self, stepper: Stepper) -> bool:
+        return stepper.omega.learner.learns and not stepper.omega.weighs_rows
+
+    def _weights(self, W_MM: Tensor, A_MM: Tensor) -> list[list[float | None]]:
         least = W_MM[A_MM != 0].min()
         if not self._warned and least <= 0:
             self._warned = True

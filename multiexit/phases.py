@@ -4,13 +4,16 @@ Letters: M exits.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from multiexit import policies, topology
 from multiexit.budget import Budget
 from multiexit.cost import quiet
+from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 from multiexit.step import TrainingPass
@@ -53,6 +56,31 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
     if isinstance(recipe.finish, Budget):
         recipe.finish.check(model)
     _try_policy(model, recipe)
+
+
+def check_sets(model: MultiExitModel, recipe: Recipe, dev: Any, unread: bool) -> None:
+    """Refuse what would fail or be left out long after the start.
+
+    Args:
+        model, recipe, dev: as the trainer has them.
+        unread: whether there are unlabelled rows that no phase would read.
+    """
+    rows = dev.dataset if isinstance(dev, DataLoader) else dev
+    if isinstance(rows, Dataset) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
+        raise ValueError("the dev set is empty: pass None to train without one")
+    labels = getattr(rows, "labels", None)
+    if isinstance(labels, Tensor):
+        check_labels(labels, model.num_classes, "the dev set")
+    if dev is None and recipe.finish is not None:
+        raise ValueError(
+            f"{recipe.name!r} calibrates the trained model on a dev set: pass dev= "
+            "(on the command line --validation 0.1)"
+        )
+    if unread:
+        raise ValueError(
+            f"every phase of {recipe.name!r} learns from labels: unlabelled= is for "
+            "phases that learn from teachers alone, such as FastBERT's second"
+        )
 
 
 def _try_policy(model: MultiExitModel, recipe: Recipe) -> None:

@@ -4,14 +4,9 @@ Scores are kept in 0..1 and shown × 100. Exits are counted from 0. Letters: M e
 """
 
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from multiexit import policies
 from multiexit.cost import Cost
@@ -19,6 +14,7 @@ from multiexit.evaluate import Outputs, Row, exit_scores
 from multiexit.history import History
 from multiexit.latency import Latency
 from multiexit.policies import ExitPolicy
+from multiexit.provenance import versions
 
 FORMAT = 1
 AGREEMENT = "agreement with the last exit"
@@ -171,20 +167,6 @@ def results_page(folder: str | Path) -> str:
             raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
     top = ["# Results", "Made from the JSON files beside this page.", table(compared, True)]
     return "\n\n".join([*top, *sections]) + "\n"
-
-
-def versions() -> dict[str, Any]:
-    """Of what a result depends on: python, libraries, the number of CPUs and the device."""
-    from multiexit import __version__
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "multiexit": __version__,
-        "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-    }
 
 
 def _exits(outputs: Outputs) -> list[dict[str, Any]]:

@@ -1,72 +1,65 @@
 """Which run a checkpoint belongs to: only the same one may go on from it."""
 
-import hashlib
 import reprlib
-from dataclasses import asdict
+import warnings
 from pathlib import Path
 from typing import Any
 
-from multiexit import checkpoint, phases, topology
+from multiexit import checkpoint
 from multiexit.config import TrainConfig
-from multiexit.model import MultiExitModel
-from multiexit.recipes import Recipe
 
-FREE = {"output", "resume", "checkpoint_every", "trackers", "workers", "progress"}
+FREE = {
+    *("output", "resume", "force", "checkpoint_every", "keep_checkpoints"),
+    *("trackers", "workers", "progress"),
+}
 """Settings that may change between a run and its continuation."""
 
+VERSIONS = {"multiexit", "torch", "transformers"}
+"""Those on which a run's numbers depend."""
 
-def describe(
-    model: MultiExitModel, recipe: Recipe, config: TrainConfig, rows: list[int], processes: int
-) -> dict[str, Any]:
-    """What must be the same for a run to go on, as plain data."""
-    shares_M = model.cost().shares_M
-    shapes = repr([(name, tuple(p.shape)) for name, p in model.named_parameters()])
-    described: dict[str, Any] = {
-        "recipe": recipe.name,
-        "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
-        "rows of each phase": rows,
-        "processes": processes,
-        "exits": list(model.exits),
-        **{k: v for k, v in asdict(config).items() if k not in FREE},
+FIXED = ("model", "config optimizer", "recipe phases")
+"""What a checkpoint can't be put into if it differs, not even by force."""
+
+
+def identity(run: dict[str, Any]) -> dict[str, Any]:
+    """Of what `provenance.describe` says of a run, by name, what must be the same to go on."""
+    kept = {
+        **{k: run[k] for k in ("recipe", "data", "model", "processes")},
+        "config": {k: v for k, v in run["config"].items() if k not in FREE},
+        "versions": {k: v for k, v in run["versions"].items() if k in VERSIONS},
     }
-    for index, phase in enumerate(recipe.phases):
-        teaches_MM = topology.resolve(phase.topology, model.num_exits)
-        turns = phases.factors(phase, teaches_MM, 0.5, shares_M)
-        rest = (phase.train, phase.extra, phase.branch, phase.surgery, phase.before_step)
-        described |= {
-            f"learner of phase {index}": repr(phase.learner),
-            f"temperature of phase {index}": repr(phase.temperature),
-            f"topology of phase {index}": teaches_MM.tolist(),
-            f"coefficients of phase {index}": [A_MM.tolist() for A_MM in turns],
-            f"rest of phase {index}": [phase.divergence, phase.epochs, phase.lr, *map(_name, rest)],
-        }
-    return described
+    return dict(_leaves(kept, ""))
 
 
-def _name(part: Any) -> str:
-    """A function by its name, anything else as it is written."""
-    return getattr(part, "__qualname__", None) or repr(part)
+def saved_state(config: TrainConfig, here: dict[str, Any]) -> tuple[str, Any] | None:
+    """The checkpoint to go on from and its name, if that is wanted and there is one.
 
-
-def saved_state(config: TrainConfig, run: dict[str, Any]) -> Any | None:
-    """The checkpoint to go on from, if that is wanted and there is one.
+    Args:
+        config: with `output`, `resume` and `force`.
+        here: the `identity` of this run.
 
     Raises:
         ValueError: it is of another run; the message names each difference.
     """
-    if not config.resume:
+    found = checkpoint.load(Path(str(config.output))) if config.resume else None
+    if found is None:
         return None
-    state = checkpoint.load(Path(str(config.output)))
-    if state is None:
-        return None
-    there = state["run"]
-    different = sorted(key for key in run if run[key] != there.get(key))
+    there = found[1]["run"]
+    different = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
     if different:
-        raise ValueError(
-            f"the checkpoint in {config.output} is of another run; it differs in "
-            + ", ".join(
-                f"{k} ({reprlib.repr(there.get(k))} there, {reprlib.repr(run[k])} here)"
-                for k in different
-            )
+        said = f"the checkpoint in {config.output} is of another run; it differs in " + ", ".join(
+            f"{k} ({reprlib.repr(there.get(k))} there, {reprlib.repr(here.get(k))} here)"
+            for k in different
         )
-    return state
+        if any(key.startswith(FIXED) for key in different):
+            raise ValueError(f"{said}; it can't go on as this one")
+        if not config.force:
+            raise ValueError(f"{said}; force=True (--force) goes on nevertheless")
+        warnings.warn(f"{said}; going on by force", stacklevel=3)
+    return found
+
+
+def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        return [(name, tree)]
+    return [leaf for key, item in tree.items() for leaf in _leaves(item, f"{name} {key}".strip())]

@@ -82,20 +82,30 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: _whole(t.detach()).cpu().clone() for name, t in model.state_dict().items()}
 
 
+def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load what `weights` gave, sharded as the model is."""
+    own = model.state_dict()
+    model.load_state_dict({name: _cut(value, own[name]) for name, value in weights.items()})
+
+
 def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]) -> None:
     """Shard an optimiser's `state_dict()["state"]`, loaded whole, as its parameters are."""
     for index, own in state.items():
         p = parameters[index]
         for name, value in own.items():
-            if isinstance(p, DTensor) and isinstance(value, Tensor) and value.shape == p.shape:
-                own[name] = distribute_tensor(
-                    value, p.device_mesh, p.placements, src_data_rank=None
-                )
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                own[name] = _cut(value, p)
 
 
 def local(tensor: Tensor) -> Tensor:
     """What this process has of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _cut(value: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _whole(tensor: Tensor) -> Tensor:

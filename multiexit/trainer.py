@@ -13,12 +13,14 @@ Letters: M exits. Θ are the network's parameters, Ω the loss weights.
 """
 
 import math
+import signal
+import sys
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
@@ -28,14 +30,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from multiexit import checkpoint, phases, resume, sharding
+from multiexit import checkpoint, memory, phases, provenance, randomness, resume, sharding, signals
 from multiexit.config import TrainConfig
 from multiexit.data.batches import Indices, chunks
 from multiexit.data.rows import Rows
 from multiexit.evaluate import Outputs, collect, exit_scores
 from multiexit.history import History
 from multiexit.journal import Journal
-from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
 from multiexit.processes import processes
 from multiexit.recipes import Phase, Recipe
@@ -100,6 +101,8 @@ class Trainer:
         self.position = Position()
         self._best: dict[str, Tensor] | None = None
         self._journal = Journal()
+        self._kept: list[str] = []
+        self._asked = signals.Noted()
 
     def fit(
         self,
@@ -109,7 +112,8 @@ class Trainer:
     ) -> History:
         """Train, and leave the model with its best weights on `dev` (its last without one).
 
-        The recipe's policy becomes the model's.
+        The recipe's policy becomes the model's. With `output`, SIGTERM and Ctrl-C let the step in
+        progress finish, save, and then end the process; a second one ends it at once.
 
         Args:
             train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`;
@@ -120,12 +124,14 @@ class Trainer:
             unlabelled: rows for phases that learn from teachers alone; `train` without it.
 
         Returns:
-            The history; it also lies in `output` with the model and the checkpoint.
+            The history; it also lies in `output` with the model, the checkpoints and `run.json`,
+            which says what the run was made from.
 
         Raises:
             ValueError: an empty set, labels outside the classes, a checkpoint of another run.
             FloatingPointError: a loss that is NaN or infinite, named by exit and step; the last
                 checkpoint stands.
+            torch.OutOfMemoryError: with what to lower.
         """
         if isinstance(train, DataLoader):
             self.config = replace(
@@ -138,24 +144,20 @@ class Trainer:
             else data
             for phase in self.recipe.phases
         ]
-        self._check_sets(dev, unlabelled, all(rows is data for rows in data_of))
+        unread = unlabelled is not None and all(rows is data for rows in data_of)
+        phases.check_sets(self.model, self.recipe, dev, unread)
         self.history, self.position, self._best = History(), Position(), None
-        self._journal = Journal()
+        self._journal, self._kept = Journal(), []
         self.model.policy = self.recipe.policy
         set_seed(self.config.seed, device_specific=True)
         self.accelerator.init_trackers("multiexit")
-        run = resume.describe(
-            self.model,
-            self.recipe,
-            self.config,
-            [len(rows) for rows in data_of],
-            self.accelerator.num_processes,
-        )
-        saved = resume.saved_state(self.config, run)
+        run, saved = self._begin({"train": train, "dev": dev, "unlabelled": unlabelled})
         first = saved["position"]["phase"] if saved else 0
-        for index in range(first, len(self.recipe.phases)):
-            self._run_phase(index, data_of[index], dev, run, saved)
-            saved = None
+        with signals.noted(run is not None) as self._asked:
+            for index in range(first, len(self.recipe.phases)):
+                with memory.explained(self.config, data_of[index]):
+                    self._run_phase(index, data_of[index], dev, run, saved)
+                saved = None
         self.model.to(self.accelerator.device)  # of sharded copies it was the whole
         for tracker in self.accelerator.trackers:  # end_training would end the process group too
             tracker.finish()
@@ -164,11 +166,23 @@ class Trainer:
         self._save_model()
         return self.history
 
+    def _begin(self, data: dict[str, Any]) -> tuple[Any, Any]:
+        """Write down what the run is made from; what identifies it, and where it goes on from."""
+        if self.config.output is None:
+            return None, None
+        output, world = Path(self.config.output), self.accelerator.num_processes
+        facts = provenance.describe(self.model, self.recipe, self.config, data, world)
+        run = resume.identity(facts)
+        name, saved = resume.saved_state(self.config, run) or (None, None)
+        if name is not None:
+            self._kept = [known for known in checkpoint.names(output) if known <= name]
+        if self.accelerator.is_main_process:
+            provenance.record(output, facts, name)
+        return run, saved
+
     def _run_phase(self, index: int, data: Rows, dev: Any, run: Any, saved: Any) -> None:
         self.position = Position(phase=index, total=self.position.total)
         phase = self.recipe.phases[index]
-        if saved:
-            self.model.load_state_dict(saved["model"])
         with closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper:
             self._run_epochs(stepper, data, dev, run, saved)
             self._share_buffers(stepper.model)
@@ -197,28 +211,46 @@ class Trainer:
             first, second = data.epoch(
                 config.seed, position.epoch, phase.learner.splits, config.batch_size, rank, world
             )
-            rest = first[position.batch * config.accumulation :]
-            seed = (config.seed, position.epoch, rank, position.batch)
-            for micro in chunks(data.feed(rest, config.workers, seed), config.accumulation):
+            done = position.batch * config.accumulation
+            seed = (config.seed, position.phase, position.epoch, rank)
+            # Named nowhere else, so that its workers end with the loop, whatever ends that.
+            for micro in chunks(data.feed(first, config.workers, seed, done), config.accumulation):
                 draw = partial(self._draw, data, second)
                 self._journal.add(position.step, stepper.step(micro, draw, position.step, steps))
                 position.batch += 1
                 position.step += 1
                 position.total += 1
                 bar.update()
-                due = config.checkpoint_every and position.step % config.checkpoint_every == 0
-                if due or position.step % config.log_every == 0:
+                if reading := position.step % config.log_every == 0:
                     self._read_losses(stepper, bar)
-                if due:
+                if position.step == steps or position.batch * config.accumulation >= len(first):
+                    break  # the epoch's end saves
+                every = config.checkpoint_every
+                asked = self._asked.agreed(self.accelerator, reading)
+                if asked or (every and position.step % every == 0):
                     self._checkpoint(stepper, run)
-                if position.step == steps:
-                    break
+                if asked:
+                    self._end(asked, bar)
             self._read_losses(stepper, bar)
             enough = self._end_epoch(stepper.model, dev, time.perf_counter() - begin)
             position.epoch = epochs if enough else position.epoch + 1
             position.batch = position.second = 0
             self._checkpoint(stepper, run)
+            if asked := self._asked.agreed(self.accelerator, True):
+                self._end(asked, bar)
         bar.close()
+
+    def _end(self, asked: int, bar: Any) -> NoReturn:
+        """End as a signal asked for, behind a checkpoint."""
+        bar.close()
+        if self.accelerator.is_main_process:
+            step, phase, output = self.position.step, self.position.phase, self.config.output
+            print(
+                f"stopped by {signal.Signals(asked).name}; saved in {output} after step {step} of "
+                f"phase {phase}: go on with resume=True (on the command line --resume)",
+                file=sys.stderr,
+            )
+        signals.end(asked)
 
     def _draw(self, data: Rows, second: list[Indices]) -> Any:
         """The next batch of D2; after the last comes the first."""
@@ -278,7 +310,8 @@ class Trainer:
         return patience is not None and position.stale >= patience
 
     def _collect(self, model: MultiExitModel, dev: Any) -> Outputs:
-        return collect(model, dev, self.config.metric, 2 * self.config.batch_size, spread=True)
+        batch_size = 2 * self.config.batch_size
+        return collect(model, dev, self.config.metric, batch_size, keys=False, spread=True)
 
     def _share_buffers(self, model: MultiExitModel) -> None:
         """Give every process the first one's BatchNorm statistics."""
@@ -294,45 +327,42 @@ class Trainer:
     def _checkpoint(self, stepper: Stepper, run: dict[str, Any]) -> None:
         if self.config.output is None:
             return
-        check_parameters(stepper.model, self.position.step)
+        position, best = self.position, self.history.best
+        self._journal.check(stepper)
+        check_parameters(stepper.model, position.step)
         moved = {"model": sharding.weights(stepper.model), "stepper": stepper.state_dict()}
-        random_by_process = gather_object([checkpoint.random_states()])
+        random_by_process = gather_object([randomness.states()])
         if not self.accelerator.is_main_process:
             return
         state = {
             "run": run,
-            "position": asdict(self.position),
+            "position": asdict(position),
             "history": asdict(self.history),
+            "unread": self._journal.unread,
             "best": self._best,
             **moved,
             "random": random_by_process,
         }
-        checkpoint.save(Path(self.config.output), state)
+        name = checkpoint.name_of(position.phase, position.step)
+        self._kept = [*self._kept, name][-self.config.keep_checkpoints :]
+        keep = [*self._kept, *([checkpoint.name_of(best["phase"], best["step"])] if best else [])]
+        checkpoint.save(Path(self.config.output), name, state, keep)
         self.history.save(Path(self.config.output) / "history.json")
 
     def _restore(self, state: dict[str, Any], stepper: Stepper) -> None:
         """Put everything back to where the checkpoint was taken."""
-        stepper.load_state_dict(state["stepper"])
+        try:
+            stepper.load_state_dict(state["stepper"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                "the checkpoint's optimisers or loss weights don't fit this run: "
+                + " ".join(str(error).split())
+            ) from error
+        sharding.set_weights(stepper.model, state["model"])
         self._best = state["best"]
         self.history = History(**state["history"])
+        self._journal.restore(state["unread"], self.accelerator.device)
         self.position = Position(**state["position"])
-        checkpoint.set_random_states(state["random"][self.accelerator.process_index])
-
-    def _check_sets(self, dev: Any, unlabelled: Any, unread: bool) -> None:
-        """Refuse what would fail or be left out long after the start."""
-        rows = dev.dataset if isinstance(dev, DataLoader) else dev
-        if isinstance(rows, Dataset) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
-            raise ValueError("the dev set is empty: pass None to train without one")
-        labels = getattr(rows, "labels", None)
-        if isinstance(labels, Tensor):
-            check_labels(labels, self.model.num_classes, "the dev set")
-        if dev is None and self.recipe.finish is not None:
-            raise ValueError(
-                f"{self.recipe.name!r} calibrates the trained model on a dev set: pass dev= "
-                "(on the command line --validation 0.1)"
-            )
-        if unlabelled is not None and unread:
-            raise ValueError(
-                f"every phase of {self.recipe.name!r} learns from labels: unlabelled= is for "
-                "phases that learn from teachers alone, such as FastBERT's second"
-            )
+        rank = self.accelerator.process_index
+        if rank < len(state["random"]):  # there were fewer processes
+            randomness.set_states(state["random"][rank])

@@ -103,6 +103,9 @@ class Watched(Dataset):
     def _raise(self):
         raise Stopped
 
+    def __getstate__(self):
+        return self.inner.__getstate__()  # to be taken for the same data as the other set alone
+
     def __len__(self):
         return len(self.inner)
 
@@ -166,8 +169,10 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def saved_state(folder) -> dict:
-    """Everything in a run's checkpoint but the seconds it took."""
-    return _timeless(checkpoint.load(Path(folder)))
+    """Everything in a run's latest checkpoint but the seconds it took."""
+    found = checkpoint.load(Path(folder))
+    assert found is not None
+    return _timeless(found[1])
 
 
 def _timeless(tree):
@@ -212,6 +217,7 @@ def command(*words: object, stdin: str = "") -> Ended:
     argv = ["multiexit", *map(str, words)]
     with (
         patch.object(sys, "argv", argv),
+        patch.object(sys, "orig_argv", argv),
         patch.object(sys, "stdin", io.StringIO(stdin)),
         redirect_stdout(out),
         redirect_stderr(err),

@@ -136,7 +136,7 @@ def test_training_reports_every_exit_and_many_policies(digits):
         "results.png",
         "model/multiexit.json",
         "model/model.safetensors",
-        "checkpoint/state.json",
+        "run.json",
     } <= written(folder)
     results = json.loads((folder / "results.json").read_text())
     assert len(results["exits"]) == 9

@@ -63,13 +63,15 @@ TINY = {
 }
 
 SCRIPT = """
-    import json, sys
+    import json, os, signal, sys
+    from pathlib import Path
     sys.path.insert(0, {tests!r})
     import torch
     from accelerate import PartialState
     from helpers import Stopped
     from safetensors.torch import save_file
     from test_distributed import *
+    from multiexit import checkpoint
 
     folder = sys.argv[1]
     torch.set_num_threads(1)
@@ -107,6 +109,28 @@ SCRIPT = """
         train(RECOMPUTED)
     with open(f"{{folder}}/resumed-{{rank}}", "w") as file:
         json.dump(resumed, file)
+
+    # One of them is asked to end: both do, at the same step, and go on to the same end.
+    def asked(stop, resume, where="asked"):
+        model = chain(dropout=0.3)
+        settings = config(
+            batch_size=4, output=f"{{folder}}/{{where}}", resume=resume, log_every=2
+        )
+        term = lambda: os.kill(os.getpid(), signal.SIGTERM) if rank == 1 else None
+        fit(model, mx.recipe("leebert"), settings, Watched(Table(), stop, term))
+        return tensors(model)
+
+    whole = asked(None, False, "not asked")
+    code, saved = None, []
+    try:
+        asked(4, False)
+    except SystemExit as end:
+        code, saved = end.code, checkpoint.names(Path(folder) / "asked")
+    torch.distributed.barrier()
+    mine = asked(None, True)
+    different = [k for k in whole if not torch.equal(mine[k], whole[k])]
+    with open(f"{{folder}}/asked-{{rank}}", "w") as file:
+        json.dump([code, saved, different], file)
     torch.distributed.destroy_process_group()
 """
 
@@ -312,7 +336,7 @@ def test_a_killed_process_ends_the_other_and_is_named(killed_run):
     cause = ended.stderr.partition("Root Cause")[2]
     assert re.search(r"rank\s*: 1 ", cause)
     assert "SIGKILL" in cause
-    assert (folder / "killed" / "checkpoint").is_dir()
+    assert (folder / "killed" / "checkpoints").is_dir()
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +398,9 @@ def test_every_learner_is_proved_equal():
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_the_main_process_alone_writes_the_folder(name, ran):
-    assert {path.name for path in (ran / name).iterdir()} == {"model", "history.json", "checkpoint"}
+    assert {path.name for path in (ran / name).iterdir()} == {
+        *("model", "history.json", "checkpoints", "run.json")
+    }
     history = mx.History.load(ran / name / "history.json")
     assert history.best in history.epochs
 
@@ -432,6 +458,13 @@ def test_early_stopping_comes_early_in_this_case(ran):
     """Else the case would prove nothing."""
     scores = load_file(ran / "stopped early-0.safetensors")["scores"]
     assert 2 < len(scores) < CASES["stopped early"].changes["epochs"]
+
+
+def test_a_signal_to_one_ends_both_at_the_same_step(ran):
+    one, two = (json.loads((ran / f"asked-{rank}").read_text()) for rank in range(2))
+    assert one[0] == two[0] == 143
+    assert one[1], "saved first"
+    assert one[2] == two[2] == []
 
 
 def test_the_rising_temperature_rises_in_this_case():

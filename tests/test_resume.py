@@ -2,12 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from helpers import (
     Watched,
     assert_same,
     chain,
+    command,
     config,
     convnet,
     differences,
@@ -26,6 +24,7 @@ from helpers import (
     saved_state,
     tensors,
 )
+from torch import nn
 
 import multiexit as mx
 from multiexit import checkpoint, metrics
@@ -79,7 +78,7 @@ def interrupted(name, folder, stops, dev=None):
     recipe, changes = RUNS[name]
     for stop in (*stops, None):
         model = convnet(seed=7)  # other weights: all must come from the checkpoint
-        if not (folder / "checkpoint").exists():
+        if not checkpoint.names(folder):
             model = convnet()
         settings = config(epochs=3, output=folder, resume=True, **changes)
         if stop is not None:
@@ -145,28 +144,30 @@ def test_early_stopping_and_the_best_epoch_survive(stop, tmp_path, monkeypatch):
     assert not differences(saved_state(folder), saved_state(tmp_path / "whole"))
 
 
-KILLED = """
-    import os, signal, sys
-    sys.path.insert(0, {tests!r})
-    from helpers import Watched, config, convnet, fit, images
-    import multiexit as mx
+def test_killed_processes_go_on(tmp_path):
+    """CLO-v2 mid-cycle, and two phases; real processes, killed at random moments."""
+    script = ROOT / "benchmarks" / "kill_and_resume.py"
+    done = subprocess.run(
+        [sys.executable, script, "--times", "3", "--epochs", "2", "--output", tmp_path / "rows"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "rows").read_text())["rows"]
+    assert [row["kills"] for row in rows] == [3, 3]
 
-    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-    settings = config(epochs=3, output=sys.argv[1], checkpoint_every=2)
-    fit(convnet(), mx.recipes.leebert(cycle=3), settings, Watched(images(), 7, kill))
-"""
 
-
-def test_a_killed_process_goes_on(tmp_path):
-    _, wanted, _ = whole("clo-v2", tmp_path / "whole")
-    code = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-c", code, str(tmp_path / "killed")]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert (tmp_path / "killed" / "checkpoint").is_dir()
-    _, mine = interrupted("clo-v2", tmp_path / "killed", ())
-    assert_same(mine, wanted)
+def test_workers_and_interruptions_change_no_crop(tmp_path):
+    """What is drawn for a batch comes from its number, whoever prepares it."""
+    wanted, mine = convnet(), convnet()
+    settings = config(output=tmp_path, checkpoint_every=1)
+    fit(wanted, "joint", replace(settings, output=None), images())
+    with pytest.raises(Stopped):
+        fit(mine, "joint", settings, Watched(images(), 3))
+    fit(mine, "joint", replace(settings, resume=True, workers=2), images())
+    assert_same(tensors(mine), tensors(wanted))
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):
@@ -194,7 +195,7 @@ def test_without_resume_an_old_checkpoint_is_not_looked_at(tmp_path):
     assert_same(tensors(mine), tensors(fresh))
 
 
-# Checkpoints of other runs, and damaged ones
+# Checkpoints of other runs
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_without_resume_an_old_checkpoint_is_not_looked_at(tmp_path):
         (mx.recipe("leebert"), {"epochs": 9}, 40, 4, "epochs"),
         (mx.recipe("leebert"), {"seed": 1}, 40, 4, "seed"),
         (mx.recipe("leebert"), {"optimizer": "adamw"}, 40, 4, "optimizer"),
-        (mx.recipe("leebert"), {}, 60, 4, "rows of each phase.*40.*there.*60.*here"),
+        (mx.recipe("leebert"), {}, 60, 4, "data train rows.*40.*there.*60.*here"),
         (mx.recipe("leebert"), {}, 40, 3, "exits"),
     ],
 )
@@ -247,152 +248,106 @@ def test_what_has_no_effect_on_the_result_may_change(tmp_path):
     assert_same(tensors(model), tensors(wanted))
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+# By force
 
 
-def other_version(path):
-    path.write_text(path.read_text().replace('"format": 1', '"format": 99', 1))
+@pytest.mark.parametrize(
+    ("recipe", "changes", "rows", "named"),
+    [
+        ("leebert", {"lr": 0.2}, 40, "config lr"),
+        ("leebert", {"epochs": 4}, 40, "config epochs"),
+        ("leebert", {"batch_size": 4}, 40, "config batch_size"),
+        ("leebert", {}, 60, "data train hash.*data train rows"),
+        ("leebert-lle", {}, 40, "recipe name.*topology"),
+        (mx.recipes.leebert(cycle=3), {}, 40, "recipe phase 0 learner"),
+    ],
+)
+def test_force_goes_on_and_says_what_differs(recipe, changes, rows, named, tmp_path):
+    settings = config(output=tmp_path, epochs=3, checkpoint_every=1)
+    with pytest.raises(Stopped):
+        fit(chain(), "leebert", settings, Watched(Table(), 3))
+    step = saved_state(tmp_path)["position"]["step"]
+    assert step > 0
+    settings = replace(settings, resume=True, force=True, **changes)
+    with pytest.warns(UserWarning, match=f"{named}.*by force"):
+        history = fit(chain(), recipe, settings, Table(rows))
+    assert history.steps[step - 1] != history.steps[step]
+    assert history.epochs[-1]["epoch"] == settings.epochs - 1
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["recipe"]["name"] == "leebert"
+    assert len(facts["resumed"]) == 1
 
 
-DAMAGE = {
-    "tensors cut short": ("state.safetensors", cut),
-    "tensors gone": ("state.safetensors", Path.unlink),
-    "tensors of nothing": ("state.safetensors", lambda path: path.write_bytes(b"")),
-    "facts cut short": ("state.json", cut),
-    "facts gone": ("state.json", Path.unlink),
-    "no JSON object": ("state.json", lambda path: path.write_text("[1, 2]")),
-    "not UTF-8": ("state.json", lambda path: path.write_bytes(b"\xff\xfe{}")),
-    "an empty object": ("state.json", lambda path: path.write_text("{}")),
-    "another version": ("state.json", other_version),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_refused(kind, tmp_path):
+@pytest.mark.filterwarnings("ignore:the checkpoint")
+@pytest.mark.parametrize(
+    ("recipe", "changes", "exits", "named"),
+    [
+        ("leebert", {}, 3, "model exits.*can't go on as this one"),
+        ("leebert", {"optimizer": "adamw"}, 4, "config optimizer.*can't go on as this one"),
+        ("deebert", {}, 4, "recipe phases.*can't go on as this one"),
+        (mx.recipes.leebert(learner=CLO2("raw")), {}, 4, "loss weights don't fit"),
+        ("joint", {}, 4, "loss weights don't fit"),
+        ("l2w-den", {}, 4, "loss weights don't fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused_even_by_force(recipe, changes, exits, named, tmp_path):
     fit(chain(), "leebert", config(output=tmp_path, epochs=1), Table())
-    name, damage = DAMAGE[kind]
-    damage(tmp_path / "checkpoint" / name)
-    model = chain()
+    model = chain(exits)
     before = tensors(model)
-    with pytest.raises(ValueError, match="checkpoint"):
-        fit(model, "leebert", config(output=tmp_path, resume=True), Table())
+    settings = config(output=tmp_path, epochs=2, resume=True, force=True, **changes)
+    with pytest.raises(ValueError, match=named):
+        fit(model, recipe, settings, Table())
     assert_same(tensors(model), before)
 
 
-# A disk that is full
+# Out of memory
 
 
-def full_disk(*_args, **_kwargs):
-    raise OSError(28, "No space left on device")
+class Hungry(nn.Module):
+    """Asks for more memory than there is, from a given pass on."""
+
+    def __init__(self, passes):
+        super().__init__()
+        self.passes = passes
+
+    def forward(self, x):
+        self.passes -= self.training
+        if self.passes < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return x
 
 
-def fail_at(monkeypatch, step):
-    """Let the writing of a checkpoint fail at one of its steps."""
-    if step == "tensors":
-        monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    elif step == "facts":
-        real = Path.write_text
-        monkeypatch.setattr(
-            Path,
-            "write_text",
-            lambda path, *a, **k: (full_disk if "state" in path.name else real)(path, *a, **k),
-        )
-    else:  # between the two renames
-        real = Path.rename
-        monkeypatch.setattr(
-            Path,
-            "rename",
-            lambda path, to: full_disk() if path.name.endswith("-new") else real(path, to),
-        )
+def test_out_of_memory_says_what_to_lower_and_the_checkpoint_stands(tmp_path):
+    model = chain()
+    model.backbone.stage_module(0).append(Hungry(7))
+    settings = config(output=tmp_path, epochs=3, checkpoint_every=2)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        fit(model, "joint", settings, Table())
+    said = str(caught.value)
+    for part in ("batch_size=8", "to 4 with accumulation=2", "'no'", "bf16", "2.00 GiB"):
+        assert part in said
+    assert saved_state(tmp_path)["position"]["step"] == 6
+    model.backbone.stage_module(0)[-1].passes = 10**6
+    fit(model, "joint", replace(settings, resume=True), Table())
+    wanted = chain()
+    wanted.backbone.stage_module(0).append(Hungry(10**6))
+    fit(wanted, "joint", replace(settings, output=None), Table())
+    assert_same(tensors(model), tensors(wanted))
 
 
-STATE = {"step": 1, "x": torch.arange(3), "t": (1, [2.5, None]), 7: {"y": torch.ones(2, 2)}}
-LATER = {**STATE, "step": 2}
+def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch):
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(mx.trainer.Stepper, "step", step)
+    ended = command("train", "--task", "digits", "--output", tmp_path, "--no-progress")
+    assert ended.code == 2
+    assert ended.err.startswith("multiexit: out of memory with batch_size=64")
+    assert ended.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("step", ["tensors", "facts", "rename"])
-def test_a_failed_write_leaves_the_old_checkpoint(step, tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, STATE)
-    for _ in range(2):  # failing twice does not lose it either
-        with monkeypatch.context() as patched:
-            fail_at(patched, step)
-            with pytest.raises(OSError, match="No space"):
-                checkpoint.save(tmp_path, LATER)
-        assert not differences(checkpoint.load(tmp_path), STATE)
-    checkpoint.save(tmp_path, LATER)
-    assert checkpoint.load(tmp_path)["step"] == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-
-
-@pytest.mark.parametrize("step", ["tensors", "facts"])
-def test_a_stop_between_the_renames_and_then_a_full_disk(step, tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, STATE)
-    with monkeypatch.context() as patched:
-        fail_at(patched, "rename")
-        with pytest.raises(OSError, match="No space"):
-            checkpoint.save(tmp_path, LATER)
-    with monkeypatch.context() as patched:
-        fail_at(patched, step)
-        with pytest.raises(OSError, match="No space"):
-            checkpoint.save(tmp_path, LATER)
-    assert not differences(checkpoint.load(tmp_path), STATE)
-
-
-FULL = """
-    import resource, sys
-    from pathlib import Path
-    import torch
-    from multiexit import checkpoint
-
-    folder = Path(sys.argv[1])
-    checkpoint.save(folder, {"step": 1, "x": torch.ones(10)})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    try:
-        checkpoint.save(folder, {"step": 2, "x": torch.ones(100_000)})
-    except OSError as error:
-        print("OSError", error)
-    print(checkpoint.load(folder)["step"])
-"""
-
-
-def test_a_file_that_the_system_cuts_short(tmp_path):
-    """The operating system's own refusal, not a pretended one."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.startswith("OSError"), done.stderr
-    assert done.stdout.endswith("1\n")
-
-
-def test_a_run_whose_disk_fills_up_can_go_on(tmp_path, monkeypatch):
-    wanted = convnet()
-    fit(wanted, "leebert", config(output=tmp_path / "whole", checkpoint_every=2), images())
-    settings = config(output=tmp_path / "full", checkpoint_every=2)
-
-    def fill():
-        monkeypatch.setattr(checkpoint, "save_file", full_disk)
-
-    class Filling(Watched):
-        def __getitems__(self, rows):
-            if self.reads == 5:
-                fill()
-            return super().__getitems__(rows)
-
-    with pytest.raises(OSError, match="No space"):
-        fit(convnet(), "leebert", settings, Filling(images()))
-    monkeypatch.undo()
-    mine = convnet()
-    fit(mine, "leebert", replace(settings, resume=True), images())
-    assert_same(tensors(mine), tensors(wanted))
-
-
-def test_any_plain_state_comes_back_as_it_was(tmp_path):
-    state = {**STATE, "nan": float("inf"), "empty": {}, "none": None, "flags": [True, (False,)]}
-    checkpoint.save(tmp_path, state)
-    assert not differences(checkpoint.load(tmp_path), state)
-    assert checkpoint.load(tmp_path / "nowhere") is None
+def test_the_command_line_ends_likewise_when_a_loss_is_no_number(tmp_path):
+    words = ("--task", "digits", "--output", tmp_path, "--no-progress")
+    ended = command("train", *words, "--lr", 1e30, "--max-steps", 20)
+    assert ended.code == 2
+    assert "is nan at step" in ended.err or "NaN or infinite" in ended.err

@@ -40,6 +40,9 @@ def main() -> None:
         run = record(app)
     try:
         run()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        # Of the many RuntimeErrors only torch.OutOfMemoryError, which isn't imported for its name.
+        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+            raise
         print(f"multiexit: {error}", file=sys.stderr)
         sys.exit(2)

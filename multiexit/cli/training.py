@@ -66,6 +66,13 @@ def train(
     omega_lr: Annotated[
         float | None, typer.Option(help="learning rate of the loss weights")
     ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="of the network's optimiser")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="share of the steps over which the rate rises")
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(help="largest norm of the gradient; 0 is none")
+    ] = None,
     early_stopping: Annotated[
         int | None, typer.Option(help="epochs without a better one; text 5, images never")
     ] = None,
@@ -86,7 +93,13 @@ def train(
         Path | None, typer.Option(help="another run with --seeds, for a paired test")
     ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps, beside epochs' ends")] = None,
-    resume: Annotated[bool, typer.Option(help="go on from the run's checkpoint")] = False,
+    keep_checkpoints: Annotated[
+        int, typer.Option(help="how many of the latest stay, beside that of the best epoch")
+    ] = 2,
+    resume: Annotated[bool, typer.Option(help="go on from the run's last checkpoint")] = False,
+    force: Annotated[
+        bool, typer.Option(help="resume a run with another recipe, settings, data or versions")
+    ] = False,
     tracker: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb, …")] = None,
     progress: Annotated[bool, typer.Option(help="show a bar")] = True,
 ) -> None:
@@ -112,6 +125,9 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "omega_lr": omega_lr,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "clip": clip or None,
         "early_stopping": early_stopping,
     }
     config = replace(
@@ -121,12 +137,16 @@ def train(
         accumulation=accumulation,
         seed=seed,
         checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
         resume=resume,
+        force=force,
         trackers=tuple(tracker or ()),
         progress=progress,
         workers=workers,
         **{name: value for name, value in given.items() if value is not None},
     )
+    if clip == 0:
+        config = replace(config, clip=None)
     numbers = range(seed, seed + (seeds or 1))
     other = None
     if against is not None:

@@ -1,5 +1,6 @@
 """A training set as the loop reads it: rows by index, in an order of the loop's own."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multiexit import losses
 from multiexit.data.batches import Indices, collate_of, group, lengths_of, shard, split_epoch
+from multiexit.randomness import seeded
 
 
 class Rows:
@@ -61,18 +63,48 @@ class Rows:
         items = many(rows) if many else [self.dataset[row] for row in rows]
         return self.collate(items)
 
-    def feed(self, order: list[Indices], workers: int, seed: tuple[int, ...]) -> Iterator[Any]:
-        """The batches of an order, one after another; `seed` is for random draws in workers."""
-        # A generator of its own: making an iterator must not draw from the run's.
-        generator = torch.Generator().manual_seed(
-            int(np.random.SeedSequence(seed).generate_state(1)[0])
-        )
+    def feed(
+        self, order: list[Indices], workers: int, seed: tuple[int, ...], start: int = 0
+    ) -> Iterator[Any]:
+        """The batches of an order from number `start` on, one after another.
+
+        What is drawn at random for a batch comes from the seed and the batch's number alone,
+        whoever prepares it and wherever an epoch was interrupted.
+        """
         return iter(
             DataLoader(
-                self.dataset,
-                batch_sampler=order,
-                collate_fn=self.collate,
+                _Seeded(self, order, seed),
+                batch_size=None,
+                sampler=range(start, len(order)),
+                collate_fn=_as_it_is,
                 num_workers=workers,
-                generator=generator,
+                worker_init_fn=_outlast_signals,
+                # Its own: making an iterator must not draw from the run's.
+                generator=torch.Generator(),
             )
         )
+
+
+class _Seeded(Dataset[Any]):
+    """Batches by number, made with generators seeded for each."""
+
+    def __init__(self, rows: Rows, order: list[Indices], seed: tuple[int, ...]):
+        self.rows, self.order, self.seed = rows, order, seed
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: int) -> Any:
+        drawn = np.random.SeedSequence([*self.seed, number]).generate_state(1)[0]
+        with seeded(int(drawn)):
+            return self.rows.fetch(self.order[number])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _outlast_signals(worker: int) -> None:
+    """Signals to a whole group of processes are the trainer's to answer, with workers alive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))

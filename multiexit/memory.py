@@ -1,0 +1,34 @@
+"""What to lower when memory runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from multiexit.config import TrainConfig
+from multiexit.data.rows import Rows
+
+
+@contextmanager
+def explained(config: TrainConfig, data: Rows) -> Iterator[None]:
+    """Inside, an error of memory comes with what to lower, and what it is now.
+
+    Raises:
+        torch.OutOfMemoryError: with the advice.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size, times = config.batch_size, config.accumulation
+        longest = f" (the longest has {max(data.lengths)} tokens)" if data.lengths else ""
+        advice = ["use mixed_precision='bf16'"] if config.mixed_precision == "no" else []
+        advice += [f"cut rows shorter{longest}", "switch gradient checkpointing on in the backbone"]
+        if size > 1:
+            half = -(-size // 2)
+            advice.insert(0, f"lower batch_size, say to {half} with accumulation={2 * times}")
+        stands = "; the last checkpoint stands, and resume=True with force=True goes on from it"
+        raise torch.OutOfMemoryError(
+            f"out of memory with batch_size={size}, accumulation={times}, "
+            f"mixed_precision={config.mixed_precision!r}: {', or '.join(advice)}"
+            f"{stands if config.output is not None else ''} ({error})"
+        ) from error

@@ -1,0 +1,67 @@
+"""SIGTERM and Ctrl-C noted, so that what is under way can be finished and saved."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather
+
+
+class Noted:
+    """The number of the signal that asked the process to end, or 0."""
+
+    number = 0
+
+    def agreed(self, accelerator: Accelerator, meeting: bool) -> int:
+        """The same answer on every process: where they meet anyway they ask each other, else 0."""
+        if accelerator.num_processes == 1:
+            return self.number
+        if not meeting:
+            return 0
+        mine = torch.tensor([self.number], device=accelerator.device)
+        return int(gather(mine).max())  # type: ignore[union-attr]
+
+
+@contextmanager
+def noted(wanted: bool = True) -> Iterator[Noted]:
+    """Inside, the first SIGTERM or Ctrl-C is only noted; a second one ends the process at once.
+
+    Args:
+        wanted: if not, and outside the main thread (which alone may handle signals), nothing
+            changes.
+    """
+    seen = Noted()
+    if not wanted or current_thread() is not main_thread():
+        yield seen
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen.number:
+            end(number)
+        seen.number = number
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def end(number: int) -> NoReturn:
+    """End as the signal would, with all that is to be closed closed.
+
+    Raises:
+        KeyboardInterrupt: for Ctrl-C.
+        SystemExit: for the others, with 128 + number, as shells report it.
+    """
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 from multiexit import policies
 from multiexit.cost import paired_times
 from multiexit.data.batches import loader, move, unpack
+from multiexit.data.images import on_device
 from multiexit.data.keys import row_keys
 from multiexit.losses import check_labels
 from multiexit.metrics import METRICS
@@ -81,7 +82,7 @@ def collect(
     if metric not in METRICS:
         raise ValueError(f"no metric {metric!r}; there are {sorted(METRICS)}")
     device = next(model.parameters()).device
-    batches, order = loader(data, batch_size)
+    batches, order = loader(on_device(data, device), batch_size)
     training = model.training
     model.eval()
     try:

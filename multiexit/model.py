@@ -3,7 +3,7 @@
 Letters: M exits, B batch rows, C classes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Integral
@@ -20,6 +20,7 @@ from multiexit.latency import Latency
 from multiexit.policies import ExitPolicy
 from multiexit.walk import Prediction as Prediction
 
+RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
 Exits = str | int | Sequence[int] | Sequence[float]
 
 
@@ -121,6 +122,7 @@ class MultiExitModel(nn.Module):
         inputs: Mapping[str, Any],
         branch: Branch | None = None,
         keep_features: bool = False,
+        run_stage: RunStage | None = None,
     ) -> Pass:
         """All exits' logits and what else the heads say.
 
@@ -128,14 +130,16 @@ class MultiExitModel(nn.Module):
             args, inputs: as for `forward`.
             branch: how gradients are scaled where exits leave the trunk (`multiexit.gradients`).
             keep_features: give the exits' features too.
+            run_stage: runs a stage in place of `backbone.stage`.
         """
+        run_stage = run_stage or self.backbone.stage
         carry = self.backbone.start(*args, **inputs)
         logits: list[Tensor] = []
         certainty: list[Tensor] = []
         features: list[Tensor] = []
         memory: heads.Memory = {}
         for stage in range(self.exits[-1] + 1):
-            carry, feature = self.backbone.stage(carry, stage)
+            carry, feature = run_stage(carry, stage)
             m = len(logits)
             if stage != self.exits[m]:
                 continue

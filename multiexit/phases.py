@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multiexit import policies, topology
 from multiexit.budget import Budget
+from multiexit.config import TrainConfig
 from multiexit.cost import quiet
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
@@ -53,6 +54,31 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
     if isinstance(recipe.finish, Budget):
         recipe.finish.check(model)
     _try_policy(model, recipe)
+
+
+def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) -> None:
+    """Refuse ways to run a training pass that this model or recipe doesn't go with.
+
+    Raises:
+        ValueError: names the option, the recipe or backbone, and why.
+    """
+    if config.channels_last and all(p.ndim != 4 for p in model.parameters()):
+        raise ValueError(
+            "channels_last is a layout of images for convolutions, and this model has none: "
+            "leave it out"
+        )
+    if not config.compile:
+        return
+    if any(phase.learner.looks_back for phase in recipe.phases):
+        raise ValueError(
+            f"compile doesn't go with {recipe.name!r}: a hypergradient goes through Θ's step again "
+            "with the same dropout, and compiled dropout draws otherwise: leave compile out"
+        )
+    if not model.backbone.same_path:
+        raise ValueError(
+            f"compile doesn't go with {type(model.backbone).__name__}, which draws at each step "
+            "which layers run: leave compile out"
+        )
 
 
 def _try_policy(model: MultiExitModel, recipe: Recipe) -> None:

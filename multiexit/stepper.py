@@ -53,12 +53,14 @@ class Stepper:
         self.accelerator = accelerator
         device = accelerator.device
         self._trained_before = [p.requires_grad for p in model.parameters()]
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
         made = optim.optimizer(phases.trainable(model, phase), config)
         self._parameters = [p for group in made.param_groups for p in group["params"]]
         shared = phases.shared(model)
         self._shared = [p in shared for p in self._parameters]
         self.labelled = phases.labelled(model, phase)
-        self._pass = TrainingPass(model, phase, self.labelled)
+        self._pass = TrainingPass(model, phase, self.labelled, config)
         self._wrapped, self.optimizer = accelerator.prepare(self._pass, made)
         self._teaches_MM = topology.resolve(phase.topology, model.num_exits).to(device)
         self._shares_M = model.cost().shares_M
@@ -127,7 +129,7 @@ class Stepper:
         if surgery is not None:
             merged = surgery.merge(self._summed(parts), self._shared)
             for p, g in zip(self._parameters, merged, strict=True):
-                p.grad = g
+                p.grad = optim.laid_out(g, p)
         clipped: float | Tensor = 1.0
         if self.config.clip is not None:
             norm = self.accelerator.clip_grad_norm_(self._parameters, self.config.clip)
@@ -244,6 +246,7 @@ class Stepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        optim.lay_out(self.optimizer)
         self.omega.load_state_dict(state["omega"])
         tau = state["tau"]
         self.tau = tau.to(self.accelerator.device) if isinstance(tau, Tensor) else tau

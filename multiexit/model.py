@@ -147,14 +147,15 @@ class MultiExitModel(nn.Module):
                 to_exit, onward = branch(m, self.num_exits)
                 feature = gradients.scale(feature, to_exit)
                 carry = gradients.scale(carry, onward)
-            logits_BC, memory = self.ask(m, feature, carry, memory)
+            logits_BC, memory = self._say(m, feature, carry, memory)
             logits.append(logits_BC)
             if "certainty" in memory:
                 certainty.append(memory["certainty"])
             if keep_features:
                 features.append(feature)
         certainty_MB = torch.stack(certainty) if certainty else None
-        return Pass(torch.stack(logits), certainty_MB, features)
+        logits_MBC = torch.stack(logits) / self.temperature_M[:, None, None]
+        return Pass(logits_MBC, certainty_MB, features)
 
     @torch.inference_mode()
     def predict(self, policy: ExitPolicy, *args: Any, **inputs: Any) -> Prediction:
@@ -218,8 +219,14 @@ class MultiExitModel(nn.Module):
         self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
     ) -> tuple[Tensor, heads.Memory]:
         """One exit's logits [B, C] of its stage's feature, and the memory after it."""
+        logits_BC, memory = self._say(exit, feature, carry, memory)
+        return logits_BC / self.temperature_M[exit], memory
+
+    def _say(
+        self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
+    ) -> tuple[Tensor, heads.Memory]:
+        """`ask`, before the logits are divided by the temperature."""
         logits_BC, memory = heads.ask(self.heads[exit], feature, carry.get("valid_BT"), memory)
-        logits_BC = logits_BC / self.temperature_M[exit]
         if logits_BC.shape != (len(feature), self.num_classes):
             raise ValueError(
                 f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "

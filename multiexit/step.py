@@ -62,7 +62,8 @@ class TrainingPass(nn.Module):
         self._stage = self._again if config.checkpoint_gradients else None
         self._compiled = config.compile
         # A function is compiled, no module: names of parameters stay as they are.
-        self._found = compiled(self._losses) if config.compile else self._losses
+        surgery = phase.surgery is not None
+        self._found = compiled(self._losses, surgery) if config.compile else self._losses
 
     def forward(self, batch: Any, tau: float | Tensor) -> Losses:
         """The losses of a batch.
@@ -111,17 +112,23 @@ class TrainingPass(nn.Module):
             carry,
             index,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), frozen_statistics(backbone)),
+            context_fn=lambda: (nullcontext(), RepeatedStatistics(backbone)),
         )
 
 
-def compiled(function: Any) -> Any:
+def compiled(function: Any, again: bool) -> Any:
     """`torch.compile`, with room for what a run goes through.
 
     Phases, gradients on and off, and lengths of text are compiled apart; torch gives up at 8.
+
+    Args:
+        function: what is compiled.
+        again: whether the backward pass runs more than once, so must leave its inputs.
     """
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 64)
+    if again:
+        torch._functorch.config.donated_buffer = False
     return torch.compile(function)
 
 
@@ -140,7 +147,7 @@ class Terms(nn.Module):
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm normalises by the batch as in training, and its running statistics stay."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = _norms(model)
     tracking = [m.track_running_stats for m in norms]
     for m in norms:
         if m.training:
@@ -150,6 +157,29 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for m, tracked in zip(norms, tracking, strict=True):
             m.track_running_stats = tracked
+
+
+class RepeatedStatistics:
+    """Inside, BatchNorm does again what it did, but its running statistics move by 0.
+
+    A class, since surgery goes backward, and in here, more than once.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._norms = _norms(model)
+
+    def __enter__(self) -> None:
+        self._kept = [(m.momentum, m.num_batches_tracked) for m in self._norms]
+        for m in self._norms:
+            m.momentum, m.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
+        for m, kept in zip(self._norms, self._kept, strict=True):
+            m.momentum, m.num_batches_tracked = kept
+
+
+def _norms(model: nn.Module) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def check_parameters(model: nn.Module, step: int) -> None:

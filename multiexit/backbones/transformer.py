@@ -88,9 +88,10 @@ class TransformerBackbone(Backbone):
         x_BTH = self.projection(self.embeddings(**inputs))
         # By position: the second parameter's name changed within transformers 5.
         # Whether nothing is masked is looked up in inference alone: that waits for the device.
-        look = {"allow_is_bidirectional_skip": torch.is_inference_mode_enabled()}
-        look = look if MAY_NOT_LOOK else {}
-        mask = create_bidirectional_mask(self.config, x_BTH, attention_mask, **look)
+        train = self.training or torch.is_grad_enabled()
+        look = not (train or torch.compiler.is_compiling())
+        options = {"allow_is_bidirectional_skip": look} if MAY_NOT_LOOK else {}
+        mask = create_bidirectional_mask(self.config, x_BTH, attention_mask, **options)
         valid_BT = None if attention_mask is None else attention_mask.bool()
         return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}
 

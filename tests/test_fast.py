@@ -40,8 +40,8 @@ aten = torch.ops.aten
 class NoOps(TorchDispatchMode):
     """Refuses what would wait for a GPU to know a value or a size."""
 
-    BAD = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2}
-    BY_MASK = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+    BAD = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2)
+    BY_MASK = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kind = func.overloadpacket
@@ -54,13 +54,11 @@ class NoOps(TorchDispatchMode):
 class NoReading(TorchFunctionMode):
     """Refuses what takes a tensor from the device; on a CPU some of it is no operation at all."""
 
-    BAD = {
-        getattr(torch.Tensor, name)
-        for name in ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__")
-    }
+    BAD = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__")
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        assert func not in self.BAD, f"{func} reads back from the device"
+        bad = [name for name in self.BAD if func is getattr(torch.Tensor, name)]
+        assert not bad, f"{bad} reads back from the device"
         return func(*args, **(kwargs or {}))
 
 
@@ -164,7 +162,7 @@ def test_real_machine_code_trains_the_same():
     model, found = chain(exits=2), []
     for compile in (False, True):
         made = copy.deepcopy(model)
-        fit(made, "leebert-clo-v1", config(max_steps=2, batch_size=20, compile=compile), Table())
+        fit(made, "leebert-uniform", config(max_steps=2, batch_size=20, compile=compile), Table())
         found.append(tensors(made))
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=1e-5)
@@ -172,11 +170,7 @@ def test_real_machine_code_trains_the_same():
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_channels_last_trains_the_same(name):
-    assert_close(
-        train(name, "images", channels_last=True, optimizer="adamw"),
-        train(name, "images", optimizer="adamw"),
-        1e-3,
-    )
+    assert_close(train(name, "images", channels_last=True), train(name, "images"), 1e-3)
 
 
 def test_a_run_with_channels_last_goes_on_exactly(tmp_path):

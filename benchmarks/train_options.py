@@ -3,14 +3,13 @@
     python benchmarks/train_options.py --output benchmarks/results/train_options.json
     python benchmarks/train_options.py --profile
 
-A whole cycle of 4 steps is timed and divided by 4; on a GPU without bf16, too, matrix products
-are in TF32 only if torch is told so. With `--profile`, one cycle of each backbone without options,
-by part (each part is waited for) and by operation.
+A whole cycle of 4 steps is timed and divided by 4. With `--profile`, cycles of each backbone
+without options: milliseconds a step by part (each part is waited for), and one cycle by operation.
 """
 
 import argparse
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -82,7 +81,7 @@ class Parts:
     """Seconds in each part of a step: outer parts don't count what parts inside them take."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.inside: list[float] = []
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,13 +160,11 @@ def main() -> None:
             continue
         image = len(make().feature_shapes[0]) == 3
         fitting = {k: v for k, v in chosen.items() if image or k != "channels last"}
-        plain = None
-        for option, changes in fitting.items():  # by turns with plain, in pairs: one precision each
-            calls = [Cycle(make(), changes, args)]
-            (took,) = seconds(calls, args.repeats)
-            plain = plain or took
+        cycles = [Cycle(make(), changes, args) for changes in fitting.values()]
+        times = seconds(cycles, args.repeats)
+        for option, cycle, took in zip(fitting, cycles, times, strict=True):
             row = {"backbone": name, "option": option, "step, ms": 250 * took}
-            rows.append(row | {"rows/s": 4 * calls[0].rows / took, "plain ÷ this": plain / took})
+            rows.append(row | {"rows/s": 4 * cycle.rows / took, "plain ÷ this": times[0] / took})
     flags = " --small" * args.small + " --profile" * args.profile
     report(rows, args.output, "benchmarks/train_options.py" + flags)
 

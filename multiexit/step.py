@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
 
 from multiexit import losses
@@ -128,7 +129,7 @@ def compiled(function: Any, again: bool) -> Any:
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 64)
     if again:
-        torch._functorch.config.donated_buffer = False
+        functorch.donated_buffer = False
     return torch.compile(function)
 
 

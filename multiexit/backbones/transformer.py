@@ -90,7 +90,7 @@ class TransformerBackbone(Backbone):
         # Whether nothing is masked is looked up in inference alone: that waits for the device.
         train = self.training or torch.is_grad_enabled()
         look = not (train or torch.compiler.is_compiling())
-        options = {"allow_is_bidirectional_skip": look} if MAY_NOT_LOOK else {}
+        options: dict[str, Any] = {"allow_is_bidirectional_skip": look} if MAY_NOT_LOOK else {}
         mask = create_bidirectional_mask(self.config, x_BTH, attention_mask, **options)
         valid_BT = None if attention_mask is None else attention_mask.bool()
         return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}

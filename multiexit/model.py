@@ -154,8 +154,9 @@ class MultiExitModel(nn.Module):
             if keep_features:
                 features.append(feature)
         certainty_MB = torch.stack(certainty) if certainty else None
-        logits_MBC = torch.stack(logits) / self.temperature_M[:, None, None]
-        return Pass(logits_MBC, certainty_MB, features)
+        said_MBC = torch.stack(logits)
+        logits_MBC = said_MBC / self.temperature_M[:, None, None]
+        return Pass(logits_MBC.to(said_MBC.dtype), certainty_MB, features)
 
     @torch.inference_mode()
     def predict(self, policy: ExitPolicy, *args: Any, **inputs: Any) -> Prediction:

@@ -26,6 +26,10 @@ class TrainConfig:
         clip: largest norm of Θ's gradient, or None.
         accumulation: batches per step of Θ.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
+        compile: compile the training pass with `torch.compile`.
+        channels_last: lay images and convolutions out with the channels innermost.
+        checkpoint_gradients: keep no activations inside a stage for the backward pass, which
+            computes them again: less memory for about a forward pass more.
         seed: of everything: weights of new heads are the caller's, order and dropout are here.
         early_stopping: stop after so many epochs whose mean over exits is no better; None never.
         metric: a name in `multiexit.metrics.METRICS`; None is accuracy, or Pearson and Spearman
@@ -56,6 +60,9 @@ class TrainConfig:
     clip: float | None = 1.0
     accumulation: int = 1
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    channels_last: bool = False
+    checkpoint_gradients: bool = False
     seed: int = 0
     early_stopping: int | None = 5
     metric: str | None = None

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset
 from multiexit import policies
 from multiexit.cost import paired_times
 from multiexit.data.batches import loader, move, unpack
+from multiexit.data.images import on_device
 from multiexit.data.keys import row_keys
 from multiexit.engine import Engine
 from multiexit.losses import check_labels
@@ -90,7 +91,7 @@ def collect(
         raise ValueError(f"no metric {metric!r}; there are {sorted(METRICS)}")
     device = next(model.parameters()).device
     here = (processes().process_index, processes().num_processes) if spread else (0, 1)
-    batches, order = loader(data, batch_size, *here)
+    batches, order = loader(on_device(data, device), batch_size, *here)
     training = model.training
     model.eval()
     try:

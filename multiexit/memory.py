@@ -20,9 +20,11 @@ def explained(config: TrainConfig, data: Rows) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         size, times = config.batch_size, config.accumulation
-        longest = f" (the longest has {max(data.lengths)} tokens)" if data.lengths else ""
         advice = ["use mixed_precision='bf16'"] if config.mixed_precision == "no" else []
-        advice += [f"cut rows shorter{longest}", "switch gradient checkpointing on in the backbone"]
+        if not config.checkpoint_gradients:
+            advice.append("set checkpoint_gradients")
+        if data.lengths:
+            advice.append(f"cut rows shorter (the longest has {max(data.lengths)} tokens)")
         if size > 1:
             half = -(-size // 2)
             advice.insert(0, f"lower batch_size, say to {half} with accumulation={2 * times}")

@@ -3,7 +3,7 @@
 Letters: M exits, B batch rows, C classes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Integral
@@ -20,6 +20,7 @@ from multiexit.latency import Latency
 from multiexit.policies import ExitPolicy
 from multiexit.walk import Prediction as Prediction
 
+RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
 Exits = str | int | Sequence[int] | Sequence[float]
 
 
@@ -121,6 +122,7 @@ class MultiExitModel(nn.Module):
         inputs: Mapping[str, Any],
         branch: Branch | None = None,
         keep_features: bool = False,
+        run_stage: RunStage | None = None,
     ) -> Pass:
         """All exits' logits and what else the heads say.
 
@@ -128,14 +130,16 @@ class MultiExitModel(nn.Module):
             args, inputs: as for `forward`.
             branch: how gradients are scaled where exits leave the trunk (`multiexit.gradients`).
             keep_features: give the exits' features too.
+            run_stage: runs a stage in place of `backbone.stage`.
         """
+        run_stage = run_stage or self.backbone.stage
         carry = self.backbone.start(*args, **inputs)
         logits: list[Tensor] = []
         certainty: list[Tensor] = []
         features: list[Tensor] = []
         memory: heads.Memory = {}
         for stage in range(self.exits[-1] + 1):
-            carry, feature = self.backbone.stage(carry, stage)
+            carry, feature = run_stage(carry, stage)
             m = len(logits)
             if stage != self.exits[m]:
                 continue
@@ -143,14 +147,16 @@ class MultiExitModel(nn.Module):
                 to_exit, onward = branch(m, self.num_exits)
                 feature = gradients.scale(feature, to_exit)
                 carry = gradients.scale(carry, onward)
-            logits_BC, memory = self.ask(m, feature, carry, memory)
+            logits_BC, memory = self._say(m, feature, carry, memory)
             logits.append(logits_BC)
             if "certainty" in memory:
                 certainty.append(memory["certainty"])
             if keep_features:
                 features.append(feature)
         certainty_MB = torch.stack(certainty) if certainty else None
-        return Pass(torch.stack(logits), certainty_MB, features)
+        said_MBC = torch.stack(logits)
+        logits_MBC = said_MBC / self.temperature_M[:, None, None]
+        return Pass(logits_MBC.to(said_MBC.dtype), certainty_MB, features)
 
     @torch.inference_mode()
     def predict(self, policy: ExitPolicy, *args: Any, **inputs: Any) -> Prediction:
@@ -214,8 +220,14 @@ class MultiExitModel(nn.Module):
         self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
     ) -> tuple[Tensor, heads.Memory]:
         """One exit's logits [B, C] of its stage's feature, and the memory after it."""
+        logits_BC, memory = self._say(exit, feature, carry, memory)
+        return logits_BC / self.temperature_M[exit], memory
+
+    def _say(
+        self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
+    ) -> tuple[Tensor, heads.Memory]:
+        """`ask`, before the logits are divided by the temperature."""
         logits_BC, memory = heads.ask(self.heads[exit], feature, carry.get("valid_BT"), memory)
-        logits_BC = logits_BC / self.temperature_M[exit]
         if logits_BC.shape != (len(feature), self.num_classes):
             raise ValueError(
                 f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "

@@ -28,7 +28,7 @@ class Omega:
         self.rho = rho
         self.weights = learner.weights(teaches_MM.cpu(), seed).to(teaches_MM.device)
         self.optimizer = (
-            torch.optim.Adam(self.weights.parameters(), lr, weight_decay=0.0)
+            torch.optim.Adam(self.weights.parameters(), lr, weight_decay=0.0, fused=True)
             if learner.learns
             else None
         )

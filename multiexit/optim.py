@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multiexit.config import TrainConfig
 
@@ -18,12 +18,30 @@ def optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=False,
+            fused=True,
         )
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, fused=True)
+
+
+def laid_out(value: Tensor, p: Tensor) -> Tensor:
+    """The same values, strided as a parameter.
+
+    Fused optimisers go through parameters, gradients and their own state in the order of memory,
+    without a look at strides.
+    """
+    return value if value.stride() == p.stride() else torch.empty_like(p).copy_(value)
+
+
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the parameters' strides: files keep none."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                state[name] = laid_out(value, p)
 
 
 def rate(config: TrainConfig, step: int, steps: int) -> float:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multiexit import policies, topology
 from multiexit.budget import Budget
+from multiexit.config import TrainConfig
 from multiexit.cost import quiet
 from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
@@ -80,6 +81,31 @@ def check_sets(model: MultiExitModel, recipe: Recipe, dev: Any, unread: bool) ->
         raise ValueError(
             f"every phase of {recipe.name!r} learns from labels: unlabelled= is for "
             "phases that learn from teachers alone, such as FastBERT's second"
+        )
+
+
+def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) -> None:
+    """Refuse ways to run a training pass that this model or recipe doesn't go with.
+
+    Raises:
+        ValueError: names the option, the recipe or backbone, and why.
+    """
+    if config.channels_last and all(p.ndim != 4 for p in model.parameters()):
+        raise ValueError(
+            "channels_last is a layout of images for convolutions, and this model has none: "
+            "leave it out"
+        )
+    if not config.compile:
+        return
+    if any(phase.learner.looks_back for phase in recipe.phases):
+        raise ValueError(
+            f"compile doesn't go with {recipe.name!r}: a hypergradient goes through Θ's step again "
+            "with the same dropout, and compiled dropout draws otherwise: leave compile out"
+        )
+    if not model.backbone.same_path:
+        raise ValueError(
+            f"compile doesn't go with {type(model.backbone).__name__}, which draws at each step "
+            "which layers run: leave compile out"
         )
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from multiexit.losses import row_losses
 from multiexit.weights import Learner, LossWeights, Plan, RowWeights, check_cycle
@@ -89,7 +88,8 @@ class MetaWeights(Learner):
     def outer(self, logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
         own_MB = row_losses(logits_MBC, labels_B)
         exit_B = allot(logits_MBC.detach(), self.q)
-        at_MB = F.one_hot(exit_B, len(logits_MBC)).T.to(own_MB.dtype)
+        exits_M1 = torch.arange(len(own_MB), device=own_MB.device)[:, None]
+        at_MB = (exit_B == exits_M1).to(own_MB.dtype)
         return ((at_MB * own_MB).sum(1) / at_MB.sum(1).clamp(min=1)).sum()
 
     def plan(self, step: int, rho: float) -> Plan:
@@ -99,15 +99,14 @@ class MetaWeights(Learner):
 def allot(logits_MBC: Tensor, q: float) -> Tensor:
     """Which exit each row is given to, [B]: the surest at each, ⌊B·P_m⌋ of them, P_m ∝ q^m."""
     M, B, _ = logits_MBC.shape
-    share_M = torch.tensor([q**m for m in range(M)], dtype=torch.float64)
-    share_M /= share_M.sum()
+    parts = [q**m for m in range(M)]
     exit_B = torch.full((B,), M - 1, device=logits_MBC.device)
     left_B = torch.ones(B, dtype=torch.bool, device=logits_MBC.device)
     for m in range(M - 1):
         # Regression has no confidence: then rows go in the order they came.
         sure_B = logits_MBC[m].softmax(-1).amax(-1)
         first_B = sure_B.masked_fill(~left_B, -1).argsort(descending=True, stable=True)
-        chosen_B = first_B[: int(B * share_M[m] + 1e-9)]
+        chosen_B = first_B[: int(B * parts[m] / sum(parts) + 1e-9)]
         exit_B[chosen_B] = m
         left_B[chosen_B] = False
     return exit_B

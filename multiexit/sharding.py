@@ -9,18 +9,21 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from multiexit.config import TrainConfig
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Recipe
 
 T = TypeVar("T")
 
 
-def check(accelerator: Accelerator, model: MultiExitModel, recipe: Recipe) -> None:
+def check(
+    accelerator: Accelerator, model: MultiExitModel, recipe: Recipe, config: TrainConfig
+) -> None:
     """Refuse ways of spreading that training doesn't know, and what FSDP2 can't train.
 
     Raises:
-        ValueError: FSDP of version 1, DeepSpeed, …; under FSDP2 surgery or hypergradients, and
-            BatchNorm in mixed precision.
+        ValueError: FSDP of version 1, DeepSpeed, …; under FSDP2 surgery or hypergradients,
+            BatchNorm in mixed precision, and options of the training pass.
     """
     kind = accelerator.distributed_type.value
     if kind != "NO" and not kind.startswith("MULTI_") and not accelerator.is_fsdp2:
@@ -30,6 +33,12 @@ def check(accelerator: Accelerator, model: MultiExitModel, recipe: Recipe) -> No
         )
     if not accelerator.is_fsdp2:
         return
+    for option in ("compile", "channels_last", "checkpoint_gradients"):
+        if getattr(config, option):
+            raise ValueError(
+                f"{option} is not known to go with FSDP2: leave it out (for checkpointing set "
+                "fsdp_activation_checkpointing: true), or train with DDP (--multi_gpu)"
+            )
     plugin: Any = accelerator.state.fsdp_plugin
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError("sharded parameters stay on their devices: set fsdp_offload_params: false")

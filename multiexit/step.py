@@ -4,13 +4,17 @@ Letters: M exits, B batch rows, C classes.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
+from torch.utils.checkpoint import checkpoint
 
 from multiexit import losses, sharding
+from multiexit.backbones import Carry
+from multiexit.config import TrainConfig
 from multiexit.data import batches
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Seen
@@ -40,13 +44,27 @@ class TrainingPass(nn.Module):
     Args:
         model, phase: as elsewhere.
         labelled: whether the phase learns from labels; if not, batches need none.
+        config: how the pass is run: compiled, with channels last, stages computed twice.
     """
 
-    def __init__(self, model: MultiExitModel, phase: Phase, labelled: bool = True):
+    def __init__(
+        self,
+        model: MultiExitModel,
+        phase: Phase,
+        labelled: bool = True,
+        config: TrainConfig | None = None,
+    ):
         super().__init__()
         self.model = model
         self._phase = phase
         self._labelled = labelled
+        config = config or TrainConfig()
+        self._channels_last = config.channels_last
+        self._stage = self._again if config.checkpoint_gradients else None
+        self._compiled = config.compile
+        # A function is compiled, no module: names of parameters stay as they are.
+        surgery = phase.surgery is not None
+        self._found = compiled(self._losses, surgery) if config.compile else self._losses
 
     def forward(self, batch: Any, tau: float | Tensor) -> Losses:
         """The losses of a batch.
@@ -55,17 +73,24 @@ class TrainingPass(nn.Module):
             ValueError: a batch with labels outside the classes, or without labels in a phase that
                 learns from them.
         """
-        phase, device = self._phase, next(self.model.parameters()).device
+        device = next(self.model.parameters()).device
         labels_B = None
         if self._labelled:
             args, inputs, labels_B = batches.unpack(batch)
         else:
             args, inputs = batches.unpack_inputs(batch)
-        args, inputs = batches.move(args, device), batches.move(inputs, device)
-        seen = self.model.run(args, inputs, phase.branch, phase.extra is not None)
-        if labels_B is not None and device.type != "cpu":  # where nobody looks without waiting
-            losses.check_labels(labels_B, seen.logits_MBC.shape[-1])
-            labels_B = labels_B.to(device, non_blocking=True)
+        if labels_B is not None:
+            if self._compiled or device.type != "cpu":  # where the loss matrix doesn't look
+                losses.check_labels(labels_B, self.model.num_classes)
+            labels_B = batches.move(labels_B, device)
+        args, inputs = batches.move((args, inputs), device)
+        if self._channels_last:
+            args, inputs = batches.channels_last((args, inputs))
+        return self._found(args, inputs, labels_B, tau)
+
+    def _losses(self, args: Any, inputs: Any, labels_B: Tensor | None, tau: float | Tensor) -> Any:
+        phase = self._phase
+        seen = self.model.run(args, inputs, phase.branch, phase.extra is not None, self._stage)
         L_MM = losses.loss_matrix(seen.logits_MBC, labels_B, tau, phase.divergence)
         rows_MB = extra = None
         if phase.learner.weighs_rows and labels_B is not None:
@@ -75,6 +100,37 @@ class TrainingPass(nn.Module):
                 Seen(args, inputs, labels_B, seen.logits_MBC, seen.certainty_MB, seen.features)
             )
         return Losses(L_MM, rows_MB, extra, seen.logits_MBC, labels_B)
+
+    def _again(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
+        """A stage that keeps nothing for the backward pass, where it is run again."""
+        backbone = self.model.backbone
+        if not torch.is_grad_enabled():
+            return backbone.stage(carry, index)
+        if torch.compiler.is_compiling():  # the compiler knows which updates are not to be repeated
+            return checkpoint(backbone.stage, carry, index, use_reentrant=False)
+        return checkpoint(
+            backbone.stage,
+            carry,
+            index,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), RepeatedStatistics(backbone)),
+        )
+
+
+def compiled(function: Any, again: bool) -> Any:
+    """`torch.compile`, with room for what a run goes through.
+
+    Phases, gradients on and off, and lengths of text are compiled apart; torch gives up at 8.
+
+    Args:
+        function: what is compiled.
+        again: whether the backward pass runs more than once, so must leave its inputs.
+    """
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 64)
+    if again:
+        functorch.donated_buffer = False
+    return torch.compile(function)
 
 
 class Terms(nn.Module):
@@ -92,7 +148,7 @@ class Terms(nn.Module):
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm normalises by the batch as in training, and its running statistics stay."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = _norms(model)
     tracking = [m.track_running_stats for m in norms]
     for m in norms:
         if m.training:
@@ -102,6 +158,29 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for m, tracked in zip(norms, tracking, strict=True):
             m.track_running_stats = tracked
+
+
+class RepeatedStatistics:
+    """Inside, BatchNorm does again what it did, but its running statistics move by 0.
+
+    A class, since surgery goes backward, and in here, more than once.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._norms = _norms(model)
+
+    def __enter__(self) -> None:
+        self._kept = [(m.momentum, m.num_batches_tracked) for m in self._norms]
+        for m in self._norms:
+            m.momentum, m.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
+        for m, kept in zip(self._norms, self._kept, strict=True):
+            m.momentum, m.num_batches_tracked = kept
+
+
+def _norms(model: nn.Module) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def check_parameters(model: nn.Module, step: int) -> None:

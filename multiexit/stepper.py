@@ -55,12 +55,14 @@ class Stepper:
         self.accelerator = accelerator
         device = accelerator.device
         self._trained_before = [p.requires_grad for p in model.parameters()]
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         made = optim.optimizer(phases.trainable(self.model, phase), config)
         self._parameters = [p for group in made.param_groups for p in group["params"]]
         shared = phases.shared(self.model)
         self._shared = [p in shared for p in self._parameters]
         self.labelled = phases.labelled(model, phase)
-        self._pass = TrainingPass(self.model, phase, self.labelled)
+        self._pass = TrainingPass(self.model, phase, self.labelled, config)
         prepared: Any = (
             (self._pass, accelerator.prepare_optimizer(made))
             if accelerator.is_fsdp2
@@ -136,7 +138,7 @@ class Stepper:
         if surgery is not None:
             merged = surgery.merge(self._summed(parts), self._shared)
             for p, g in zip(self._parameters, merged, strict=True):
-                p.grad = g
+                p.grad = optim.laid_out(g, p)
         clipped: float | Tensor = 1.0
         if self.config.clip is not None:
             norm = self.accelerator.clip_grad_norm_(self._parameters, self.config.clip)
@@ -255,6 +257,7 @@ class Stepper:
         moments = deepcopy(state["optimizer"])
         sharding.shard_state(moments["state"], self._parameters)
         self.optimizer.load_state_dict(moments)
+        optim.lay_out(self.optimizer)
         self.omega.load_state_dict(state["omega"])
         tau = state["tau"]
         self.tau = tau.to(self.accelerator.device) if isinstance(tau, Tensor) else tau

@@ -81,6 +81,7 @@ class Trainer:
         self.recipe = recipe
         self.config = config or TrainConfig()
         phases.check(model, recipe)
+        phases.check_options(model, recipe, self.config)
         available = {tracker.value for tracker in get_available_trackers()}
         if missing := sorted(set(self.config.trackers) - available):
             raise ValueError(f"no tracker {missing} is installed; there are {sorted(available)}")
@@ -94,7 +95,7 @@ class Trainer:
             # The first process's statistics are shared when an epoch ends, not at every pass.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        sharding.check(self.accelerator, model, recipe)
+        sharding.check(self.accelerator, model, recipe, self.config)
         if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
         self.history = History()
@@ -137,9 +138,11 @@ class Trainer:
             self.config = replace(
                 self.config, batch_size=train.batch_size or self.config.batch_size
             )
-        data = Rows(train, self.model.num_classes)
+        # Workers are processes of their own, which a device's memory can't be handed to.
+        device = self.accelerator.device if self.config.workers == 0 else None
+        data = Rows(train, self.model.num_classes, device)
         data_of = [
-            Rows(unlabelled, None)
+            Rows(unlabelled, None, device)
             if unlabelled is not None and not phases.labelled(self.model, phase)
             else data
             for phase in self.recipe.phases

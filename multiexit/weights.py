@@ -240,16 +240,19 @@ class CLO1(Learner):
 
     Args:
         rho: ρ; None is λ1 / λ2, the paper to the letter.
+        fresh: L_B1 is that of the new Θ, a forward pass more; if not, that which Θ's own step
+            had, as on Algorithm 2's other steps.
     """
 
     rho: float | None = None
+    fresh: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_rho(self.rho)
 
     def plan(self, step: int, rho: float) -> Plan:
-        return Plan(first=rho if self.rho is None else self.rho, second=1.0)
+        return _crossed(rho if self.rho is None else self.rho, self.fresh)
 
 
 @dataclass(frozen=True)
@@ -261,11 +264,13 @@ class CLO2(Learner):
         cycle: C, the cross-level cycle's length.
         in_cycle: on the other C − 1 steps Ω follows ρ·L_B1 too (Algorithm 2), or stays (the text
             of section 3.4).
+        fresh: as for `CLO1`, at every C-th step.
     """
 
     rho: float | None = None
     cycle: int = 4
     in_cycle: bool = True
+    fresh: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,7 +280,7 @@ class CLO2(Learner):
     def plan(self, step: int, rho: float) -> Plan:
         rho = rho if self.rho is None else self.rho
         if (step + 1) % self.cycle == 0:
-            return Plan(first=rho, second=1.0)
+            return _crossed(rho, self.fresh)
         return Plan(stepping=rho) if self.in_cycle else Plan()
 
 
@@ -305,6 +310,11 @@ class Hyper(Learner):
 
     def plan(self, step: int, rho: float) -> Plan:
         return Plan(hyper=1.0) if (step + 1) % self.cycle == 0 else Plan()
+
+
+def _crossed(rho: float, fresh: bool) -> Plan:
+    """ρ·L_B1 + L_B2 (eq. 9)."""
+    return Plan(first=rho, second=1.0) if fresh else Plan(stepping=rho, second=1.0)
 
 
 def check_cycle(cycle: int) -> None:

@@ -61,7 +61,13 @@ class Backbone(nn.Module, ABC):
             architecture again, or None where only the user can.
         pooler: a pretrained `Linear(H, H)` that heads may start from (BERT's pooler).
         classifier: a pretrained `Linear(H, K)` that the last exit may start from.
+
+    Attributes:
+        same_path: whether a stage runs the same modules at every step. A class that draws what
+            runs sets it False, so that it is not compiled anew at each step.
     """
+
+    same_path = True
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 Letters: B batch rows, T tokens, H width.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from multiexit.backbones import attention
 from multiexit.backbones.base import Backbone, Carry
 
 SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+
+MAY_NOT_LOOK = "allow_is_bidirectional_skip" in signature(create_bidirectional_mask).parameters
+"""Whether this version of transformers can make a mask without a look at its values."""
 
 
 class TransformerBackbone(Backbone):
@@ -83,7 +87,11 @@ class TransformerBackbone(Backbone):
             inputs["token_type_ids"] = token_type_ids
         x_BTH = self.projection(self.embeddings(**inputs))
         # By position: the second parameter's name changed within transformers 5.
-        mask = create_bidirectional_mask(self.config, x_BTH, attention_mask)
+        # Whether nothing is masked is looked up in inference alone: that waits for the device.
+        train = self.training or torch.is_grad_enabled()
+        look = not (train or torch.compiler.is_compiling())
+        options: dict[str, Any] = {"allow_is_bidirectional_skip": look} if MAY_NOT_LOOK else {}
+        mask = create_bidirectional_mask(self.config, x_BTH, attention_mask, **options)
         valid_BT = None if attention_mask is None else attention_mask.bool()
         return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}
 

@@ -79,6 +79,13 @@ def train(
     workers: Annotated[int, typer.Option(help="processes that prepare batches")] = 0,
     schedule: Annotated[str, typer.Option(help="CIFAR: strong or appendix-f")] = "strong",
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
+    compile: Annotated[bool, typer.Option(help="compile the training pass")] = False,
+    channels_last: Annotated[
+        bool, typer.Option(help="images: lay out channels innermost, faster on many machines")
+    ] = False,
+    checkpoint_gradients: Annotated[
+        bool, typer.Option(help="less memory, about a third more time")
+    ] = False,
     accumulation: Annotated[int, typer.Option(help="batches per step")] = 1,
     validation: Annotated[
         float | None,
@@ -134,6 +141,9 @@ def train(
         runs.config_for(task, schedule),
         output=output,
         mixed_precision=mixed_precision,
+        compile=compile,
+        channels_last=channels_last,
+        checkpoint_gradients=checkpoint_gradients,
         accumulation=accumulation,
         seed=seed,
         checkpoint_every=checkpoint_every,

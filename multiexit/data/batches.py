@@ -4,7 +4,7 @@ A run's order depends on (seed, epoch) alone, so that it is the same on every pr
 restart. N rows of a set, B rows of a batch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -150,11 +150,30 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def move(tree: Any, device: Any) -> Any:
-    """The same structure with its tensors on a device."""
+    """The same structure with its tensors on a device, which is not waited for."""
+
+    def there(tensor: Tensor) -> Tensor:
+        if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+            tensor = tensor.pin_memory()  # from other memory the copy would wait
+        return tensor.to(device, non_blocking=True)
+
+    return _each(tree, there)
+
+
+def channels_last(tree: Any) -> Any:
+    """The same structure with its images [B, C, H, W] laid out with the channels innermost."""
+
+    def laid_out(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+    return _each(tree, laid_out)
+
+
+def _each(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, Tensor):
-        return tree.to(device, non_blocking=True)
+        return change(tree)
     if isinstance(tree, Mapping):
-        return {key: move(value, device) for key, value in tree.items()}
+        return {key: _each(value, change) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(move(value, device) for value in tree)
+        return type(tree)(_each(value, change) for value in tree)
     return tree

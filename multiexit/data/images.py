@@ -5,6 +5,7 @@ Letters: N rows of the split, B batch rows, C channels, H height, W width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
+from multiexit.data.batches import move
 from multiexit.data.splits import row_numbers
 
 Batch = tuple[Tensor, Tensor]
+
+LARGEST = 2**31
+"""Bytes of the largest set that is kept on an accelerator; CIFAR has a tenth of that."""
 
 
 class ImageDataset(Dataset[Batch]):
     """Images [N, C, H, W] that are fetched, augmented and normalised as whole batches.
 
     With augmentation an image is padded with zeros on all sides, cut out again at a random place,
-    and mirrored half of the time. Random numbers come from torch's global CPU generator.
+    and mirrored half of the time. All of that happens where the images are (see `to`), but random
+    numbers come from torch's global CPU generator: batches are the same on every device.
 
     Args:
         images: uint8 [N, C, H, W].
@@ -67,6 +73,9 @@ class ImageDataset(Dataset[Batch]):
         self.std = tuple(std)
         self.augment = augment
         self.pad = pad
+        self._mean_C11, self._std_C11 = (
+            torch.tensor(numbers, device=images.device)[:, None, None] for numbers in (mean, std)
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,17 +87,24 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A batch: images [B, C, H, W], normalised, and labels [B]."""
-        rows = torch.as_tensor(indices, dtype=torch.int64)
+        rows = move(torch.as_tensor(indices, dtype=torch.int64), self.images.device)
         images = self.images[rows]
         if self.augment:
             images = crop_and_mirror(images, self.pad)
-        return normalise(images, self.mean, self.std), self.labels[rows]
+        return normalise(images, self._mean_C11, self._std_C11), self.labels[rows]
 
     def collate(self, items: Batch | list[Batch]) -> Batch:
         """The batch as `__getitems__` made it; single rows are stacked."""
         if isinstance(items, list):
             return torch.stack([row[0] for row in items]), torch.stack([row[1] for row in items])
         return items
+
+    def to(self, device: torch.device) -> ImageDataset:
+        """The same rows on a device; batches are cut, augmented and normalised there."""
+        there = copy.copy(self)
+        for name in ("images", "labels", "_mean_C11", "_std_C11"):
+            setattr(there, name, getattr(self, name).to(device))
+        return there
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageDataset:
         """The rows `indices`, in that order, with the same augmentation."""
@@ -127,6 +143,14 @@ class Images:
         return {"kind": "image", "shape": shape, "mean": list(self.mean), "std": list(self.std)}
 
 
+def on_device(data: Any, device: torch.device) -> Any:
+    """A set of images, or a `Subset` of one, whole on a device; anything else as it is."""
+    if isinstance(data, Subset):
+        return Subset(on_device(data.dataset, device), data.indices)
+    fits = isinstance(data, ImageDataset) and data.images.nbytes <= LARGEST
+    return data.to(device) if fits else data
+
+
 def crop_and_mirror(images_BCHW: Tensor, pad: int) -> Tensor:
     """Shift each image by up to `pad` pixels, filling with 0, and mirror half of them.
 
@@ -136,15 +160,16 @@ def crop_and_mirror(images_BCHW: Tensor, pad: int) -> Tensor:
     down_B = torch.randint(2 * pad + 1, (batch,))
     right_B = torch.randint(2 * pad + 1, (batch,))
     mirror_B = torch.rand(batch) < 0.5
+    draws_4B = torch.stack([torch.arange(batch), down_B, right_B, mirror_B.long()])
+    row_B, down_B, right_B, mirror_B = move(draws_4B, images_BCHW.device)  # in one go
     padded = F.pad(images_BCHW, (pad, pad, pad, pad))
     # A view with every window of the padded image: [B, C, 2 pad + 1, 2 pad + 1, H, W].
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    cropped_BCHW = windows[torch.arange(batch), :, down_B, right_B]
-    return torch.where(mirror_B[:, None, None, None], cropped_BCHW.flip(3), cropped_BCHW)
+    cropped_BCHW = windows[row_B, :, down_B, right_B]
+    return torch.where(mirror_B[:, None, None, None] == 1, cropped_BCHW.flip(3), cropped_BCHW)
 
 
-def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`(images / 255 - mean) / std` per channel, as float32."""
-    mean_C11 = torch.tensor(mean)[:, None, None]
-    std_C11 = torch.tensor(std)[:, None, None]
-    return (images_BCHW.float() / 255 - mean_C11) / std_C11
+def normalise(images_BCHW: Tensor, mean_C11: Tensor, std_C11: Tensor) -> Tensor:
+    """`(images / 255 - mean) / std` per channel, as float32, to the same bits on every device."""
+    # By a number, a GPU would multiply by 1 / 255, which rounds otherwise.
+    return (images_BCHW.float() / torch.full_like(mean_C11, 255) - mean_C11) / std_C11

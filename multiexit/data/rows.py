@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multiexit import losses
 from multiexit.data.batches import Indices, collate_of, group, lengths_of, shard, split_epoch
+from multiexit.data.images import on_device
 from multiexit.randomness import seeded
 
 
@@ -21,12 +22,18 @@ class Rows:
         source: a `Dataset`, or a `DataLoader`, of which the set and the collate function are taken.
         num_classes: labels are checked against it, where the set has them as `labels`; None where
             labels don't matter.
+        device: where a set of images is to live; None leaves it.
 
     Raises:
         ValueError: something else, fewer than two rows, or labels outside the classes.
     """
 
-    def __init__(self, source: Dataset[Any] | DataLoader[Any], num_classes: int | None):
+    def __init__(
+        self,
+        source: Dataset[Any] | DataLoader[Any],
+        num_classes: int | None,
+        device: torch.device | None = None,
+    ):
         dataset: Any = source.dataset if isinstance(source, DataLoader) else source
         by_index = isinstance(source, Dataset | DataLoader) and hasattr(dataset, "__len__")
         if not by_index:
@@ -34,12 +41,12 @@ class Rows:
                 "train must be a torch Dataset or DataLoader whose rows can be counted and taken "
                 f"by index (they are split anew each epoch); got {type(dataset).__name__}"
             )
-        self.dataset = dataset
-        self.collate = source.collate_fn if isinstance(source, DataLoader) else collate_of(dataset)
-        self.lengths = lengths_of(dataset)
         labels = getattr(dataset, "labels", None)
         if isinstance(labels, Tensor) and num_classes is not None:
             losses.check_labels(labels, num_classes, "the training set")
+        self.dataset = dataset if device is None else on_device(dataset, device)
+        self.collate = source.collate_fn if isinstance(source, DataLoader) else collate_of(dataset)
+        self.lengths = lengths_of(dataset)
         if len(self) < 2:
             raise ValueError(f"a training set needs at least 2 rows, got {len(self)}")
 

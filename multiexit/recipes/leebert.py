@@ -23,19 +23,20 @@ def leebert(
     in_cycle: bool = True,
     rho: float | None = None,
     parametrization: Literal["softmax", "raw", "uncertainty"] = "softmax",
+    fresh: bool = True,
 ) -> Recipe:
     """Every exit learns from every other; the weights are learned by CLO-v2 (LeeBERT, section 3).
 
     Args:
         temperature: τ; the paper names none. 1 for text, 4 for images.
-        cycle, in_cycle, rho, parametrization: of `CLO2`, where no learner is given.
+        cycle, in_cycle, rho, parametrization, fresh: of `CLO2`, where no learner is given.
         topology: LAE by default.
         learner: another way to learn the weights.
         divergence: `"ce"` is eq. 2.
     """
     phase = Phase(
         topology=topology,
-        learner=learner or weights.CLO2(parametrization, rho, cycle, in_cycle),
+        learner=learner or weights.CLO2(parametrization, rho, cycle, in_cycle, fresh),
         temperature=Constant(temperature),
         divergence=divergence,
     )
@@ -80,9 +81,14 @@ def leebert_blo(temperature: float = 1.0) -> Recipe:
     return _named(made, "leebert-blo", "3.3.1", "all teach all, weights by BLO")
 
 
-def leebert_clo_v1(temperature: float = 1.0) -> Recipe:
-    """Cross-level optimisation at every step (eq. 9, Algorithm 1)."""
-    made = leebert(temperature, learner=weights.CLO1())
+def leebert_clo_v1(temperature: float = 1.0, fresh: bool = True) -> Recipe:
+    """Cross-level optimisation at every step (eq. 9, Algorithm 1).
+
+    Args:
+        temperature: τ.
+        fresh: of `CLO1`.
+    """
+    made = leebert(temperature, learner=weights.CLO1(fresh=fresh))
     return _named(made, "leebert-clo-v1", "3.4", "all teach all, weights by CLO-v1")
 
 

@@ -36,6 +36,8 @@ class LayerDrop(Backbone):
     2020, section 3.2; fairseq's `LayerDropModuleList`, which draws the same way.
     """
 
+    same_path = False
+
     def __init__(self, backbone: TransformerBackbone, rate: float = 0.2):
         check_encoder(backbone)
         check_rate("LayerDrop's rate", rate, below=True)

@@ -41,6 +41,8 @@ class Theseus(Backbone):
         rate: the probability of replacement, set by `theseus` before each step; 1 at first.
     """
 
+    same_path = False
+
     def __init__(self, predecessor: TransformerBackbone, layers: int):
         check_encoder(predecessor)
         depth = predecessor.num_stages

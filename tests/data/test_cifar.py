@@ -299,7 +299,8 @@ def test_every_shift_and_both_sides_occur():
 
 def test_normalisation_by_hand():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    values = normalise(images, (0.5, 0.1, 0.0), (0.5, 0.2, 0.25)).flatten()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.1, 0.0), (0.5, 0.2, 0.25)))
+    values = normalise(images, mean, std).flatten()
     assert values.tolist() == pytest.approx([-1.0, 0.5, 4.0], abs=1e-6)
     assert values.dtype == torch.float32
 

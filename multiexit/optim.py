@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from multiexit.config import TrainConfig
 
@@ -18,7 +19,7 @@ def optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=False,
-            fused=True,
+            fused=not any(isinstance(p, DTensor) for p in parameters),  # has no rule for shards
         )
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},

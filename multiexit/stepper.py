@@ -3,6 +3,7 @@
 Letters: M exits, B batch rows, C classes. Θ are the network's parameters, Ω the loss weights.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -63,11 +64,13 @@ class Stepper:
         self._shared = [p in shared for p in self._parameters]
         self.labelled = phases.labelled(model, phase)
         self._pass = TrainingPass(self.model, phase, self.labelled, config)
-        prepared: Any = (
-            (self._pass, accelerator.prepare_optimizer(made))
-            if accelerator.is_fsdp2
-            else accelerator.prepare(self._pass, made)
-        )
+        with warnings.catch_warnings():  # the keyword that replaces it is newer than torch 2.11
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            prepared: Any = (
+                (self._pass, accelerator.prepare_optimizer(made))
+                if accelerator.is_fsdp2
+                else accelerator.prepare(self._pass, made)
+            )
         self._wrapped, self.optimizer = prepared
         # What averages gradients over processes.
         self._averaging = self.model if accelerator.is_fsdp2 else self._wrapped

@@ -11,8 +11,8 @@ size sees the same mixture:
     none      nobody before the last exit: the ratio is that to the plain network
 
 "clock" is the ideal by measured stage times in place of layers. "wait" stops when the last row of
-the batch may, as peers do at batches above 1. "stream" is fed four batches. A batch of one is timed
-at each of its mixture's exits in turn. The engine has a latency table.
+the batch may, as peers do at batches above 1. "stream" is fed up to 256 rows (2 to 8 batches). A
+batch of one is timed at each of its mixture's exits in turn. The engine has a latency table.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def measure(
         whole = plan(mixture, 1 if mixture == "none" else 2 * M, M)
         plans = [[exit] for exit in (whole[:2] if mixture == "one hard" else whole)]
     engines = [mx.Engine(model, Planned(tuple(exits)), latency=table) for exits in plans]
-    stream_of = 4 if batch > 1 else 0
+    stream_of = min(8, max(2, 256 // batch)) if batch > 1 else 0
 
     def run_plain() -> None:
         with torch.inference_mode():

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
 
 from multiexit import policies
 from multiexit.backbones import Backbone, rebuild
@@ -146,6 +146,11 @@ def write_json(path: Path, data: Any) -> None:
     """Write plain data as a JSON file."""
     text = json.dumps(data, indent=1)
     write(path, lambda target: target.write_text(text))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as a safetensors file."""
+    write(path, lambda target: save_file(tensors, target))
 
 
 def _local(folder: str | Path) -> Path:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from multiexit.data.splits import row_numbers
+from multiexit.data.token_cache import kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         labels: Sequence[float] | Tensor | None = None,
         max_length: int = 128,
     ) -> TextDataset:
-        """Tokenise texts, or pairs of texts.
+        """Tokenise texts, or pairs of texts; the tokens of large sets are kept on disk.
 
         Args:
             tokenizer: any tokenizer of transformers that has a padding token.
@@ -90,7 +91,14 @@ class TextDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(f"labels must be one number a text, got shape {tuple(values.shape)}")
         _check_count(len(values), len(texts), "labels")
         values = values.to(torch.float32 if values.is_floating_point() else torch.int64)
-        fields, lengths = _tokenise(tokenizer, texts, pairs, max_length)
+        fields = kept(
+            tokenizer,
+            texts,
+            pairs,
+            max_length,
+            lambda: _tokenise(tokenizer, texts, pairs, max_length),
+        )
+        lengths = fields.pop("lengths").tolist()
         return cls(tokenizer, fields, lengths, values)
 
     def __len__(self) -> int:
@@ -145,8 +153,8 @@ def _tokenise(
     texts: Sequence[str],
     pairs: Sequence[str] | None,
     max_length: int,
-) -> tuple[dict[str, Tensor], list[int]]:
-    """The flat fields of all rows, and the rows' lengths."""
+) -> dict[str, Tensor]:
+    """The flat fields of all rows, and the rows' `lengths`."""
     segments = True if type(tokenizer).__name__ in FORGET_SEGMENTS else None  # None: its default
     parts: dict[str, list[Tensor]] = {}
     lengths: list[int] = []
@@ -163,7 +171,8 @@ def _tokenise(
         for name, rows in encoded.items():
             flat = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
             parts.setdefault(name, []).append(flat)
-    return {name: torch.cat(flats) for name, flats in parts.items()}, lengths
+    fields = {name: torch.cat(flats) for name, flats in parts.items()}
+    return {**fields, "lengths": torch.tensor(lengths)}
 
 
 def _check_strings(texts: Sequence[str], name: str) -> None:

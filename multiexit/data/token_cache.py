@@ -1,0 +1,55 @@
+"""Tokens of large sets kept on disk, so that they are made once."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from multiexit.data.cifar import CACHE
+from multiexit.saving import write_tensors
+
+LEAST = 20_000
+"""Rows from which on it is worth it: about a second of tokenising."""
+
+Fields = dict[str, Tensor]
+
+
+def kept(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    make: Callable[[], Fields],
+) -> Fields:
+    """What `make` gives, or gave when the same texts were cut into tokens in the same way before.
+
+    It lies in `~/.cache/multiexit/tokens`, named by a hash of the tokenizer, the texts and
+    `max_length`; a file that can't be read is made anew, and one that can't be written is left out.
+
+    Args:
+        tokenizer: a fast one; of others nothing is kept, for what they do can't be read.
+        texts, pairs, max_length: as in `TextDataset.from_texts`.
+        make: tokenises.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or len(texts) < LEAST:
+        return make()
+    own = json.loads(backend.to_str())
+    own |= {"truncation": tokenizer.truncation_side, "padding": None}  # what calls leave there
+    digest = blake2b(digest_size=16)
+    about = [type(tokenizer).__name__, own, max_length, pairs is not None]
+    for text in (json.dumps(about), *texts, *(pairs or ())):
+        digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+    path = CACHE.expanduser() / "tokens" / f"{digest.hexdigest()}.safetensors"
+    with suppress(OSError, SafetensorError):
+        return load_file(path)
+    fields = make()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, fields)
+    return fields

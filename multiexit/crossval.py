@@ -17,7 +17,17 @@ from multiexit.space import Choices, Setting, Space
 from multiexit.tasks import TaskData
 from multiexit.tuning import Judge
 
-FIELDS = ("accumulation", "batch_size", "early_stopping", "epochs", "lr", "omega_lr")
+FIELDS = (
+    "accumulation",
+    "batch_size",
+    "clip",
+    "early_stopping",
+    "epochs",
+    "lr",
+    "omega_lr",
+    "warmup",
+    "weight_decay",
+)
 OPTION = "option."
 
 

@@ -31,6 +31,8 @@ class Noted:
 def noted(wanted: bool = True) -> Iterator[Noted]:
     """Inside, the first SIGTERM or Ctrl-C is only noted; a second one ends the process at once.
 
+    A signal that is ignored, as Ctrl-C is in a shell's background, still is.
+
     Args:
         wanted: if not, and outside the main thread (which alone may handle signals), nothing
             changes.
@@ -45,7 +47,8 @@ def noted(wanted: bool = True) -> Iterator[Noted]:
             end(number)
         seen.number = number
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)
     try:

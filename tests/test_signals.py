@@ -27,6 +27,14 @@ from multiexit import checkpoint, signals
 ENDS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}
 
 
+@pytest.fixture(autouse=True)
+def handled():
+    """As in a shell's foreground: in its background Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def sends(*numbers):
     """What `Watched` does: the process gets these signals."""
     return lambda: [os.kill(os.getpid(), number) for number in numbers]
@@ -99,6 +107,14 @@ def test_handlers_are_back_after_an_error_and_after_the_end(tmp_path):
         fit(chain(), "joint", config(output=tmp_path), Watched(Table(), 2))
     fit(chain(), "joint", config(output=tmp_path), Table())
     assert [signal.getsignal(number) for number in ENDS] == before
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    history = fit(
+        chain(), "joint", config(output=tmp_path), Watched(Table(), 2, sends(signal.SIGINT))
+    )
+    assert history.epochs[-1]["epoch"] == config().epochs - 1
 
 
 def test_outside_the_main_thread_nothing_is_handled(tmp_path):

@@ -27,10 +27,11 @@ class Engine:
 
     Columns of padding that all rows share are cut. Rows that stopped leave the batch where that
     pays: at once, or with a latency table as soon as dragging them along would have cost more.
-    Convolutional models run as a copy with their batch norms folded (`multiexit.folding`).
+    Convolutional models run as a copy with their batch norms folded (`multiexit.folding`): make a
+    new engine after they have learnt more.
 
     Args:
-        model: in evaluation mode. Make a new engine after it has learnt more.
+        model: in evaluation mode.
         policy: by default the model's own.
         latency: from `multiexit.profile`; by default the model's own, if it was made here.
         compile: compile each segment (its stages, head and the policy) with `torch.compile`;
@@ -38,7 +39,7 @@ class Engine:
             filled up to powers of two, and text to multiples of 16 tokens, so that shapes are few.
 
     Raises:
-        ValueError: no policy, or a latency table of another machine or other exits.
+        ValueError: no policy, train mode, or a latency table of another machine or other exits.
 
     Example:
         >>> import torch, multiexit as mx
@@ -63,6 +64,7 @@ class Engine:
                 f"{type(policy).__name__}"
             )
         walk.check_evaluating(model)
+        self._given, self._mark = model, _mark(model)
         self.model = model = for_inference(model)
         self.policy = policy
         self.latency = _usable(model, latency)
@@ -78,7 +80,7 @@ class Engine:
     @torch.inference_mode()
     def predict(self, *args: Any, **inputs: Any) -> Prediction:
         """One batch; see `MultiExitModel.predict`."""
-        walk.check_evaluating(self.model)
+        self._check()
         rows = walk.num_rows(args, inputs)
         answer = walk.blank(self.model, rows)
         if rows:
@@ -115,7 +117,7 @@ class Engine:
     @torch.inference_mode()
     def _window(self, batches: list[Any], batch_size: int) -> Iterator[Prediction]:
         """Answers of some batches, whose rows are regrouped."""
-        walk.check_evaluating(self.model)
+        self._check()
         sizes = [walk.num_rows(args, inputs) for args, inputs in batches]
         named = [{**dict(enumerate(args)), **inputs} for args, inputs in batches]
         inputs = padding.join(named, sizes)
@@ -133,6 +135,14 @@ class Engine:
             self._step(group, answer, waiting)
         for logits_BC, exit_B in zip(*(part.split(sizes) for part in answer), strict=True):
             yield Prediction(logits_BC, exit_B)
+
+    def _check(self) -> None:
+        walk.check_evaluating(self._given)
+        if self.model is not self._given and _mark(self._given) != self._mark:
+            raise ValueError(
+                "the model has changed since this engine was made, and the engine runs a copy: "
+                "make a new Engine"
+            )
 
     def _step(self, group: walk.Group, answer: Prediction, waiting: "Waiting") -> None:
         if self.compiled and len(group.rows_B) != _bucket(group.here):  # merged
@@ -203,6 +213,13 @@ class Waiting:
 
 def _merged(groups: list[walk.Group]) -> walk.Group:
     return groups[0] if len(groups) == 1 else walk.merge(groups)
+
+
+def _mark(model: MultiExitModel) -> Any:
+    """Something that is another after training, loading, calibrating or moving a model."""
+    weight = next(model.parameters())
+    counted = [t for t in (weight, model.temperature_M) if not t.is_inference()]
+    return weight.device, weight.dtype, [(id(t), t._version) for t in counted]
 
 
 def _usable(model: MultiExitModel, latency: Latency | None) -> Latency | None:

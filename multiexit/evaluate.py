@@ -174,9 +174,10 @@ def measured_speedup(
     rows: int = 256,
     repeats: int = 3,
 ) -> float:
-    """Seconds of the full network with its last head alone ÷ seconds of an `Engine`.
+    """Seconds of the full network with its last head alone ÷ seconds with exits, by an `Engine`.
 
-    Both run the same batches in turn, after a warm-up; the medians are compared.
+    Both run the same batches through the network as the engine has it, in turn, after a warm-up;
+    the medians are compared.
 
     Args:
         model, policy, data: as elsewhere.
@@ -201,7 +202,7 @@ def measured_speedup(
         engine = Engine(model, policy)
         ours, theirs = paired_times(
             lambda: [engine.predict(*args, **inputs) for args, inputs in timed],
-            lambda: [model.full(*args, **inputs) for args, inputs in timed],
+            lambda: [engine.model.full(*args, **inputs) for args, inputs in timed],
             repeats,
         )
     finally:

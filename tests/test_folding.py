@@ -100,9 +100,17 @@ def test_what_has_no_images_is_left_alone():
     assert for_inference(model) is model
 
 
+def test_what_is_folded_already_is_left_alone():
+    folded = for_inference(mx.MultiExitModel(mx.cifar_resnet(20), 3))
+    assert for_inference(folded) is folded
+
+
 def test_half_precision_and_modes():
+    torch.manual_seed(0)
     model = mx.MultiExitModel(mx.cifar_resnet(20), 3).to(torch.bfloat16)
     folded = for_inference(model)
+    assert norms(folded) == 0
+    assert all(p.dtype == torch.bfloat16 for p in folded.parameters())
     assert model.training
     assert not folded.training
     x = torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)
@@ -110,3 +118,37 @@ def test_half_precision_and_modes():
         wanted = model.eval()(x)
         near = 0.05 * float(wanted.abs().max())
         torch.testing.assert_close(folded(x), wanted, atol=near, rtol=0.1)
+
+
+def change_nothing(model):
+    model(torch.randn(1, 3, 32, 32))
+
+
+def learn(model):
+    model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    model.eval()
+
+
+def load(model):
+    model.load_state_dict(model.state_dict())
+
+
+def calibrate(model):
+    model.temperature_M.mul_(2)
+
+
+@pytest.mark.parametrize("change", [learn, load, calibrate, lambda m: m.to(torch.bfloat16)])
+def test_an_engine_says_when_its_model_has_changed(change):
+    model = mx.MultiExitModel(mx.cifar_resnet(20), 3).eval()
+    engine, x = mx.Engine(model, mx.MaxProb(0.9)), torch.randn(2, 3, 32, 32)
+    change_nothing(model)
+    engine.predict(x)
+    change(model)
+    with pytest.raises(ValueError, match="make a new Engine"):
+        engine.predict(x)
+    with pytest.raises(ValueError, match="make a new Engine"):
+        next(engine.stream([x]))
+    model.train()
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        engine.predict(x)

@@ -59,9 +59,10 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
         shutil.rmtree(new, ignore_errors=True)
         if gone.exists() and not (folder / name).exists():
             gone.rename(folder / name)
-    for path in folder.iterdir():
-        if path.name not in (name, *keep):
-            shutil.rmtree(path, ignore_errors=True)
+    for known in names(output):
+        if known not in (name, *keep):
+            shutil.rmtree(folder / known, ignore_errors=True)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def load(output: Path) -> tuple[str, Any] | None:

@@ -64,6 +64,10 @@ def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
             dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
         )
         for value in ends:
+            if value is None:
+                raise ValueError(
+                    f"{name} can't be searched at null: leave it out, or give a number"
+                )
             apply({name: value}, recipe, task, {}, config)
 
 
@@ -78,6 +82,8 @@ def apply(
 ) -> tuple[Recipe, TrainConfig]:
     """The recipe and the configuration with a setting."""
     chosen, fields = split(setting)
+    if fields.get("clip") == 0:  # as on the command line
+        fields["clip"] = None
     return runs.recipe_for(recipe, task, {**options, **chosen}), replace(config, **fields)
 
 
@@ -110,7 +116,7 @@ def judge(
         inside = replace(task, train=rest, sets={})
         start = runs.backbone_for(inside, backbone, seed=config.seed)
         model, _ = runs.train(inside, start, made, changed, **how)
-        scores = exit_scores(collect(model, held, task.metric))
+        scores = exit_scores(collect(model, held, task.metric, keys=False))
         return statistics.fmean(row["score"] for row in scores)
 
     return scored

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C noted, so that what is under way can be finished and saved."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
@@ -10,6 +11,9 @@ from typing import NoReturn
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
+
+ECHO = 1.0
+"""Seconds in which a second signal is the first one again: launchers pass on what all have got."""
 
 
 class Noted:
@@ -29,7 +33,7 @@ class Noted:
 
 @contextmanager
 def noted(wanted: bool = True) -> Iterator[Noted]:
-    """Inside, the first SIGTERM or Ctrl-C is only noted; a second one ends the process at once.
+    """Inside, the first SIGTERM or Ctrl-C is only noted; a later one ends the process at once.
 
     A signal that is ignored, as Ctrl-C is in a shell's background, still is.
 
@@ -37,15 +41,18 @@ def noted(wanted: bool = True) -> Iterator[Noted]:
         wanted: if not, and outside the main thread (which alone may handle signals), nothing
             changes.
     """
-    seen = Noted()
+    seen, first = Noted(), 0.0
     if not wanted or current_thread() is not main_thread():
         yield seen
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if seen.number:
+        nonlocal first
+        now = time.monotonic()
+        if not seen.number:
+            seen.number, first = number, now
+        elif now - first > ECHO:
             end(number)
-        seen.number = number
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}

@@ -141,10 +141,9 @@ class Trainer:
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
         data = Rows(train, self.model.num_classes, device)
+        alone = None if unlabelled is None else Rows(unlabelled, None, device)
         data_of = [
-            Rows(unlabelled, None, device)
-            if unlabelled is not None and not phases.labelled(self.model, phase)
-            else data
+            data if alone is None or phases.labelled(self.model, phase) else alone
             for phase in self.recipe.phases
         ]
         unread = unlabelled is not None and all(rows is data for rows in data_of)
@@ -165,7 +164,7 @@ class Trainer:
         for tracker in self.accelerator.trackers:  # end_training would end the process group too
             tracker.finish()
         if self.recipe.finish is not None:
-            self.recipe.finish(self.model, self._collect(self.model, dev))
+            self.recipe.finish(self.model, self._collect(self.model, dev, keys=True))
         self._save_model()
         return self.history
 
@@ -218,7 +217,7 @@ class Trainer:
             seed = (config.seed, position.phase, position.epoch, rank)
             # Named nowhere else, so that its workers end with the loop, whatever ends that.
             for micro in chunks(data.feed(first, config.workers, seed, done), config.accumulation):
-                draw = partial(self._draw, data, second)
+                draw = partial(self._draw, data, second, seed)
                 self._journal.add(position.step, stepper.step(micro, draw, position.step, steps))
                 position.batch += 1
                 position.step += 1
@@ -255,11 +254,11 @@ class Trainer:
             )
         signals.end(asked)
 
-    def _draw(self, data: Rows, second: list[Indices]) -> Any:
+    def _draw(self, data: Rows, second: list[Indices], seed: tuple[int, ...]) -> Any:
         """The next batch of D2; after the last comes the first."""
-        batch = data.fetch(second[self.position.second % len(second)])
+        number = self.position.second
         self.position.second += 1
-        return batch
+        return data.fetch(second[number % len(second)], (*seed, number, 2))
 
     def _length(self, phase: Phase, data: Rows) -> tuple[int, int]:
         """Epochs and steps of Θ of a phase."""
@@ -312,9 +311,9 @@ class Trainer:
         position.stale += 1
         return patience is not None and position.stale >= patience
 
-    def _collect(self, model: MultiExitModel, dev: Any) -> Outputs:
+    def _collect(self, model: MultiExitModel, dev: Any, keys: bool = False) -> Outputs:
         batch_size = 2 * self.config.batch_size
-        return collect(model, dev, self.config.metric, batch_size, keys=False, spread=True)
+        return collect(model, dev, self.config.metric, batch_size, keys=keys, spread=True)
 
     def _share_buffers(self, model: MultiExitModel) -> None:
         """Give every process the first one's BatchNorm statistics."""

@@ -180,6 +180,8 @@ def _open(url: str, name: str) -> Any:
                 kept = optuna.storages.RDBStorage(
                     url, waits, heartbeat_interval=HEARTBEAT, grace_period=GRACE
                 )
+            if waits is not None:
+                _one_at_a_time(kept.engine)
             return optuna.create_study(
                 storage=kept, study_name=name, direction="maximize", load_if_exists=True
             )
@@ -188,6 +190,15 @@ def _open(url: str, name: str) -> Any:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"the database of the search can't be opened: {reason}") from error
             time.sleep(0.2 * (attempt + 1))
+
+
+def _one_at_a_time(engine: Any) -> None:
+    """SQLite's transactions take the lock when they begin; else two processes take one trial."""
+    from sqlalchemy import event
+
+    engine.dispose()  # connections that began otherwise
+    event.listen(engine, "connect", lambda made, _: setattr(made, "isolation_level", None))
+    event.listen(engine, "begin", lambda made: made.exec_driver_sql("BEGIN IMMEDIATE"))
 
 
 def _same_search(study: Any, search: dict[str, Any]) -> None:

@@ -86,12 +86,20 @@ def test_a_signal_to_the_workers_too(number, tmp_path):
 
 
 @pytest.mark.parametrize("number", ENDS)
-def test_a_second_signal_ends_it_at_once(number, tmp_path):
+def test_a_second_signal_ends_it_at_once(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "ECHO", -1.0)
     train = Watched(Table(), 2, sends(signal.SIGTERM, number))
     with pytest.raises(ENDS[number]):
         fit(chain(), "joint", config(output=tmp_path), train)
     assert train.reads == 2
     assert not checkpoint.names(tmp_path)
+
+
+def test_a_signal_that_is_passed_on_too_counts_once(tmp_path):
+    train = Watched(Table(), 2, sends(signal.SIGTERM, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        fit(chain(), "joint", config(output=tmp_path), train)
+    assert checkpoint.names(tmp_path)
 
 
 def test_what_keeps_nothing_ends_at_once():

@@ -100,6 +100,9 @@ def train(
         Path | None, typer.Option(help="another run with --seeds, for a paired test")
     ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps, beside epochs' ends")] = None,
+    log_every: Annotated[
+        int | None, typer.Option(help="steps between readings of the losses")
+    ] = None,
     keep_checkpoints: Annotated[
         int, typer.Option(help="how many of the latest stay, beside that of the best epoch")
     ] = 2,
@@ -120,9 +123,8 @@ def train(
 
     multiexit train --task rte --seeds 5 --output runs/rte-leebert --against runs/rte-pabee
     """
-    from accelerate import PartialState
-
     from multiexit import repeats, report, runs, saving, tasks
+    from multiexit.processes import processes
 
     kind = tasks.kind(task)
     chosen = runs.recipe_for(recipe, task, typed.options(option or []))
@@ -136,6 +138,7 @@ def train(
         "warmup": warmup,
         "clip": clip or None,
         "early_stopping": early_stopping,
+        "log_every": log_every,
     }
     config = replace(
         runs.config_for(task, schedule),
@@ -189,7 +192,7 @@ def train(
             command=typed_command(),
             seconds=round(time.perf_counter() - begin, 1),
         )
-    if seeds is not None and PartialState().is_main_process:
+    if seeds is not None and processes().is_main_process:
         together = repeats.gather(
             output,
             numbers,

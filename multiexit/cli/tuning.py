@@ -74,9 +74,8 @@ def tune(
 
     multiexit tune --task rte --space lr=1e-5..1e-4:log --space option.cycle=2,4,8 --output t/rte
     """
-    from accelerate import PartialState
-
     from multiexit import crossval, report, runs, saving, tasks
+    from multiexit.processes import processes
     from multiexit.tuning import tune as search
 
     kind = tasks.kind(task)
@@ -85,7 +84,7 @@ def tune(
     wanted = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
     if not wanted:
         raise ValueError("nothing to search: give --space NAME=VALUES, or --grid")
-    if PartialState().num_processes > 1:
+    if processes().num_processes > 1:
         raise ValueError("a trial runs in one process: start `multiexit tune` several times")
     config = replace(
         runs.config_for(task),

@@ -64,11 +64,12 @@ class Rows:
         one, two = (shard(some, rank, world) for some in made)
         return one, two
 
-    def fetch(self, rows: Indices) -> Any:
-        """One batch, as a `DataLoader` would make it."""
+    def fetch(self, rows: Indices, seed: tuple[int, ...]) -> Any:
+        """One batch, as a `DataLoader` would make it; what is drawn for it comes from the seed."""
+        drawn = np.random.SeedSequence(seed).generate_state(1)[0]
         many = getattr(self.dataset, "__getitems__", None)
-        items = many(rows) if many else [self.dataset[row] for row in rows]
-        return self.collate(items)
+        with seeded(int(drawn)):
+            return self.collate(many(rows) if many else [self.dataset[row] for row in rows])
 
     def feed(
         self, order: list[Indices], workers: int, seed: tuple[int, ...], start: int = 0
@@ -102,9 +103,7 @@ class _Seeded(Dataset[Any]):
         return len(self.order)
 
     def __getitem__(self, number: int) -> Any:
-        drawn = np.random.SeedSequence([*self.seed, number]).generate_state(1)[0]
-        with seeded(int(drawn)):
-            return self.rows.fetch(self.order[number])
+        return self.rows.fetch(self.order[number], (*self.seed, number))
 
 
 def _as_it_is(batch: Any) -> Any:

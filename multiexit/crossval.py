@@ -64,7 +64,7 @@ def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
             dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
         )
         for value in ends:
-            if value is None:
+            if value is None and name in FIELDS:
                 raise ValueError(
                     f"{name} can't be searched at null: leave it out, or give a number"
                 )

@@ -60,6 +60,9 @@ def tune(
     ] = None,
     max_length: Annotated[int, typer.Option(help="tokens per row at most")] = 128,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
+    compile: Annotated[bool, typer.Option(help="as for `train`")] = False,
+    channels_last: Annotated[bool, typer.Option(help="as for `train`")] = False,
+    checkpoint_gradients: Annotated[bool, typer.Option(help="as for `train`")] = False,
     seed: Annotated[int, typer.Option(help="of the draws, the folds and every training")] = 0,
     progress: Annotated[bool, typer.Option(help="show a bar")] = True,
 ) -> None:
@@ -90,6 +93,9 @@ def tune(
         runs.config_for(task),
         max_steps=max_steps,
         mixed_precision=mixed_precision,
+        compile=compile,
+        channels_last=channels_last,
+        checkpoint_gradients=checkpoint_gradients,
         seed=seed,
         progress=progress,
     )
@@ -108,6 +114,9 @@ def tune(
         "validation": validation,
         "max_length": max_length,
         "mixed_precision": mixed_precision,
+        "compile": compile,
+        "channels_last": channels_last,
+        "checkpoint_gradients": checkpoint_gradients,
     }
 
     def watch(found: "Tuning") -> None:
@@ -200,5 +209,5 @@ def _typed(name: str, command: Callable[..., None], words: dict[str, Any]) -> st
         if value in (None, []) or value == known[word].default:
             continue
         for one in value if isinstance(value, list) else [value]:
-            typed_words += [f"--{word.replace('_', '-')}", str(one)]
+            typed_words += [f"--{word.replace('_', '-')}", *([] if one is True else [str(one)])]
     return shlex.join(typed_words)

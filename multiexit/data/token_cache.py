@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
+from importlib.metadata import version
 from typing import Any
 
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from multiexit.saving import write_tensors
 LEAST = 20_000
 """Rows from which on it is worth it: about a second of tokenising."""
 
+FORMAT = 1
 Fields = dict[str, Tensor]
 
 
@@ -42,7 +44,9 @@ def kept(
     own = json.loads(backend.to_str())
     own |= {"truncation": tokenizer.truncation_side, "padding": None}  # what calls leave there
     digest = blake2b(digest_size=16)
-    about = [type(tokenizer).__name__, own, max_length, pairs is not None]
+    names = tokenizer.model_input_names
+    about = [FORMAT, version("transformers"), type(tokenizer).__name__, names, own, max_length]
+    about.append(pairs is not None)
     for text in (json.dumps(about), *texts, *(pairs or ())):
         digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
     path = CACHE.expanduser() / "tokens" / f"{digest.hexdigest()}.safetensors"

@@ -256,7 +256,10 @@ def trained(case, batch_size, output=None):
     model, data = model_for(case), data_for(case)
     settings = config(batch_size=batch_size, output=output, **case.changes)
     dev = Subset(data, range(10)) if case.network != "chain" else Table(10, seed=1)
-    with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+    with (
+        patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")),
+        patch.object(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 256),  # so there are two
+    ):
         history = fit(model, recipe_for(case), settings, data, dev)
     kept = tensors(model)
     kept["omega"] = torch.tensor([[w or 0.0 for row in W for w in row] for _, W in history.weights])

@@ -182,7 +182,7 @@ def test_values_of_any_kind_count(values):
 
 
 def test_the_order_of_a_set_does_not_count():
-    one, other = {0, b"a", 8}, {8, b"a", 0}
+    one, other = {0, 8}, {8, 0}
     assert list(one) != list(other)
     assert fingerprint(one) == fingerprint(other)
 

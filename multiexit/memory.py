@@ -10,12 +10,12 @@ from multiexit.data.rows import Rows
 
 
 @contextmanager
-def explained(config: TrainConfig, data: Rows, lowers: bool = True) -> Iterator[None]:
+def explained(config: TrainConfig, data: Rows, may_mix: bool = True) -> Iterator[None]:
     """Inside, an error of memory comes with what to lower, and what it is now.
 
     Args:
         config, data: the run's.
-        lowers: whether the network may train in mixed precision.
+        may_mix: whether the network may train in mixed precision.
 
     Raises:
         torch.OutOfMemoryError: with the advice.
@@ -28,7 +28,7 @@ def explained(config: TrainConfig, data: Rows, lowers: bool = True) -> Iterator[
             raise
         size, times = config.batch_size, config.accumulation
         advice = []
-        if lowers and config.mixed_precision == "no":
+        if may_mix and config.mixed_precision == "no":
             advice.append("use mixed_precision='bf16'")
         if not config.checkpoint_gradients:
             advice.append("set checkpoint_gradients")

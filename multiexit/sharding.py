@@ -47,7 +47,7 @@ def check(
             "activations are computed again by checkpoint_gradients=True (--checkpoint-gradients): "
             "set that, and fsdp_activation_checkpointing: false"
         )
-    if accelerator.mixed_precision != "no" and not lowers(accelerator, model):
+    if accelerator.mixed_precision != "no" and not may_mix(accelerator, model):
         raise ValueError(
             f"FSDP2 makes BatchNorm's weights {accelerator.mixed_precision} and leaves its "
             "statistics float32, which BatchNorm refuses: set mixed_precision='no', or train with "
@@ -62,7 +62,7 @@ def check(
             )
 
 
-def lowers(accelerator: Accelerator, model: MultiExitModel) -> bool:
+def may_mix(accelerator: Accelerator, model: MultiExitModel) -> bool:
     """Whether mixed precision goes with how this network is spread: not BatchNorm with FSDP2."""
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     return not (norms and accelerator.is_fsdp2)

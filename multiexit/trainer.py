@@ -156,10 +156,10 @@ class Trainer:
         self.accelerator.init_trackers("multiexit")
         run, saved = self._begin({"train": train, "dev": dev, "unlabelled": unlabelled})
         first = saved["position"]["phase"] if saved else 0
-        lowers = sharding.lowers(self.accelerator, self.model)
+        may_mix = sharding.may_mix(self.accelerator, self.model)
         with signals.noted(run is not None) as self._asked:
             for index in range(first, len(self.recipe.phases)):
-                with memory.explained(self.config, data_of[index], lowers):
+                with memory.explained(self.config, data_of[index], may_mix):
                     self._run_phase(index, data_of[index], dev, run, saved)
                 saved = None
         self.model.to(self.accelerator.device)  # of sharded copies it was the whole

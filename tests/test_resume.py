@@ -344,14 +344,14 @@ def test_out_of_memory_says_what_to_lower_and_the_checkpoint_stands(tmp_path):
     assert_same(tensors(model), tensors(wanted))
 
 
-@pytest.mark.parametrize("lowers", [True, False])
-def test_a_cpu_that_is_full_is_explained_too(lowers):
+@pytest.mark.parametrize("may_mix", [True, False])
+def test_a_cpu_that_is_full_is_explained_too(may_mix):
     with (
         pytest.raises(torch.OutOfMemoryError, match=r"batch_size.*can't allocate") as caught,
-        memory.explained(config(), Rows(Table(), CLASSES), lowers),
+        memory.explained(config(), Rows(Table(), CLASSES), may_mix),
     ):
         torch.empty(10**15)
-    assert ("bf16" in str(caught.value)) == lowers
+    assert ("bf16" in str(caught.value)) == may_mix
 
 
 def test_other_errors_are_left_as_they_are():

@@ -191,7 +191,7 @@ SHARDED = {
     "sharded bert": Case("leebert", 64, ADAM, network="bert"),
     "sharded albert": Case("fastbert", changes=ADAM, network="albert"),
     "sharded bert, recomputed": Case(
-        "leebert", 64, {**ADAM, "checkpoint_gradients": True}, network="bert"
+        "leebert", 64, {**ADAM, "checkpoint_gradients": True, "accumulation": 2}, network="bert"
     ),
 }
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multiexit.saving import write
+from multiexit.saving import write_json
 
 
 @dataclass
@@ -36,7 +36,7 @@ class History:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        write(path, lambda target: target.write_text(json.dumps(asdict(self))))
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "History":

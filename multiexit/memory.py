@@ -10,17 +10,26 @@ from multiexit.data.rows import Rows
 
 
 @contextmanager
-def explained(config: TrainConfig, data: Rows) -> Iterator[None]:
+def explained(config: TrainConfig, data: Rows, may_mix: bool = True) -> Iterator[None]:
     """Inside, an error of memory comes with what to lower, and what it is now.
+
+    Args:
+        config, data: the run's.
+        may_mix: whether the network may train in mixed precision.
 
     Raises:
         torch.OutOfMemoryError: with the advice.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
+            raise
         size, times = config.batch_size, config.accumulation
-        advice = ["use mixed_precision='bf16'"] if config.mixed_precision == "no" else []
+        advice = []
+        if may_mix and config.mixed_precision == "no":
+            advice.append("use mixed_precision='bf16'")
         if not config.checkpoint_gradients:
             advice.append("set checkpoint_gradients")
         if data.lengths:

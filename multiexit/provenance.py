@@ -1,14 +1,17 @@
 """What a run was made from, so that it can be told from others, and repeated: `run.json`."""
 
 import hashlib
+import inspect
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from multiexit.config import TrainConfig
 from multiexit.data.fingerprint import fingerprint
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
-from multiexit.saving import write
+from multiexit.saving import write_json
 
 NAME = "run.json"
 
@@ -52,12 +55,14 @@ def describe(
         "backbone": model.backbone.spec,
         "model": {
             "exits": model.exits,
+            "head": model.head if isinstance(model.head, str) else _written(model.head),
+            "pool": model.pool,
             "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
         },
         "processes": processes,
-        "versions": versions(),
+        "versions": {**versions(), "code of multiexit": _code()},
     }
-    return json.loads(json.dumps(described, default=str))
+    return json.loads(json.dumps(described, default=lambda part: _stable(str(part))))
 
 
 def versions() -> dict[str, Any]:
@@ -81,6 +86,9 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
         folder: the run's.
         run: what `describe` gave.
         resumed: the checkpoint from which it goes on.
+
+    Raises:
+        ValueError: the `run.json` to keep is damaged.
     """
     path = folder / NAME
     now = {
@@ -91,12 +99,14 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
         **run,
     }
     if resumed is not None and path.exists():
-        facts = json.loads(path.read_text())
-        facts.setdefault("resumed", []).append({"from": resumed, **now})
+        try:
+            facts = json.loads(path.read_text())
+            facts.setdefault("resumed", []).append({"from": resumed, **now})
+        except (AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}; move it away to go on") from error
         now = facts
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(now, indent=1)
-    write(path, lambda target: target.write_text(text))
+    write_json(path, now)
 
 
 def _phase(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
@@ -104,17 +114,33 @@ def _phase(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
     turns = phases.factors(phase, teaches_MM, 0.5, model.cost().shares_M)
     rest = (phase.train, phase.extra, phase.branch, phase.surgery, phase.before_step)
     return {
-        "learner": repr(phase.learner),
-        "temperature": repr(phase.temperature),
+        "learner": _written(phase.learner),
+        "temperature": _written(phase.temperature),
         "topology": teaches_MM.tolist(),
         "coefficients": [A_MM.tolist() for A_MM in turns],
-        "rest": [phase.divergence, phase.epochs, phase.lr, *map(_name, rest)],
+        "rest": [phase.divergence, phase.epochs, phase.lr, *map(_written, rest)],
     }
 
 
-def _name(part: Any) -> str:
+def _written(part: Any) -> str:
     """A function by its name, anything else as it is written."""
-    return getattr(part, "__qualname__", None) or repr(part)
+    return part.__qualname__ if inspect.isfunction(part) else _stable(repr(part))
+
+
+def _stable(text: str) -> str:
+    """Without addresses in memory, which each process has its own of."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+@cache
+def _code() -> str:
+    """A hash of the package's own source, which changes more often than its version does."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _data(data: Any) -> dict[str, Any]:

@@ -14,21 +14,24 @@ FREE = {
 }
 """Settings that may change between a run and its continuation."""
 
-VERSIONS = {"multiexit", "torch", "transformers"}
+VERSIONS = {"multiexit", "code of multiexit", "torch", "transformers"}
 """Those on which a run's numbers depend."""
 
-FIXED = ("model", "config optimizer", "recipe phases")
+ORIGIN = {"_name_or_path", "transformers_version"}
+"""What a backbone's description says of where its settings came from."""
+
+FIXED = ("model exits", "model shapes", "config optimizer", "recipe phases")
 """What a checkpoint can't be put into if it differs, not even by force."""
 
 
 def identity(run: dict[str, Any]) -> dict[str, Any]:
     """Of what `provenance.describe` says of a run, by name, what must be the same to go on."""
     kept = {
-        **{k: run[k] for k in ("recipe", "data", "model", "processes")},
+        **{k: run[k] for k in ("recipe", "data", "backbone", "model", "processes")},
         "config": {k: v for k, v in run["config"].items() if k not in FREE},
         "versions": {k: v for k, v in run["versions"].items() if k in VERSIONS},
     }
-    return dict(_leaves(kept, ""))
+    return {k: v for k, v in _leaves(kept, "") if k.rpartition(" ")[2] not in ORIGIN}
 
 
 def saved_state(config: TrainConfig, here: dict[str, Any]) -> tuple[str, Any] | None:

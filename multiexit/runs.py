@@ -1,7 +1,6 @@
 """A run from end to end, as the command line does it: data, model, training, results."""
 
 import inspect
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from multiexit.model import Exits, MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
 from multiexit.processes import processes
 from multiexit.recipes import Recipe
-from multiexit.saving import write
+from multiexit.saving import write_json
 from multiexit.tasks import TaskData
 from multiexit.trainer import Trainer
 
@@ -222,9 +221,7 @@ def write_results(
     print()
     print(report.policy_table(rows))
     folder.mkdir(parents=True, exist_ok=True)
-    results = report.results_json(outputs, rows, history, **about)
-    text = json.dumps(results, indent=1)
-    write(folder / "results.json", lambda path: path.write_text(text))
+    write_json(folder / "results.json", report.results_json(outputs, rows, history, **about))
     shown = min(rows, key=lambda row: abs(row.speedup_layers - 2))
     pictures.draw_summary(outputs, curves, shown, W_MM, folder / "results.png")
     print(f"\nwritten: {folder / 'results.json'}, {folder / 'results.png'}")

@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast, fsdp2_apply_ac, fsdp2_prepare_model, recursively_apply
+from accelerate.utils import broadcast, fsdp2_prepare_model, recursively_apply
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -33,17 +33,21 @@ def check(
         )
     if not accelerator.is_fsdp2:
         return
-    for option in ("compile", "channels_last", "checkpoint_gradients"):
+    for option in ("compile", "channels_last"):
         if getattr(config, option):
             raise ValueError(
-                f"{option} is not known to go with FSDP2: leave it out (for checkpointing set "
-                "fsdp_activation_checkpointing: true), or train with DDP (--multi_gpu)"
+                f"{option} is not known to go with FSDP2: leave it out, or train with DDP "
+                "(--multi_gpu)"
             )
     plugin: Any = accelerator.state.fsdp_plugin
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError("sharded parameters stay on their devices: set fsdp_offload_params: false")
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if norms and accelerator.mixed_precision != "no":
+    if plugin.activation_checkpointing:  # it would draw other dropout when it computes again
+        raise ValueError(
+            "activations are computed again by checkpoint_gradients=True (--checkpoint-gradients): "
+            "set that, and fsdp_activation_checkpointing: false"
+        )
+    if accelerator.mixed_precision != "no" and not may_mix(accelerator, model):
         raise ValueError(
             f"FSDP2 makes BatchNorm's weights {accelerator.mixed_precision} and leaves its "
             "statistics float32, which BatchNorm refuses: set mixed_precision='no', or train with "
@@ -58,6 +62,12 @@ def check(
             )
 
 
+def may_mix(accelerator: Accelerator, model: MultiExitModel) -> bool:
+    """Whether mixed precision goes with how this network is spread: not BatchNorm with FSDP2."""
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return not (norms and accelerator.is_fsdp2)
+
+
 def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
     """A copy with sharded parameters, on the device; the model itself stays whole where it is.
 
@@ -70,9 +80,6 @@ def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
     stages = map(made.backbone.stage_module, range(made.backbone.num_stages))
     made._no_split_modules = sorted({type(stage).__name__ for stage in stages})
     plugin: Any = accelerator.state.fsdp_plugin
-    if plugin.activation_checkpointing:
-        plugin.set_auto_wrap_policy(made)
-        made = fsdp2_apply_ac(accelerator, made)
     # Every process has all weights; and accelerate's way to do without trips over buffers.
     plugin.cpu_ram_efficient_loading = False
     fsdp2_prepare_model(accelerator, made)
@@ -98,7 +105,13 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]) -> None:
-    """Shard an optimiser's `state_dict()["state"]`, loaded whole, as its parameters are."""
+    """Shard an optimiser's `state_dict()["state"]`, loaded whole, as its parameters are.
+
+    Raises:
+        IndexError: there are fewer parameters.
+    """
+    if not any(isinstance(p, DTensor) for p in parameters):
+        return
     for index, own in state.items():
         p = parameters[index]
         for name, value in own.items():

@@ -155,9 +155,10 @@ class Trainer:
         self.accelerator.init_trackers("multiexit")
         run, saved = self._begin({"train": train, "dev": dev, "unlabelled": unlabelled})
         first = saved["position"]["phase"] if saved else 0
+        may_mix = sharding.may_mix(self.accelerator, self.model)
         with signals.noted(run is not None) as self._asked:
             for index in range(first, len(self.recipe.phases)):
-                with memory.explained(self.config, data_of[index]):
+                with memory.explained(self.config, data_of[index], may_mix):
                     self._run_phase(index, data_of[index], dev, run, saved)
                 saved = None
         self.model.to(self.accelerator.device)  # of sharded copies it was the whole
@@ -355,7 +356,7 @@ class Trainer:
         """Put everything back to where the checkpoint was taken."""
         try:
             stepper.load_state_dict(state["stepper"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (IndexError, KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
                 "the checkpoint's optimisers or loss weights don't fit this run: "
                 + " ".join(str(error).split())

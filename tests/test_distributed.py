@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -82,7 +83,7 @@ SCRIPT = """
             kept = trained(case, 4, f"{{folder}}/{{name}}")
             save_file(kept, f"{{folder}}/{{name}}-{{rank}}.safetensors")
 
-    train({{**CASES, "norms": NORMS}})
+    train({{**CASES, "plain norms": NORMS}})
     for name, rows in SETS.items():
         save_file(said(rows, spread=True), f"{{folder}}/{{name}}-{{rank}}.safetensors")
 
@@ -100,13 +101,11 @@ SCRIPT = """
     whole = interrupted(f"{{folder}}/whole")
     resumed = {{name: differences(name, whole) for name in ("stopped", "killed")}}
     with sharding() as shard:
-        train({{**SHARDED, "sharded norms": NORMS}})
+        train({{**SHARDED, "sharded norms": NORMS, **OWN, **RECOMPUTED}})
         stop("sharded")
         whole = interrupted(f"{{folder}}/sharded whole")
         resumed["sharded"] = differences("sharded", whole)
     assert shard.called
-    with sharding(activation_checkpointing=True):
-        train(RECOMPUTED)
     with open(f"{{folder}}/resumed-{{rank}}", "w") as file:
         json.dump(resumed, file)
 
@@ -154,6 +153,7 @@ class Case(NamedTuple):
     changes: dict[str, Any] = {}  # noqa: RUF012
     options: dict[str, Any] = {}  # noqa: RUF012
     network: str = "chain"
+    dropout: float = 0.0
 
 
 UNEQUAL = {"l2w-den": "each process gives its own rows to the exits"}
@@ -165,6 +165,12 @@ CASES = {name: Case(name, 64) for name in RECIPES if name not in UNEQUAL} | {
     "accumulated": Case("leebert", 64, {"accumulation": 2}),
     "uncertain": Case("leebert", 64, options={"parametrization": "uncertainty"}),
     "rising": Case("rising"),
+    "recomputed": Case("leebert", 64, {"checkpoint_gradients": True}),
+    "compiled": Case("leebert", 64, {"compile": True}),
+    "compiled, recomputed, accumulated": Case(
+        "leebert", 64, {"compile": True, "checkpoint_gradients": True, "accumulation": 2}
+    ),
+    "compiled romebert": Case("romebert", changes={"compile": True, "lr": 0.01}),
     "fastbert": Case("fastbert", changes={"lr": 0.01}),
     "romebert": Case("romebert", changes={"lr": 0.01, "clip": 0.5}),
     "romebert, accumulated": Case("romebert", changes={"lr": 0.01, "accumulation": 2}),
@@ -184,14 +190,26 @@ SHARDED = {
     "sharded ztw": Case("ztw"),
     "sharded bert": Case("leebert", 64, ADAM, network="bert"),
     "sharded albert": Case("fastbert", changes=ADAM, network="albert"),
+    "sharded bert, recomputed": Case(
+        "leebert", 64, {**ADAM, "checkpoint_gradients": True, "accumulation": 2}, network="bert"
+    ),
 }
 
-RECOMPUTED = {"recomputed bert": Case("leebert", 64, ADAM, network="bert")}
-
-EQUAL = CASES | SHARDED | RECOMPUTED
+EQUAL = CASES | SHARDED
 
 NORMS = Case("leebert", 64, ADAM, network="convnet")
 """BatchNorm goes by each process's own rows, so this one equals its like on two processes alone."""
+
+OWN = {
+    "norms": NORMS._replace(dropout=0.1),
+    "bert": Case("leebert", 64, ADAM, network="bert", dropout=0.1),
+}
+"""What each process has of its own, so that these equal their like on two processes alone."""
+
+RECOMPUTED = {
+    f"{name}, recomputed": case._replace(changes={**case.changes, "checkpoint_gradients": True})
+    for name, case in OWN.items()
+}
 
 SETS = {
     "even": Table(16),
@@ -205,18 +223,18 @@ HEADS = {"ztw": "linear+cascade", "berxit": "linear+lte", "right-tool": "linear+
 
 
 def model_for(case):
-    """The case's network, without dropout: that would be each process's own."""
+    """The case's network; dropout would be each process's own."""
     head = HEADS.get(case.recipe)
     if case.network == "chain":
         return chain(head=head)
     if case.network == "convnet":
-        return convnet(dropout=0.0)
+        return convnet(case.dropout)
     torch.manual_seed(1)
     config, network = {
         "bert": (BertConfig, BertModel),
         "albert": (AlbertConfig, AlbertModel),
     }[case.network]
-    made = network(config(**TINY))
+    made = network(config(**{**TINY, "hidden_dropout_prob": case.dropout}))
     return mx.MultiExitModel(mx.wrap(made), CLASSES, head="linear")
 
 
@@ -238,7 +256,11 @@ def trained(case, batch_size, output=None):
     model, data = model_for(case), data_for(case)
     settings = config(batch_size=batch_size, output=output, **case.changes)
     dev = Subset(data, range(10)) if case.network != "chain" else Table(10, seed=1)
-    history = fit(model, recipe_for(case), settings, data, dev)
+    with (
+        patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")),
+        patch.object(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 256),  # so there are two
+    ):
+        history = fit(model, recipe_for(case), settings, data, dev)
     kept = tensors(model)
     kept["omega"] = torch.tensor([[w or 0.0 for row in W for w in row] for _, W in history.weights])
     kept["loss"] = torch.tensor([row["loss"] for row in history.steps])
@@ -384,8 +406,19 @@ def test_two_processes_equal_one_with_the_whole_batch(name, ran):
 
 
 def test_batch_statistics_are_the_first_processs_sharded_or_not(ran):
-    plain, cut = (load_file(ran / f"{name}-0.safetensors") for name in ("norms", "sharded norms"))
+    plain, cut = (
+        load_file(ran / f"{name}-0.safetensors") for name in ("plain norms", "sharded norms")
+    )
     torch.testing.assert_close(cut, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_shards_computed_twice_have_the_same_dropout_and_statistics(name, ran):
+    for rank in range(2):
+        one, two = (
+            load_file(ran / f"{n}-{rank}.safetensors") for n in (name, f"{name}, recomputed")
+        )
+        torch.testing.assert_close(two, one, atol=1e-6, rtol=1e-6)
 
 
 def test_every_learner_is_proved_equal():
@@ -447,6 +480,14 @@ def test_an_interrupted_run_of_two_goes_on_exactly(ran):
 def test_what_sharding_cannot_train_is_refused_when_the_trainer_is_made(recipe, version, words):
     with sharding(version), pytest.raises(ValueError, match=words):
         mx.Trainer(chain(), mx.recipe(recipe), config())
+
+
+def test_activations_are_computed_again_by_the_setting_of_the_trainer():
+    with (
+        sharding(activation_checkpointing=True),
+        pytest.raises(ValueError, match="checkpoint_gradients=True"),
+    ):
+        mx.Trainer(chain(), mx.recipe("joint"), config())
 
 
 def test_batch_statistics_do_not_go_with_shards_of_lower_precision():

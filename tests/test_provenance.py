@@ -3,12 +3,19 @@
 import json
 import shlex
 import subprocess
+from copy import deepcopy
 from dataclasses import replace
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import (
+    CLASSES,
     Stopped,
     Table,
     Text,
@@ -22,8 +29,10 @@ from helpers import (
 )
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset, TensorDataset
+from transformers import BertConfig, BertModel
 
 import multiexit as mx
+from multiexit import provenance, resume
 from multiexit.data.fingerprint import fingerprint
 
 
@@ -141,6 +150,43 @@ def test_equal_data_has_equal_hashes_and_other_data_others():
     assert len(set(hashes.values())) == len(hashes)
 
 
+VALUES = {
+    "numpy's numbers": (np.float32(1), np.float32(2)),
+    "numpy's types": (np.int64(1), np.int32(1)),
+    "numpy's dates": (np.datetime64("2024-01-01"), np.datetime64("2024-01-02")),
+    "bytes": (b"one", b"two"),
+    "byte arrays": (bytearray(b"one"), bytearray(b"two")),
+    "paths": (Path("a/b"), Path("a/c")),
+    "sets": ({"a", "b", "c"}, {"a", "b", "d"}),
+    "frozen sets": (frozenset({1, (2, b"c")}), frozenset({1, (2, b"d")})),
+    "times": (datetime(2024, 1, 1, 12), datetime(2024, 1, 1, 13)),
+    "days": (date(2024, 1, 1), date(2024, 1, 2)),
+    "spans": (timedelta(1), timedelta(2)),
+    "decimals": (Decimal("0.1"), Decimal("0.2")),
+    "complex numbers": (1j, 2j),
+    "choices": (Enum("E", "A B").A, Enum("E", "A B").B),
+    "slices": (slice(1), slice(2)),
+}
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_values_of_any_kind_count(values):
+    """As a setting, inside lists, and as rows."""
+    one, other = values
+    hashes = [
+        (fingerprint(changed(Table(), "x", lambda _, v=v: v)), fingerprint([1, {"rows": (v, 0)}]))
+        for v in (one, deepcopy(one), other)
+    ]
+    assert hashes[0] == hashes[1]
+    assert not {*hashes[0]} & {*hashes[2]}
+
+
+def test_the_order_of_a_set_does_not_count():
+    one, other = {0, 8}, {8, 0}
+    assert list(one) != list(other)
+    assert fingerprint(one) == fingerprint(other)
+
+
 def test_a_set_that_holds_itself():
     data = Table()
     data.splits = {"train": data}
@@ -180,3 +226,77 @@ def test_another_version_is_not_gone_on_with(tmp_path, monkeypatch):
         fit(chain(), "joint", settings, Table())
     with pytest.warns(UserWarning, match=r"versions multiexit.*by force"):
         fit(chain(), "joint", replace(settings, force=True), Table())
+
+
+def test_changed_code_is_not_gone_on_with(tmp_path, monkeypatch):
+    fit(chain(), "joint", config(output=tmp_path, epochs=1), Table())
+    monkeypatch.setattr(provenance, "_code", lambda: "other")
+    settings = config(output=tmp_path, epochs=1, resume=True)
+    with pytest.raises(ValueError, match=r"code of multiexit \('\w{12}' there, 'other' here\)"):
+        fit(chain(), "joint", settings, Table())
+
+
+def transformer(pool=None, **changes):
+    sizes = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    made = BertModel(BertConfig(**{**sizes, "num_attention_heads": 2, **changes}))
+    return mx.MultiExitModel(mx.wrap(made), CLASSES, head="linear", pool=pool)
+
+
+def different(one, other):
+    """In what two models' runs differ."""
+    of = [
+        resume.identity(provenance.describe(model, mx.recipe("joint"), config(), {}, 1))
+        for model in (one, other)
+    ]
+    return [key for key in of[0] if of[0][key] != of[1][key]]
+
+
+def test_settings_of_the_backbone_are_compared_and_where_they_came_from_is_not():
+    one = transformer()
+    assert different(one, transformer(name_or_path="elsewhere", transformers_version="5.0")) == []
+    other = transformer(num_attention_heads=4, hidden_act="relu")
+    assert {*different(one, other)} == {
+        f"backbone config {key}" for key in ("hidden_act", "num_attention_heads")
+    }
+
+
+def test_another_head_of_the_same_shape_is_gone_on_with_by_force_alone(tmp_path):
+    fit(transformer("mean"), "joint", config(output=tmp_path, epochs=1), Text())
+    settings = config(output=tmp_path, epochs=1, resume=True)
+    with pytest.raises(ValueError, match=r"model pool \('mean' there, 'first' here\).*--force"):
+        fit(transformer("first"), "joint", settings, Text())
+    with pytest.warns(UserWarning, match=r"model pool.*by force"):
+        fit(transformer("first"), "joint", replace(settings, force=True), Text())
+
+
+class Nameless:
+    """Is written with its address in memory."""
+
+    def __call__(self, seen):
+        return seen.logits_MBC.mean()
+
+
+def share(seen, by, other):
+    return by * seen.logits_MBC.mean()
+
+
+def test_what_is_written_with_its_address_is_the_same_in_each_process():
+    """Objects are kept, so that addresses differ."""
+    kept = [(Nameless(), partial(share, by=2.0, other=Nameless())) for _ in range(2)]
+    for one, other in zip(*kept, strict=True):
+        said = []
+        for extra in (one, other):
+            recipe = replace(mx.recipes.joint(), phases=(mx.Phase(extra=extra),))
+            said.append(provenance.describe(chain(), recipe, config(), {"train": Table()}, 1))
+        assert said[0] == said[1]
+    changed = mx.Phase(extra=partial(share, by=3.0, other=Nameless()))
+    recipe = replace(mx.recipes.joint(), phases=(changed,))
+    assert provenance.describe(chain(), recipe, config(), {"train": Table()}, 1) != said[0]
+
+
+@pytest.mark.parametrize("text", ["", '{"command": "mul', "[]"])
+def test_a_damaged_file_is_named_when_a_run_goes_on(tmp_path, text):
+    fit(chain(), "joint", config(output=tmp_path, epochs=1), Table())
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        fit(chain(), "joint", config(output=tmp_path, epochs=1, resume=True), Table())

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import (
+    CLASSES,
     ROOT,
     Stopped,
     Table,
@@ -27,7 +28,8 @@ from helpers import (
 from torch import nn
 
 import multiexit as mx
-from multiexit import checkpoint, metrics
+from multiexit import checkpoint, memory, metrics
+from multiexit.data.rows import Rows
 from multiexit.temperature import Rising
 from multiexit.weights import CLO2
 
@@ -43,6 +45,12 @@ def rising():
     """DBT's, at a threshold that untrained networks pass now and then."""
     recipe = mx.recipes.dbt()
     return replace(recipe, phases=(replace(recipe.phases[0], temperature=Rising(above=0.45)),))
+
+
+def heads_alone():
+    """LeeBERT's, with fewer parameters trained."""
+    recipe = mx.recipes.leebert()
+    return replace(recipe, phases=(replace(recipe.phases[0], train="heads"),))
 
 
 RUNS = {
@@ -288,6 +296,7 @@ def test_force_goes_on_and_says_what_differs(recipe, changes, rows, named, tmp_p
         (mx.recipes.leebert(learner=CLO2("raw")), {}, 4, "loss weights don't fit"),
         ("joint", {}, 4, "loss weights don't fit"),
         ("l2w-den", {}, 4, "loss weights don't fit"),
+        (heads_alone(), {}, 4, "optimisers or loss weights don't fit.*parameter group"),
     ],
 )
 def test_what_does_not_fit_is_refused_even_by_force(recipe, changes, exits, named, tmp_path):
@@ -333,6 +342,24 @@ def test_out_of_memory_says_what_to_lower_and_the_checkpoint_stands(tmp_path):
     wanted.backbone.stage_module(0).append(Hungry(10**6))
     fit(wanted, "joint", replace(settings, output=None), Table())
     assert_same(tensors(model), tensors(wanted))
+
+
+@pytest.mark.parametrize("may_mix", [True, False])
+def test_a_cpu_that_is_full_is_explained_too(may_mix):
+    with (
+        pytest.raises(torch.OutOfMemoryError, match=r"batch_size.*can't allocate") as caught,
+        memory.explained(config(), Rows(Table(), CLASSES), may_mix),
+    ):
+        torch.empty(10**15)
+    assert ("bf16" in str(caught.value)) == may_mix
+
+
+def test_other_errors_are_left_as_they_are():
+    with (
+        pytest.raises(RuntimeError, match=r"^shapes$"),
+        memory.explained(config(), Rows(Table(), CLASSES)),
+    ):
+        raise RuntimeError("shapes")
 
 
 def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch):

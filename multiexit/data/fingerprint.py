@@ -1,8 +1,12 @@
 """A hash of what a data set holds, to tell whether it is the same one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from datetime import date, time, timedelta
+from enum import Enum
 from hashlib import blake2b
+from numbers import Number
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -10,18 +14,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+WRITTEN = (Number, PurePath, date, time, timedelta, Enum, range, slice)
+"""What is the same if it is written the same."""
+
 
 def fingerprint(data: Any) -> str:
     """Sixteen hexadecimal digits of BLAKE2b over a data set's tensors, arrays, lists and settings.
 
     A `Dataset` holds what its `__getstate__` says, as for pickling: all its attributes, unless it
-    leaves caches and counters out there. Of other objects, such as tokenizers and functions, the
-    name of the type or function counts; of files, their names. The sets of the library `datasets`
-    bring fingerprints of their own.
+    leaves caches and counters out there. Bytes, sets, paths, dates and numbers of any kind count
+    too. Of other objects, such as tokenizers and functions, the name of the type or function
+    counts; of files, their names. The sets of the library `datasets` bring fingerprints of their
+    own.
     """
-    digest = blake2b(digest_size=8)
-    _add(digest, data, ())
-    return digest.hexdigest()
+    return _alone(data, ())
 
 
 def _add(digest: blake2b, value: Any, above: tuple[int, ...]) -> None:
@@ -39,6 +45,10 @@ def _add(digest: blake2b, value: Any, above: tuple[int, ...]) -> None:
         _note(digest, f"{value.dtype} {value.shape}", flat)
     elif isinstance(value, np.ndarray):
         _add(digest, value.tolist(), inside)
+    elif isinstance(value, np.generic):
+        _note(digest, str(value.dtype), value.tobytes())
+    elif isinstance(value, bytes | bytearray):
+        _note(digest, f"{len(value)} bytes", value)
     elif isinstance(value, Dataset):
         _add(digest, value.__getstate__(), inside)
     elif isinstance(getattr(value, "_fingerprint", None), str):
@@ -51,8 +61,18 @@ def _add(digest: blake2b, value: Any, above: tuple[int, ...]) -> None:
         for key, item in pairs:
             _note(digest, str(key))
             _add(digest, item, inside)
+    elif isinstance(value, Set):
+        _note(digest, f"set {sorted(_alone(item, inside) for item in value)}")
+    elif isinstance(value, WRITTEN):
+        _note(digest, repr(value))
     else:
         _note(digest, getattr(value, "__qualname__", None) or type(value).__qualname__)
+
+
+def _alone(value: Any, above: tuple[int, ...]) -> str:
+    digest = blake2b(digest_size=8)
+    _add(digest, value, above)
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> str | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from multiexit.files import write
 from multiexit.report import table, versions
-from multiexit.saving import write
 
 
 def seconds(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:

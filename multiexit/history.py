@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multiexit.saving import write_json
+from multiexit.files import write_json
 
 
 @dataclass

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multiexit.evaluate import Outputs, Row, exit_scores, judge
+from multiexit.files import write
 from multiexit.history import History
 from multiexit.policies import FixedExit
 from multiexit.report import SMALL, label, policy_name
-from multiexit.saving import write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

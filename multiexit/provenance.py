@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 from multiexit import phases, topology
 from multiexit.config import TrainConfig
 from multiexit.data.fingerprint import fingerprint
+from multiexit.files import write_json
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
-from multiexit.saving import write_json
 
 NAME = "run.json"
 

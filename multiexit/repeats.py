@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from multiexit import report
-from multiexit.saving import write_json
+from multiexit.files import write_json
 
 FORMAT = 1
 NAME = "seeds.json"

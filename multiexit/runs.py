@@ -15,12 +15,12 @@ from multiexit.config import TrainConfig
 from multiexit.data import glue
 from multiexit.data.splits import canonical, holdout
 from multiexit.evaluate import Outputs, Row, collect, measured_speedup, sweep
+from multiexit.files import write_json
 from multiexit.history import History
 from multiexit.model import Exits, MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
 from multiexit.processes import processes
 from multiexit.recipes import Recipe
-from multiexit.saving import write_json
 from multiexit.tasks import TaskData
 from multiexit.trainer import Trainer
 

@@ -1,7 +1,6 @@
 """A trained model as a folder: safetensors for weights, JSON for the rest, nothing pickled."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
-from torch import Tensor, nn
+from safetensors.torch import load_file, load_model, save_model
+from torch import nn
 
 from multiexit import policies
 from multiexit.backbones import Backbone, rebuild
+from multiexit.files import write, write_all
 from multiexit.latency import Latency
 
 if TYPE_CHECKING:
@@ -116,41 +116,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} doesn't fit this model (tensors missing from the file, shared ones counted: "
             f"{missing[:5]}): {error}"
         ) from error
-
-
-def write_all(writers: dict[Path, Callable[[Path], Any]]) -> None:
-    """Write each file beside its place, then rename them all: all or nothing.
-
-    Raises:
-        OSError: the disk is full or can't be written; what was there before stays.
-    """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
-    try:
-        for path, writer in writers.items():
-            writer(temporary[path])
-        for path, written in temporary.items():
-            os.replace(written, path)
-    except SafetensorError as error:  # its own name for a failed write
-        raise OSError(f"could not write {[str(path) for path in writers]}: {error}") from error
-    finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)
-
-
-def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """`write_all` for one file."""
-    write_all({path: writer})
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write plain data as a JSON file."""
-    text = json.dumps(data, indent=1)
-    write(path, lambda target: target.write_text(text))
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as a safetensors file."""
-    write(path, lambda target: save_file(tensors, target))
 
 
 def _local(folder: str | Path) -> Path:

@@ -123,7 +123,7 @@ def train(
 
     multiexit train --task rte --seeds 5 --output runs/rte-leebert --against runs/rte-pabee
     """
-    from multiexit import repeats, report, runs, saving, tasks
+    from multiexit import files, repeats, report, runs, tasks
     from multiexit.processes import processes
 
     kind = tasks.kind(task)
@@ -206,7 +206,7 @@ def train(
         print(f"\n{repeats.table(together)}\n\nwritten: {output / repeats.NAME}")
         if other is not None:
             compared = repeats.compare(together, other)
-            saving.write_json(output / "against.json", compared)
+            files.write_json(output / "against.json", compared)
             print(f"\n{repeats.comparison_table(compared)}\n\nwritten: {output / 'against.json'}")
 
 

@@ -77,7 +77,7 @@ def tune(
 
     multiexit tune --task rte --space lr=1e-5..1e-4:log --space option.cycle=2,4,8 --output t/rte
     """
-    from multiexit import crossval, report, runs, saving, tasks
+    from multiexit import crossval, files, report, runs, tasks
     from multiexit.processes import processes
     from multiexit.tuning import tune as search
 
@@ -133,7 +133,7 @@ def tune(
             "train": None if found.best is None else train_command(found.best.setting),
             "trials": [asdict(trial) for trial in found.trials],
         }
-        saving.write_json(output / "tuning.json", results)
+        files.write_json(output / "tuning.json", results)
 
     def train_command(setting: dict[str, Any]) -> str:
         chosen, fields = crossval.split(setting)
@@ -182,12 +182,12 @@ def compare(
 
     Example: multiexit compare runs/rte-leebert runs/rte-pabee
     """
-    from multiexit import repeats, saving
+    from multiexit import files, repeats
 
     compared = repeats.compare(repeats.read(one), repeats.read(other))
     print(repeats.comparison_table(compared))
     if output is not None:
-        saving.write_json(output, compared)
+        files.write_json(output, compared)
         print(f"\nwritten: {output}")
 
 

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from multiexit.data.images import ImageDataset, Images
 from multiexit.data.splits import canonical, holdout, not_found, read_shard, shards
+from multiexit.files import CACHE
 from multiexit.losses import check_labels
 
 __all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
-
-CACHE = Path("~/.cache/multiexit")
-"""Where data is looked for, and downloaded to, when no folder is given."""
 
 SIZE = 32
 

@@ -11,8 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multiexit.data.cifar import CACHE
-from multiexit.saving import write_tensors
+from multiexit.files import CACHE, write_tensors
 
 LEAST = 20_000
 """Rows from which on it is worth it: about a second of tokenising."""

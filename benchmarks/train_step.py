@@ -19,7 +19,14 @@ from transformers import AlbertConfig, AutoModel, BertConfig
 import multiexit as mx
 from multiexit.stepper import Stepper
 
-FLOORS = {"pabee": 1.0, "joint": 1.0, "leebert": 1 + 2 / 12, "leebert-clo-v1": 5 / 3}
+FLOORS: dict[str, tuple[float, dict[str, Any]]] = {
+    "pabee": (1.0, {}),
+    "joint": (1.0, {}),
+    "leebert": (1 + 2 / 12, {}),
+    "leebert, fresh=False": (1 + 1 / 12, {"fresh": False}),
+    "leebert-clo-v1": (5 / 3, {}),
+    "leebert-clo-v1, fresh=False": (4 / 3, {"fresh": False}),
+}
 
 
 def backbones(small: bool) -> dict[str, Callable[[], mx.Backbone]]:
@@ -81,9 +88,11 @@ def main() -> None:
         torch.manual_seed(0)
         last = [make().num_stages - 1]
         calls = [cycle(make(), mx.recipes.joint(), last, args)]
-        calls += [cycle(make(), mx.recipe(recipe), "all", args) for recipe in FLOORS]
+        for recipe, (_, options) in FLOORS.items():
+            made = mx.recipe(recipe.partition(",")[0], **options)
+            calls.append(cycle(make(), made, "all", args))
         plain, *others = seconds(calls, args.repeats)
-        for (recipe, floor), time in zip(FLOORS.items(), others, strict=True):
+        for (recipe, (floor, _)), time in zip(FLOORS.items(), others, strict=True):
             rows.append({"backbone": name, "recipe": recipe, "step, ms": 250 * time})
             rows[-1] |= {"plain, ms": 250 * plain, "ratio": time / plain, "floor": floor}
     report(rows, args.output, "benchmarks/train_step.py" + (" --small" if args.small else ""))

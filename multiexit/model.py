@@ -134,27 +134,32 @@ class MultiExitModel(nn.Module):
         """
         run_stage = run_stage or self.backbone.stage
         carry = self.backbone.start(*args, **inputs)
-        logits: list[Tensor] = []
+        # In evaluation each exit answers for itself, to the bit as in `predict`.
+        together = self.training and heads.separable(self.heads)
+        said: list[Tensor] = []
         certainty: list[Tensor] = []
         features: list[Tensor] = []
         memory: heads.Memory = {}
         for stage in range(self.exits[-1] + 1):
             carry, feature = run_stage(carry, stage)
-            m = len(logits)
+            m = len(said)
             if stage != self.exits[m]:
                 continue
             if branch is not None:
                 to_exit, onward = branch(m, self.num_exits)
                 feature = gradients.scale(feature, to_exit)
                 carry = gradients.scale(carry, onward)
-            logits_BC, memory = self._say(m, feature, carry, memory)
-            logits.append(logits_BC)
+            if together:
+                said.append(self.heads[m].vector(feature, carry.get("valid_BT")))  # type: ignore[operator]
+            else:
+                logits_BC, memory = self._say(m, feature, carry, memory)
+                said.append(logits_BC)
             if "certainty" in memory:
                 certainty.append(memory["certainty"])
             if keep_features:
                 features.append(feature)
         certainty_MB = torch.stack(certainty) if certainty else None
-        said_MBC = torch.stack(logits)
+        said_MBC = heads.classify(self.heads, said) if together else torch.stack(said)  # type: ignore[arg-type]
         logits_MBC = said_MBC / self.temperature_M[:, None, None]
         return Pass(logits_MBC.to(said_MBC.dtype), certainty_MB, features)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification
 
 import multiexit as mx
@@ -256,3 +257,36 @@ class Mixing(nn.Linear):
 def test_the_check_catches_wrong_ones(factory, shape, message):
     with pytest.raises(AssertionError, match=message):
         testing.check_head(factory, shape)
+
+
+class Counted(TorchDispatchMode):
+    """How many operations are run."""
+
+    ops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("head", ["linear", "mixed-pool"])
+def test_in_training_one_product_serves_all_exits_of_a_width(head):
+    torch.manual_seed(0)
+    model = mx.MultiExitModel(mx.cifar_resnet(20), 5, head=head)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = 0.0
+    x, grads, counts = torch.randn(4, 3, 32, 32), [], []
+    for watched in (False, True):
+        seen = []
+        for exit_head in model.heads if watched else ():
+            exit_head.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        model.zero_grad()
+        with Counted() as counted:
+            logits_MBC = model(x)
+            logits_MBC.square().sum().backward()
+        grads.append([logits_MBC.detach(), *(p.grad.clone() for p in model.parameters())])
+        counts.append(counted.ops)
+        assert len(seen) == watched * model.num_exits
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=1e-4)
+    assert counts[0] < counts[1]

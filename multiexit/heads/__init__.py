@@ -18,3 +18,5 @@ from multiexit.heads.plain import AttentionHead as AttentionHead
 from multiexit.heads.plain import LinearHead as LinearHead
 from multiexit.heads.plain import MixedPoolHead as MixedPoolHead
 from multiexit.heads.plain import PoolerHead as PoolerHead
+from multiexit.heads.together import classify as classify
+from multiexit.heads.together import separable as separable

@@ -8,6 +8,8 @@ without options: milliseconds a step by part (each part is waited for), and one 
 """
 
 import argparse
+import shlex
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -165,8 +167,7 @@ def main() -> None:
         for option, cycle, took in zip(fitting, cycles, times, strict=True):
             row = {"backbone": name, "option": option, "step, ms": 250 * took}
             rows.append(row | {"rows/s": 4 * cycle.rows / took, "plain ÷ this": times[0] / took})
-    flags = " --small" * args.small + " --profile" * args.profile
-    report(rows, args.output, "benchmarks/train_options.py" + flags)
+    report(rows, args.output, shlex.join(["benchmarks/train_options.py", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ says if a backward pass costs two forward passes.
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -95,7 +97,7 @@ def main() -> None:
         for (recipe, (floor, _)), time in zip(FLOORS.items(), others, strict=True):
             rows.append({"backbone": name, "recipe": recipe, "step, ms": 250 * time})
             rows[-1] |= {"plain, ms": 250 * plain, "ratio": time / plain, "floor": floor}
-    report(rows, args.output, "benchmarks/train_step.py" + (" --small" if args.small else ""))
+    report(rows, args.output, shlex.join(["benchmarks/train_step.py", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

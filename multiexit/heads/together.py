@@ -3,7 +3,7 @@
 Letters: M exits, B batch rows, D a vector's width, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multiexit.heads.base import VectorHead
 
 
-def separable(heads: Sequence[nn.Module]) -> bool:
+def separable(heads: Iterable[nn.Module]) -> bool:
     """Whether all heads are a vector and a plain linear layer that nobody watches."""
     return all(
         isinstance(head, VectorHead)
@@ -24,7 +24,7 @@ def separable(heads: Sequence[nn.Module]) -> bool:
     )
 
 
-def classify(heads: Sequence[Any], vectors: Sequence[Tensor]) -> Tensor:
+def classify(heads: Any, vectors: Sequence[Tensor]) -> Tensor:
     """`head.linear(vector)` of each exit, [M, B, K], in as many products as there are widths."""
     of_width: dict[int, list[int]] = {}
     for m, vector in enumerate(vectors):

@@ -47,10 +47,21 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
     return made
 
 
-def config_for(task: str, schedule: str = "strong") -> TrainConfig:
-    """The paper's settings for a task; small and quick ones for the digits."""
+def config_for(task: str, schedule: str | None = None) -> TrainConfig:
+    """The paper's settings for a task; small and quick ones for the digits.
+
+    Args:
+        task: its name.
+        schedule: for images, see `multiexit.presets.cifar`; None is `"strong"`.
+
+    Raises:
+        ValueError: a schedule for text.
+    """
     if tasks.kind(task) == "text":
+        if schedule is not None:
+            raise ValueError(f"schedule {schedule!r} is for images, and {task} is text: leave it")
         return presets.glue(task)
+    schedule = schedule or "strong"
     if canonical(task) == "digits":
         config = presets.cifar(schedule, epochs=30)
         return replace(config, batch_size=64, schedule="cosine", warmup=0.1, log_every=10)

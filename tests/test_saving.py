@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertTokenizer, DistilBertConfig, RobertaConfig
 
 import multiexit as mx
-from multiexit import heads, saving
+from multiexit import files, heads, saving
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
 KINDS = {
@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_what_was_there(broken, saved, monkeypatch, make_back
         elif broken == "settings":
             patch.setattr(Path, "write_text", full)
         else:
-            patch.setattr(saving.os, "replace", full)
+            patch.setattr(files.os, "replace", full)
         with pytest.raises(OSError, match="No space left"):
             model.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

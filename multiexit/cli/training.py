@@ -77,7 +77,9 @@ def train(
         int | None, typer.Option(help="epochs without a better one; text 5, images never")
     ] = None,
     workers: Annotated[int, typer.Option(help="processes that prepare batches")] = 0,
-    schedule: Annotated[str, typer.Option(help="CIFAR: strong or appendix-f")] = "strong",
+    schedule: Annotated[
+        str | None, typer.Option(help="CIFAR: strong (the default) or appendix-f")
+    ] = None,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
     compile: Annotated[bool, typer.Option(help="compile the training pass")] = False,
     channels_last: Annotated[

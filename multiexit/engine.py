@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multiexit import padding, walk
+from multiexit.compiling import compiled
 from multiexit.data.batches import in_order, move, unpack_inputs
 from multiexit.folding import for_inference
 from multiexit.latency import Latency, check_here
@@ -71,11 +72,9 @@ class Engine:
         self.compiled = bool(compile)
         self._look: walk.Looker = partial(walk.look, model, policy)
         if compile:
-            # A graph for each exit, batch size and length; the default limit is 8 of them.
-            limit = torch._dynamo.config.recompile_limit
-            torch._dynamo.config.recompile_limit = max(limit, 64 * model.num_exits)
             mode = compile if isinstance(compile, str) else None
-            self._look = torch.compile(self._look, mode=mode, dynamic=False)
+            graphs = 64 * model.num_exits  # for each exit, batch size and length
+            self._look = compiled(self._look, graphs, mode=mode, dynamic=False)
 
     @torch.inference_mode()
     def predict(self, *args: Any, **inputs: Any) -> Prediction:

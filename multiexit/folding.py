@@ -40,15 +40,16 @@ def for_inference(model: "MultiExitModel") -> "MultiExitModel":
     }
     with quiet(model):
         pairs = _pairs(model, inputs)
-        folded = _folded(model, pairs)
+        folded = _folded(model, pairs) if pairs else model
         if pairs and not _close(folded(**inputs), model(**inputs)):
-            pairs, folded = [], copy.deepcopy(model)
+            folded = model
     last = torch.channels_last
-    if weight.is_cpu or weight.element_size() == 2:
+    wanted = weight.is_cpu or weight.element_size() == 2
+    images = (p for p in folded.parameters() if p.ndim == 4)
+    if wanted and not all(p.is_contiguous(memory_format=last) for p in images):
+        folded = copy.deepcopy(model).eval() if folded is model else folded
         folded.to(memory_format=last)  # type: ignore[call-overload]
-    both = zip(model.parameters(), folded.parameters(), strict=False)
-    same = all(a.stride() == b.stride() for a, b in both)
-    return model if same and not pairs else folded.eval()
+    return folded
 
 
 def _pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multiexit import losses, sharding
 from multiexit.backbones import Carry
+from multiexit.compiling import compiled
 from multiexit.config import TrainConfig
 from multiexit.data import batches
 from multiexit.model import MultiExitModel
@@ -63,8 +64,11 @@ class TrainingPass(nn.Module):
         self._stage = self._again if config.checkpoint_gradients else None
         self._compiled = config.compile
         # A function is compiled, no module: names of parameters stay as they are.
-        surgery = phase.surgery is not None
-        self._found = compiled(self._losses, surgery) if config.compile else self._losses
+        self._found = self._losses
+        if config.compile:  # phases, gradients on and off, and lengths of text are compiled apart
+            self._found = compiled(self._losses, 64)
+            if phase.surgery is not None:  # goes backward more than once, so must keep its inputs
+                functorch.donated_buffer = False
 
     def forward(self, batch: Any, tau: float | Tensor) -> Losses:
         """The losses of a batch.
@@ -115,22 +119,6 @@ class TrainingPass(nn.Module):
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), RepeatedStatistics(backbone)),
         )
-
-
-def compiled(function: Any, again: bool) -> Any:
-    """`torch.compile`, with room for what a run goes through.
-
-    Phases, gradients on and off, and lengths of text are compiled apart; torch gives up at 8.
-
-    Args:
-        function: what is compiled.
-        again: whether the backward pass runs more than once, so must leave its inputs.
-    """
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 64)
-    if again:
-        functorch.donated_buffer = False
-    return torch.compile(function)
 
 
 class Terms(nn.Module):

@@ -189,7 +189,8 @@ class Trainer:
         with closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper:
             self._run_epochs(stepper, data, dev, run, saved)
             self._share_buffers(stepper.model)
-            self.model.load_state_dict(self._best or sharding.weights(stepper.model))
+            if self._best is not None or stepper.model is not self.model:
+                self.model.load_state_dict(self._best or sharding.weights(stepper.model))
 
     def _run_epochs(
         self, stepper: Stepper, data: Rows, dev: Any, run: dict[str, Any], saved: Any

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from multiexit.backbones import specs
 from multiexit.backbones.base import Backbone, Carry, select
 from multiexit.backbones.resnet import DEPTHS, cifar_resnet
 from multiexit.backbones.sequential import SequentialBackbone, guess_example, split
@@ -152,9 +153,13 @@ def _library_adapter(module: nn.Module) -> Callable[..., Backbone] | None:
 def rebuild(spec: dict[str, Any]) -> Backbone:
     """Make the architecture that a saved spec names, with fresh weights and no download.
 
+    Nothing is fetched, and no file is opened: see `multiexit.backbones.specs`.
+
     Raises:
-        ValueError: a kind that this version doesn't know.
+        ValueError: a kind that this version doesn't know, or anything in it that isn't plain and
+            known.
     """
+    specs.check(spec)
     rest = {key: value for key, value in spec.items() if key != "kind"}
     match spec.get("kind"):
         case "transformers":
@@ -172,4 +177,4 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
 
             shape = rest.get("input_shape")
             return torchvision.from_name(rest["name"], shape, weights=None, **rest["kwargs"])
-    raise ValueError(f"no backbone of kind {spec.get('kind')!r} in this version of multiexit")
+    raise AssertionError(f"{spec['kind']} is described in specs, but not made here")

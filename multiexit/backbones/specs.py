@@ -1,0 +1,154 @@
+"""What the saved description of a backbone may say: known names with plain values.
+
+The adapters write descriptions by these tables (`describable`), and `rebuild` reads them by the
+same ones (`check`), so a description can name an architecture and nothing else: no file, no
+address, no code. An argument that isn't listed can be used, but such a backbone has no
+description: who loads the model passes `backbone=`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from multiexit.schema import (
+    Check,
+    either,
+    flag,
+    listed,
+    number,
+    one_of,
+    optional,
+    plain,
+    table,
+    text,
+    whole,
+    wrong,
+)
+
+LARGEST = 10_000_000
+"""Of any size, count or token number in an architecture."""
+
+MOST_INPUTS = 2**26
+"""Numbers in one input row, as a colour image of 4,700 × 4,700 has."""
+
+SIZE = whole(0, LARGEST)
+SIZES = either(SIZE, listed(SIZE, 0, 1000))
+DEPTH = whole(1, 1000)
+DEPTHS = listed(DEPTH, 1, 16)
+RATE = number(0, 1)
+NUMBER = number()
+
+TIMM: dict[str, Check] = {
+    **dict.fromkeys(("img_size", "patch_size", "kernel_sizes", "dims", "channels"), SIZES),
+    **dict.fromkeys(("in_chans", "num_classes", "embed_dim", "num_heads", "reg_tokens"), SIZE),
+    **dict.fromkeys(("output_stride", "cardinality", "base_width", "stem_width"), SIZE),
+    **dict.fromkeys(("block_reduce_first", "down_kernel_size", "head_hidden_size"), SIZE),
+    "depth": DEPTH,
+    "depths": DEPTHS,
+    "layers": DEPTHS,
+    **dict.fromkeys(("drop_rate", "drop_path_rate", "drop_block_rate", "pos_drop_rate"), RATE),
+    **dict.fromkeys(("patch_drop_rate", "proj_drop_rate", "attn_drop_rate"), RATE),
+    **dict.fromkeys(("mlp_ratio", "init_values", "ls_init_value"), NUMBER),
+    **dict.fromkeys(("head_init_scale", "norm_eps"), NUMBER),
+    **dict.fromkeys(("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class"), flag),
+    **dict.fromkeys(("scale_attn_norm", "scale_mlp_norm", "pre_norm", "final_norm"), flag),
+    **dict.fromkeys(("fc_norm", "pool_include_prefix", "dynamic_img_size"), flag),
+    **dict.fromkeys(("dynamic_img_pad", "fix_init", "replace_stem_pool", "avg_down"), flag),
+    **dict.fromkeys(("zero_init_last", "head_norm_first", "conv_mlp", "conv_bias"), flag),
+    "use_grn": flag,
+    **dict.fromkeys(("global_pool", "pos_embed", "weight_init", "stem_type"), text),
+    **dict.fromkeys(("act_layer", "norm_layer", "embed_norm_layer", "aa_layer"), text),
+    "attn_layer": text,
+}
+"""Arguments of `timm.create_model` that shape a network; each may be null too."""
+
+TORCHVISION: dict[str, Check] = {
+    **dict.fromkeys(("num_classes", "groups", "width_per_group"), SIZE),
+    **dict.fromkeys(("image_size", "representation_size"), SIZE),
+    **dict.fromkeys(("dropout", "attention_dropout"), RATE),
+    "zero_init_residual": flag,
+    "replace_stride_with_dilation": listed(flag, 3, 3),
+}
+"""The same of `torchvision.models.get_model`."""
+
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+"""What computes attention; other names would be fetched from the hub."""
+
+
+def _named(pattern: str, right: str) -> Check:
+    def check(key: str, value: Any) -> None:
+        if not isinstance(value, str) or len(value) > 200 or not re.fullmatch(pattern, value):
+            raise wrong(key, value, right)
+
+    return check
+
+
+def _input_shape(key: str, value: Any) -> None:
+    listed(whole(1, LARGEST), 1, 5)(key, value)
+    total = 1
+    for size in value:
+        total *= size
+    if total > MOST_INPUTS:
+        raise wrong(key, value, f"an input row of at most {MOST_INPUTS} numbers")
+
+
+def _kwargs(known: Mapping[str, Check]) -> Check:
+    return table({}, {name: optional(inner) for name, inner in known.items()})
+
+
+KINDS: dict[str, Check] = {
+    "transformers": table(
+        {"kind": text, "config": table({"model_type": text}, rest=plain)},
+        {
+            "attention": optional(one_of(*ATTENTION)),
+            "order": listed(whole(0, 9999), 1, 10_000),
+            "heads": listed(listed(whole(0, 9999), 1, 10_000), 1, 10_000),
+        },
+    ),
+    "cifar_resnet": table(
+        {"kind": text, "depth": whole(1, 1000)},
+        {"in_channels": whole(1, 10_000), "size": whole(1, 4096)},
+    ),
+    "timm": table(
+        {
+            "kind": text,
+            "name": _named(r"\w+(\.\w+)?", "the plain name of a timm model"),
+            "kwargs": _kwargs(TIMM),
+        },
+        {"input_shape": optional(_input_shape)},
+    ),
+    "torchvision": table(
+        {
+            "kind": text,
+            "name": _named(
+                r"(resnet|resnext|wide_resnet|vit_)\w*",
+                "the name of a ResNet or ViT of torchvision",
+            ),
+            "kwargs": _kwargs(TORCHVISION),
+        },
+        {"input_shape": optional(_input_shape)},
+    ),
+}
+"""A check of the whole description, by the kind of backbone."""
+
+
+def check(spec: Any, key: str = "backbone") -> None:
+    """Refuse a description that says anything but an architecture.
+
+    Raises:
+        ValueError: with the key, its value, and what would be right.
+    """
+    table({"kind": text}, rest=plain)(key, spec)
+    kind = spec["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"no backbone of kind {kind[:80]!r} in this version of multiexit")
+    KINDS[kind](key, spec)
+
+
+def describable(spec: Any) -> bool:
+    """Whether a description can be saved: whether `check` would take it when it is read."""
+    try:
+        check(spec)
+    except ValueError:
+        return False
+    return True

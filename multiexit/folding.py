@@ -33,7 +33,7 @@ def for_inference(model: "MultiExitModel") -> "MultiExitModel":
         A copy in evaluation mode, for running only; what is learnt later doesn't reach it.
     """
     weight = next(model.parameters(), torch.zeros(0))
-    if not any(len(shape) == 3 for shape in model.backbone.feature_shapes):
+    if "image" not in model.backbone.layouts:
         return model
     inputs = {
         name: _noise(value, weight) for name, value in model.backbone.example_inputs().items()

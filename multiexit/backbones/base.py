@@ -4,11 +4,13 @@ Letters: B batch rows, T tokens, H width, C channels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from multiexit.backbones import layouts as layouts_
 
 Carry = dict[str, Any]
 """What one stage hands to the next. Every tensor in it has the batch as its first dimension, so
@@ -55,6 +57,9 @@ class Backbone(nn.Module, ABC):
     Args:
         feature_shapes: per stage, the feature's shape without the batch: `(D,)` for vectors,
             `(None, H)` for tokens (any length), `(C, height, width)` for images.
+        layouts: what the dimensions of the features are, one name of
+            `multiexit.backbones.layouts.LAYOUTS` for all stages or one for each. None is what the
+            three shapes above stand for; any other shape needs its layout named.
         head: the exit head that suits it when the user names none (see `multiexit.heads`).
         pool: how such a head pools a feature: `"first"` or `"mean"` for tokens, `"mean"` else.
         spec: a JSON-able description from which `multiexit.backbones.rebuild` makes the same
@@ -77,9 +82,12 @@ class Backbone(nn.Module, ABC):
         spec: dict[str, Any] | None = None,
         pooler: nn.Linear | None = None,
         classifier: nn.Linear | None = None,
+        layouts: str | Sequence[str] | None = None,
     ):
         super().__init__()
         self.feature_shapes = feature_shapes
+        self._layouts = layouts
+        layouts_.resolve(layouts, feature_shapes)
         self.head = head
         self.pool = pool
         self.spec = spec
@@ -90,6 +98,11 @@ class Backbone(nn.Module, ABC):
     def num_stages(self) -> int:
         """How many stages there are, so how many exits there can be."""
         return len(self.feature_shapes)
+
+    @property
+    def layouts(self) -> list[str]:
+        """What the dimensions of each stage's feature are."""
+        return layouts_.resolve(self._layouts, self.feature_shapes)
 
     @property
     def pooler(self) -> nn.Linear | None:
@@ -123,7 +136,7 @@ class Backbone(nn.Module, ABC):
         Args: what the wrapped network takes (`input_ids=…, attention_mask=…`, or one image tensor).
 
         Returns:
-            `num_stages` tensors, [B, T, H], [B, C, height, width] or [B, D].
+            `num_stages` tensors, [B, T, H], [B, C, height, width], [B, D], … (see `layouts`).
         """
         carry = self.start(*args, **inputs)
         features = []

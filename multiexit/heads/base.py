@@ -7,10 +7,12 @@ K classes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-Shape = tuple[int | None, ...]
+from multiexit.backbones.layouts import Shape as Shape
+from multiexit.backbones.layouts import width_of as width_of
+from multiexit.backbones.pooling import pool_feature as pool_feature
+
 Factory = Callable[[Shape, int], nn.Module]
 """A head of the user's own: `(feature shape without the batch, K) -> module`."""
 
@@ -57,32 +59,3 @@ class VectorHead(Head):
 
     def forward(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         return self.linear(self.vector(feature, valid_BT))
-
-
-def pool_feature(feature: Tensor, pool: str, valid_BT: Tensor | None = None) -> Tensor:
-    """Pool a feature to a vector per row.
-
-    Tokens [B, T, H]: the first one, or the mean over those that `valid_BT` marks as real.
-    Images [B, C, H, W]: the mean over positions. Vectors [B, D]: as they are.
-    """
-    if feature.ndim == 2:
-        return feature
-    if feature.ndim == 4:
-        # Not .mean: its backward writes out a whole feature map, that of a sum does not.
-        positions = feature.shape[2] * feature.shape[3]
-        wide = torch.promote_types(feature.dtype, torch.float32)
-        return (feature.sum((2, 3), dtype=wide) / positions).to(feature.dtype)
-    if pool == "first":
-        return feature[:, 0]
-    if valid_BT is None:
-        return feature.mean(1)
-    weight_BT1 = valid_BT.to(feature.dtype).unsqueeze(-1)
-    return (feature * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
-
-
-def width_of(shape: Shape) -> int:
-    """Channels of an image, width of a token or vector."""
-    width = shape[0] if len(shape) == 3 else shape[-1]
-    if width is None:
-        raise ValueError(f"a feature of shape {shape} has no fixed width")
-    return width

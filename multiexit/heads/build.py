@@ -41,6 +41,7 @@ def build(
         ValueError: an unknown head or pool, or one that the features don't suit.
     """
     shapes = [backbone.feature_shapes[stage] for stage in stages]
+    layouts = [backbone.layouts[stage] for stage in stages]
     if pool not in ("first", "mean"):
         raise ValueError(f"no pooling {pool!r}; there are 'first' and 'mean'")
     if isinstance(head, nn.Module):
@@ -54,51 +55,59 @@ def build(
             module if isinstance(module, Head | ChainedHead) else _Plain(module) for module in made
         )
     name, plus, link = head.partition("+")
-    heads = _named(name or backbone.head, pool, backbone, shapes, num_classes)
+    heads = _named(name or backbone.head, pool, backbone, shapes, layouts, num_classes)
     if isinstance(heads[-1], LinearHead | PoolerHead) and stages[-1] == backbone.num_stages - 1:
         _start_from(heads[-1].linear, backbone.classifier)
     return nn.ModuleList(chained.chain(link, heads) if plus else heads)
 
 
 def _named(
-    name: str, pool: str, backbone: Backbone, shapes: list[Shape], num_classes: int
+    name: str,
+    pool: str,
+    backbone: Backbone,
+    shapes: list[Shape],
+    layouts: list[str],
+    num_classes: int,
 ) -> Sequence[VectorHead]:
+    both = list(zip(shapes, layouts, strict=True))
     match name:
         case "linear":
-            return [LinearHead(shape, num_classes, pool) for shape in shapes]
+            return [LinearHead(shape, num_classes, pool, layout) for shape, layout in both]
         case "pooler" | "own-pooler":
-            shared = name == "pooler"
-            return _pooler_heads(shapes, num_classes, pool, backbone.pooler, shared)
+            widths = [width_of(shape, layout) for shape, layout in both]
+            poolers = _poolers(widths, backbone.pooler, shared=name == "pooler")
+            return [
+                PoolerHead(pooler, num_classes, pool, layout)
+                for pooler, layout in zip(poolers, layouts, strict=True)
+            ]
         case "attention":
-            _need(shapes, 2, "the attention head reads tokens [B, T, H] (images: head='linear')")
+            what = "the attention head reads tokens [B, T, H] (images: head='linear')"
+            _need(both, ("tokens",), what)
             return [AttentionHead(shape, num_classes) for shape in shapes]
         case "mixed-pool":
-            _need(shapes, 3, "mixed pooling reads images [B, C, height, width]")
-            return [MixedPoolHead(shape, num_classes) for shape in shapes]
+            what = "mixed pooling reads images [B, C, height, width]"
+            _need(both, ("image", "channels-last-image"), what)
+            return [MixedPoolHead(shape, num_classes, layout) for shape, layout in both]
     raise ValueError(
         f"no head {name!r}; there are 'linear', 'pooler', 'own-pooler', 'attention', 'mixed-pool', "
         "or pass a function (feature shape, classes) -> nn.Module"
     )
 
 
-def _pooler_heads(
-    shapes: list[Shape], num_classes: int, pool: str, pretrained: nn.Linear | None, shared: bool
-) -> list[PoolerHead]:
-    widths = {width_of(shape) for shape in shapes}
-    if shared and len(widths) > 1:
+def _poolers(widths: list[int], pretrained: nn.Linear | None, shared: bool) -> list[nn.Linear]:
+    if shared and len(set(widths)) > 1:
         raise ValueError(
-            f"a shared pooler needs features of one width; these have {sorted(widths)}: "
+            f"a shared pooler needs features of one width; these have {sorted(set(widths))}: "
             "use head='own-pooler' or head='linear'"
         )
 
-    def pooler(shape: Shape) -> nn.Linear:
-        made = nn.Linear(width_of(shape), width_of(shape))
+    def pooler(width: int) -> nn.Linear:
+        made = nn.Linear(width, width)
         _start_from(made, pretrained)
         return made
 
-    first = pooler(shapes[0])
-    poolers = [first if shared or i == 0 else pooler(shape) for i, shape in enumerate(shapes)]
-    return [PoolerHead(pooler, num_classes, pool) for pooler in poolers]
+    first = pooler(widths[0])
+    return [first if shared or i == 0 else pooler(width) for i, width in enumerate(widths)]
 
 
 def _start_from(linear: nn.Linear, pretrained: nn.Linear | None) -> None:
@@ -106,7 +115,9 @@ def _start_from(linear: nn.Linear, pretrained: nn.Linear | None) -> None:
         linear.load_state_dict(copy.deepcopy(pretrained.state_dict()))
 
 
-def _need(shapes: list[Shape], dimensions: int, what: str) -> None:
-    for shape in shapes:
-        if len(shape) != dimensions:
-            raise ValueError(f"{what}; this backbone's features have shape (B, {shape})")
+def _need(features: list[tuple[Shape, str]], layouts: tuple[str, ...], what: str) -> None:
+    for shape, layout in features:
+        if layout not in layouts:
+            raise ValueError(
+                f"{what}; this backbone's features have shape (B, {shape}), layout {layout!r}"
+            )

@@ -8,21 +8,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multiexit.heads.base import Shape, VectorHead, pool_feature, width_of
+from multiexit.backbones.layouts import Shape, usual, width_of
+from multiexit.backbones.pooling import pool_feature
+from multiexit.heads.base import VectorHead
 
 DROPOUT = 0.1  # before a text classifier, as BERT's fine-tuning has it (Devlin et al. 2019)
 
 
 class LinearHead(VectorHead):
-    """`Linear(pool(f))`: one matrix on a pooled feature, [B, …] → [B, K]."""
+    """`Linear(pool(f))`: one matrix on a pooled feature, [B, …] → [B, K].
 
-    def __init__(self, shape: Shape, num_classes: int, pool: str):
+    Args:
+        shape, layout: of the feature, see `multiexit.backbones.layouts`.
+        num_classes: K.
+        pool: `"first"` or `"mean"`.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int, pool: str, layout: str | None = None):
         super().__init__()
         self.pool = pool
-        self.linear = nn.Linear(width_of(shape), num_classes)
+        self.layout = layout or usual(shape)
+        self.linear = nn.Linear(width_of(shape, self.layout), num_classes)
 
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        return pool_feature(feature, self.pool, valid_BT)
+        return pool_feature(feature, self.pool, valid_BT, self.layout)
 
 
 class PoolerHead(VectorHead):
@@ -30,17 +39,19 @@ class PoolerHead(VectorHead):
 
     Args:
         pooler: `Linear(H, H)`; the same object in every head makes it a shared pooler.
+        layout: of the feature; None is by its number of dimensions.
     """
 
-    def __init__(self, pooler: nn.Linear, num_classes: int, pool: str):
+    def __init__(self, pooler: nn.Linear, num_classes: int, pool: str, layout: str | None = None):
         super().__init__()
         self.pool = pool
+        self.layout = layout
         self.pooler = pooler
         self.dropout = nn.Dropout(DROPOUT)
         self.linear = nn.Linear(pooler.out_features, num_classes)
 
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        pooled = self.pooler(pool_feature(feature, self.pool, valid_BT))
+        pooled = self.pooler(pool_feature(feature, self.pool, valid_BT, self.layout))
         return self.dropout(torch.tanh(pooled))
 
 
@@ -73,15 +84,18 @@ class MixedPoolHead(VectorHead):
     Reference: Kaya et al., "Shallow-Deep Networks", ICML 2019, section 4 and its code.
     """
 
-    def __init__(self, shape: Shape, num_classes: int):
+    def __init__(self, shape: Shape, num_classes: int, layout: str = "image"):
         super().__init__()
-        channels, height, width = (int(size) for size in shape if size is not None)
+        self.last = layout == "channels-last-image"
+        sizes = [int(size) for size in shape if size is not None]
+        channels, height, width = [sizes[-1], *sizes[:-1]] if self.last else sizes
         self.kernel = (max(height // 4, 1), max(width // 4, 1))
         self.alpha = nn.Parameter(torch.rand(1)) if self.kernel != (1, 1) else None
         positions = (height // self.kernel[0]) * (width // self.kernel[1])
         self.linear = nn.Linear(channels * positions, num_classes)
 
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        feature = feature.permute(0, 3, 1, 2) if self.last else feature
         if self.alpha is not None:
             most = F.max_pool2d(feature, self.kernel)
             feature = self.alpha * most + (1 - self.alpha) * F.avg_pool2d(feature, self.kernel)

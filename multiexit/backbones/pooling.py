@@ -1,0 +1,59 @@
+"""From a feature to a vector per row.
+
+Letters: B batch rows, T tokens, H width, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from multiexit.backbones.layouts import LAYOUTS
+
+_USUAL = {1: "vector", 2: "tokens", 3: "image", 4: "volume"}
+
+
+def pool_feature(
+    feature: Tensor, pool: str, valid_BT: Tensor | None = None, layout: str | None = None
+) -> Tensor:
+    """Pool a feature to a vector per row.
+
+    Tokens [B, T, H]: the first one, or the mean over those that `valid_BT` marks as real.
+    Images, sequences, volumes: the mean over positions. Vectors [B, D]: as they are.
+
+    Args:
+        feature: [B, …].
+        pool: `"first"` or `"mean"`.
+        valid_BT: which tokens are real.
+        layout: one of `multiexit.backbones.layouts.LAYOUTS`; None is vectors, tokens, images or
+            volumes with the channels first, by the number of dimensions.
+
+    Raises:
+        ValueError: a feature of another rank than its layout has.
+    """
+    layout = _USUAL.get(feature.ndim - 1, "none") if layout is None else layout
+    if layout not in LAYOUTS or LAYOUTS[layout].rank != feature.ndim - 1:
+        raise ValueError(
+            f"a feature of shape {tuple(feature.shape)} where a {layout} was expected: when the "
+            "network was wrapped, its example had another rank than this input; wrap it with "
+            "input_shape= of one such row"
+        )
+    if layout == "vector":
+        return feature
+    if layout == "tokens":
+        return _tokens(feature, pool, valid_BT)
+    width = 1 + LAYOUTS[layout].width
+    positions = tuple(dim for dim in range(1, feature.ndim) if dim != width)
+    many = 1
+    for dim in positions:
+        many = many * feature.shape[dim]
+    # Not .mean: its backward writes out a whole feature map, that of a sum does not.
+    wide = torch.promote_types(feature.dtype, torch.float32)
+    return (feature.sum(positions, dtype=wide) / many).to(feature.dtype)
+
+
+def _tokens(feature_BTH: Tensor, pool: str, valid_BT: Tensor | None) -> Tensor:
+    if pool == "first":
+        return feature_BTH[:, 0]
+    if valid_BT is None:
+        return feature_BTH.mean(1)
+    weight_BT1 = valid_BT.to(feature_BTH.dtype).unsqueeze(-1)
+    return (feature_BTH * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)

@@ -111,7 +111,7 @@ def table(
     known = {**needed, **(others or {})}
 
     def check(key: str, value: Any) -> None:
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        if not isinstance(value, Mapping):
             raise wrong(key, value, f"a table with {', '.join(needed) or 'names as keys'}")
         missing = [name for name in needed if name not in value]
         if missing:
@@ -120,10 +120,10 @@ def table(
             inner = known.get(name, rest)
             if inner is None:
                 raise ValueError(
-                    f"{key} has {name[:80]!r}, which is not known here; known are "
+                    f"{key} has {reprlib.repr(name)}, which is not known here; known are "
                     f"{', '.join(sorted(known))}"
                 )
-            inner(f"{key}.{name[:80]}", entry)
+            inner(f"{key}.{str(name)[:80]}", entry)
 
     return check
 
@@ -134,8 +134,9 @@ def plain(key: str, value: Any, depth: int = 0) -> None:
         raise ValueError(f"{key[:80]}… is nested more than {DEEPEST} deep")
     if isinstance(value, Mapping):
         for name, entry in value.items():
-            text(f"a key in {key}", name)
-            plain(f"{key}.{name[:80]}", entry, depth + 1)
+            if not isinstance(name, str | int):
+                raise wrong(f"a key in {key}", name, "a string")
+            plain(f"{key}.{str(name)[:80]}", entry, depth + 1)
     elif isinstance(value, list | tuple):
         for index, entry in enumerate(value):
             plain(f"{key}[{index}]", entry, depth + 1)

@@ -36,9 +36,12 @@ def tokenizer(name: str | Path) -> Any:
     """The tokenizer of a hub name or folder; ValueError if there is none."""
     from transformers import AutoTokenizer
 
+    from multiexit.backbones.configs import check_tokenizer
+
     try:
-        return AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
+        check_tokenizer(str(name))
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:  # the library's parts raise all kinds for a damaged file
         raise ValueError(f"no tokenizer for {str(name)!r}: {error}") from error
 
 

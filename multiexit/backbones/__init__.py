@@ -5,7 +5,6 @@ from functools import singledispatch
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from multiexit.backbones import specs
@@ -97,7 +96,9 @@ def _(module: str, **kwargs: Any) -> Backbone:
 
     try:
         return transformer.from_name(module, **kwargs)
-    except (OSError, SafetensorError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # the library raises all kinds for a damaged folder
         raise ValueError(f"no model {module!r}, or a damaged one: {error}\n{_HELP}") from error
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from multiexit.backbones import attention
+from multiexit.backbones import attention, configs
 from multiexit.backbones.base import Backbone, Carry
 
 SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
@@ -114,17 +114,21 @@ class TransformerBackbone(Backbone):
 
 def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
     """Load an encoder from a hub name or a local folder, in float32 unless `dtype` says else."""
+    configs.check_source(name, **kwargs)
     return TransformerBackbone(
-        AutoModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs})
+        AutoModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs, **configs.ONLY})
     )
 
 
 def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
-    config: PretrainedConfig = AutoConfig.for_model(**spec["config"])
+    config = configs.described(spec["config"], spec.get("attention"))
     made = TransformerBackbone(
         AutoModel.from_config(
-            config, dtype=torch.float32, attn_implementation=spec.get("attention")
+            config,
+            dtype=torch.float32,
+            attn_implementation=spec.get("attention"),
+            trust_remote_code=False,
         )
     )
     if "order" in spec:  # of some of ALBERT's layers

@@ -1,0 +1,173 @@
+"""What folders and descriptions say of a transformers network, and what of it is followed."""
+
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from multiexit import schema
+from multiexit.backbones.specs import ATTENTION, LARGEST
+from multiexit.files import read_json, regular
+
+DEPTH = schema.whole(1, 1000)
+DEPTHS = ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num")
+
+CODE = ("auto_map", "custom_pipelines", "custom_generate")
+FETCHED = ("quantization_config", "kernel_config", "use_kernels")
+READ = (
+    *("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    "adapter_config.json",
+)
+"""The files of a folder that steer what is loaded."""
+
+ONLY = {"trust_remote_code": False, "use_safetensors": True}
+"""With what everything is loaded that a name or a folder names."""
+
+
+def described(said: dict[str, Any], attention: str | None = None) -> PretrainedConfig:
+    """The settings that a saved description has, of those that this type of network knows.
+
+    Others, such as where a checkpoint once came from, have no effect and are left out.
+
+    Raises:
+        ValueError: code of its own, or values of another type than the network's usual ones.
+    """
+    check(said, "backbone.config")
+    here = {
+        "flash_attention_2": is_flash_attn_2_available,
+        "flash_attention_3": is_flash_attn_3_available,
+    }
+    if attention in here and not here[attention]():  # transformers would fetch it from the hub
+        raise ValueError(
+            f"backbone.attention is {attention!r}, and flash_attn isn't installed here: install "
+            "it, or write 'sdpa', which gives the same up to rounding"
+        )
+    known = {**_usual(said["model_type"]), "model_type": ""}
+    return AutoConfig.for_model(**{key: said[key] for key in said if key in known})
+
+
+def check(said: Any, where: str) -> None:
+    """Refuse settings that name code or ask for another network, or have values of other types.
+
+    Raises:
+        ValueError: with the key, its value, and what would be right.
+    """
+    schema.table({}, rest=schema.plain)(where, said)
+    check_code(said, where)
+    for key in ("attn_implementation", "_attn_implementation"):
+        schema.optional(schema.one_of(*ATTENTION, "flex_attention"))(
+            f"{where}.{key}", said.get(key)
+        )
+    for key in FETCHED:
+        if said.get(key):
+            raise ValueError(f"{where} has {key!r}: such a network can't be taken apart")
+    usual = _usual(said.get("model_type"))
+    for key, value in said.items():
+        if key in usual and value is not None:
+            kind = DEPTH if key in DEPTHS else _like(usual[key])
+            kind(f"{where}.{key}", value)
+
+
+def check_code(said: dict[str, Any], where: str) -> None:
+    """Refuse settings that name code of their own."""
+    for key in CODE:
+        if said.get(key):
+            raise ValueError(
+                f"{where} names code of its own ({key}: {reprlib.repr(said[key])}), and "
+                "nothing that a folder names is run: load it yourself, if you trust it, and wrap "
+                "the instance"
+            )
+
+
+def check_source(name: str, **options: Any) -> None:
+    """Refuse a hub name or folder whose network needs code of its own, or unpickling.
+
+    Raises:
+        ValueError: what it names, and what to do.
+    """
+    if options.get("trust_remote_code"):
+        raise ValueError(
+            "trust_remote_code=True would run what the repository holds: load it yourself with "
+            "transformers, if you trust it, and wrap the instance"
+        )
+    folder = Path(name)
+    if folder.is_dir():
+        check_folder(folder)
+        if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+            raise ValueError(
+                f"{name} has its weights as a pickle, which could run code; convert it once, where "
+                f"you trust it: AutoModel.from_pretrained({name!r}).save_pretrained(FOLDER)"
+            )
+    said, _ = PretrainedConfig.get_config_dict(name, **options)
+    check(said, f"{name}: config.json")
+
+
+def check_tokenizer(name: str) -> None:
+    """Refuse a hub name or folder whose tokenizer needs code or files from elsewhere.
+
+    Raises:
+        ValueError: what it names, and what to do.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        check_folder(folder)
+    said = get_tokenizer_config(name)
+    check_code(said, f"{name}: tokenizer_config.json")
+    for key, value in said.items():
+        if not key.endswith("_file") or not isinstance(value, str):
+            continue
+        named = folder / value
+        if named.exists() and not named.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{name}: tokenizer_config.json has {key} {value!r}, outside the folder: copy the "
+                "file there"
+            )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose files name code, lie elsewhere, or are no files.
+
+    Raises:
+        ValueError: with the file's name.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja", ".bin"):
+            regular(path, folder)
+        if path.name in READ:
+            said = read_json(path, folder, finite=False)
+            schema.table({}, rest=schema.plain)(str(path), said)
+            check_code(said, str(path))
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} holds an adapter, not a network: merge it into its network first "
+            "(peft: merge_and_unload), and save that"
+        )
+
+
+def _usual(model_type: Any) -> dict[str, Any]:
+    """The settings that a type of network knows, with their usual values."""
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return {}
+    return CONFIG_MAPPING[model_type]().to_dict()
+
+
+def _like(usual: Any) -> schema.Check:
+    """A check for values of the type of a usual one."""
+    match usual:
+        case bool():
+            return schema.flag
+        case int():
+            return schema.whole(-1, LARGEST)
+        case float():
+            return schema.number()
+        case str():
+            return schema.text
+        case list() | tuple():
+            return schema.listed(schema.plain)
+        case dict():
+            return schema.table({}, rest=schema.plain)
+    return schema.plain

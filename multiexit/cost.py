@@ -5,8 +5,7 @@ Letters: M exits, S stages, B batch rows.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from multiexit.backbones.base import Backbone
 from multiexit.heads import Memory, ask
+from multiexit.modes import quiet
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def count(
     layers, macs, params = [], [], []
     seen: dict[int, int] = {}
     full = 0
-    with quiet(backbone), quiet(heads):
+    with quiet(backbone, heads):
         carry, trunk = _macs(lambda: backbone.start(**inputs))
         staged = {
             id(p) for s in range(backbone.num_stages) for p in backbone.stage_module(s).parameters()
@@ -134,18 +134,6 @@ def _macs(run: Callable[[], Any]) -> tuple[Any, int]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return result, counter.get_total_flops() // 2
-
-
-@contextmanager
-def quiet(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and the modes as they were outside."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _add_parameters(module: nn.Module, seen: dict[int, int]) -> None:

@@ -21,6 +21,7 @@ from multiexit.engine import Engine
 from multiexit.losses import check_labels
 from multiexit.metrics import METRICS
 from multiexit.model import MultiExitModel
+from multiexit.modes import quiet
 from multiexit.outputs import Outputs
 from multiexit.policies import ExitPolicy
 from multiexit.processes import processes
@@ -92,18 +93,14 @@ def collect(
     device = next(model.parameters()).device
     here = (processes().process_index, processes().num_processes) if spread else (0, 1)
     batches, order = loader(on_device(data, device), batch_size, *here)
-    training = model.training
-    model.eval()
-    try:
-        said = []
+    said = []
+    with quiet(model):
         for batch in batches:
             args, inputs, labels_B = unpack(batch)
             found = model.run(move(args, device), move(inputs, device))
             sure_MB = None if found.certainty_MB is None else found.certainty_MB.float().cpu()
             keys_B = row_keys(args, inputs, len(labels_B)) if keys else None
             said.append((found.logits_MBC.float().cpu(), labels_B.cpu(), sure_MB, keys_B))
-    finally:
-        model.train(training)
     if spread and order is not None:
         said, order = gather_object(said), gather_object(order)
     if not said:
@@ -196,17 +193,13 @@ def measured_speedup(
         timed.append((move(args, device), move(inputs, device)))
         if sum(num_rows(*inputs) for inputs in timed) >= rows:
             break
-    training = model.training
-    model.eval()
-    try:
+    with quiet(model):
         engine = Engine(model, policy)
         ours, theirs = paired_times(
             lambda: [engine.predict(*args, **inputs) for args, inputs in timed],
             lambda: [engine.model.full(*args, **inputs) for args, inputs in timed],
             repeats,
         )
-    finally:
-        model.train(training)
     return theirs / ours
 
 

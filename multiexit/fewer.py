@@ -49,7 +49,8 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
     made.policy = None if per_exit else model.policy
     if model.latency is not None:
         made.latency = model.latency.with_exits(kept)
-    return made.train(model.training)
+    made.training, made.heads.training = model.training, model.heads.training
+    return made
 
 
 def exits_that_pay(

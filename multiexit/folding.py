@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from multiexit.cost import quiet
+from multiexit.modes import quiet
 
 if TYPE_CHECKING:
     from multiexit.model import MultiExitModel

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from multiexit import policies
 from multiexit.backbones.base import select
-from multiexit.cost import quiet, wait
+from multiexit.cost import wait
 from multiexit.folding import for_inference
+from multiexit.modes import quiet
 
 if TYPE_CHECKING:
     from multiexit.model import MultiExitModel

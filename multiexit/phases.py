@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from multiexit import policies, topology
 from multiexit.budget import Budget
 from multiexit.config import TrainConfig
-from multiexit.cost import quiet
 from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
+from multiexit.modes import quiet
 from multiexit.recipes import Phase, Recipe
 from multiexit.step import TrainingPass
 
@@ -209,22 +209,6 @@ def shared(model: MultiExitModel) -> set[nn.Parameter]:
     return {
         p for stage in early for p in model.backbone.stage_module(stage).parameters() if p.ndim > 1
     }
-
-
-def train_mode(model: MultiExitModel, phase: Phase) -> None:
-    """Train mode for what the phase trains; parts of which it trains nothing stay in evaluation."""
-    chosen = wanted(model, phase)
-
-    def set_mode(module: nn.Module) -> None:
-        own = set(module.parameters())
-        if own and not own & chosen:
-            module.eval()
-            return
-        module.training = True
-        for child in module.children():
-            set_mode(child)
-
-    set_mode(model)
 
 
 def _who(phase: Phase) -> str:

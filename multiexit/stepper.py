@@ -17,6 +17,7 @@ from multiexit import optim, phases, sharding, topology
 from multiexit.config import TrainConfig
 from multiexit.hypergradient import LookBack, plain_attention
 from multiexit.model import MultiExitModel
+from multiexit.modes import train_mode
 from multiexit.omega import Omega
 from multiexit.recipes import Phase
 from multiexit.step import Losses, Terms, TrainingPass, frozen_statistics
@@ -49,13 +50,11 @@ class Stepper:
     def __init__(
         self, model: MultiExitModel, phase: Phase, config: TrainConfig, accelerator: Accelerator
     ):
-        self._whole = model
         self.model = sharding.shard(model, accelerator) if accelerator.is_fsdp2 else model
         self.phase = phase
         self.config = config
         self.accelerator = accelerator
         device = accelerator.device
-        self._trained_before = [p.requires_grad for p in model.parameters()]
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         made = optim.optimizer(phases.trainable(self.model, phase), config)
@@ -86,7 +85,7 @@ class Stepper:
         turns = phases.factors(self.phase, self._teaches_MM, progress, self._shares_M)
         self._turns = [A_MM.to(self.accelerator.device) for A_MM in turns]
         self.A_MM = self._turns[0]
-        phases.train_mode(self.model, self.phase)
+        train_mode(self.model)
 
     def step(self, micro: list[Any], draw: Callable[[], Any], step: int, steps: int) -> Step:
         """Θ ← Θ − λ1 ∇ (W ∘ A ∘ L_B1).sum(), then what Ω's learner plans.
@@ -239,11 +238,9 @@ class Stepper:
         return self.accelerator.reduce(value, "mean")  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Take accelerate's wrapping off the model; what trained before the phase does again."""
+        """Take accelerate's wrapping off the model."""
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
-        for p, trained in zip(self._whole.parameters(), self._trained_before, strict=True):
-            p.requires_grad_(trained)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a step moves, but for the model; all processes must call it."""

@@ -38,6 +38,7 @@ from multiexit.evaluate import Outputs, collect, exit_scores
 from multiexit.history import History
 from multiexit.journal import Journal
 from multiexit.model import MultiExitModel
+from multiexit.modes import as_found
 from multiexit.processes import processes
 from multiexit.recipes import Phase, Recipe
 from multiexit.step import check_parameters
@@ -186,7 +187,10 @@ class Trainer:
     def _run_phase(self, index: int, data: Rows, dev: Any, run: Any, saved: Any) -> None:
         self.position = Position(phase=index, total=self.position.total)
         phase = self.recipe.phases[index]
-        with closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper:
+        with (
+            as_found(self.model),
+            closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper,
+        ):
             self._run_epochs(stepper, data, dev, run, saved)
             self._share_buffers(stepper.model)
             if self._best is not None or stepper.model is not self.model:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.backbones.base import Backbone, Carry
+from multiexit.modes import quiet
 
 
 class SequentialBackbone(Backbone):
@@ -122,11 +123,9 @@ def _feature_shapes(
     if not stages:
         raise ValueError("a backbone needs at least one stage; got none")
     whole = nn.ModuleList([stem, *stages, *([norm] if norm is not None else [])])
-    modes = [(m, m.training) for m in whole.modules()]
     shapes: list[tuple[int | None, ...]] = []
     try:
-        whole.eval()
-        with torch.no_grad():
+        with torch.no_grad(), quiet(whole):
             x = stem(_like_parameters(example, whole))
             for index, stage in enumerate(stages):
                 x = stage(x)
@@ -139,7 +138,4 @@ def _feature_shapes(
             f"stem and stages don't run as a chain on an input of shape {tuple(example.shape)}: "
             f"{error}. Pass input_shape= if the input should look different, or name other stages."
         ) from error
-    finally:
-        for m, training in modes:
-            m.training = training
     return shapes

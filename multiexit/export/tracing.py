@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multiexit.modes import quiet
+
 ANY = torch.export.Dim.DYNAMIC
 """A dimension of any size."""
 
@@ -21,7 +23,7 @@ def trace(
     """What a module with `forward(*tensors)` computes.
 
     Args:
-        module: in evaluation mode.
+        module: is put into evaluation mode for the while.
         examples: the tensors.
         shapes: of each, which dimensions are `ANY`.
         inputs, outputs: their names in the graph.
@@ -29,11 +31,11 @@ def trace(
     Raises:
         Exception: of many kinds, where the module's code can't be traced.
     """
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), quiet(module):
         warnings.simplefilter("ignore")
         # Strict: else `len` of a tensor fixes the size of the batch.
         program = torch.export.export(
-            module.eval(), tuple(examples), dynamic_shapes=(tuple(shapes),), strict=True
+            module, tuple(examples), dynamic_shapes=(tuple(shapes),), strict=True
         )
         made = torch.onnx.export(
             program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False

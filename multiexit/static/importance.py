@@ -15,6 +15,7 @@ from multiexit import losses
 from multiexit.backbones.attention import Attention, attentions, head_width
 from multiexit.data.batches import loader, move, unpack
 from multiexit.model import MultiExitModel
+from multiexit.modes import quiet
 from multiexit.static.layers import check_encoder
 
 
@@ -52,9 +53,8 @@ def head_importance(
     there = attentions(backbone)
     device = next(model.parameters()).device
     sums = [torch.zeros(each.heads(head_width(backbone)), device=device) for each in there]
-    rows, training = 0, model.training
-    model.eval()
-    try:
+    rows = 0
+    with quiet(model):
         for batch in loader(data, batch_size)[0]:
             args, inputs, labels_B = unpack(batch)
             labels_B = labels_B.to(device)
@@ -66,8 +66,6 @@ def head_importance(
             for (index, _), slope_B1A1 in zip(order, slopes, strict=True):
                 sums[index] += slope_B1A1.float().abs().sum(0).flatten()
             rows += len(labels_B)
-    finally:
-        model.train(training)
     if rows == 0:
         raise ValueError("no rows to measure the heads' importance on: the data set is empty")
     found = [total_A / rows for total_A in sums]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from multiexit import coefficients, heads
 from multiexit.coefficients import check_share
 from multiexit.model import MultiExitModel
+from multiexit.modes import quiet
 from multiexit.policies import FixedExit
 from multiexit.recipes import Phase, Recipe, Seen
 from multiexit.static.layers import check_depth
@@ -110,13 +111,13 @@ def teacher_layers(depth: int, layers: int, pattern: str = "skip") -> list[int]:
 @torch.no_grad()
 def _ask(teacher: MultiExitModel, seen: Seen, taught: list[int]) -> tuple[Tensor, Tensor]:
     """The teacher's last logits [B, C] and its first token's states [B, n − 1, H]."""
-    teacher.to(seen.logits_MBC.device).eval()
-    carry, states = teacher.backbone.start(*seen.args, **seen.inputs), []
-    feature: Any = None
-    for stage in range(teacher.exits[-1] + 1):
-        carry, feature = teacher.backbone.stage(carry, stage)
-        states.append(feature[:, 0].float())
-    logits_BC, _ = heads.ask(teacher.heads[-1], feature, carry.get("valid_BT"), {})
+    with quiet(teacher.to(seen.logits_MBC.device)):
+        carry, states = teacher.backbone.start(*seen.args, **seen.inputs), []
+        feature: Any = None
+        for stage in range(teacher.exits[-1] + 1):
+            carry, feature = teacher.backbone.stage(carry, stage)
+            states.append(feature[:, 0].float())
+        logits_BC, _ = heads.ask(teacher.heads[-1], feature, carry.get("valid_BT"), {})
     answers_BC = logits_BC.float() / teacher.temperature_M[-1]
     return answers_BC, torch.stack([states[layer] for layer in taught], 1)
 

@@ -42,7 +42,9 @@ def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> Mult
     made.heads[0].load_state_dict(last.state_dict())
     made.temperature_M.copy_(model.temperature_M[-1:])
     made.preprocessing = dict(model.preprocessing)
-    return made.train(model.training)
+    made.training = model.training
+    made.heads.train(last.training)
+    return made
 
 
 def fine_tune() -> Recipe:

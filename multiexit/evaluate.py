@@ -4,7 +4,7 @@ Letters: M exits, N rows of the set, C classes.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -119,6 +119,8 @@ def collect(
         outputs = outputs.take(torch.tensor([place[row] for row in range(len(place))]))
     _check_finite(outputs.logits_MBC)
     check_labels(outputs.labels_B, model.num_classes, "the data set")
+    if model.num_classes > 1:  # booleans and short integers too
+        return replace(outputs, labels_B=outputs.labels_B.long())
     return outputs
 
 

@@ -99,14 +99,16 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
     On a GPU only their type is looked at, so that it is not waited for.
 
     Args:
-        labels: [N], integers in 0..num_classes-1; with `num_classes=1` (regression) finite floats.
+        labels: [N], integers in 0..num_classes-1 or, of two classes, booleans; with
+            `num_classes=1` (regression) finite floats.
         num_classes: how many classes there are, 1 for regression.
         where: what to call the data in the message, such as `"train"` or a file.
 
     Raises:
         ValueError: names the first bad value, its row, and what is allowed.
     """
-    if labels.device.type == "cpu" and labels.dtype != torch.bool:
+    looked_at = labels.device.type == "cpu" and labels.dtype != torch.bool
+    if looked_at and not labels.is_complex():
         if num_classes == 1:
             good_N, allowed = labels.isfinite(), "finite scores"
         else:
@@ -118,7 +120,7 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
                 f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
                 f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
             )
-    whole = labels.dtype in (torch.int64, torch.int32)
+    whole = not (labels.is_floating_point() or labels.is_complex())
     if not (labels.is_floating_point() if num_classes == 1 else whole):
         wanted = "float32 for regression" if num_classes == 1 else "int64 for classes"
         raise ValueError(f"{where}: labels are {labels.dtype}; they must be {wanted}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multiexit import cost, gradients, heads, saving, walk
+from multiexit import classes, cost, gradients, heads, saving, walk
 from multiexit.backbones import Backbone, Carry
 from multiexit.gradients import Branch
 from multiexit.latency import Latency
@@ -59,10 +59,12 @@ class MultiExitModel(nn.Module):
         head: see `multiexit.heads.build`; None is the backbone's own choice, a shared pooler +
             linear for text, linear elsewhere.
         pool: `"first"` or `"mean"`; None is the backbone's own choice.
-        labels: the classes' names.
+        labels: the classes' names: a list, array or series in the order of their numbers, or a
+            mapping such as `id2label` or `label2id`.
 
     Raises:
-        ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit.
+        ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit;
+            names that are no list of C different ones.
 
     Attributes:
         exits: the stage of each exit.
@@ -79,7 +81,7 @@ class MultiExitModel(nn.Module):
         exits: Exits = "all",
         head: str | heads.Factory | None = None,
         pool: str | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[Any] | Mapping[Any, Any] | None = None,
     ):
         super().__init__()
         if not isinstance(backbone, Backbone):
@@ -87,12 +89,9 @@ class MultiExitModel(nn.Module):
                 f"a MultiExitModel takes a Backbone, got {type(backbone).__name__}: "
                 "call multiexit.wrap(…) on it first"
             )
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes must be a whole number from 1, got {num_classes!r}")
-        if labels is not None and len(labels) != num_classes:
-            raise ValueError(f"{len(labels)} label names for {num_classes} classes: {list(labels)}")
         self.backbone = backbone
-        self.num_classes = num_classes
+        self.num_classes = num_classes = classes.count(num_classes)
+        self.labels = classes.names(labels, num_classes)
         self.exits = resolve_exits(exits, backbone)
         self.head = backbone.head if head is None else head
         self.pool = backbone.pool if pool is None else pool
@@ -102,7 +101,6 @@ class MultiExitModel(nn.Module):
         if trunk is not None:
             self.to(trunk.device)
             self.heads.to(trunk.device, trunk.dtype)
-        self.labels = None if labels is None else list(labels)
         self.policy: ExitPolicy | None = None
         self.latency: Latency | None = None
         self.preprocessing: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,33 @@ def tokenizer(name: str | Path) -> Any:
 
 
 def lines(files: list[str] | None) -> Iterator[str]:
-    """The lines of text files, or of stdin."""
+    """The lines of UTF-8 text files, or of stdin, whatever the locale and the ends of lines are.
+
+    Raises:
+        ValueError: bytes that are no UTF-8, named by file and line.
+    """
     if not files or files == ["-"]:
-        yield from (line.rstrip("\n") for line in sys.stdin)
+        if sys.stdin is None:
+            raise ValueError("stdin is closed: name a file of lines")
+        # What stands in for stdin may have text alone.
+        yield from _decoded(
+            getattr(sys.stdin, "buffer", None) or map(str.encode, sys.stdin), "stdin"
+        )
         return
     for name in files:
+        with Path(name).open("rb") as file:
+            yield from _decoded(file, name)
+
+
+def _decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
         try:
-            with Path(name).open(encoding="utf-8-sig") as file:
-                yield from (line.rstrip("\n") for line in file)
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is no UTF-8 text: {error}") from error
+            raise ValueError(
+                f"{name} is no UTF-8 text: byte 0x{line[error.start]:02x} in line {number}"
+            ) from error
+        yield from text.removesuffix("\n").removesuffix("\r").split("\r")
 
 
 def exits(text: str) -> Any:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from multiexit.data.glue_files import folder_source, hub_source
 from multiexit.data.glue_tasks import TASKS, Task, find_task
 from multiexit.data.text import TextDataset
@@ -67,8 +69,8 @@ def load(
         read = folder_source(spec, Path(data_dir).expanduser())
 
     def split(name: str) -> TextDataset:
-        texts, pairs, labels = read(name)
-        return TextDataset.from_texts(tokenizer, texts, pairs, labels, max_length)
+        texts, pairs, labels = read(name)  # those that are kept secret are -1 or NaN
+        return TextDataset.from_texts(tokenizer, texts, pairs, torch.tensor(labels), max_length)
 
     def split_if_there(name: str) -> TextDataset | None:
         try:

@@ -6,7 +6,7 @@ Letters: N rows of the split, B batch rows, C channels, H height, W width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
+from multiexit.data import given
 from multiexit.data.batches import move
 from multiexit.data.splits import row_numbers
 
@@ -33,7 +34,7 @@ class ImageDataset(Dataset[Batch]):
 
     Args:
         images: uint8 [N, C, H, W].
-        labels: int64 [N].
+        labels: [N] classes: a tensor, list, array or series with any index.
         mean: per channel, of pixels in 0..1; subtracted.
         std: per channel; divided by.
         augment: whether to crop and mirror.
@@ -48,7 +49,7 @@ class ImageDataset(Dataset[Batch]):
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | Iterable[int],
         mean: Sequence[float],
         std: Sequence[float],
         augment: bool = False,
@@ -58,6 +59,7 @@ class ImageDataset(Dataset[Batch]):
             raise ValueError(
                 f"images must be uint8 [N, C, H, W], got {images.dtype} of {tuple(images.shape)}"
             )
+        labels = given.numbers(labels).to(images.device)
         if labels.shape != images.shape[:1]:
             raise ValueError(f"{len(images)} images need as many labels, got {tuple(labels.shape)}")
         if not len(mean) == len(std) == images.shape[1] or min(std) <= 0:

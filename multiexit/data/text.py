@@ -5,7 +5,7 @@ Letters: N rows of the split, B batch rows, T tokens of the longest row in a bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from multiexit.data import given
 from multiexit.data.splits import row_numbers
 from multiexit.data.token_cache import kept
 
@@ -62,35 +63,34 @@ class TextDataset(Dataset[dict[str, Tensor]]):
     def from_texts(
         cls,
         tokenizer: PreTrainedTokenizerBase,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None = None,
-        labels: Sequence[float] | Tensor | None = None,
+        texts: Iterable[str],
+        pairs: Iterable[str] | None = None,
+        labels: Iterable[float] | Tensor | None = None,
         max_length: int = 128,
     ) -> TextDataset:
         """Tokenise texts, or pairs of texts; the tokens of large sets are kept on disk.
 
         Args:
             tokenizer: any tokenizer of transformers that has a padding token.
-            texts: N texts.
+            texts: N texts, in a list, an array or a series with any index.
             pairs: N second texts, where the task has two.
-            labels: N classes (whole numbers) or scores (floats); -1 everywhere if not given.
+            labels: N classes (whole numbers, booleans) or scores (floats); -1 everywhere if not
+                given.
             max_length: rows are cut to this many tokens, special tokens included; of a pair, the
                 longer text first.
 
         Raises:
-            ValueError: lists of unequal length, an entry that isn't a string, a tokenizer without
-                a padding token, or a `max_length` that doesn't suit it.
+            ValueError: lists of unequal length, a text that isn't a string, holds half a character
+                or makes no token, a label that is no number, a tokenizer without a padding token,
+                or a `max_length` that doesn't suit it.
         """
-        _check_strings(texts, "texts")
+        texts = given.strings(texts)
         if pairs is not None:
-            _check_strings(pairs, "pairs")
+            pairs = given.strings(pairs, "pairs")
             _check_count(len(pairs), len(texts), "pairs")
         _check_tokenizer(tokenizer, max_length, pairs is not None)
-        values = torch.as_tensor([-1] * len(texts) if labels is None else labels)
-        if values.ndim != 1:
-            raise ValueError(f"labels must be one number a text, got shape {tuple(values.shape)}")
+        values = given.numbers([-1] * len(texts) if labels is None else labels)
         _check_count(len(values), len(texts), "labels")
-        values = values.to(torch.float32 if values.is_floating_point() else torch.int64)
         fields = kept(
             tokenizer,
             texts,
@@ -99,6 +99,12 @@ class TextDataset(Dataset[dict[str, Tensor]]):
             lambda: _tokenise(tokenizer, texts, pairs, max_length),
         )
         lengths = fields.pop("lengths").tolist()
+        if 0 in lengths:
+            row = lengths.index(0)
+            raise ValueError(
+                f"texts[{row}] is {texts[row]!r}, of which this {type(tokenizer).__name__} makes "
+                "no tokens: leave it out"
+            )
         return cls(tokenizer, fields, lengths, values)
 
     def __len__(self) -> int:
@@ -173,14 +179,6 @@ def _tokenise(
             parts.setdefault(name, []).append(flat)
     fields = {name: torch.cat(flats) for name, flats in parts.items()}
     return {**fields, "lengths": torch.tensor(lengths)}
-
-
-def _check_strings(texts: Sequence[str], name: str) -> None:
-    if isinstance(texts, str):
-        raise ValueError(f"{name} is one string; give a list of strings, such as [{texts!r}]")
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"{name}[{row}] is {text!r}; every entry must be a string")
 
 
 def _check_count(found: int, wanted: int, name: str) -> None:

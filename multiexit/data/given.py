@@ -1,0 +1,96 @@
+"""Texts and labels as users have them, in lists, arrays or series, as what a split keeps.
+
+Letters: N rows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiexit.classes import missing
+
+
+def numbers(labels: Any, name: str = "labels") -> Tensor:
+    """Labels as a tensor [N]: whole numbers and booleans as int64, with fractions as float32.
+
+    Args:
+        labels: a list, array, or series with any index; of a tensor only the shape is looked at.
+        name: what to call them in a message.
+
+    Raises:
+        ValueError: a string, a gap, or anything else that is no finite number, named by its row.
+    """
+    if isinstance(labels, Tensor) and not labels.is_complex():  # gaps are found where they matter
+        _check_flat(labels, name, "number")
+        return labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
+    listed = _rows(labels, name, "number")
+    for row, value in enumerate(listed):
+        if missing(value):
+            raise ValueError(f"{name}[{row}] is missing: every row needs a label")
+        if isinstance(value, str | bytes):
+            raise ValueError(
+                f"{name}[{row}] is {value!r}: give class numbers from 0, such as "
+                f"[classes.index(label) for label in {name}], or scores"
+            )
+        if isinstance(value, Sequence):
+            raise ValueError(
+                f"{name} must be one number a text, got shape {(len(listed), len(value))}"
+            )
+        if not isinstance(value, Real) or value in (float("inf"), float("-inf")):
+            raise ValueError(f"{name}[{row}] is {value!r}; a label is a finite number")
+        if isinstance(value, Integral) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name}[{row}] is {value!r}, more than 64 bits hold")
+    whole = all(isinstance(value, Integral) for value in listed)
+    return torch.tensor(listed, dtype=torch.int64 if whole else torch.float32)
+
+
+def strings(texts: Any, name: str = "texts") -> list[str]:
+    """Texts as a list of strings that a tokenizer can read.
+
+    Args:
+        texts: a list, array, or series with any index.
+        name: what to call them in a message.
+
+    Raises:
+        ValueError: one string alone, or an entry that is none or holds half a character, named by
+            its row.
+    """
+    if isinstance(texts, str):
+        raise ValueError(f"{name} is one string; give a list of strings, such as [{texts!r}]")
+    listed = _rows(texts, name, "string")
+    for row, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{row}] is {text!r}; every entry must be a string")
+        if not text.isascii() and (half := _half(text)):
+            raise ValueError(
+                f"{name}[{row}] holds {half!r}, half a character (a lone surrogate): mend it, or "
+                "put U+FFFD in its place"
+            )
+    return [str.__str__(text) for text in listed]
+
+
+def _rows(values: Any, name: str, what: str) -> list[Any]:
+    if isinstance(values, Mapping | Set | str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(
+            f"{name} must be a list of {what}s, one a row, got {type(values).__name__}"
+        )
+    _check_flat(values, name, what)
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    return [value.item() if isinstance(value, Tensor) else value for value in listed]
+
+
+def _check_flat(values: Any, name: str, what: str) -> None:
+    if len(shape := getattr(values, "shape", (1,))) != 1:
+        raise ValueError(f"{name} must be one {what} a text, got shape {tuple(shape)}")
+
+
+def _half(text: str) -> str | None:
+    """The first lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None

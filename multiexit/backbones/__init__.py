@@ -1,16 +1,16 @@
 """Backbones: anything becomes a start and a list of stages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import singledispatch
 from typing import Any
 
-import torch
 from torch import nn
 
 from multiexit.backbones import specs
 from multiexit.backbones.base import Backbone, Carry, select
 from multiexit.backbones.resnet import DEPTHS, cifar_resnet
-from multiexit.backbones.sequential import SequentialBackbone, guess_example, split
+from multiexit.backbones.running import check_weights
+from multiexit.backbones.sequential import SequentialBackbone, of_parts
 
 __all__ = [
     "Backbone",
@@ -37,6 +37,7 @@ def wrap(
     stages: Sequence[str | nn.Module] = (),
     stem: Sequence[str | nn.Module] = (),
     input_shape: tuple[int, ...] | None = None,
+    layout: str | Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Backbone:
     """Cut a network into stages, each of which may have an exit.
@@ -52,13 +53,16 @@ def wrap(
         stem: the names (or modules) that run before them.
         input_shape: shape of one input row, for modules that don't say it or are used at another
             size than theirs, e.g. `(3, 32, 32)`.
+        layout: what the dimensions of the features are, where it can't be told: one of
+            `multiexit.backbones.layouts.LAYOUTS` for all stages, or one for each.
         kwargs: for names only, passed to the library that makes the model (`pretrained=True`).
 
     Returns:
         A `Backbone`. The module's parameters are shared with it, not copied.
 
     Raises:
-        ValueError: what can't be wrapped, with what would work.
+        ValueError: what can't be wrapped, with what would work; parts that, one after another,
+            aren't what the module's own forward computes, with the first that differs.
 
     To teach it a class of your own:
         `@multiexit.wrap.register(YourClass)` on a function that returns a `Backbone`.
@@ -109,25 +113,32 @@ def _(
     stages: Sequence[str | nn.Module] = (),
     stem: Sequence[str | nn.Module] = (),
     input_shape: tuple[int, ...] | None = None,
+    layout: str | Sequence[str] | None = None,
 ) -> Backbone:
-    if isinstance(stages, str) or isinstance(stem, str):
-        raise ValueError(f"stages and stem are lists of names, got {stages or stem!r}")
+    stages, stem = _listed(stages, "stages"), _listed(stem, "stem")
+    check_weights(module)
     if stem and not stages:
         raise ValueError("a stem without stages: name the stages too, stages=['…', …]")
-    if stages:
-        first, parts = split(module, stages, stem)
-    elif adapter := _library_adapter(module):
+    adapter = None if stages else _library_adapter(module)
+    if adapter:
+        given = {"input_shape": input_shape, "layout": layout}
+        options = {name: value for name, value in given.items() if value is not None}
         try:
-            return adapter(module, **({"input_shape": input_shape} if input_shape else {}))
+            return adapter(module, **options)
         except TypeError as error:
-            raise ValueError(f"{type(module).__name__} takes no input_shape: {error}") from error
-    elif isinstance(module, nn.Sequential):
-        first, parts = nn.Identity(), list(module)
-    else:
-        raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_HELP}")
-    whole = nn.ModuleList([first, *parts])
-    example = guess_example(whole) if input_shape is None else torch.zeros(1, *input_shape)
-    return SequentialBackbone(first, parts, example)
+            raise ValueError(f"{type(module).__name__} takes no {[*options]}: {error}") from error
+    if stages:
+        return of_parts(module, stages, stem, input_shape, layout)
+    if isinstance(module, nn.Sequential):
+        return of_parts(module, list(module), [], input_shape, layout)
+    raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_HELP}")
+
+
+def _listed(parts: Any, what: str) -> list[str | nn.Module]:
+    """Parts as a list, from anything that can be gone through once."""
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        raise ValueError(f"stages and stem are lists of names, got {what}={parts!r:.80}")
+    return list(parts)
 
 
 def _library_adapter(module: nn.Module) -> Callable[..., Backbone] | None:

@@ -3,13 +3,18 @@
 Letters: B batch rows, C channels, H width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from multiexit.backbones import layouts
 from multiexit.backbones.base import Backbone, Carry
+from multiexit.backbones.infer_layout import Chain, infer
+from multiexit.backbones.running import like_parameters
+from multiexit.backbones.verify import check_parts, check_rows, named
 from multiexit.modes import quiet
 
 
@@ -23,9 +28,11 @@ class SequentialBackbone(Backbone):
         norm: applied to each feature but not to what flows on (a pre-norm ViT's final norm).
         pool: how a linear head pools: `"mean"`, or `"first"` for a class token.
         spec, classifier: as in `Backbone`.
+        layout: what the features' dimensions are, one of `multiexit.backbones.layouts.LAYOUTS` for
+            all stages whose rank it has, or one for each stage; None where the layers tell it.
 
     Raises:
-        ValueError: no stages, or the chain can't run the example.
+        ValueError: no stages, the chain can't run the example, or a layout that can't be told.
     """
 
     def __init__(
@@ -37,12 +44,14 @@ class SequentialBackbone(Backbone):
         pool: str = "mean",
         spec: dict[str, Any] | None = None,
         classifier: nn.Linear | None = None,
+        layout: str | Sequence[str] | None = None,
     ):
-        shapes = _feature_shapes(stem, stages, example, norm)
-        super().__init__(shapes, pool=pool, spec=spec, classifier=classifier)
+        norm = nn.Identity() if norm is None else norm
+        shapes, layouts = _shapes_and_layouts(Chain(stem, stages, norm), example, layout)
+        super().__init__(shapes, pool=pool, spec=spec, classifier=classifier, layouts=layouts)
         self.stem = stem
         self.stages = nn.ModuleList(stages)
-        self.norm = nn.Identity() if norm is None else norm
+        self.norm = norm
         self._example = example
 
     def start(self, x: Tensor) -> Carry:
@@ -56,21 +65,48 @@ class SequentialBackbone(Backbone):
         return self.stages[index]
 
     def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:
-        example = _like_parameters(self._example, self)
+        example = like_parameters(self._example, self)
         return {"x": example.expand(batch, *example.shape[1:])}
 
 
-def split(
-    module: nn.Module, stages: Sequence[str | nn.Module], stem: Sequence[str | nn.Module] = ()
-) -> tuple[nn.Sequential, list[nn.Module]]:
-    """Look up a stem and stages in a module by name, e.g. `stem=["conv1"], stages=["layer1.0"]`.
+def of_parts(
+    module: nn.Module,
+    stages: Sequence[str | nn.Module],
+    stem: Sequence[str | nn.Module],
+    input_shape: Sequence[int] | None,
+    layout: str | Sequence[str] | None,
+) -> SequentialBackbone:
+    """A module's parts as a chain, if that is what the module's own forward runs.
 
     Raises:
-        ValueError: a name that the module lacks; the message lists the names at that level.
+        ValueError: a name that the module lacks, with the names at that level; parts that aren't
+            run one after another; a network that mixes the rows of a batch.
     """
-    return nn.Sequential(*(_find(module, part) for part in stem)), [
-        _find(module, part) for part in stages
-    ]
+    before, parts = [_find(module, part) for part in stem], [_find(module, p) for p in stages]
+    whole = nn.ModuleList([*before, *parts])
+    example = guess_example(whole) if input_shape is None else torch.zeros(1, *sizes(input_shape))
+    made = SequentialBackbone(nn.Sequential(*before), parts, example, layout=layout)
+    names = named(module, [*stem, *stages])
+    if type(module).forward is not nn.Sequential.forward or parts != list(module.children()):
+        check_parts(module, list(zip(names, whole, strict=True)), example)
+    check_rows(made.features, made, example)
+    return made
+
+
+def sizes(input_shape: Sequence[int]) -> list[int]:
+    """The sizes of one input row.
+
+    Raises:
+        ValueError: anything but whole numbers from 1.
+    """
+    given = list(input_shape) if isinstance(input_shape, Iterable) else [input_shape]
+    whole = [isinstance(size, Integral) and not isinstance(size, bool) for size in given]
+    if not given or not all(whole) or min(given) < 1 or not isinstance(input_shape, Iterable):
+        raise ValueError(
+            "input_shape is the shape of one input row, whole numbers from 1 such as (3, 32, 32); "
+            f"got {input_shape!r}"
+        )
+    return [int(size) for size in given]
 
 
 def guess_example(module: nn.Module) -> Tensor:
@@ -93,17 +129,11 @@ def guess_example(module: nn.Module) -> Tensor:
     )
 
 
-def _like_parameters(example: Tensor, module: nn.Module) -> Tensor:
-    """On the module's device; numbers (not tokens) in its precision."""
-    p = next(module.parameters(), None)
-    if p is None:
-        return example
-    return example.to(p.device, p.dtype if example.is_floating_point() else example.dtype)
-
-
 def _find(module: nn.Module, part: str | nn.Module) -> nn.Module:
     if isinstance(part, nn.Module):
         return part
+    if not isinstance(part, str):
+        raise ValueError(f"stages and stem are lists of names or modules, got {part!r}")
     try:
         return module.get_submodule(part)
     except AttributeError as error:
@@ -117,25 +147,17 @@ def _find(module: nn.Module, part: str | nn.Module) -> nn.Module:
         ) from error
 
 
-def _feature_shapes(
-    stem: nn.Module, stages: Sequence[nn.Module], example: Tensor, norm: nn.Module | None
-) -> list[tuple[int | None, ...]]:
-    if not stages:
+def _shapes_and_layouts(
+    chain: Chain, example: Tensor, layout: str | Sequence[str] | None
+) -> tuple[list[tuple[int | None, ...]], list[str]]:
+    if not chain.stages:
         raise ValueError("a backbone needs at least one stage; got none")
-    whole = nn.ModuleList([stem, *stages, *([norm] if norm is not None else [])])
-    shapes: list[tuple[int | None, ...]] = []
-    try:
-        with torch.no_grad(), quiet(whole):
-            x = stem(_like_parameters(example, whole))
-            for index, stage in enumerate(stages):
-                x = stage(x)
-                if not isinstance(x, Tensor) or x.ndim < 2:
-                    raise ValueError(f"stage {index} gives no [B, …] tensor but {type(x).__name__}")
-                shape = tuple((x if norm is None else norm(x)).shape[1:])
-                shapes.append((None, shape[1]) if len(shape) == 2 else shape)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"stem and stages don't run as a chain on an input of shape {tuple(example.shape)}: "
-            f"{error}. Pass input_shape= if the input should look different, or name other stages."
-        ) from error
-    return shapes
+    for name in [layout] if isinstance(layout, str) else layout or ():
+        layouts.check(name)
+    whole = nn.ModuleList([chain.stem, *chain.stages, chain.norm])
+    with quiet(whole), torch.no_grad():
+        shapes, found = infer(chain, like_parameters(example, whole), layout)
+    return [
+        (None, shape[1]) if name == "tokens" else shape
+        for shape, name in zip(shapes, found, strict=True)
+    ], found

@@ -1,0 +1,40 @@
+"""What a network is tried on: an example, or random rows like it, on its device and in its type."""
+
+import torch
+from torch import Tensor, nn
+
+
+def like_parameters(example: Tensor, module: nn.Module) -> Tensor:
+    """On the module's device; numbers (not tokens) in its precision."""
+    p = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if p is None:
+        return example
+    return example.to(p.device, p.dtype if example.is_floating_point() else example.dtype)
+
+
+def random_rows(example: Tensor, module: nn.Module, rows: int) -> Tensor:
+    """Rows like one example row, of which none is like another: noise, or tokens it knows."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, *example.shape[1:])
+    if example.is_floating_point():
+        return like_parameters(torch.randn(shape, generator=generator), module)
+    tables = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
+    below = tables[0] if tables else int(example.max()) + 1
+    drawn = torch.randint(below, shape, generator=generator).to(example.dtype)
+    return like_parameters(drawn, module)
+
+
+def check_weights(module: nn.Module) -> None:
+    """Refuse a network without values: on the meta device, or of lazy layers.
+
+    Raises:
+        ValueError: names a parameter.
+    """
+    for name, p in module.named_parameters():
+        if nn.parameter.is_lazy(p):
+            raise ValueError(f"{name!r} has no shape yet: run the network once before wrapping it")
+        if p.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device and has no values: load the network's weights "
+                "before wrapping it"
+            )

@@ -1,0 +1,242 @@
+"""Whether a chain of parts computes what the network's own forward does.
+
+What a forward does between its parts (functional pools, residual sums, permutations, parameters
+that belong to no part) can't be seen in the parts: it is found by running both.
+
+Letters: B batch rows.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.backbones.running import random_rows
+from multiexit.modes import as_found, quiet
+
+Part = tuple[str, nn.Module]
+
+
+class _Call(NamedTuple):
+    """One call of a part: which it was, what it read and what it gave, as they were then."""
+
+    part: nn.Module
+    given: Any
+    made: Any
+    node: Any  # of the graph for gradients
+
+
+def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> None:
+    """Refuse parts that, run one after another, aren't what the module's own forward runs.
+
+    Each part's input and output in the module's own forward are compared with those in the chain,
+    in evaluation mode, on random rows, for two batch sizes.
+
+    Args:
+        module: the network.
+        parts: names and modules, in the order of the chain; the stem's come first.
+        example: one input row.
+
+    Raises:
+        ValueError: names the first part where they differ and by how much; parameters that the
+            forward uses before the last part, outside of all parts; dropout left out there.
+    """
+    if not _has_forward(module):
+        return
+    with quiet(module):
+        for rows in (2, 1):
+            x = random_rows(example, module, rows)
+            calls = _own_calls(module, parts, x)
+            with torch.no_grad():
+                _compare(module, parts, calls, x)
+        _check_rest(module, parts, random_rows(example, module, 2))
+
+
+def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, example: Tensor):
+    """Refuse a network in which a row's features depend on the other rows of its batch.
+
+    Raises:
+        ValueError: names the first stage where they do.
+    """
+    x = random_rows(example, module, 3)
+    with quiet(module), torch.no_grad():
+        together, alone = features(x), features(x[1:2])
+    for stage, (all_rows, one) in enumerate(zip(together, alone, strict=True)):
+        gap = _gap(all_rows[1:2], one, 1e-2 if one.element_size() < 4 else 1e-3)
+        if gap:
+            raise ValueError(
+                f"stage {stage}: a row's feature depends on the other rows of its batch ({gap}); "
+                "exits need each row to be worked out by itself: is the batch the first dimension "
+                "everywhere (batch_first=True)?"
+            )
+
+
+def check_same(theirs: Tensor, ours: Tensor, what: str) -> None:
+    """Refuse a staged network whose last answer isn't the library's own."""
+    gap = _gap(ours, theirs)
+    if gap:
+        raise ValueError(f"{what} isn't that of the network's own forward: {gap}")
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
+
+
+def _own_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_Call]:
+    """All calls of the parts in one run of the module's own forward."""
+    calls: list[_Call] = []
+    given: dict[int, list[Any]] = {}
+
+    def before(part: nn.Module, args: Any, kwargs: Any) -> None:
+        given.setdefault(id(part), []).append(_kept(args[0]) if args else None)
+
+    def after(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        node = output.grad_fn if isinstance(output, Tensor) else None
+        calls.append(_Call(part, given[id(part)].pop(), _kept(output), node))
+
+    hooks = []
+    for part in {id(part): part for _, part in parts}.values():
+        hooks.append(part.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(part.register_forward_hook(after, with_kwargs=True))
+    try:
+        _run(module, x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else None
+
+
+def _run(module: nn.Module, x: Tensor) -> Any:
+    try:
+        return module(x)
+    except Exception as error:  # whatever a network says to an input that it doesn't take
+        raise ValueError(
+            f"{type(module).__name__} doesn't run on an input of shape {tuple(x.shape)}, so it "
+            f"can't be compared with its parts: {error}. Pass input_shape=, the shape of one row "
+            "that it takes; a network that takes more than one tensor needs an adapter of its own"
+        ) from error
+
+
+def _compare(module: nn.Module, parts: Sequence[Part], calls: Sequence[_Call], x: Tensor) -> None:
+    position, before = 0, "the network's input"
+    own = type(module).__name__
+    for name, part in parts:
+        later = [i for i in range(position, len(calls)) if calls[i].part is part]
+        if not later:
+            ran = any(call.part is part for call in calls)
+            raise ValueError(
+                f"{own}'s forward runs {name!r} before {before}: name the parts in the order in "
+                "which they run"
+                if ran
+                else f"{own}'s forward doesn't run {name!r} after {before}, so it is no part of it"
+            )
+        call = calls[later[0]]
+        position = later[0] + 1
+        gap = _gap(x, call.given)
+        if gap:
+            raise ValueError(
+                f"{own}'s forward doesn't hand {before} on to {name!r} as it is: {gap}. Something "
+                "is done between them (a function, a sum, a permutation, a part that isn't named): "
+                "name a module that does it, in stem= or stages=, or write an adapter"
+            )
+        made = part(x.clone())
+        gap = _gap(made, call.made)
+        if gap:
+            raise ValueError(
+                f"{name!r} gives something else by itself than in {own}'s forward: {gap}. Is it "
+                "called there with more than one tensor? Then write an adapter"
+            )
+        x, before = made, f"{name!r}"
+
+
+def _gap(ours: Any, theirs: Any, tolerance: float | None = None) -> str:
+    """How two tensors differ, in words; nothing where they are equal up to rounding."""
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+        return "" if ours is theirs else "one is no tensor"
+    if ours.shape != theirs.shape:
+        return f"shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
+    if not ours.is_floating_point():
+        return "" if torch.equal(ours, theirs) else "other values"
+    largest = (ours - theirs).abs().max().item() if ours.numel() else 0.0
+    size = theirs.abs().max().item() if ours.numel() else 0.0
+    limit = 8 * torch.finfo(ours.dtype).eps if tolerance is None else tolerance
+    return "" if largest <= limit * size else f"largest difference {largest:.3g} of {size:.3g}"
+
+
+def _check_rest(module: nn.Module, parts: Sequence[Part], x: Tensor) -> None:
+    """Refuse parameters, and modules that act in training only, used outside of all parts."""
+    inside = {id(m) for _, part in parts for m in part.modules()}
+    held = {id(p) for _, part in parts for p in part.parameters()}
+    left_out: list[str] = []
+    ended: list[bool] = []
+
+    def note(name: str) -> None:
+        if not ended:
+            left_out.append(name)
+
+    hooks = [
+        m.register_forward_hook(lambda *_, name=name: note(name))
+        for name, m in module.named_modules()
+        if id(m) not in inside and _acts_in_training(m)
+    ]
+    last = parts[-1][1]
+    hooks.append(last.register_forward_hook(lambda *_: ended.append(True)))
+    try:
+        with as_found(module), torch.enable_grad():
+            for p in module.parameters():
+                p.requires_grad_(p.is_floating_point())
+            calls = _own_calls(module, parts, x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    final = [call for call in calls if call.part is last][-1]
+    used = _variables(final.node)
+    outside = [n for n, p in module.named_parameters() if id(p) in used and id(p) not in held]
+    if outside:
+        raise ValueError(
+            f"{type(module).__name__}'s forward uses {outside[:5]} before the end of "
+            f"{parts[-1][0]!r}, and no part named in stem= or stages= has them: name the modules "
+            "that do, or write an adapter"
+        )
+    if left_out:
+        raise ValueError(
+            f"{type(module).__name__}'s forward runs {left_out[:5]}, which act in training, before "
+            f"the end of {parts[-1][0]!r}: name them too, in stem= or stages="
+        )
+
+
+def _acts_in_training(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.track_running_stats
+    return bool(getattr(module, "drop_prob", 0)) and not list(module.children())
+
+
+def _variables(node: Any) -> set[int]:
+    """Ids of the parameters that a node of the graph for gradients comes from."""
+    found, seen = set(), set()
+    queue: list[Any] = [node]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        queue += [following for following, _ in node.next_functions]
+    return found
+
+
+def named(module: nn.Module, parts: Iterable[str | nn.Module]) -> list[str]:
+    """What to call parts in messages: their names in the module, or their classes."""
+    known = {id(m): name for name, m in module.named_modules(remove_duplicate=False)}
+    return [
+        part if isinstance(part, str) else known.get(id(part), type(part).__name__)
+        for part in parts
+    ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from multiexit.metrics import METRICS
+from multiexit.metrics import METRICS, Metric
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class TrainConfig:
             computes them again: less memory for about a forward pass more.
         seed: of everything: weights of new heads are the caller's, order and dropout are here.
         early_stopping: stop after so many epochs whose mean over exits is no better; None never.
-        metric: a name in `multiexit.metrics.METRICS`; None is accuracy, or Pearson and Spearman
-            for regression.
+        metric: a name in `multiexit.metrics.METRICS`, or a function of answers [N] and labels [N]
+            that gives a number, more being better, or a dict of numbers with `"score"`; it is
+            tried on made-up rows first. None is accuracy, or Pearson and Spearman for regression.
         output: the run's folder, or None to keep nothing on disk.
         resume: go on from the checkpoint in `output`, if there is one.
         force: go on even if that checkpoint is of a run with another recipe, settings, data or
@@ -65,7 +66,7 @@ class TrainConfig:
     checkpoint_gradients: bool = False
     seed: int = 0
     early_stopping: int | None = 5
-    metric: str | None = None
+    metric: str | Metric | None = None
     output: str | Path | None = None
     resume: bool = False
     force: bool = False
@@ -100,7 +101,8 @@ class TrainConfig:
         _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
         _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        _one_of("metric", self.metric, (None, *METRICS))
+        if not callable(self.metric):
+            _one_of("metric", self.metric, (None, *METRICS))
         if self.trackers and self.output is None:
             raise ValueError("trackers write to the run's folder: set output=")
         if self.resume and self.output is None:

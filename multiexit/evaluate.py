@@ -12,14 +12,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from multiexit import policies
+from multiexit import metrics, policies
 from multiexit.cost import paired_times
 from multiexit.data.batches import loader, move, unpack
 from multiexit.data.images import on_device
 from multiexit.data.keys import row_keys
 from multiexit.engine import Engine
 from multiexit.losses import check_labels
-from multiexit.metrics import METRICS
+from multiexit.metrics import Metric
 from multiexit.model import MultiExitModel
 from multiexit.modes import quiet
 from multiexit.outputs import Outputs
@@ -64,7 +64,7 @@ class Row:
 def collect(
     model: MultiExitModel,
     data: Dataset[Any] | Iterable[Any],
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     batch_size: int = 128,
     keys: bool = True,
     spread: bool = False,
@@ -75,21 +75,18 @@ def collect(
         model: is put into evaluation mode for the while.
         data: a data set (read in order of length where it tells lengths; rows come back in the
             set's order), or an iterable of batches: `(inputs, labels)` or a dict with `"labels"`.
-        metric: a name in `multiexit.metrics.METRICS`; None is accuracy, or Pearson and Spearman
-            for regression.
+        metric: a name in `multiexit.metrics.METRICS`, or a function of answers and labels; None is
+            accuracy, or Pearson and Spearman for regression.
         batch_size: rows per batch, where `data` doesn't say.
         keys: whether rows get keys to be known again by, as a policy's certificate needs them.
         spread: share a data set's batches among the processes of this run, all of which must call
             this, and get the outputs on the whole set. An iterable is read by each of them.
 
     Raises:
-        ValueError: no rows, an unknown metric, labels outside the classes, or NaN or infinite
-            logits (named exit and row).
+        ValueError: no rows, a metric that doesn't fit, labels outside the classes, or NaN or
+            infinite logits (named exit and row).
     """
-    if metric is None:
-        metric = "accuracy" if model.num_classes > 1 else "pearson_spearman"
-    if metric not in METRICS:
-        raise ValueError(f"no metric {metric!r}; there are {sorted(METRICS)}")
+    metric = metrics.fitting(metric, model.num_classes)
     device = next(model.parameters()).device
     here = (processes().process_index, processes().num_processes) if spread else (0, 1)
     batches, order = loader(on_device(data, device), batch_size, *here)
@@ -124,10 +121,11 @@ def collect(
     return outputs
 
 
-def score(logits_BC: Tensor, labels_B: Tensor, metric: str) -> dict[str, float]:
+def score(logits_BC: Tensor, labels_B: Tensor, metric: str | Metric) -> dict[str, float]:
     """A metric of logits [N, C] against labels [N]; `"score"` is the one to compare by."""
-    predicted_B = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
-    return METRICS[metric](predicted_B.numpy(), labels_B.numpy())
+    C = logits_BC.shape[1]
+    predicted_B = logits_BC[:, 0] if C == 1 else logits_BC.argmax(-1)
+    return metrics.measure(metric, predicted_B.numpy(), labels_B.numpy(), C)
 
 
 def exit_scores(outputs: Outputs) -> list[dict[str, float]]:

@@ -1,16 +1,21 @@
-"""GLUE's metrics, and accuracy: from predictions and labels to named scores.
+"""GLUE's metrics, accuracy, and a user's own: from answers and labels to named scores.
 
-Each metric gives a dict whose first entry, `"score"`, is the one to compare by. N rows.
+A metric takes answers [N] and labels [N] as arrays: class numbers, or for regression floats. It
+gives a number, or a dict of numbers in which `"score"` is the one to compare by: more is better.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
+from math import isfinite
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-Metric = Callable[[NDArray[np.generic], NDArray[np.generic]], dict[str, float]]
+Metric = Callable[[NDArray[Any], NDArray[Any]], float | Mapping[str, float]]
 
 
 def accuracy(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) -> dict[str, float]:
@@ -26,6 +31,15 @@ def accuracy_f1(
     right = float(accuracy_score(labels_N, predicted_N))
     f1 = float(f1_score(labels_N, predicted_N, zero_division=0.0))  # type: ignore[arg-type]
     return {"score": (right + f1) / 2, "accuracy": right, "f1": f1}
+
+
+def accuracy_macro_f1(
+    predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]
+) -> dict[str, float]:
+    """Accuracy, F1 averaged over the classes that occur, and their mean as the score."""
+    right = float(accuracy_score(labels_N, predicted_N))
+    f1 = float(f1_score(labels_N, predicted_N, average="macro", zero_division=0.0))  # type: ignore[arg-type]
+    return {"score": (right + f1) / 2, "accuracy": right, "macro_f1": f1}
 
 
 def matthews(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) -> dict[str, float]:
@@ -54,3 +68,85 @@ METRICS: dict[str, Metric] = {
     "matthews": matthews,
     "pearson_spearman": pearson_spearman,
 }
+"""Metrics by name. Of more than two classes `"accuracy_f1"` is `accuracy_macro_f1`."""
+
+OF_CLASSES = ("accuracy", "accuracy_f1", "matthews")
+OF_VALUES = ("pearson_spearman",)
+
+
+def fitting(metric: str | Metric | None, num_classes: int) -> str | Metric:
+    """A metric that suits so many classes; for None accuracy, or Pearson and Spearman of one.
+
+    Raises:
+        ValueError: an unknown name, or a metric of classes for regression or the other way round.
+    """
+    suited, others = (OF_CLASSES, OF_VALUES) if num_classes > 1 else (OF_VALUES, OF_CLASSES)
+    if metric is None:
+        return suited[0]
+    if callable(metric):
+        return metric
+    if metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}; there are {sorted(METRICS)}, or give a function")
+    if metric in others:
+        task = f"{num_classes} classes" if num_classes > 1 else "regression (num_classes=1)"
+        raise ValueError(f"metric {metric!r} can't judge {task}; {' and '.join(suited)} can")
+    return metric
+
+
+def check(metric: str | Metric | None, num_classes: int) -> None:
+    """Try a metric on a few made-up rows, so that it doesn't fail after hours of training.
+
+    Raises:
+        ValueError: as `fitting` and `measure` do, or whatever the metric raises.
+    """
+    metric = fitting(metric, num_classes)
+    kinds = num_classes if num_classes > 1 else 3
+    labels_N = np.arange(4 * kinds) % kinds
+    predicted_N = np.where(np.arange(4 * kinds) < 2 * kinds, labels_N, np.roll(labels_N, 1))
+    if num_classes == 1:
+        predicted_N, labels_N = (x.astype(np.float32) / 2 for x in (predicted_N, labels_N))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        measure(metric, predicted_N, labels_N, num_classes)
+
+
+def measure(
+    metric: str | Metric, predicted_N: NDArray[Any], labels_N: NDArray[Any], num_classes: int
+) -> dict[str, float]:
+    """What a metric says, by name, `"score"` first.
+
+    Raises:
+        ValueError: no finite number, no dict of them with a `"score"`, or an error in the metric.
+    """
+    how = METRICS[metric] if isinstance(metric, str) else metric
+    if how is accuracy_f1 and num_classes > 2:
+        how = accuracy_macro_f1
+    called = f"the metric {name(metric)!r}"
+    try:
+        found = how(predicted_N, labels_N)
+    except Exception as error:
+        task = f"{num_classes} classes" if num_classes > 1 else "regression"
+        raise ValueError(f"{called} can't judge {task}: {error}") from error
+    if isinstance(found, Mapping) and "score" not in found:
+        raise ValueError(
+            f"{called} gives {sorted(found)}; one entry must be 'score', to compare by"
+        )
+    scores = dict(found) if isinstance(found, Mapping) else {"score": found, name(metric): found}
+    plain = {str(key): _number(value) for key, value in scores.items()}
+    if bad := {key: scores[key] for key, value in plain.items() if not isfinite(value)}:
+        raise ValueError(f"{called} must give finite numbers; it gives {bad}")
+    return {"score": plain["score"], **plain}
+
+
+def name(metric: str | Metric | None) -> str:
+    """What a metric is called: a function by its name."""
+    if metric is None or isinstance(metric, str):
+        return str(metric)
+    return getattr(metric, "__qualname__", None) or type(metric).__qualname__
+
+
+def _number(value: Any) -> float:
+    """A number of any library as a float; NaN for what is none."""
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        value = value.item()
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")

@@ -81,7 +81,7 @@ class MultiExitModel(nn.Module):
         exits: Exits = "all",
         head: str | heads.Factory | None = None,
         pool: str | None = None,
-        labels: Sequence[Any] | Mapping[Any, Any] | None = None,
+        labels: Iterable[Any] | None = None,
     ):
         super().__init__()
         if not isinstance(backbone, Backbone):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multiexit.cost import Cost
+from multiexit.metrics import Metric
 from multiexit.policies.certificate import Certificate
 
 
@@ -20,7 +21,7 @@ class Outputs:
         logits_MBC: all exits' logits over the whole set, float32 on the CPU, B = N rows in order.
         labels_B: int64 classes, or float targets for regression.
         cost: what leaving at each exit costs.
-        metric: a name in `multiexit.metrics.METRICS`.
+        metric: a name in `multiexit.metrics.METRICS`, or a function.
         certainty_MB: how sure each exit is of being right, of models that learn to exit.
         keys_B: a 64-bit key of each row's inputs, by which rows are known again; None where there
             are none.
@@ -29,7 +30,7 @@ class Outputs:
     logits_MBC: Tensor
     labels_B: Tensor
     cost: Cost
-    metric: str = "accuracy"
+    metric: str | Metric = "accuracy"
     certainty_MB: Tensor | None = None
     keys_B: Tensor | None = None
 

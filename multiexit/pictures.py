@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multiexit import metrics
 from multiexit.evaluate import Outputs, Row, exit_scores, judge
 from multiexit.files import write
 from multiexit.history import History
@@ -121,8 +122,8 @@ def draw_summary(
     def draw(figure: "Figure") -> None:
         figure.suptitle(title, fontsize=15, fontweight="bold")
         panels = figure.subplot_mosaic("ab;cc" if W is None else "ab;cd")
-        _exits_panel(panels["a"], scores, outputs.metric)
-        _curves_panel(panels["b"], curves, outputs.metric)
+        _exits_panel(panels["a"], scores, metrics.name(outputs.metric))
+        _curves_panel(panels["b"], curves, metrics.name(outputs.metric))
         _shares_panel(panels["c"], shares_row)
         if W is not None:
             _weights_panel(panels["d"], W)

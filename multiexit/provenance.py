@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from multiexit import phases, topology
+from multiexit import metrics, phases, topology
 from multiexit.config import TrainConfig
 from multiexit.data.fingerprint import fingerprint
 from multiexit.files import write_json
@@ -50,7 +49,7 @@ def describe(
             "phases": len(recipe.phases),
             **{f"phase {i}": _phase(model, phase) for i, phase in enumerate(recipe.phases)},
         },
-        "config": asdict(config),
+        "config": {**vars(config), "metric": config.metric and metrics.name(config.metric)},
         "data": {name: _data(some) for name, some in data.items() if some is not None},
         "backbone": model.backbone.spec,
         "model": {

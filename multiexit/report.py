@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multiexit import policies
+from multiexit import metrics, policies
 from multiexit.cost import Cost
 from multiexit.evaluate import Outputs, Row, exit_scores
 from multiexit.history import History
@@ -122,7 +122,7 @@ def results_json(
     data = {
         "format": FORMAT,
         "about": {"versions": versions(), **about},
-        "metric": outputs.metric,
+        "metric": metrics.name(outputs.metric),
         "examples": len(outputs.labels_B),
         "exits": _exits(outputs),
         "policies": _policies(rows),

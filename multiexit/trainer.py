@@ -30,7 +30,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from multiexit import checkpoint, memory, phases, provenance, randomness, resume, sharding, signals
+from multiexit import (
+    checkpoint,
+    memory,
+    metrics,
+    phases,
+    provenance,
+    randomness,
+    resume,
+    sharding,
+    signals,
+)
 from multiexit.config import TrainConfig
 from multiexit.data.batches import Indices, chunks
 from multiexit.data.rows import Rows
@@ -74,7 +84,7 @@ class Trainer:
         config: the run's settings.
 
     Raises:
-        ValueError: a topology that doesn't fit the model's exits.
+        ValueError: a topology that doesn't fit the model's exits, or a metric that can't judge it.
     """
 
     def __init__(self, model: MultiExitModel, recipe: Recipe, config: TrainConfig | None = None):
@@ -82,6 +92,7 @@ class Trainer:
         self.recipe = recipe
         self.config = config or TrainConfig()
         phases.check(model, recipe)
+        metrics.check(self.config.metric, model.num_classes)
         phases.check_options(model, recipe, self.config)
         available = {tracker.value for tracker in get_available_trackers()}
         if missing := sorted(set(self.config.trackers) - available):

@@ -78,7 +78,8 @@ def _rows(values: Any, name: str, what: str) -> list[Any]:
             f"{name} must be a list of {what}s, one a row, got {type(values).__name__}"
         )
     _check_flat(values, name, what)
-    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    plain: Any = getattr(values, "tolist", None)  # of arrays and series: Python's own numbers
+    listed = list(values) if plain is None else plain()
     return [value.item() if isinstance(value, Tensor) else value for value in listed]
 
 

@@ -90,10 +90,11 @@ def collect(
     device = next(model.parameters()).device
     here = (processes().process_index, processes().num_processes) if spread else (0, 1)
     batches, order = loader(on_device(data, device), batch_size, *here)
-    said = []
+    said, row = [], None
     with quiet(model):
         for batch in batches:
             args, inputs, labels_B = unpack(batch)
+            row = row or _image_row(model, move(args, device))
             found = model.run(move(args, device), move(inputs, device))
             sure_MB = None if found.certainty_MB is None else found.certainty_MB.float().cpu()
             keys_B = row_keys(args, inputs, len(labels_B)) if keys else None
@@ -106,7 +107,7 @@ def collect(
     outputs = Outputs(
         torch.cat(logits, 1),
         torch.cat(labels),
-        model.cost(),
+        model.cost(row),
         metric,
         None if certainty[0] is None else torch.cat(certainty, 1),
         None if any(keys_B is None for keys_B in known) else torch.cat(known),
@@ -119,6 +120,13 @@ def collect(
     if model.num_classes > 1:  # booleans and short integers too
         return replace(outputs, labels_B=outputs.labels_B.long())
     return outputs
+
+
+def _image_row(model: MultiExitModel, args: Sequence[Any]) -> dict[str, Tensor] | None:
+    """A batch's first image, by whose size MACs are counted; None if it holds none."""
+    names = list(model.backbone.example_inputs())
+    alone = len(args) == len(names) == 1 and isinstance(args[0], Tensor) and args[0].ndim == 4
+    return {names[0]: args[0][:1]} if alone else None
 
 
 def score(logits_BC: Tensor, labels_B: Tensor, metric: str | Metric) -> dict[str, float]:

@@ -133,7 +133,7 @@ def profile(
     if policy is None:
         usual = policies.MaxProb(UNREACHED)
         policy = model.policy or (usual if model.num_classes > 1 else policies.FixedExit(0))
-    one = model.backbone.example_inputs() if inputs is None else inputs
+    one = model.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device
     columns = []
     run = for_inference(model)

@@ -239,8 +239,20 @@ class MultiExitModel(nn.Module):
         return logits_BC, memory
 
     def cost(self, inputs: dict[str, Tensor] | None = None) -> cost.Cost:
-        """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`)."""
+        """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`).
+
+        Without inputs the row is one of `example_inputs`.
+        """
+        inputs = self.example_inputs() if inputs is None else inputs
         return cost.count(self.backbone, self.heads, self.exits, inputs)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        """One row as the backbone reads it; an image in the size that `preprocessing` says."""
+        inputs = self.backbone.example_inputs()
+        shape = self.preprocessing.get("shape")
+        if shape is not None and list(inputs) == ["x"] and inputs["x"].ndim == 4:
+            inputs = {"x": inputs["x"].new_zeros(1, *shape)}
+        return inputs
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write weights (safetensors) and everything else (JSON) to a folder.

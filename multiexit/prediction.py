@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from multiexit.data import image_files
 from multiexit.data.batches import chunks, unpack
+from multiexit.data.image_files import read as _image
 from multiexit.data.text import TextDataset
 from multiexit.engine import Engine
 from multiexit.model import MultiExitModel, Prediction
@@ -41,18 +42,29 @@ def predict_lines(
 
 
 def predict_images(
-    model: MultiExitModel, policy: ExitPolicy, files: Sequence[Path], batch_size: int = 32
+    model: MultiExitModel, policy: ExitPolicy, files: Iterable[str | Path], batch_size: int = 32
 ) -> Iterator[dict[str, Any]]:
-    """One answer per image file, resized to what the model was trained on.
+    """One answer per image file, prepared as the model's `preprocessing` says, in order.
+
+    A file that is no readable image gets its reason under `"error"`; the others are answered.
 
     Raises:
-        ValueError: a file that is no readable image.
+        ValueError: a description that images can't be prepared by.
     """
+    image_files.check(model.preprocessing)
     engine = Engine(model, policy)
     for some in chunks(files, batch_size):
-        images_BCHW = torch.stack([_image(path, model.preprocessing) for path in some])
-        answer = engine.predict(images_BCHW)
-        yield from _answers(model, answer, "file", [str(path) for path in some])
+        read = [_image_or_reason(path, model.preprocessing) for path in some]
+        images = [image for image in read if isinstance(image, Tensor)]
+        names = [str(p) for p, image in zip(some, read, strict=True) if isinstance(image, Tensor)]
+        answers = iter(())
+        if images:
+            answers = _answers(model, engine.predict(torch.stack(images)), "file", names)
+        for path, image in zip(some, read, strict=True):
+            if isinstance(image, str):
+                yield {"file": str(path), "error": image}
+            else:
+                yield next(answers)
 
 
 def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str] | None]:
@@ -65,18 +77,11 @@ def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str]
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _image(path: Path, how: dict[str, Any]) -> Tensor:
-    from PIL import Image
-
-    channels, height, width = how["shape"]
+def _image_or_reason(path: str | Path, how: dict[str, Any]) -> Tensor | str:
     try:
-        with Image.open(path) as image:
-            pixels = image.convert("L" if channels == 1 else "RGB").resize((width, height))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"can't read {path} as an image: {error}") from error
-    x_CHW = torch.from_numpy(np.array(pixels, dtype=np.float32)).reshape(height, width, channels)
-    mean, std = (torch.tensor(how[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    return (x_CHW.permute(2, 0, 1) / 255 - mean) / std
+        return _image(path, how)
+    except ValueError as error:
+        return str(error)
 
 
 def _answers(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import multiexit as mx
-from multiexit import runs
+from multiexit import prediction, runs
 from multiexit.data import cifar
 from multiexit.recipes import RECIPES
 
@@ -226,6 +226,38 @@ def test_colour_and_other_sizes_are_taken_as_the_model_needs_them(digits, tmp_pa
     ended = command("predict", digits[0] / "model", tmp_path / "wide.png", tmp_path / "clear.png")
     assert ended.code == 0, ended.err
     assert len(ended.out.splitlines()) == 2
+
+
+def test_one_bad_image_among_many_is_one_line_and_the_others_are_answered(
+    digits, pictures, tmp_path
+):
+    files, _ = pictures
+    bad, missing = tmp_path / "bad.png", tmp_path / "missing.png"
+    bad.write_bytes(files[0].read_bytes()[:40])
+    given = [files[0], bad, *files[1:4], missing, *files[4:]]
+    alone = command("predict", digits[0] / "model", *files)
+    for size in (1, 2, 32):
+        ended = command("predict", digits[0] / "model", *given, "--batch-size", size)
+        assert (ended.code, len(ended.out.splitlines())) == (2, len(files))
+        for one, two in zip(ended.out.splitlines(), alone.out.splitlines(), strict=True):
+            got, wanted = json.loads(one), json.loads(two)
+            assert got.pop("confidence") == pytest.approx(wanted.pop("confidence"), abs=1e-5)
+            assert got == wanted
+        first, second = ended.err.splitlines()
+        assert (str(bad) in first, str(missing) in second) == (True, True)
+    model = mx.MultiExitModel.from_pretrained(digits[0] / "model")
+    rows = list(prediction.predict_images(model, mx.Patience(2), given, 3))
+    assert [row["file"] for row in rows] == [str(path) for path in given]
+    assert [row["file"] for row in rows if "error" in row] == [str(bad), str(missing)]
+
+
+def test_file_names_that_are_no_text_are_escaped(digits, pictures):
+    odd = pictures[0][0].with_name("caf\udce9.png")
+    odd.write_bytes(pictures[0][0].read_bytes())
+    ended = command("predict", digits[0] / "model", odd)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["file"] == str(odd)
+    assert ended.out.isascii()
 
 
 # Text

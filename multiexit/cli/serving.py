@@ -1,8 +1,9 @@
 """Commands that answer, or make a model ready for it elsewhere."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,8 @@ def predict(
 ) -> None:
     """Labels, exits and confidences as JSON lines, in the inputs' order.
 
-    Text comes one per line, sentence pairs with a tab between them.
+    Text comes one per line, sentence pairs with a tab between them. An image file that can't be
+    read is one line on stderr; the others are answered, and the exit code is 2.
 
     Examples:
 
@@ -51,8 +53,25 @@ def predict(
     else:
         reader, lines = typed.tokenizer(model), typed.lines(inputs)
         answers = predict_lines(loaded, chosen, reader, lines, batch_size)
+    failed = 0
     for answer in answers:
-        print(json.dumps(answer, ensure_ascii=False))
+        if "error" in answer:
+            failed += 1
+            print(f"multiexit: {answer['error']}", file=sys.stderr)
+        else:
+            print(_json(answer))
+    if failed:
+        raise typer.Exit(2)
+
+
+def _json(answer: dict[str, Any]) -> str:
+    """One line; what the terminal's encoding lacks, or is half a letter, is escaped."""
+    line = json.dumps(answer, ensure_ascii=False)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(answer)
+    return line
 
 
 def export(

@@ -140,9 +140,21 @@ class Images:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How images are made ready, for `MultiExitModel.preprocessing`."""
+        """How images are made ready, for `MultiExitModel.preprocessing`.
+
+        The sets' own images are taken as they are. Files of another size are to be resized to
+        theirs, by the shorter side, and cut (see `multiexit.data.image_files`).
+        """
         shape = list(self.train.images.shape[1:])
-        return {"kind": "image", "shape": shape, "mean": list(self.mean), "std": list(self.std)}
+        return {
+            "kind": "image",
+            "shape": shape,
+            "resize": max(shape[1:]),
+            "interpolation": "bicubic",
+            "antialias": True,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
 
 def on_device(data: Any, device: torch.device) -> Any:

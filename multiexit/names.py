@@ -1,0 +1,27 @@
+"""Names that a user types, and the nearest known one where a name is unknown."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def suggest(name: object, known: Iterable[str]) -> str | None:
+    """The known name that is nearest, or None where none is near.
+
+    >>> suggest("leebret", ["joint", "leebert"])
+    'leebert'
+    """
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[near[0]] if near else None
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
+    """The error for a name that isn't known: it says which is near, and which there are.
+
+    >>> print(unknown("recipe", "leebret", ["joint", "leebert"]))
+    no recipe 'leebret': did you mean 'leebert'? There are joint, leebert
+    """
+    known = list(known)
+    near = suggest(name, known)
+    said = "; there" if near is None else f": did you mean {near!r}? There"
+    return ValueError(f"no {what} {name!r}{said} are {', '.join(known)}")

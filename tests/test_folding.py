@@ -44,8 +44,8 @@ ODD += ["no statistics", "not affine"]
 
 
 def odd(kind: str) -> mx.Backbone:
-    stem = nn.Conv2d(3, 4, 3)
-    return mx.wrap(nn.Sequential(stem, Odd(kind), Odd(kind), nn.ReLU()), input_shape=(3, 8, 8))
+    parts = [nn.Conv2d(3, 4, 3), Odd(kind), Odd(kind), nn.ReLU()]
+    return mx.SequentialBackbone(nn.Identity(), parts, torch.zeros(1, 3, 8, 8))
 
 
 NETWORKS = {  # how, and how many batch norms stay

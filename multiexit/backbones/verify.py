@@ -68,7 +68,7 @@ def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, ex
             raise ValueError(
                 f"stage {stage}: a row's feature depends on the other rows of its batch ({gap}); "
                 "exits need each row to be worked out by itself: is the batch the first dimension "
-                "everywhere (batch_first=True)?"
+                "everywhere (batch_first=True), and does every batch norm keep statistics?"
             )
 
 

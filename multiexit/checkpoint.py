@@ -1,19 +1,21 @@
 """A run's whole state on disk: tensors as safetensors, the rest as JSON, in a renamed folder each.
 
 `OUTPUT/checkpoints/phase-00-step-0001200/` and so on: the latest few, and that of the best epoch.
+Each has the checksums of its files.
 """
 
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from multiexit import stored
+from multiexit.files import check_seal, read_json, seal, write_tensors
 
 FOLDER = "checkpoints"
 FORMAT = 1
@@ -45,16 +47,16 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
     tree = _pack(state, tensors)
     try:
         new.mkdir(parents=True)
-        save_file(tensors, new / "state.safetensors")
-        (new / "state.json").write_text(json.dumps({"format": FORMAT, "state": tree}))
+        write_tensors(new / "state.safetensors", tensors)
+        text = json.dumps({"format": FORMAT, "state": tree})
+        (new / "state.json").write_text(text, encoding="utf-8")
+        seal(new)
         for path in new.iterdir():  # on the disk itself before it counts
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         if (folder / name).exists():  # of a run before this one, or damaged
             (folder / name).rename(gone)
         new.rename(folder / name)
-    except SafetensorError as error:
-        raise OSError(f"could not write a checkpoint to {folder}: {error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
         if gone.exists() and not (folder / name).exists():
@@ -65,10 +67,16 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def load(output: Path) -> tuple[str, Any] | None:
+def load(
+    output: Path, check: Callable[[str, Any], None] = lambda key, state: None
+) -> tuple[str, Any] | None:
     """The name and state of the latest checkpoint that can be read, or None if there is none.
 
     Warns where a later one is damaged.
+
+    Args:
+        output: the run's folder.
+        check: refuses a state that is no run's, by a ValueError.
 
     Raises:
         ValueError: all are damaged, or of another version.
@@ -77,6 +85,7 @@ def load(output: Path) -> tuple[str, Any] | None:
     for name in reversed(names(output)):
         try:
             state = _read(output / FOLDER / name)
+            check(f"the checkpoint in {output / FOLDER / name}", state)
         except ValueError as error:
             broken.append(error)
             continue
@@ -90,13 +99,15 @@ def load(output: Path) -> tuple[str, Any] | None:
 
 def _read(path: Path) -> Any:
     try:
-        tree = json.loads((path / "state.json").read_text())
-        tensors = load_file(path / "state.safetensors")
-        if tree.get("format") != FORMAT:
-            raise ValueError(f"format {tree.get('format')!r}, this version reads {FORMAT}")
-        return _unpack(tree["state"], tensors)
-    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the checkpoint in {path} can't be read: {error}") from error
+        check_seal(path)
+        tree = read_json(path / "state.json", finite=False)
+        version = tree.get("format") if isinstance(tree, dict) else None
+        if version != FORMAT:
+            raise ValueError(f"format {version!r}, this version reads {FORMAT}")
+        return _unpack(tree["state"], stored.tensors(path / "state.safetensors"))
+    except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else error
+        raise ValueError(f"the checkpoint in {path} can't be read: {reason}") from error
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiexit import policies
+from multiexit import policies, schema
 from multiexit.backbones.base import select
 from multiexit.cost import wait
 from multiexit.folding import for_inference
@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 UNREACHED = 2.0  # no probability is that large
+
+_MS = schema.listed(schema.number(0, 1e12), 1, 10_000)
+_ROWS = schema.listed(_MS, 1, 10_000)
+TABLE = schema.table(
+    {
+        "machine": schema.text,
+        "batch_sizes": schema.listed(schema.whole(1, 2**31), 1, 10_000),
+        **dict.fromkeys(("start_ms", "drop_ms", "full_ms"), _MS),
+        **dict.fromkeys(("stages_ms", "check_ms"), _ROWS),
+    }
+)
+"""What a saved table of latencies has."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,20 @@ class Latency:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Latency":
-        """What `to_json` gave."""
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: another table, sizes that don't rise, or figures that aren't one for each.
+        """
+        TABLE("latency", data)
+        sizes = data["batch_sizes"]
+        if list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"latency.batch_sizes is {schema.short(sizes)}; it must rise")
+        columns = [data["start_ms"], data["drop_ms"], data["full_ms"]]
+        columns += [*data["stages_ms"], *data["check_ms"]]
+        each = len(data["stages_ms"]) == len(data["check_ms"])
+        if not each or any(len(column) != len(sizes) for column in columns):
+            raise ValueError(f"latency must have a figure per exit and each of {len(sizes)} sizes")
         return cls(**{name: _tuples(value) for name, value in data.items()})
 
 

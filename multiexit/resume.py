@@ -5,7 +5,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from multiexit import checkpoint
+from torch import Tensor
+
+from multiexit import checkpoint, schema
 from multiexit.config import TrainConfig
 
 FREE = {
@@ -19,6 +21,48 @@ VERSIONS = {"multiexit", "code of multiexit", "torch", "transformers"}
 
 ORIGIN = {"_name_or_path", "transformers_version"}
 """What a backbone's description says of where its settings came from."""
+
+
+def _anything(key: str, value: Any) -> None:
+    """What other parts of the library look into."""
+
+
+def _tensor(key: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise schema.wrong(key, value, "a tensor")
+
+
+_COUNT = schema.whole(0, 2**62)
+_ROWS = schema.listed(schema.table({}, rest=_anything))
+_WEIGHTS = schema.table({}, rest=_tensor)
+STATE = schema.table(
+    {
+        "run": schema.table({}, rest=_anything),
+        "position": schema.table(
+            dict.fromkeys(("phase", "epoch", "batch", "step", "total", "second", "stale"), _COUNT)
+        ),
+        "history": schema.table(
+            {
+                "steps": _ROWS,
+                "epochs": _ROWS,
+                "best": schema.optional(
+                    schema.table({"phase": _COUNT, "step": _COUNT}, rest=_anything)
+                ),
+            }
+        ),
+        "unread": schema.listed(schema.listed(_anything, 2, 2)),
+        "best": schema.optional(_WEIGHTS),
+        "model": _WEIGHTS,
+        "stepper": schema.table(
+            dict.fromkeys(("optimizer", "omega", "tau", "scaler"), _anything), rest=_anything
+        ),
+        "random": schema.listed(
+            schema.table(dict.fromkeys(("torch", "cuda", "numpy", "python"), _anything)), 1
+        ),
+    },
+    rest=_anything,
+)
+"""What a run's state has; what lies deeper is looked at when it is put to use."""
 
 FIXED = ("model exits", "model shapes", "config optimizer", "recipe phases")
 """What a checkpoint can't be put into if it differs, not even by force."""
@@ -44,7 +88,7 @@ def saved_state(config: TrainConfig, here: dict[str, Any]) -> tuple[str, Any] | 
     Raises:
         ValueError: it is of another run; the message names each difference.
     """
-    found = checkpoint.load(Path(str(config.output))) if config.resume else None
+    found = checkpoint.load(Path(str(config.output)), STATE) if config.resume else None
     if found is None:
         return None
     there = found[1]["run"]

@@ -1,65 +1,88 @@
 """A trained model as a folder: safetensors for weights, JSON for the rest, nothing pickled."""
 
-import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 
-from multiexit import policies
-from multiexit.backbones import Backbone, rebuild
+from multiexit import heads, policies, settings, stored
+from multiexit.backbones import Backbone, rebuild, specs
 from multiexit.files import write, write_all
 from multiexit.latency import Latency
 
 if TYPE_CHECKING:
     from multiexit.model import MultiExitModel
 
-FORMAT = 1
 WEIGHTS = "model.safetensors"
 SETTINGS = "multiexit.json"
-KEYS = ("backbone", "num_classes", "exits", "head", "pool", "labels", "preprocessing", "policy")
+FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""What is taken from a repository of the hub."""
 
 
 def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
     """See `MultiExitModel.save_pretrained`."""
-    folder.mkdir(parents=True, exist_ok=True)
     text = _described(model)
+    folder.mkdir(parents=True, exist_ok=True)
     write_all(
         {
             folder / WEIGHTS: lambda path: save_model(model, str(path)),
-            folder / SETTINGS: lambda path: path.write_text(text),
+            folder / SETTINGS: lambda path: path.write_text(text, encoding="utf-8"),
         }
     )
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def save_settings(model: "MultiExitModel", folder: Path) -> None:
     """Write anew what goes with the weights, such as the policy; the weights stay as they are."""
     text = _described(model)
-    write(folder / SETTINGS, lambda path: path.write_text(text))
+    write(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer's files.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:  # as which the library's core says everything
+            raise
+        raise OSError(f"could not write the tokenizer to {folder}: {error}") from error
 
 
 def _described(model: "MultiExitModel") -> str:
     """Everything but the weights, as JSON."""
-    settings = {
-        "format": FORMAT,
-        "backbone": model.backbone.spec,
-        "num_classes": model.num_classes,
-        "exits": list(model.exits),
-        "head": model.head if isinstance(model.head, str) else None,
-        "pool": model.pool,
-        "labels": model.labels,
-        "preprocessing": model.preprocessing,
-        "policy": None if model.policy is None else policies.to_json(model.policy),
-        "latency": None if model.latency is None else model.latency.to_json(),
-    }
-    return json.dumps(settings, indent=2)
+    spec = model.backbone.spec
+    if spec is not None and not specs.describable(spec):
+        warnings.warn(
+            "this backbone can't be described by plain, known arguments: whoever loads the model "
+            "must pass backbone=, wrapped as before",
+            stacklevel=4,
+        )
+        spec = None
+    return settings.written(
+        {
+            "format": settings.FORMAT,
+            "backbone": spec,
+            "num_classes": model.num_classes,
+            "exits": list(model.exits),
+            "head": model.head if isinstance(model.head, str) else None,
+            "pool": model.pool,
+            "labels": model.labels,
+            "preprocessing": model.preprocessing,
+            "policy": None if model.policy is None else policies.to_json(model.policy),
+            "latency": None if model.latency is None else model.latency.to_json(),
+        }
+    )
 
 
 def load(
@@ -71,51 +94,67 @@ def load(
 ) -> "MultiExitModel":
     """See `MultiExitModel.from_pretrained`."""
     path = _local(folder)
-    settings = _settings(path / SETTINGS)
-    if backbone is None:
-        if settings["backbone"] is None:
-            raise ValueError(
-                f"the backbone in {path} is one of your own: pass backbone=, wrapped as before"
-            )
-        backbone = rebuild(settings["backbone"])
-    if settings["head"] is None and head is None:
+    said = settings.read(path / SETTINGS)
+    if backbone is None and said["backbone"] is None:
+        raise ValueError(
+            f"the backbone in {path} is one of your own: pass backbone=, wrapped as before"
+        )
+    if said["head"] is None and head is None:
         raise ValueError(f"the heads in {path} are of your own: pass head=, the same function")
+    try:
+        policy = None if said["policy"] is None else policies.from_json(said["policy"], kinds)
+    except ValueError as error:
+        raise ValueError(f"{path / SETTINGS}: {error}") from error
+    _compare(said, path, backbone, head)
     model = cls(
-        backbone,
-        settings["num_classes"],
-        settings["exits"],
-        head or settings["head"],
-        settings["pool"],
-        settings["labels"],
+        rebuild(said["backbone"]) if backbone is None else backbone,
+        said["num_classes"],
+        said["exits"],
+        head or said["head"],
+        said["pool"],
+        said["labels"],
     )
-    model.preprocessing = settings["preprocessing"]
-    if settings["policy"] is not None:
-        model.policy = policies.from_json(settings["policy"], kinds)
-    if settings.get("latency") is not None:
-        model.latency = Latency.from_json(settings["latency"])
-    load_weights(model, path / WEIGHTS)
+    model.preprocessing, model.policy = said["preprocessing"], policy
+    if said.get("latency") is not None:
+        model.latency = Latency.from_json(said["latency"])
+    stored.load_weights(model, path / WEIGHTS, path)
     return model.eval()
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a model from a safetensors file.
+def _compare(said: dict[str, Any], path: Path, backbone: Backbone | None, head: Any) -> None:
+    """Refuse settings of which the weights aren't, before anything of the size they say is made.
 
-    Raises:
-        ValueError: no file, one cut short, or tensors missing, left over or of another shape.
+    The network is made without memory (on the meta device), except for what the user passes.
     """
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}")
+    there = stored.header(path / WEIGHTS, path)
+    wanted = {"temperature_M": torch.empty(len(said["exits"]))}
+    parts: dict[str, nn.Module] = {}
     try:
-        load_model(model, path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from error
-    except RuntimeError as error:
-        names = set(load_file(path))
-        missing = sorted(set(model.state_dict()) - names)
-        raise ValueError(
-            f"{path} doesn't fit this model (tensors missing from the file, shared ones counted: "
-            f"{missing[:5]}): {error}"
-        ) from error
+        with torch.device("meta"), stored.bounded(there), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trunk = rebuild(said["backbone"]) if backbone is None else backbone
+            parts["backbone"] = trunk
+            numbers = sum(value.numel() for value in trunk.example_inputs().values())
+            if backbone is None and numbers > specs.MOST_INPUTS:
+                raise ValueError(f"an input row of {numbers:,} numbers, over {specs.MOST_INPUTS:,}")
+            if said["exits"][-1] >= trunk.num_stages:
+                raise ValueError(f"exits end at {said['exits'][-1]} of {trunk.num_stages} stages")
+            if head is None:
+                parts["heads"] = heads.build(
+                    said["head"], said["pool"], trunk, said["exits"], said["num_classes"]
+                )
+    except Exception as error:  # the libraries raise all kinds for numbers that make no network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path / SETTINGS}: this is no network that can be made: {reason}") from (
+            error
+        )
+    for name, part in parts.items():
+        own = part.state_dict(keep_vars=True)
+        wanted |= {f"{name}.{inner}": tensor for inner, tensor in own.items()}
+    if head is not None:  # what the user's function makes isn't known yet
+        there = {name: there[name] for name in there if name in wanted}
+        wanted = {name: wanted[name] for name in there}
+    stored.check_fit(wanted, there, path / WEIGHTS)
 
 
 def _local(folder: str | Path) -> Path:
@@ -123,27 +162,8 @@ def _local(folder: str | Path) -> Path:
     if path.is_dir():
         return path
     try:
-        return Path(snapshot_download(str(folder)))
+        return Path(snapshot_download(str(folder), allow_patterns=list(FETCHED)))
     except (OSError, HFValidationError) as error:
         raise ValueError(
             f"no folder {str(folder)!r}, and no such repository on the hub: {error}"
         ) from error
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel")
-    try:
-        settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from error
-    version = settings.get("format") if isinstance(settings, dict) else None
-    if version != FORMAT:
-        raise ValueError(
-            f"{path} has format {version!r}; this version of multiexit reads {FORMAT}: install "
-            "the version that wrote it"
-        )
-    missing = [key for key in KEYS if key not in settings]
-    if missing:
-        raise ValueError(f"{path} is damaged: it lacks {missing}")
-    return settings

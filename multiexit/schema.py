@@ -16,9 +16,14 @@ DEEPEST = 64
 """How deep plain data may be nested."""
 
 
+def short(value: Any) -> str:
+    """A value as it looks in a message."""
+    return " ".join(reprlib.repr(value).split())
+
+
 def wrong(key: str, value: Any, right: str) -> ValueError:
     """The one message of a value that won't do."""
-    return ValueError(f"{key} is {reprlib.repr(value)}; it must be {right}")
+    return ValueError(f"{key or 'it'} is {short(value)}; it must be {right}")
 
 
 def whole(low: int, high: int) -> Check:
@@ -115,15 +120,15 @@ def table(
             raise wrong(key, value, f"a table with {', '.join(needed) or 'names as keys'}")
         missing = [name for name in needed if name not in value]
         if missing:
-            raise ValueError(f"{key} lacks {', '.join(missing)}")
+            raise ValueError(f"{key or 'it'} lacks {', '.join(missing)}")
         for name, entry in value.items():
             inner = known.get(name, rest)
             if inner is None:
                 raise ValueError(
-                    f"{key} has {reprlib.repr(name)}, which is not known here; known are "
+                    f"{key or 'it'} has {short(name)}, which is not known here; known are "
                     f"{', '.join(sorted(known))}"
                 )
-            inner(f"{key}.{str(name)[:80]}", entry)
+            inner(f"{key}.{str(name)[:80]}".lstrip("."), entry)
 
     return check
 

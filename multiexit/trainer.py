@@ -370,18 +370,18 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any], stepper: Stepper) -> None:
         """Put everything back to where the checkpoint was taken."""
+        rank = self.accelerator.process_index
         try:
             stepper.load_state_dict(state["stepper"])
-        except (IndexError, KeyError, RuntimeError, ValueError) as error:
+            sharding.set_weights(stepper.model, state["model"])
+            self._best = state["best"]
+            self.history = History(**state["history"])
+            self._journal.restore(state["unread"], self.accelerator.device)
+            self.position = Position(**state["position"])
+            if rank < len(state["random"]):  # there were fewer processes
+                randomness.set_states(state["random"][rank])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                "the checkpoint's optimisers or loss weights don't fit this run: "
+                "the checkpoint's weights, optimisers or loss weights don't fit this run: "
                 + " ".join(str(error).split())
             ) from error
-        sharding.set_weights(stepper.model, state["model"])
-        self._best = state["best"]
-        self.history = History(**state["history"])
-        self._journal.restore(state["unread"], self.accelerator.device)
-        self.position = Position(**state["position"])
-        rank = self.accelerator.process_index
-        if rank < len(state["random"]):  # there were fewer processes
-            randomness.set_states(state["random"][rank])

@@ -26,7 +26,7 @@ from helpers import (
 )
 
 import multiexit as mx
-from multiexit import checkpoint, metrics
+from multiexit import checkpoint, files, metrics
 
 
 def cut(path):
@@ -128,7 +128,7 @@ def full_disk(*_args, **_kwargs):
 def fail_at(monkeypatch, step):
     """Let the writing of a checkpoint fail at one of its steps."""
     if step == "tensors":
-        monkeypatch.setattr(checkpoint, "save_file", full_disk)
+        monkeypatch.setattr(files, "save_file", full_disk)
     elif step == "facts":
         real = Path.write_text
         monkeypatch.setattr(
@@ -202,7 +202,7 @@ def test_a_run_whose_disk_fills_up_can_go_on(tmp_path, monkeypatch):
     settings = config(output=tmp_path / "full", checkpoint_every=2)
 
     def fill():
-        monkeypatch.setattr(checkpoint, "save_file", full_disk)
+        monkeypatch.setattr(files, "save_file", full_disk)
 
     class Filling(Watched):
         def __getitems__(self, rows):

@@ -2,8 +2,9 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -354,7 +355,7 @@ class Stubborn(mx.ExitPolicy):
 class Listed(Stubborn):
     """A field that JSON changes."""
 
-    levels: tuple[float, ...] = (0.5, 0.6)
+    levels: dict[int, float] = field(default_factory=lambda: {0: 0.5})
 
     def init(self, logits_BC):
         return {}
@@ -457,3 +458,29 @@ def test_what_needs_classes_refuses_regression(policy, regressor):
 def test_a_tolerance_refuses_classes():
     with pytest.raises(ValueError, match=r"tolerance=0.5 is for regression.*3 classes"):
         mx.simulate(mx.Patience(1, tolerance=0.5), torch.zeros(3, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (mx.MaxProb(np.float32(0.5)), mx.MaxProb(0.5)),
+        (mx.MaxProb(torch.tensor(0.5)), mx.MaxProb(0.5)),
+        (mx.Margin(np.array([0.5, 0.25])), mx.Margin((0.5, 0.25))),
+        (mx.Entropy([np.float16(0.5), 1]), mx.Entropy((0.5, 1))),
+        (mx.MostConfident(np.float64(0.5)), mx.MostConfident(0.5)),
+        (mx.Patience(np.int64(3), np.float32(0.5)), mx.Patience(3, 0.5)),
+        (mx.PatientConfident(np.float32(0.5), np.int8(2)), mx.PatientConfident(0.5, 2)),
+        (mx.FixedExit(np.int32(2)), mx.FixedExit(2)),
+    ],
+)
+def test_numbers_of_numpy_and_tensors_are_taken_as_plain_ones(made, wanted):
+    assert made == wanted
+    assert hash(made) == hash(wanted)
+    json.dumps(mx.policies.to_json(made))
+
+
+@pytest.mark.parametrize("value", [True, None, "a", np.nan, 10**400, -(10**400), np.array([]), {}])
+def test_what_is_no_number_makes_no_policy(value):
+    for kind in (mx.MaxProb, mx.Entropy, mx.MostConfident, mx.Patience, mx.FixedExit):
+        with pytest.raises(ValueError, match=r"threshold|patience|exit"):
+            kind(value)

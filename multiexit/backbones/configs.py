@@ -1,6 +1,5 @@
 """What folders and descriptions say of a transformers network, and what of it is followed."""
 
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def check_code(said: dict[str, Any], where: str) -> None:
     for key in CODE:
         if said.get(key):
             raise ValueError(
-                f"{where} names code of its own ({key}: {reprlib.repr(said[key])}), and "
+                f"{where} names code of its own ({key}: {schema.short(said[key])}), and "
                 "nothing that a folder names is run: load it yourself, if you trust it, and wrap "
                 "the instance"
             )

@@ -7,11 +7,10 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multiexit import stored
 from multiexit.backbones.sequential import SequentialBackbone
 
 DEPTHS = (20, 32, 44, 56, 110)
@@ -90,19 +89,18 @@ def _load(path: str | Path, stem: nn.Sequential, blocks: list[BasicBlock]) -> nn
     """Fill stem and blocks from a file of the usual layout; return its classifier."""
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"no weights at {path}; give a safetensors file or a folder with one")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+    tensors = stored.tensors(path)
     whole = nn.ModuleDict({"stem": stem, "blocks": nn.ModuleList(blocks)})
     per_group = len(blocks) // 3
     renamed = {}
     for name, tensor in tensors.items():
         head, _, rest = name.partition(".")
-        if head.startswith("layer"):
+        if head in ("layer1", "layer2", "layer3"):
             index, _, rest = rest.partition(".")
+            if not index.isdecimal():
+                raise ValueError(f"the weights in {path} don't fit this ResNet: {name} is no block")
             block = (int(head.removeprefix("layer")) - 1) * per_group + int(index)
             renamed[f"blocks.{block}.{rest}"] = tensor
         elif head != "linear":
@@ -113,7 +111,9 @@ def _load(path: str | Path, stem: nn.Sequential, blocks: list[BasicBlock]) -> nn
         raise ValueError(f"the weights in {path} don't fit this ResNet: {error}") from error
     if "linear.weight" not in tensors or "linear.bias" not in tensors:
         return None
-    classes, width = tensors["linear.weight"].shape
-    classifier = nn.Linear(width, classes)
-    classifier.load_state_dict({"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]})
+    weight, bias = tensors["linear.weight"], tensors["linear.bias"]
+    if weight.shape[1:] != (64,) or bias.shape != weight.shape[:1]:
+        raise ValueError(f"the weights in {path} don't fit this ResNet: {weight.shape=}")
+    classifier = nn.Linear(64, len(weight))
+    classifier.load_state_dict({"weight": weight, "bias": bias})
     return classifier

@@ -7,11 +7,10 @@ Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entrop
 """
 
 import copy
-import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from numbers import Real
-from typing import ClassVar, Self
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +18,9 @@ from torch import Tensor
 from multiexit.policies.certificate import Certificate
 
 State = dict[str, Tensor]
+
+LARGEST = 3.4e38
+"""That a threshold can be."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class ExitPolicy(ABC):
 
     certificate: ClassVar[Certificate | None] = None
     """What it was certified for. It is no field: other numbers make a policy that has none."""
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
     @abstractmethod
     def init(self, logits_BC: Tensor) -> State:
@@ -133,10 +138,30 @@ def answers(
     return exit_B, answer_BC
 
 
+def plain_fields(policy: ExitPolicy) -> None:
+    """Take numbers of numpy, tensors and lists in a policy's fields as plain numbers and tuples.
+
+    Every `__post_init__` begins with it, so that what is made can be saved and hashed.
+    """
+    for field in fields(policy):
+        object.__setattr__(policy, field.name, _plain(getattr(policy, field.name)))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return tuple(_plain(entry) for entry in value)
+    if isinstance(value, Real) and not isinstance(value, bool | int | float):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
+
+
 def check_number(name: str, value: float) -> None:
-    """Refuse what is no finite number."""
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    """Refuse what is no finite number, as float32 has them."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not abs(value) <= (2**62 if isinstance(value, int) else LARGEST):
+        raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
 
 
 def need_classes(logits_BC: Tensor, what: str) -> None:

@@ -4,12 +4,27 @@ Letters: N rows it was calibrated on, B rows of other outputs.
 """
 
 import base64
+import binascii
 import struct
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from multiexit import schema
+
+TABLE = schema.table(
+    {
+        "loss": schema.one_of("disagreement", "accuracy"),
+        "risk": schema.number(0, 1),
+        "confidence": schema.optional(schema.number(0, 1)),
+        "rows": schema.whole(1, 2**53),
+        "observed": schema.number(0, 1),
+        "keys": schema.optional(schema.text),
+    }
+)
+"""What a saved certificate has."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +63,19 @@ class Certificate:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Certificate":
-        """What `to_json` gave."""
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: another table, or keys that are no 64-bit numbers in base64.
+        """
+        TABLE("certificate", data)
         keys = data["keys"]
         if keys is not None:
-            packed = base64.b64decode(keys)
-            keys = struct.unpack(f"<{len(packed) // 8}q", packed)
+            try:
+                packed = base64.b64decode(keys, validate=True)
+                keys = struct.unpack(f"<{len(packed) // 8}q", packed)
+            except (binascii.Error, ValueError, struct.error) as error:
+                raise ValueError(
+                    f"certificate.keys is {schema.short(keys)}; it must be 64-bit numbers in base64"
+                ) from error
         return cls(**{**data, "keys": keys})

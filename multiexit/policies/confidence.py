@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multiexit.policies.base import ExitPolicy, State, check_number, need_classes
+from multiexit.policies.base import ExitPolicy, State, check_number, need_classes, plain_fields
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class _Thresholded(ExitPolicy):
     """Whether the figure is one of a distribution over classes."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, list):  # as JSON has it
-            object.__setattr__(self, "threshold", tuple(self.threshold))
+        plain_fields(self)
         each = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
         if not each:
             raise ValueError("threshold must be a number, or one per exit; got none")
@@ -91,6 +90,7 @@ class MostConfident(ExitPolicy):
     threshold: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number("threshold", self.threshold)
 
     def init(self, logits_BC: Tensor) -> State:

@@ -1,9 +1,11 @@
 """Policies by name: as typed on a command line, and as saved with a model."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, get_type_hints
 
+from multiexit import schema
+from multiexit.policies import certificate
 from multiexit.policies.base import ExitPolicy
 from multiexit.policies.certificate import Certificate
 from multiexit.policies.confidence import (
@@ -27,6 +29,9 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "certainty": Certainty,
     "fixed": FixedExit,
 }
+
+TABLE = schema.table({"class": schema.text}, {"certificate": certificate.TABLE}, rest=schema.plain)
+"""What a saved policy has: its class, and that class's fields."""
 
 
 def parse(text: str) -> ExitPolicy:
@@ -82,16 +87,26 @@ def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> 
         others: classes of the user's own, beside the built-in ones.
 
     Raises:
-        ValueError: a class that is neither built in nor among `others`.
+        ValueError: a class that is neither built in nor among `others`; fields that it lacks or
+            doesn't know, or values that it refuses.
     """
+    TABLE("policy", data)
     known = {kind.__name__: kind for kind in (*POLICIES.values(), *others)}
     name = data["class"]
     if name not in known:
         raise ValueError(
-            f"the saved policy is a {name}, which is not built in: pass policies=[{name}]"
+            f"the saved policy is a {name[:80]}, which is not built in: pass policies=[{name[:80]}]"
         )
-    fields = {key: data[key] for key in data if key not in ("class", "certificate")}
-    policy = known[name](**fields)
+    kind = known[name]
+    given = {key: data[key] for key in data if key not in ("class", "certificate")}
+    free = {f.name for f in fields(kind) if not (f.default is f.default_factory is MISSING)}
+    own = [f.name for f in fields(kind) if f.init]
+    needed = {key: schema.plain for key in own if key not in free}
+    schema.table(needed, {key: schema.plain for key in own if key in free})("policy", given)
+    try:
+        policy = kind(**given)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(f"policy is {schema.short(data)}: {error}") from error
     if "certificate" not in data:
         return policy
     return policy.with_certificate(Certificate.from_json(data["certificate"]))

@@ -5,12 +5,11 @@ Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entrop
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from multiexit.policies.base import ExitPolicy, State, check_number, need_classes
+from multiexit.policies.base import ExitPolicy, State, check_number, need_classes, plain_fields
 from multiexit.policies.confidence import normalized_entropy
 
 
@@ -30,6 +29,7 @@ class Patience(ExitPolicy):
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_patience(self.patience)
         if self.tolerance is not None:
             check_number("tolerance", self.tolerance)
@@ -70,6 +70,7 @@ class PatientConfident(ExitPolicy):
     patience: int
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number("threshold", self.threshold)
         _check_patience(self.patience)
 
@@ -90,8 +91,9 @@ class FixedExit(ExitPolicy):
     exit: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.exit, bool) or not isinstance(self.exit, int) or self.exit < 0:
-            raise ValueError(f"exit must be an index from 0, got {self.exit!r}")
+        plain_fields(self)
+        if not _is_whole(self.exit, 0):
+            raise ValueError(f"exit must be an index from 0, got {self.exit!r:.80}")
 
     def init(self, logits_BC: Tensor) -> State:
         return {"index": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
@@ -101,5 +103,9 @@ class FixedExit(ExitPolicy):
 
 
 def _check_patience(value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"patience must be a whole number from 1, got {value!r}")
+    if not _is_whole(value, 1):
+        raise ValueError(f"patience must be a whole number from 1, got {value!r:.80}")
+
+
+def _is_whole(value: int, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31

@@ -60,7 +60,8 @@ class MultiExitModel(nn.Module):
             linear for text, linear elsewhere.
         pool: `"first"` or `"mean"`; None is the backbone's own choice.
         labels: the classes' names: a list, array or series in the order of their numbers, or a
-            mapping such as `id2label` or `label2id`.
+            mapping such as `id2label` or `label2id`; None takes those that the network itself
+            knows.
 
     Raises:
         ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit;
@@ -91,6 +92,9 @@ class MultiExitModel(nn.Module):
             )
         self.backbone = backbone
         self.num_classes = num_classes = classes.count(num_classes)
+        own = backbone.classifier
+        if labels is None and own is not None and own.num_classes == num_classes:
+            labels = own.labels
         self.labels = classes.names(labels, num_classes)
         self.exits = resolve_exits(exits, backbone)
         self.head = backbone.head if head is None else head

@@ -218,7 +218,7 @@ def test_torchvision_by_name():
     backbone = mx.wrap("torchvision:resnet18", num_classes=3)
     assert backbone.num_stages == 8
     assert backbone.feature_shapes[-1] == (512, 7, 7)
-    assert backbone.classifier.out_features == 3
+    assert backbone.classifier.num_classes == 3
 
 
 # CIFAR ResNets
@@ -296,7 +296,7 @@ def test_weights_of_the_usual_layout(tmp_path):
 @pytest.mark.parametrize("depth", [20, 32, 44, 56])
 def test_published_weights_load(depth):
     folder = Path(str(DATA), "checkpoints", f"resnet{depth}-cifar10")
-    assert mx.cifar_resnet(depth, weights=folder).classifier.weight.shape == (10, 64)
+    assert mx.cifar_resnet(depth, weights=folder).classifier.linear.weight.shape == (10, 64)
 
 
 @needs_data

@@ -158,19 +158,69 @@ def test_own_poolers_are_copies_of_the_pretrained_one(make_backbone):
         assert head.pooler.weight.data_ptr() != backbone.pooler.weight.data_ptr()
 
 
-def test_the_last_linear_head_starts_from_the_pretrained_classifier():
-    classifier = nn.Linear(6, 3)
-    chain = [nn.Linear(6, 6) for _ in range(3)]
+def chain_with(classifier):
+    parts = [nn.Linear(6, 6) for _ in range(3)]
     example = torch.zeros(1, 6)
-    backbone = mx.SequentialBackbone(nn.Identity(), chain, example, classifier=classifier)
+    return mx.SequentialBackbone(nn.Identity(), parts, example, classifier=classifier)
+
+
+@pytest.mark.parametrize("head", [None, "own-pooler", "pooler", "linear+lte", "linear+cascade"])
+def test_the_last_exit_is_the_network_s_own_head(head):
+    classifier = nn.Linear(6, 3)
+    backbone = chain_with(classifier)
+    model = mx.MultiExitModel(backbone, 3, head=head).eval()
+    x = torch.randn(5, 6)
+    assert torch.equal(model(x)[-1], classifier(backbone.features(x)[-1]))
+    assert torch.equal(model.full(x), classifier(backbone.features(x)[-1]))
+    own = heads.OwnHead(backbone.classifier)
+    assert own.linear is classifier, "shared with the network, as its stages are"
+    early = [p for h in model.heads[:-1] for p in h.parameters()]
+    assert not any(p is q for p in early for q in own.parameters())
+
+
+def test_only_an_exit_after_the_last_stage_of_as_many_classes_is_the_network_s_own():
+    classifier = nn.Linear(6, 3)
+    backbone = chain_with(classifier)
+    two_layers = nn.Linear
+    for model in (
+        mx.MultiExitModel(backbone, 3, exits=[0, 1]),
+        mx.MultiExitModel(backbone, 5),
+        mx.MultiExitModel(backbone, 3, head=lambda shape, K: two_layers(shape[-1], K)),
+    ):
+        assert not any(isinstance(h, heads.OwnHead) for h in model.heads)
+        assert not any(p is classifier.weight for p in model.parameters())
+
+
+def test_a_last_layer_of_another_kind_is_kept_but_not_chained():
+    class Cosine(nn.Linear):
+        def forward(self, x):
+            return super().forward(nn.functional.normalize(x))
+
+    last = nn.Sequential(nn.Tanh(), Cosine(6, 3))
+    backbone = mx.wrap(chain_with(None), classifier=last)
     model = mx.MultiExitModel(backbone, 3)
-    assert torch.equal(model.heads[-1].linear.weight, classifier.weight)
-    assert torch.equal(model.heads[-1].linear.bias, classifier.bias)
-    assert model.heads[-1].linear.weight is not classifier.weight
-    assert not torch.equal(model.heads[0].linear.weight, classifier.weight)
-    shorter = mx.MultiExitModel(backbone, 3, exits=[0, 1])  # its last exit is not the network's
-    assert not torch.equal(shorter.heads[-1].linear.weight, classifier.weight)
-    mx.MultiExitModel(backbone, 5)  # other classes: a fresh start
+    x = torch.randn(5, 6)
+    for mode in (model.eval(), model.train()):  # in training last layers go together
+        assert torch.equal(mode(x)[-1], last(backbone.features(x)[-1]))
+    with pytest.raises(ValueError, match=r"'\+cascade' chains heads.*Sequential.*set_classifier"):
+        mx.MultiExitModel(backbone, 3, head="linear+cascade")
+    backbone.set_classifier(None)
+    mx.MultiExitModel(backbone, 3, head="linear+cascade")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("fc", r"classifier: Sequential has no module 'fc'; there are \['0'"),
+        (3, "classifier is a module, the name of one"),
+        (nn.Linear(7, 3), r"classifier doesn't run on the last stage's feature \(6,\)"),
+        (nn.Unflatten(1, (2, 3)), r"must give logits \[B, K\].*\(2, 2, 3\)"),
+    ],
+)
+def test_classifiers_that_do_not_fit_are_named(given, message):
+    chain = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    with pytest.raises(ValueError, match=message):
+        mx.wrap(chain, classifier=given)
 
 
 def test_a_head_of_ones_own(make_backbone):

@@ -151,7 +151,8 @@ def test_pooler_and_classifier_come_along():
     short = static.first_layers(mx.wrap(task), 2)
     model = on(short)
     assert torch.equal(model.heads[0].linear.weight, task.classifier.weight)
-    assert torch.equal(model.heads[0].pooler.weight, task.bert.pooler.dense.weight)
+    own = model.heads[0].read.layers.pooler
+    assert torch.equal(own.weight, task.bert.pooler.dense.weight)
 
 
 def test_spread_layers_are_the_papers_every_other():

@@ -8,6 +8,7 @@ from torch import nn
 
 from multiexit.backbones import specs
 from multiexit.backbones.base import Backbone, Carry, select
+from multiexit.backbones.classifier import Classifier, by_hand, described, plain
 from multiexit.backbones.resnet import DEPTHS, cifar_resnet
 from multiexit.backbones.running import check_weights
 from multiexit.backbones.sequential import SequentialBackbone, of_parts
@@ -15,6 +16,7 @@ from multiexit.backbones.sequential import SequentialBackbone, of_parts
 __all__ = [
     "Backbone",
     "Carry",
+    "Classifier",
     "SequentialBackbone",
     "cifar_resnet",
     "rebuild",
@@ -38,6 +40,7 @@ def wrap(
     stem: Sequence[str | nn.Module] = (),
     input_shape: tuple[int, ...] | None = None,
     layout: str | Sequence[str] | None = None,
+    classifier: str | nn.Module | None = None,
     **kwargs: Any,
 ) -> Backbone:
     """Cut a network into stages, each of which may have an exit.
@@ -55,6 +58,9 @@ def wrap(
             size than theirs, e.g. `(3, 32, 32)`.
         layout: what the dimensions of the features are, where it can't be told: one of
             `multiexit.backbones.layouts.LAYOUTS` for all stages, or one for each.
+        classifier: the network's own head, where it can't be told or another shall be the last
+            exit: the name of a part or a module. An `nn.Linear` reads the pooled feature of the
+            last stage, any other module that feature itself; a `Classifier` says what it reads.
         kwargs: for names only, passed to the library that makes the model (`pretrained=True`).
 
     Returns:
@@ -71,12 +77,27 @@ def wrap(
 
 
 @wrap.register
-def _(module: Backbone) -> Backbone:
-    return module
+def _(module: Backbone, *, classifier: nn.Module | None = None) -> Backbone:
+    return _with_classifier(module, module, classifier)
 
 
 @wrap.register
-def _(module: str, **kwargs: Any) -> Backbone:
+def _(module: str, *, classifier: nn.Module | None = None, **kwargs: Any) -> Backbone:
+    made = _of_name(module, **kwargs)
+    return _with_classifier(made, made, classifier)
+
+
+def _with_classifier(made: Backbone, module: nn.Module, classifier: Any) -> Backbone:
+    """The backbone with a head that the user names or passes."""
+    if classifier is not None:
+        own = by_hand(classifier, module, made.feature_shapes[-1], made.layouts[-1], made.pool)
+        made.set_classifier(own)
+        if not isinstance(described(own), dict):
+            made.spec = None  # which can't tell how it is made
+    return made
+
+
+def _of_name(module: str, **kwargs: Any) -> Backbone:
     if "stages" in kwargs or "stem" in kwargs:
         raise ValueError("stages and stem name the parts of a module: make it first, then wrap it")
     library, colon, name = module.partition(":")
@@ -114,6 +135,18 @@ def _(
     stem: Sequence[str | nn.Module] = (),
     input_shape: tuple[int, ...] | None = None,
     layout: str | Sequence[str] | None = None,
+    classifier: str | nn.Module | None = None,
+) -> Backbone:
+    made = _of_module(module, stages, stem, input_shape, layout)
+    return _with_classifier(made, module, classifier)
+
+
+def _of_module(
+    module: nn.Module,
+    stages: Sequence[str | nn.Module],
+    stem: Sequence[str | nn.Module],
+    input_shape: tuple[int, ...] | None,
+    layout: str | Sequence[str] | None,
 ) -> Backbone:
     stages, stem = _listed(stages, "stages"), _listed(stem, "stem")
     check_weights(module)
@@ -172,7 +205,15 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
             known.
     """
     specs.check(spec)
-    rest = {key: value for key, value in spec.items() if key != "kind"}
+    made = _made(spec)
+    own = spec.get("classifier")
+    if own is not True:  # it was none of the kind's own
+        made.set_classifier(plain(own, made.layouts[-1]) if own else None)
+    return made
+
+
+def _made(spec: dict[str, Any]) -> Backbone:
+    rest = {key: value for key, value in spec.items() if key not in ("kind", "classifier")}
     match spec.get("kind"):
         case "transformers":
             from multiexit.backbones import transformer

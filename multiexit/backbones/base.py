@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.backbones import layouts as layouts_
+from multiexit.backbones.classifier import Classifier, described
 
 Carry = dict[str, Any]
 """What one stage hands to the next. Every tensor in it has the batch as its first dimension, so
@@ -65,7 +66,9 @@ class Backbone(nn.Module, ABC):
         spec: a JSON-able description from which `multiexit.backbones.rebuild` makes the same
             architecture again, or None where only the user can.
         pooler: a pretrained `Linear(H, H)` that heads may start from (BERT's pooler).
-        classifier: a pretrained `Linear(H, K)` that the last exit may start from.
+        classifier: the network's own head: an exit after the last stage is that, if it is to tell
+            as many classes apart. Of a plain `nn.Linear(H, K)`, which reads the pooled feature, the
+            spec tells the sizes; any other `Classifier` is one that the spec's kind makes again.
 
     Attributes:
         same_path: whether a stage runs the same modules at every step. A class that draws what
@@ -81,7 +84,7 @@ class Backbone(nn.Module, ABC):
         pool: str = "mean",
         spec: dict[str, Any] | None = None,
         pooler: nn.Linear | None = None,
-        classifier: nn.Linear | None = None,
+        classifier: Classifier | nn.Linear | None = None,
         layouts: str | Sequence[str] | None = None,
     ):
         super().__init__()
@@ -91,8 +94,9 @@ class Backbone(nn.Module, ABC):
         self.head = head
         self.pool = pool
         self.spec = spec
-        # Kept out of the module tree: heads copy them, the backbone never runs them.
-        self._pretrained = {"pooler": pooler, "classifier": classifier}
+        # Kept out of the module tree: heads take them over, the backbone never runs them.
+        self._pretrained: dict[str, Any] = {"pooler": pooler}
+        self.set_classifier(classifier)
 
     @property
     def num_stages(self) -> int:
@@ -110,9 +114,21 @@ class Backbone(nn.Module, ABC):
         return self._pretrained["pooler"]
 
     @property
-    def classifier(self) -> nn.Linear | None:
-        """The pretrained classifier, if the network came with one."""
+    def classifier(self) -> Classifier | None:
+        """The network's own head, if it came with one."""
         return self._pretrained["classifier"]
+
+    def set_classifier(self, classifier: Classifier | nn.Linear | None) -> None:
+        """Give the network another head of its own, or none."""
+        if isinstance(classifier, nn.Linear):
+            layout = self.layouts[-1]
+            classifier = Classifier(classifier, classifier.out_features, self.pool, layout=layout)
+        self._pretrained["classifier"] = classifier
+        if self.spec is None:
+            return
+        self.spec = {key: value for key, value in self.spec.items() if key != "classifier"}
+        if classifier is not None:
+            self.spec["classifier"] = described(classifier)
 
     @abstractmethod
     def start(self, *args: Any, **inputs: Any) -> Carry:

@@ -96,18 +96,29 @@ def _kwargs(known: Mapping[str, Check]) -> Check:
     return table({}, {name: optional(inner) for name, inner in known.items()})
 
 
+def _classifier(key: str, value: Any) -> None:
+    """True: the network makes its own head again; or the sizes of a plain linear layer."""
+    sizes = {"inputs": SIZE, "classes": SIZE, "bias": flag, "pool": one_of("first", "mean")}
+    (table(sizes) if isinstance(value, Mapping) else one_of(True))(key, value)
+
+
 KINDS: dict[str, Check] = {
     "transformers": table(
         {"kind": text, "config": table({"model_type": text}, rest=plain)},
         {
             "attention": optional(one_of(*ATTENTION)),
+            "classifier": _classifier,
             "order": listed(whole(0, 9999), 1, 10_000),
             "heads": listed(listed(whole(0, 9999), 1, 10_000), 1, 10_000),
         },
     ),
     "cifar_resnet": table(
         {"kind": text, "depth": whole(1, 1000)},
-        {"in_channels": whole(1, 10_000), "size": whole(1, 4096)},
+        {
+            "in_channels": whole(1, 10_000),
+            "size": whole(1, 4096),
+            "classifier": _classifier,
+        },
     ),
     "timm": table(
         {
@@ -115,7 +126,7 @@ KINDS: dict[str, Check] = {
             "name": _named(r"\w+(\.\w+)?", "the plain name of a timm model"),
             "kwargs": _kwargs(TIMM),
         },
-        {"input_shape": optional(_input_shape)},
+        {"input_shape": optional(_input_shape), "classifier": _classifier},
     ),
     "torchvision": table(
         {
@@ -126,7 +137,7 @@ KINDS: dict[str, Check] = {
             ),
             "kwargs": _kwargs(TORCHVISION),
         },
-        {"input_shape": optional(_input_shape)},
+        {"input_shape": optional(_input_shape), "classifier": _classifier},
     ),
 }
 """A check of the whole description, by the kind of backbone."""

@@ -8,11 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from multiexit.backbones import attention, configs
 from multiexit.backbones.base import Backbone, Carry
+from multiexit.backbones.classifier import Classifier, FirstToken
 
 SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 
@@ -60,7 +67,7 @@ class TransformerBackbone(Backbone):
                 "attention": config._attn_implementation,
             },
             pooler=_pooler(encoder),
-            classifier=_classifier(model, encoder),
+            classifier=_classifier(model),
         )
         self.config: Any = config
         self.embeddings = encoder.embeddings
@@ -123,8 +130,9 @@ def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
 def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
     config = configs.described(spec["config"], spec.get("attention"))
+    auto = AutoModelForSequenceClassification if spec.get("classifier") is True else AutoModel
     made = TransformerBackbone(
-        AutoModel.from_config(
+        auto.from_config(
             config,
             dtype=torch.float32,
             attn_implementation=spec.get("attention"),
@@ -168,8 +176,35 @@ def _pooler(encoder: Any) -> nn.Linear | None:
     return pooler.dense
 
 
-def _classifier(model: Any, encoder: Any) -> nn.Linear | None:
-    """A fine-tuned task model's classifier, where it stands on a pooler."""
-    classifier = getattr(model, "classifier", None) if model is not encoder else None
-    on_pooler = isinstance(classifier, nn.Linear) and _pooler(encoder) is not None
-    return classifier if on_pooler else None
+def _classifier(model: Any) -> Classifier | None:
+    """The head of a task model that classifies whole rows, as its library's forward has it."""
+    kind = model.config.model_type
+    names = [f"{base.__module__}.{base.__name__}" for base in type(model).__mro__]
+    own = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(kind)
+    if not any(name.startswith("transformers.") and name.endswith(f".{own}") for name in names):
+        return None
+    if kind in ("bert", "albert"):
+        pooler = model.base_model.pooler
+        activation = pooler.activation if kind == "bert" else model.base_model.pooler_activation
+        dense = pooler.dense if kind == "bert" else pooler
+        read = FirstToken(pooler=dense, activation=activation, dropout=model.dropout)
+        linear = model.classifier
+    elif kind == "distilbert":
+        read = FirstToken(dense=model.pre_classifier, activation=nn.ReLU(), dropout=model.dropout)
+        linear = model.classifier
+    else:
+        head = model.classifier
+        activation = head.activation if kind == "electra" else nn.Tanh()
+        read = FirstToken(
+            before=head.dropout, dense=head.dense, activation=activation, dropout=head.dropout
+        )
+        linear = head.out_proj
+    return Classifier(linear, model.config.num_labels, read, _labels(model.config))
+
+
+def _labels(config: PretrainedConfig) -> list[str] | None:
+    """The classes' names, if they are more than numbers."""
+    if config.num_labels == 1:
+        return None
+    labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+    return None if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels

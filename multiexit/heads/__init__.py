@@ -14,6 +14,7 @@ from multiexit.heads.chained import CascadedHead as CascadedHead
 from multiexit.heads.chained import CertainHead as CertainHead
 from multiexit.heads.chained import MixedHead as MixedHead
 from multiexit.heads.chained import Vote as Vote
+from multiexit.heads.own import OwnHead as OwnHead
 from multiexit.heads.plain import AttentionHead as AttentionHead
 from multiexit.heads.plain import LinearHead as LinearHead
 from multiexit.heads.plain import MixedPoolHead as MixedPoolHead

@@ -49,9 +49,9 @@ def ask(
 
 
 class VectorHead(Head):
-    """A head that is one linear layer on a vector made from the feature: `linear(vector(f))`."""
+    """A head that is a last layer on a vector made from the feature: `linear(vector(f))`."""
 
-    linear: nn.Linear
+    linear: nn.Module
 
     @abstractmethod
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:

@@ -1,6 +1,5 @@
 """One head per exit, by name or by a user's function."""
 
-import copy
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from multiexit.backbones.base import Backbone
 from multiexit.heads import chained
 from multiexit.heads.base import ChainedHead, Factory, Head, Shape, VectorHead, width_of
+from multiexit.heads.own import OwnHead
 from multiexit.heads.plain import AttentionHead, LinearHead, MixedPoolHead, PoolerHead
 
 
@@ -27,13 +27,16 @@ def build(
 ) -> nn.ModuleList:
     """One head per exit.
 
+    An exit after the last stage is the network's own head, if the backbone came with one of as many
+    classes: it answers as the network does, whatever the name of the other heads.
+
     Args:
         head: `"linear"`, `"pooler"` (a pooler shared by all exits), `"own-pooler"`, `"attention"`
             (FastBERT), `"mixed-pool"` (Shallow-Deep), or a function `(shape, K) -> nn.Module`.
             A name may have one of `multiexit.heads.CHAINED` behind a plus: `"pooler+lte"`;
             nothing before the plus is the backbone's own.
         pool: `"first"` or `"mean"`.
-        backbone: gives the features' shapes and pretrained poolers and classifiers to start from.
+        backbone: gives the features' shapes, a pretrained pooler to start from, and its own head.
         stages: the stage of each exit.
         num_classes: K; 1 for regression.
 
@@ -55,27 +58,49 @@ def build(
             module if isinstance(module, Head | ChainedHead) else _Plain(module) for module in made
         )
     name, plus, link = head.partition("+")
-    heads = _named(name or backbone.head, pool, backbone, shapes, layouts, num_classes)
-    if isinstance(heads[-1], LinearHead | PoolerHead) and stages[-1] == backbone.num_stages - 1:
-        _start_from(heads[-1].linear, backbone.classifier)
+    own = _own(backbone, stages, num_classes)
+    early = len(stages) - (own is not None)
+    pooler = backbone.pooler
+    held = own is not None and pooler in own.modules()
+    heads: list[VectorHead] = _named(
+        name or backbone.head, pool, pooler, held, shapes[:early], layouts[:early], num_classes
+    )
+    heads += [] if own is None else [own]
     return nn.ModuleList(chained.chain(link, heads) if plus else heads)
+
+
+def _own(backbone: Backbone, stages: Sequence[int], num_classes: int) -> OwnHead | None:
+    """The network's own head, if the last exit can be that."""
+    own = backbone.classifier
+    fits = own is not None and own.num_classes == num_classes
+    return OwnHead(own) if fits and stages[-1] == backbone.num_stages - 1 else None
 
 
 def _named(
     name: str,
     pool: str,
-    backbone: Backbone,
+    pooler: nn.Linear | None,
+    held: bool,
     shapes: list[Shape],
     layouts: list[str],
     num_classes: int,
-) -> Sequence[VectorHead]:
+) -> list[VectorHead]:
+    """Heads with random last layers.
+
+    Args:
+        pooler: the pretrained one to start from.
+        held: whether the network's own head has it, so that it is shared with that.
+        name, pool, shapes, layouts, num_classes: as in `build`.
+    """
     both = list(zip(shapes, layouts, strict=True))
     match name:
         case "linear":
             return [LinearHead(shape, num_classes, pool, layout) for shape, layout in both]
         case "pooler" | "own-pooler":
             widths = [width_of(shape, layout) for shape, layout in both]
-            poolers = _poolers(widths, backbone.pooler, shared=name == "pooler")
+            shared = name == "pooler"
+            one = pooler if shared and held else None
+            poolers = [one for _ in widths] if one else _poolers(widths, pooler, shared)
             return [
                 PoolerHead(pooler, num_classes, pool, layout)
                 for pooler, layout in zip(poolers, layouts, strict=True)
@@ -103,16 +128,14 @@ def _poolers(widths: list[int], pretrained: nn.Linear | None, shared: bool) -> l
 
     def pooler(width: int) -> nn.Linear:
         made = nn.Linear(width, width)
-        _start_from(made, pretrained)
+        if pretrained is not None and pretrained.weight.shape == made.weight.shape:
+            made.load_state_dict(pretrained.state_dict())
         return made
 
-    first = pooler(widths[0])
-    return [first if shared or i == 0 else pooler(width) for i, width in enumerate(widths)]
-
-
-def _start_from(linear: nn.Linear, pretrained: nn.Linear | None) -> None:
-    if pretrained is not None and pretrained.weight.shape == linear.weight.shape:
-        linear.load_state_dict(copy.deepcopy(pretrained.state_dict()))
+    made: list[nn.Linear] = []
+    for width in widths:
+        made.append(made[0] if shared and made else pooler(width))
+    return made
 
 
 def _need(features: list[tuple[Shape, str]], layouts: tuple[str, ...], what: str) -> None:

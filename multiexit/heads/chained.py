@@ -88,7 +88,7 @@ class CascadedHead(ChainedHead):
     def __init__(self, base: VectorHead, exit: int, last: bool):
         super().__init__()
         self.base = base
-        K = base.linear.out_features
+        K = _last(base).out_features
         joined = exit > 0 and not last
         self.norm = nn.LayerNorm(K) if joined else None
         self.joint = nn.Linear(K, K, bias=False) if joined else None
@@ -123,8 +123,13 @@ class Vote(nn.Module):
         return torch.where(self.on, voted_BK, z_BK)
 
 
+def _last(head: VectorHead) -> nn.Linear:
+    assert isinstance(head.linear, nn.Linear)
+    return head.linear
+
+
 def _certain(heads: Sequence[VectorHead]) -> list[ChainedHead]:
-    widths = {head.linear.in_features for head in heads}
+    widths = {_last(head).in_features for head in heads}
     if len(widths) > 1:
         raise ValueError(
             f"learning to exit shares one layer, so it needs vectors of one width; these heads "
@@ -135,7 +140,7 @@ def _certain(heads: Sequence[VectorHead]) -> list[ChainedHead]:
 
 
 def _mixed(heads: Sequence[VectorHead]) -> list[ChainedHead]:
-    widths = {head.linear.in_features for head in heads}
+    widths = {_last(head).in_features for head in heads}
     if len(widths) > 1:
         raise ValueError(
             f"mixing layers needs vectors of one width; these heads read {sorted(widths)}: choose "
@@ -145,7 +150,7 @@ def _mixed(heads: Sequence[VectorHead]) -> list[ChainedHead]:
 
 
 def _cascaded(heads: Sequence[VectorHead]) -> list[ChainedHead]:
-    if heads[0].linear.out_features == 1:
+    if _last(heads[0]).out_features == 1:
         raise ValueError("a cascade votes on classes, and this model has one output (regression)")
     return [CascadedHead(head, exit, head is heads[-1]) for exit, head in enumerate(heads)]
 
@@ -165,4 +170,11 @@ def chain(name: str, heads: Sequence[VectorHead]) -> list[ChainedHead]:
     """
     if name not in CHAINED:
         raise ValueError(f"no way {name!r} to chain heads; there are {sorted(CHAINED)}")
+    for head in heads:
+        if not isinstance(head.linear, nn.Linear):
+            raise ValueError(
+                f"'+{name}' chains heads that end in an nn.Linear, and the network's own head, the "
+                f"last exit, ends in a {type(head.linear).__name__}: leave '+{name}' out, or let a "
+                "new head take its place: backbone.set_classifier(None)"
+            )
     return CHAINED[name](heads)

@@ -1,0 +1,159 @@
+"""The head that a network came with, as a part of its own.
+
+Letters: B batch rows, T tokens, H width, D of the vector that the last layer reads, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.backbones.pooling import pool_feature
+
+
+class Classifier(nn.Module):
+    """A network's own head on its last feature: `linear(read(feature))`, [B, …] → [B, K].
+
+    Modules are shared with the network, not copied. Whatever lies between the last stage and the
+    last layer belongs to `read`: pooling, norms, dropout, hidden layers.
+
+    Args:
+        linear: the last layer, D → K; an `nn.Linear` in most networks, or any module.
+        num_classes: K.
+        read: a module from the feature to the vector [B, D]; or how the feature is pooled,
+            `"first"` or `"mean"`.
+        labels: the classes' names, where the network knows them.
+        layout: of the feature, for a pooling (`multiexit.backbones.layouts`).
+    """
+
+    def __init__(
+        self,
+        linear: nn.Module,
+        num_classes: int,
+        read: nn.Module | str,
+        labels: Sequence[str] | None = None,
+        layout: str | None = None,
+    ):
+        super().__init__()
+        self.linear = linear
+        self.num_classes = num_classes
+        self.read = Pool(read, layout) if isinstance(read, str) else read
+        self.labels = None if labels is None else list(labels)
+
+    def forward(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        return self.linear(self.vector(feature, valid_BT))
+
+    def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        """What the last layer reads, [B, D]."""
+        return vector(self.read, feature, valid_BT)
+
+
+def vector(read: nn.Module, feature: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """What a network's last layer reads, [B, D]."""
+    return read(feature, valid_BT) if isinstance(read, Pool) else read(feature)
+
+
+class Pool(nn.Module):
+    """A feature's mean, or its first token: `multiexit.backbones.pooling.pool_feature`."""
+
+    def __init__(self, pool: str, layout: str | None = None):
+        super().__init__()
+        self.pool = pool
+        self.layout = layout
+
+    def forward(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        return pool_feature(feature, self.pool, valid_BT, self.layout)
+
+
+class FirstToken(nn.Module):
+    """`layers(feature[:, 0])`, [B, T, H] → [B, D], as BERT and its relatives read a sentence."""
+
+    def __init__(self, **layers: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential()
+        for name, layer in layers.items():
+            self.layers.add_module(name, layer)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.layers(feature[:, 0])
+
+
+def described(classifier: Classifier) -> bool | dict[str, Any]:
+    """What a backbone's spec says of its classifier.
+
+    Returns:
+        The sizes of a plain linear layer; or True, where the kind of backbone makes it again.
+    """
+    linear, read = classifier.linear, classifier.read
+    if not isinstance(read, Pool) or type(linear) is not nn.Linear:
+        return True
+    return {
+        "inputs": linear.in_features,
+        "classes": linear.out_features,
+        "bias": linear.bias is not None,
+        "pool": read.pool,
+    }
+
+
+def plain(described: Mapping[str, Any], layout: str) -> Classifier:
+    """The classifier, with random weights, of such sizes."""
+    linear = nn.Linear(described["inputs"], described["classes"], described["bias"])
+    return Classifier(linear, described["classes"], described["pool"], layout=layout)
+
+
+def by_hand(
+    given: Any, module: Any, feature_shape: tuple[int | None, ...], layout: str, pool: str
+) -> Classifier:
+    """The classifier that a user passes: a `Classifier`, a module, or a part's name in the network.
+
+    Args:
+        given: a module reads the pooled feature if it is an `nn.Linear`, else the feature itself.
+        module: the network, in which names are looked up.
+        feature_shape, layout: of the last stage; the shape without the batch.
+        pool: the backbone's pooling.
+
+    Raises:
+        ValueError: nothing of these, or what doesn't give [B, K] from the last feature.
+    """
+    if isinstance(given, str):
+        try:
+            given = module.get_submodule(given)
+        except AttributeError as error:
+            names = [name for name, _ in module.named_children()]
+            raise ValueError(
+                f"classifier: {type(module).__name__} has no module {given!r}; there are {names}"
+            ) from error
+    if isinstance(given, Classifier):
+        return given
+    if not isinstance(given, nn.Module):
+        raise ValueError(
+            "classifier is a module, the name of one in the network, or a Classifier; got "
+            f"{given!r}"
+        )
+    read = pool if isinstance(given, nn.Linear) else nn.Identity()
+    made = Classifier(given, 0, read, layout=layout)
+    made.num_classes = _outputs(made, feature_shape)
+    return made
+
+
+def _outputs(classifier: Classifier, feature_shape: tuple[int | None, ...]) -> int:
+    """K, found by a run on zeros."""
+    p = next(classifier.parameters(), torch.zeros(0))
+    sizes = [8 if size is None else size for size in feature_shape]
+    modes = [(m, m.training) for m in classifier.modules()]
+    try:
+        classifier.eval()
+        with torch.no_grad():
+            logits_BK = classifier(torch.zeros(2, *sizes, device=p.device, dtype=p.dtype))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"classifier doesn't run on the last stage's feature {tuple(feature_shape)}: {error}"
+        ) from error
+    finally:
+        for m, training in modes:
+            m.training = training
+    if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2 or len(logits_BK) != 2:
+        shape = tuple(getattr(logits_BK, "shape", ()))
+        raise ValueError(f"classifier must give logits [B, K] from a feature; it gives {shape}")
+    return logits_BK.shape[1]

@@ -1,7 +1,7 @@
 """multiexit: train networks with many exits and make them stop early, for text and for images."""
 
 from multiexit import coefficients, gradients, heads, metrics, recipes, topology, weights
-from multiexit.backbones import Backbone, SequentialBackbone, cifar_resnet, wrap
+from multiexit.backbones import Backbone, Classifier, SequentialBackbone, cifar_resnet, wrap
 from multiexit.budget import budgeted
 from multiexit.calibrate import calibrate
 from multiexit.config import TrainConfig
@@ -40,6 +40,7 @@ __all__ = [
     "Backbone",
     "Certainty",
     "Certificate",
+    "Classifier",
     "Choices",
     "Cost",
     "Engine",

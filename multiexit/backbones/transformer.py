@@ -8,12 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -202,7 +197,7 @@ def _classifier(model: Any) -> Classifier | None:
     return Classifier(linear, model.config.num_labels, read, _labels(model.config))
 
 
-def _labels(config: PretrainedConfig) -> list[str] | None:
+def _labels(config: Any) -> list[str] | None:
     """The classes' names, if they are more than numbers."""
     if config.num_labels == 1:
         return None

@@ -61,7 +61,7 @@ def build(
     own = _own(backbone, stages, num_classes)
     early = len(stages) - (own is not None)
     pooler = backbone.pooler
-    held = own is not None and pooler in own.modules()
+    held = own is not None and any(part is pooler for part in own.modules())
     heads: list[VectorHead] = _named(
         name or backbone.head, pool, pooler, held, shapes[:early], layouts[:early], num_classes
     )
@@ -72,8 +72,9 @@ def build(
 def _own(backbone: Backbone, stages: Sequence[int], num_classes: int) -> OwnHead | None:
     """The network's own head, if the last exit can be that."""
     own = backbone.classifier
-    fits = own is not None and own.num_classes == num_classes
-    return OwnHead(own) if fits and stages[-1] == backbone.num_stages - 1 else None
+    if own is None or own.num_classes != num_classes or stages[-1] != backbone.num_stages - 1:
+        return None
+    return OwnHead(own)
 
 
 def _named(

@@ -1,11 +1,12 @@
 """A static network as a model of one exit, its recipe, and how it compares with the full one."""
 
+import copy
 from dataclasses import replace
 
 from multiexit.backbones import Backbone
 from multiexit.cost import Cost
 from multiexit.evaluate import Row
-from multiexit.heads import ChainedHead
+from multiexit.heads import ChainedHead, OwnHead
 from multiexit.model import MultiExitModel
 from multiexit.policies import FixedExit
 from multiexit.recipes import Recipe
@@ -17,8 +18,9 @@ def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> Mult
 
     Args:
         model: gives the head, classes, labels, calibration and preprocessing.
-        backbone: what stands under the head, with the exit at its last stage; None is the model's
-            own, shared and not copied, with the exit where its last one is.
+        backbone: what stands under the head, with the exit at its last stage; it takes over the
+            model's own head, or none. None is the model's own, shared and not copied, with the
+            exit where its last one is.
 
     Raises:
         ValueError: a last head that reads what earlier ones left, or a backbone of another width.
@@ -38,6 +40,9 @@ def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> Mult
                 f"the head reads features {old_shape}, and this backbone gives "
                 f"{backbone.feature_shapes[exit]}"
             )
+        # A last exit that is the network's own head stays so, and no other becomes one.
+        own = model.backbone.classifier if isinstance(last, OwnHead) else None
+        trunk.set_classifier(copy.deepcopy(own))
     made = MultiExitModel(trunk, model.num_classes, [exit], model.head, model.pool, model.labels)
     made.heads[0].load_state_dict(last.state_dict())
     made.temperature_M.copy_(model.temperature_M[-1:])

@@ -1,0 +1,140 @@
+"""The network's own head is the last exit: it answers as the network, and is saved with it."""
+
+import copy
+
+import pytest
+import torch
+from test_backbones import TEXT, without
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BertConfig
+
+import multiexit as mx
+from multiexit import heads, static
+from multiexit.backbones import Classifier
+
+NAMES = ["bert", "albert", "albert-2-groups", "roberta", "electra", "electra-projected"]
+NAMES += ["distilbert"]
+
+
+def classifier_of(name: str, **options):
+    torch.manual_seed(0)
+    config = copy.deepcopy(TEXT[name])
+    for key, value in {"num_labels": 3, **options}.items():
+        setattr(config, key, value)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def logits_of(net, inputs):
+    with torch.no_grad():
+        return net(**inputs).logits
+
+
+HEADS = [None, "linear", "own-pooler", "attention", "pooler+lte", "linear+cascade"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_last_exit_answers_as_the_task_model_to_the_last_bit(name, text, tmp_path):
+    net, inputs = classifier_of(name), without(text(4), "token_type_ids")
+    wanted = logits_of(net, inputs)
+    for head in HEADS:
+        model = mx.MultiExitModel(mx.wrap(net), 3, head=head, pool="mean").eval()
+        with torch.no_grad():
+            assert torch.equal(model(**inputs)[-1], wanted), head
+            last = mx.FixedExit(model.num_exits - 1)
+            assert torch.equal(model.predict(last, **inputs).logits_BC, wanted), head
+        model.save_pretrained(tmp_path)
+        again = mx.MultiExitModel.from_pretrained(tmp_path)
+        with torch.no_grad():
+            assert torch.equal(again(**inputs), model(**inputs)), head
+        # Other exits on the loaded network: its own head is what was loaded, nothing fresh.
+        fewer = mx.MultiExitModel(again.backbone, 3, exits=[1, 3], head="linear").eval()
+        with torch.no_grad():
+            assert torch.equal(fewer(**inputs)[-1], wanted), head
+
+
+def test_a_shared_pooler_is_shared_with_the_network_s_own_head():
+    model = mx.MultiExitModel(mx.wrap(classifier_of("bert")), 3)
+    one = model.heads[-1].read.layers.pooler
+    assert all(head.pooler is one for head in model.heads[:-1])
+    again = copy.deepcopy(model)
+    assert again.heads[0].pooler is again.heads[-1].read.layers.pooler is not one
+    own = mx.MultiExitModel(mx.wrap(classifier_of("bert")), 3, head="own-pooler")
+    assert len({id(head.pooler) for head in own.heads[:-1]} | {id(one)}) == len(own.heads)
+
+
+def test_the_own_head_has_the_network_s_dropout():
+    torch.manual_seed(0)
+    config = BertConfig(**{**TEXT["bert"].to_dict(), "classifier_dropout": 0.7, "num_labels": 3})
+    net = AutoModelForSequenceClassification.from_config(config)
+    model = mx.MultiExitModel(mx.wrap(net), 3)
+    assert [m.p for m in model.heads[-1].modules() if isinstance(m, nn.Dropout)] == [0.7]
+
+
+def test_a_folder_saved_before_own_heads_were_kept_still_loads(tmp_path, text):
+    """Its description has no classifier, so its last exit is a head like the others."""
+    backbone = mx.wrap(classifier_of("bert"))
+    backbone.set_classifier(None)
+    assert "classifier" not in backbone.spec
+    model = mx.MultiExitModel(backbone, 3).eval()
+    assert isinstance(model.heads[-1], heads.PoolerHead)
+    model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path)
+    assert isinstance(again.heads[-1], heads.PoolerHead)
+    inputs = text(3)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs), model(**inputs))
+
+
+def test_a_plain_classifier_passed_by_hand_is_saved(tmp_path):
+    backbone = mx.wrap("cifar-resnet-20", classifier=nn.Linear(64, 5))
+    model = mx.MultiExitModel(backbone, 5, exits=3, head="mixed-pool").eval()
+    assert isinstance(model.heads[-1], heads.OwnHead)
+    model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+def test_any_classifier_passed_by_hand_comes_back_with_the_backbone(tmp_path):
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+
+    def wrapped():
+        return mx.wrap("cifar-resnet-20", classifier=copy.deepcopy(own))
+
+    model = mx.MultiExitModel(wrapped(), 5, exits=3).eval()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="backbone="):
+        mx.MultiExitModel.from_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path, backbone=wrapped())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+        assert torch.equal(again(x)[-1], again.heads[-1].linear(again.backbone.features(x)[-1]))
+
+
+def test_a_classifier_by_its_name(text):
+    net = nn.Sequential()
+    for name, part in {"a": nn.Linear(6, 6), "b": nn.Linear(6, 6), "fc": nn.Linear(6, 3)}.items():
+        net.add_module(name, part)
+    model = mx.MultiExitModel(mx.wrap(net, stages=["a", "b"], classifier="fc"), 3).eval()
+    x = torch.randn(4, 6)
+    assert torch.equal(model(x)[-1], net(x))
+    assert model.heads[-1].linear is net.fc
+    given = Classifier(net.fc, 3, nn.Tanh(), ["x", "y", "z"])
+    model = mx.MultiExitModel(mx.wrap(net, stages=["a", "b"], classifier=given), 3).eval()
+    assert torch.equal(model(x)[-1], net.fc(net.b(net.a(x)).tanh()))
+    assert model.labels == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("exits", ["all", [0, 2]])
+def test_a_shorter_network_keeps_the_last_head_there_was(exits, text):
+    net, inputs = classifier_of("bert"), text(3)
+    model = mx.MultiExitModel(mx.wrap(net), 3, exits).eval()
+    short = static.first_layers(model.backbone, 2)
+    made = static.single_exit(model, short).eval()
+    with torch.no_grad():
+        feature = short.features(**inputs)[-1]
+        assert torch.equal(made(**inputs)[0], model.heads[-1](feature))
+    assert isinstance(made.heads[0], heads.OwnHead) == (exits == "all")

@@ -1,54 +1,109 @@
-"""The folder that `multiexit.export` writes: settings, graphs, checksums.
+"""The folder that `multiexit.export` writes: settings, graphs, rows to check, checksums.
 
-`SHA256SUMS` lists all the other files, as `sha256sum --check` reads them.
+`SHA256SUMS` lists all the other files, as `sha256sum --check` reads them. Files go by plain names:
+nothing outside the folder is opened, and nothing that isn't listed.
 """
 
 import hashlib
-import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-FORMAT = 1
 SETTINGS = "export.json"
 SUMS = "SHA256SUMS"
+ROWS = "check.npz"
+LARGEST = 2**31
+"""Bytes of a file: what a graph can have."""
 
 
-def read(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The folder and its settings, after every file was checked.
+class Folder(NamedTuple):
+    """Where it lies, and each file's SHA-256 by name."""
+
+    path: Path
+    sums: dict[str, str]
+
+
+def read(folder: str | Path) -> Folder:
+    """A folder's list of files, all of which are there.
 
     Raises:
-        ValueError: no such folder, a file that is missing or was changed, or another format.
+        ValueError: no such folder, or a list with names that won't do.
     """
-    path = Path(folder)
-    if not (path / SUMS).is_file():
+    try:
+        path = Path(folder).resolve()
+    except (TypeError, OSError, RuntimeError) as error:
+        raise ValueError(f"{folder!r} is no folder: {error}") from error
+    if not _there(path / SUMS):
         raise ValueError(f"no {SUMS} in {path}: not a folder that multiexit.export wrote")
-    lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in {SETTINGS: None, **sums}:
-        if not (path / name).is_file():
-            raise ValueError(f"{path / name} is missing: export the model again")
-        if name not in sums or checksum(path / name) != sums[name]:
+    try:
+        lines = _bytes(path, SUMS).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path / SUMS} is no UTF-8 text: {error}") from error
+    sums: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        digest, _, name = line.partition("  ")
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not plain(name) or name in sums:
             raise ValueError(
-                f"{path / name} is not the file that was exported (its SHA-256 isn't the one in "
-                f"{SUMS}): export the model again"
+                f"{path / SUMS}: line {number} is {line[:120]!r}; it must be a SHA-256, two spaces "
+                "and a plain file name of this folder, each once"
             )
-    settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
-    if settings.get("format") != FORMAT:
+        sums[name] = digest
+    for name in (SETTINGS, ROWS, *sums):
+        if not _there(path / name):
+            raise ValueError(f"{path / name} is missing: export the model again")
+    return Folder(path, sums)
+
+
+def content(folder: Folder, name: str) -> bytes:
+    """What is in a file, which must be the one that was exported.
+
+    Raises:
+        ValueError: a file that isn't listed, that lies elsewhere, is no file, or was changed.
+    """
+    data = _bytes(folder.path, name)
+    if hashlib.sha256(data).hexdigest() != folder.sums.get(name):
         raise ValueError(
-            f"{path / SETTINGS} has format {settings.get('format')!r}; this version reads "
-            f"{FORMAT}: use the multiexit_runner of the version that wrote it"
+            f"{folder.path / name} is not the file that was exported (its SHA-256 isn't the one in "
+            f"{SUMS}): export the model again"
         )
-    return path, settings
+    return data
+
+
+def plain(name: object) -> bool:
+    """Whether a name is that of a file in the folder itself."""
+    if not isinstance(name, str) or name in (".", "..", SUMS):
+        return False
+    return re.fullmatch(r"[^/\\:\x00-\x1f]{1,255}", name) is not None
 
 
 def seal(folder: Path) -> None:
     """Write the checksums of all files in a folder."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
-    lines = [f"{checksum(folder / name)}  {name}\n" for name in names]
+    lines = [f"{hashlib.sha256(_bytes(folder, name)).hexdigest()}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # names that the file system can't have
+        return False
+
+
+def _bytes(folder: Path, name: str) -> bytes:
+    """The bytes of a regular file, which no link leads out of the folder for."""
+    path = folder / name
+    try:
+        real = path.resolve(strict=True)
+        if real.parent != folder.resolve():
+            raise ValueError(
+                f"{path} is a link to {real}, outside of the folder: copy the files themselves "
+                "(from a hub, download them with local_dir=…)"
+            )
+        if not real.is_file():
+            raise ValueError(f"{path} is no regular file")
+        if real.stat().st_size > LARGEST:
+            raise ValueError(f"{path} has {real.stat().st_size} bytes; {LARGEST} is the most")
+        return real.read_bytes()
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error

@@ -47,6 +47,8 @@ def named(
                 f"{name} must be {want['dtype']} of shape [{shape}]{known}; got {array.dtype} "
                 f"{list(array.shape)}"
             )
+        if name == MASK and (other := array[(array != 0) & (array != 1)]).size:
+            raise ValueError(f"{name} must be 1 for tokens and 0 for padding; got {other[0]}")
         below = want.get("below")
         if below is not None and array.size and not 0 <= array.min() <= array.max() < below:
             raise ValueError(

@@ -3,19 +3,20 @@
 Letters: M exits, B batch rows, C classes.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from numbers import Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 
 from multiexit_runner import folder as folders
+from multiexit_runner import rows as kept
+from multiexit_runner import settings as described
 from multiexit_runner.inputs import Arrays, named, trim
+from multiexit_runner.reading import windows
 from multiexit_runner.regroup import Group, Waiting, join, long_first, pad
+from multiexit_runner.sessions import check_providers, run, sessions
 
 
 class Answer(NamedTuple):
@@ -33,13 +34,19 @@ class Answer(NamedTuple):
 class Runner:
     """Predicts with a network that `multiexit.export` wrote.
 
+    When it is made it runs the rows that the folder keeps: their logits must come out as they did
+    where the graphs were made.
+
     Args:
         folder: where it lies.
         threads: of one call; None is as many as there are cores.
         providers: onnxruntime's, by name, the first that can; None is the CPU.
+        check: whether to run those rows.
 
     Raises:
-        ValueError: a folder with a missing or changed file, or of another format.
+        ValueError: a folder with a missing or changed file, or of another format; a provider that
+            isn't there; a machine or provider that gives other logits, with the largest
+            difference.
 
     Attributes:
         settings: all that is known of the network, as plain data.
@@ -52,24 +59,40 @@ class Runner:
         folder: str | Path,
         threads: int | None = None,
         providers: Sequence[Any] | None = None,
+        check: bool = True,
     ):
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
-        path, self.settings = folders.read(folder)
+        threads = None if threads is None else _count("threads", threads)
+        if not isinstance(check, bool):
+            raise ValueError(f"check must be True or False, got {check!r}")
+        chosen = check_providers(providers)
+        where = folders.read(folder)
+        text = folders.content(where, folders.SETTINGS)
+        self.settings = described.parse(text, str(where.path / folders.SETTINGS))
         self.labels: list[str] | None = self.settings["labels"]
         self.preprocessing: dict[str, Any] = self.settings["preprocessing"]
         self._knobs: dict[str, int | float] = self.settings["knobs"]
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        # Each session has its own threads: those of one must not spin while the next one works.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._segments = self.settings["segments"]
-        self._sessions = [
-            ort.InferenceSession(
-                path / segment["file"], options, providers or ["CPUExecutionProvider"]
+        self._sessions = sessions(where, self.settings, threads, chosen)
+        read = {folders.SETTINGS, *(segment["file"] for segment in self._segments)}
+        others = {name: folders.content(where, name) for name in where.sums if name not in read}
+        if check:
+            self._check(others, str(where.path / folders.ROWS), chosen)
+
+    def _check(self, files: Mapping[str, bytes], path: str, providers: list[Any]) -> None:
+        """Run the rows that the folder keeps."""
+        if folders.ROWS not in files:
+            raise ValueError(f"{path} isn't listed in {folders.SUMS}: export the model again")
+        rows = kept.from_bytes(files[folders.ROWS], self.settings, path)
+        difference = float(np.abs(self.forward(**rows.inputs) - rows.exported_MBC).max())
+        if not difference <= rows.allowed:
+            int8 = self.settings["int8"]
+            made = "" if int8 is None else f", and its int8 is for {int8['machines']}"
+            raise ValueError(
+                f"this machine gives other answers than the one where {path} was made: with "
+                f"{providers}, logits of those rows differ by up to {difference:.2g} "
+                f"({rows.allowed:.2g} is allowed){made}. Export with target='auto', which is right "
+                "on any CPU, or name other providers"
             )
-            for segment in self._segments
-        ]
 
     @property
     def knobs(self) -> dict[str, int | float]:
@@ -87,11 +110,7 @@ class Runner:
                 raise ValueError(
                     f"no number {name!r} to set; this policy has {sorted(self._knobs)}"
                 )
-            whole = isinstance(self._knobs[name], int)
-            real = isinstance(number, Real) and math.isfinite(number)
-            if not real or (whole and number != int(number)):
-                kind = "a whole" if whole else "a finite"
-                raise ValueError(f"{name} must be {kind} number, got {number!r}")
+            described.check_knob(name, self._knobs[name], number)
         self._knobs = {
             **self._knobs,
             **{name: type(self._knobs[name])(number) for name, number in knobs.items()},
@@ -115,7 +134,10 @@ class Runner:
         answer = self._blank(rows)
         group = Group(0, np.arange(rows), arrays) if rows else None
         while group is not None:
-            group = self._advance(group, numbers, answer)
+            group, broken = self._advance(group, numbers, answer)
+            if broken:
+                row = min(broken)
+                raise ValueError(broken[row].format(row=f"row {row}"))
         return answer
 
     def stream(
@@ -123,34 +145,72 @@ class Runner:
     ) -> Iterator[Answer]:
         """Answers for batch after batch, in order; inside, rows of different batches go together.
 
-        Rows of `window` batches are sorted by length, and rows that wait at the same exit are put
-        together until they fill a batch, so that deep graphs run full too. Answers come when the
-        whole window is done.
+        Rows of up to `window` batches are sorted by length, and rows that wait at the same exit
+        are put together until they fill a batch, so that deep graphs run full too. Where the
+        source of the batches is slow, those that have come are answered after 0.05 s: nothing
+        waits for a window to fill. All answers of a window are out before the next one is begun.
 
         Args:
-            batches: of any sizes; each a dict of arrays by name, or one array.
+            batches: of any sizes; each a dict of arrays by name, or one array. Read in a thread
+                of its own, at most `window` batches ahead of the answers.
             batch_size: rows that go through a graph together.
-            window: batches read ahead.
+            window: the most batches that are read ahead and kept in memory.
 
         Raises:
-            ValueError: as `predict`; the row is counted from the window's first.
+            ValueError: wrong arguments, at once; as `predict`, behind the answers of the batches
+                before, with rows and batches counted from 0 at the stream's start. What the source
+                raises comes as it is, behind the answers of the batches that it gave.
         """
-        for name, value in (("batch_size", batch_size), ("window", window)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        each = iter(batches)
-        while ahead := list(islice(each, window)):
-            yield from self._window(ahead, batch_size)
+        batch_size, window = _count("batch_size", batch_size), _count("window", window)
+        if isinstance(batches, Mapping | str | bytes | np.ndarray) or not isinstance(
+            batches, Iterable
+        ):
+            raise ValueError(
+                "batches must be an iterable of batches, each a dict of arrays by name or one "
+                f"array; got {type(batches).__name__}"
+            )
+        return self._stream(batches, batch_size, window, self._numbers())
 
-    def _window(self, batches: Sequence[Any], batch_size: int) -> Iterator[Answer]:
-        given = (((), batch) if isinstance(batch, Mapping) else ((batch,), {}) for batch in batches)
-        read = [self._cut(self._named(args, inputs)) for args, inputs in given]
+    def _stream(
+        self, batches: Iterable[Any], batch_size: int, window: int, numbers: Arrays
+    ) -> Iterator[Answer]:
+        number = first = 0  # of the next batch, and of its first row
+        for some in windows(batches, window):
+            read, error = [], some.error
+            for batch in some.batches:
+                try:
+                    read.append(self._read(batch))
+                except ValueError as wrong:
+                    error = ValueError(f"batch {number + len(read)} of the stream: {wrong}")
+                    break
+            for answer in self._window(read, batch_size, numbers, first) if read else ():
+                yield answer
+                number, first = number + 1, first + len(answer.exit_B)
+            if error is not None:
+                raise error
+
+    def _read(self, batch: Any) -> Arrays:
+        args, inputs = ((), batch) if isinstance(batch, Mapping) else ((batch,), {})
+        return self._cut(self._named(args, inputs))
+
+    def _window(
+        self, read: Sequence[Arrays], batch_size: int, numbers: Arrays, first: int
+    ) -> Iterator[Answer]:
+        """Answers of some batches, up to the first in which a row broke.
+
+        Args:
+            read: inputs by name.
+            batch_size, numbers: as for `stream` and for the graphs.
+            first: the number of the first row.
+        """
         sizes = [_rows(arrays) for arrays in read]
-        rows, numbers = sum(sizes), self._numbers()
+        rows = sum(sizes)
         answer, waiting = self._blank(rows), Waiting(len(self._segments), batch_size)
+        broken: dict[int, str] = {}
 
         def step(group: Group) -> None:
-            after = self._advance(group, numbers, answer)
+            after, wrong = self._advance(group, numbers, answer)
+            broken.update(wrong)
             if after is not None:
                 waiting.add(after)
 
@@ -164,21 +224,36 @@ class Runner:
                 step(group)
         while (group := waiting.any()) is not None:
             step(group)
-        bounds = np.cumsum(sizes)[:-1]
-        yield from map(Answer, *(np.split(part, bounds) for part in answer))
+        ends = np.cumsum(sizes)
+        worst = min(broken, default=rows)
+        parts = zip(*(np.split(part, ends[:-1]) for part in answer), strict=True)
+        for end, (logits_BC, exit_B) in zip(ends, parts, strict=True):
+            if end > worst:
+                raise ValueError(broken[worst].format(row=f"row {first + worst} of the stream"))
+            yield Answer(logits_BC, exit_B)
 
-    def _advance(self, group: Group, numbers: Arrays, answer: Answer) -> Group | None:
-        """Past the next exit: who stops is written down, who goes on is returned."""
+    def _advance(
+        self, group: Group, numbers: Arrays, answer: Answer
+    ) -> tuple[Group | None, dict[int, str]]:
+        """Past the next exit: who stops is written down, who goes on is returned.
+
+        Rows that broke go no further; they come back by number with what is wrong.
+        """
         exit, rows_B = group.exit, group.rows_B
-        arrays, said = self._run(exit, group.arrays, numbers)
-        _check_finite(exit, rows_B, said["logits"])
+        try:
+            arrays, said = self._run(exit, group.arrays, numbers)
+        except ValueError as error:
+            what = str(error).replace("{", "{{").replace("}", "}}")
+            return None, {int(row): f"{{row}}: {what}" for row in rows_B}
+        broken = _broken(exit, rows_B, said["logits"])
         stop_B = said.get("stop", np.ones(len(rows_B), bool))
         answer.logits_BC[rows_B[stop_B]] = said.get("answer", said["logits"])[stop_B]
         answer.exit_B[rows_B[stop_B]] = exit
+        stays_B = ~stop_B & ~np.isin(rows_B, list(broken))
         after = Group(exit + 1, rows_B, arrays)
-        if stop_B.all():
-            return None
-        return after.take(~stop_B) if stop_B.any() else after
+        if not stays_B.any():
+            return None, broken
+        return (after if stays_B.all() else after.take(stays_B)), broken
 
     def _blank(self, rows: int) -> Answer:
         """Answers to be filled in."""
@@ -210,22 +285,31 @@ class Runner:
 
     def _run(self, exit: int, arrays: Arrays, numbers: Arrays) -> tuple[Arrays, Arrays]:
         """What later graphs read, and what this one says of its rows."""
-        segment = self._segments[exit]
-        given = {**arrays, **numbers}
-        feed = {name: given[name] for name in segment["inputs"]}
-        values = self._sessions[exit].run(None, feed)
-        said = dict(zip(segment["outputs"], map(np.asarray, values), strict=True))
-        kept = {name for later in self._segments[exit + 1 :] for name in later["inputs"]}
+        said = run(self._sessions[exit], self._segments[exit], {**arrays, **numbers})
+        rows = _rows(arrays)
+        if any(array.shape[:1] != (rows,) for array in said.values()) or (
+            "stop" in said and said["stop"].ndim != 1
+        ):
+            raise ValueError(f"{self._segments[exit]['file']} doesn't give a row per row")
+        read = {name for later in self._segments[exit + 1 :] for name in later["inputs"]}
         known = {**arrays, **said}
-        return {name: known[name] for name in known if name in kept}, said
+        return {name: known[name] for name in known if name in read}, said
 
 
 def _rows(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _check_finite(exit: int, rows_B: np.ndarray, logits_BC: np.ndarray) -> None:
+def _broken(exit: int, rows_B: np.ndarray, logits_BC: np.ndarray) -> dict[int, str]:
+    """Of rows whose logits are NaN or infinite, by number, what to say."""
     broken_B = ~np.isfinite(logits_BC).all(1)
-    if broken_B.any():
-        row, logits_C = rows_B[broken_B][0], logits_BC[broken_B][0].tolist()
-        raise ValueError(f"exit {exit} gave NaN or infinite logits for row {row}: {logits_C}")
+    return {
+        int(row): f"exit {exit} gave NaN or infinite logits for {{row}}: {logits_C.tolist()}"
+        for row, logits_C in zip(rows_B[broken_B], logits_BC[broken_B], strict=True)
+    }
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number and at least 1, got {value!r}")
+    return int(value)

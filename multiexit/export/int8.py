@@ -1,19 +1,58 @@
-"""Graphs whose matrix products are of 8-bit integers, by onnxruntime's dynamic quantisation."""
+"""Graphs whose matrix products are of 8-bit integers, for CPUs.
 
-import logging
+A product of activations x and weights W [K, N] becomes
+
+    y = s · (q @ Q) · t,    q = round(x / s),    Q = round(W / t)
+
+with a scale t for each of the N outputs, and a scale s = max |x| / 127 for each vector of K
+activations as it comes, that is for each token of each row. What a row gets depends on that row
+alone, so it is the same in any batch.
+
+CPUs with AVX2 or AVX-512 but without VNNI add two neighbouring products in 16 bits and cut what
+goes beyond. Activations reach them as q + 128, at most 255; so unless the target is known to add
+in 32 bits, t is so large that no two neighbours of Q of one sign add up to more than 128:
+255 · 128 = 32640 fits.
+
+Letters: K inputs of a product, N its outputs.
+"""
+
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
-KINDS = ["MatMul", "Gemm"]
+
+class Target(NamedTuple):
+    """CPUs that graphs are for.
+
+    Args:
+        machines: which, in words.
+        wide: whether they add products in 32 bits, so that weights can use all 8 bits.
+    """
+
+    machines: str
+    wide: bool
 
 
-def check(backbone: nn.Module) -> None:
-    """Refuse a backbone without matrix products.
+TARGETS = {
+    "auto": Target("any CPU", False),
+    "avx2": Target("x86 CPUs with AVX2; as auto, right on any CPU", False),
+    "avx512": Target("x86 CPUs with AVX-512; as auto, right on any CPU", False),
+    "vnni": Target("x86 CPUs with VNNI (AVX-512 VNNI or AVX-VNNI) alone", True),
+    "arm64": Target("64-bit ARM CPUs alone", True),
+}
+"""By the names that sentence-transformers and Optimum use."""
+
+
+def check(backbone: nn.Module, target: str) -> None:
+    """Refuse an unknown target, or a backbone without matrix products.
 
     Raises:
-        ValueError: it has no linear layer.
+        ValueError: there is no such target, or no linear layer.
     """
+    if not isinstance(target, str) or target not in TARGETS:
+        raise ValueError(f"no int8 target {target!r}; there are {', '.join(TARGETS)}")
     if not any(isinstance(module, nn.Linear) for module in backbone.modules()):
         raise ValueError(
             "int8 is for matrix products, as BERT and its relatives, ViT and ConvNeXt have them; "
@@ -21,20 +60,101 @@ def check(backbone: nn.Module) -> None:
         )
 
 
-def quantise(path: Path) -> None:
-    """Rewrite a graph: weights in int8, each output channel by its own scale; activations in
-    uint8, each tensor by its own range as it comes."""
+def scales(weight_KN: np.ndarray, wide: bool) -> np.ndarray:
+    """The scale t of each output, float32 [N]: weights are round(W / t), in -127..127.
+
+    Args:
+        weight_KN: float32.
+        wide: whether products are added in 32 bits; if not, no two neighbours of one sign, rows
+            2i and 2i + 1, add up to more than 128.
+    """
+    largest_N = np.abs(weight_KN).max(0)
+    if not wide:
+        pairs = np.pad(weight_KN, [(0, len(weight_KN) % 2), (0, 0)])
+        pairs = pairs.reshape(-1, 2, weight_KN.shape[1])
+        up, down = pairs.clip(min=0).sum(1), (-pairs).clip(min=0).sum(1)
+        largest_N = np.maximum(up, down).max(0)  # rounding adds at most 1 to 127
+    return np.maximum(largest_N / 127, np.finfo(np.float32).tiny).astype(np.float32)
+
+
+def quantise(path: Path, target: str) -> None:
+    """Rewrite a graph's products of activations and constant weights."""
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnx import helper, numpy_helper
 
     model = onnx.load(path)
-    del model.graph.value_info[:]  # shapes of weights that are about to be transposed
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it advises a preparation that these graphs have had
-    try:
-        quantize_dynamic(
-            model, path, op_types_to_quantize=KINDS, per_channel=True, weight_type=QuantType.QInt8
+    graph = model.graph
+    del graph.value_info[:]  # shapes of weights that are about to be transposed
+    constants = {value.name: value for value in graph.initializer}
+    made: dict[str, np.ndarray] = {}
+    nodes: list[Any] = []
+    codes: dict[str, tuple[str, str]] = {}  # of activations: what is multiplied, and its scale
+
+    def constant(name: str, value: Any, dtype: Any) -> str:
+        made[name] = np.asarray(value, dtype)
+        return name
+
+    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def coded(x: str) -> tuple[str, str]:
+        last, least = (
+            constant("int8.last", [-1], np.int64),
+            constant("int8.least", 1e-30, np.float32),
         )
-    finally:
-        logger.setLevel(level)
+        nothing, step = (
+            constant("int8.0", 0, np.float32),
+            constant("int8.1/127", 1 / 127, np.float32),
+        )
+        size = add("Abs", [x], f"{x}.abs")
+        largest = add(
+            "Max", [add("ReduceMax", [size, last], f"{x}.max", keepdims=1), least], f"{x}.top"
+        )
+        # A maximum passes over NaN; a sum doesn't, and NaN must stay NaN.
+        total = add("ReduceSum", [size, last], f"{x}.sum", keepdims=1)
+        sound = add("Add", [largest, add("Mul", [total, nothing], f"{x}.zero")], f"{x}.largest")
+        scale = add("Mul", [sound, step], f"{x}.scale")
+        steps = add("Div", [x, scale], f"{x}.steps")
+        one, middle = constant("int8.one", 1, np.float32), constant("int8.middle", 128, np.uint8)
+        return add("QuantizeLinear", [steps, one, middle], f"{x}.int8"), scale
+
+    for node in graph.node:
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        if not _is_product(node, attributes, constants):
+            nodes.append(node)
+            continue
+        x, weight, *bias = node.input
+        (y,) = node.output
+        weight_KN = numpy_helper.to_array(constants[weight]).astype(np.float32)
+        if attributes.get("transB"):
+            weight_KN = weight_KN.T
+        scale_N = scales(weight_KN, TARGETS[target].wide)
+        Q = constant(f"{weight}.int8", np.rint(weight_KN / scale_N), np.int8)
+        if x not in codes:
+            codes[x] = coded(x)
+        q, s = codes[x]
+        zero = constant("int8.zero", 0, np.int8)
+        whole = add("MatMulInteger", [q, Q, "int8.middle", zero], f"{y}.whole")
+        real = add("Cast", [whole], f"{y}.real", to=onnx.TensorProto.FLOAT)
+        t = constant(f"{weight}.scale", scale_N, np.float32)
+        scaled = add("Mul", [real, s], f"{y}.scaled")
+        product = add("Mul", [scaled, t], f"{y}.product" if bias else y)
+        if bias:
+            add("Add", [product, *bias], y)
+
+    read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    kept = [value for name, value in constants.items() if name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
+    onnx.save(model, path)
+
+
+def _is_product(node: Any, attributes: dict[str, Any], constants: dict[str, Any]) -> bool:
+    """Whether a node is a product of activations and a constant [K, N], with or without bias."""
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in constants:
+        return False
+    plain = attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
+    return len(constants[node.input[1]].dims) == 2 and plain and not attributes.get("transA")

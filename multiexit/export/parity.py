@@ -4,7 +4,7 @@ Letters: M exits, B batch rows, C classes.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from multiexit.policies import ExitPolicy
 if TYPE_CHECKING:
     from multiexit.model import MultiExitModel, Pass
     from multiexit_runner import Runner
+
+ALONE = 256
+"""Rows that are also run one at a time."""
 
 TOLERANCE = 1e-4
 """How far logits may be apart, times the largest of them (at least 1)."""
@@ -30,8 +33,10 @@ class Parity(NamedTuple):
             class.
         same_exit: share of the rows that leave at the same exit.
         same_answer: share of the rows whose answers, where they leave, are the same class.
+        same_answer_alone: the same of the first 256 rows, each run as a batch of its own.
+        largest_difference_alone: between any two logits of such a row, alone and in its batch.
 
-    With one output there are no classes, and both shares of them are 1.
+    With one output there are no classes, and all shares of them are 1.
     """
 
     rows: int
@@ -39,6 +44,8 @@ class Parity(NamedTuple):
     same_class: float
     same_exit: float
     same_answer: float
+    same_answer_alone: float
+    largest_difference_alone: float
 
 
 def compare(
@@ -60,6 +67,7 @@ def compare(
         ValueError: NaN or infinite logits; no rows; with `exact`, logits or exits that differ.
     """
     differences, same_class, same_exit, same_answer = [], [], [], []
+    same_alone, apart, left = [], 0.0, ALONE
     for batch in batches:
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
         with torch.no_grad():
@@ -70,15 +78,22 @@ def compare(
         if not graph_MBC.isfinite().all():
             raise ValueError("the exported graphs give NaN or infinite logits")
         difference = float((said.logits_MBC - graph_MBC).abs().max())
+        tried = min(left, len(own_B))
+        if tried:
+            alone_MBC, alone_BC = _alone(runner, arrays, tried)
+            apart = max(apart, float((alone_MBC - graph_MBC[:, :tried]).abs().max()))
+            same_alone.append(own_BC[:tried].argmax(-1) == alone_BC.argmax(-1))
+            left -= tried
         if exact:
             allowed = TOLERANCE * max(1.0, float(said.logits_MBC.abs().max()))
             close_B = (own_BC - answer_BC).abs().amax(1) <= allowed
             fine_B = ((own_B == exit_B) & close_B) | _at_edge(policy, said, difference)
-            if difference > allowed or not fine_B.all():
+            worst = max(difference, apart)
+            if worst > allowed or not fine_B.all():
                 shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
                 raise ValueError(
                     "the exported graphs don't say what the model says: logits differ by up to "
-                    f"{difference:.2g} ({allowed:.2g} is allowed), and {int((~fine_B).sum())} of "
+                    f"{worst:.2g} ({allowed:.2g} is allowed), and {int((~fine_B).sum())} of "
                     f"{len(fine_B)} rows leave elsewhere or answer otherwise, on inputs of shapes "
                     f"{shapes}"
                 )
@@ -88,10 +103,26 @@ def compare(
         same_answer.append(own_BC.argmax(-1) == answer_BC.argmax(-1))
     if not differences:
         raise ValueError("no rows to compare the exported graphs on: the data set is empty")
-    shares = [
-        float(torch.cat(same).float().mean()) for same in (same_class, same_exit, same_answer)
-    ]
-    return Parity(sum(map(len, same_exit)), max(differences), *shares)
+
+    def share(same: list[Tensor]) -> float:
+        return float(torch.cat(same).float().mean())
+
+    return Parity(
+        rows=sum(map(len, same_exit)),
+        largest_difference=max(differences),
+        same_class=share(same_class),
+        same_exit=share(same_exit),
+        same_answer=share(same_answer),
+        same_answer_alone=share(same_alone),
+        largest_difference_alone=apart,
+    )
+
+
+def _alone(runner: "Runner", arrays: Mapping[str, Any], rows: int) -> tuple[Tensor, Tensor]:
+    """The first rows as batches of one: all exits' logits [M, B, C], and the answers [B, C]."""
+    each = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(rows)]
+    logits_MBC = torch.cat([torch.from_numpy(runner.forward(**one)) for one in each], 1)
+    return logits_MBC, torch.cat([torch.from_numpy(runner.predict(**one)[0]) for one in each])
 
 
 def _at_edge(policy: ExitPolicy, said: "Pass", noise: float) -> Tensor:

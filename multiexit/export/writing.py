@@ -25,6 +25,9 @@ from multiexit.policies import ExitPolicy
 SIZES = ((1, 1), (2, 7), (5, 16), (9, 24))
 """Rows and tokens of the random batches that graphs are checked on."""
 
+KEPT = 4
+"""Rows that stay in the folder, with what they must get."""
+
 
 def export(
     model: MultiExitModel,
@@ -35,12 +38,15 @@ def export(
     tokenizer: Any = None,
     rows: Dataset[Any] | Iterable[Any] | None = None,
     int8: bool = False,
+    target: str = "auto",
     agreement: float = 0.95,
 ) -> Parity:
     """Write a model and its policy as ONNX graphs, one per exit, for `multiexit_runner.Runner`.
 
     A graph is the stages up to its exit, the head and the policy's step, whatever the policy. The
-    graphs are compared with the model on random inputs of several sizes before the folder appears.
+    graphs are compared with the model on random inputs of several sizes, and one row at a time,
+    before the folder appears. A few rows stay in the folder with the answers they must get: the
+    `Runner` runs them when it is made.
 
     Args:
         model: in evaluation mode, in float32.
@@ -50,9 +56,14 @@ def export(
             has. With an `attention_mask` [B, T] there may be any number of tokens; all other
             sizes but B are fixed.
         tokenizer: saved with it; says which inputs there are.
-        rows: a data set, or an iterable of batches, to compare on too.
+        rows: a data set, or an iterable of batches, to compare on too; the first 4 of them are
+            kept in the folder (else 4 that are drawn at random).
         int8: matrix products in 8-bit integers, for CPUs. Answers then differ a little: on the
-            `rows`, if there are any, they must be the same for a share of at least `agreement`.
+            `rows`, if there are any, they must be the same for a share of at least `agreement`,
+            in batches and one row at a time. A row's answer is the same in any batch.
+        target: of int8, the CPUs it is for: `"auto"` is right on any; `"vnni"` and `"arm64"` round
+            weights a little finer, at the same speed, and are right on such CPUs alone; `"avx2"`
+            and `"avx512"` are what `"auto"` is.
         agreement: that share; counts for int8 alone.
 
     Returns:
@@ -72,10 +83,12 @@ def export(
     """
     folder = Path(folder)
     policy = model.policy if policy is None else policy
-    _check(model, folder, policy, int8, agreement)
+    _check(model, folder, policy, int8, target, agreement)
     from multiexit.export import graphs
     from multiexit.export import int8 as integers
     from multiexit_runner import Runner
+    from multiexit_runner import rows as kept
+    from multiexit_runner.folder import ROWS
 
     assert policy is not None
     if next(model.parameters()).device.type != "cpu":
@@ -93,24 +106,31 @@ def export(
         segments, numbers = graphs.write(model, policy, examples, parts)
         if int8:
             for segment in segments:
-                integers.quantise(parts / segment.file)
+                integers.quantise(parts / segment.file, target)
         if tokenizer is not None:
             tokenizer.save_pretrained(parts)
         settings = _settings(model, policy, takes) | {
             "knobs": numbers,
             "segments": [segment._asdict() for segment in segments],
-            "int8": int8,
+            "int8": {"target": target, "machines": integers.TARGETS[target].machines}
+            if int8
+            else None,
+            "parity": {},
         }
+        (parts / ROWS).touch()
         _write(parts, settings)
-        runner = Runner(parts, threads=torch.get_num_threads())
+        runner = Runner(parts, threads=torch.get_num_threads(), check=False)
         parity = compare(model, policy, runner, drawn, exact=not int8)
         if batches is not None:
             parity = compare(model, policy, runner, batches, exact=not int8)
-        if int8 and batches is not None and parity.same_answer < agreement:
+        share = min(parity.same_answer, parity.same_answer_alone)
+        if int8 and batches is not None and share < agreement:
             raise ValueError(
-                f"in int8, {parity.same_answer:.1%} of the {parity.rows} rows get the model's own "
-                f"answer, and {agreement:.1%} must: export without int8, or lower agreement"
+                f"in int8, {share:.1%} of the {parity.rows} rows get the model's own answer, and "
+                f"{agreement:.1%} must: export without int8, or lower agreement"
             )
+        keep = {name: tensor[:KEPT] for name, tensor in (batches or drawn[2:])[0].items()}
+        (parts / ROWS).write_bytes(kept.to_bytes(_answered(model, runner, keep)))
         on = "random inputs" if batches is None else "rows"
         _write(parts, settings | {"parity": {"on": on, **parity._asdict()}})
         parts.rename(folder)
@@ -119,9 +139,19 @@ def export(
     return parity
 
 
+def _answered(model: MultiExitModel, runner: Any, batch: Mapping[str, Tensor]) -> Any:
+    """A batch with the model's logits and those of its graphs."""
+    from multiexit_runner.rows import Rows
+
+    arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+    with torch.no_grad():
+        float_MBC = model(**batch).numpy()
+    return Rows(arrays, float_MBC, runner.forward(**arrays))
+
+
 def _settings(model: MultiExitModel, policy: ExitPolicy, takes: Inputs) -> dict[str, Any]:
     from multiexit import __version__
-    from multiexit_runner.folder import FORMAT
+    from multiexit_runner.settings import FORMAT
 
     return {
         "format": FORMAT,
@@ -153,7 +183,12 @@ def _batches(model: MultiExitModel, rows: Any) -> list[dict[str, Tensor]]:
 
 
 def _check(
-    model: MultiExitModel, folder: Path, policy: ExitPolicy | None, int8: bool, agreement: float
+    model: MultiExitModel,
+    folder: Path,
+    policy: ExitPolicy | None,
+    int8: bool,
+    target: str,
+    agreement: float,
 ) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists already: remove it or name another folder")
@@ -172,7 +207,9 @@ def _check(
     if int8:
         from multiexit.export.int8 import check
 
-        check(model.backbone)
+        check(model.backbone, target)
+    elif target != "auto":
+        raise ValueError(f"target={target!r} is for int8 alone: pass int8=True, or leave it out")
     try:
         import onnx
         import onnxruntime

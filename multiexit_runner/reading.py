@@ -1,0 +1,61 @@
+"""A source of batches, read a window at a time."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+PATIENCE = 0.05
+"""Seconds for which what has come waits for more."""
+
+
+class Window(NamedTuple):
+    """Batches that came, and what the source raised behind them."""
+
+    batches: list[Any]
+    error: BaseException | None
+
+
+def windows(source: Iterable[Any], most: int) -> Iterator[Window]:
+    """What comes from a source, in order: `most` items together, or those that have come when it
+    says nothing for `PATIENCE` seconds.
+
+    The source is read in a thread of its own, no more than `most` items ahead of what was handed
+    out and done with.
+    """
+    came: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    free, stopped = threading.Semaphore(most), threading.Event()
+
+    def read() -> None:
+        try:
+            each = iter(source)
+            while free.acquire() and not stopped.is_set():
+                came.put(("item", next(each)))
+        except StopIteration:
+            came.put(("end", None))
+        except BaseException as error:  # whatever it is, it belongs to whoever asks for the rows
+            came.put(("end", error))
+
+    threading.Thread(target=read, name="multiexit-stream", daemon=True).start()
+    try:
+        kind, value = came.get()
+        while True:
+            items: list[Any] = []
+            while kind == "item":
+                items.append(value)
+                if len(items) == most:
+                    break
+                try:
+                    kind, value = came.get(timeout=PATIENCE)
+                except queue.Empty:
+                    break
+            ended = kind == "end"
+            if items or ended:
+                yield Window(items, value if ended else None)
+            if ended:
+                return
+            free.release(len(items))
+            kind, value = came.get()
+    finally:
+        stopped.set()
+        free.release()

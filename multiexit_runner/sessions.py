@@ -1,0 +1,123 @@
+"""Graphs as onnxruntime's sessions, held to what the settings say of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from multiexit_runner.folder import Folder, content
+from multiexit_runner.inputs import Arrays
+from multiexit_runner.protobuf import names_files
+from multiexit_runner.settings import OWN
+
+CPU = "CPUExecutionProvider"
+KINDS = {"int64": "int64", "int32": "int32", "float32": "float", "bool": "bool"}
+"""Types of arrays, as onnxruntime calls them."""
+
+
+def check_providers(providers: Sequence[Any] | None) -> list[Any]:
+    """The providers to use.
+
+    Raises:
+        ValueError: what is no list of names, each alone or with a dict of options, or a provider
+            that isn't there.
+    """
+    if providers is None:
+        return [CPU]
+    listed = list(providers) if isinstance(providers, list | tuple) else []
+    names = [each[0] if isinstance(each, tuple) and each else each for each in listed]
+    there = ort.get_available_providers()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"providers must be a list of names such as ['{CPU}'], each alone or as a pair (name, "
+            f"options); got {providers!r}"
+        )
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(
+            f"no provider {missing[0]!r} in this onnxruntime; it has {', '.join(there)}"
+        )
+    return listed
+
+
+def sessions(
+    folder: Folder, settings: dict[str, Any], threads: int | None, providers: list[Any]
+) -> list[ort.InferenceSession]:
+    """A session for each segment.
+
+    Raises:
+        ValueError: a file that is no such graph, that names other files, or whose inputs and
+            outputs aren't those of the settings; a provider that can't be used.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 4  # what goes wrong is raised
+    # Each session has its own threads: those of one must not spin while the next one works.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    made = []
+    for exit, segment in enumerate(settings["segments"]):
+        path, data = folder.path / segment["file"], content(folder, segment["file"])
+        try:
+            if names_files(data):
+                raise ValueError("it has weights in another file, and graphs hold all of theirs")
+            session = ort.InferenceSession(data, options, providers)
+        except Exception as error:  # onnxruntime's are of many kinds
+            raise ValueError(f"{path} can't be run: {error}") from error
+        names = [each[0] if isinstance(each, tuple) else each for each in providers]
+        unused = [name for name in names if name not in session.get_providers()]
+        if unused:
+            raise ValueError(
+                f"{unused[0]} is in this onnxruntime but can't be used on this machine (are its "
+                "drivers and libraries there?): name other providers"
+            )
+        _check(session, settings, exit, str(path))
+        made.append(session)
+    return made
+
+
+def run(session: ort.InferenceSession, segment: dict[str, Any], given: Arrays) -> Arrays:
+    """What a graph says, by the settings' names.
+
+    Raises:
+        ValueError: whatever goes wrong in it.
+    """
+    feed = {name: given[name] for name in segment["inputs"]}
+    try:
+        values = session.run(None, feed)
+    except Exception as error:  # onnxruntime's are of many kinds
+        raise ValueError(f"{segment['file']} can't be run on these rows: {error}") from error
+    return dict(zip(segment["outputs"], map(np.asarray, values), strict=True))
+
+
+def _check(session: Any, settings: dict[str, Any], exit: int, path: str) -> None:
+    """Refuse a graph with other inputs and outputs than the settings say."""
+    segment = settings["segments"][exit]
+    inputs = {each.name: each.type for each in session.get_inputs()}
+    outputs = {each.name: each for each in session.get_outputs()}
+    wanted = [name if name in OWN else f"next.{name}" for name in segment["outputs"]]
+    for what, has, says in (
+        ("reads", sorted(inputs), sorted(segment["inputs"])),
+        ("gives", list(outputs), wanted),
+    ):
+        if has != says:
+            raise ValueError(f"{path} {what} {has}, but export.json says {says}: export again")
+    types = {name: want["dtype"] for name, want in settings["inputs"].items()}
+    for name, number in settings["knobs"].items():
+        types[f"policy.{name}"] = "int64" if isinstance(number, int) else "float32"
+    for name, kind in inputs.items():
+        if name in types and kind != f"tensor({KINDS[types[name]]})":
+            raise ValueError(
+                f"{path} reads {name} as {kind}, but export.json says {types[name]}: export again"
+            )
+    for name in ("logits", "answer"):
+        if name not in outputs:
+            continue
+        kind, shape = outputs[name].type, outputs[name].shape
+        if kind != "tensor(float)" or shape[1:] != [settings["num_classes"]]:
+            raise ValueError(
+                f"{path} gives {name} as {kind} {shape}, but export.json says num_classes is "
+                f"{settings['num_classes']}: export again"
+            )
+    if "stop" in outputs and outputs["stop"].type != "tensor(bool)":
+        raise ValueError(f"{path} gives stop as {outputs['stop'].type}, not as bool: export again")

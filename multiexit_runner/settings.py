@@ -1,0 +1,161 @@
+"""What `export.json` must look like, checked in one place before anything is run."""
+
+import json
+import reprlib
+from typing import Any
+
+from multiexit_runner.folder import plain
+
+FORMAT = 2
+OWN = ("logits", "answer", "stop")
+"""What a graph says of its rows; its other outputs are for the graphs behind it."""
+
+KEYS = {
+    "format", "versions", "num_classes", "exits", "labels", "preprocessing", "inputs",
+    "max_tokens", "policy", "knobs", "segments", "int8", "parity",
+}  # fmt: skip
+TYPES = ("int64", "int32", "float32", "bool")
+INT64 = 2**63 - 1
+FLOAT32 = 3.4e38
+
+
+def parse(data: bytes, where: str) -> dict[str, Any]:
+    """The settings in a file's bytes.
+
+    Raises:
+        ValueError: what is no JSON object of this form: the file, the key, the value, and what
+            would be right.
+    """
+    try:
+        settings = json.loads(data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
+        _check(settings)
+    except (ValueError, RecursionError) as error:
+        what = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{where}: {what}") from error
+    return settings
+
+
+def check_knob(name: str, old: float, number: Any) -> None:
+    """Refuse a number of a policy that isn't of the kind of the old one."""
+    if isinstance(old, int):
+        whole = _is_whole(number) or (isinstance(number, float) and number.is_integer())
+        _need(whole and abs(number) <= INT64, name, number, "a whole number of 64 bits")
+    else:
+        _need(_is_number(number), name, number, "a finite number that fits in float32")
+
+
+def _check(settings: Any) -> None:
+    _need(isinstance(settings, dict), "the whole", settings, "a JSON object")
+    if settings.get("format") != FORMAT or isinstance(settings["format"], bool):
+        raise ValueError(
+            f"it has format {reprlib.repr(settings.get('format'))}; this version reads {FORMAT}: "
+            "export the model again, or use the multiexit_runner of the version that wrote it"
+        )
+    _keys("the whole", settings, KEYS)
+    _whole("num_classes", settings["num_classes"], 1)
+    for key in ("versions", "preprocessing", "policy"):
+        _need(isinstance(settings[key], dict), key, settings[key], "a table")
+    classes, labels = settings["num_classes"], settings["labels"]
+    if labels is not None:
+        _names("labels", labels, distinct=False)
+        _need(len(labels) == classes, "labels", labels, f"null or {classes} strings")
+    if settings["max_tokens"] is not None:
+        _whole("max_tokens", settings["max_tokens"], 1)
+    _inputs(settings["inputs"])
+    _need(isinstance(settings["knobs"], dict), "knobs", settings["knobs"], "a table of numbers")
+    for name, number in settings["knobs"].items():
+        check_knob(f"knobs.{name}", number, number)
+    _segments(settings)
+    exits = settings["exits"]
+    many = isinstance(exits, list) and len(exits) == len(settings["segments"])
+    _need(many and all(map(_is_whole, exits)), "exits", exits, "a whole number for each segment")
+    if settings["int8"] is not None:
+        _keys("int8", settings["int8"], {"target", "machines"})
+        for key, value in settings["int8"].items():
+            _need(isinstance(value, str), f"int8.{key}", value, "a string")
+    for key, value in _table("parity", settings["parity"]).items():
+        _need(key == "on" or _is_number(value), f"parity.{key}", value, "a finite number")
+
+
+def _inputs(inputs: Any) -> None:
+    _need(bool(_table("inputs", inputs)), "inputs", inputs, "a table with at least one input")
+    for name, want in inputs.items():
+        key = f"inputs.{name}"
+        _keys(key, want, {"dtype", "shape"}, {"below"})
+        _need(want["dtype"] in TYPES, f"{key}.dtype", want["dtype"], f"one of {', '.join(TYPES)}")
+        shape = want["shape"]
+        right = (
+            isinstance(shape, list)
+            and shape[:1] == ["B"]
+            and all(size == "T" or (_is_whole(size) and size >= 0) for size in shape[1:])
+        )
+        _need(right, f"{key}.shape", shape, 'a list that begins with "B", then "T" or numbers')
+        if "below" in want:
+            _whole(f"{key}.below", want["below"], 1)
+
+
+def _segments(settings: dict[str, Any]) -> None:
+    """Each segment reads what is there, and says what it must."""
+    segments = settings["segments"]
+    _need(isinstance(segments, list) and segments, "segments", segments, "a list of segments")
+    known = {*settings["inputs"], *(f"policy.{name}" for name in settings["knobs"])}
+    for exit, segment in enumerate(segments):
+        key = f"segments[{exit}]"
+        _keys(key, segment, {"file", "inputs", "outputs"})
+        file = segment["file"]
+        _need(plain(file), f"{key}.file", file, "a plain file name of this folder")
+        _names(f"{key}.inputs", segment["inputs"])
+        _names(f"{key}.outputs", segment["outputs"])
+        unknown = [name for name in segment["inputs"] if name not in known]
+        _need(not unknown, f"{key}.inputs", unknown, f"among {sorted(known)}")
+        must = {"logits"} if exit == len(segments) - 1 else {"logits", "stop"}
+        says = set(segment["outputs"]) & {"logits", "stop"}
+        _need(says == must, f"{key}.outputs", segment["outputs"], f"names with {sorted(must)}")
+        known |= set(segment["outputs"]) - set(OWN)
+
+
+def _need(right: Any, key: str, value: Any, wanted: str) -> None:
+    if not right:
+        raise ValueError(f"{key} is {reprlib.repr(value)}; it must be {wanted}")
+
+
+def _whole(key: str, value: Any, low: int) -> None:
+    _need(_is_whole(value) and low <= value <= INT64, key, value, f"a whole number from {low}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and abs(value) <= FLOAT32
+
+
+def _names(key: str, value: Any, distinct: bool = True) -> None:
+    right = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    right = right and (not distinct or len(set(value)) == len(value))
+    _need(right, key, value, "a list of strings" + ", none of them twice" * distinct)
+
+
+def _table(key: str, value: Any) -> dict[str, Any]:
+    _need(isinstance(value, dict), key, value, "a table")
+    return value
+
+
+def _keys(key: str, value: Any, needed: set[str], others: set[str] = frozenset()) -> None:  # type: ignore
+    wrong = sorted(set(_table(key, value)) ^ needed - others)
+    if wrong := [name for name in wrong if name not in others]:
+        _need(False, f"{key}: the key {reprlib.repr(wrong[0])}", value.get(wrong[0], "missing"),
+              f"one of {sorted(needed | others)}, all of them there")  # fmt: skip
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON; numbers must be finite")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError(f"a key is there twice, in a table with the keys {sorted(table)[:20]}")
+    return table

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from multiexit import pictures, policies, presets, recipes, report, tasks
+from multiexit import pictures, policies, presets, recipes, report, saving, tasks
 from multiexit.backbones import Backbone, wrap
 from multiexit.config import TrainConfig
 from multiexit.data import glue
@@ -124,7 +124,7 @@ def train(
     if validation:
         rows, held = holdout(task.train, validation, config.seed)
     if tokenizer is not None and config.output is not None and processes().is_main_process:
-        tokenizer.save_pretrained(Path(config.output) / "model")
+        saving.save_tokenizer(tokenizer, Path(config.output) / "model")
     history = Trainer(model, recipe, replace(config, metric=task.metric)).fit(rows, held)
     return model, history
 

@@ -18,7 +18,7 @@ PREPROCESSING = schema.table(
     {
         "kind": schema.text,
         "task": schema.optional(schema.text),
-        "max_length": schema.optional(schema.whole(1, 2**31 - 1)),
+        "max_length": schema.whole(1, 2**31 - 1),
         "pairs": schema.flag,
         "normalisation": schema.optional(schema.text),
         "shape": schema.listed(schema.whole(1, specs.LARGEST), 1, 5),
@@ -29,14 +29,21 @@ PREPROCESSING = schema.table(
 )
 """The library's own keys; a user's may be anything plain."""
 
+
+def _head(key: str, value: Any) -> None:
+    schema.text(key, value)
+    if not value or len(value) > 100:
+        raise schema.wrong(key, value, "the name of a head, such as 'linear'")
+
+
 TABLE = schema.table(
     {
         "format": schema.whole(FORMAT, FORMAT),
         "backbone": schema.optional(lambda key, value: specs.check(value, key)),
         "num_classes": schema.whole(1, MOST_CLASSES),
         "exits": schema.listed(schema.whole(0, 9999), 1, 10_000),
-        "head": schema.optional(schema.text),
-        "pool": schema.text,
+        "head": schema.optional(_head),
+        "pool": schema.one_of("first", "mean"),
         "labels": schema.optional(schema.listed(schema.plain, 0, MOST_CLASSES)),
         "preprocessing": PREPROCESSING,
         "policy": schema.optional(POLICY),

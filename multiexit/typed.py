@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from multiexit.files import regular
+
 
 def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, Any]:
     """A saved model and the data to judge it on."""
@@ -60,6 +62,8 @@ def lines(files: list[str] | None) -> Iterator[str]:
         )
         return
     for name in files:
+        if not name.startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):  # of the shell
+            regular(name)
         with Path(name).open("rb") as file:
             yield from _decoded(file, name)
 

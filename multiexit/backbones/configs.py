@@ -11,8 +11,24 @@ from multiexit import schema
 from multiexit.backbones.specs import ATTENTION, LARGEST
 from multiexit.files import read_json, regular
 
-DEPTH = schema.whole(1, 1000)
-DEPTHS = ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num")
+NEEDED = (
+    *("vocab_size", "max_position_embeddings", "num_hidden_layers", "n_layers", "hidden_size"),
+    *("dim", "num_attention_heads", "n_heads", "intermediate_size", "hidden_dim", "hidden_act"),
+    *("activation", "layer_norm_eps", "embedding_size", "num_hidden_groups"),
+)
+"""Settings that make the network what it is: a description has those that its type knows."""
+
+SPECIAL = {
+    **dict.fromkeys(("num_hidden_layers", "n_layers"), schema.whole(1, 1000)),
+    **dict.fromkeys(("num_hidden_groups", "inner_group_num"), schema.whole(1, 1000)),
+    **dict.fromkeys(("num_attention_heads", "n_heads"), schema.whole(1, 1000)),
+    "layer_norm_eps": schema.number(0, 1),
+    "initializer_range": schema.number(0, 1000),
+    "architectures": schema.listed(schema.text),
+    "dtype": schema.text,
+    "problem_type": schema.text,
+}
+"""Checks of settings whose usual value's type doesn't say enough."""
 
 CODE = ("auto_map", "custom_pipelines", "custom_generate")
 FETCHED = ("quantization_config", "kernel_config", "use_kernels")
@@ -46,6 +62,9 @@ def described(said: dict[str, Any], attention: str | None = None) -> PretrainedC
             "it, or write 'sdpa', which gives the same up to rounding"
         )
     known = {**_usual(said["model_type"]), "model_type": ""}
+    missing = [key for key in NEEDED if key in known and key not in said]
+    if missing:
+        raise ValueError(f"backbone.config lacks {', '.join(missing)}")
     return AutoConfig.for_model(**{key: said[key] for key in said if key in known})
 
 
@@ -66,9 +85,8 @@ def check(said: Any, where: str) -> None:
             raise ValueError(f"{where} has {key!r}: such a network can't be taken apart")
     usual = _usual(said.get("model_type"))
     for key, value in said.items():
-        if key in usual and value is not None:
-            kind = DEPTH if key in DEPTHS else _like(usual[key])
-            kind(f"{where}.{key}", value)
+        if key in usual and (value is not None or key in NEEDED):
+            _kind(key, usual[key])(f"{where}.{key}", value)
 
 
 def check_code(said: dict[str, Any], where: str) -> None:
@@ -154,13 +172,17 @@ def _usual(model_type: Any) -> dict[str, Any]:
     return CONFIG_MAPPING[model_type]().to_dict()
 
 
-def _like(usual: Any) -> schema.Check:
-    """A check for values of the type of a usual one."""
+def _kind(key: str, usual: Any) -> schema.Check:
+    """A check for a setting: of its name, or of the type of its usual value."""
+    if key in SPECIAL:
+        return SPECIAL[key]
+    if "dropout" in key:
+        return schema.number(0, 1)
     match usual:
         case bool():
             return schema.flag
         case int():
-            return schema.whole(-1, LARGEST)
+            return schema.whole(-1 if key.endswith("_id") else 0, LARGEST)
         case float():
             return schema.number()
         case str():

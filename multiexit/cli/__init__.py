@@ -40,9 +40,10 @@ def main() -> None:
         run = record(app)
     try:
         run()
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        # Of the many RuntimeErrors only torch.OutOfMemoryError, which isn't imported for its name.
-        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+        # Of the many RuntimeErrors only those of memory; torch isn't imported for a name.
+        memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not memory:
             raise
-        print(f"multiexit: {error}", file=sys.stderr)
+        print(f"multiexit: {str(error) or 'out of memory'}", file=sys.stderr)
         sys.exit(2)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multiexit.data.images import ImageDataset, Images
 from multiexit.data.splits import canonical, holdout, not_found, read_shard, shards
-from multiexit.files import CACHE
+from multiexit.files import CACHE, home
 from multiexit.losses import check_labels
 
 __all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
@@ -92,7 +92,11 @@ def load(
             f"unknown normalisation {normalisation!r}; there are {', '.join(NORMALISATIONS)}"
         )
     source = _SOURCES[key]
-    root = Path(CACHE if data_dir is None else data_dir).expanduser()
+    root = home(CACHE if data_dir is None else data_dir)
+    if root is None:
+        raise ValueError(
+            "nobody says what the home folder is: give the data's folder (data_dir, --data-dir)"
+        )
     train, test = _read(source, root, download)
     mean, std = NORMALISATIONS[normalisation]
     return Images(

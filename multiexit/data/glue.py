@@ -11,6 +11,7 @@ import torch
 from multiexit.data.glue_files import folder_source, hub_source
 from multiexit.data.glue_tasks import TASKS, Task, find_task
 from multiexit.data.text import TextDataset
+from multiexit.files import home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ def load(
     if data_dir is None:
         read = hub_source(spec)
     else:
-        read = folder_source(spec, Path(data_dir).expanduser())
+        read = folder_source(spec, home(data_dir) or Path(data_dir))
 
     def split(name: str) -> TextDataset:
         texts, pairs, labels = read(name)  # those that are kept secret are -1 or NaN

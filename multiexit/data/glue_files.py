@@ -16,6 +16,7 @@ import torch
 
 from multiexit.data.glue_tasks import Task
 from multiexit.data.splits import not_found, read_shard, shards
+from multiexit.files import regular
 from multiexit.losses import check_labels
 
 HUB = "nyu-mll/glue"
@@ -193,7 +194,7 @@ def _label(task: Task, text: str, file: Path, line: int) -> int | float:
 
 def _lines(file: Path) -> list[str]:
     """The lines of a UTF-8 file, without those that are empty at its end."""
-    data = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    data = regular(file).read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

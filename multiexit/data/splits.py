@@ -11,6 +11,8 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from multiexit.files import regular
+
 
 class Split(Protocol):
     """What `holdout` needs of a split; `TextDataset` and `ImageDataset` have it."""
@@ -157,6 +159,7 @@ def read_shard(file: Path, columns: Iterable[str]):
     import pyarrow
     import pyarrow.parquet
 
+    regular(file)
     try:
         table = pyarrow.parquet.read_table(file)
     except (pyarrow.ArrowException, OSError) as error:

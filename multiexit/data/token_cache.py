@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multiexit.files import CACHE, write_tensors
+from multiexit.files import CACHE, home, regular, write_tensors
 
 LEAST = 20_000
 """Rows from which on it is worth it: about a second of tokenising."""
@@ -30,7 +30,8 @@ def kept(
     """What `make` gives, or gave when the same texts were cut into tokens in the same way before.
 
     It lies in `~/.cache/multiexit/tokens`, named by a hash of the tokenizer, the texts and
-    `max_length`; a file that can't be read is made anew, and one that can't be written is left out.
+    `max_length`; a file that can't be read is made anew, and one that can't be written is left out,
+    as all are where nobody says what the home folder is.
 
     Args:
         tokenizer: a fast one; of others nothing is kept, for what they do can't be read.
@@ -48,9 +49,12 @@ def kept(
     about.append(pairs is not None)
     for text in (json.dumps(about), *texts, *(pairs or ())):
         digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
-    path = CACHE.expanduser() / "tokens" / f"{digest.hexdigest()}.safetensors"
-    with suppress(OSError, SafetensorError):
-        return load_file(path)
+    cache = home(CACHE)
+    if cache is None:
+        return make()
+    path = cache / "tokens" / f"{digest.hexdigest()}.safetensors"
+    with suppress(OSError, SafetensorError, ValueError):
+        return load_file(regular(path))
     fields = make()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """One head per exit, by name or by a user's function."""
 
+import os
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -94,6 +95,7 @@ def _named(
         name, pool, shapes, layouts, num_classes: as in `build`.
     """
     both = list(zip(shapes, layouts, strict=True))
+    _check_memory(sum(width_of(shape, layout) for shape, layout in both), num_classes)
     match name:
         case "linear":
             return [LinearHead(shape, num_classes, pool, layout) for shape, layout in both]
@@ -145,3 +147,16 @@ def _need(features: list[tuple[Shape, str]], layouts: tuple[str, ...], what: str
             raise ValueError(
                 f"{what}; this backbone's features have shape (B, {shape}), layout {layout!r}"
             )
+
+
+def _check_memory(widths: int, num_classes: int) -> None:
+    """Refuse classes whose weights alone this machine can't hold."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * widths * num_classes > memory:
+        raise ValueError(
+            f"num_classes is {num_classes:,}: the exits alone would take "
+            f"{4 * widths * num_classes / 2**30:,.0f} GiB, and this machine has "
+            f"{memory / 2**30:,.0f} GiB"
+        )

@@ -94,8 +94,9 @@ def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> 
     known = {kind.__name__: kind for kind in (*POLICIES.values(), *others)}
     name = data["class"]
     if name not in known:
+        shown = schema.short(name).strip("'")
         raise ValueError(
-            f"the saved policy is a {name[:80]}, which is not built in: pass policies=[{name[:80]}]"
+            f"the saved policy is a {shown}, which is not built in: pass policies=[{shown}]"
         )
     kind = known[name]
     given = {key: data[key] for key in data if key not in ("class", "certificate")}

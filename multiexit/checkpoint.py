@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from multiexit import stored
+from multiexit import schema, stored
 from multiexit.files import check_seal, read_json, seal, write_tensors
 
 FOLDER = "checkpoints"
@@ -103,7 +103,7 @@ def _read(path: Path) -> Any:
         tree = read_json(path / "state.json", finite=False)
         version = tree.get("format") if isinstance(tree, dict) else None
         if version != FORMAT:
-            raise ValueError(f"format {version!r}, this version reads {FORMAT}")
+            raise ValueError(f"format {schema.short(version)}, this version reads {FORMAT}")
         return _unpack(tree["state"], stored.tensors(path / "state.safetensors"))
     except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else error

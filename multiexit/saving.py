@@ -145,9 +145,9 @@ def _compare(said: dict[str, Any], path: Path, backbone: Backbone | None, head: 
                 )
     except Exception as error:  # the libraries raise all kinds for numbers that make no network
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path / SETTINGS}: this is no network that can be made: {reason}") from (
-            error
-        )
+        raise ValueError(
+            f"{path / SETTINGS}: this is no network that can be made: {reason[:1000]}"
+        ) from error
     for name, part in parts.items():
         own = part.state_dict(keep_vars=True)
         wanted |= {f"{name}.{inner}": tensor for inner, tensor in own.items()}

@@ -64,8 +64,8 @@ def read(path: Path) -> dict[str, Any]:
     version = said.get("format") if isinstance(said, dict) else None
     if type(version) is not int or version != FORMAT:
         raise ValueError(
-            f"{path} has format {version!r}; this version of multiexit reads {FORMAT}: install "
-            "the version that wrote it"
+            f"{path} has format {schema.short(version)}; this version of multiexit reads {FORMAT}: "
+            "install the version that wrote it"
         )
     try:
         check(said)

@@ -1,5 +1,6 @@
 """A file of weights: its header is looked at before a network is made for it, then it is read."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,18 +46,22 @@ def tensors(path: Path, inside: Path | None = None) -> dict[str, Tensor]:
 
 @contextmanager
 def bounded(stored: Mapping[str, Stored]) -> Iterator[None]:
-    """Inside, no network is made that has many times more parameters than there are tensors.
+    """Inside, no network is made that has many times more parameters, or larger ones, than stored.
 
     Raises:
         ValueError: there, at the parameter that is too much.
     """
     most, made = 1000 + 8 * len(stored), 0
+    largest, size = 10**7 + 10 * sum(math.prod(one.shape) for one in stored.values()), 0
 
-    def count(*_: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > most:
-            raise ValueError(f"it has over {most} parameters, for {len(stored)} tensors stored")
+    def count(module: nn.Module, name: str, p: Any) -> None:
+        nonlocal made, size
+        made, size = made + 1, size + (0 if p is None else p.numel())
+        if made > most or size > largest:
+            raise ValueError(
+                f"it has over {made - 1} parameters of {size:,} numbers, for {len(stored)} tensors "
+                "stored"
+            )
 
     handle = register_module_parameter_registration_hook(count)
     try:

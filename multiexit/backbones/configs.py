@@ -61,6 +61,10 @@ def described(said: dict[str, Any], attention: str | None = None) -> PretrainedC
             f"backbone.attention is {attention!r}, and flash_attn isn't installed here: install "
             "it, or write 'sdpa', which gives the same up to rounding"
         )
+    if said["model_type"] not in CONFIG_MAPPING:
+        raise schema.wrong(
+            "backbone.config.model_type", said["model_type"], "a type that transformers knows"
+        )
     known = {**_usual(said["model_type"]), "model_type": ""}
     missing = [key for key in NEEDED if key in known and key not in said]
     if missing:

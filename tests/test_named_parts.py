@@ -293,7 +293,7 @@ def test_a_network_that_mixes_the_rows_of_a_batch_is_refused():
     chain = nn.Sequential(encoder(batch_first=False), encoder(batch_first=False))
     with pytest.raises(ValueError, match=r"stage 0: a row's feature depends on the other rows"):
         mx.wrap(chain, input_shape=(5, 8))
-    norm = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    norm = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
     with pytest.raises(ValueError, match=r"stage 1: .*does every batch norm keep statistics"):
         mx.wrap(norm)
 

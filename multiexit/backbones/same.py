@@ -1,0 +1,153 @@
+"""Whether a backbone's description makes the same network again.
+
+Two networks are the same if their modules have the same names, classes, settings, hooks and
+tensors: numbers that no weight tells of, such as how many heads an attention has, are settings.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from multiexit.backbones.base import Backbone
+
+_OWN = {  # of nn.Module, and what describes weights rather than a network
+    *vars(nn.Module()),
+    *("pretrained_cfg", "default_cfg", "feature_info", "head_hidden_size", "weight_init_mode"),
+    *("fix_init", "head_init_scale", "_is_hf_initialized", "_example", "same_path"),
+}
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
+
+
+def difference(one: nn.Module, other: nn.Module) -> str:
+    """The first difference between two networks, in words; nothing if they are the same.
+
+    Values of parameters and of saved buffers aren't compared: these are loaded.
+    """
+    ones, others = (dict(m.named_modules(remove_duplicate=False)) for m in (one, other))
+    for name in [*ones, *(name for name in others if name not in ones)]:
+        if name not in ones or name not in others:
+            return f"{name!r} is in one of them only"
+        found = _of_modules(ones[name], others[name], top=not name)
+        if found:
+            return f"{name or 'the backbone'}: {found}"
+    if _shared(one) != _shared(other):
+        return "they share other parameters"
+    return ""
+
+
+def rebuilt_spec(backbone: Backbone, rebuild: Callable[[dict[str, Any]], Backbone]) -> str:
+    """How what the backbone's spec makes differs from the backbone; nothing if it doesn't."""
+    assert backbone.spec is not None
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _Unfilled():
+            warnings.simplefilter("ignore")
+            again = rebuild(backbone.spec)
+    except Exception as error:  # whatever a library says to what it can't make
+        return f"it can't be made again: {error}"
+    return difference(again, backbone)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Inside, weights aren't drawn: they are only compared by their shapes."""
+
+    _DRAWS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.random_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _of_modules(one: nn.Module, other: nn.Module, top: bool) -> str:
+    """A difference between two modules, without what is in their children.
+
+    The backbone itself may be one that runs the same layers otherwise in training.
+    """
+    if not top and type(one) is not type(other):
+        return f"a {type(other).__name__}, made again a {type(one).__name__}"
+    for kind in ("_parameters", "_buffers"):
+        mine, theirs = getattr(one, kind), getattr(other, kind)
+        if mine.keys() != theirs.keys():
+            return f"has {[*theirs]}, made again {[*mine]}"
+        for name, tensor in mine.items():
+            found = _of_tensors(tensor, theirs[name], name in one._non_persistent_buffers_set)
+            if found:
+                return f"{name} {found}"
+    for name in _HOOKS:
+        if len(getattr(one, name, ())) != len(getattr(other, name, ())):
+            return "has hooks"
+    mine, theirs = _settings(one), _settings(other)
+    names = mine.keys() & theirs.keys() if top else mine.keys() | theirs.keys()
+    for name in sorted(names):
+        a, b = mine.get(name, _ABSENT), theirs.get(name, _ABSENT)
+        if not _equal(a, b):
+            return f"{name} is {b!r:.60}, made again {a!r:.60}"
+    return ""
+
+
+_ABSENT = "absent"
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OWN}
+
+
+def _of_tensors(one: Tensor | None, other: Tensor | None, values: bool) -> str:
+    if one is None or other is None:
+        return "" if one is other else "is in one of them only"
+    if one.shape != other.shape:
+        return f"has shape {tuple(other.shape)}, made again {tuple(one.shape)}"
+    if not values or other.is_meta:
+        return ""
+    same = torch.equal(one, other.detach().to(one.device, one.dtype))
+    return "" if same else "has other values"
+
+
+def _shared(module: nn.Module) -> set[frozenset[str]]:
+    """Groups of names that stand for one parameter."""
+    groups: dict[int, set[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(p), set()).add(name)
+    return {frozenset(names) for names in groups.values() if len(names) > 1}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two settings are the same: plain values, nested, functions and other objects."""
+    if one is other:
+        return True
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        both = isinstance(one, Tensor) and isinstance(other, Tensor)
+        return both and one.shape == other.shape and torch.equal(one, other.to(one.device))
+    if isinstance(one, nn.Module) or isinstance(other, nn.Module):  # one outside of the tree
+        both = isinstance(one, nn.Module) and isinstance(other, nn.Module)
+        return both and not difference(one, other)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if type(one) is not type(other):
+        return isinstance(one, int | float) and isinstance(other, int | float) and one == other
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, functools.partial):
+        parts = [(p.func, p.args, p.keywords) for p in (one, other)]
+        return _equal(*parts)
+    if isinstance(one, MethodType):
+        return one.__func__ is other.__func__
+    if isinstance(one, FunctionType):
+        return _equal(_of_function(one), _of_function(other))
+    if isinstance(one, (set, frozenset, str, bytes, int, float, complex, type)):
+        return one == other
+    try:
+        return bool(one == other) or _equal(vars(one), vars(other))
+    except Exception:  # what can't be compared isn't known to be the same
+        return False
+
+
+def _of_function(function: FunctionType) -> Any:
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [function.__code__.co_code, function.__defaults__, cells]

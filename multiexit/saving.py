@@ -13,6 +13,7 @@ from torch import nn
 
 from multiexit import heads, policies, settings, stored
 from multiexit.backbones import Backbone, rebuild, specs
+from multiexit.backbones.same import not_made_again
 from multiexit.files import write, write_all
 from multiexit.latency import Latency
 
@@ -59,16 +60,25 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise OSError(f"could not write the tokenizer to {folder}: {error}") from error
 
 
+def _spec(backbone: Backbone) -> dict[str, Any] | None:
+    """The description that makes the backbone again, if there is one."""
+    why = "it is one of your own, or of arguments that can't be written down"
+    spec = backbone.spec
+    if spec is not None and specs.describable(spec):
+        why = not_made_again(backbone, rebuild)
+        if not why:
+            return spec
+    warnings.warn(
+        f"the backbone can't be made again from its description ({why}), so none is saved: whoever "
+        "loads the model must pass backbone=, wrapped as before",
+        stacklevel=5,
+    )
+    return None
+
+
 def _described(model: "MultiExitModel") -> str:
     """Everything but the weights, as JSON."""
-    spec = model.backbone.spec
-    if spec is not None and not specs.describable(spec):
-        warnings.warn(
-            "this backbone can't be described by plain, known arguments: whoever loads the model "
-            "must pass backbone=, wrapped as before",
-            stacklevel=4,
-        )
-        spec = None
+    spec = _spec(model.backbone)
     return settings.written(
         {
             "format": settings.FORMAT,

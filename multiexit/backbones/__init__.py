@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import singledispatch
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from multiexit.backbones.base import Backbone, Carry, select
 from multiexit.backbones.classifier import Classifier, by_hand, described, plain
 from multiexit.backbones.resnet import DEPTHS, cifar_resnet
 from multiexit.backbones.running import check_weights
+from multiexit.backbones.same import not_made_again
 from multiexit.backbones.sequential import SequentialBackbone, of_parts
 
 __all__ = [
@@ -156,10 +158,14 @@ def _of_module(
     if adapter:
         given = {"input_shape": input_shape, "layout": layout}
         options = {name: value for name, value in given.items() if value is not None}
-        try:
-            return adapter(module, **options)
-        except TypeError as error:
-            raise ValueError(f"{type(module).__name__} takes no {[*options]}: {error}") from error
+        takes = signature(adapter).parameters
+        unknown = [name for name in options if name not in takes]
+        if unknown:
+            raise ValueError(f"{type(module).__name__} takes no {' and no '.join(unknown)}=")
+        made = adapter(module, **options)
+        if made.spec is not None and not_made_again(made, rebuild):
+            made.spec = None
+        return made
     if stages:
         return of_parts(module, stages, stem, input_shape, layout)
     if isinstance(module, nn.Sequential):
@@ -224,10 +230,9 @@ def _made(spec: dict[str, Any]) -> Backbone:
         case "timm":
             from multiexit.backbones import timm
 
-            return timm.from_name(rest["name"], rest.get("input_shape"), **rest["kwargs"])
+            return timm.from_spec(spec)
         case "torchvision":
             from multiexit.backbones import torchvision
 
-            shape = rest.get("input_shape")
-            return torchvision.from_name(rest["name"], shape, weights=None, **rest["kwargs"])
+            return torchvision.from_spec(spec)
     raise AssertionError(f"{spec['kind']} is described in specs, but not made here")

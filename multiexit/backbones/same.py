@@ -5,8 +5,10 @@ tensors: numbers that no weight tells of, such as how many heads an attention ha
 """
 
 import functools
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -16,12 +18,19 @@ from torch.overrides import TorchFunctionMode
 
 from multiexit.backbones.base import Backbone
 
-_OWN = {  # of nn.Module, and what describes weights rather than a network
+_OWN = {  # of nn.Module, and what tells of weights or of how memory is saved, not of a network
     *vars(nn.Module()),
-    *("pretrained_cfg", "default_cfg", "feature_info", "head_hidden_size", "weight_init_mode"),
-    *("fix_init", "head_init_scale", "_is_hf_initialized", "_example", "same_path"),
+    *("pretrained_cfg", "default_cfg", "feature_info", "weight_init_mode", "fix_init"),
+    *(
+        "_model_args",
+        "_traits",
+        "num_classes",
+        "layer_idx",
+    ),  # the last names a place in a decoder's cache
+    *("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func"),
+    *("_is_hf_initialized", "_compiled_call_impl", "_example", "_pretrained", "spec", "config"),
 }
-_HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def difference(one: nn.Module, other: nn.Module) -> str:
@@ -41,27 +50,42 @@ def difference(one: nn.Module, other: nn.Module) -> str:
     return ""
 
 
-def rebuilt_spec(backbone: Backbone, rebuild: Callable[[dict[str, Any]], Backbone]) -> str:
-    """How what the backbone's spec makes differs from the backbone; nothing if it doesn't."""
+def not_made_again(backbone: Backbone, rebuild: Callable[[dict[str, Any]], Backbone]) -> str:
+    """How what a backbone's spec makes differs from the backbone; nothing if it doesn't."""
     assert backbone.spec is not None
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _Unfilled():
-            warnings.simplefilter("ignore")
+        with unfilled():
             again = rebuild(backbone.spec)
     except Exception as error:  # whatever a library says to what it can't make
         return f"it can't be made again: {error}"
-    return difference(again, backbone)
+    found = difference(again, backbone)
+    mine, theirs = again.classifier, backbone.classifier
+    if found or mine is None or theirs is None:
+        return found or ("" if mine is theirs else "its own head can't be made again")
+    found = difference(mine, theirs)
+    return f"its own head, {found}" if found else ""
 
 
-class _Unfilled(TorchFunctionMode):
-    """Inside, weights aren't drawn: they are only compared by their shapes."""
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Inside, the weights of networks that are made aren't drawn, and no warning is shown."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _Undrawn():
+        warnings.simplefilter("ignore")
+        yield
 
+
+class _Undrawn(TorchFunctionMode):
     _DRAWS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.random_)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        name = getattr(func, "__name__", "")
+        fills = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        if func in self._DRAWS or (fills and args and isinstance(args[0], nn.Parameter)):
+            return args[0]
+        return func(*args, **kwargs)
 
 
 def _of_modules(one: nn.Module, other: nn.Module, top: bool) -> str:
@@ -69,8 +93,8 @@ def _of_modules(one: nn.Module, other: nn.Module, top: bool) -> str:
 
     The backbone itself may be one that runs the same layers otherwise in training.
     """
-    if not top and type(one) is not type(other):
-        return f"a {type(other).__name__}, made again a {type(one).__name__}"
+    if not top and _class(one) is not _class(other):
+        return f"a {_class(other).__name__}, made again a {_class(one).__name__}"
     for kind in ("_parameters", "_buffers"):
         mine, theirs = getattr(one, kind), getattr(other, kind)
         if mine.keys() != theirs.keys():
@@ -79,9 +103,8 @@ def _of_modules(one: nn.Module, other: nn.Module, top: bool) -> str:
             found = _of_tensors(tensor, theirs[name], name in one._non_persistent_buffers_set)
             if found:
                 return f"{name} {found}"
-    for name in _HOOKS:
-        if len(getattr(one, name, ())) != len(getattr(other, name, ())):
-            return "has hooks"
+    if _hooks(one) != _hooks(other):
+        return "has hooks"
     mine, theirs = _settings(one), _settings(other)
     names = mine.keys() & theirs.keys() if top else mine.keys() | theirs.keys()
     for name in sorted(names):
@@ -92,6 +115,19 @@ def _of_modules(one: nn.Module, other: nn.Module, top: bool) -> str:
 
 
 _ABSENT = "absent"
+
+
+def _class(module: nn.Module) -> type:
+    """A module's class, also where FSDP2 made a subclass of it."""
+    kind = type(module)
+    sharded = any(base.__name__ == "FSDPModule" for base in kind.__mro__)
+    return kind.__mro__[2] if sharded else kind
+
+
+def _hooks(module: nn.Module) -> int:
+    """How many hooks a module has, but those of training on many devices."""
+    hooks = [hook for name in _HOOKS for hook in getattr(module, name).values()]
+    return sum("torch.distributed" not in getattr(hook, "__module__", "") for hook in hooks)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -129,6 +165,8 @@ def _equal(one: Any, other: Any) -> bool:
         return both and not difference(one, other)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)  # a rate that was worked out from others
     if type(one) is not type(other):
         return isinstance(one, int | float) and isinstance(other, int | float) and one == other
     if isinstance(one, dict):

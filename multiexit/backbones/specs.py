@@ -66,10 +66,14 @@ TORCHVISION: dict[str, Check] = {
     **dict.fromkeys(("num_classes", "groups", "width_per_group"), SIZE),
     **dict.fromkeys(("image_size", "representation_size"), SIZE),
     **dict.fromkeys(("dropout", "attention_dropout"), RATE),
+    **dict.fromkeys(("patch_size", "num_heads", "hidden_dim", "mlp_dim"), SIZE),
+    "num_layers": DEPTH,
+    "block": one_of("BasicBlock", "Bottleneck"),
+    "layers": listed(DEPTH, 4, 4),
     "zero_init_residual": flag,
     "replace_stride_with_dilation": listed(flag, 3, 3),
 }
-"""The same of `torchvision.models.get_model`."""
+"""The same of `torchvision.models.get_model`, and of the classes `ResNet`, `VisionTransformer`."""
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 """What computes attention; other names would be fetched from the hub."""
@@ -132,7 +136,7 @@ KINDS: dict[str, Check] = {
         {
             "kind": text,
             "name": _named(
-                r"(resnet|resnext|wide_resnet|vit_)\w*",
+                r"(resnet|resnext|wide_resnet|vit_)\w*|ResNet|VisionTransformer",
                 "the name of a ResNet or ViT of torchvision",
             ),
             "kwargs": _kwargs(TORCHVISION),
@@ -163,3 +167,19 @@ def describable(spec: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments with plain numbers and lists in place of numpy's and of tuples."""
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return plain_values(value)
+    if isinstance(value, tuple | list):
+        return [_plain_value(inner) for inner in value]
+    kind = type(value)
+    if kind.__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    return value

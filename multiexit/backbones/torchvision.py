@@ -1,12 +1,19 @@
 """Models of torchvision whose trunk is a stem and blocks: ResNet and ViT."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer, get_model
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from multiexit.backbones.sequential import SequentialBackbone
+from multiexit.backbones.classifier import Classifier, FirstToken
+from multiexit.backbones.sequential import SequentialBackbone, sizes
+from multiexit.backbones.specs import plain_values
+from multiexit.backbones.verify import check_answers
+
+BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
 
 
 class _ViTStem(nn.Module):
@@ -28,27 +35,52 @@ class _ViTStem(nn.Module):
 def from_torchvision(
     model: nn.Module,
     spec: dict[str, Any] | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> SequentialBackbone:
     """Stage a torchvision model: an exit after each block; the feature of a ViT has the final norm.
 
+    The model's own head, whatever it looks like, is the backbone's classifier.
+
     Raises:
-        ValueError: a model of another family.
+        ValueError: a model of another family, or one whose own forward does something else.
     """
+    made = stage(model, spec, input_shape)
+    if spec is None:
+        made.spec = _spec(model, input_shape)
+        made.set_classifier(made.classifier)
+    check_answers(made, model)
+    return made
+
+
+def stage(
+    model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
+) -> SequentialBackbone:
+    """See `from_torchvision`; nothing is compared."""
     if isinstance(model, ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
-        groups = (model.layer1, model.layer2, model.layer3, model.layer4)
+        groups: tuple[Any, ...] = (model.layer1, model.layer2, model.layer3, model.layer4)
         blocks = [block for group in groups for block in group]
-        example = torch.zeros(1, *(input_shape or (model.conv1.in_channels, 224, 224)))
-        return SequentialBackbone(stem, blocks, example, spec=spec, classifier=_linear(model.fc))
+        shape = (model.conv1.in_channels, 224, 224) if input_shape is None else sizes(input_shape)
+        read = nn.Sequential(model.avgpool, nn.Flatten(1))
+        own = _classifier(model.fc, read)
+        example = torch.zeros(1, *shape)
+        return SequentialBackbone(stem, blocks, example, spec=spec, classifier=own, layout="image")
     if isinstance(model, VisionTransformer):
         size = model.image_size
-        example = torch.zeros(1, *(input_shape or (3, size, size)))
-        encoder = model.encoder
-        layers = list(encoder.layers)
-        classifier = _linear(model.heads[-1])
+        shape = (3, size, size) if input_shape is None else sizes(input_shape)
+        heads = {"head": model.heads}
+        if type(model.heads) is nn.Sequential and len(model.heads):
+            heads = dict(model.heads.named_children())
+        _, last = heads.popitem()
         return SequentialBackbone(
-            _ViTStem(model), layers, example, encoder.ln, "first", spec, classifier
+            _ViTStem(model),
+            list(model.encoder.layers),
+            torch.zeros(1, *shape),
+            model.encoder.ln,
+            "first",
+            spec,
+            _classifier(last, FirstToken(**heads)),
+            "tokens",
         )
     raise ValueError(
         f"can't stage torchvision's {type(model).__name__}; of torchvision, ResNet and "
@@ -58,17 +90,77 @@ def from_torchvision(
 
 
 def from_name(
-    name: str, input_shape: tuple[int, ...] | None = None, **kwargs: Any
+    name: str, input_shape: Sequence[int] | None = None, **kwargs: Any
 ) -> SequentialBackbone:
-    """Make a torchvision model by its name; `kwargs` go to `torchvision.models.get_model`."""
-    plain = {key: value for key, value in kwargs.items() if key != "weights"}
-    spec = {"kind": "torchvision", "name": name, "input_shape": input_shape, "kwargs": plain}
+    """Make a torchvision model by its name; `kwargs` go to `torchvision.models.get_model`.
+
+    Raises:
+        ValueError: an unknown name, arguments that it doesn't take.
+    """
+    kwargs = plain_values(kwargs)
     try:
         model = get_model(name, **kwargs)
-    except ValueError as error:
-        raise ValueError(f"no torchvision model {name!r}: {error}") from error
-    return from_torchvision(model, spec, input_shape)
+    except (ValueError, TypeError, NotImplementedError, KeyError) as error:
+        given = kwargs or "its defaults"
+        raise ValueError(f"no torchvision model {name!r} with {given}: {error}") from error
+    shape = None if input_shape is None else sizes(input_shape)
+    arguments = {k: v for k, v in kwargs.items() if k not in ("weights", "pretrained", "progress")}
+    spec = {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": arguments}
+    return from_torchvision(model, spec, shape)
 
 
-def _linear(module: nn.Module) -> nn.Linear | None:
-    return module if isinstance(module, nn.Linear) else None
+def from_spec(spec: dict[str, Any]) -> SequentialBackbone:
+    """Make the architecture of a saved spec, with random weights and without any download."""
+    name, kwargs = spec["name"], dict(spec["kwargs"])
+    if name == "ResNet":
+        model = ResNet(block=BLOCKS[kwargs.pop("block")], **kwargs)
+    elif name == "VisionTransformer":
+        model = VisionTransformer(**kwargs)
+    else:
+        model = get_model(name, weights=None, **kwargs)
+    return stage(model, spec, spec.get("input_shape"))
+
+
+def _classifier(last: nn.Module, read: nn.Module) -> Classifier | None:
+    """The model's own head, if it classifies; how many classes is seen when it runs."""
+    if isinstance(last, nn.Identity):
+        return None
+    return Classifier(last, int(getattr(last, "out_features", 0)), read)
+
+
+def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | None:
+    """A class and its arguments, read off an instance; if they are right is seen later."""
+    try:
+        kwargs = _resnet(model) if isinstance(model, ResNet) else _vit(model)
+    except (AttributeError, IndexError, TypeError):  # of parts that were replaced
+        return None
+    shape = None if input_shape is None else sizes(input_shape)
+    name = "ResNet" if isinstance(model, ResNet) else "VisionTransformer"
+    return {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": kwargs}
+
+
+def _resnet(model: Any) -> dict[str, Any]:
+    groups = (model.layer1, model.layer2, model.layer3, model.layer4)
+    return {
+        "block": type(model.layer1[0]).__name__,
+        "layers": [len(group) for group in groups],
+        "num_classes": getattr(model.fc, "out_features", 1000),
+        "groups": model.groups,
+        "width_per_group": model.base_width,
+        "replace_stride_with_dilation": [
+            (group[0].conv2 if hasattr(group[0], "conv3") else group[0].conv1).stride == (1, 1)
+            for group in groups[1:]
+        ],
+    }
+
+
+def _vit(model: Any) -> dict[str, Any]:
+    names = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "dropout", "attention_dropout")
+    layers = model.encoder.layers
+    return {
+        **{name: getattr(model, name) for name in names},
+        "representation_size": model.representation_size,
+        "num_layers": len(layers),
+        "num_heads": layers[0].num_heads,
+        "num_classes": getattr(model.heads[-1], "out_features", 1000),
+    }

@@ -72,11 +72,38 @@ def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, ex
             )
 
 
-def check_same(theirs: Tensor, ours: Tensor, what: str) -> None:
-    """Refuse a staged network whose last answer isn't the library's own."""
+def check_answers(
+    backbone: Any, model: nn.Module, trunk: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    """Refuse a staged network whose own head, or last feature, isn't what the network gives.
+
+    Args:
+        backbone: the network in stages, with its own head if it has one.
+        model: the network.
+        trunk: gives its last feature, to compare where there is no head.
+
+    Raises:
+        ValueError: with the largest difference.
+    """
+    (example,) = backbone.example_inputs().values()
+    x = random_rows(example, model, 1)
+    own = backbone.classifier
+    with quiet(backbone, model, *([] if own is None else [own])), torch.no_grad():
+        feature = backbone.features(x)[-1]
+        if own is not None:
+            ours, theirs = own(feature), _run(model, x)
+            own.num_classes = ours.shape[1]
+        elif trunk is not None:
+            ours, theirs = feature, trunk(x)
+        else:
+            return
     gap = _gap(ours, theirs)
     if gap:
-        raise ValueError(f"{what} isn't that of the network's own forward: {gap}")
+        raise ValueError(
+            f"{type(model).__name__}'s own forward isn't its stages and head one after another: "
+            f"{gap}. Is it changed, or of a class with a forward of its own? Then name its parts, "
+            "or write an adapter"
+        )
 
 
 def _has_forward(module: nn.Module) -> bool:

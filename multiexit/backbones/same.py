@@ -20,15 +20,11 @@ from multiexit.backbones.base import Backbone
 
 _OWN = {  # of nn.Module, and what tells of weights or of how memory is saved, not of a network
     *vars(nn.Module()),
-    *("pretrained_cfg", "default_cfg", "feature_info", "weight_init_mode", "fix_init"),
-    *(
-        "_model_args",
-        "_traits",
-        "num_classes",
-        "layer_idx",
-    ),  # the last names a place in a decoder's cache
+    *("pretrained_cfg", "pretrained_model_args", "default_cfg", "_model_args", "_traits"),
+    *("feature_info", "weight_init_mode", "fix_init", "num_classes", "_is_hf_initialized"),
     *("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func"),
-    *("_is_hf_initialized", "_compiled_call_impl", "_example", "_pretrained", "spec", "config"),
+    *("_compiled_call_impl", "_example", "_pretrained", "spec", "config"),
+    "layer_idx",  # a place in a decoder's cache
 }
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 

@@ -45,10 +45,10 @@ class Journal:
         if not self._unread:
             return
         numbers, steps = zip(*self._unread, strict=True)
-        loss, L, W, A = (torch.stack(some) for some in zip(*steps, strict=True))
+        loss, L, W, A, rows = (torch.stack(some) for some in zip(*steps, strict=True))
         # Of all processes: what breaks one, all see.
         loss, L = (reduce(some, "mean") for some in (loss, L))
-        self._unread = list(zip(numbers, map(Step, loss, L, W, A), strict=True))  # type: ignore[arg-type]
+        self._unread = list(zip(numbers, map(Step, loss, L, W, A, rows), strict=True))  # type: ignore[arg-type]
         check_finite(L.cpu(), A.cpu(), list(numbers))  # type: ignore[union-attr]
         if self._logs_weights(stepper) and not stepper.omega.value().isfinite().all():
             raise FloatingPointError(
@@ -60,6 +60,8 @@ class Journal:
     def read(self, stepper: Stepper) -> dict[str, Any]:
         """The steps since the last reading as one row of the history; {} if there were none.
 
+        Losses are means over these steps' rows.
+
         Raises:
             FloatingPointError: as `check` does.
         """
@@ -67,11 +69,13 @@ class Journal:
             return {}
         self.check(stepper)
         steps = [step for _, step in self._unread]
-        loss, L, _, A = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
+        loss, L, _, A, rows = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
+        share_S = (rows / rows.sum()).to(L.dtype)  # a short step counts less
+        own_M = share_S @ L.diagonal(dim1=1, dim2=2)
         self._unread.clear()
         row: dict[str, Any] = {
-            "loss": float(loss.mean()),
-            "own_M": [round(value, 6) for value in L.diagonal(dim1=1, dim2=2).mean(0).tolist()],
+            "loss": float(share_S @ loss),
+            "own_M": [round(value, 6) for value in own_M.tolist()],
             "lr": stepper.optimizer.param_groups[0]["lr"],
         }
         if not stepper.labelled:

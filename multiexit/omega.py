@@ -70,7 +70,8 @@ class Omega:
             terms: by the plan's field names, loss matrices, and for `hyper` the outer loss's
                 gradient by W∘A; those with a factor 0 may be missing.
             rows: where rows are weighed, per batch: each row's own losses [M, B], and the outer
-                loss's gradient by the factors that these have in the sum, [M, B].
+                loss's gradient by the factors that these have in the sum, [M, B], times the
+                batch's share of the step's rows.
             share: averages a gradient over processes.
         """
         if self.optimizer is None or not any(plan):
@@ -86,7 +87,7 @@ class Omega:
             for own_MB, slope_MB in rows:
                 w_MB = self.weights.rows(own_MB)
                 gain = (own_M * (w_MB * slope_MB).mean(1)).sum()
-                objective = objective + plan.hyper * gain / len(rows)
+                objective = objective + plan.hyper * gain
         self.optimizer.zero_grad()
         objective.backward()
         for p in self.weights.parameters():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from multiexit import optim, phases, sharding, topology
 from multiexit.config import TrainConfig
+from multiexit.data.batches import num_rows, shares
 from multiexit.hypergradient import LookBack, plain_attention
 from multiexit.model import MultiExitModel
 from multiexit.modes import train_mode
@@ -25,12 +26,16 @@ from multiexit.weights import Plan
 
 
 class Step(NamedTuple):
-    """What a step of Θ went by: the loss it descended, its terms, their weights and factors."""
+    """What a step of Θ went by: the loss it descended, its terms, their weights and factors.
+
+    `rows`, a float, is over how many rows the loss and its terms are means.
+    """
 
     loss: Tensor
     L_MM: Tensor
     W_MM: Tensor
     A_MM: Tensor
+    rows: Tensor
 
 
 class Stepper:
@@ -109,16 +114,17 @@ class Stepper:
         loss, L_MM = self._move_theta(micro, W_MM * self.A_MM, look)
         if any(plan):
             self._move_omega(plan, micro, draw, L_MM, look)
-        return Step(loss, L_MM, W_MM, self.A_MM)
+        rows = torch.tensor(float(sum(map(num_rows, micro))))
+        return Step(loss, L_MM, W_MM, self.A_MM, rows)
 
     def _move_theta(
         self, micro: list[Any], factors_MM: Tensor, look: LookBack | None
     ) -> tuple[Tensor, Tensor]:
-        """One step of Θ; the loss and L_MM before it."""
-        surgery, share = self.phase.surgery, 1 / len(micro)
+        """One step of Θ; the loss and L_MM before it, as means over the rows of all batches."""
+        surgery = self.phase.surgery
         total, total_MM = torch.zeros_like(factors_MM[0, 0]), torch.zeros_like(factors_MM)
         parts = []
-        for index, batch in enumerate(micro):
+        for index, (batch, share) in enumerate(zip(micro, shares(micro), strict=True)):
             if look is not None:
                 look.note(batch, self.tau)
             synced = index == len(micro) - 1 and surgery is None
@@ -198,14 +204,19 @@ class Stepper:
         if plan.second:
             terms["second"] = self._losses_now(second)
         if look is not None:
-            found = self._look_back(look, second)
+            found = [
+                (own, share * slope)
+                for (own, slope), share in zip(
+                    self._look_back(look, second), shares(micro), strict=True
+                )
+            ]
             if self.accelerator.scaler is not None and not self._all_finite(found):
                 return  # fp16 overflowed
             if self.phase.learner.weighs_rows:
                 rows = found
             terms["hyper"] = torch.zeros_like(stepping_MM)
             if not rows:
-                terms["hyper"] = torch.stack([slope_MM for _, slope_MM in found]).mean(0)
+                terms["hyper"] = torch.stack([slope_MM for _, slope_MM in found]).sum(0)
         # The same on every process: averaged before Ω moves.
         terms = {name: self._mean(term_MM) for name, term_MM in terms.items()}
         self.omega.update(plan, self.A_MM, terms, rows, self._mean)
@@ -214,10 +225,10 @@ class Stepper:
         """Per batch of B1: the terms, and the outer loss's gradient on B2 by their factors."""
         outer = [torch.zeros_like(p) for p in self._parameters]
         with frozen_statistics(self.model):
-            for batch in second:
+            for batch, share in zip(second, shares(second), strict=True):
                 found = self._pass(batch, self.tau)
                 loss = self.phase.learner.outer(found.logits_MBC.float(), found.labels_B)
-                (gradients,) = self._gradients([loss / len(second)])
+                (gradients,) = self._gradients([share * loss])
                 outer = [total + g for total, g in zip(outer, gradients, strict=True)]
             if self.accelerator.scaler is not None:
                 outer = [v / self.accelerator.scaler.get_scale() for v in outer]
@@ -229,9 +240,10 @@ class Stepper:
         return float(self._mean(finite.float())) == 1.0
 
     def _losses_now(self, some: list[Any]) -> Tensor:
-        """Mean L_MM of batches with the present Θ, in train mode, without gradient."""
+        """L_MM over the rows of batches with the present Θ, in train mode, without gradient."""
         with torch.no_grad(), frozen_statistics(self.model):
-            return torch.stack([self._wrapped(batch, self.tau).L_MM for batch in some]).mean(0)
+            each = [self._wrapped(batch, self.tau).L_MM for batch in some]
+        return torch.stack([share * L for L, share in zip(each, shares(some), strict=True)]).sum(0)
 
     def _mean(self, value: Tensor) -> Tensor:
         """The mean over processes."""

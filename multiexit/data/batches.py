@@ -137,6 +137,22 @@ def unpack_inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, inputs
 
 
+def num_rows(batch: Any) -> int:
+    """How many rows a batch has: its labels, or else its longest tensor, tell; or 1."""
+    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+        return len(batch["labels"])
+    if isinstance(batch, tuple | list | Mapping):
+        values = batch.values() if isinstance(batch, Mapping) else batch
+        return max((num_rows(value) for value in values), default=1)
+    return len(batch) if isinstance(batch, Tensor) and batch.ndim else 1
+
+
+def shares(some: Sequence[Any]) -> list[float]:
+    """Each batch's share of the rows of all."""
+    rows = [num_rows(batch) for batch in some]
+    return [count / sum(rows) for count in rows]
+
+
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items, the last one shorter."""
     some: list[T] = []

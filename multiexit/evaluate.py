@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, Subset
 
 from multiexit import metrics, policies
 from multiexit.cost import paired_times
-from multiexit.data.batches import loader, move, unpack
+from multiexit.data.batches import in_order, is_rows, loader, move, unpack
+from multiexit.data.columns import Columns
 from multiexit.data.images import on_device
 from multiexit.data.keys import row_keys
 from multiexit.engine import Engine
@@ -90,10 +91,11 @@ def collect(
     device = next(model.parameters()).device
     here = (processes().process_index, processes().num_processes) if spread else (0, 1)
     batches, order = loader(on_device(data, device), batch_size, *here)
+    known = Columns(model.backbone.start)
     said, row = [], None
     with quiet(model):
         for batch in batches:
-            args, inputs, labels_B = unpack(batch)
+            args, inputs, labels_B = unpack(known(batch))
             row = row or _image_row(model, move(args, device))
             found = model.run(move(args, device), move(inputs, device))
             sure_MB = None if found.certainty_MB is None else found.certainty_MB.float().cpu()
@@ -191,13 +193,14 @@ def measured_speedup(
         repeats: readings of each.
     """
     device = next(model.parameters()).device
-    few = data
-    if isinstance(data, Dataset):
+    few: Any = in_order(data, batch_size)
+    if is_rows(data) and hasattr(data, "__len__"):
         some = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
         few, _ = loader(some, batch_size)
+    known = Columns(model.backbone.start)
     timed: list[tuple[Any, Any]] = []
     for batch in few:
-        args, inputs, _ = unpack(batch)
+        args, inputs, _ = unpack(known(batch))
         timed.append((move(args, device), move(inputs, device)))
         if sum(num_rows(*inputs) for inputs in timed) >= rows:
             break

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from multiexit import policies, topology
 from multiexit.budget import Budget
 from multiexit.config import TrainConfig
+from multiexit.data.batches import is_rows, labels_of
 from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
 from multiexit.modes import quiet
@@ -67,10 +68,10 @@ def check_sets(model: MultiExitModel, recipe: Recipe, dev: Any, unread: bool) ->
         unread: whether there are unlabelled rows that no phase would read.
     """
     rows = dev.dataset if isinstance(dev, DataLoader) else dev
-    if isinstance(rows, Dataset) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
+    if is_rows(rows) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
         raise ValueError("the dev set is empty: pass None to train without one")
-    labels = getattr(rows, "labels", None)
-    if isinstance(labels, Tensor):
+    labels = labels_of(rows)
+    if labels is not None:
         check_labels(labels, model.num_classes, "the dev set")
     if dev is None and recipe.finish is not None:
         raise ValueError(

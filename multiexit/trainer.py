@@ -42,7 +42,9 @@ from multiexit import (
     signals,
 )
 from multiexit.config import TrainConfig
+from multiexit.data import loaders
 from multiexit.data.batches import Indices, chunks
+from multiexit.data.columns import Columns
 from multiexit.data.rows import Rows
 from multiexit.evaluate import Outputs, collect, exit_scores
 from multiexit.history import History
@@ -129,9 +131,9 @@ class Trainer:
         progress finish, save, and then end the process; a second one ends it at once.
 
         Args:
-            train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`;
-                of a `DataLoader`, the set, the collate function and the batch size are taken, for
-                the order is the trainer's own.
+            train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`,
+                of torch or of `datasets`; or a `DataLoader`, whose settings are kept: its sampler's
+                order too, while that of `shuffle=True` is the trainer's own.
             dev: what selects the best epoch of a phase, by the mean of the metric over the exits
                 that it trains.
             unlabelled: rows for phases that learn from teachers alone; `train` without it.
@@ -147,13 +149,13 @@ class Trainer:
             torch.OutOfMemoryError: with what to lower.
         """
         if isinstance(train, DataLoader):
-            self.config = replace(
-                self.config, batch_size=train.batch_size or self.config.batch_size
-            )
+            loaders.check(train)
+            self.config = replace(self.config, **loaders.settings(train))
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
-        data = Rows(train, self.model.num_classes, device)
-        alone = None if unlabelled is None else Rows(unlabelled, None, device)
+        known = Columns(self.model.backbone.start)
+        data = Rows(train, self.model.num_classes, device, known)
+        alone = None if unlabelled is None else Rows(unlabelled, None, device, known)
         data_of = [
             data if alone is None or phases.labelled(self.model, phase) else alone
             for phase in self.recipe.phases
@@ -280,9 +282,9 @@ class Trainer:
     def _length(self, phase: Phase, data: Rows) -> tuple[int, int]:
         """Epochs and steps of Θ of a phase."""
         config = self.config
-        rows = math.ceil(len(data) / 2) if phase.learner.splits else len(data)
-        per_batch = config.batch_size * self.accelerator.num_processes
-        per_epoch = math.ceil(math.ceil(rows / per_batch) / config.accumulation)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        first, _ = data.epoch(config.seed, 0, phase.learner.splits, config.batch_size, rank, world)
+        per_epoch = math.ceil(len(first) / config.accumulation)
         if config.max_steps is not None:
             return math.ceil(config.max_steps / per_epoch), config.max_steps
         epochs = phase.epochs or config.epochs

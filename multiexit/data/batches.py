@@ -5,12 +5,16 @@ restart. N rows of a set, B rows of a batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import default_collate as torchs
+
+from multiexit.data import hub
 
 Indices = list[int]
 T = TypeVar("T")
@@ -66,10 +70,47 @@ def deal(batches: list[T], rank: int, world: int) -> list[T]:
 
 
 def collate_of(dataset: Any) -> Any:
-    """The set's own `collate` (or that of the set it is a `Subset` of), or torch's."""
+    """The set's own `collate` (or that of the sets it is a part or the sum of), or torch's.
+
+    Raises:
+        ValueError: sets put together whose rows are collated differently.
+    """
     if isinstance(dataset, Subset):
         return collate_of(dataset.dataset)
-    return getattr(dataset, "collate", default_collate)
+    if isinstance(dataset, ConcatDataset):
+        return _collate_of_all([collate_of(part) for part in dataset.datasets])
+    return hub.collate if hub.from_hub(dataset) else getattr(dataset, "collate", default_collate)
+
+
+def default_collate(rows: Any) -> Any:
+    """Torch's own, which says what to do where rows don't fit together."""
+    try:
+        return torchs(rows)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"rows can't be put into one batch as they are ({' '.join(str(error).split())}): give "
+            "a DataLoader with a collate_fn, or the set a `collate`"
+        ) from error
+
+
+def collate_by(loader: DataLoader[Any]) -> Any:
+    """What makes a loader's batches: its `collate_fn`, or if it was given none, the set's own."""
+    own = loader.collate_fn
+    return collate_of(loader.dataset) if own is torchs else own
+
+
+def _collate_of_all(parts: Sequence[Any]) -> Any:
+    def way(collate: Any) -> tuple[Any, ...]:
+        reader = getattr(getattr(collate, "__self__", None), "tokenizer", None)
+        padding = ("pad_token_id", "pad_token_type_id", "padding_side")
+        return getattr(collate, "__func__", collate), *(getattr(reader, p, None) for p in padding)
+
+    if any(way(part) != way(parts[0]) for part in parts):
+        raise ValueError(
+            "the parts of a ConcatDataset collate their rows differently: give a DataLoader with a "
+            "collate_fn for all of them"
+        )
+    return parts[0]
 
 
 def lengths_of(dataset: Any) -> Sequence[int] | None:
@@ -77,7 +118,29 @@ def lengths_of(dataset: Any) -> Sequence[int] | None:
     if isinstance(dataset, Subset):
         lengths = lengths_of(dataset.dataset)
         return None if lengths is None else [lengths[row] for row in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        each = [lengths_of(part) for part in dataset.datasets]
+        return None if None in each else [length for some in each for length in some or ()]
     return getattr(dataset, "lengths", None)
+
+
+def labels_of(dataset: Any) -> Tensor | None:
+    """The set's own `labels` [N], or None where they are known only when rows are read."""
+    if isinstance(dataset, Subset):
+        labels = labels_of(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(dataset.indices).long()]
+    if isinstance(dataset, ConcatDataset):
+        each = [labels_of(part) for part in dataset.datasets]
+        return None if any(labels is None for labels in each) else torch.cat(each)  # type: ignore[arg-type]
+    if hub.from_hub(dataset):
+        return hub.labels(dataset)
+    labels = getattr(dataset, "labels", None)
+    return labels if isinstance(labels, Tensor) else None
+
+
+def is_rows(data: Any) -> bool:
+    """Whether something gives rows, of torch or of `datasets`; if not, it gives batches."""
+    return isinstance(data, Dataset) or hub.from_hub(data)
 
 
 def loader(
@@ -86,10 +149,10 @@ def loader(
     """This process's batches of a data set, long rows first where lengths are known; their rows.
 
     What is not a `Dataset` is taken as batches already, all of them on every process; its rows are
-    not known, so None.
+    not known, so None. So are those of an `IterableDataset`.
     """
-    if not isinstance(data, Dataset):
-        return data, None
+    if not is_rows(data) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        return in_order(data, batch_size), None
     size, lengths = len(data), lengths_of(data)  # type: ignore[arg-type]
     order = list(range(size))
     if lengths is not None:
@@ -104,9 +167,24 @@ def loader(
 
 def in_order(data: Dataset[Any] | Iterable[Any], batch_size: int) -> Iterable[Any]:
     """Batches of a data set in its own order; what is not a `Dataset` is taken as batches."""
-    if not isinstance(data, Dataset):
+    if isinstance(data, DataLoader) and collate_by(data) is not data.collate_fn:
+        data = copy(data)
+        data.collate_fn = collate_by(data)
+    if not is_rows(data):
         return data
     return DataLoader(data, batch_size, collate_fn=collate_of(data), generator=torch.Generator())
+
+
+def named(batch: Any) -> Any:
+    """A pair `({…}, labels)` as one mapping, and a column `label` or `label_ids` as `labels`."""
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping):
+        return {**batch[0], "labels": batch[1]}
+    if isinstance(batch, Mapping) and "labels" not in batch:
+        own = next((name for name in hub.LABELS if name in batch), None)
+        if own is None:
+            return batch
+        return {"labels" if name == own else name: value for name, value in batch.items()}
+    return batch
 
 
 def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
@@ -115,6 +193,7 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     Raises:
         ValueError: neither a pair `(inputs, labels)` nor a mapping with `"labels"`.
     """
+    batch = named(batch)
     if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
         return (), {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
@@ -127,6 +206,7 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
 
 def unpack_inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and named inputs of a batch whose labels, if it has any, don't matter."""
+    batch = named(batch)
     if isinstance(batch, Tensor):
         return (batch,), {}
     if isinstance(batch, Mapping) and "labels" not in batch:

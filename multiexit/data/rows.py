@@ -1,16 +1,27 @@
-"""A training set as the loop reads it: rows by index, in an order of the loop's own."""
+"""A training set as the loop reads it: rows by index, in the loop's own order or a sampler's."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from multiexit import losses
-from multiexit.data.batches import Indices, collate_of, group, lengths_of, shard, split_epoch
+from multiexit.data import loaders
+from multiexit.data.batches import (
+    Indices,
+    collate_by,
+    collate_of,
+    group,
+    is_rows,
+    labels_of,
+    lengths_of,
+    shard,
+    split_epoch,
+)
 from multiexit.data.images import on_device
 from multiexit.randomness import seeded
 
@@ -19,13 +30,16 @@ class Rows:
     """A data set and how its rows become batches.
 
     Args:
-        source: a `Dataset`, or a `DataLoader`, of which the set and the collate function are taken.
+        source: a `Dataset`, or a `DataLoader`, of which the set, the sampler or batch sampler, the
+            batch size, `drop_last`, the collate function and what it says of workers are kept.
         num_classes: labels are checked against it, where the set has them as `labels`; None where
             labels don't matter.
         device: where a set of images is to live; None leaves it.
+        known: makes a batch what the network takes, see `multiexit.data.columns`.
 
     Raises:
-        ValueError: something else, fewer than two rows, or labels outside the classes.
+        ValueError: something else, fewer than two rows, labels outside the classes, or a setting of
+            the loader that can't be kept.
     """
 
     def __init__(
@@ -33,22 +47,30 @@ class Rows:
         source: Dataset[Any] | DataLoader[Any],
         num_classes: int | None,
         device: torch.device | None = None,
+        known: Callable[[Any], Any] = lambda batch: batch,
     ):
+        loader = source if isinstance(source, DataLoader) else None
         dataset: Any = source.dataset if isinstance(source, DataLoader) else source
-        by_index = isinstance(source, Dataset | DataLoader) and hasattr(dataset, "__len__")
-        if not by_index:
+        counted = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
+        if not counted or not (loader or is_rows(dataset)):
             raise ValueError(
                 "train must be a torch Dataset or DataLoader whose rows can be counted and taken "
                 f"by index (they are split anew each epoch); got {type(dataset).__name__}"
             )
-        labels = getattr(dataset, "labels", None)
-        if isinstance(labels, Tensor) and num_classes is not None:
+        if len(dataset) < 2:
+            raise ValueError(f"a training set needs at least 2 rows, got {len(dataset)}")
+        labels = labels_of(dataset)
+        if labels is not None and num_classes is not None:
             losses.check_labels(labels, num_classes, "the training set")
+        if loader is not None:
+            loaders.check(loader)
         self.dataset = dataset if device is None else on_device(dataset, device)
-        self.collate = source.collate_fn if isinstance(source, DataLoader) else collate_of(dataset)
+        self.collate = collate_by(loader) if loader is not None else collate_of(dataset)
         self.lengths = lengths_of(dataset)
-        if len(self) < 2:
-            raise ValueError(f"a training set needs at least 2 rows, got {len(self)}")
+        self.known = known
+        self._loader = loader
+        own = loader is None or loaders.shuffles(loader)
+        self._drawn = None if own or loader is None else loaders.Drawn(loader)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -56,16 +78,35 @@ class Rows:
     def epoch(
         self, seed: int, epoch: int, halves: bool, batch_size: int, rank: int, world: int
     ) -> tuple[list[Indices], list[Indices]]:
-        """This process's batches of D1 and of D2 in an epoch; `batch_size` rows on each process."""
-        first, second = split_epoch(len(self), seed, epoch, halves)
-        made = (
-            group(rows, batch_size * world, self.lengths, seed, epoch) for rows in (first, second)
-        )
+        """This process's batches of D1 and of D2 in an epoch; `batch_size` rows on each process.
+
+        Raises:
+            ValueError: what the loader's sampler draws is no epoch, or drop_last leaves nothing.
+        """
+        whole = loaders.only_whole(self._loader)
+        if self._drawn is not None:
+            drawn = self._drawn.epoch(seed, epoch, world)
+            made = loaders.halves(drawn, epoch) if halves else (drawn, drawn)
+        else:
+            parts = split_epoch(len(self), seed, epoch, halves)
+            size = batch_size * world
+            made = [group(rows, size, self.lengths, seed, epoch) for rows in parts]
+            if whole:
+                made = [[some for some in batches if len(some) == size] for batches in made]
+        if not all(made):
+            raise ValueError(
+                f"drop_last=True leaves no batch of {batch_size * world} rows"
+                + (f" in each half of {len(self)}" if halves else f" of {len(self)}")
+            )
         one, two = (shard(some, rank, world) for some in made)
         return one, two
 
     def fetch(self, rows: Indices, seed: tuple[int, ...]) -> Any:
         """One batch, as a `DataLoader` would make it; what is drawn for it comes from the seed."""
+        return self.known(self.raw(rows, seed))
+
+    def raw(self, rows: Indices, seed: tuple[int, ...]) -> Any:
+        """A batch with all of its columns."""
         drawn = np.random.SeedSequence(seed).generate_state(1)[0]
         many = getattr(self.dataset, "__getitems__", None)
         with seeded(int(drawn)):
@@ -79,18 +120,21 @@ class Rows:
         What is drawn at random for a batch comes from the seed and the batch's number alone,
         whoever prepares it and wherever an epoch was interrupted.
         """
-        return iter(
-            DataLoader(
-                _Seeded(self, order, seed),
-                batch_size=None,
-                sampler=range(start, len(order)),
-                collate_fn=_as_it_is,
-                num_workers=workers,
-                worker_init_fn=_outlast_signals,
-                # Its own: making an iterator must not draw from the run's.
-                generator=torch.Generator(),
-            )
+        loader = self._loader
+        init = None if loader is None else loader.worker_init_fn
+        how = loaders.worker_settings(loader) if loader is not None and workers else {}
+        read = DataLoader(
+            _Seeded(self, order, seed),
+            batch_size=None,
+            sampler=range(start, len(order)),
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            worker_init_fn=partial(_begin_worker, init),
+            # Its own: making an iterator must not draw from the run's.
+            generator=torch.Generator(),
+            **how,
         )
+        return map(self.known, read)
 
 
 class _Seeded(Dataset[Any]):
@@ -103,14 +147,19 @@ class _Seeded(Dataset[Any]):
         return len(self.order)
 
     def __getitem__(self, number: int) -> Any:
-        return self.rows.fetch(self.order[number], (*self.seed, number))
+        return self.rows.raw(self.order[number], (*self.seed, number))
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _outlast_signals(worker: int) -> None:
-    """Signals to a whole group of processes are the trainer's to answer, with workers alive."""
+def _begin_worker(init: Callable[[int], Any] | None, worker: int) -> None:
+    """What the loader's own `worker_init_fn` does, and then what the trainer needs.
+
+    Signals to a whole group of processes are the trainer's to answer, with workers alive.
+    """
+    if init is not None:
+        init(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))

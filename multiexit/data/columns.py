@@ -1,0 +1,63 @@
+"""A batch by the names that a network takes."""
+
+import warnings
+from collections.abc import Mapping
+from inspect import Parameter, signature
+from typing import Any
+
+from multiexit.data.batches import named
+
+
+class Columns:
+    """Drops from batches what a network doesn't take, and says so once.
+
+    Args:
+        start: takes a network's inputs, by names: a backbone's `start`.
+    """
+
+    def __init__(self, start: Any):
+        parameters = signature(start).parameters.values()
+        self._all = any(p.kind == Parameter.VAR_KEYWORD for p in parameters)
+        self._names = [
+            p.name
+            for p in parameters
+            if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        ]
+        self._needed = [
+            p.name for p in parameters if p.name in self._names and p.default is Parameter.empty
+        ]
+        self._said: set[str] = set()
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch without the other columns; as it is where it has no names.
+
+        Raises:
+            ValueError: an input that the network needs isn't there.
+        """
+        batch = named(batch)
+        if not isinstance(batch, Mapping) or self._all:
+            return batch
+        kept = {k: v for k, v in batch.items() if k in self._names or k == "labels"}
+        inputs = [name for name in kept if name != "labels"]
+        missing = [name for name in self._needed if name not in inputs]
+        if missing or not inputs:
+            raise ValueError(
+                f"the network takes {', '.join(self._names)}; a batch has "
+                + ", ".join(map(str, batch))
+                + (f", so {', '.join(missing)} is missing" if missing else "")
+            )
+        for name in inputs:
+            if isinstance(kept[name], list | str):
+                raise ValueError(
+                    f"the column {name!r} is no tensor but holds {kept[name][0]!r}: give numbers "
+                    "of one shape, or a DataLoader whose collate_fn makes tensors"
+                )
+        dropped = [str(name) for name in batch if name not in kept]
+        if not self._said.issuperset(dropped):
+            self._said.update(dropped)
+            warnings.warn(
+                f"columns that the network doesn't take are left out: {', '.join(dropped)}; it "
+                f"takes {', '.join(self._names)}",
+                stacklevel=3,
+            )
+        return kept

@@ -1,0 +1,73 @@
+"""Sets of the library `datasets`, as they are: columns by name, lists in place of tensors.
+
+Letters: B batch rows, T tokens.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from multiexit.data import given
+
+LABELS = ("labels", "label", "label_ids")
+"""What the column of labels may be called, as transformers' collators have it."""
+
+
+def from_hub(data: Any) -> bool:
+    """Whether a set is one of `datasets`, which is not imported for this.
+
+    Raises:
+        ValueError: several sets in a `DatasetDict`, or another mapping.
+    """
+    if isinstance(data, Mapping):
+        raise ValueError(
+            f"a {type(data).__name__} of {list(data)} is no data set: give one of them, such as "
+            "data['train']"
+        )
+    library: Any = sys.modules.get("datasets")
+    return library is not None and isinstance(data, library.Dataset | library.IterableDataset)
+
+
+def labels(data: Any) -> Tensor | None:
+    """The column of labels [N], or None where there is none or it can't be read at once.
+
+    Raises:
+        ValueError: labels that are no numbers, or missing, named by their row.
+    """
+    column = next((name for name in LABELS if name in (data.column_names or ())), None)
+    if column is None or not hasattr(data, "__len__"):
+        return None
+    return given.numbers(list(data.with_format(None)[column]), column)
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as one batch: numbers as tensors [B, …], anything else as lists.
+
+    Rows of unequal length are padded with zeros behind, [B, T], where an `attention_mask` says what
+    is padding.
+
+    Raises:
+        ValueError: rows of unequal shape that can't be padded.
+    """
+    masked = "attention_mask" in rows[0]
+    return {name: _column(name, [row[name] for row in rows], masked) for name in rows[0]}
+
+
+def _column(name: str, values: list[Any], masked: bool) -> Any:
+    try:
+        tensors = [torch.as_tensor(value) for value in values]
+    except (TypeError, ValueError, RuntimeError):  # strings, gaps, ragged lists
+        return values
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) == 1:
+        return torch.stack(tensors)
+    if masked and all(len(shape) == 1 for shape in shapes):
+        return pad_sequence(tensors, batch_first=True)
+    raise ValueError(
+        f"rows of column {name!r} have unequal shapes {sorted(shapes)[:3]}: give a DataLoader with "
+        "a collate_fn that pads them, such as transformers.DataCollatorWithPadding(tokenizer)"
+    )

@@ -1,0 +1,211 @@
+"""What of a user's `DataLoader` the trainer keeps, and in which order it draws rows.
+
+N rows of a set, B rows of a batch.
+"""
+
+from copy import deepcopy
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
+
+from multiexit.randomness import seeded
+
+Batches = list[list[Any]]
+
+
+def check(loader: DataLoader[Any]) -> None:
+    """Refuse settings that training can't keep.
+
+    Raises:
+        ValueError: names the setting, and what to do.
+    """
+    batches: Any = loader.batch_sampler
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise ValueError(
+            f"a {type(loader).__name__} makes its batches in a way of its own, as loaders do that "
+            "accelerate has prepared: give a plain DataLoader, the trainer shares rows out itself"
+        )
+    if batches is None:
+        raise ValueError(
+            "batch_size=None says that rows are batches already, which can't be put into an order "
+            "anew: give a DataLoader a batch_size"
+        )
+    samplers = (loader.sampler, getattr(batches, "sampler", None))
+    if any(isinstance(sampler, DistributedSampler) for sampler in samplers):
+        raise ValueError(
+            "sampler=DistributedSampler: the trainer shares rows out among processes itself; leave "
+            "it out and set shuffle=True"
+        )
+    if loader.persistent_workers:
+        raise ValueError(
+            "persistent_workers=True: workers are started anew each epoch, with its order; leave "
+            "it out"
+        )
+    if not getattr(loader, "in_order", True):
+        raise ValueError("in_order=False: batches come in order, so that runs repeat; leave it out")
+    _count(loader)
+
+
+def settings(loader: DataLoader[Any]) -> dict[str, int]:
+    """The trainer's settings that a loader has too."""
+    chosen = {"batch_size": _batch_size(loader)}
+    return {**chosen, "workers": loader.num_workers} if loader.num_workers else chosen
+
+
+def worker_settings(loader: DataLoader[Any]) -> dict[str, Any]:
+    """What a loader says of its workers, for another one."""
+    if not loader.num_workers:
+        return {}
+    names = ("timeout", "prefetch_factor", "multiprocessing_context")
+    return {name: getattr(loader, name) for name in names}
+
+
+def shuffles(loader: DataLoader[Any]) -> bool:
+    """Whether rows come in any random order, so that it may be the trainer's."""
+    sampler: Any = loader.sampler
+    return (
+        type(loader.batch_sampler) is BatchSampler
+        and type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+        and sampler.generator is None
+        and loader.generator is None
+    )
+
+
+def only_whole(loader: DataLoader[Any] | None) -> bool:
+    """Whether a last batch that isn't full is left out."""
+    return loader is not None and getattr(loader.batch_sampler, "drop_last", False)
+
+
+class Drawn:
+    """The batches that a loader's own sampler draws, epoch by epoch, and again after a restart.
+
+    What the sampler draws from torch's, numpy's and Python's generators comes from (seed, epoch).
+    One with a generator or a state of its own starts as it was given, and is gone through from the
+    first epoch on, so that epoch e has what the loader itself would give there.
+    """
+
+    def __init__(self, loader: DataLoader[Any]):
+        self._loader = loader
+        self._epoch = -1
+        self._batches: Batches = []
+        self._now: Any = None
+        self._start()
+
+    def epoch(self, seed: int, epoch: int, world: int = 1) -> Batches:
+        """The batches of an epoch, of all of `world` processes.
+
+        Raises:
+            ValueError: more or fewer batches than the sampler's length, an empty one, or a row that
+                isn't there; a batch sampler of one's own on several processes.
+        """
+        if world > 1 and type(self._loader.batch_sampler) is not BatchSampler:
+            raise ValueError(
+                f"{_named(self._loader)} makes batches for one process, and there are {world}: "
+                "give batch_size and a sampler"
+            )
+        if epoch < self._epoch:
+            self._start()
+        while self._epoch < epoch:
+            self._epoch += 1
+            self._batches = self._draw(seed, self._epoch)
+        if world == 1:
+            return self._batches
+        rows = [row for batch in self._batches for row in batch]
+        size = _batch_size(self._loader) * world
+        cut = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return [some for some in cut if len(some) == size or not only_whole(self._loader)]
+
+    def _start(self) -> None:
+        loader, self._epoch = self._loader, -1
+        whole = {id(part): part for part in (loader.dataset, loader)}
+        try:
+            self._now = deepcopy((loader.batch_sampler, loader.generator), whole)
+        except Exception as error:
+            raise ValueError(
+                f"{_named(loader)} can't be copied, so a run couldn't be repeated: {error}"
+            ) from error
+
+    def _draw(self, seed: int, epoch: int) -> Batches:
+        sampler, generator = self._now
+        count = _count(self._loader)
+        drawn = np.random.SeedSequence((seed, epoch, 3)).generate_state(1)[0]
+        with seeded(int(drawn)):
+            if generator is not None:  # as a loader does first
+                torch.empty((), dtype=torch.int64).random_(generator=generator)
+            batches = [list(batch) for batch in islice(sampler, count + 1)]
+        if len(batches) != count:
+            found = "more" if len(batches) > count else len(batches)
+            raise ValueError(
+                f"{_named(self._loader)} says that it has {count} batches, and drew {found} in "
+                f"epoch {epoch}: the length of a run must be known, so give it the right __len__"
+            )
+        rows = len(self._loader.dataset)  # type: ignore[arg-type]
+        for row in (row for batch in batches for row in batch):
+            if isinstance(row, int) and not -rows <= row < rows:
+                raise ValueError(
+                    f"{_named(self._loader)} drew row {row}; there are 0 to {rows - 1}"
+                )
+        if not all(batches):
+            raise ValueError(f"{_named(self._loader)} drew an empty batch in epoch {epoch}")
+        return batches
+
+
+def halves(batches: Batches, epoch: int) -> tuple[Batches, Batches]:
+    """Of each two batches one for D1 and one for D2, the other way round in the next epoch.
+
+    An odd one goes to D1.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    if len(batches) < 2:
+        raise ValueError(
+            "this method cuts the training set in two, so it needs at least 2 batches an epoch, "
+            f"got {len(batches)}: make batches smaller"
+        )
+    pairs = [batches[i : i + 2] for i in range(0, len(batches), 2)]
+    turn = epoch % 2
+    return [pair[turn % len(pair)] for pair in pairs], [
+        pair[1 - turn] for pair in pairs if len(pair) == 2
+    ]
+
+
+def _batch_size(loader: DataLoader[Any]) -> int:
+    """B; of a batch sampler that tells none, that of its first batch."""
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    if isinstance(size, int) and size > 0:
+        return size
+    return max(len(batch) for batch in Drawn(loader).epoch(0, 0))
+
+
+def _count(loader: DataLoader[Any]) -> int:
+    """How many batches an epoch has."""
+    try:
+        count = len(loader.batch_sampler)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError, AttributeError) as error:
+        raise ValueError(
+            f"{_named(loader)} has no length, and the length of a run must be known: give it a "
+            "__len__"
+        ) from error
+    if count < 1:
+        raise ValueError(
+            f"{_named(loader)} gives no batch of {len(loader.dataset)} rows"  # type: ignore[arg-type]
+            + (
+                f" with batch_size={loader.batch_size} and drop_last=True"
+                if loader.drop_last
+                else ""
+            )
+        )
+    return count
+
+
+def _named(loader: DataLoader[Any]) -> str:
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if type(batches) is BatchSampler and loader.batch_size is not None:
+        return f"sampler={type(sampler).__name__}"
+    return f"batch_sampler={type(batches).__name__}"

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from multiexit import metrics, policies
 from multiexit.cost import paired_times
-from multiexit.data.batches import in_order, is_rows, loader, move, unpack
+from multiexit.data.batches import by_index, in_order, loader, move, unpack
 from multiexit.data.columns import Columns
 from multiexit.data.images import on_device
 from multiexit.data.keys import row_keys
@@ -194,7 +194,7 @@ def measured_speedup(
     """
     device = next(model.parameters()).device
     few: Any = in_order(data, batch_size)
-    if is_rows(data) and hasattr(data, "__len__"):
+    if by_index(data):
         some = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
         few, _ = loader(some, batch_size)
     known = Columns(model.backbone.start)

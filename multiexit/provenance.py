@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from multiexit import metrics, phases, topology
 from multiexit.config import TrainConfig
+from multiexit.data import loaders
 from multiexit.data.fingerprint import fingerprint
 from multiexit.files import write_json
 from multiexit.model import MultiExitModel
@@ -50,7 +51,7 @@ def describe(
             **{f"phase {i}": _phase(model, phase) for i, phase in enumerate(recipe.phases)},
         },
         "config": {**vars(config), "metric": config.metric and metrics.name(config.metric)},
-        "data": {name: _data(some) for name, some in data.items() if some is not None},
+        "data": {name: _data(name, some) for name, some in data.items() if some is not None},
         "backbone": model.backbone.spec,
         "model": {
             "exits": model.exits,
@@ -142,9 +143,11 @@ def _code() -> str:
     return digest.hexdigest()[:12]
 
 
-def _data(data: Any) -> dict[str, Any]:
+def _data(name: str, data: Any) -> dict[str, Any]:
     rows: Any = data.dataset if isinstance(data, DataLoader) else data
-    return {"rows": len(rows) if hasattr(rows, "__len__") else None, "hash": fingerprint(rows)}
+    count = len(rows) if hasattr(rows, "__len__") else None
+    order = loaders.described(data) if isinstance(data, DataLoader) and name != "dev" else {}
+    return {"rows": count, "hash": fingerprint(rows), **order}
 
 
 def _git() -> dict[str, Any] | None:

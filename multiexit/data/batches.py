@@ -143,6 +143,11 @@ def is_rows(data: Any) -> bool:
     return isinstance(data, Dataset) or hub.from_hub(data)
 
 
+def by_index(data: Any) -> bool:
+    """Whether it gives rows that can be counted and taken by their numbers."""
+    return is_rows(data) and hasattr(data, "__len__") and not isinstance(data, IterableDataset)
+
+
 def loader(
     data: Dataset[Any] | Iterable[Any], batch_size: int, rank: int = 0, world: int = 1
 ) -> tuple[Iterable[Any], Indices | None]:
@@ -151,7 +156,7 @@ def loader(
     What is not a `Dataset` is taken as batches already, all of them on every process; its rows are
     not known, so None. So are those of an `IterableDataset`.
     """
-    if not is_rows(data) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+    if not by_index(data):
         return in_order(data, batch_size), None
     size, lengths = len(data), lengths_of(data)  # type: ignore[arg-type]
     order = list(range(size))

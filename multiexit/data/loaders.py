@@ -9,8 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+)
 
+from multiexit.data.fingerprint import fingerprint
 from multiexit.randomness import seeded
 
 Batches = list[list[Any]]
@@ -23,6 +30,7 @@ def check(loader: DataLoader[Any]) -> None:
         ValueError: names the setting, and what to do.
     """
     batches: Any = loader.batch_sampler
+    check_counted(loader.dataset)
     if type(loader).__iter__ is not DataLoader.__iter__:
         raise ValueError(
             f"a {type(loader).__name__} makes its batches in a way of its own, as loaders do that "
@@ -47,6 +55,20 @@ def check(loader: DataLoader[Any]) -> None:
     if not getattr(loader, "in_order", True):
         raise ValueError("in_order=False: batches come in order, so that runs repeat; leave it out")
     _count(loader)
+
+
+def check_counted(dataset: Any) -> None:
+    """Refuse a set that is a stream."""
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise uncounted(dataset)
+
+
+def uncounted(dataset: Any) -> ValueError:
+    """What is said of anything that is no set of rows."""
+    return ValueError(
+        "train must be a torch Dataset or DataLoader whose rows can be counted and taken by index "
+        f"(they are split anew each epoch); got {type(dataset).__name__}"
+    )
 
 
 def settings(loader: DataLoader[Any]) -> dict[str, int]:
@@ -173,6 +195,14 @@ def halves(batches: Batches, epoch: int) -> tuple[Batches, Batches]:
     return [pair[turn % len(pair)] for pair in pairs], [
         pair[1 - turn] for pair in pairs if len(pair) == 2
     ]
+
+
+def described(loader: DataLoader[Any]) -> dict[str, Any]:
+    """What tells a loader's order from others: what its sampler draws first, and `drop_last`."""
+    if shuffles(loader):
+        return {"drop_last": True} if loader.drop_last else {}
+    first = fingerprint(Drawn(loader).epoch(0, 0))
+    return {"sampler": _named(loader), "first epoch": first}
 
 
 def _batch_size(loader: DataLoader[Any]) -> int:

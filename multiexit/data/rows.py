@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from multiexit import losses
 from multiexit.data import loaders
@@ -51,12 +51,9 @@ class Rows:
     ):
         loader = source if isinstance(source, DataLoader) else None
         dataset: Any = source.dataset if isinstance(source, DataLoader) else source
-        counted = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
-        if not counted or not (loader or is_rows(dataset)):
-            raise ValueError(
-                "train must be a torch Dataset or DataLoader whose rows can be counted and taken "
-                f"by index (they are split anew each epoch); got {type(dataset).__name__}"
-            )
+        loaders.check_counted(dataset)
+        if loader is None and not is_rows(dataset):
+            raise loaders.uncounted(dataset)
         if len(dataset) < 2:
             raise ValueError(f"a training set needs at least 2 rows, got {len(dataset)}")
         labels = labels_of(dataset)

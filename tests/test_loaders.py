@@ -465,9 +465,9 @@ def test_rows_that_do_not_fit_together_are_refused_with_a_way_out():
         def __getitem__(self, row):
             return Ragged()[row]
 
-    with pytest.raises(ValueError, match="rows can't be put into one batch.*collate_fn"):
+    with pytest.raises(ValueError, match=r"rows can't be put into one batch.*collate_fn"):
         fit(chain(2), "joint", config(), Without())
-    with pytest.raises(ValueError, match="parts of a ConcatDataset collate .* differently"):
+    with pytest.raises(ValueError, match=r"parts of a ConcatDataset collate .* differently"):
         fit(chain(2), "joint", config(), ConcatDataset([Ragged(), Bare()]))
 
 

@@ -149,7 +149,7 @@ def by_index(data: Any) -> bool:
 
 
 def loader(
-    data: Dataset[Any] | Iterable[Any], batch_size: int, rank: int = 0, world: int = 1
+    data: Any, batch_size: int, rank: int = 0, world: int = 1
 ) -> tuple[Iterable[Any], Indices | None]:
     """This process's batches of a data set, long rows first where lengths are known; their rows.
 
@@ -158,7 +158,7 @@ def loader(
     """
     if not by_index(data):
         return in_order(data, batch_size), None
-    size, lengths = len(data), lengths_of(data)  # type: ignore[arg-type]
+    size, lengths = len(data), lengths_of(data)
     order = list(range(size))
     if lengths is not None:
         order.sort(key=lambda row: lengths[row], reverse=True)
@@ -170,7 +170,7 @@ def loader(
     return read, [row for batch in batches for row in batch]
 
 
-def in_order(data: Dataset[Any] | Iterable[Any], batch_size: int) -> Iterable[Any]:
+def in_order(data: Any, batch_size: int) -> Iterable[Any]:
     """Batches of a data set in its own order; what is not a `Dataset` is taken as batches."""
     if isinstance(data, DataLoader) and collate_by(data) is not data.collate_fn:
         data = copy(data)

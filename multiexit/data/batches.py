@@ -172,9 +172,10 @@ def loader(
 
 def in_order(data: Any, batch_size: int) -> Iterable[Any]:
     """Batches of a data set in its own order; what is not a `Dataset` is taken as batches."""
-    if isinstance(data, DataLoader) and collate_by(data) is not data.collate_fn:
-        data = copy(data)
-        data.collate_fn = collate_by(data)
+    if isinstance(data, DataLoader):
+        read = copy(data)
+        read.collate_fn = collate_by(data)
+        return read
     if not is_rows(data):
         return data
     return DataLoader(data, batch_size, collate_fn=collate_of(data), generator=torch.Generator())

@@ -3,15 +3,11 @@
 Letters: M exits, C classes.
 """
 
-import math
-from contextlib import suppress
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from multiexit.evaluate import Outputs
-from multiexit.policies import ExitPolicy, field_types
+from multiexit.guarantee import warn_one_answer
+from multiexit.policies import ExitPolicy, Known, check, one_number
 from multiexit.targets import target
 
 if TYPE_CHECKING:
@@ -44,8 +40,9 @@ def calibrate(
     drawn alike, and the model was neither trained nor selected on them. Such a policy has a
     `certificate`, and isn't judged on the rows that it was calibrated on.
 
-    Tries every whole number below M, or thresholds over 0..max(1, log C) that lie close together
-    near both ends, on the collected outputs.
+    Tries every whole number, or thresholds that lie close together near both ends, over the range
+    in which the policy's number makes a difference (`multiexit.policies.number`), on the collected
+    outputs. Warns where the last exit answers one class only, or the rows are all of one class.
 
     Args:
         outputs: from `multiexit.collect`, on data that is not the evaluation's.
@@ -87,7 +84,10 @@ def calibrate(
         loss=loss,
     )
     M, _, C = outputs.logits_MBC.shape
-    return choose(outputs, settings(policy, M, C))
+    tried = settings(policy, M, C)
+    check(tried[0], M, C)
+    warn_one_answer(outputs)
+    return choose(outputs, tried)
 
 
 def settings(policy: type[ExitPolicy] | ExitPolicy, M: int, C: int) -> list[ExitPolicy]:
@@ -96,27 +96,4 @@ def settings(policy: type[ExitPolicy] | ExitPolicy, M: int, C: int) -> list[Exit
     Raises:
         ValueError: a class with more than one number to choose, or nothing to choose.
     """
-    kind: Any = policy
-    others: dict[str, Any] = {}
-    if isinstance(policy, ExitPolicy):
-        kind = type(policy)
-        names = list(fields(kind))[:1]
-        others = {f.name: getattr(policy, f.name) for f in fields(kind)[1:]}
-    else:
-        names = [f for f in fields(kind) if f.default is MISSING]
-    if len(names) != 1:
-        raise ValueError(
-            f"{kind.__name__} has {len(names)} numbers to choose, calibrate chooses one: give "
-            f"the others defaults, or pass a {kind.__name__} that has them"
-        )
-    candidates: list[float] = list(range(M))
-    if field_types(kind)[names[0].name] is not int:
-        grid = torch.sigmoid(torch.linspace(-12, 12, 241, dtype=torch.float64))
-        candidates = [0.0, *(max(1.0, math.log(C)) * grid).tolist()]
-    made = []
-    for value in candidates:
-        with suppress(ValueError):  # a value the policy doesn't allow, such as patience 0
-            made.append(kind(**{names[0].name: value, **others}))
-    if not made:
-        raise ValueError(f"{M} exits leave nothing to choose for {kind.__name__}")
-    return made
+    return one_number(policy, Known(M, C))

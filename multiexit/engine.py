@@ -4,23 +4,27 @@ Letters: M exits, B batch rows, T tokens, C classes.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multiexit import padding, walk
+from multiexit import padding, policies, walk
 from multiexit.compiling import compiled
-from multiexit.data.batches import in_order, move, unpack_inputs
+from multiexit.data.batches import in_order, move
 from multiexit.folding import for_inference
 from multiexit.latency import Latency, check_here
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import ExitPolicy
+from multiexit.streaming import Place, Waiting, by_length, named_inputs, placed, some
+from multiexit.unchanged import unchanged
 
 STEP = 16  # compiled engines see lengths of so many tokens apart
+WINDOW = 8  # batches of a stream that are read ahead, where the source doesn't stall
 
 
 class Engine:
@@ -28,19 +32,23 @@ class Engine:
 
     Columns of padding that all rows share are cut. Rows that stopped leave the batch where that
     pays: at once, or with a latency table as soon as dragging them along would have cost more.
-    Convolutional models run as a copy with their batch norms folded (`multiexit.folding`): make a
-    new engine after they have learnt more.
+
+    An engine runs the model itself, as it is at each call. Convolutional models alone run as a copy
+    with their batch norms folded (`multiexit.folding`): once any weight, statistic or part of the
+    model has changed, the engine refuses, and a new one is to be made. A copy of an engine, and one
+    that was pickled, is such a new one, with the same policy.
 
     Args:
         model: in evaluation mode.
-        policy: by default the model's own.
+        policy: by default the model's own. It stays the engine's, whatever `model.policy` becomes.
         latency: from `multiexit.profile`; by default the model's own, if it was made here.
         compile: compile each segment (its stages, head and the policy) with `torch.compile`;
             or the mode to do it in, such as `"reduce-overhead"` for CUDA graphs. Batches are then
             filled up to powers of two, and text to multiples of 16 tokens, so that shapes are few.
 
     Raises:
-        ValueError: no policy, train mode, or a latency table of another machine or other exits.
+        ValueError: no policy or one that doesn't fit the model, train mode, or a latency table of
+            another machine or other exits.
 
     Example:
         >>> import torch, multiexit as mx
@@ -64,17 +72,37 @@ class Engine:
                 "an Engine needs a policy, such as Patience(4): the model has none of its own; got "
                 f"{type(policy).__name__}"
             )
+        policies.check(policy, model.num_exits, model.num_classes)
+        self._prepare(model, policy, _usable(model, latency), compile)
+
+    def _prepare(
+        self,
+        model: MultiExitModel,
+        policy: ExitPolicy,
+        latency: Latency | None,
+        compile: bool | str,
+    ) -> None:
         walk.check_evaluating(model)
-        self._given, self._mark = model, _mark(model)
-        self.model = model = for_inference(model)
-        self.policy = policy
-        self.latency = _usable(model, latency)
-        self.compiled = bool(compile)
-        self._look: walk.Looker = partial(walk.look, model, policy)
+        self._given, self._compile = model, compile
+        self.model = for_inference(model)
+        self.policy, self.latency, self.compiled = policy, latency, bool(compile)
+        self._same = (lambda: True) if self.model is model else unchanged(model)
+        self._look: walk.Looker = partial(walk.look, self.model, policy)
         if compile:
             mode = compile if isinstance(compile, str) else None
             graphs = 64 * model.num_exits  # for each exit, batch size and length
             self._look = compiled(self._look, graphs, mode=mode, dynamic=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "model": self._given,
+            "policy": self.policy,
+            "latency": self.latency,
+            "compile": self._compile,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._prepare(**state)
 
     @torch.inference_mode()
     def predict(self, *args: Any, **inputs: Any) -> Prediction:
@@ -88,56 +116,86 @@ class Engine:
         return answer
 
     def stream(
-        self, data: Dataset[Any] | Iterable[Any], batch_size: int = 32, window: int = 8
+        self,
+        data: Dataset[Any] | Iterable[Any],
+        batch_size: int = 32,
+        window: int | None = None,
     ) -> Iterator[Prediction]:
         """Answers for batch after batch, in order; inside, rows of different batches go together.
 
         Rows of `window` batches are sorted by length, and rows that wait at the same exit are put
-        together until they fill a batch, so that deep stages run full too. Answers come when the
-        whole window is done.
+        together until they fill a batch, so that deep stages run full too. All answers of a window
+        come before the next batch is read.
+
+        Where a batch can't be answered, or the source fails, the answers of all batches before
+        come first. Rows and batches are then named as counted from 0 over the whole stream.
 
         Args:
             data: a data set, or an iterable of batches with or without labels, of any sizes.
             batch_size: rows that go through a segment together.
-            window: batches read ahead.
+            window: batches read ahead. By default 8 of what has a length, such as a list, a data
+                set or a loader, and 1 of what may stall, such as a generator: each batch is then
+                answered before the next one is read.
+
+        Raises:
+            ValueError: at once: sizes that are no whole numbers from 1, train mode, a single batch
+                in place of batches. While reading: what `predict` raises, with the batch named.
         """
-        for name, value in (("batch_size", batch_size), ("window", window)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        ahead: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        for batch in in_order(data, batch_size):
-            ahead.append(unpack_inputs(batch))
-            if len(ahead) == window:
-                yield from self._window(ahead, batch_size)
-                ahead = []
-        if ahead:
-            yield from self._window(ahead, batch_size)
+        _check_whole("batch_size", batch_size)
+        if window is not None:
+            _check_whole("window", window)
+        if isinstance(data, Tensor | Mapping | str | bytes) or not (
+            isinstance(data, Dataset | Iterable)
+        ):
+            raise ValueError(
+                "a stream takes a data set or an iterable of batches, such as x.split(32); got one "
+                f"{type(data).__name__}, which predict would take"
+            )
+        self._check()
+        ahead = window or (WINDOW if isinstance(data, Dataset | Sized) else 1)
+        return self._stream(in_order(data, int(batch_size)), int(batch_size), int(ahead))
+
+    def _stream(self, source: Iterable[Any], batch_size: int, window: int) -> Iterator[Prediction]:
+        before = Place(0, 0)
+        reader = named_inputs(source)
+        while True:
+            batches, failed = some(reader, window)
+            self._check()
+            try:
+                answers = iter(self._window(batches, batch_size))
+            except Exception:  # all that can be answered comes first
+                answers = (self._alone(batch, batch_size) for batch in batches)
+            for _ in batches:
+                with placed(before):
+                    answer = next(answers)
+                yield answer
+                before = Place(before.batch + 1, before.row + len(answer.exit_B))
+            if failed is not None:
+                raise failed
+            if len(batches) < window:
+                return
+
+    def _alone(self, batch: dict[Any, Any], batch_size: int) -> Prediction:
+        return self._window([batch], batch_size)[0]
 
     @torch.inference_mode()
-    def _window(self, batches: list[Any], batch_size: int) -> Iterator[Prediction]:
+    def _window(self, batches: list[dict[Any, Any]], batch_size: int) -> list[Prediction]:
         """Answers of some batches, whose rows are regrouped."""
-        self._check()
-        sizes = [walk.num_rows(args, inputs) for args, inputs in batches]
-        named = [{**dict(enumerate(args)), **inputs} for args, inputs in batches]
-        inputs = padding.join(named, sizes)
-        rows = sum(sizes)
-        length_B = padding.lengths(inputs)
-        order_B = torch.arange(rows) if length_B is None else length_B.cpu().argsort(stable=True)
-        answer = walk.blank(self.model, rows)
+        sizes = [walk.num_rows((), batch) for batch in batches]
+        answer = walk.blank(self.model, sum(sizes))
         waiting = Waiting(self.model.num_exits, batch_size)
-        for some_B in order_B.flip(0).split(batch_size):
-            chosen = padding.rows_of(inputs, some_B, rows)
+        for chosen, some_B in by_length(batches, sizes, batch_size):
             waiting.add(self._begin(chosen, some_B))
             while (group := waiting.full()) is not None:
                 self._step(group, answer, waiting)
         while (group := waiting.any()) is not None:
             self._step(group, answer, waiting)
-        for logits_BC, exit_B in zip(*(part.split(sizes) for part in answer), strict=True):
-            yield Prediction(logits_BC, exit_B)
+        parts = zip(*(part.split(sizes) for part in answer), strict=True)
+        return [Prediction(logits_BC, exit_B) for logits_BC, exit_B in parts]
 
     def _check(self) -> None:
         walk.check_evaluating(self._given)
-        if self.model is not self._given and _mark(self._given) != self._mark:
+        if not self._same():
             raise ValueError(
                 "the model has changed since this engine was made, and the engine runs a copy: "
                 "make a new Engine"
@@ -178,47 +236,11 @@ class Engine:
         return size if group.wasted > at(self.latency.drop_ms, size) else rows
 
 
-class Waiting:
-    """Groups that wait at exits until they fill a batch.
-
-    Args:
-        num_exits: M.
-        batch_size: rows that make a full one.
-    """
-
-    def __init__(self, num_exits: int, batch_size: int):
-        self.batch_size = batch_size
-        self.groups: list[dict[Any, list[walk.Group]]] = [{} for _ in range(num_exits)]
-
-    def add(self, group: walk.Group) -> None:
-        """Let a group wait with those it can be merged with."""
-        self.groups[group.exit].setdefault(walk.kind(group), []).append(group)
-
-    def full(self) -> walk.Group | None:
-        """The deepest rows that fill a batch, or None."""
-        for here in reversed(self.groups):
-            for kind, groups in here.items():
-                if sum(group.here for group in groups) >= self.batch_size:
-                    return _merged(here.pop(kind))
-        return None
-
-    def any(self) -> walk.Group | None:
-        """The shallowest rows, so that they meet those that wait deeper; None if there are none."""
-        for here in self.groups:
-            for kind in here:
-                return _merged(here.pop(kind))
-        return None
-
-
-def _merged(groups: list[walk.Group]) -> walk.Group:
-    return groups[0] if len(groups) == 1 else walk.merge(groups)
-
-
-def _mark(model: MultiExitModel) -> Any:
-    """Something that is another after training, loading, calibrating or moving a model."""
-    weight = next(model.parameters())
-    counted = [t for t in (weight, model.temperature_M) if not t.is_inference()]
-    return weight.device, weight.dtype, [(id(t), t._version) for t in counted]
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _usable(model: MultiExitModel, latency: Latency | None) -> Latency | None:

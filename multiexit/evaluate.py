@@ -24,7 +24,7 @@ from multiexit.metrics import Metric
 from multiexit.model import MultiExitModel
 from multiexit.modes import quiet
 from multiexit.outputs import Outputs
-from multiexit.policies import ExitPolicy
+from multiexit.policies import ExitPolicy, check
 from multiexit.processes import processes
 from multiexit.walk import num_rows
 
@@ -100,7 +100,7 @@ def collect(
             found = model.run(move(args, device), move(inputs, device))
             sure_MB = None if found.certainty_MB is None else found.certainty_MB.float().cpu()
             keys_B = row_keys(args, inputs, len(labels_B)) if keys else None
-            said.append((found.logits_MBC.float().cpu(), labels_B.cpu(), sure_MB, keys_B))
+            said.append((policies.wide(found.logits_MBC).cpu(), labels_B.cpu(), sure_MB, keys_B))
     if spread and order is not None:
         said, order = gather_object(said), gather_object(order)
     if not said:
@@ -150,6 +150,7 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
         ValueError: a policy with a certificate, where over 1 % of the rows (`SAME`) are among
             those that it was calibrated on.
     """
+    check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
     _check_unseen(outputs, policy)
     exit_B, answer_BC = policies.answers(policy, outputs.logits_MBC, outputs.certainty_MB)
     scores = score(answer_BC, outputs.labels_B, outputs.metric)
@@ -170,6 +171,8 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
 
 def sweep(outputs: Outputs, policies: Sequence[ExitPolicy]) -> list[Row]:
     """What each policy achieves; the model is not run again."""
+    for policy in policies:
+        check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
     return [judge(outputs, policy) for policy in policies]
 
 

@@ -7,6 +7,7 @@ model not trained or selected on them.
 """
 
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 from scipy.stats import binom
@@ -125,6 +126,32 @@ def check_classes(C: int) -> None:
     """Refuse regression."""
     if C == 1:
         raise ValueError("a bounded risk is for classes, and this model has one output")
+
+
+def warn_one_answer(outputs: "Outputs") -> None:
+    """Warn where one class is all that is said, or all there is: agreement then says nothing.
+
+    A model that answers one class whatever comes agrees with itself at every exit, and any bound
+    on early exits' losses is kept by it.
+    """
+    rows, C = outputs.logits_MBC.shape[1:]
+    if C == 1 or rows < 2:
+        return
+    said = outputs.logits_MBC[-1].argmax(-1).unique().tolist()
+    true = outputs.labels_B.unique().tolist()
+    if len(said) == 1:
+        warnings.warn(
+            f"the last exit answers class {said[0]} on all {rows} rows, which have {len(true)} "
+            "different labels: that early exits agree with it, and a certificate of that, say "
+            "nothing about how good the answers are",
+            stacklevel=3,
+        )
+    elif len(true) == 1:
+        warnings.warn(
+            f"all {rows} rows to calibrate on have the label {true[0]}: what is chosen and "
+            "certified on them says nothing about other classes",
+            stacklevel=3,
+        )
 
 
 def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multiexit import classes, cost, gradients, heads, saving, walk
+from multiexit import classes, cost, gradients, heads, policies, saving, walk
 from multiexit.backbones import Backbone, Carry
 from multiexit.gradients import Branch
 from multiexit.latency import Latency
@@ -177,13 +177,14 @@ class MultiExitModel(nn.Module):
             args, inputs: as for `forward`. An empty batch gives an empty answer.
 
         Raises:
-            ValueError: in train mode; a policy whose step is malformed; NaN or infinite logits,
-                named by exit and row.
+            ValueError: in train mode; a policy that doesn't fit the model, or whose step is
+                malformed; NaN or infinite logits, named by exit and row.
         """
         if not isinstance(policy, ExitPolicy):
             raise ValueError(
                 f"predict takes a policy first, such as Patience(4); got {type(policy).__name__}"
             )
+        policies.check(policy, self.num_exits, self.num_classes)
         walk.check_evaluating(self)
         rows = walk.num_rows(args, inputs)
         answer = walk.blank(self, rows)

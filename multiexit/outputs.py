@@ -18,7 +18,8 @@ class Outputs:
     """Everything a model said about a data set.
 
     Args:
-        logits_MBC: all exits' logits over the whole set, float32 on the CPU, B = N rows in order.
+        logits_MBC: all exits' logits over the whole set on the CPU, B = N rows in order; float32,
+            of a float64 model float64.
         labels_B: int64 classes, or float targets for regression.
         cost: what leaving at each exit costs.
         metric: a name in `multiexit.metrics.METRICS`, or a function.

@@ -49,9 +49,6 @@ def join(batches: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, A
     if all(isinstance(mask, Tensor) and mask.ndim == 2 for mask in masks):
         longest = max(mask.shape[1] for mask in masks)  # type: ignore[union-attr]
         batches = [_resize(batch, longest) for batch in batches]
-    if any(batch.keys() != batches[0].keys() for batch in batches):
-        keys = sorted({tuple(batch) for batch in batches})
-        raise ValueError(f"a stream's batches must have the same inputs; got {keys}")
     return {key: _stack([batch[key] for batch in batches], sizes) for key in batches[0]}
 
 

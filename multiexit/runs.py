@@ -137,39 +137,43 @@ def default_policies(outputs: Outputs, own: ExitPolicy | None = None) -> list[Ex
         own: the model's own policy, which comes first.
     """
     M, _, C = outputs.logits_MBC.shape
-    chosen: list[ExitPolicy] = [] if own is None else [own]
-    if outputs.certainty_MB is not None:
-        chosen += [policies.Certainty(u) for u in (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)]
+    kinds: list[type[ExitPolicy] | ExitPolicy] = [policies.Certainty] * _certain(outputs)
     if C == 1:
-        spread = float(outputs.labels_B.float().std())
-        chosen += [policies.Patience(p, 0.1 * spread) for p in range(1, min(M, 12))]
+        kinds.append(policies.Patience(1, tolerance=0.1 * (_known(outputs).apart or 1.0)))
     else:
-        chosen += [policies.Patience(p) for p in range(1, min(M, 12))]
-        chosen += [policies.MaxProb(q) for q in (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)]
-        chosen += [policies.Entropy(h) for h in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)]
+        kinds += [policies.Patience, policies.MaxProb, policies.Entropy]
+    chosen = [] if own is None else [own]
+    for kind in kinds:
+        chosen += policies.sweep_settings(kind, _known(outputs), policies.FEW[1::2])
     return list(dict.fromkeys([*chosen, policies.FixedExit(M - 1)]))
 
 
-def family(name: str, outputs: Outputs) -> list[ExitPolicy]:
-    """Settings of one policy, by its name on the command line, over its whole range.
+def family(policy: str | type[ExitPolicy] | ExitPolicy, outputs: Outputs) -> list[ExitPolicy]:
+    """Settings of one policy over its whole range, from nobody to everyone leaving early.
+
+    Args:
+        policy: its name on the command line, its class, or one whose first number is tried.
+        outputs: of the model.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a policy that doesn't fit the model.
     """
+    if isinstance(policy, str):
+        if policy not in policies.POLICIES:
+            raise ValueError(f"no policy {policy!r}; there are {sorted(policies.POLICIES)}")
+        policy = policies.POLICIES[policy]
+    return policies.sweep_settings(policy, _known(outputs))
+
+
+def _known(outputs: Outputs) -> policies.Known:
+    """What decides over a sweep's range."""
     M, _, C = outputs.logits_MBC.shape
-    if name not in policies.POLICIES:
-        raise ValueError(f"no policy {name!r}; there are {sorted(policies.POLICIES)}")
-    made = policies.POLICIES[name]
-    if name == "patience" and C == 1:
-        return [p for p in default_policies(outputs) if isinstance(p, policies.Patience)]
-    if name == "patience":
-        return [policies.Patience(p) for p in range(1, max(M, 2))]
-    if name == "fixed":
-        return [policies.FixedExit(m) for m in range(M)]
-    values = [0.01, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.99]
-    if name == "patient-confident":
-        return [policies.PatientConfident(value, 2) for value in values]
-    return [made(value) for value in values]  # type: ignore[call-arg]
+    moves = outputs.logits_MBC.diff(dim=0).abs()
+    return policies.Known(M, C, float(moves.max()) if C == 1 and M > 1 else 1.0)
+
+
+def _certain(outputs: Outputs) -> bool:
+    return outputs.certainty_MB is not None
 
 
 def report_on(

@@ -35,6 +35,7 @@ from multiexit import (
     memory,
     metrics,
     phases,
+    policies,
     provenance,
     randomness,
     resume,
@@ -93,6 +94,7 @@ class Trainer:
         self.model = model
         self.recipe = recipe
         self.config = config or TrainConfig()
+        policies.check(recipe.policy, model.num_exits, model.num_classes)
         phases.check(model, recipe)
         metrics.check(self.config.metric, model.num_classes)
         phases.check_options(model, recipe, self.config)

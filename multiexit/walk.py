@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
     """Answers in the order the rows came in.
 
     Args:
-        logits_BC: the logits of the exit where each row left, float32.
+        logits_BC: the logits of the exit where each row left, float32; of a float64 model float64.
         exit_B: which exit that was, counted from 0, int64.
     """
 
@@ -41,7 +41,7 @@ class Look(NamedTuple):
     Args:
         carry, memory, state: for the next exit.
         logits_BC: this exit's own, to be looked over for NaN.
-        answer_BC: what rows that leave here take along, float32.
+        answer_BC: what rows that leave here take along.
         stop_B: who stops, bool; at the last exit everyone.
     """
 
@@ -72,10 +72,10 @@ def look(
 ) -> Look:
     """Run the stages up to an exit, ask its head, and let the policy decide.
 
-    The policy sees float32, as `collect` keeps logits: bf16 is too coarse for thresholds near 1.
+    The policy sees float32 at least, as `collect` keeps logits.
     """
     carry, logits_BC, memory = model.segment(exit, carry, memory)
-    wide_BC = logits_BC.float()
+    wide_BC = policies.wide(logits_BC)
     if exit == 0:
         state = policy.init(wide_BC)
     if exit == model.num_exits - 1:
@@ -197,10 +197,11 @@ def run(group: Group | None, look: Looker, fit: Fit, answer: Prediction) -> None
 
 def blank(model: "MultiExitModel", rows: int) -> Prediction:
     """Answers to be filled in."""
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    dtype = torch.promote_types(weight.dtype, torch.float32)
     return Prediction(
-        torch.empty(rows, model.num_classes, device=device),
-        torch.empty(rows, dtype=torch.long, device=device),
+        torch.empty(rows, model.num_classes, dtype=dtype, device=weight.device),
+        torch.empty(rows, dtype=torch.long, device=weight.device),
     )
 
 
@@ -247,14 +248,31 @@ def _join(trees: Sequence[Any]) -> Any:
 
 def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
     """The batch's size; an input may have one row for all (position_ids)."""
-    sizes = [len(value) for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
+    tensors = [value for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
+    sizes = [len(tensor) for tensor in tensors if tensor.ndim]
     if not sizes:
-        raise ValueError("predict needs at least one input tensor")
+        raise ValueError("predict needs at least one input tensor, with a row per row [B, …]")
     return 0 if 0 in sizes else max(sizes)
+
+
+class NotFinite(ValueError):
+    """NaN or infinite logits of a row."""
+
+    def __init__(self, exit: int, row: int, logits_C: list[float], where: str = ""):
+        self.found = (exit, row, logits_C)
+        super().__init__(
+            f"exit {exit} gave NaN or infinite logits for row {row}{where}: {logits_C}"
+        )
+
+    def shifted(self, rows: int, where: str) -> "NotFinite":
+        """The same of a row behind so many others."""
+        exit, row, logits_C = self.found
+        return NotFinite(exit, row + rows, logits_C, where)
 
 
 def _check_finite(group: Group, logits_BC: Tensor) -> None:
     broken_B = ~logits_BC.isfinite().all(1) & group.here_B
     if broken_B.any():
-        row, logits_C = int(group.rows_B[broken_B][0]), logits_BC[broken_B][0].tolist()
-        raise ValueError(f"exit {group.exit} gave NaN or infinite logits for row {row}: {logits_C}")
+        rows_B = group.rows_B[broken_B]
+        first = rows_B.argmin()
+        raise NotFinite(group.exit, int(rows_B[first]), logits_BC[broken_B][first].tolist())

@@ -1,15 +1,20 @@
 """The engine says what `predict` says, whatever is switched on, and runs less for it."""
 
+import copy
 import json
 import math
+import pickle
+import re
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from helpers import Text, chain, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_folding import CHANGES, calibrate, there_and_back, through_numpy
 from test_model import Countdown, Spy
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -123,6 +128,149 @@ def test_it_reads_no_further_ahead_than_its_window(mlp):
     answers = mx.Engine(model, mx.Patience(2)).stream(source(), batch_size=4, window=2)
     next(answers)
     assert read == [0, 1]
+
+
+def read_by(stream):
+    """Answers until the error, and the error."""
+    answers = []
+    try:
+        for answer in stream:
+            answers.append(answer)
+    except Exception as error:
+        return answers, error
+    return answers, None
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 8])
+@pytest.mark.parametrize("bad", [0, 1, 4, 7])
+def test_good_answers_come_before_what_a_row_does(mlp, bad, window):
+    model, inputs = mlp
+    x, policy = inputs["x"].clone(), mx.MaxProb(0.6)
+    wanted = model.predict(policy, x)
+    x[3 * bad + 1 : 3 * bad + 3, 0] = math.nan
+    stream = mx.Engine(model, policy).stream(x.split(3), batch_size=4, window=window)
+    answers, error = read_by(stream)
+    assert len(answers) == bad
+    for number, answer in enumerate(answers):
+        same(answer, mx.Prediction(*(part[3 * number : 3 * number + 3] for part in wanted)))
+    assert isinstance(error, ValueError)
+    assert f"exit 0 gave NaN or infinite logits for row {3 * bad + 1} (batch {bad} of" in str(error)
+
+
+@pytest.mark.parametrize("window", [None, 2, 4, 8])
+def test_good_answers_come_before_the_sources_error(mlp, window):
+    model, inputs = mlp
+
+    def source(end):
+        yield from inputs["x"][:12].split(4)
+        yield from end()
+
+    def broken():
+        raise OSError("the line is dead")
+
+    engine = mx.Engine(model, mx.MaxProb(0.6))
+    for end, kind, message in (
+        (broken, OSError, "the line is dead"),
+        (lambda: [{"y": inputs["x"]}], ValueError, "batch 3 of the stream: .*same inputs"),
+        (lambda: ["words"], ValueError, "batch 3 of the stream: a batch is"),
+        (lambda: [torch.zeros(2, 5)], RuntimeError, "mat1|shape"),
+    ):
+        answers, error = read_by(engine.stream(source(end), batch_size=4, window=window))
+        assert isinstance(error, kind)
+        assert re.search(message, str(error))
+        got = mx.Prediction(*map(torch.cat, zip(*answers, strict=True)))
+        same(got, model.predict(mx.MaxProb(0.6), inputs["x"][:12]))
+
+
+def test_what_may_stall_is_answered_batch_by_batch(mlp):
+    """By default a generator is asked for no batch before all that it gave are answered."""
+    model, inputs = mlp
+    read = []
+
+    def source():
+        for batch in inputs["x"].split(4):
+            read.append(len(batch))
+            yield batch
+
+    engine = mx.Engine(model, mx.MaxProb(0.6))
+    for number, _ in enumerate(engine.stream(source(), batch_size=4)):
+        assert len(read) == number + 1
+    read.clear()
+    answers = engine.stream(source(), batch_size=4, window=3)
+    assert [next(answers) and len(read) for _ in range(6)] == [3, 3, 3, 6, 6, 6]
+
+
+def test_empty_batches_have_empty_answers(mlp):
+    model, inputs = mlp
+    x = inputs["x"]
+    for parts in ([x[:0]], [x[:0], x[:3], x[:0], x[3:5]], [x[:0], x[:0]]):
+        got = mx.Engine(model, mx.Patience(1)).stream(parts)
+        assert [len(answer.exit_B) for answer in got] == [len(part) for part in parts]
+
+
+@pytest.mark.parametrize("name", ["batch_size", "window"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(1.5, "a whole number, got 1.5"), (True, "whole"), ("8", "whole number, got '8'"),
+     (math.nan, "whole"), (0, "at least 1, got 0"), (-3, "at least 1, got -3")],
+)  # fmt: skip
+def test_sizes_of_a_stream_are_checked_when_it_is_asked_for(mlp, name, value, message):
+    model, inputs = mlp
+    engine = mx.Engine(model, mx.Patience(1))
+    with pytest.raises(ValueError, match=f"{name} must be .*{message}"):
+        engine.stream([inputs], **{name: value})
+    assert len(list(engine.stream([inputs], **{name: np.int64(2)}))) == 1
+
+
+def test_one_batch_is_no_stream(mlp):
+    model, inputs = mlp
+    for one in (inputs["x"], inputs, "words", 3):
+        with pytest.raises(ValueError, match=r"such as x\.split\(32\); got one"):
+            mx.Engine(model, mx.Patience(1)).stream(one)
+
+
+# A model that changes
+
+
+@pytest.mark.parametrize("kind", ["bert", "mlp"])
+def test_an_engine_without_a_copy_follows_its_model(kind, request):
+    model, inputs = request.getfixturevalue(kind)
+    engine, policy = mx.Engine(model, mx.MaxProb(0.6)), mx.MaxProb(0.6)
+    for change in CHANGES.values():
+        change(model)
+        same(engine.predict(**inputs), model.predict(policy, **inputs))
+
+
+def test_a_compiled_engine_follows_its_model():
+    model, x, policy = chain(exits=2).eval(), 3 * torch.randn(8, 6), mx.MaxProb(0.6)
+    engine = mx.Engine(model, policy, compile=True)
+    engine.predict(x)
+    for change in CHANGES.values():
+        change(model)
+        if change in (through_numpy, there_and_back, calibrate):
+            same(engine.predict(x), model.predict(policy, x))
+
+
+def test_an_engine_keeps_its_policy(mlp):
+    model, inputs = mlp
+    model.policy = mx.FixedExit(1)
+    engine = mx.Engine(model)
+    model.policy = mx.FixedExit(3)
+    assert engine.predict(**inputs).exit_B.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))]
+)
+def test_copies_of_an_engine_answer_as_it_does(network, copied):
+    model, inputs = network
+    policy = mx.MaxProb(0.6)
+    engine = mx.Engine(model, policy, latency=table(model, (1.0, 9.0), 0.0))
+    other = copied(engine)
+    assert (other.policy, other.latency) == (policy, engine.latency)
+    same(other.predict(**inputs), engine.predict(**inputs))
+    with pytest.raises(ValueError, match="whole number"):
+        other.stream([inputs], window=1.5)
 
 
 # What is saved

@@ -1,5 +1,8 @@
 """Batch norms are folded where a convolution alone feeds them, and answers stay."""
 
+import copy
+import pickle
+
 import pytest
 import timm
 import torch
@@ -138,9 +141,97 @@ def calibrate(model):
     model.temperature_M.mul_(2)
 
 
-@pytest.mark.parametrize("change", [learn, load, calibrate, lambda m: m.to(torch.bfloat16)])
-def test_an_engine_says_when_its_model_has_changed(change):
-    model = mx.MultiExitModel(mx.cifar_resnet(20), 3).eval()
+def some(model):
+    """A weight and a head's bias."""
+    return next(model.backbone.parameters()), list(model.heads.parameters())[-1]
+
+
+def fused(model):
+    loss = model(**model.backbone.example_inputs()).square().sum()
+    loss.backward()
+    torch.optim.AdamW(model.parameters(), 0.1, fused=True).step()
+
+
+def in_place(model):
+    with torch.no_grad():
+        some(model)[1].add_(1)
+
+
+def while_inferring(model):
+    with torch.inference_mode():
+        some(model)[0].mul_(2)
+
+
+def through_data(model):
+    some(model)[0].data.mul_(-1)
+
+
+def other_data(model):
+    weight = some(model)[0]
+    weight.data = torch.randn_like(weight)
+
+
+def through_numpy(model):
+    some(model)[1].detach().numpy()[0] += 1
+
+
+def other_parameter(model):
+    linear = next(m for m in model.heads[0].modules() if isinstance(m, nn.Linear))
+    linear.weight = nn.Parameter(torch.randn_like(linear.weight))
+
+
+def other_head(model):
+    model.heads[0] = copy.deepcopy(model.heads[0])
+    next(model.heads[0].parameters()).data.add_(1)
+
+
+def reset(model):
+    state = model.state_dict()
+    model.load_state_dict({k: v + v.is_floating_point() for k, v in state.items()})
+
+
+def there_and_back(model):
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+CHANGES = {
+    change.__name__: change
+    for change in (fused, in_place, while_inferring, through_data, other_data, through_numpy,
+                   other_parameter, other_head, reset, there_and_back, calibrate)
+}  # fmt: skip
+"""Ways in which a model changes, none of which may go unnoticed."""
+
+
+def statistics(model):
+    """What a pass in train mode leaves: batch norms move, versions of their statistics don't."""
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 32, 32))
+    model.eval()
+
+
+def other_part(model):
+    name = next(n for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    conv = model.get_submodule(name)
+    model.set_submodule(name, copy.deepcopy(conv))
+
+
+def statistics_alone(model):
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.running_var.data[0] += 1
+
+
+SEEN = [*CHANGES.values(), learn, load, statistics, statistics_alone, other_part]
+SEEN += [lambda m: m.to(torch.bfloat16), lambda m: m.register_buffer("more", torch.ones(1))]
+
+
+@pytest.fixture(scope="module")
+def folding():
+    return mx.MultiExitModel(mx.cifar_resnet(20), 3, exits=[2, 8]).eval()
+
+
+@pytest.mark.parametrize("change", SEEN)
+def test_an_engine_says_when_its_model_has_changed(change, folding):
+    model = copy.deepcopy(folding)
     engine, x = mx.Engine(model, mx.MaxProb(0.9)), torch.randn(2, 3, 32, 32)
     change_nothing(model)
     engine.predict(x)
@@ -149,6 +240,9 @@ def test_an_engine_says_when_its_model_has_changed(change):
         engine.predict(x)
     with pytest.raises(ValueError, match="make a new Engine"):
         next(engine.stream([x]))
+    for other in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        if next(model.parameters()).dtype == torch.float32:  # made anew of what the model is now
+            assert torch.equal(other.predict(x).exit_B, model.predict(mx.MaxProb(0.9), x).exit_B)
     model.train()
     with pytest.raises(ValueError, match=r"model\.eval"):
         engine.predict(x)

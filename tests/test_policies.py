@@ -2,13 +2,15 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import TensorDataset
 
 import multiexit as mx
 from multiexit import policies, testing
@@ -16,13 +18,13 @@ from multiexit import policies, testing
 CLASSIFY = [
     *(mx.Entropy(t) for t in (0.0, 0.5, 0.9, 2.0)),
     *(mx.NormalizedEntropy(t) for t in (0.0, 0.5, 0.9, 1.0)),
-    *(mx.MaxProb(t) for t in (0.0, 0.5, 0.8, 1.1, (0.9, 0.5, 1.1, 0.4), (0.7,))),
+    *(mx.MaxProb(t) for t in (0.0, 0.5, 0.8, 1.1, (0.9, 0.5, 1.1, 0.4), (0.7, 0.9, 0.5, 0.8, 0.6))),
     *(mx.MostConfident(t) for t in (0.0, 0.5, 0.8, 1.1)),
     *(mx.Margin(t) for t in (0.0, 0.3, 0.7, 1.1)),
     *(mx.Patience(p) for p in (1, 2, 3, 9)),
     *(mx.PatientConfident(t, p) for t, p in ((0.9, 1), (0.9, 2), (0.6, 2), (1.1, 3))),
-    *(mx.Certainty(t) for t in (0.0, 0.5, 0.8, 1.1, (0.9, 0.2))),
-    *(mx.FixedExit(m) for m in (0, 2, 4, 99)),
+    *(mx.Certainty(t) for t in (0.0, 0.5, 0.8, 1.1, (0.9, 0.2, 0.5, 0.7))),
+    *(mx.FixedExit(m) for m in (0, 2, 4)),
 ]
 REGRESS = [
     *(mx.Patience(p, tolerance=t) for p, t in ((1, 0.5), (1, 2.0), (2, 1.0), (3, 9.0))),
@@ -86,7 +88,7 @@ def test_every_policy_is_in_the_battery():
 @pytest.mark.parametrize("C", [2, 3, 10])
 @pytest.mark.parametrize("policy", CLASSIFY, ids=repr)
 def test_conforms(policy, C):
-    testing.check_policy(policy, num_classes=C)
+    testing.check_policy(policy, num_classes=C, exits=5)
 
 
 @pytest.mark.parametrize("policy", REGRESS, ids=repr)
@@ -97,6 +99,7 @@ def test_conforms_for_regression(policy):
 @given(st.sampled_from(CLASSIFY), st.integers(1, 7), st.integers(2, 5), st.integers(0, 99_999))
 @settings(max_examples=250, deadline=None)
 def test_each_row_leaves_where_plain_loops_say(policy, M, C, seed):
+    policy = fitted(policy, M)
     generator = torch.Generator().manual_seed(seed)
     logits_MBC = 2 * torch.randn(M, 6, C, generator=generator)
     assert_plain_loops(policy, logits_MBC, torch.rand(M, 6, generator=generator))
@@ -105,9 +108,20 @@ def test_each_row_leaves_where_plain_loops_say(policy, M, C, seed):
 @given(st.sampled_from(REGRESS), st.integers(1, 7), st.integers(0, 99_999))
 @settings(max_examples=60, deadline=None)
 def test_each_row_of_regression_leaves_where_plain_loops_say(policy, M, seed):
+    policy = fitted(policy, M)
     generator = torch.Generator().manual_seed(seed)
     logits_MB1 = torch.randn(M, 6, 1, generator=generator)
     assert_plain_loops(policy, logits_MB1, torch.rand(M, 6, generator=generator))
+
+
+def fitted(policy, M):
+    """The policy with as many thresholds as a model of M exits takes, and an exit that it has."""
+    threshold = getattr(policy, "threshold", None)
+    if isinstance(threshold, tuple) and len(threshold) not in (M, max(1, M - 1)):
+        return replace(policy, threshold=(threshold * M)[: max(1, M - 1)])
+    if isinstance(policy, mx.FixedExit):
+        return replace(policy, exit=min(policy.exit, M - 1))
+    return policy
 
 
 def assert_plain_loops(policy, logits_MBC, certainty_MB):
@@ -171,7 +185,7 @@ def test_just_at_the_threshold(policy, stops):
 
 @pytest.mark.parametrize("policy", CLASSIFY, ids=repr)
 def test_no_rows_no_exits(policy):
-    exit_B = mx.simulate(policy, torch.zeros(4, 0, 3), torch.zeros(4, 0))
+    exit_B = mx.simulate(policy, torch.zeros(5, 0, 3), torch.zeros(5, 0))
     assert exit_B.shape == (0,)
     assert exit_B.dtype == torch.int64
 
@@ -219,7 +233,8 @@ def unlearned(some):
 
 @pytest.mark.parametrize("policy", unlearned(CLASSIFY), ids=repr)
 def test_predict_agrees_with_simulate_in_any_batch(policy, network):
-    assert_same_everywhere(policy, *network)
+    model, inputs = network
+    assert_same_everywhere(fitted(policy, model.num_exits), model, inputs)
 
 
 @pytest.mark.parametrize("policy", unlearned(REGRESS), ids=repr)
@@ -256,20 +271,22 @@ def test_the_battery_sees_rows_leave_at_different_exits(network, regressor):
     for policies_, (model, inputs) in both:
         with torch.no_grad():
             logits_MBC = model(**inputs)
-        spreads = [spread(mx.simulate(policy, logits_MBC)) for policy in policies_]
+        fitting = [fitted(policy, model.num_exits) for policy in policies_]
+        spreads = [spread(mx.simulate(policy, logits_MBC)) for policy in fitting]
         assert sum(count > 1 for count in spreads) >= len(policies_) // 3, spreads
 
 
 def test_exits_at_some_stages_only(make_backbone):
     model = mx.MultiExitModel(make_backbone("mlp"), 3, exits=[1, 3]).eval()
     for policy in unlearned(CLASSIFY):
-        assert_same_everywhere(policy, model, {"x": 9 * torch.randn(8, 6)})
+        assert_same_everywhere(fitted(policy, 2), model, {"x": 9 * torch.randn(8, 6)})
 
 
 def test_one_exit_needs_no_policy(make_backbone):
     model = mx.MultiExitModel(make_backbone("mlp"), 3, exits=[2]).eval()
     for policy in unlearned(CLASSIFY):
-        assert assert_same_everywhere(policy, model, {"x": torch.randn(8, 6)}).tolist() == [0] * 8
+        inputs = {"x": torch.randn(8, 6)}
+        assert assert_same_everywhere(fitted(policy, 1), model, inputs).tolist() == [0] * 8
 
 
 # One's own
@@ -426,6 +443,15 @@ BAD = [
     (lambda: mx.PatientConfident(0.5, 0), "whole number"),
     (lambda: mx.FixedExit(-1), "exit must be an index from 0, got -1"),
     (lambda: mx.FixedExit(1.0), "index from 0"),
+    (lambda: mx.MaxProb(True), "threshold must be a finite number, got True"),
+    (lambda: mx.MaxProb(np.float32("nan")), "threshold must be a finite number, got nan"),
+    (lambda: mx.MaxProb(10**400), "finite number"),
+    (lambda: mx.MaxProb((0.5, math.nan)), "threshold must be a finite number, got nan"),
+    (lambda: mx.MaxProb(()), "one per exit; got none"),
+    (lambda: mx.MostConfident((0.5, 0.6)), "finite number"),
+    (lambda: mx.Patience(10**30), "whole number"),
+    (lambda: mx.Patience(np.float64(2)), "whole number from 1, got 2.0"),
+    (lambda: mx.Patience(1, tolerance=0.0), "tolerance must be above 0, got 0.0"),
 ]
 
 
@@ -433,6 +459,136 @@ BAD = [
 def test_bad_numbers_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (lambda: mx.MaxProb(np.float64(0.5)), mx.MaxProb(0.5)),
+        (lambda: mx.MaxProb(np.array([0.5, 0.25])), mx.MaxProb((0.5, 0.25))),
+        (lambda: mx.MaxProb([torch.tensor(0.5), np.float32(0.25)]), mx.MaxProb((0.5, 0.25))),
+        (lambda: mx.Patience(np.int32(3)), mx.Patience(3)),
+        (lambda: mx.Patience(3, np.float32(0.5)), mx.Patience(3, 0.5)),
+        (lambda: mx.FixedExit(torch.tensor(2)), mx.FixedExit(2)),
+        (lambda: Gap(np.float64(0.5)), Gap(0.5)),
+        (lambda: mx.Entropy(Fraction(1, 4)), mx.Entropy(0.25)),
+    ],
+)
+def test_numbers_of_numpy_and_torch_become_plain(made, wanted):
+    policy = made()
+    assert repr(policy) == repr(wanted)
+    assert policies.from_json(json.loads(json.dumps(policies.to_json(policy))), [Gap]) == wanted
+
+
+MISFITS = [
+    (mx.FixedExit(5), r"FixedExit's exit must be within 0\.\.4, as the model has 5 exits; got 5"),
+    (mx.FixedExit(99), "got 99"),
+    (mx.MaxProb((0.9, 0.8)), r"MaxProb's threshold has 2 numbers, and the model has 5 exits: .* 4"),
+    (mx.Certainty((0.9,) * 6), "has 6 numbers"),
+    (mx.Patience(1, tolerance=0.5), "tolerance=0.5 is for regression"),
+    (3, "policy.*got int"),
+]
+
+
+@pytest.mark.parametrize(("policy", "message"), MISFITS, ids=lambda value: repr(value)[:30])
+def test_what_does_not_fit_a_model_is_refused_wherever_they_meet(policy, message, mlp):
+    """Before the model is run: none of these looks at the inputs, which are none."""
+    model, inputs = mlp
+    outputs = mx.collect(model, TensorDataset(inputs["x"], torch.arange(24) % 3))
+    recipe = replace(mx.recipe("joint"), policy=policy)
+    ways = [
+        lambda: policies.check(policy, 5, 3),
+        lambda: model.predict(policy, None),
+        lambda: mx.Engine(model, policy),
+        lambda: mx.simulate(policy, outputs.logits_MBC),
+        lambda: mx.judge(outputs, policy),
+        lambda: mx.sweep(outputs, [mx.FixedExit(0), policy]),
+        lambda: mx.Trainer(model, recipe),
+    ]
+    for way in ways:
+        with pytest.raises(ValueError, match=message):
+            way()
+
+
+# Sweeps
+
+
+@dataclass(frozen=True)
+class Spread(mx.ExitPolicy):
+    """Ours, with its own range: stops where logits differ enough, at so many exits in a row."""
+
+    threshold: float = policies.number(lambda known: (0.0, 50.0))
+    times: int = policies.number(
+        lambda known: (1, known.num_exits), whole="a whole number", least=1
+    )
+
+    def init(self, logits_BC):
+        return {"count": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
+
+    def step(self, state, logits_BC):
+        apart_B = logits_BC.amax(1) - logits_BC.amin(1)
+        count_B = (state["count"] + 1) * (apart_B >= self.threshold)
+        return {"count": count_B}, count_B >= self.times
+
+
+@dataclass(frozen=True)
+class Named(Spread):
+    """A field that nobody can try over a range."""
+
+    mode: str
+
+    def __init__(self, mode):
+        object.__setattr__(self, "mode", mode)
+
+
+SWEPT = [*policies.POLICIES.values(), Spread]
+LOWEST = {mx.Patience: 1}  # it compares two exits
+
+
+@pytest.mark.parametrize("kind", SWEPT, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("M", "C"), [(1, 2), (2, 2), (6, 2), (6, 7)])
+def test_a_sweep_reaches_both_ends(kind, M, C):
+    generator = torch.Generator().manual_seed(0)
+    logits_MBC = torch.logspace(-2, 1, 30)[:, None] * torch.randn(M, 30, C, generator=generator)
+    logits_MBC[:, 0], logits_MBC[:, 1, 0] = 0.0, 1e4  # as unsure, and as sure, as can be
+    if kind is mx.Patience:
+        logits_MBC = logits_MBC[:1].expand(M, -1, -1)  # who changes their mind can't leave early
+    certainty_MB = torch.rand(M, 30, generator=generator)
+    certainty_MB[:, 0], certainty_MB[:, 1] = 0.0, 1.0
+    known = policies.Known(M, C)
+    tried = policies.sweep_settings(kind, known)
+    means = [mx.simulate(p, logits_MBC, certainty_MB).double().mean().item() for p in tried]
+    assert max(means) == M - 1
+    assert min(means) == min(M - 1, LOWEST.get(kind, 0))
+    assert len(tried) == len(set(tried)) <= 120
+    if M > 2:
+        assert len({round(mean, 6) for mean in means}) > 4  # and much between
+
+
+def test_a_sweep_of_regression_goes_over_patience_and_tolerance():
+    generator = torch.Generator().manual_seed(0)
+    logits_MB1 = 30 * torch.randn(6, 40, 1, generator=generator)
+    apart = float(logits_MB1.diff(dim=0).abs().max())
+    tried = policies.sweep_settings(mx.Patience, policies.Known(6, 1, apart))
+    means = [mx.simulate(p, logits_MB1).double().mean().item() for p in tried]
+    assert min(means) == 1
+    assert max(means) == 5
+    for kind in (mx.Patience(1, tolerance=0.5), mx.FixedExit):
+        numbers = policies.sweep_settings(kind, policies.Known(6, 1))
+        assert len(numbers) == (5 if isinstance(kind, mx.Patience) else 6)
+
+
+def test_the_range_of_a_threshold_is_that_of_its_figure():
+    for kind, C, low, high in ((mx.Entropy, 7, 0, math.log(7)), (mx.MaxProb, 4, 0.25, 1)):
+        tried = [p.threshold for p in policies.sweep_settings(kind, policies.Known(6, C))]
+        assert tried == sorted(tried)
+        assert tried[0] < low < tried[1]
+        assert tried[-2] < high < tried[-1]
+
+
+def test_what_cannot_be_swept_is_named():
+    with pytest.raises(ValueError, match=r"Named's mode is no number.*give it a default"):
+        policies.sweep_settings(Named, policies.Known(6, 3))
 
 
 @pytest.mark.parametrize(

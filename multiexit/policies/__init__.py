@@ -3,8 +3,10 @@
 from multiexit.policies.base import ExitPolicy as ExitPolicy
 from multiexit.policies.base import State as State
 from multiexit.policies.base import answers as answers
+from multiexit.policies.base import check as check
 from multiexit.policies.base import simulate as simulate
 from multiexit.policies.base import step as step
+from multiexit.policies.base import wide as wide
 from multiexit.policies.certificate import Certificate as Certificate
 from multiexit.policies.confidence import Certainty as Certainty
 from multiexit.policies.confidence import Entropy as Entropy
@@ -19,6 +21,13 @@ from multiexit.policies.names import field_types as field_types
 from multiexit.policies.names import from_json as from_json
 from multiexit.policies.names import parse as parse
 from multiexit.policies.names import to_json as to_json
+from multiexit.policies.numbers import Known as Known
+from multiexit.policies.numbers import Number as Number
+from multiexit.policies.numbers import number as number
+from multiexit.policies.numbers import plain as plain
 from multiexit.policies.patience import FixedExit as FixedExit
 from multiexit.policies.patience import Patience as Patience
 from multiexit.policies.patience import PatientConfident as PatientConfident
+from multiexit.policies.settings import FEW as FEW
+from multiexit.policies.settings import one_number as one_number
+from multiexit.policies.settings import sweep_settings as sweep_settings

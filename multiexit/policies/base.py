@@ -9,18 +9,15 @@ Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entrop
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from multiexit.policies.certificate import Certificate
+from multiexit.policies.numbers import Known, Number, plain
 
 State = dict[str, Tensor]
-
-LARGEST = 3.4e38
-"""That a threshold can be."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +25,19 @@ class ExitPolicy(ABC):
     """Decides, exit after exit, which rows stop. Subclass it as a frozen dataclass.
 
     Whoever runs the policy ends everyone at the last exit; the policy need not know which it is.
-    A row's decision may depend on that row alone, so that it is the same in any batch.
+    A row's decision may depend on that row alone, so that it is the same in any batch. A number of
+    numpy or torch becomes Python's own, and fields made by `multiexit.policies.number` are checked.
     """
 
     certificate: ClassVar[Certificate | None] = None
     """What it was certified for. It is no field: other numbers make a policy that has none."""
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        for f in fields(self):
+            value, rule = plain(getattr(self, f.name)), f.metadata.get(Number)
+            object.__setattr__(self, f.name, value)
+            if rule is not None and value is not f.default:
+                rule.check(f.name, value)
 
     @abstractmethod
     def init(self, logits_BC: Tensor) -> State:
@@ -104,7 +106,8 @@ def simulate(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None
         exit_B: index of the exit, 0..M−1, int64 [B].
 
     Raises:
-        ValueError: logits of another shape, or a policy whose step is malformed.
+        ValueError: logits of another shape, a policy that doesn't fit them, or one whose step is
+            malformed.
 
     Example:
         >>> import torch, multiexit as mx
@@ -121,8 +124,9 @@ def answers(
     """`simulate`, and what each row answers: exit_B [B] and answer_BC [B, C]."""
     if logits_MBC.ndim != 3 or len(logits_MBC) == 0:
         raise ValueError(f"logits are [M, B, C], got {tuple(logits_MBC.shape)}")
-    logits_MBC = logits_MBC.float()
-    M, B, _ = logits_MBC.shape
+    M, B, C = logits_MBC.shape
+    check(policy, M, C)
+    logits_MBC = wide(logits_MBC)
     exit_B = torch.full((B,), M - 1, device=logits_MBC.device)
     active_B = torch.ones(B, dtype=torch.bool, device=logits_MBC.device)
     state = policy.init(logits_MBC[0])
@@ -138,30 +142,25 @@ def answers(
     return exit_B, answer_BC
 
 
-def plain_fields(policy: ExitPolicy) -> None:
-    """Take numbers of numpy, tensors and lists in a policy's fields as plain numbers and tuples.
+def wide(tensor: Tensor) -> Tensor:
+    """float32 at least: bf16 is too coarse for thresholds near 1."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
-    Every `__post_init__` begins with it, so that what is made can be saved and hashed.
+
+def check(policy: ExitPolicy, num_exits: int, num_classes: int) -> None:
+    """Refuse a policy that doesn't fit a model, before the model is run.
+
+    Raises:
+        ValueError: no policy; an exit that isn't there, another count of thresholds than exits, or
+            a policy of classes for regression, and the other way round.
     """
-    for field in fields(policy):
-        object.__setattr__(policy, field.name, _plain(getattr(policy, field.name)))
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list):
-        return tuple(_plain(entry) for entry in value)
-    if isinstance(value, Real) and not isinstance(value, bool | int | float):
-        return int(value) if isinstance(value, Integral) else float(value)
-    return value
-
-
-def check_number(name: str, value: float) -> None:
-    """Refuse what is no finite number, as float32 has them."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not abs(value) <= (2**62 if isinstance(value, int) else LARGEST):
-        raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
+    if not isinstance(policy, ExitPolicy):
+        raise ValueError(f"a policy is wanted, such as Patience(4); got {type(policy).__name__}")
+    known = Known(num_exits, num_classes)
+    for f in fields(policy):
+        if (rule := f.metadata.get(Number)) is not None:
+            rule.check_fits(f"{type(policy).__name__}'s {f.name}", getattr(policy, f.name), known)
+    policy.init(torch.zeros(1, num_classes))
 
 
 def need_classes(logits_BC: Tensor, what: str) -> None:

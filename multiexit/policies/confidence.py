@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multiexit.policies.base import ExitPolicy, State, check_number, need_classes, plain_fields
+from multiexit.policies.base import ExitPolicy, State, need_classes
+from multiexit.policies.numbers import nats, number, probability, unit
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,9 @@ class _Thresholded(ExitPolicy):
         threshold: one for all exits, or a tuple with one per exit (the last needs none).
     """
 
-    threshold: float | tuple[float, ...]
+    threshold: float | tuple[float, ...] = number(unit, per_exit=True)
     of_classes: ClassVar[bool] = True
     """Whether the figure is one of a distribution over classes."""
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        each = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
-        if not each:
-            raise ValueError("threshold must be a number, or one per exit; got none")
-        for number in each:
-            check_number("threshold", number)
 
     def init(self, logits_BC: Tensor) -> State:
         if self.of_classes:
@@ -59,6 +52,8 @@ class _Thresholded(ExitPolicy):
 class Entropy(_Thresholded):
     """Stop when H(p) < threshold, in nats (BranchyNet 2016; DeeBERT 2020)."""
 
+    threshold: float | tuple[float, ...] = number(nats, per_exit=True)
+
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         return entropy(logits_BC) < threshold
 
@@ -75,6 +70,8 @@ class NormalizedEntropy(_Thresholded):
 class MaxProb(_Thresholded):
     """Stop when max p ≥ threshold (The Right Tool 2020; MSDNet 2018 with one per exit)."""
 
+    threshold: float | tuple[float, ...] = number(probability, per_exit=True)
+
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         return logits_BC.softmax(-1).amax(-1) >= threshold
 
@@ -87,11 +84,7 @@ class MostConfident(ExitPolicy):
     Reference: Kaya et al., "Shallow-Deep Networks", ICML 2019, section 4.2, and its code.
     """
 
-    threshold: float
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        check_number("threshold", self.threshold)
+    threshold: float = number(probability)
 
     def init(self, logits_BC: Tensor) -> State:
         need_classes(logits_BC, "MostConfident")

@@ -16,6 +16,7 @@ from multiexit.policies.confidence import (
     MostConfident,
     NormalizedEntropy,
 )
+from multiexit.policies.numbers import plain
 from multiexit.policies.patience import FixedExit, Patience, PatientConfident
 
 POLICIES: dict[str, type[ExitPolicy]] = {
@@ -73,7 +74,8 @@ def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:
 
 def to_json(policy: ExitPolicy) -> dict[str, Any]:
     """The policy as plain data: its class's name, its fields, and its certificate if it has one."""
-    data = {"class": type(policy).__name__, **asdict(policy)}
+    numbers = {name: plain(value) for name, value in asdict(policy).items()}
+    data = {"class": type(policy).__name__, **numbers}
     if policy.certificate is not None:
         data["certificate"] = policy.certificate.to_json()
     return data

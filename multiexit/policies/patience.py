@@ -9,8 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiexit.policies.base import ExitPolicy, State, check_number, need_classes, plain_fields
+from multiexit.policies.base import ExitPolicy, State, need_classes
 from multiexit.policies.confidence import normalized_entropy
+from multiexit.policies.numbers import Known, number, unit
+
+
+def _changes(known: Known) -> tuple[float, float] | None:
+    """By how much a regression's value may change; classes have no such number."""
+    return (0.0, known.apart) if known.num_classes == 1 else None
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,10 @@ class Patience(ExitPolicy):
         tolerance: for regression (C = 1): agreement is |y_m − y_(m−1)| < tolerance.
     """
 
-    patience: int
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        _check_patience(self.patience)
-        if self.tolerance is not None:
-            check_number("tolerance", self.tolerance)
+    patience: int = number(
+        lambda known: (1, max(1, known.num_exits - 1)), whole="a whole number", least=1
+    )
+    tolerance: float | None = number(_changes, default=None, least=0)
 
     def init(self, logits_BC: Tensor) -> State:
         if self.tolerance is None:
@@ -66,13 +68,8 @@ class Patience(ExitPolicy):
 class PatientConfident(ExitPolicy):
     """Stop at `patience` confident exits in a row: H(p) / log C < threshold (PCEE 2022)."""
 
-    threshold: float
-    patience: int
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        check_number("threshold", self.threshold)
-        _check_patience(self.patience)
+    threshold: float = number(unit)
+    patience: int = number(lambda known: (1, known.num_exits), whole="a whole number", least=1)
 
     def init(self, logits_BC: Tensor) -> State:
         need_classes(logits_BC, "PatientConfident")
@@ -88,24 +85,12 @@ class PatientConfident(ExitPolicy):
 class FixedExit(ExitPolicy):
     """Everyone stops at the exit of this index, counted from 0 (a static, shorter network)."""
 
-    exit: int
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        if not _is_whole(self.exit, 0):
-            raise ValueError(f"exit must be an index from 0, got {self.exit!r:.80}")
+    exit: int = number(
+        lambda known: (0, known.num_exits - 1), whole="an index", least=0, within=True
+    )
 
     def init(self, logits_BC: Tensor) -> State:
         return {"index": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
 
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
         return {"index": state["index"] + 1}, state["index"] >= self.exit
-
-
-def _check_patience(value: int) -> None:
-    if not _is_whole(value, 1):
-        raise ValueError(f"patience must be a whole number from 1, got {value!r:.80}")
-
-
-def _is_whole(value: int, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31

@@ -1,0 +1,133 @@
+"""What a policy's numbers may be: said beside each field, read by all who set or try them.
+
+Letters: M exits, C classes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, NamedTuple
+
+LARGEST = 2**31 - 1  # what a counter holds
+HUGE = 3.4e38  # what a float32 holds
+
+
+class Known(NamedTuple):
+    """What says over which range a number makes a difference.
+
+    Args:
+        num_exits: M.
+        num_classes: C, 1 for regression.
+        apart: the largest change of a regression's value from one exit to the next.
+    """
+
+    num_exits: int
+    num_classes: int
+    apart: float = 1.0
+
+
+Bounds = Callable[[Known], tuple[float, float] | None]
+"""From where to where a number makes a difference; None where it has nothing to do."""
+
+
+def unit(known: Known) -> tuple[float, float]:
+    """0..1, as of shares and certainties."""
+    return 0.0, 1.0
+
+
+def probability(known: Known) -> tuple[float, float]:
+    """1/C..1, where the largest of C probabilities lies."""
+    return 1 / known.num_classes, 1.0
+
+
+def nats(known: Known) -> tuple[float, float]:
+    """0..log C, where the entropy of C probabilities lies."""
+    return 0.0, math.log(known.num_classes)
+
+
+@dataclass(frozen=True)
+class Number:
+    """What one field may be.
+
+    Args:
+        bounds: the range that a sweep covers.
+        whole: what to call whole numbers from `least` on; None for fractions.
+        least: the smallest whole number; fractions must be above it, if it is given.
+        per_exit: a tuple with one per exit will do too.
+        within: a model whose bounds it is outside of is refused.
+    """
+
+    bounds: Bounds
+    whole: str | None = None
+    least: int | None = None
+    per_exit: bool = False
+    within: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse what it may not be, whatever the model."""
+        if self.whole is not None:
+            assert self.least is not None
+            if type(value) is not int or not self.least <= value <= LARGEST:
+                raise ValueError(f"{name} must be {self.whole} from {self.least}, got {value!r:.80}")
+            return
+        each = value if self.per_exit and isinstance(value, tuple) else (value,)
+        if not each:
+            raise ValueError(f"{name} must be a number, or one per exit; got none")
+        for number in each:
+            if type(number) not in (int, float) or not abs(number) < HUGE:
+                raise ValueError(f"{name} must be a finite number, got {number!r:.80}")
+            if self.least is not None and not number > self.least:
+                raise ValueError(f"{name} must be above {self.least}, got {number!r:.80}")
+
+    def check_fits(self, name: str, value: Any, known: Known) -> None:
+        """Refuse what doesn't fit a model."""
+        M = known.num_exits
+        if self.per_exit and isinstance(value, tuple) and len(value) not in (M, max(1, M - 1)):
+            raise ValueError(
+                f"{name} has {len(value)} numbers, and the model has {M} exits: give one number "
+                f"for all exits, or {max(1, M - 1)} (the last exit needs none)"
+            )
+        bounds = self.bounds(known) if self.within else None
+        if bounds is not None and not bounds[0] <= value <= bounds[1]:
+            raise ValueError(
+                f"{name} must be within {bounds[0]:g}..{bounds[1]:g}, as the model has {M} exits; "
+                f"got {value}"
+            )
+
+
+def number(bounds: Bounds, default: Any = ..., **rules: Any) -> Any:
+    """A dataclass field with what its number may be, and the range that sweeps of it cover.
+
+    Args:
+        bounds: from `Known` to the least and largest value that make a difference.
+        default: of the field; it has none by default.
+        rules: see `Number`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import multiexit as mx
+        >>> @dataclass(frozen=True)
+        ... class Calm(mx.ExitPolicy):
+        ...     threshold: float = mx.policies.number(lambda known: (0.0, 5.0))
+        ...     def init(self, logits_BC):
+        ...         return {}
+        ...     def step(self, state, logits_BC):
+        ...         return state, logits_BC.std(1) < self.threshold
+        >>> Calm(float("nan"))
+        Traceback (most recent call last):
+        ValueError: threshold must be a finite number, got nan
+    """
+    metadata = {Number: Number(bounds, **rules)}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's own, lists and arrays as tuples; the rest as it is."""
+    if callable(getattr(value, "tolist", None)):
+        value = value.tolist()
+    if type(value) in (list, tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        return float(value)
+    return value

@@ -1,0 +1,116 @@
+"""A policy's settings over the range in which its numbers make a difference.
+
+The range is read from the policy's type: from what `multiexit.policies.number` says of a field, or
+else from the field's own type. A policy of one's own is swept like those that are built in.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import MISSING, Field, fields
+from itertools import product
+from typing import Any, get_args
+
+import torch
+
+from multiexit.policies.base import ExitPolicy
+from multiexit.policies.names import field_types
+from multiexit.policies.numbers import Bounds, Known, Number, nats
+
+FEW = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Shares of a range, for a table to be read."""
+MANY = tuple(torch.sigmoid(torch.linspace(-12, 12, 241, dtype=torch.float64)).tolist())
+"""Shares that lie close together near both ends, to choose among."""
+BEYOND = 0.01
+"""By which share of a range its two ends lie outside it, where nobody or everyone stops."""
+
+Policy = type[ExitPolicy] | ExitPolicy
+
+
+def sweep_settings(policy: Policy, known: Known, shares: Sequence[float] = FEW) -> list[ExitPolicy]:
+    """All its numbers that have a range, each with each, by rising numbers.
+
+    The slow end, where nobody leaves early, and the fast end, where everyone leaves as early as
+    the policy can, are among them.
+
+    Args:
+        policy: a class; of a policy, its first number is tried and the others stay.
+        known: about the model.
+        shares: of the range of fractions. Whole numbers come all, or doubling beside others.
+
+    Raises:
+        ValueError: nothing to choose, or a field that has neither a default nor a range.
+    """
+    if isinstance(policy, ExitPolicy):
+        return _made(policy, fields(policy)[:1], known, shares)
+    needed = _needed(policy)
+    free = [f for f in fields(policy) if f in needed or _bounds(f, known) is not None]
+    return _made(policy, free, known, shares)
+
+
+def one_number(policy: Policy, known: Known, shares: Sequence[float] = MANY) -> list[ExitPolicy]:
+    """By rising number: the one field that has no default, or the first of a policy that is given.
+
+    Raises:
+        ValueError: a class with more than one number to choose, or nothing to choose.
+    """
+    if isinstance(policy, ExitPolicy):
+        return _made(policy, fields(policy)[:1], known, shares)
+    needed = _needed(policy)
+    if len(needed) != 1:
+        raise ValueError(
+            f"{policy.__name__} has {len(needed)} numbers to choose, calibrate chooses one: give "
+            f"the others defaults, or pass a {policy.__name__} that has them"
+        )
+    return _made(policy, needed, known, shares)
+
+
+def _needed(kind: type[ExitPolicy]) -> list[Field[Any]]:
+    """The fields without a default."""
+    return [f for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+
+
+def _made(
+    policy: Policy, free: Sequence[Field[Any]], known: Known, shares: Sequence[float]
+) -> list[ExitPolicy]:
+    kind: Any = type(policy) if isinstance(policy, ExitPolicy) else policy
+    names = [f.name for f in free]
+    kept: dict[str, Any] = {}
+    if isinstance(policy, ExitPolicy):
+        kept = {f.name: getattr(policy, f.name) for f in fields(kind) if f.name not in names}
+    values = [_values(kind, f, known, shares, alone=len(free) == 1) for f in free]
+    made: dict[ExitPolicy, None] = {}
+    for numbers in product(*values) if values else ():
+        with suppress(ValueError):  # a value the policy doesn't allow
+            made[kind(**dict(zip(names, numbers, strict=True)), **kept)] = None
+    if not made:
+        raise ValueError(f"{known.num_exits} exits leave nothing to choose for {kind.__name__}")
+    return list(made)
+
+
+def _values(
+    kind: type[ExitPolicy], f: Field[Any], known: Known, shares: Sequence[float], alone: bool
+) -> list[Any]:
+    """What one field may be, rising."""
+    wanted = field_types(kind)[f.name]
+    types = {wanted, *get_args(wanted)}
+    if wanted is bool:
+        return [False, True]
+    if not types & {int, float}:
+        raise ValueError(
+            f"{kind.__name__}'s {f.name} is no number, so it can't be tried over a range: give it "
+            f"a default, or pass a {kind.__name__} that has it"
+        )
+    bounds = _bounds(f, known)
+    if float in types:
+        low, high = bounds or (0.0, max(1.0, nats(known)[1]))
+        each = [-BEYOND, *shares, 1 + BEYOND]
+        return [float(f"{low + (high - low) * share:.6g}") for share in each]
+    low, high = map(int, bounds or (0, known.num_exits))
+    if alone:
+        return list(range(low, high + 1))
+    return sorted({high, *(low + 2**k - 1 for k in range(31) if low + 2**k - 1 < high)})
+
+
+def _bounds(f: Field[Any], known: Known) -> tuple[float, float] | None:
+    bounds: Bounds = f.metadata[Number].bounds if Number in f.metadata else lambda known: None
+    return bounds(known)

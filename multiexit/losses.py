@@ -5,6 +5,7 @@ student i pays for differing from teacher j.
 """
 
 import math
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -29,18 +30,19 @@ def loss_matrix(
         L[i, j] = −τ² Σ_c p_j^(1/τ)(c) · log p_i^(1/τ)(c)         (eq. 2, teacher j detached)
 
     and, for one class (regression), of the squared differences (y_i − y)² and (y_i − y_j)².
-    The M² terms are one matrix product. Logits are taken to float32.
+    The M² terms are one matrix product. Half-precision logits are taken to float32; float64 stays.
 
     Args:
         logits_MBC: all exits' logits [M, B, C].
-        labels_B: int64 classes [B], or float targets [B] when C is 1; None where there are none,
-            and the diagonal is 0.
-        temperature: τ > 0; a tensor is not checked, so that no device is waited for.
+        labels_B: whole classes [B] of any integer type (bool for two), or float targets [B] when C
+            is 1; None where there are none, and the diagonal is 0.
+        temperature: τ > 0, a number or a tensor of one, which is not checked on a GPU, so that
+            it is not waited for.
         divergence: `"ce"` as the paper has it, or `"kl"`: the same gradient for the student, less
             the teacher's entropy, so 0 where they agree.
 
     Returns:
-        L_MM, float32 [M, M], row = student, column = teacher.
+        L_MM [M, M], float32 (float64 of float64), row = student, column = teacher.
 
     Raises:
         ValueError: shapes that don't fit, an empty batch, τ ≤ 0, or (on the CPU) labels outside
@@ -58,7 +60,9 @@ def loss_matrix(
     _check(logits_MBC, labels_B, temperature, divergence)
     M, _, C = logits_MBC.shape
     with torch.autocast(logits_MBC.device.type, enabled=False):
-        logits_MBC = logits_MBC.float()
+        logits_MBC = _wide(logits_MBC)
+        if not isinstance(temperature, Tensor):
+            temperature = float(temperature)  # of numpy's numbers too
         if C == 1:
             own_M, pairs_MM = _regression(logits_MBC, labels_B)
         else:
@@ -68,12 +72,14 @@ def loss_matrix(
 
 
 def row_losses(logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
-    """Each row's own loss at each exit, float32 [M, B]; its mean over B is the diagonal of L."""
+    """Each row's own loss at each exit [M, B]; its mean over B is the diagonal of L."""
+    _check_shapes(logits_MBC, labels_B)
     M, B, C = logits_MBC.shape
     with torch.autocast(logits_MBC.device.type, enabled=False):
+        logits_MBC = _wide(logits_MBC)
         if C == 1:
-            return (logits_MBC.float().squeeze(-1) - labels_B.float()).square()
-        log_p_MBC = F.log_softmax(logits_MBC.float(), -1)
+            return (logits_MBC.squeeze(-1) - labels_B.to(logits_MBC.dtype)).square()
+        log_p_MBC = F.log_softmax(logits_MBC, -1)
         return -log_p_MBC.gather(-1, labels_B.long().expand(M, B).unsqueeze(-1)).squeeze(-1)
 
 
@@ -107,12 +113,13 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
     Raises:
         ValueError: names the first bad value, its row, and what is allowed.
     """
-    looked_at = labels.device.type == "cpu" and labels.dtype != torch.bool
-    if looked_at and not labels.is_complex():
+    floating = labels.is_floating_point()
+    if labels.device.type == "cpu" and not labels.is_complex():
+        values = labels if floating else labels.long()
         if num_classes == 1:
-            good_N, allowed = labels.isfinite(), "finite scores"
+            good_N, allowed = values.isfinite(), "finite scores"
         else:
-            good_N = (labels >= 0) & (labels < num_classes) & (labels == labels.floor())
+            good_N = (values >= 0) & (values < num_classes) & (values == values.floor())
             allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"
         if not good_N.all():
             row = int((~good_N).nonzero()[0, 0])
@@ -120,10 +127,15 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
                 f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
                 f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
             )
-    whole = not (labels.is_floating_point() or labels.is_complex())
-    if not (labels.is_floating_point() if num_classes == 1 else whole):
+    unfit = labels.dtype == torch.bool and num_classes != 2
+    if unfit or labels.is_complex() or floating != (num_classes == 1):
         wanted = "float32 for regression" if num_classes == 1 else "int64 for classes"
         raise ValueError(f"{where}: labels are {labels.dtype}; they must be {wanted}")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _classification(
@@ -151,7 +163,7 @@ def _regression(logits_MB1: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Te
     y_MB = logits_MB1.squeeze(-1)
     own_M = y_MB.new_zeros(len(y_MB))
     if labels_B is not None:
-        own_M = (y_MB - labels_B.float()).square().mean(1)
+        own_M = (y_MB - labels_B.to(y_MB.dtype)).square().mean(1)
     pairs_MM = (y_MB[:, None] - y_MB.detach()[None]).square().mean(2)
     return own_M, pairs_MM
 
@@ -159,17 +171,30 @@ def _regression(logits_MB1: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Te
 def _check(
     logits_MBC: Tensor, labels_B: Tensor | None, temperature: float | Tensor, divergence: str
 ) -> None:
+    _check_shapes(logits_MBC, labels_B)
+    if logits_MBC.numel() == 0:
+        raise ValueError(f"no loss of an empty batch: logits have shape {tuple(logits_MBC.shape)}")
+    looks = not torch.compiler.is_compiling()  # compiled code can't look at values
+    if isinstance(temperature, Tensor):
+        good = temperature.numel() == 1
+        if good and looks and temperature.device.type == "cpu":
+            good = 0 < temperature.item() < math.inf
+    else:
+        good = isinstance(temperature, Real) and 0 < temperature < math.inf
+    if not good:
+        raise ValueError(f"temperature must be above 0, got {temperature!r}")
+    if divergence not in ("ce", "kl"):
+        raise ValueError(f"divergence must be 'ce' or 'kl', got {divergence!r}")
+    if labels_B is not None and looks:
+        check_labels(labels_B, logits_MBC.shape[2])
+
+
+def _check_shapes(logits_MBC: Tensor, labels_B: Tensor | None) -> None:
     labels = logits_MBC.shape[1:2] if labels_B is None else labels_B.shape
     if logits_MBC.ndim != 3 or labels != logits_MBC.shape[1:2]:
         raise ValueError(
             f"logits are [M, B, C] and labels [B]; got {tuple(logits_MBC.shape)} and "
             f"{tuple(labels)}"
         )
-    if logits_MBC.numel() == 0:
-        raise ValueError(f"no loss of an empty batch: logits have shape {tuple(logits_MBC.shape)}")
-    if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if divergence not in ("ce", "kl"):
-        raise ValueError(f"divergence must be 'ce' or 'kl', got {divergence!r}")
-    if labels_B is not None and not torch.compiler.is_compiling():  # which can't look at values
-        check_labels(labels_B, logits_MBC.shape[2])
+    if not logits_MBC.is_floating_point():
+        raise ValueError(f"logits are floating-point numbers, got {logits_MBC.dtype}")

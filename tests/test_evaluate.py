@@ -20,7 +20,7 @@ POLICIES = [
     mx.Patience(3),
     mx.PatientConfident(0.8, 2),
     mx.FixedExit(0),
-    mx.FixedExit(9),
+    mx.FixedExit(4),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 import multiexit as mx
 from multiexit import coefficients, losses, topology
+from multiexit.losses import row_losses
 from multiexit.temperature import Constant, Rising
 
 
@@ -259,3 +261,44 @@ def test_a_constant_temperature_stays():
     for bad in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="temperature must be a number above 0"):
             Constant(bad)
+
+
+# Types
+
+
+@pytest.mark.parametrize("divergence", ["ce", "kl"])
+@pytest.mark.parametrize("temperature", [1, 2.0, np.float32(0.5), torch.tensor(3.0)])
+def test_float64_stays_float64(divergence, temperature):
+    """So that gradients can be checked against differences, students' and their own losses'."""
+    z_MBC = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    fixed_MBC = torch.randn(3, 4, 5, dtype=torch.float64)
+    labels_B = torch.tensor([0, 4, 2, 2])
+
+    def own(z):
+        return mx.loss_matrix(z, labels_B, temperature, divergence).diagonal()
+
+    def of_student(z):  # teachers don't move
+        return mx.loss_matrix(torch.stack([z, *fixed_MBC]), None, temperature, divergence)[0, 1:]
+
+    assert own(z_MBC).dtype == torch.float64
+    assert row_losses(z_MBC, labels_B).dtype == torch.float64
+    assert torch.autograd.gradcheck(own, z_MBC)
+    assert torch.autograd.gradcheck(of_student, z_MBC[0].detach().requires_grad_())
+    regression = mx.loss_matrix(z_MBC[:, :, :1], fixed_MBC[0, :, 0])
+    assert regression.dtype == torch.float64
+    for half in (torch.bfloat16, torch.float16):
+        assert mx.loss_matrix(z_MBC.to(half), labels_B).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool])
+def test_labels_of_any_whole_type(dtype):
+    logits_MBC, labels_B = torch.randn(2, 4, 2), torch.tensor([0, 1, 1, 0])
+    wanted_MM = mx.loss_matrix(logits_MBC, labels_B)
+    assert torch.equal(mx.loss_matrix(logits_MBC, labels_B.to(dtype)), wanted_MM)
+    assert torch.equal(row_losses(logits_MBC, labels_B.to(dtype)), row_losses(logits_MBC, labels_B))
+
+
+@pytest.mark.parametrize("temperature", [torch.tensor(0.0), torch.ones(2), "2", math.nan, None])
+def test_a_temperature_is_one_number_above_0(temperature):
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        mx.loss_matrix(torch.zeros(2, 3, 4), None, temperature)

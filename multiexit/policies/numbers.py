@@ -69,7 +69,9 @@ class Number:
         if self.whole is not None:
             assert self.least is not None
             if type(value) is not int or not self.least <= value <= LARGEST:
-                raise ValueError(f"{name} must be {self.whole} from {self.least}, got {value!r:.80}")
+                raise ValueError(
+                    f"{name} must be {self.whole} from {self.least}, got {value!r:.80}"
+                )
             return
         each = value if self.per_exit and isinstance(value, tuple) else (value,)
         if not each:
@@ -83,16 +85,20 @@ class Number:
     def check_fits(self, name: str, value: Any, known: Known) -> None:
         """Refuse what doesn't fit a model."""
         M = known.num_exits
-        if self.per_exit and isinstance(value, tuple) and len(value) not in (M, max(1, M - 1)):
-            raise ValueError(
-                f"{name} has {len(value)} numbers, and the model has {M} exits: give one number "
-                f"for all exits, or {max(1, M - 1)} (the last exit needs none)"
-            )
+        if isinstance(value, tuple):
+            if self.per_exit and len(value) not in (M, max(1, M - 1)):
+                raise ValueError(
+                    f"{name} has {len(value)} numbers, and the model has {M} exits: give one "
+                    f"number for all exits, or {max(1, M - 1)} (the last exit needs none)"
+                )
+            return
         bounds = self.bounds(known) if self.within else None
-        if bounds is not None and not bounds[0] <= value <= bounds[1]:
+        if bounds is None:
+            return
+        low, high = bounds
+        if not low <= value <= high:
             raise ValueError(
-                f"{name} must be within {bounds[0]:g}..{bounds[1]:g}, as the model has {M} exits; "
-                f"got {value}"
+                f"{name} must be within {low:g}..{high:g}, as the model has {M} exits; got {value}"
             )
 
 

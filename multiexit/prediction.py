@@ -67,6 +67,28 @@ def predict_images(
                 yield next(answers)
 
 
+def prepared(model: MultiExitModel, tokenizer: Any, given: Sequence[str]) -> Any:
+    """Rows as `predict_lines` and `predict_images` make them ready.
+
+    Args:
+        model: says how, by its `preprocessing`.
+        tokenizer: of a model that reads text.
+        given: lines of text, or names of image files.
+
+    Returns:
+        A data set of texts, or a list of batches of images.
+
+    Raises:
+        ValueError: a line or file that can't be read.
+    """
+    how = model.preprocessing
+    if how.get("kind") == "image":
+        return [torch.stack([_image(path, how) for path in some]) for some in chunks(given, 32)]
+    first, second = _sentences(given, paired=how.get("pairs", False))
+    length = how.get("max_length", 128)
+    return TextDataset.from_texts(tokenizer, first, second, max_length=length)
+
+
 def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str] | None]:
     if not paired:
         return list(lines), None

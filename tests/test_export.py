@@ -472,16 +472,15 @@ def test_what_cannot_be_exported_is_refused_at_once(mlp, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-@pytest.mark.parametrize("kind", ["bert", "albert"])
-def test_int8_is_near_and_compared_on_rows(kind, tmp_path):
-    model = _model(lambda: _text(kind), "pooler", [1])
+def test_int8_is_near_and_compared_on_rows(tmp_path):
+    model = _model(lambda: _text("bert"), "pooler", [0])
     rows = [_inputs(model, 20), _inputs(model, 12)]
     parity = mx.export(model, tmp_path / "int8", mx.MaxProb(0.5), int8=True, rows=rows, agreement=0)
     kinds = {node.op_type for node in onnx.load(tmp_path / "int8" / "exit-0.onnx").graph.node}
     assert "MatMulInteger" in kinds
     assert "Gemm" not in kinds
     runner = Runner(tmp_path / "int8")
-    assert runner.settings["int8"]
+    assert runner.settings["int8"] == {"target": "auto", "machines": "any CPU"}
     assert runner.settings["parity"] == {"on": "rows", **parity._asdict()}
     assert parity.rows == 32
     logits_BC = torch.cat([model(**batch)[0] for batch in rows]).detach().numpy()
@@ -491,6 +490,16 @@ def test_int8_is_near_and_compared_on_rows(kind, tmp_path):
     assert parity.largest_difference == pytest.approx(apart, rel=1e-4)
     same = (graph_BC.argmax(-1) == logits_BC.argmax(-1)).mean()
     assert parity.same_answer == parity.same_class == pytest.approx(same, abs=1e-6)
+    assert parity.same_answer_alone == parity.same_answer
+    assert parity.largest_difference_alone < 1e-5
+    for batch in rows:  # the same answer alone, in its batch, and with more padding beside it
+        arrays = _arrays(batch)
+        together = runner.predict(**arrays).logits_BC
+        each = [{k: v[i : i + 1] for k, v in arrays.items()} for i in range(len(together))]
+        alone = np.concatenate([runner.predict(**one).logits_BC for one in each])
+        np.testing.assert_allclose(alone, together, atol=1e-5)
+        (streamed,) = runner.stream([arrays], batch_size=5)
+        np.testing.assert_allclose(streamed.logits_BC, together, atol=1e-5)
 
 
 def test_int8_that_changes_too_many_answers_is_refused(tmp_path):
@@ -524,3 +533,20 @@ def test_the_command_line(tmp_path):
     again = command(*words)
     assert again.code == 2
     assert "exists already" in again.err
+    (tmp_path / "lines.txt").write_text("w1 w30\nw7 w8 w9\n" * 3)
+    rows = ["--int8", "--data", tmp_path / "lines.txt", "--agreement", "0"]
+    ended = command("export", tmp_path / "model", tmp_path / "int8", *words[3:], *rows)
+    assert ended.code == 0, ended.err
+    assert "Over 6 rows" in ended.out
+    assert "int8 for any CPU" in ended.out
+    kept = np.load(tmp_path / "int8" / "check.npz", allow_pickle=False)
+    np.testing.assert_array_equal(kept["input.input_ids"][0], [2, 6, 35, 3, 0])
+    for more, message in (
+        (["--target", "vnni"], "int8 alone"),
+        (["--target", "z80", "--int8"], "no int8 target 'z80'"),
+        (["--agreement", "0.9"], "--data or --task"),
+        (["--data", "x", "--task", "mrpc"], "leave out --task"),
+    ):
+        wrong = command("export", tmp_path / "model", tmp_path / "no", *words[3:], *more)
+        assert wrong.code == 2
+        assert message in wrong.err

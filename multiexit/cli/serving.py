@@ -79,12 +79,25 @@ def export(
     output: Annotated[Path, typer.Argument(help="a folder that doesn't exist yet")],
     policy: Policy = None,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, for CPUs")] = False,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="CPUs that int8 is for: auto (any), vnni, arm64, avx2, avx512; graphs for vnni "
+            "and arm64 round a little finer and are wrong on other CPUs"
+        ),
+    ] = "auto",
     agreement: Annotated[
-        float, typer.Option(help="share of rows whose answer int8 must leave as it is")
-    ] = 0.95,
-    task: Annotated[
-        str | None, typer.Option(help="compare on its development set too, not on random inputs")
+        float | None,
+        typer.Option(help="share of rows whose answer int8 must leave as it is; 0.95 by default"),
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="rows to compare on, and to keep 4 of: a text file as `predict` reads it, or an "
+            "image file; may be repeated"
+        ),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="compare on this task's development set")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Write a model and its policy as ONNX graphs, to be run by `multiexit_runner` without torch.
@@ -93,26 +106,59 @@ def export(
 
     multiexit export runs/mrpc/model mrpc-onnx --policy max-prob=0.9
 
+    multiexit export runs/mrpc/model mrpc-int8 --int8 --data pairs.tsv
+
     multiexit export runs/mrpc/model mrpc-int8 --int8 --task mrpc --data-dir data
     """
     from multiexit import MultiExitModel
     from multiexit import export as write
+    from multiexit.export.int8 import TARGETS
     from multiexit.policies import parse
 
+    if data and (task is not None or data_dir is not None):
+        raise ValueError("--data names the rows: leave out --task and --data-dir")
+    if agreement is not None and not (int8 and (data or task or data_dir)):
+        raise ValueError("--agreement is measured with --int8 on rows: give --data or --task too")
     chosen = parse(policy) if policy else None
+    reads = (model / "tokenizer_config.json").is_file()
+    reader = typed.tokenizer(model) if reads else None
     rows = None
     if task is None and data_dir is None:
         loaded = MultiExitModel.from_pretrained(model)
+        rows = _rows(loaded, reader, data) if data else None
     else:
-        loaded, data = typed.load(model, task, data_dir)
-        rows = next(iter(data.sets.values()))
-    reads = (model / "tokenizer_config.json").is_file()
-    reader = typed.tokenizer(model) if reads else None
+        loaded, loads = typed.load(model, task, data_dir)
+        rows = next(iter(loads.sets.values()))
+    share = 0.95 if agreement is None else agreement
     parity = write(
-        loaded, output, chosen, tokenizer=reader, rows=rows, int8=int8, agreement=agreement
+        loaded,
+        output,
+        chosen,
+        tokenizer=reader,
+        rows=rows,
+        int8=int8,
+        target=target,
+        agreement=share,
     )
     print(
-        f"{output}: {loaded.num_exits} graphs. Over {parity.rows} rows logits differ from the "
-        f"model's by at most {parity.largest_difference:.1g}; {parity.same_exit:.1%} leave at the "
-        f"same exit, {parity.same_answer:.1%} get the same answer"
+        f"{output}: {loaded.num_exits} graphs. Over {parity.rows} "
+        f"{'random inputs' if rows is None else 'rows'} logits differ from the model's by at most "
+        f"{parity.largest_difference:.1g}; {parity.same_exit:.1%} leave at the same exit, "
+        f"{parity.same_answer:.1%} get the same answer, {parity.same_answer_alone:.1%} of those "
+        "run one at a time"
     )
+    if int8:
+        print(f"int8 for {TARGETS[target].machines}")
+
+
+def _rows(model: Any, reader: Any, files: list[str]) -> Any:
+    """The rows in files, as `predict` reads them."""
+    from multiexit.prediction import prepared
+
+    kind = model.preprocessing.get("kind")
+    if kind not in ("image", "text") or (kind == "text" and reader is None):
+        raise ValueError(
+            "this model doesn't say how --data is made ready: set model.preprocessing before "
+            "saving (see the documentation on saving), and save a tokenizer with it"
+        )
+    return prepared(model, reader, files if kind == "image" else list(typed.lines(files)))

@@ -84,8 +84,7 @@ def load(
     broken: list[ValueError] = []
     for name in reversed(names(output)):
         try:
-            state = _read(output / FOLDER / name)
-            check(f"the checkpoint in {output / FOLDER / name}", state)
+            state = _read(output / FOLDER / name, check)
         except ValueError as error:
             broken.append(error)
             continue
@@ -97,14 +96,16 @@ def load(
     return None
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, check: Callable[[str, Any], None]) -> Any:
     try:
         check_seal(path)
         tree = read_json(path / "state.json", finite=False)
         version = tree.get("format") if isinstance(tree, dict) else None
         if version != FORMAT:
             raise ValueError(f"format {schema.short(version)}, this version reads {FORMAT}")
-        return _unpack(tree["state"], stored.tensors(path / "state.safetensors"))
+        state = _unpack(tree["state"], stored.tensors(path / "state.safetensors"))
+        check("state", state)
+        return state
     except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else error
         raise ValueError(f"the checkpoint in {path} can't be read: {reason}") from error

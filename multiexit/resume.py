@@ -39,7 +39,8 @@ STATE = schema.table(
     {
         "run": schema.table({}, rest=_anything),
         "position": schema.table(
-            dict.fromkeys(("phase", "epoch", "batch", "step", "total", "second", "stale"), _COUNT)
+            dict.fromkeys(("phase", "epoch", "batch", "step", "total", "second", "stale"), _COUNT),
+            rest=_anything,
         ),
         "history": schema.table(
             {

@@ -22,8 +22,8 @@ PREPROCESSING = schema.table(
         "pairs": schema.flag,
         "normalisation": schema.optional(schema.text),
         "shape": schema.listed(schema.whole(1, specs.LARGEST), 1, 5),
-        "mean": schema.listed(schema.number()),
-        "std": schema.listed(schema.number(1e-30)),
+        "mean": schema.either(schema.number(), schema.listed(schema.number())),
+        "std": schema.either(schema.number(1e-30), schema.listed(schema.number(1e-30))),
     },
     rest=schema.plain,
 )

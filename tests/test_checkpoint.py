@@ -1,5 +1,6 @@
 """Checkpoints on disk: which are kept, damaged ones, and a disk that is full."""
 
+import json
 import os
 import subprocess
 import sys
@@ -37,7 +38,50 @@ def other_version(path):
     path.write_text(path.read_text().replace('"format": 1', '"format": 99', 1))
 
 
+def flip(path):
+    """One bit of a weight."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def altered(**changes):
+    """Other values in the state, under checksums that fit."""
+
+    def change(path):
+        tree = json.loads(path.read_text())
+        pairs = dict(tree["state"]["dict"])
+        for key, value in changes.items():
+            pairs.pop(key)
+            if value is not None:
+                pairs[key] = value
+        tree["state"]["dict"] = list(pairs.items())
+        path.write_text(json.dumps(tree))
+        (path.parent / files.SUMS).unlink()
+        files.seal(path.parent)
+
+    return change
+
+
+def nested(path):
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    (path.parent / files.SUMS).unlink()
+
+
+NO_POSITION = {"dict": [["phase", -1]]}
 DAMAGE = {
+    "a flipped bit": ("state.safetensors", flip),
+    "no checksums of tensors": ("SHA256SUMS", lambda path: path.write_text("0  ../state.json")),
+    "a pipe": ("state.json", lambda path: (path.unlink(), os.mkfifo(path))),
+    "facts nested": ("state.json", nested),
+    "no position": ("state.json", altered(position=None)),
+    "another position": ("state.json", altered(position=NO_POSITION)),
+    "a list for the model": ("state.json", altered(model=[1, 2])),
+    "no tensors in the model": ("state.json", altered(model={"dict": [["a", 1]]})),
+    "a number for the history": ("state.json", altered(history=3)),
+    "no generators": ("state.json", altered(random=[])),
+    "a tensor that isn't there": ("state.json", altered(best={"tensor": "no"})),
+    "two kinds": ("state.json", altered(best={"tensor": "0", "tuple": []})),
     "tensors cut short": ("state.safetensors", cut),
     "tensors gone": ("state.safetensors", Path.unlink),
     "tensors of nothing": ("state.safetensors", lambda path: path.write_bytes(b"")),

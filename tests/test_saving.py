@@ -2,18 +2,22 @@
 
 import errno
 import json
+import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers import command
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertTokenizer, DistilBertConfig, RobertaConfig
 
 import multiexit as mx
-from multiexit import files, heads, saving
+from multiexit import checkpoint, files, heads, saving
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
 KINDS = {
@@ -306,3 +310,64 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(saved, make
     with pytest.raises(ValueError, match=r"can't be saved: \{1, 2\} is no plain data"):
         model.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_files_have_the_permissions_of_the_users_umask(mask, tmp_path, make_backbone):
+    model = mx.MultiExitModel(make_backbone("mlp"), 3)
+    before = os.umask(mask)
+    try:
+        model.save_pretrained(tmp_path / "model")
+        checkpoint.save(tmp_path, "phase-0", {"x": torch.ones(2)})
+        files.write_tensors(tmp_path / "tokens.safetensors", {"x": torch.ones(2)})
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 6
+    assert {oct(path.stat().st_mode & 0o777) for path in written} == {oct(0o666 & ~mask)}
+
+
+def test_a_full_disk_is_one_line_on_the_command_line(saved, monkeypatch):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full)
+        ended = command("profile", saved, "--batch-sizes", "1", "--repeats", "1")
+    assert ended.code == 2
+    assert ended.err == "multiexit: [Errno 28] No space left on device\n"
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_really_is_full(tmp_path):
+    """The operating system's own refusal, where this may be tried."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(options, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount")
+    try:
+        model = mx.MultiExitModel(mx.cifar_resnet(20), 2)  # 1.1 MB
+        with pytest.raises(OSError, match="No space left"):
+            model.save_pretrained(disk)
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_cannot_be_described_is_saved_without(tmp_path):
+    backbone = mx.cifar_resnet(20)
+    backbone.spec = {**backbone.spec, "activation": nn.SiLU}
+    model = mx.MultiExitModel(backbone, 2)
+    with pytest.warns(UserWarning, match="can't be described by plain, known arguments"):
+        model.save_pretrained(tmp_path)
+    refused(tmp_path, "pass backbone=")
+    again = mx.MultiExitModel.from_pretrained(tmp_path, backbone=mx.cifar_resnet(20))
+    assert same_tensors(model, again)
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path, make_backbone):
+    model = mx.MultiExitModel(make_backbone("mlp"), 2, labels=np.array([3, 7]))
+    model.preprocessing = {"mean": np.float32(0.5), "sizes": torch.tensor([1, 2])}
+    model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path, backbone=make_backbone("mlp"))
+    assert again.preprocessing == {"mean": 0.5, "sizes": [1, 2]}

@@ -358,7 +358,7 @@ def test_what_cannot_be_described_is_saved_without(tmp_path):
     backbone = mx.cifar_resnet(20)
     backbone.spec = {**backbone.spec, "activation": nn.SiLU}
     model = mx.MultiExitModel(backbone, 2)
-    with pytest.warns(UserWarning, match="can't be described by plain, known arguments"):
+    with pytest.warns(UserWarning, match="can't be made again from its description"):
         model.save_pretrained(tmp_path)
     refused(tmp_path, "pass backbone=")
     again = mx.MultiExitModel.from_pretrained(tmp_path, backbone=mx.cifar_resnet(20))

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from multiexit import padding, policies, walk
 from multiexit.compiling import compiled
 from multiexit.data.batches import in_order, move
+from multiexit.data.columns import Columns
 from multiexit.folding import for_inference
 from multiexit.latency import Latency, check_here
 from multiexit.model import MultiExitModel, Prediction
@@ -153,7 +154,9 @@ class Engine:
             )
         self._check()
         ahead = window or (WINDOW if isinstance(data, Dataset | Sized) else 1)
-        return self._stream(in_order(data, int(batch_size)), int(batch_size), int(ahead))
+        known = Columns(self._given.backbone.start)
+        source = map(known, in_order(data, int(batch_size)))
+        return self._stream(source, int(batch_size), int(ahead))
 
     def _stream(self, source: Iterable[Any], batch_size: int, window: int) -> Iterator[Prediction]:
         before = Place(0, 0)

@@ -251,7 +251,7 @@ def test_a_run_goes_on_with_the_order_that_it_had(name, recipe, tmp_path):
     whole = train(Logged(), settings)
     broken = config(epochs=3, output=tmp_path / "broken", checkpoint_every=2)
     with pytest.raises(Stopped):
-        train(Logged(stop=25 if "numpy" in name else 45), broken)
+        train(Logged(stop=12 if "numpy" in name else 45), broken)
     resumed = config(epochs=3, output=tmp_path / "broken", checkpoint_every=2, resume=True)
     assert_same(train(Logged(), resumed), whole)
 

@@ -45,7 +45,7 @@ from multiexit import sharding as fsdp2
 from multiexit import trainer
 from multiexit.data import batches
 from multiexit.recipes import RECIPES
-from multiexit.saving import load_weights
+from multiexit.stored import load_weights
 from multiexit.temperature import Rising
 from multiexit.weights import Learner
 

@@ -181,6 +181,70 @@ def test_families_with_parameters_that_are_no_module_are_refused(name, stages, o
         mx.wrap(net, stem=["patch_embed"], stages=["blocks.0", "blocks.1"], input_shape=shape)
 
 
+# The network's own head
+
+
+class Classifying(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
+        self.pool, self.norm = nn.AdaptiveAvgPool2d(1), nn.LayerNorm(6)
+        self.drop, self.fc = nn.Dropout(0.3), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.pool(self.body(self.stem(x))).flatten(1)
+        return self.fc(self.drop(self.norm(x)))
+
+
+@pytest.mark.parametrize("by", ["names", "modules"])
+def test_named_parts_of_a_head_are_the_last_exit(by, tmp_path):
+    net, x = Classifying().eval(), torch.randn(3, 3, 8, 8)
+    names = ["pool", Flatten(), "norm", "drop", "fc"]
+    head = names
+    if by == "modules":
+        head = [net.get_submodule(part) if isinstance(part, str) else part for part in head]
+    parts = {"stem": ["stem"], "stages": ["body"], "input_shape": (3, 8, 8)}
+    model = mx.MultiExitModel(mx.wrap(net, **parts, classifier=head), 5).eval()
+    with torch.no_grad():
+        assert torch.equal(model(x)[-1], net(x))
+        with pytest.warns(UserWarning, match="must pass backbone="):
+            model.save_pretrained(tmp_path)
+        fresh = mx.wrap(
+            Classifying(), **parts, classifier=["pool", Flatten(), "norm", "drop", "fc"]
+        )
+        again = mx.MultiExitModel.from_pretrained(tmp_path, backbone=fresh)
+        assert torch.equal(again(x)[-1], net(x))
+
+
+class Flatten(nn.Flatten):
+    """A flattening of the user's own."""
+
+
+def test_a_pool_and_a_linear_layer_are_a_resnet_s_head():
+    net = torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=4
+    ).eval()
+    parts = {
+        "stem": ["conv1", "bn1", "relu", "maxpool"],
+        "stages": [f"layer{i}" for i in range(1, 5)],
+        "input_shape": (3, 32, 32),
+    }
+    x = torch.randn(2, 3, 32, 32)
+    for head in (["avgpool", "fc"], "fc"):
+        model = mx.MultiExitModel(mx.wrap(net, **parts, classifier=head), 4).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(x)[-1], net(x))
+    with pytest.raises(ValueError, match="classifier: ResNet has no module 'head'"):
+        mx.wrap(net, **parts, classifier=["avgpool", "head"])
+
+
+def test_a_head_that_is_not_what_the_forward_runs_is_refused():
+    parts = {"stem": ["stem"], "stages": ["body"], "input_shape": (3, 8, 8)}
+    with pytest.raises(ValueError, match=r"largest difference .* in classifier=, such as"):
+        mx.wrap(Classifying(), **parts, classifier="fc")
+    mx.wrap(Classifying(), **parts, classifier=nn.Linear(6, 2))  # another one is what it is
+
+
 # Layouts of chains
 
 

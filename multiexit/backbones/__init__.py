@@ -14,6 +14,7 @@ from multiexit.backbones.resnet import DEPTHS, cifar_resnet
 from multiexit.backbones.running import check_weights
 from multiexit.backbones.same import not_made_again
 from multiexit.backbones.sequential import SequentialBackbone, of_parts
+from multiexit.backbones.verify import check_answers
 
 __all__ = [
     "Backbone",
@@ -42,7 +43,7 @@ def wrap(
     stem: Sequence[str | nn.Module] = (),
     input_shape: tuple[int, ...] | None = None,
     layout: str | Sequence[str] | None = None,
-    classifier: str | nn.Module | None = None,
+    classifier: str | nn.Module | Sequence[str | nn.Module] | None = None,
     **kwargs: Any,
 ) -> Backbone:
     """Cut a network into stages, each of which may have an exit.
@@ -61,8 +62,10 @@ def wrap(
         layout: what the dimensions of the features are, where it can't be told: one of
             `multiexit.backbones.layouts.LAYOUTS` for all stages, or one for each.
         classifier: the network's own head, where it can't be told or another shall be the last
-            exit: the name of a part or a module. An `nn.Linear` reads the pooled feature of the
-            last stage, any other module that feature itself; a `Classifier` says what it reads.
+            exit: the name of a part, a module, or a list of these that run one after another. An
+            `nn.Linear` by itself reads the pooled feature of the last stage, anything else that
+            feature itself; a `Classifier` says what it reads. Of the network's own parts it must
+            give what the network's forward gives.
         kwargs: for names only, passed to the library that makes the model (`pretrained=True`).
 
     Returns:
@@ -94,6 +97,10 @@ def _with_classifier(made: Backbone, module: nn.Module, classifier: Any) -> Back
     if classifier is not None:
         own = by_hand(classifier, module, made.feature_shapes[-1], made.layouts[-1], made.pool)
         made.set_classifier(own)
+        parts = {id(part) for part in module.modules()}
+        its_own = module is not made and all(id(part) in parts for part in own.linear.modules())
+        if its_own and own is not classifier:  # a Classifier is taken at its word
+            check_answers(made, module, tolerance=1e-5)
         if not isinstance(described(own), dict):
             made.spec = None  # which can't tell how it is made
     return made
@@ -137,7 +144,7 @@ def _(
     stem: Sequence[str | nn.Module] = (),
     input_shape: tuple[int, ...] | None = None,
     layout: str | Sequence[str] | None = None,
-    classifier: str | nn.Module | None = None,
+    classifier: str | nn.Module | Sequence[str | nn.Module] | None = None,
 ) -> Backbone:
     made = _of_module(module, stages, stem, input_shape, layout)
     return _with_classifier(made, module, classifier)

@@ -79,6 +79,29 @@ class FirstToken(nn.Module):
         return self.layers(feature[:, 0])
 
 
+class InTurn(nn.Sequential):
+    """Modules one after another; a pooled [B, C, 1, …] is flattened before a linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                x = flat(x)
+            x = layer(x)
+        return x
+
+
+class Flat(nn.Module):
+    """`flat` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return flat(x)
+
+
+def flat(x: Tensor) -> Tensor:
+    """[B, C] of what was pooled to one position, [B, C, 1, …]; anything else as it is."""
+    return x.flatten(1) if x.ndim > 2 and x[0].numel() == x.shape[1] else x
+
+
 def described(classifier: Classifier) -> bool | dict[str, Any]:
     """What a backbone's spec says of its classifier.
 
@@ -105,10 +128,11 @@ def plain(described: Mapping[str, Any], layout: str) -> Classifier:
 def by_hand(
     given: Any, module: Any, feature_shape: tuple[int | None, ...], layout: str, pool: str
 ) -> Classifier:
-    """The classifier that a user passes: a `Classifier`, a module, or a part's name in the network.
+    """The classifier that a user passes: a `Classifier`, a module, or names of the network's parts.
 
     Args:
-        given: a module reads the pooled feature if it is an `nn.Linear`, else the feature itself.
+        given: a module reads the pooled feature if it is an `nn.Linear`, else the feature itself;
+            the first of a list of names or modules, which run one after another, reads the feature.
         module: the network, in which names are looked up.
         feature_shape, layout: of the last stage; the shape without the batch.
         pool: the backbone's pooling.
@@ -116,25 +140,38 @@ def by_hand(
     Raises:
         ValueError: nothing of these, or what doesn't give [B, K] from the last feature.
     """
-    if isinstance(given, str):
-        try:
-            given = module.get_submodule(given)
-        except AttributeError as error:
-            names = [name for name, _ in module.named_children()]
-            raise ValueError(
-                f"classifier: {type(module).__name__} has no module {given!r}; there are {names}"
-            ) from error
     if isinstance(given, Classifier):
         return given
-    if not isinstance(given, nn.Module):
-        raise ValueError(
-            "classifier is a module, the name of one in the network, or a Classifier; got "
-            f"{given!r}"
-        )
-    read = pool if isinstance(given, nn.Linear) else nn.Identity()
+    if isinstance(given, list | tuple):
+        layers = [_found(one, module) for one in given]
+        if not layers:
+            raise ValueError("classifier is an empty list; name the parts of the head")
+        *before, given = layers
+        read: nn.Module | str = InTurn(*before, Flat())
+    else:
+        given = _found(given, module)
+        read = pool if isinstance(given, nn.Linear) else nn.Identity()
     made = Classifier(given, 0, read, layout=layout)
     made.num_classes = _outputs(made, feature_shape)
     return made
+
+
+def _found(given: Any, module: nn.Module) -> nn.Module:
+    """A module, or the one of that name in the network."""
+    if isinstance(given, nn.Module):
+        return given
+    if not isinstance(given, str):
+        raise ValueError(
+            "classifier is a module, the name of one in the network, a list of these that run one "
+            f"after another, or a Classifier; got {given!r}"
+        )
+    try:
+        return module.get_submodule(given)
+    except AttributeError as error:
+        names = [name for name, _ in module.named_children()]
+        raise ValueError(
+            f"classifier: {type(module).__name__} has no module {given!r}; there are {names}"
+        ) from error
 
 
 def _outputs(classifier: Classifier, feature_shape: tuple[int | None, ...]) -> int:

@@ -73,7 +73,10 @@ def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, ex
 
 
 def check_answers(
-    backbone: Any, model: nn.Module, trunk: Callable[[Tensor], Tensor] | None = None
+    backbone: Any,
+    model: nn.Module,
+    trunk: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float | None = None,
 ) -> None:
     """Refuse a staged network whose own head, or last feature, isn't what the network gives.
 
@@ -81,6 +84,7 @@ def check_answers(
         backbone: the network in stages, with its own head if it has one.
         model: the network.
         trunk: gives its last feature, to compare where there is no head.
+        tolerance: of the largest value; None is a few roundings.
 
     Raises:
         ValueError: with the largest difference.
@@ -88,6 +92,8 @@ def check_answers(
     (example,) = backbone.example_inputs().values()
     x = random_rows(example, model, 1)
     own = backbone.classifier
+    if not _has_forward(model):
+        return
     with quiet(backbone, model, *([] if own is None else [own])), torch.no_grad():
         feature = backbone.features(x)[-1]
         if own is not None:
@@ -97,12 +103,12 @@ def check_answers(
             ours, theirs = feature, trunk(x)
         else:
             return
-    gap = _gap(ours, theirs)
+    gap = _gap(ours, theirs, tolerance)
     if gap:
         raise ValueError(
             f"{type(model).__name__}'s own forward isn't its stages and head one after another: "
             f"{gap}. Is it changed, or of a class with a forward of its own? Then name its parts, "
-            "or write an adapter"
+            "and those of its head in classifier=, such as ['avgpool', 'fc'], or write an adapter"
         )
 
 

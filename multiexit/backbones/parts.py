@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -11,7 +12,7 @@ def part_of(
     only: Sequence[str] | None = None,
     without: Sequence[str] = (),
     parameters: bool = False,
-) -> nn.Module:
+) -> Any:
     """A shallow copy that has the same methods and settings, and shares the parts that it has.
 
     Args:

@@ -26,7 +26,7 @@ class _ViTStem(nn.Module):
     def __init__(self, vit: VisionTransformer):
         super().__init__()
         later = ("blocks", "norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
-        self.vit = part_of(vit, without=later, parameters=True)
+        self.vit: Any = part_of(vit, without=later, parameters=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.vit._pos_embed(self.vit.patch_embed(x))
@@ -39,7 +39,7 @@ class _Read(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         if isinstance(model, ConvNeXt):
-            self.model = part_of(model, only=("norm_pre", "head"))
+            self.model: Any = part_of(model, only=("norm_pre", "head"))
             self.model.head = part_of(model.head, without=("fc",))
         else:
             names = ("global_pool", "attn_pool", "fc_norm", "head_drop")
@@ -48,7 +48,7 @@ class _Read(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         if isinstance(self.model, ConvNeXt):
             feature = self.model.norm_pre(feature)
-        return self.model.forward_head(feature, pre_logits=True)  # type: ignore[operator]
+        return self.model.forward_head(feature, pre_logits=True)
 
 
 class _DistilledHead(nn.Module):
@@ -56,15 +56,15 @@ class _DistilledHead(nn.Module):
 
     def __init__(self, vit: Any):
         super().__init__()
-        self.vit = part_of(vit, only=("head_drop", "head", "head_dist"))
-        self.vit.distilled_training = False  # type: ignore[assignment]
+        self.vit: Any = part_of(vit, only=("head_drop", "head", "head_dist"))
+        self.vit.distilled_training = False
 
     def forward(self, feature_BTH: Tensor) -> Tensor:
-        return self.vit.forward_head(feature_BTH)  # type: ignore[operator]
+        return self.vit.forward_head(feature_BTH)
 
 
 def from_timm(
-    model: nn.Module,
+    model: Any,
     spec: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
 ) -> SequentialBackbone:
@@ -80,7 +80,7 @@ def from_timm(
         made.spec = _spec(model, input_shape)
         made.set_classifier(made.classifier)
     headless = made.classifier is None and not _has_norm_pre(model)
-    check_answers(made, model, model.forward_features if headless else None)  # type: ignore[arg-type]
+    check_answers(made, model, model.forward_features if headless else None)
     return made
 
 
@@ -111,7 +111,7 @@ def stage(
         options |= {"norm": model.norm, "pool": pool, "layout": "tokens"}
     elif isinstance(model, ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool)
-        groups = [getattr(model, info["module"]) for info in model.feature_info[1:]]
+        groups: list[Any] = [getattr(model, str(i["module"])) for i in model.feature_info[1:]]
         stages = [block for group in groups for block in group]
         options |= {"layout": "image"}
     else:
@@ -219,7 +219,7 @@ def _read(model: Any, readers: dict[str, Callable[[Any], Any]]) -> dict[str, Any
     return found
 
 
-def _has(module: nn.Module) -> bool:
+def _has(module: Any) -> bool:
     return not isinstance(module, nn.Identity)
 
 

@@ -25,6 +25,59 @@ def named(text: str) -> type[ExitPolicy] | ExitPolicy:
     return parse(text) if "=" in text or text not in POLICIES else POLICIES[text]
 
 
+ASIDE = {
+    "by": ("layers", "speedup or score"),
+    "batch_size": (1, "milliseconds or --by time"),
+    "confidence": (0.9, "risk"),
+    "loss": ("disagreement", "risk"),
+}
+"""What goes with a target: the default, and with which."""
+
+
+def complete(wanted: dict[str, Any], share: float) -> dict[str, Any]:
+    """A target as it was typed, with defaults for what goes with it.
+
+    Args:
+        wanted: as for `run`, None for what wasn't given.
+        share: of the rows.
+
+    Raises:
+        ValueError: no target or several, a number that none can have, or something that has no
+            effect beside the target.
+    """
+    given = {name for name, value in wanted.items() if value is not None}
+    targets = [name for name in ("budget", *TARGETS) if name in given]
+    if len(targets) != 1:
+        raise ValueError(
+            f"calibrate has one target: give one of {', '.join((*TARGETS, 'budget'))}; got "
+            + (" and ".join(targets) or "none")
+        )
+    used = {
+        "by": targets[0] in ("speedup", "score"),
+        "batch_size": targets[0] == "milliseconds" or wanted["by"] == "time",
+        "confidence": targets[0] == "risk",
+        "loss": targets[0] == "risk",
+    }
+    for name, has_effect in used.items():
+        if name in given and not has_effect:
+            raise ValueError(
+                f"{name} goes with {ASIDE[name][1]}, and has no effect beside {targets[0]}: "
+                "leave it out"
+            )
+    filled = {n: ASIDE[n][0] if v is None and n in ASIDE else v for n, v in wanted.items()}
+    if wanted["score"] is not None and not 0 <= wanted["score"] <= 1:
+        raise ValueError(f"score is a share, in 0..1, got {wanted['score']}")
+    if not 0 < share < 1:
+        raise ValueError(f"share must be in (0, 1), got {share}")
+    if wanted["milliseconds"] is not None and not wanted["milliseconds"] > 0:
+        raise ValueError(f"milliseconds must be above 0, got {wanted['milliseconds']}")
+    if wanted["budget"] is not None:
+        Budget(wanted["budget"])
+    elif targets[0] != "milliseconds" and filled["by"] != "time":  # these need the model's table
+        target(**{name: value for name, value in filled.items() if name != "budget"})
+    return filled
+
+
 def run(
     model: MultiExitModel,
     folder: Path,

@@ -12,6 +12,7 @@ from multiexit import presets, runs, tasks
 from multiexit.config import TrainConfig
 from multiexit.data.splits import fold
 from multiexit.evaluate import collect, exit_scores
+from multiexit.names import unknown
 from multiexit.recipes import RECIPES, Recipe
 from multiexit.space import Choices, Setting, Space
 from multiexit.tasks import TaskData
@@ -59,7 +60,7 @@ def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
     known = [*FIELDS, *options_of(recipe)]
     for name, dimension in space.items():
         if name not in known:
-            raise ValueError(f"no setting {name!r} of {recipe!r}; there are {', '.join(known)}")
+            raise unknown(f"setting of {recipe!r} called", name, known)
         ends = (
             dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
         )
@@ -68,7 +69,29 @@ def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
                 raise ValueError(
                     f"{name} can't be searched at null: leave it out, or give a number"
                 )
-            apply({name: value}, recipe, task, {}, config)
+            try:
+                apply({name: value}, recipe, task, {}, config)
+            except TypeError as error:
+                raise ValueError(f"{name} can't be {value!r}: {error}") from error
+    check_effect(recipe, task, config, **dict.fromkeys(space, True))
+
+
+def check_effect(recipe: str, task: str, config: TrainConfig, **given: Any) -> None:
+    """Refuse settings that have no effect: with a recipe that has no such part, or beside others.
+
+    Args:
+        recipe, task: their names.
+        config: of the run.
+        given: what was given, by name; None is what wasn't.
+    """
+    if given.get("omega_lr") is not None:
+        phases = runs.recipe_for(recipe, task, {}).phases
+        if not any(phase.learner.learns for phase in phases):
+            raise ValueError(
+                f"omega_lr: {recipe!r} learns no weights of its loss terms: leave it out"
+            )
+    if given.get("epochs") is not None and config.max_steps is not None:
+        raise ValueError("epochs and max_steps both say how long: give one")
 
 
 def split(setting: Setting) -> tuple[dict[str, Any], dict[str, Any]]:

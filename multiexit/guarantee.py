@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from scipy.stats import binom
 from torch import Tensor
 
+from multiexit.names import unknown
 from multiexit.policies import ExitPolicy, answers
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ LOSSES = ("disagreement", "accuracy")
 def check_loss(kind: str) -> None:
     """Refuse what is no loss of `losses`."""
     if kind not in LOSSES:
-        raise ValueError(f"no loss {kind!r}; there are {' and '.join(map(repr, LOSSES))}")
+        raise unknown("loss", kind, LOSSES)
 
 
 def check_classes(C: int) -> None:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from multiexit.names import unknown
+
 Metric = Callable[[NDArray[Any], NDArray[Any]], float | Mapping[str, float]]
 
 
@@ -86,7 +88,7 @@ def fitting(metric: str | Metric | None, num_classes: int) -> str | Metric:
     if callable(metric):
         return metric
     if metric not in METRICS:
-        raise ValueError(f"no metric {metric!r}; there are {sorted(METRICS)}, or give a function")
+        raise ValueError(f"{unknown('metric', metric, sorted(METRICS))}, or give a function")
     if metric in others:
         task = f"{num_classes} classes" if num_classes > 1 else "regression (num_classes=1)"
         raise ValueError(f"metric {metric!r} can't judge {task}; {' and '.join(suited)} can")

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from multiexit.config import TrainConfig
 from multiexit.data.splits import canonical
+from multiexit.names import unknown
 from multiexit.space import Choices
 
 
@@ -60,7 +61,7 @@ def cifar(schedule: str = "strong", epochs: int | None = None) -> TrainConfig:
         ValueError: another schedule.
     """
     if schedule not in CIFAR_SCHEDULES:
-        raise ValueError(f"no schedule {schedule!r}; there are {CIFAR_SCHEDULES}")
+        raise unknown("schedule", schedule, CIFAR_SCHEDULES)
     strong = schedule == "strong"
     return TrainConfig(
         epochs=epochs or (200 if strong else 100),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_rel
 
-from multiexit import report
+from multiexit import report, schema
 from multiexit.files import write_json
 
 FORMAT = 1
@@ -79,14 +79,42 @@ def read(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / NAME
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         data = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"no {path}: `multiexit train --seeds N --output {folder}`") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT or "seeds" not in data:
-        raise ValueError(f"{path} holds no results of several seeds in format {FORMAT}")
+    try:
+        _results("results", data)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no results of several seeds: {error}") from error
     return data
+
+
+_number = schema.number()
+_spread = schema.table({"values": schema.listed(_number, 1)}, rest=schema.plain)
+_results = schema.table(
+    {
+        "format": schema.one_of(FORMAT),
+        "about": schema.table({"task": schema.text, "recipe": schema.text}, rest=schema.plain),
+        "seeds": schema.listed(schema.whole(0, 2**64), 1),
+        "sets": schema.table(
+            {},
+            rest=schema.table(
+                {
+                    "metric": schema.text,
+                    "examples": schema.whole(1, 2**63),
+                    "exits": schema.listed(_spread, 1),
+                    "mean over exits": _spread,
+                },
+                rest=schema.plain,
+            ),
+        ),
+    },
+    rest=schema.plain,
+)
 
 
 def check_pair(other: dict[str, Any], task: str, seeds: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ from multiexit.evaluate import Outputs, Row, collect, measured_speedup, sweep
 from multiexit.files import write_json
 from multiexit.history import History
 from multiexit.model import Exits, MultiExitModel
+from multiexit.names import unknown
 from multiexit.policies import Certificate, ExitPolicy
 from multiexit.processes import processes
 from multiexit.recipes import Recipe
@@ -160,7 +161,7 @@ def family(policy: str | type[ExitPolicy] | ExitPolicy, outputs: Outputs) -> lis
     """
     if isinstance(policy, str):
         if policy not in policies.POLICIES:
-            raise ValueError(f"no policy {policy!r}; there are {sorted(policies.POLICIES)}")
+            raise unknown("policy", policy, sorted(policies.POLICIES))
         policy = policies.POLICIES[policy]
     return policies.sweep_settings(policy, _known(outputs))
 

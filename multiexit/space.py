@@ -19,6 +19,8 @@ class Choices:
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("choices need at least one value, got ()")
+        if len(set(map(repr, self.values))) < len(self.values):
+            raise ValueError(f"choices repeat: {', '.join(map(str, self.values))}")
 
 
 @dataclass(frozen=True)

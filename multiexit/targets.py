@@ -11,6 +11,7 @@ import torch
 
 from multiexit import guarantee, policies
 from multiexit.evaluate import Outputs, Row, sweep
+from multiexit.names import unknown
 from multiexit.policies import Certificate, ExitPolicy
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def target(
         return _within(_positive("milliseconds", milliseconds), latency, batch_size)
     speed = _speed(by, latency, batch_size)
     if speedup is not None:
-        return _fast(_positive("speedup", speedup), speed, by)
+        if _positive("speedup", speedup) < 1:
+            raise ValueError(f"speedup is 1 without early exits; give more, got {speedup}")
+        return _fast(speedup, speed, by)
     assert score is not None
     return _good(score, speed, by)
 
@@ -68,7 +71,7 @@ def _speed(by: str, latency: "Latency | None", batch_size: int) -> Callable[[Row
     if by == "macs":
         return lambda row: row.speedup_macs
     if by != "time":
-        raise ValueError(f"by must be one of {', '.join(BY)}; got {by!r}")
+        raise unknown("measure of speed called", by, BY)
     table = _table(latency, batch_size)
     full_ms = table.at(table.full_ms, batch_size)
     return lambda row: full_ms / mean_ms(row, table, batch_size)

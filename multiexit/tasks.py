@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from multiexit.data import cifar, glue
 from multiexit.data.splits import canonical
+from multiexit.names import unknown
 from multiexit.processes import processes
 
 IMAGES = ("cifar10", "cifar100", "digits")
@@ -47,14 +48,44 @@ def kind(name: str) -> str:
         return "image"
     if name in glue.TASKS:
         return "text"
-    raise ValueError(f"no task {name!r}; there are {', '.join([*glue.TASKS, *IMAGES])}")
+    raise unknown("task", name, [*glue.TASKS, *IMAGES])
+
+
+CIFAR = ("cifar10", "cifar100")
+FOR = {
+    "data_dir": ("text, cifar10 and cifar100", (*glue.TASKS, *CIFAR)),
+    "download": ("cifar10 and cifar100", CIFAR),
+    "normalisation": ("cifar10 and cifar100", CIFAR),
+    "schedule": ("cifar10 and cifar100", CIFAR),
+    "max_length": ("text", tuple(glue.TASKS)),
+    "weights": ("images", IMAGES),
+    "channels_last": ("images", IMAGES),
+}
+"""For which tasks an option is."""
+
+
+def check(name: str, **given: Any) -> None:
+    """Refuse what has no effect for a task.
+
+    Args:
+        name: the task.
+        given: options of `FOR`; None is one that wasn't given.
+
+    Raises:
+        ValueError: an unknown task, or an option that is for others.
+    """
+    kind(name)
+    for option, value in given.items():
+        what, tasks = FOR[option]
+        if value is not None and canonical(name) not in tasks:
+            raise ValueError(f"{option} is for {what}, and has no effect for {name}: leave it out")
 
 
 def load(
     name: str,
     data_dir: str | Path | None = None,
     tokenizer: Any = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     normalisation: str | None = None,
     download: bool = False,
 ) -> TaskData:
@@ -64,12 +95,22 @@ def load(
         name: a GLUE task (`"mrpc"`, …), `"cifar10"`, `"cifar100"` or `"digits"`.
         data_dir: where it lies; None is the hub for GLUE, `~/.cache/multiexit` for CIFAR.
         tokenizer: for text.
-        max_length: tokens per row at most.
+        max_length: tokens of text per row at most; None is 128.
         normalisation, download: for CIFAR, see `multiexit.data.cifar.load`.
+
+    Raises:
+        ValueError: an unknown task, or something that has no effect for it.
     """
+    check(
+        name,
+        data_dir=data_dir,
+        max_length=max_length,
+        normalisation=normalisation,
+        download=download or None,
+    )
     name = canonical(name)
     if kind(name) == "text":
-        return _text(name, data_dir, tokenizer, max_length)
+        return _text(name, data_dir, tokenizer, 128 if max_length is None else max_length)
     if name == "digits":
         data = cifar.digits()
     else:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from multiexit.names import unknown
+
 Topology = Callable[[int], Tensor]
 
 
@@ -44,7 +46,7 @@ def resolve(topology: str | Topology | Tensor, M: int) -> Tensor:
     """
     if isinstance(topology, str):
         if topology not in NAMES:
-            raise ValueError(f"no topology {topology!r}; there are {sorted(NAMES)}")
+            raise unknown("topology", topology, sorted(NAMES))
         topology = NAMES[topology]
     teaches: object = topology(M) if callable(topology) else topology
     if not isinstance(teaches, Tensor) or teaches.dtype != torch.bool or teaches.shape != (M, M):

@@ -8,16 +8,19 @@ import itertools
 import json
 import math
 import random
+import sqlite3
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from multiexit.names import unknown
 from multiexit.space import Choices, Range, Setting, Space, grid
 
 Judge = Callable[[Setting, int], float]
@@ -95,18 +98,23 @@ def tune(
         watch: called after each trial that ended here.
 
     Raises:
-        ValueError: Optuna is missing, a database that can't be opened or holds another search, a
+        ValueError: Optuna is missing, a database that can't be opened or holds something else, a
             grid over a range.
+        OSError: the database can't be written any more, as on a full disk.
     """
     optuna = _optuna()
     slots = _slots(space, sampler, trials, seed)
     if folds < 1:
         raise ValueError(f"folds must be a whole number from 1, got {folds}")
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    study = _open(storage or f"sqlite:///{output / 'study.db'}", output.resolve().name)
+    url = f"sqlite:///{output / 'study.db'}" if storage is None else storage
+    _check_file(url)
+    if storage is None:
+        output.mkdir(parents=True, exist_ok=True)
+    study = _open(url, output.resolve().name)
     own = {"space": repr(dict(space)), "folds": folds, "sampler": sampler, "seed": seed}
     _same_search(study, {**own, **(about or {})})
+    output.mkdir(parents=True, exist_ok=True)
 
     def objective(trial: Any) -> float:
         slot = trial.user_attrs.get("slot")
@@ -127,16 +135,19 @@ def tune(
         return statistics.fmean(scores)
 
     while True:
-        _fill(study, slots)
-        states = {trial.state for trial in _tuning(study).trials}
-        if "waiting" in states:
-            study.optimize(objective, n_trials=1, catch=(_Surplus,))
-            if watch is not None:
-                watch(_tuning(study))
-        elif "running" in states:  # elsewhere; or it was cut off, and soon waits again
-            time.sleep(HEARTBEAT)
-        else:
-            return _tuning(study)
+        try:
+            _fill(study, slots)
+            states = {trial.state for trial in _tuning(study).trials}
+            if "waiting" in states:
+                study.optimize(objective, n_trials=1, catch=(_Surplus,))
+                if watch is not None:
+                    watch(_tuning(study))
+            elif "running" in states:  # elsewhere; or it was cut off, and soon waits again
+                time.sleep(HEARTBEAT)
+            else:
+                return _tuning(study)
+        except _storage_errors() as error:
+            raise OSError(f"the database of the search: {_reason(error)}") from error
 
 
 class _Surplus(Exception):
@@ -155,7 +166,7 @@ def _optuna() -> Any:
 def _slots(space: Space, sampler: str, trials: int | None, seed: int) -> list[Setting]:
     """What is fixed of each trial: all of it for a grid, nothing for a sampler."""
     if sampler not in SAMPLERS:
-        raise ValueError(f"no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
+        raise unknown("sampler", sampler, SAMPLERS)
     if not space:
         raise ValueError("nothing to search: the space is empty")
     if trials is not None and trials < 1:
@@ -167,10 +178,45 @@ def _slots(space: Space, sampler: str, trials: int | None, seed: int) -> list[Se
     return every[:trials]
 
 
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """What is raised where a database fails."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return StorageInternalError, SQLAlchemyError
+
+
+def _reason(error: BaseException) -> str:
+    """What a database itself said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0]
+
+
+def _check_file(url: str) -> None:
+    """Refuse an SQLite file of another program before anything is written to it."""
+    file = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or not file.exists():
+        return
+    try:
+        if not file.is_file():
+            raise ValueError(f"{file} is no regular file")
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as opened:
+            rows = opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{file} is no database of a search: {error}") from error
+    tables = {name for (name,) in rows}
+    if tables and "studies" not in tables:
+        raise ValueError(
+            f"{file} is a database of another program, with {', '.join(sorted(tables)[:5])}: take "
+            "another storage"
+        )
+
+
 def _open(url: str, name: str) -> Any:
     """The study of this name; several processes may make it at once."""
     import optuna
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError
 
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
     for attempt in itertools.count():
@@ -185,9 +231,12 @@ def _open(url: str, name: str) -> Any:
             return optuna.create_study(
                 storage=kept, study_name=name, direction="maximize", load_if_exists=True
             )
-        except (ImportError, SQLAlchemyError) as error:  # tables that another process just made
-            if attempt == 4 or isinstance(error, ImportError | ArgumentError):
-                reason = str(error).splitlines()[0]
+        except (ArgumentError, ImportError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the database of the search can't be opened: {reason}") from error
+        except _storage_errors() as error:  # tables that another process just made
+            if attempt == 4:
+                reason = _reason(error)
                 raise ValueError(f"the database of the search can't be opened: {reason}") from error
             time.sleep(0.2 * (attempt + 1))
 
@@ -204,6 +253,13 @@ def _one_at_a_time(engine: Any) -> None:
 def _same_search(study: Any, search: dict[str, Any]) -> None:
     here = json.loads(json.dumps(search))
     there = study.user_attrs.get("search")
+    begun = study.user_attrs or study.get_trials(deepcopy=False)
+    foreign = [d.name for d in study.directions] != ["MAXIMIZE"] or (there is None and begun)
+    if foreign or not isinstance(there, dict | None):
+        raise ValueError(
+            f"the study {study.study_name!r} is of another program: take another output folder or "
+            "storage"
+        )
     if there is None:
         study.set_user_attr("search", here)
         return

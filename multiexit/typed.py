@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, An
     name = task or how.get("task")
     if name is None:
         raise ValueError(f"{folder} doesn't say what it was trained on: pass --task")
+    tasks.check(name, data_dir=data_dir)
     reader = tokenizer(folder) if tasks.kind(name) == "text" else None
-    data = tasks.load(name, data_dir, reader, how.get("max_length", 128), how.get("normalisation"))
+    words = how if how.get("kind") == ("image" if reader is None else "text") else {}
+    data = tasks.load(name, data_dir, reader, words.get("max_length"), words.get("normalisation"))
     if data.num_classes != model.num_classes:
         raise ValueError(f"{name} has {data.num_classes} classes, the model {model.num_classes}")
     return model, data
@@ -32,6 +35,18 @@ def device() -> Any:
     from multiexit.processes import processes
 
     return processes().device if torch.cuda.is_available() else "cpu"
+
+
+def folder(option: str, path: Path) -> None:
+    """Refuse what no folder can be made at.
+
+    Raises:
+        ValueError: a file, or something below one.
+    """
+    parts = (path, *path.absolute().parents)
+    there = next(part for part in parts if part.exists() or part.is_symlink())
+    if not there.is_dir():
+        raise ValueError(f"{option} {path}: {there} is no folder")
 
 
 def tokenizer(name: str | Path) -> Any:
@@ -92,11 +107,14 @@ def exits(text: str) -> Any:
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
-    """`1,8,32` as numbers."""
+    """`1,8,32` as numbers, from 1 and rising."""
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"can't read {option} {text!r}: write whole numbers, 1,8,32") from error
+    if numbers[0] < 1 or any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise ValueError(f"{option} are whole numbers from 1 that rise, 1,8,32; got {text!r}")
+    return numbers
 
 
 def options(pairs: list[str]) -> dict[str, Any]:
@@ -113,7 +131,10 @@ def space(pairs: list[str]) -> dict[str, Any]:
         ends, colon, scale = text.partition(":")
         low, dots, high = ends.partition("..")
         if not dots:
-            made[name] = Choices(tuple(_value(part) for part in text.split(",")))
+            parts = text.split(",")
+            if not all(part.strip() for part in parts):
+                raise ValueError(f"can't read --space {name}={text}: a value is empty")
+            made[name] = Choices(tuple(map(_value, parts)))
             continue
         numbers = [_value(low), _value(high)]
         if any(type(n) not in (int, float) for n in numbers) or (colon and scale != "log"):
@@ -125,15 +146,21 @@ def space(pairs: list[str]) -> dict[str, Any]:
 
 
 def _pairs(option: str, pairs: list[str]) -> Iterator[tuple[str, str]]:
+    seen = set()
     for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
+        typed_name, equals, text = pair.partition("=")
+        name = typed_name.strip().replace("-", "_")
+        if not equals or not name or not text.strip():
             raise ValueError(f"can't read {option} {pair!r}: write NAME=VALUE")
-        yield name.replace("-", "_"), text
+        if name in seen:
+            raise ValueError(f"{option} {name} is given twice: give it once")
+        seen.add(name)
+        yield name, text
 
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
         return text
+    return tuple(value) if isinstance(value, list) else value

@@ -191,6 +191,23 @@ def test_milliseconds_go_by_the_models_own_table(folder):
         (("--budget", 2, "--policy", "entropy"), "a budget sets thresholds of max-prob"),
         (("--budget", 500), "can't be spent"),
         (("--speedup", 0), "speedup must be above 0"),
+        (("--speedup", 0.5), "speedup is 1 without early exits"),
+        (("--speedup", "nan"), "--speedup must be a finite number"),
+        (("--score", -5), "score is a share, in 0..1"),
+        (("--score", 1.1), "score is a share, in 0..1"),
+        (("--milliseconds", -1), "milliseconds must be above 0"),
+        (("--budget", -1), "speedup must be above 0"),
+        (("--speedup", 2, "--share", 0), "share must be in"),
+        (("--speedup", 2, "--loss", "accuracy"), "loss goes with risk"),
+        (("--score", 0.5, "--confidence", 0.9), "confidence goes with risk"),
+        (("--budget", 2, "--by", "macs"), "by goes with speedup or score"),
+        (("--risk", 0.1, "--by", "layers"), "by goes with speedup or score"),
+        (("--speedup", 2, "--batch-size", 1), "batch_size goes with milliseconds or --by time"),
+        (("--speedup", 2, "--speedup", 3), "--speedup is given 2 times"),
+        (("--risk", 0.1, "--loss", "acuracy"), "did you mean 'accuracy'"),
+        (("--speedup", 2, "--by", "layer"), "did you mean 'layers'"),
+        (("--speedup", 2, "--policy", "max-probe"), "did you mean 'max-prob'"),
+        (("--speedup", 2, "--data-dir", "data"), "data_dir is for .* no effect for digits"),
         (("--speedup", 2, "--by", "steps"), "'steps'"),
         (("--speedup", 2, "--by", "time"), "multiexit profile"),
         (("--milliseconds", 3), "multiexit profile"),
@@ -214,7 +231,7 @@ def test_what_is_wrong_is_refused_before_the_model_runs(words, naming, folder, m
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("words", [("--speedup", 40), ("--score", 1.1)])
+@pytest.mark.parametrize("words", [("--speedup", 40), ("--score", 1)])
 def test_what_no_setting_reaches_leaves_the_model_as_it_was(words, folder):
     before = contents(folder)
     ended = command("calibrate", folder, *words)

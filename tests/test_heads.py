@@ -254,7 +254,7 @@ def test_a_head_of_ones_own_that_reads_the_mask(make_backbone, text):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("mlp", {"head": "conv"}, r"no head 'conv'; there are 'linear'.*or pass a function"),
+        ("mlp", {"head": "conv"}, r"no head 'conv'; there are linear.*or pass a function"),
         ("mlp", {"head": "attention"}, r"reads tokens.*\(6,\)"),
         ("bert", {"head": "mixed-pool"}, "mixed pooling reads images"),
         ("mlp", {"head": "mixed-pool"}, "mixed pooling reads images"),

@@ -212,12 +212,12 @@ def test_a_folder_without_seeds_is_named(content, two, tmp_path):
 
 
 def test_a_comparison_that_can_not_be_is_refused_before_training(two, tmp_path):
-    for more, naming in (
-        (("--seeds", 3), "same seeds"),
-        ((), "same seeds"),
-        (("--seeds", 2, "--seed", 3, "--task", "cifar10"), "digits"),
+    other = ("train", "--task", "cifar10", "--max-steps", 2)
+    for words, naming in (
+        ((*TRAIN, "--seeds", 3), "same seeds"),
+        (TRAIN, "give --seeds"),
+        ((*other, "--seeds", 2, "--seed", 3), "digits"),
     ):
-        words = (*TRAIN, "--output", tmp_path / "x", "--against", two[0] / "joint", *more)
-        ended = command(*words)
+        ended = command(*words, "--output", tmp_path / "x", "--against", two[0] / "joint")
         assert (ended.code, naming in ended.err) == (2, True)
         assert not (tmp_path / "x").exists()

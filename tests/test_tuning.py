@@ -349,6 +349,30 @@ def test_a_wrong_word_is_named_in_one_line(words, naming, tmp_path):
     assert not (tmp_path / "search" / "study.db").exists()
 
 
+def test_databases_and_studies_of_other_programs_are_left_alone(tmp_path):
+    import sqlite3
+
+    import optuna
+
+    words = ("tune", "--task", "digits", "--space", "weight_decay=0.1,0.2", "--output")
+    notes = tmp_path / "notes.db"
+    with sqlite3.connect(notes) as opened:
+        opened.execute("CREATE TABLE notes (text)")
+    opened.close()
+    bytes_before = notes.read_bytes()
+    ended = command(*words, tmp_path / "a", "--storage", f"sqlite:///{notes}")
+    assert (ended.code, "another program, with notes" in ended.err) == (2, True)
+    assert notes.read_bytes() == bytes_before
+    for name, direction, trials in (("b", "maximize", 1), ("c", "minimize", 0)):
+        url = f"sqlite:///{tmp_path / name}.db"
+        study = optuna.create_study(storage=url, study_name=name, direction=direction)
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=trials)
+        ended = command(*words, tmp_path / name, "--storage", url)
+        assert (ended.code, "of another program" in ended.err) == (2, True)
+        assert (tmp_path / name).exists() is False
+        assert len(study.trials) == trials
+
+
 def test_without_optuna_the_command_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     words = ("--task", "digits", "--space", "lr=0.1,0.2", "--output", tmp_path)

@@ -15,6 +15,7 @@ from multiexit.backbones.running import check_weights
 from multiexit.backbones.same import not_made_again
 from multiexit.backbones.sequential import SequentialBackbone, of_parts
 from multiexit.backbones.verify import check_answers
+from multiexit.names import unknown
 
 __all__ = [
     "Backbone",
@@ -121,7 +122,7 @@ def _of_name(module: str, **kwargs: Any) -> Backbone:
     if module.startswith("cifar-resnet-"):
         depth = module.removeprefix("cifar-resnet-")
         if depth not in map(str, DEPTHS):
-            raise ValueError(f"no {module!r}; there are {[f'cifar-resnet-{d}' for d in DEPTHS]}")
+            raise unknown("backbone", module, [f"cifar-resnet-{d}" for d in DEPTHS])
         try:
             return cifar_resnet(int(depth), **kwargs)
         except TypeError as error:

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from multiexit.cli import judging, serving, training, tuning
+from multiexit.cli.words import check_words, finite
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +29,7 @@ for command in (
     training.recipes,
     training.info,
 ):
-    app.command()(command)
+    app.command()(finite(command))
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
 
         run = record(app)
     try:
+        check_words(typer.main.get_command(app), sys.argv[1:])
         run()
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         # Of the many RuntimeErrors only those of memory; torch isn't imported for a name.

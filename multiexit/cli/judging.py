@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from multiexit import typed
-from multiexit.cli.words import DataDir, Model, ModelTask, Policies, typed_command
+from multiexit.cli.words import LAST_SEED, DataDir, Model, ModelTask, Policies, typed_command
 
 
 def evaluate(
@@ -16,7 +16,7 @@ def evaluate(
     policy: Policies = None,
     output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
     time_batch: Annotated[
-        int | None, typer.Option(help="also measure seconds, at this batch size")
+        int | None, typer.Option(min=1, help="also measure seconds, at this batch size")
     ] = None,
 ) -> None:
     """Score every exit, and the policies named, on a task's development or test set.
@@ -27,6 +27,8 @@ def evaluate(
     from multiexit.policies import parse
 
     named = [parse(text) for text in policy or []]
+    if output is not None:
+        typed.folder("--output", output)
     loaded, data = typed.load(model, task, data_dir)
     own = None if named else loaded.policy
     folder = output or model.parent / "evaluation"
@@ -56,7 +58,13 @@ def sweep(
     Example: multiexit sweep runs/mrpc/model --policy entropy --data-dir data
     """
     from multiexit import runs
+    from multiexit.names import unknown
+    from multiexit.policies import POLICIES
 
+    if policy not in POLICIES:
+        raise unknown("policy", policy, sorted(POLICIES))
+    if output is not None:
+        typed.folder("--output", output)
     loaded, data = typed.load(model, task, data_dir)
     folder = output or model.parent / f"sweep-{policy}"
     runs.report_on(
@@ -82,15 +90,24 @@ def calibrate(
     budget: Annotated[
         float | None, typer.Option(help="a threshold per exit, that spend 1/BUDGET of the MACs")
     ] = None,
-    by: Annotated[str, typer.Option(help="what a speed-up is: layers, macs or time")] = "layers",
-    batch_size: Annotated[int, typer.Option(min=1, help="for time and milliseconds")] = 1,
-    confidence: Annotated[float, typer.Option(help="with which the risk is kept")] = 0.9,
-    loss: Annotated[str, typer.Option(help="disagreement or accuracy")] = "disagreement",
+    by: Annotated[
+        str | None,
+        typer.Option(help="what a speed-up is: layers (the default), macs or time"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="for time and milliseconds; default 1")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="with which the risk is kept; default 0.9")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="of the risk: disagreement (the default) or accuracy")
+    ] = None,
     temperatures: Annotated[
         bool, typer.Option("--temperatures", help="fit one per exit, on half of the share")
     ] = False,
     share: Annotated[float, typer.Option(help="of the set, to calibrate on")] = 0.5,
-    seed: Annotated[int, typer.Option(help="of the rows' draw")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="of the rows' draw")] = 0,
     task: ModelTask = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -119,6 +136,7 @@ def calibrate(
         "loss": loss,
     }
     kind = calibrate_run.named(policy)
+    wanted = calibrate_run.complete(wanted, share)
     loaded, data = typed.load(model, task, data_dir)
     calibrate_run.run(loaded, model, data, kind, wanted, share, seed, temperatures)
 

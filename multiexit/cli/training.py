@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from multiexit import typed
-from multiexit.cli.words import DataDir, Task, typed_command
+from multiexit.cli.words import LAST_SEED, DataDir, MaxLength, Task, typed_command
 
 
 def demo(
@@ -23,6 +23,7 @@ def demo(
     """
     from multiexit import runs
 
+    typed.folder("--output", output)
     runs.demo(output, epochs)
 
 
@@ -76,7 +77,9 @@ def train(
     early_stopping: Annotated[
         int | None, typer.Option(help="epochs without a better one; text 5, images never")
     ] = None,
-    workers: Annotated[int, typer.Option(help="processes that prepare batches")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, max=256, help="processes that prepare batches")
+    ] = 0,
     schedule: Annotated[
         str | None, typer.Option(help="CIFAR: strong (the default) or appendix-f")
     ] = None,
@@ -93,10 +96,11 @@ def train(
         float | None,
         typer.Option(help="share of train that selects the epoch; text 0.1, images 0 (the last)"),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="tokens per row at most")] = 128,
-    seed: Annotated[int, typer.Option()] = 0,
+    max_length: MaxLength = None,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED)] = 0,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="train so many, from --seed on, in OUTPUT/seed-N")
+        int | None,
+        typer.Option(min=1, max=1000, help="train so many, from --seed on, in OUTPUT/seed-N"),
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="another run with --seeds, for a paired test")
@@ -125,10 +129,29 @@ def train(
 
     multiexit train --task rte --seeds 5 --output runs/rte-leebert --against runs/rte-pabee
     """
-    from multiexit import files, repeats, report, runs, tasks
+    from multiexit import crossval, files, repeats, report, runs, tasks
     from multiexit.processes import processes
 
     kind = tasks.kind(task)
+    tasks.check(
+        task,
+        data_dir=data_dir,
+        download=download or None,
+        weights=weights,
+        normalisation=normalisation,
+        schedule=schedule,
+        channels_last=channels_last or None,
+        max_length=max_length,
+    )
+    typed.folder("--output", output)
+    taps = typed.exits(exits)
+    share = runs.validation_for(task) if validation is None else validation
+    if not 0 <= share < 1:
+        raise ValueError(f"--validation is a share in 0..1, got {share}")
+    if early_stopping is not None and not share:
+        raise ValueError("--early-stopping needs epochs to be judged: give --validation 0.1")
+    if against is not None and seeds is None:
+        raise ValueError("--against compares runs of several seeds: give --seeds")
     chosen = runs.recipe_for(recipe, task, typed.options(option or []))
     given = {
         "epochs": epochs,
@@ -162,6 +185,7 @@ def train(
     )
     if clip == 0:
         config = replace(config, clip=None)
+    crossval.check_effect(recipe, task, config, omega_lr=omega_lr, epochs=epochs)
     numbers = range(seed, seed + (seeds or 1))
     other = None
     if against is not None:
@@ -177,10 +201,10 @@ def train(
             runs.backbone_for(data, backbone, weights, number),
             chosen,
             replace(config, output=folder, seed=number),
-            exits=typed.exits(exits),
+            exits=taps,
             head=head,
             pool=pool,
-            validation=runs.validation_for(task) if validation is None else validation,
+            validation=share,
             tokenizer=tokenizer,
         )
         runs.report_on(
@@ -229,7 +253,7 @@ def info(
     backbone: Annotated[
         str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, torchvision:NAME")
     ],
-    classes: Annotated[int, typer.Option(min=1)] = 2,
+    classes: Annotated[int, typer.Option(min=1, max=100_000)] = 2,
     exits: Annotated[
         str, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0")
     ] = "all",

@@ -12,7 +12,7 @@ import typer
 
 from multiexit import typed
 from multiexit.cli import training
-from multiexit.cli.words import DataDir, Task
+from multiexit.cli.words import LAST_SEED, DataDir, MaxLength, Task
 
 if TYPE_CHECKING:
     from multiexit.tuning import Trial, Tuning
@@ -58,12 +58,15 @@ def tune(
     validation: Annotated[
         float | None, typer.Option(help="share of the rest that selects the epoch, as for `train`")
     ] = None,
-    max_length: Annotated[int, typer.Option(help="tokens per row at most")] = 128,
+    max_length: MaxLength = None,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
     compile: Annotated[bool, typer.Option(help="as for `train`")] = False,
     channels_last: Annotated[bool, typer.Option(help="as for `train`")] = False,
     checkpoint_gradients: Annotated[bool, typer.Option(help="as for `train`")] = False,
-    seed: Annotated[int, typer.Option(help="of the draws, the folds and every training")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=LAST_SEED, help="of the draws, the folds and every training"),
+    ] = 0,
     progress: Annotated[bool, typer.Option(help="show a bar")] = True,
 ) -> None:
     """Search the setting whose mean over the exits is best, by cross-validation inside train.
@@ -77,16 +80,24 @@ def tune(
 
     multiexit tune --task rte --space lr=1e-5..1e-4:log --space option.cycle=2,4,8 --output t/rte
     """
-    from multiexit import crossval, files, report, runs, tasks
+    from multiexit import MultiExitModel, crossval, files, report, runs, tasks
     from multiexit.processes import processes
     from multiexit.tuning import tune as search
 
     kind = tasks.kind(task)
-    options = typed.options(option or [])
-    runs.recipe_for(recipe, task, options)
+    tasks.check(task, data_dir=data_dir, channels_last=channels_last or None, max_length=max_length)
+    typed.folder("--output", output)
+    options, taps = typed.options(option or []), typed.exits(exits)
+    chosen = runs.recipe_for(recipe, task, options)
+    share = runs.validation_for(task) if validation is None else validation
+    if not 0 <= share < 1:
+        raise ValueError(f"--validation is a share in 0..1, got {share}")
     wanted = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
     if not wanted:
         raise ValueError("nothing to search: give --space NAME=VALUES, or --grid")
+    both = [name for name in options if crossval.OPTION + name in wanted]
+    if both:
+        raise ValueError(f"{both[0]} is searched by --space, so --option {both[0]} has no effect")
     if processes().num_processes > 1:
         raise ValueError("a trial runs in one process: start `multiexit tune` several times")
     config = replace(
@@ -102,6 +113,10 @@ def tune(
     crossval.check(wanted, recipe, task, config)
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
     data = tasks.load(task, data_dir, tokenizer, max_length)
+    if folds > len(data.train):
+        raise ValueError(f"--folds {folds}: there are {len(data.train)} rows to be parted")
+    start = runs.backbone_for(data, backbone, seed=seed)
+    MultiExitModel(start, data.num_classes, taps, head or chosen.head, pool)  # refuses now
     own = {
         "task": data.name,
         "recipe": recipe,
@@ -136,9 +151,9 @@ def tune(
         files.write_json(output / "tuning.json", results)
 
     def train_command(setting: dict[str, Any]) -> str:
-        chosen, fields = crossval.split(setting)
+        own_options, fields = crossval.split(setting)
         words = {**own, **fields, "data_dir": data_dir, "seed": seed, "output": output / "best"}
-        words["option"] = [f"{k}={json.dumps(v)}" for k, v in {**options, **chosen}.items()]
+        words["option"] = [f"{k}={json.dumps(v)}" for k, v in {**options, **own_options}.items()]
         return _typed("train", training.train, words)
 
     found = search(
@@ -149,10 +164,10 @@ def tune(
             config,
             folds,
             backbone,
-            exits=typed.exits(exits),
+            exits=taps,
             head=head,
             pool=pool,
-            validation=runs.validation_for(task) if validation is None else validation,
+            validation=share,
         ),
         wanted,
         output,
@@ -184,6 +199,10 @@ def compare(
     """
     from multiexit import files, repeats
 
+    if output is not None:
+        typed.folder("--output", output.absolute().parent)
+        if output.is_dir():
+            raise ValueError(f"--output {output} is a folder: name a file")
     compared = repeats.compare(repeats.read(one), repeats.read(other))
     print(repeats.comparison_table(compared))
     if output is not None:

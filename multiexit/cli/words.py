@@ -1,16 +1,24 @@
 """Arguments that several commands take."""
 
+import functools
+import math
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+LAST_SEED = 2**32 - 1
 Task = Annotated[str, typer.Option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
+]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="of text, tokens per row at most; default 128")
 ]
 Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote (RUN/model)")]
 ModelTask = Annotated[str | None, typer.Option(help="default: what the model was trained on")]
@@ -23,3 +31,42 @@ Policy = Annotated[str | None, typer.Option(help="default: the model's own")]
 def typed_command() -> str:
     """The command as it was typed."""
     return shlex.join(["multiexit", *sys.argv[1:]])
+
+
+def check_words(program: Any, words: Sequence[str]) -> None:
+    """Refuse empty words, and options given twice of which one alone would count.
+
+    Args:
+        program: the click group.
+        words: what was typed behind its name.
+
+    Raises:
+        ValueError: it names the option.
+    """
+    before = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not word.strip() or (name.startswith("--") and equals and not value.strip()):
+            raise ValueError(f"{name.strip() or before or 'the first word'}: an empty value")
+        before = name if word.startswith("--") else "a word"
+    command = program.commands.get(words[0]) if words else None
+    options = [] if command is None else [p for p in command.params if p.opts[0].startswith("--")]
+    once = {n: p.opts[0] for p in options if not p.multiple for n in (*p.opts, *p.secondary_opts)}
+    names = [word.partition("=")[0] for word in words]
+    typed = Counter(once[name] for name in names if name in once)
+    twice = next((option for option, times in typed.items() if times > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given {typed[twice]} times: give it once")
+
+
+def finite(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, refusing NaN and infinite numbers."""
+
+    @functools.wraps(command)
+    def checked(**given: Any) -> None:
+        for name, value in given.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+        command(**given)
+
+    return checked

@@ -19,6 +19,7 @@ from multiexit.data.images import ImageDataset, Images
 from multiexit.data.splits import canonical, holdout, not_found, read_shard, shards
 from multiexit.files import CACHE, home
 from multiexit.losses import check_labels
+from multiexit.names import unknown
 
 __all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
 
@@ -85,12 +86,10 @@ def load(
     """
     key = canonical(name)
     if key not in _SOURCES:
-        raise ValueError(f"unknown data set {name!r}; there are {', '.join(_SOURCES)}")
-    normalisation = normalisation or key
+        raise unknown("data set", name, _SOURCES)
+    normalisation = key if normalisation is None else normalisation
     if normalisation not in NORMALISATIONS:
-        raise ValueError(
-            f"unknown normalisation {normalisation!r}; there are {', '.join(NORMALISATIONS)}"
-        )
+        raise unknown("normalisation", normalisation, NORMALISATIONS)
     source = _SOURCES[key]
     root = home(CACHE if data_dir is None else data_dir)
     if root is None:

@@ -7,6 +7,7 @@ Understanding", ICLR 2019. WNLI is left out, as in LeeBERT, section 4.1.
 from dataclasses import dataclass
 
 from multiexit.data.splits import canonical
+from multiexit.names import unknown
 
 
 @dataclass(frozen=True)
@@ -139,5 +140,5 @@ def find_task(name: str) -> Task:
     """
     key = canonical(name)
     if key not in TASKS:
-        raise ValueError(f"unknown GLUE task {name!r}; there are {', '.join(TASKS)}")
+        raise unknown("GLUE task", name, TASKS)
     return TASKS[key]

@@ -10,6 +10,7 @@ from multiexit.heads import chained
 from multiexit.heads.base import ChainedHead, Factory, Head, Shape, VectorHead, width_of
 from multiexit.heads.own import OwnHead
 from multiexit.heads.plain import AttentionHead, LinearHead, MixedPoolHead, PoolerHead
+from multiexit.names import unknown
 
 
 class _Plain(Head):
@@ -47,7 +48,7 @@ def build(
     shapes = [backbone.feature_shapes[stage] for stage in stages]
     layouts = [backbone.layouts[stage] for stage in stages]
     if pool not in ("first", "mean"):
-        raise ValueError(f"no pooling {pool!r}; there are 'first' and 'mean'")
+        raise unknown("pooling", pool, ("first", "mean"))
     if isinstance(head, nn.Module):
         raise ValueError(
             "head is a module; pass a function (feature shape, classes) -> nn.Module, which makes "
@@ -117,7 +118,7 @@ def _named(
             _need(both, ("image", "channels-last-image"), what)
             return [MixedPoolHead(shape, num_classes, layout) for shape, layout in both]
     raise ValueError(
-        f"no head {name!r}; there are 'linear', 'pooler', 'own-pooler', 'attention', 'mixed-pool', "
+        f"{unknown('head', name, ('linear', 'pooler', 'own-pooler', 'attention', 'mixed-pool'))}; "
         "or pass a function (feature shape, classes) -> nn.Module"
     )
 

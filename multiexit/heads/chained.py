@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multiexit.heads.base import ChainedHead, Memory, VectorHead
+from multiexit.names import unknown
 
 
 class CertainHead(ChainedHead):
@@ -169,7 +170,7 @@ def chain(name: str, heads: Sequence[VectorHead]) -> list[ChainedHead]:
         ValueError: an unknown name, or heads that can't be chained so.
     """
     if name not in CHAINED:
-        raise ValueError(f"no way {name!r} to chain heads; there are {sorted(CHAINED)}")
+        raise unknown("way to chain heads called", name, sorted(CHAINED))
     for head in heads:
         if not isinstance(head.linear, nn.Linear):
             raise ValueError(

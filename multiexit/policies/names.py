@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any, get_type_hints
 
 from multiexit import schema
+from multiexit.names import unknown
 from multiexit.policies import certificate
 from multiexit.policies.base import ExitPolicy
 from multiexit.policies.certificate import Certificate
@@ -45,7 +46,7 @@ def parse(text: str) -> ExitPolicy:
     """
     name, _, values = text.partition("=")
     if name not in POLICIES:
-        raise ValueError(f"no policy {name!r}; there are {sorted(POLICIES)}, e.g. patience=4")
+        raise unknown("policy", name, sorted(POLICIES))
     kind = POLICIES[name]
     known = field_types(kind)
     given = [value for value in values.split(",") if value]

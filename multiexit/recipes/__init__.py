@@ -7,6 +7,7 @@ stops. A new one is a function that returns a `Recipe`.
 from collections.abc import Callable
 from typing import Any
 
+from multiexit.names import unknown
 from multiexit.recipes.base import Phase as Phase
 from multiexit.recipes.base import Recipe as Recipe
 from multiexit.recipes.base import Seen as Seen
@@ -33,6 +34,7 @@ from multiexit.recipes.leebert import (
     leebert_slo,
     leebert_uniform,
 )
+from multiexit.recipes.options import check_options
 from multiexit.recipes.stages import deebert, fastbert, shallow_deep_heads, ztw
 from multiexit.recipes.teachers import dbt, romebert
 
@@ -69,11 +71,10 @@ def recipe(name: str, **options: Any) -> Recipe:
     """The recipe of a name, with its function's options.
 
     Raises:
-        ValueError: an unknown name, or an option that the recipe doesn't have.
+        ValueError: an unknown name, an option that the recipe doesn't have, or a value of another
+            kind than the option's.
     """
     if name not in RECIPES:
-        raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
-    try:
-        return RECIPES[name](**options)
-    except TypeError as error:
-        raise ValueError(f"recipe {name!r}: {error}") from error
+        raise unknown("recipe", name, RECIPES)
+    check_options(name, RECIPES[name], options)
+    return RECIPES[name](**options)

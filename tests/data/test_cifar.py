@@ -181,7 +181,7 @@ def test_damaged_official_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cifar", "cifar1000", "mnist", ""])
 def test_unknown_name(name):
-    with pytest.raises(ValueError, match=r"unknown data set .* cifar10, cifar100"):
+    with pytest.raises(ValueError, match=r"no data set .* cifar10, cifar100"):
         load(name)
 
 

@@ -78,7 +78,9 @@ def check(name: str, **given: Any) -> None:
     for option, value in given.items():
         what, tasks = FOR[option]
         if value is not None and canonical(name) not in tasks:
-            raise ValueError(f"{option} is for {what}, and has no effect for {name}: leave it out")
+            raise ValueError(
+                f"{option} {value} is for {what}, and has no effect for {name}: leave it out"
+            )
 
 
 def load(

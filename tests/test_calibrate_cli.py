@@ -207,7 +207,7 @@ def test_milliseconds_go_by_the_models_own_table(folder):
         (("--risk", 0.1, "--loss", "acuracy"), "did you mean 'accuracy'"),
         (("--speedup", 2, "--by", "layer"), "did you mean 'layers'"),
         (("--speedup", 2, "--policy", "max-probe"), "did you mean 'max-prob'"),
-        (("--speedup", 2, "--data-dir", "data"), "data_dir is for .* no effect for digits"),
+        (("--speedup", 2, "--data-dir", "data"), "data_dir data is for .* no effect for digits"),
         (("--speedup", 2, "--by", "steps"), "'steps'"),
         (("--speedup", 2, "--by", "time"), "multiexit profile"),
         (("--milliseconds", 3), "multiexit profile"),

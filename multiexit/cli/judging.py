@@ -24,12 +24,14 @@ def evaluate(
     Example: multiexit evaluate runs/mrpc/model --data-dir data --policy patience=4 --time-batch 1
     """
     from multiexit import runs
-    from multiexit.policies import parse
+    from multiexit.policies import check, parse
 
     named = [parse(text) for text in policy or []]
     if output is not None:
         typed.folder("--output", output)
     loaded, data = typed.load(model, task, data_dir)
+    for chosen in named:
+        check(chosen, loaded.num_exits, loaded.num_classes)
     own = None if named else loaded.policy
     folder = output or model.parent / "evaluation"
     runs.report_on(

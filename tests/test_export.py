@@ -116,11 +116,11 @@ def _basic(layers):
 CASES = {
     "bert, mean, a threshold per exit": (
         lambda: _text("bert"), "pooler", [0, 1], mx.MaxProb((0.7,))),
-    "albert": (lambda: _text("albert"), "linear", [0, 2], mx.MaxProb(0.5)),
+    "albert": (lambda: _text("albert"), "linear", [0, 1], mx.MaxProb(0.5)),
     "distilbert, attention": (
         lambda: _text("distilbert"), "attention", [0, 1], mx.Entropy(1.0)),
     "roberta, learned": (lambda: _text("roberta"), "pooler+lte", [0, 1], mx.Certainty(0.5)),
-    "electra": (lambda: _text("electra"), "linear", [0, 2], mx.PatientConfident(0.9, 1)),
+    "electra": (lambda: _text("electra"), "linear", [0, 1], mx.PatientConfident(0.9, 1)),
     "cifar, mixed-pool": (
         lambda: mx.cifar_resnet(20), "mixed-pool", [1, 4], mx.MostConfident(0.4)),
     "vit of timm, mix": (_vit, "linear+mix", [0, 1], mx.Margin(0.1)),
@@ -511,7 +511,7 @@ def test_int8_that_changes_too_many_answers_is_refused(tmp_path):
 
 
 def test_the_command_line(tmp_path):
-    model = _model(lambda: _text("bert"), "pooler", [1])
+    model = _model(lambda: _text("bert"), "pooler", [0])
     model.labels, model.preprocessing = ["a", "b", "c"], {"kind": "text", "max_length": 32}
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(55))]
     (tmp_path / "vocab.txt").write_text("\n".join(words))

@@ -49,12 +49,15 @@ def join(batches: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, A
     if all(isinstance(mask, Tensor) and mask.ndim == 2 for mask in masks):
         longest = max(mask.shape[1] for mask in masks)  # type: ignore[union-attr]
         batches = [_resize(batch, longest) for batch in batches]
-    return {key: _stack([batch[key] for batch in batches], sizes) for key in batches[0]}
+    return {key: _stack(key, [batch[key] for batch in batches], sizes) for key in batches[0]}
 
 
-def _stack(values: Sequence[Any], sizes: Sequence[int]) -> Any:
+def _stack(name: Any, values: Sequence[Any], sizes: Sequence[int]) -> Any:
     if not isinstance(values[0], Tensor):
         return values[0]
+    for tensor, size in zip(values, sizes, strict=True):
+        if len(tensor) not in (1, size):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, and there are {size} rows")
     return torch.cat(
         [
             tensor if len(tensor) == size else tensor.expand(size, *tensor.shape[1:])

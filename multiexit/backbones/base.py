@@ -118,6 +118,10 @@ class Backbone(nn.Module, ABC):
         """The network's own head, if it came with one."""
         return self._pretrained["classifier"]
 
+    def set_pooler(self, pooler: nn.Linear | None) -> None:
+        """Let heads start from another pooler, or none."""
+        self._pretrained["pooler"] = pooler
+
     def set_classifier(self, classifier: Classifier | nn.Linear | None) -> None:
         """Give the network another head of its own, or none."""
         if isinstance(classifier, nn.Linear):

@@ -104,8 +104,11 @@ def check_code(said: dict[str, Any], where: str) -> None:
             )
 
 
-def check_source(name: str, **options: Any) -> None:
+def check_source(name: str, **options: Any) -> dict[str, Any]:
     """Refuse a hub name or folder whose network needs code of its own, or unpickling.
+
+    Returns:
+        What its `config.json` says.
 
     Raises:
         ValueError: what it names, and what to do.
@@ -125,6 +128,7 @@ def check_source(name: str, **options: Any) -> None:
             )
     said, _ = PretrainedConfig.get_config_dict(name, **options)
     check(said, f"{name}: config.json")
+    return said
 
 
 def check_tokenizer(name: str) -> None:

@@ -3,6 +3,8 @@
 Letters: B batch rows, T tokens, H width.
 """
 
+import copy
+import warnings
 from inspect import signature
 from typing import Any
 
@@ -10,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from multiexit.backbones import attention, configs
+from multiexit.backbones import attention, configs, task_heads, text_inputs
 from multiexit.backbones.base import Backbone, Carry
-from multiexit.backbones.classifier import Classifier, FirstToken
+from multiexit.backbones.classifier import Classifier
 
 SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 
@@ -25,17 +26,24 @@ MAY_NOT_LOOK = "allow_is_bidirectional_skip" in signature(create_bidirectional_m
 class TransformerBackbone(Backbone):
     """One stage per layer; feature i equals the library's own `hidden_states[i + 1]`.
 
+    Rows may have padding anywhere. Where it comes first, a row's positions count from its first
+    real token, and its features stand in the order (first real token … last, padding): a row's
+    answer doesn't depend on its batch. Holes within a row stay as the library has them.
+
     The submodules are shared with the model they come from, not copied. ALBERT's shared layers
     are kept once and used again: layer i runs group `⌊i / (layers / groups)⌋` (Lan et al. 2020).
 
     Args:
-        model: a bare encoder (`AutoModel`) or a task model around one, of a type in `SUPPORTED`.
+        model: a bare encoder (`AutoModel`) or a task model around one, of a type in `SUPPORTED`;
+            the classifier of a `…ForSequenceClassification` is kept.
+        spec: where one is known that makes it again; else it is taken from the model, and is None
+            if its modules aren't what its configuration says.
 
     Raises:
         ValueError: a model of another type, or a decoder.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, spec: dict[str, Any] | None = None):
         encoder: Any = model.base_model
         config = encoder.config
         if config.model_type not in SUPPORTED:
@@ -52,23 +60,29 @@ class TransformerBackbone(Backbone):
                 "attn_implementation='sdpa' or 'eager'"
             )
         layers, order = _layers(encoder)
+        classifier = task_heads.classifier_of(model)
+        config = _current(model, order, classifier)
         super().__init__(
             feature_shapes=[(None, config.hidden_size)] * len(order),
             head="pooler",
             pool="first",
-            spec={
-                "kind": "transformers",
-                "config": config.to_dict(),
-                "attention": config._attn_implementation,
-            },
+            spec=spec,
             pooler=_pooler(encoder),
-            classifier=_classifier(model),
+            classifier=classifier,
         )
         self.config: Any = config
         self.embeddings = encoder.embeddings
         self.projection = _projection(encoder)
         self.layers = layers
         self.order = order
+        if spec is None:
+            made = {
+                "kind": "transformers",
+                "config": config.to_dict(),
+                "attention": config._attn_implementation,
+            }
+            self.spec = made if _comes_back(self, made) else None
+            self.set_classifier(classifier)
 
     def start(
         self,
@@ -77,24 +91,29 @@ class TransformerBackbone(Backbone):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        **others: Any,
     ) -> Carry:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        inputs: dict[str, Any] = {
+        given = {
             "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
+            **others,
         }
-        if self.config.model_type != "distilbert":  # it knows no token types
-            inputs["token_type_ids"] = token_type_ids
+        # Values are looked at on a CPU, and in inference, where making a mask waits for the device.
+        infers = not (self.training or torch.is_grad_enabled())
+        look = not torch.compiler.is_compiling()
+        on_cpu = next(self.embeddings.parameters()).device.type == "cpu"
+        made = text_inputs.checked(given, self.embeddings, look and (infers or on_cpu))
+        inputs = text_inputs.padding_last(made)
+        valid_BT = inputs.pop("attention_mask")
+        if self.config.model_type == "distilbert":  # it knows no token types
+            del inputs["token_type_ids"]
         x_BTH = self.projection(self.embeddings(**inputs))
         # By position: the second parameter's name changed within transformers 5.
-        # Whether nothing is masked is looked up in inference alone: that waits for the device.
-        train = self.training or torch.is_grad_enabled()
-        look = not (train or torch.compiler.is_compiling())
-        options: dict[str, Any] = {"allow_is_bidirectional_skip": look} if MAY_NOT_LOOK else {}
-        mask = create_bidirectional_mask(self.config, x_BTH, attention_mask, **options)
-        valid_BT = None if attention_mask is None else attention_mask.bool()
+        options = {"allow_is_bidirectional_skip": look and infers} if MAY_NOT_LOOK else {}
+        mask = create_bidirectional_mask(self.config, x_BTH, valid_BT, **options)
         return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}
 
     def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
@@ -105,21 +124,64 @@ class TransformerBackbone(Backbone):
         return self.layers[self.order[index]]
 
     def example_inputs(self, batch: int = 1, tokens: int = 128) -> dict[str, Tensor]:
-        tokens = min(tokens, self.config.max_position_embeddings - 2)
+        sizes, most = text_inputs.tables(self.embeddings)
+        tokens = tokens if most is None else min(tokens, most)
         device = next(self.parameters()).device
         # 5 is an ordinary token in every vocabulary here: RoBERTa counts positions by padding.
+        token = min(5, sizes.get("input_ids", 6) - 1)
         return {
-            "input_ids": torch.full((batch, tokens), 5, device=device),
+            "input_ids": torch.full((batch, tokens), token, device=device),
             "attention_mask": torch.ones(batch, tokens, dtype=torch.long, device=device),
         }
 
 
 def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
-    """Load an encoder from a hub name or a local folder, in float32 unless `dtype` says else."""
-    configs.check_source(name, **kwargs)
-    return TransformerBackbone(
-        AutoModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs, **configs.ONLY})
-    )
+    """Load a network from a hub name or a local folder, in float32 unless `dtype` says else.
+
+    One that its configuration calls a `…ForSequenceClassification` comes with its classifier; of
+    any other the encoder is taken.
+
+    Raises:
+        ValueError: weights that lack a part of the encoder, or don't fit.
+    """
+    said = configs.check_source(name, **kwargs)
+    called = [str(each) for each in said.get("architectures") or []]
+    tuned = any(each.endswith(task_heads.ENDING) for each in called)
+    auto = AutoModelForSequenceClassification if tuned else AutoModel
+    options = {"dtype": torch.float32, **kwargs, **configs.ONLY, "output_loading_info": True}
+    try:
+        model, info = auto.from_pretrained(name, **options)
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {name!r} don't fit: {error}") from error
+    drawn = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return _whole(name, model, drawn)
+
+
+def _whole(name: str, model: Any, drawn: set[str]) -> TransformerBackbone:
+    """The backbone of a loaded model, without what was drawn at random in loading it."""
+    encoder = model.base_model
+    inside = "" if model is encoder else f"{model.base_model_prefix}."
+    trunk = {f"{inside}{key}" for key in encoder.state_dict() if not key.startswith("pooler.")}
+    if lost := sorted(drawn & trunk):
+        raise ValueError(
+            f"the weights of {name!r} lack {len(lost)} tensors of the encoder, such as {lost[:3]}: "
+            "they would be random. If you mean it, load it yourself and wrap the instance"
+        )
+    made = TransformerBackbone(model)
+    own = made.classifier
+    parts = set() if own is None else {id(p) for p in own.parameters()}
+    if gone := sorted(
+        key for key, p in model.named_parameters() if key in drawn and id(p) in parts
+    ):
+        warnings.warn(
+            f"{name!r} calls itself a {type(model).__name__}, and its weights lack {gone}: the last "
+            "exit starts anew, like the others",
+            stacklevel=5,
+        )
+        made.set_classifier(None)
+    if any(key.startswith(f"{inside}pooler.") for key in drawn):
+        made.set_pooler(None)
+    return made
 
 
 def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
@@ -132,14 +194,65 @@ def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
             dtype=torch.float32,
             attn_implementation=spec.get("attention"),
             trust_remote_code=False,
-        )
+        ),
+        spec,
     )
     if "order" in spec:  # of some of ALBERT's layers
         made.order = list(spec["order"])
     if "heads" in spec:  # not all of them
         attention.cut(made, spec["heads"])
-    made.spec = {**(made.spec or {}), **spec}
+    if made.classifier is None:
+        made.set_pooler(None)  # a random one
     return made
+
+
+def _current(model: Any, order: list[int], classifier: Classifier | None) -> Any:
+    """A model's configuration, with the sizes that its modules have now."""
+    encoder = model.base_model
+    config = encoder.config
+    sizes, _ = text_inputs.tables(encoder.embeddings)
+    named = {
+        "vocab_size": sizes.get("input_ids"),
+        "type_vocab_size": sizes.get("token_type_ids"),
+        "max_position_embeddings": sizes.get("position_ids"),
+        "num_hidden_layers": len(order),
+        "num_labels": None if classifier is None else classifier.num_classes,
+    }
+    stale = {k: v for k, v in named.items() if v is not None and getattr(config, k, v) != v}
+    if not stale:
+        return config
+    config = copy.deepcopy(config)
+    for key, value in stale.items():
+        setattr(config, key, value)
+    return config
+
+
+def _comes_back(backbone: TransformerBackbone, spec: dict[str, Any]) -> bool:
+    """Whether what a spec makes has the same modules, sizes and settings in them."""
+    try:
+        with torch.device("meta"):
+            again = from_spec({**spec, "classifier": backbone.classifier is not None})
+    except ValueError:  # settings that can't be written, or that no longer go together
+        return False
+    return _form(again) == _form(backbone)
+
+
+def _form(backbone: TransformerBackbone) -> list[Any]:
+    parts: list[nn.Module] = [backbone.embeddings, backbone.projection, backbone.layers]
+    if backbone.classifier is not None:
+        parts.append(backbone.classifier)
+    return [
+        (
+            name,
+            type(module),
+            module.extra_repr(),
+            {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
+            | {"training": None, "labels": None, "_is_hf_initialized": None},
+            [(key, p.shape) for key, p in module.named_parameters(recurse=False)],
+        )
+        for part in parts
+        for name, module in part.named_modules()
+    ]
 
 
 def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:
@@ -169,37 +282,3 @@ def _pooler(encoder: Any) -> nn.Linear | None:
     if pooler is None or isinstance(pooler, nn.Linear):
         return pooler
     return pooler.dense
-
-
-def _classifier(model: Any) -> Classifier | None:
-    """The head of a task model that classifies whole rows, as its library's forward has it."""
-    kind = model.config.model_type
-    names = [f"{base.__module__}.{base.__name__}" for base in type(model).__mro__]
-    own = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(kind)
-    if not any(name.startswith("transformers.") and name.endswith(f".{own}") for name in names):
-        return None
-    if kind in ("bert", "albert"):
-        pooler = model.base_model.pooler
-        activation = pooler.activation if kind == "bert" else model.base_model.pooler_activation
-        dense = pooler.dense if kind == "bert" else pooler
-        read = FirstToken(pooler=dense, activation=activation, dropout=model.dropout)
-        linear = model.classifier
-    elif kind == "distilbert":
-        read = FirstToken(dense=model.pre_classifier, activation=nn.ReLU(), dropout=model.dropout)
-        linear = model.classifier
-    else:
-        head = model.classifier
-        activation = head.activation if kind == "electra" else nn.Tanh()
-        read = FirstToken(
-            before=head.dropout, dense=head.dense, activation=activation, dropout=head.dropout
-        )
-        linear = head.out_proj
-    return Classifier(linear, model.config.num_labels, read, _labels(model.config))
-
-
-def _labels(config: Any) -> list[str] | None:
-    """The classes' names, if they are more than numbers."""
-    if config.num_labels == 1:
-        return None
-    labels = [str(config.id2label[index]) for index in range(config.num_labels)]
-    return None if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels

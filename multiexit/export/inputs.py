@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from multiexit.backbones import Backbone
+from multiexit.backbones import Backbone, text_inputs
 from multiexit.data.text import TextDataset
 
 if TYPE_CHECKING:
@@ -113,16 +113,4 @@ def _tables(backbone: Backbone) -> tuple[dict[str, int], int | None]:
 
     if not isinstance(backbone, TransformerBackbone):
         return {}, None
-    names = {
-        "input_ids": "word_embeddings",
-        "token_type_ids": "token_type_embeddings",
-        "position_ids": "position_embeddings",
-    }
-    found = dict(backbone.embeddings.named_children())
-    tables = {name: found[table] for name, table in names.items() if table in found}
-    positions = tables["position_ids"]
-    assert isinstance(positions, nn.Embedding)
-    # RoBERTa counts positions from behind that of padding.
-    first = 0 if positions.padding_idx is None else positions.padding_idx + 1
-    sizes = {name: table.num_embeddings for name, table in tables.items()}
-    return sizes, positions.num_embeddings - first
+    return text_inputs.tables(backbone.embeddings)

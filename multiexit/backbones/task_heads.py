@@ -1,0 +1,72 @@
+"""The heads of transformers' models that classify whole rows of text.
+
+Letters: B batch rows, T tokens, H width, K classes.
+"""
+
+from typing import Any
+
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from multiexit.backbones.classifier import Classifier, FirstToken
+
+ENDING = "ForSequenceClassification"
+
+
+def classifier_of(model: Any) -> Classifier | None:
+    """The head of a `…ForSequenceClassification`, as the library's forward runs it; else None.
+
+    Raises:
+        ValueError: a network that answers several things at once.
+    """
+    if not _classifies(model):
+        return None
+    config = model.config
+    if config.problem_type == "multi_label_classification" or (
+        config.problem_type == "regression" and config.num_labels > 1
+    ):
+        raise ValueError(
+            f"this network gives {config.num_labels} independent answers per row (problem_type="
+            f"{config.problem_type!r}), and an exit gives one of K classes or one number; to train "
+            "another task wrap its encoder alone: model.base_model"
+        )
+    kind, base = config.model_type, model.base_model
+    if kind in ("bert", "albert"):
+        if base.pooler is None:
+            return None
+        dense = base.pooler.dense if kind == "bert" else base.pooler
+        activation = base.pooler.activation if kind == "bert" else base.pooler_activation
+        read = FirstToken(pooler=dense, activation=activation, dropout=model.dropout)
+        linear = model.classifier
+    elif kind == "distilbert":
+        read = FirstToken(dense=model.pre_classifier, activation=nn.ReLU(), dropout=model.dropout)
+        linear = model.classifier
+    else:
+        own = model.classifier
+        if not all(hasattr(own, part) for part in ("dense", "dropout", "out_proj")):
+            return None  # the user's own, which may read the feature in any way
+        activation = own.activation if kind == "electra" else nn.Tanh()
+        read = FirstToken(
+            before=own.dropout, dense=own.dense, activation=activation, dropout=own.dropout
+        )
+        linear = own.out_proj
+    classes = linear.out_features if isinstance(linear, nn.Linear) else config.num_labels
+    return Classifier(linear, classes, read, _labels(config, classes))
+
+
+def _classifies(model: Any) -> bool:
+    """Whether a model is the library's class for its type, with the library's own forward."""
+    name = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model.config.model_type)
+    for base in type(model).__mro__:
+        if base.__name__ == name and base.__module__.startswith("transformers."):
+            return type(model).forward is base.forward and "forward" not in vars(model)
+    return False
+
+
+def _labels(config: Any, classes: int) -> list[str] | None:
+    """The classes' names, if they are names, and one each."""
+    if classes == 1 or config.num_labels != classes:
+        return None
+    labels = [str(config.id2label.get(index, "")) for index in range(classes)]
+    numbers = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
+    return None if numbers or "" in labels or len(set(labels)) < classes else labels

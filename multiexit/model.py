@@ -92,14 +92,20 @@ class MultiExitModel(nn.Module):
             )
         self.backbone = backbone
         self.num_classes = num_classes = classes.count(num_classes)
-        own = backbone.classifier
-        if labels is None and own is not None and own.num_classes == num_classes:
-            labels = own.labels
+        known = backbone.classifier
+        if labels is None and known is not None and known.num_classes == num_classes:
+            labels = known.labels
         self.labels = classes.names(labels, num_classes)
         self.exits = resolve_exits(exits, backbone)
         self.head = backbone.head if head is None else head
         self.pool = backbone.pool if pool is None else pool
         self.heads = heads.build(self.head, self.pool, backbone, self.exits, num_classes)
+        own = isinstance(self.head, str) and heads.own_head(backbone, self.exits, num_classes)
+        if own and known is not None:
+            known.check_labels(self.labels)
+        # The last head's weights as they were drawn, to know whether they have learnt since.
+        drawn = [] if own else [p for p in self.heads[-1].parameters() if not p.is_meta]
+        self._drawn = [p.detach().to("cpu", copy=True) for p in drawn]
         self.temperature_M = nn.Buffer(torch.ones(len(self.exits)))
         trunk = next(backbone.parameters(), None)
         if trunk is not None:
@@ -113,6 +119,16 @@ class MultiExitModel(nn.Module):
     def num_exits(self) -> int:
         """M."""
         return len(self.exits)
+
+    @property
+    def last_exit_is_new(self) -> bool:
+        """Whether the last exit's head is still as it was drawn at random: no head that came with
+        the network, not loaded, not trained."""
+        now = [p.detach().cpu() for p in self.heads[-1].parameters()] if self._drawn else []
+        return bool(self._drawn) and all(
+            p.shape == drawn.shape and torch.equal(p, drawn.to(p.dtype))
+            for p, drawn in zip(now, self._drawn, strict=False)
+        )
 
     def forward(self, *args: Any, **inputs: Any) -> Tensor:
         """All exits' logits, [M, B, C], from what the wrapped backbone takes."""

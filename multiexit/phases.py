@@ -3,6 +3,7 @@
 Letters: M exits.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             term to train on, a policy that can't serve this many classes.
     """
     M, C = model.num_exits, model.num_classes
+    _check_network(model, recipe)
     for index, phase in enumerate(recipe.phases):
         where = f"phase {index} of {recipe.name!r}"
         terms_MM = _terms(model, phase)
@@ -58,6 +60,24 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
     if isinstance(recipe.finish, Budget):
         recipe.finish.check(model)
     _try_policy(model, recipe)
+
+
+def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
+    """Whether a network that is to stay as it is has learnt, and one that has is to stay so."""
+    if recipe.pretrained and model.last_exit_is_new:
+        raise ValueError(
+            f"{recipe.name!r} with pretrained=True keeps the network as it is, and this model's "
+            f"last exit is new, with random weights: wrap a network that has a classifier of "
+            f"{model.num_classes} classes (or pass it, classifier=…) and put the last exit behind "
+            "its last stage; load a trained model; or leave pretrained out, to train it first"
+        )
+    if recipe.pretrained is False and not model.last_exit_is_new:
+        warnings.warn(
+            f"this network's last exit is trained already, and {recipe.name!r} begins by training "
+            "the whole network again: pretrained=True (on the command line --option "
+            "pretrained=true) keeps it as it is and trains the early exits",
+            stacklevel=4,
+        )
 
 
 def check_sets(model: MultiExitModel, recipe: Recipe, dev: Any, unread: bool) -> None:

@@ -117,6 +117,10 @@ def train(
         tokenizer: saved with the model.
     """
     torch.manual_seed(config.seed)
+    if task.labels is not None and task.preprocessing["kind"] == "text":
+        from multiexit.backbones.transformer import order_classes
+
+        order_classes(backbone, task.labels)
     model = MultiExitModel(
         backbone, task.num_classes, exits, head or recipe.head, pool, task.labels
     )

@@ -3,6 +3,7 @@
 Letters: B batch rows, T tokens, H width, D of the vector that the last layer reads, K classes.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,36 @@ class Classifier(nn.Module):
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """What the last layer reads, [B, D]."""
         return vector(self.read, feature, valid_BT)
+
+    def check_labels(self, labels: Sequence[str] | None) -> None:
+        """Refuse the network's own names in another order than its own."""
+        mine, given = _plain(self.labels), _plain(labels)
+        if mine != given and sorted(mine) == sorted(given):
+            raise ValueError(
+                f"the labels {list(labels or [])} are the network's own in another order than its "
+                f"head has them, {self.labels}: give them in that order, or none"
+            )
+
+    def ordered(self, labels: Sequence[str]) -> "Classifier | None":
+        """A copy with the classes in the order of these names, if the network has the same ones.
+
+        Capitals, spaces and hyphens don't count.
+        """
+        mine, wanted = _plain(self.labels), _plain(labels)
+        if sorted(mine) != sorted(wanted) or not isinstance(self.linear, nn.Linear):
+            return None
+        index = torch.tensor(
+            [mine.index(name) for name in wanted], device=self.linear.weight.device
+        )
+        linear = copy.deepcopy(self.linear)
+        with torch.no_grad():
+            for p in linear.parameters():
+                p.copy_(p[index])
+        return Classifier(linear, self.num_classes, self.read, labels)
+
+
+def _plain(labels: Sequence[str] | None) -> list[str]:
+    return [label.casefold().replace("-", "_").replace(" ", "_") for label in labels or ()]
 
 
 def vector(read: nn.Module, feature: Tensor, valid_BT: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ Letters: B batch rows, T tokens, H width.
 
 import copy
 import warnings
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -168,14 +169,12 @@ def _whole(name: str, model: Any, drawn: set[str]) -> TransformerBackbone:
             "they would be random. If you mean it, load it yourself and wrap the instance"
         )
     made = TransformerBackbone(model)
-    own = made.classifier
-    parts = set() if own is None else {id(p) for p in own.parameters()}
-    if gone := sorted(
-        key for key, p in model.named_parameters() if key in drawn and id(p) in parts
-    ):
+    own = [] if made.classifier is None else [id(p) for p in made.classifier.parameters()]
+    gone = [key for key, p in model.named_parameters() if key in drawn and id(p) in own]
+    if gone:
         warnings.warn(
-            f"{name!r} calls itself a {type(model).__name__}, and its weights lack {gone}: the last "
-            "exit starts anew, like the others",
+            f"{name!r} calls itself a {type(model).__name__}, and its weights lack {gone}: the "
+            "last exit starts anew, like the others",
             stacklevel=5,
         )
         made.set_classifier(None)
@@ -253,6 +252,27 @@ def _form(backbone: TransformerBackbone) -> list[Any]:
         for part in parts
         for name, module in part.named_modules()
     ]
+
+
+def order_classes(backbone: Backbone, labels: Sequence[str]) -> None:
+    """Put a network's own classes in a task's order, where both have the same names for them."""
+    own = backbone.classifier
+    if own is None or own.labels is None or own.num_classes != len(labels):
+        return
+    ordered = own.ordered(labels)
+    if ordered is None:
+        warnings.warn(
+            f"the network calls its classes {own.labels} and the task calls them {[*labels]}: "
+            "they are taken to be the same, in this order",
+            stacklevel=3,
+        )
+        return
+    backbone.set_classifier(ordered)
+    if backbone.spec is not None:
+        named = {str(index): label for index, label in enumerate(labels)}
+        config = {**backbone.spec["config"], "id2label": named}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+        backbone.spec["config"] = config
 
 
 def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:

@@ -9,6 +9,7 @@ from multiexit.heads.base import VectorHead as VectorHead
 from multiexit.heads.base import ask as ask
 from multiexit.heads.base import pool_feature as pool_feature
 from multiexit.heads.build import build as build
+from multiexit.heads.build import own_head as own_head
 from multiexit.heads.chained import CHAINED as CHAINED
 from multiexit.heads.chained import CascadedHead as CascadedHead
 from multiexit.heads.chained import CertainHead as CertainHead

@@ -60,7 +60,7 @@ def build(
             module if isinstance(module, Head | ChainedHead) else _Plain(module) for module in made
         )
     name, plus, link = head.partition("+")
-    own = _own(backbone, stages, num_classes)
+    own = own_head(backbone, stages, num_classes)
     early = len(stages) - (own is not None)
     pooler = backbone.pooler
     held = own is not None and any(part is pooler for part in own.modules())
@@ -71,7 +71,7 @@ def build(
     return nn.ModuleList(chained.chain(link, heads) if plus else heads)
 
 
-def _own(backbone: Backbone, stages: Sequence[int], num_classes: int) -> OwnHead | None:
+def own_head(backbone: Backbone, stages: Sequence[int], num_classes: int) -> OwnHead | None:
     """The network's own head, if the last exit can be that."""
     own = backbone.classifier
     if own is None or own.num_classes != num_classes or stages[-1] != backbone.num_stages - 1:

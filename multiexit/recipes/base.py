@@ -122,6 +122,8 @@ class Recipe:
         policy: how its paper stops.
         head: the exit head it asks for, see `multiexit.heads.build`; None is the backbone's own.
         finish: called at the end with the model and its outputs on the dev set.
+        pretrained: of methods that put exits on a finished network: True, it is trained already, so
+            that network and last exit stay as they are; False, the first phase trains it.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Recipe:
     policy: ExitPolicy
     head: str | None = None
     finish: Callable[["MultiExitModel", "Outputs"], None] | None = None
+    pretrained: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.phases:

@@ -19,21 +19,32 @@ EXITS = Phase(coefficients=coefficients.early_only, train="heads")
 """Σ_(m<M) CE_m on the early heads alone, the rest frozen."""
 
 
-def deebert(threshold: float = 0.3) -> Recipe:
-    """CE_M on the network, then Σ_(m<M) CE_m on the early heads alone (DeeBERT, section 2.3)."""
+def _on_network(pretrained: bool, network: Phase, *exits: Phase) -> tuple[Phase, ...]:
+    """The network's phase, unless it is trained already, and the exits' ones."""
+    return exits if pretrained else (network, *exits)
+
+
+def deebert(threshold: float = 0.3, pretrained: bool = False) -> Recipe:
+    """CE_M on the network, then Σ_(m<M) CE_m on the early heads alone (DeeBERT, section 2.3).
+
+    Args:
+        threshold: of its policy, entropy in nats.
+        pretrained: the network is trained already, last head included: leave out the first phase.
+    """
     return Recipe(
         "deebert",
         "Xin et al., DeeBERT: Dynamic Early Exiting for Accelerating BERT Inference",
         "2",
         2020,
         "fine-tune, then train the early heads on the frozen network",
-        (NETWORK, EXITS),
+        _on_network(pretrained, NETWORK, EXITS),
         Entropy(threshold),
         head="own-pooler",
+        pretrained=pretrained,
     )
 
 
-def fastbert(speed: float = 0.5) -> Recipe:
+def fastbert(speed: float = 0.5, pretrained: bool = False) -> Recipe:
     """CE_M on the network, then Σ_(m<M) KL(p_M ‖ p_m) on the early heads, without labels.
 
     The second phase has ten times the learning rate, and may have rows of its own that have no
@@ -41,6 +52,7 @@ def fastbert(speed: float = 0.5) -> Recipe:
 
     Args:
         speed: its policy's threshold of H / log K.
+        pretrained: the network is trained already, last head included: leave out the first phase.
     """
     students = Phase("last", coefficients.teachers_only, divergence="kl", train="heads", lr=10.0)
     return Recipe(
@@ -49,9 +61,10 @@ def fastbert(speed: float = 0.5) -> Recipe:
         "3",
         2020,
         "fine-tune, then the last exit teaches the early heads, without labels",
-        (NETWORK, students),
+        _on_network(pretrained, NETWORK, students),
         NormalizedEntropy(speed),
         head="attention",
+        pretrained=pretrained,
     )
 
 
@@ -68,20 +81,27 @@ def shallow_deep_heads(threshold: float = 0.9, pretrained: bool = False) -> Reci
         "4",
         2019,
         "train the network, then early heads on it; with pretrained=true these alone",
-        (EXITS,) if pretrained else (NETWORK, EXITS),
+        _on_network(pretrained, NETWORK, EXITS),
         MostConfident(threshold),
+        pretrained=pretrained,
     )
 
 
-def ztw(threshold: float = 0.9) -> Recipe:
-    """The network, then cascaded early heads on it, then how they vote (Zero Time Waste)."""
+def ztw(threshold: float = 0.9, pretrained: bool = False) -> Recipe:
+    """The network, then cascaded early heads on it, then how they vote (Zero Time Waste).
+
+    Args:
+        threshold: of its policy.
+        pretrained: the network is trained already, last head included: leave out the first phase.
+    """
     return Recipe(
         "ztw",
         "Wolczyk et al., Zero Time Waste: Recycling Predictions in Early Exit Neural Networks",
         "3",
         2021,
         "train the network, then early heads that read each other, then their vote",
-        (
+        _on_network(
+            pretrained,
             replace(NETWORK, before_step=switch_off),
             Phase(
                 coefficients=coefficients.early_only, train=cascade_alone, before_step=switch_off
@@ -90,13 +110,14 @@ def ztw(threshold: float = 0.9) -> Recipe:
         ),
         MaxProb(threshold),
         head="linear+cascade",
+        pretrained=pretrained,
     )
 
 
 def cascade_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
-    """The early heads without their votes."""
-    votes = set(votes_alone(model))
-    return [p for head in model.heads[:-1] for p in head.parameters() if p not in votes]
+    """The early heads without their votes, and without what they share with the last one."""
+    kept = {*votes_alone(model), *model.heads[-1].parameters()}
+    return [p for head in model.heads[:-1] for p in head.parameters() if p not in kept]
 
 
 def votes_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:

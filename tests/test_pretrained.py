@@ -1,0 +1,77 @@
+"""Methods that put exits on a finished network: it stays as it is, or that it can't is said."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from helpers import Text
+from test_own_heads import classifier_of, logits_of
+
+import multiexit as mx
+
+KEEP = ("deebert", "fastbert", "ztw", "shallow-deep-heads")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned")
+    net = classifier_of("roberta", id2label={0: "no", 1: "maybe", 2: "yes"})
+    net.save_pretrained(folder)
+    return net, folder
+
+
+@pytest.mark.parametrize("name", KEEP)
+def test_a_finished_network_and_its_last_exit_stay_to_the_last_bit(name, tuned, text):
+    net, folder = tuned
+    inputs = {key: value for key, value in text(6).items() if key != "token_type_ids"}
+    recipe = mx.recipe(name, pretrained=True)
+    model = mx.MultiExitModel(mx.wrap(str(folder)), 3, head=recipe.head)
+    assert model.labels == ["no", "maybe", "yes"]
+    before = copy.deepcopy(model.state_dict())
+    mx.Trainer(model, recipe, mx.TrainConfig(max_steps=2, progress=False)).fit(Text(6))
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs)[-1], logits_of(net, inputs))
+    last = f"heads.{model.num_exits - 1}."
+    kept = ("backbone.", last)
+    moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert moved
+    assert not [name for name in moved if name.startswith(kept)]
+
+
+@pytest.mark.parametrize("name", KEEP)
+def test_a_new_last_exit_is_refused_and_a_trained_one_not_retrained_in_silence(name, tuned):
+    _, folder = tuned
+    recipes = {kept: mx.recipe(name, pretrained=kept) for kept in (True, False)}
+
+    def check(model, pretrained):
+        return mx.Trainer(model, recipes[pretrained])
+
+    head = recipes[True].head
+    for options in ({"exits": [0, 2]}, {"num_classes": 2}):
+        model = mx.MultiExitModel(
+            mx.wrap(str(folder)), **{"num_classes": 3, "head": head, **options}
+        )
+        with pytest.raises(ValueError, match="last exit is new, with random weights"):
+            check(model, True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check(model, False)
+    with torch.no_grad():
+        for p in model.heads[-1].parameters():
+            p.add_(0.1)  # as training does
+    check(model, True)
+    model = mx.MultiExitModel(mx.wrap(str(folder)), 3, head=head)
+    check(model, True)
+    with pytest.warns(UserWarning, match="trained already.*pretrained=True"):
+        check(model, False)
+
+
+def test_a_loaded_model_has_learnt(tmp_path):
+    model = mx.MultiExitModel(mx.cifar_resnet(20), 4, exits=4)
+    assert model.last_exit_is_new
+    model.save_pretrained(tmp_path)
+    assert not mx.MultiExitModel.from_pretrained(tmp_path).last_exit_is_new
+    assert copy.deepcopy(model).last_exit_is_new
+    assert model.to(torch.bfloat16).last_exit_is_new

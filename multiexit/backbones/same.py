@@ -127,7 +127,11 @@ def _hooks(module: nn.Module) -> int:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _OWN}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _OWN and not name.startswith("_fsdp")
+    }
 
 
 def _of_tensors(one: Tensor | None, other: Tensor | None, values: bool) -> str:

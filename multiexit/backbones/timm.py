@@ -38,16 +38,19 @@ class _Read(nn.Module):
 
     def __init__(self, model: Any):
         super().__init__()
+        self.before: nn.Module | None = None
         if isinstance(model, ConvNeXt):
-            self.model: Any = part_of(model, only=("norm_pre", "head"))
+            part: Any = model.norm_pre
+            self.before = part  # of `forward_features`, but of its last width alone
+            self.model: Any = part_of(model, only=("head",))
             self.model.head = part_of(model.head, without=("fc",))
         else:
             names = ("global_pool", "attn_pool", "fc_norm", "head_drop")
             self.model = part_of(model, only=names)
 
     def forward(self, feature: Tensor) -> Tensor:
-        if isinstance(self.model, ConvNeXt):
-            feature = self.model.norm_pre(feature)
+        if self.before is not None:
+            feature = self.before(feature)
         return self.model.forward_head(feature, pre_logits=True)
 
 

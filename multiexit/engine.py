@@ -21,11 +21,18 @@ from multiexit.folding import for_inference
 from multiexit.latency import Latency, check_here
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import ExitPolicy
-from multiexit.streaming import Place, Waiting, by_length, named_inputs, placed, some
+from multiexit.streaming import (
+    Place,
+    Waiting,
+    by_length,
+    named_inputs,
+    placed,
+    windows_at_hand,
+)
 from multiexit.unchanged import unchanged
+from multiexit_runner.reading import Window, windows
 
 STEP = 16  # compiled engines see lengths of so many tokens apart
-WINDOW = 8  # batches of a stream that are read ahead, where the source doesn't stall
 
 
 class Engine:
@@ -120,13 +127,13 @@ class Engine:
         self,
         data: Dataset[Any] | Iterable[Any],
         batch_size: int = 32,
-        window: int | None = None,
+        window: int = 8,
     ) -> Iterator[Prediction]:
         """Answers for batch after batch, in order; inside, rows of different batches go together.
 
         Rows of `window` batches are sorted by length, and rows that wait at the same exit are put
         together until they fill a batch, so that deep stages run full too. All answers of a window
-        come before the next batch is read.
+        come before more is read.
 
         Where a batch can't be answered, or the source fails, the answers of all batches before
         come first. Rows and batches are then named as counted from 0 over the whole stream.
@@ -134,17 +141,16 @@ class Engine:
         Args:
             data: a data set, or an iterable of batches with or without labels, of any sizes.
             batch_size: rows that go through a segment together.
-            window: batches read ahead. By default 8 of what has a length, such as a list, a data
-                set or a loader, and 1 of what may stall, such as a generator: each batch is then
-                answered before the next one is read.
+            window: batches read ahead, at most. What has no length, such as a generator, may stall:
+                it is read in a thread of its own, and when nothing more comes for 0.05 s, what has
+                come is answered. With 1 each batch is answered by itself.
 
         Raises:
             ValueError: at once: sizes that are no whole numbers from 1, train mode, a single batch
                 in place of batches. While reading: what `predict` raises, with the batch named.
         """
         _check_whole("batch_size", batch_size)
-        if window is not None:
-            _check_whole("window", window)
+        _check_whole("window", window)
         if isinstance(data, Tensor | Mapping | str | bytes) or not (
             isinstance(data, Dataset | Iterable)
         ):
@@ -153,16 +159,14 @@ class Engine:
                 f"{type(data).__name__}, which predict would take"
             )
         self._check()
-        ahead = window or (WINDOW if isinstance(data, Dataset | Sized) else 1)
         known = Columns(self._given.backbone.start)
-        source = map(known, in_order(data, int(batch_size)))
-        return self._stream(source, int(batch_size), int(ahead))
+        source = named_inputs(map(known, in_order(data, int(batch_size))))
+        read = windows_at_hand if isinstance(data, Dataset | Sized) else windows
+        return self._stream(read(source, int(window)), int(batch_size))
 
-    def _stream(self, source: Iterable[Any], batch_size: int, window: int) -> Iterator[Prediction]:
+    def _stream(self, source: Iterable[Window], batch_size: int) -> Iterator[Prediction]:
         before = Place(0, 0)
-        reader = named_inputs(source)
-        while True:
-            batches, failed = some(reader, window)
+        for batches, failed in source:
             self._check()
             try:
                 answers = iter(self._window(batches, batch_size))
@@ -175,8 +179,6 @@ class Engine:
                 before = Place(before.batch + 1, before.row + len(answer.exit_B))
             if failed is not None:
                 raise failed
-            if len(batches) < window:
-                return
 
     def _alone(self, batch: dict[Any, Any], batch_size: int) -> Prediction:
         return self._window([batch], batch_size)[0]

@@ -3,7 +3,8 @@
 Letters: B batch rows, C channels.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from multiexit.data.text import TextDataset
 from multiexit.engine import Engine
 from multiexit.model import MultiExitModel, Prediction
 from multiexit.policies import ExitPolicy
+from multiexit_runner.reading import windows
 
 
 def predict_lines(
@@ -28,17 +30,39 @@ def predict_lines(
 ) -> Iterator[dict[str, Any]]:
     """One answer per line; where the task has sentence pairs, a tab is between them.
 
+    Lines that have come are answered as soon as no more come for 0.05 s, and never more than
+    `batch_size` together; what has a length, such as a list, is answered in whole batches.
+
     Raises:
-        ValueError: a line without a tab where pairs are needed.
+        ValueError: a line without a tab where pairs are needed. All lines before it are answered.
     """
     engine = Engine(model, policy)
     length = model.preprocessing.get("max_length", 128)
-    for some in chunks(lines, batch_size):
-        first, second = _sentences(some, paired=model.preprocessing.get("pairs", False))
-        rows = TextDataset.from_texts(tokenizer, first, second, max_length=length)
-        _, inputs, _ = unpack(rows.collate([rows[i] for i in range(len(rows))]))
-        answer = engine.predict(**inputs)
-        yield from _answers(model, answer, "text", some)
+    paired = model.preprocessing.get("pairs", False)
+    for come in _come(lines, batch_size):
+        some = list(takewhile(lambda line: not paired or line.count("\t") == 1, come))
+        if some:
+            first, second = _sentences(some, paired)
+            rows = TextDataset.from_texts(tokenizer, first, second, max_length=length)
+            _, inputs, _ = unpack(rows.collate([rows[i] for i in range(len(rows))]))
+            yield from _answers(model, engine.predict(**inputs), "text", some)
+        if len(some) < len(come):
+            wrong = come[len(some)]
+            raise ValueError(
+                f"this model reads sentence pairs, one tab between them; got {wrong!r}"
+            )
+
+
+def _come(lines: Iterable[str], batch_size: int) -> Iterator[list[str]]:
+    """Lines that have come, some at a time, and then what the source raised."""
+    if isinstance(lines, Sized):
+        yield from chunks(lines, batch_size)
+        return
+    for some, error in windows(lines, batch_size):
+        if some:
+            yield some
+        if error is not None:
+            raise error
 
 
 def predict_images(
@@ -93,9 +117,6 @@ def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str]
     if not paired:
         return list(lines), None
     pairs = [line.split("\t") for line in lines]
-    wrong = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
-    if wrong is not None:
-        raise ValueError(f"this model reads sentence pairs, one tab between them; got {wrong!r}")
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 

@@ -6,15 +6,14 @@ Letters: M exits, B batch rows.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from multiexit import padding, walk
 from multiexit.data.batches import unpack_inputs
-
-T = TypeVar("T")
+from multiexit_runner.reading import Window
 
 
 class Place(NamedTuple):
@@ -39,14 +38,19 @@ def named_inputs(source: Iterable[Any]) -> Iterator[dict[Any, Any]]:
         yield named
 
 
-def some(reader: Iterator[T], window: int) -> tuple[list[T], Exception | None]:
-    """The next batches, and what kept the source from giving more."""
-    batches: list[T] = []
-    try:
-        batches.extend(islice(reader, window))
-    except Exception as error:  # whatever the user's source raises
-        return batches, error
-    return batches, None
+def windows_at_hand(source: Iterator[Any], most: int) -> Iterator[Window]:
+    """`multiexit_runner.reading.windows` of what is there already: whole ones, without a thread."""
+    error, batches = None, []
+    while error is None:
+        batches = []
+        try:
+            batches.extend(islice(source, most))
+        except Exception as raised:  # whatever the user's source raises
+            error = raised
+        if batches or error is not None:
+            yield Window(batches, error)
+        if len(batches) < most:
+            return
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """What is typed on the command line, read: exits, options, inputs, model folders."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from multiexit.files import regular
 
@@ -72,15 +73,29 @@ def lines(files: list[str] | None) -> Iterator[str]:
         if sys.stdin is None:
             raise ValueError("stdin is closed: name a file of lines")
         # What stands in for stdin may have text alone.
-        yield from _decoded(
-            getattr(sys.stdin, "buffer", None) or map(str.encode, sys.stdin), "stdin"
-        )
+        raw = getattr(sys.stdin, "buffer", None)
+        yield from _decoded(_come(raw) if raw else map(str.encode, sys.stdin), "stdin")
         return
     for name in files:
         if not name.startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):  # of the shell
             regular(name)
         with Path(name).open("rb") as file:
             yield from _decoded(file, name)
+
+
+def _come(file: BinaryIO) -> Iterator[bytes]:
+    """Lines as they come, without the file's lock: who waits with it keeps Python from ending."""
+    try:
+        number = file.fileno()
+    except OSError:  # a file in memory
+        yield from file
+        return
+    rest = b""
+    while chunk := os.read(number, 1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def _decoded(file: Iterable[bytes], name: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Bounds on what early exits cost: the p-value by hand, coverage by simulation, refusals."""
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -175,3 +176,14 @@ def test_what_cannot_be_certified_is_refused():
         mx.calibrate(outputs_of(), mx.MaxProb, risk=0.1, confidence=1.0)
     with pytest.raises(ValueError, match="no loss 'f1'"):
         mx.calibrate(outputs_of(), mx.MaxProb, risk=0.1, loss="f1")
+
+
+def test_a_model_that_answers_one_class_is_warned_about():
+    outputs = outputs_of()
+    constant = replace(outputs, logits_MBC=outputs.logits_MBC + torch.tensor([99.0, 0, 0]))
+    one_label = replace(outputs, labels_B=torch.zeros_like(outputs.labels_B))
+    for target in ({"risk": 0.1}, {"speedup": 1.5}, {"score": 0.1}):
+        with pytest.warns(UserWarning, match="answers class 0 on all 400 rows.*3 different labels"):
+            mx.calibrate(constant, mx.MaxProb, **target)
+        with pytest.warns(UserWarning, match="all 400 rows to calibrate on have the label 0"):
+            mx.calibrate(one_label, mx.MaxProb, **target)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiexit import typed
+from multiexit import prediction, typed
 
 WAYS = {
     "ends of every kind": (b"fine\r\nold\rmac\nlast", ["fine", "old", "mac", "last"]),
@@ -76,3 +76,16 @@ def test_the_locale_does_not_matter():
 def test_a_closed_stdin():
     with patch.object(sys, "stdin", None), pytest.raises(ValueError, match="stdin is closed"):
         list(typed.lines(None))
+
+
+def test_lines_of_a_pipe_come_one_by_one_and_are_answered_so():
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as pipe:
+        lines = prediction._come((line.decode() for line in typed._come(pipe)), 32)
+        for words in (b"one\n", b"two\nthree\n"):
+            os.write(write, words)
+            assert next(lines) == words.decode().splitlines(keepends=True)
+        os.write(write, b"four")
+        os.close(write)
+        assert list(lines) == [["four"]]
+    assert list(prediction._come(["a", "b", "c"], 2)) == [["a", "b"], ["c"]]

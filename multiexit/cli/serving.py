@@ -59,7 +59,7 @@ def predict(
             failed += 1
             print(f"multiexit: {answer['error']}", file=sys.stderr)
         else:
-            print(_json(answer))
+            print(_json(answer), flush=True)
     if failed:
         raise typer.Exit(2)
 

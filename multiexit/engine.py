@@ -160,7 +160,7 @@ class Engine:
             )
         self._check()
         known = Columns(self._given.backbone.start)
-        source = named_inputs(map(known, in_order(data, int(batch_size))))
+        source = named_inputs(in_order(data, int(batch_size)), known)
         read = windows_at_hand if isinstance(data, Dataset | Sized) else windows
         return self._stream(read(source, int(window)), int(batch_size))
 

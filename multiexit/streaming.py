@@ -3,7 +3,7 @@
 Letters: M exits, B batch rows.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
@@ -23,12 +23,19 @@ class Place(NamedTuple):
     row: int
 
 
-def named_inputs(source: Iterable[Any]) -> Iterator[dict[Any, Any]]:
-    """Each batch's inputs by name, or by place; they must be the same ones."""
+def named_inputs(
+    source: Iterable[Any], known: Callable[[Any], Any] = lambda batch: batch
+) -> Iterator[dict[Any, Any]]:
+    """Each batch's inputs by name, or by place; they must be the same ones.
+
+    Args:
+        source: of batches.
+        known: what of a batch the network takes.
+    """
     first: list[Any] = []
     for number, batch in enumerate(source):
         with placed(Place(number, 0)):
-            args, inputs = unpack_inputs(batch)
+            args, inputs = unpack_inputs(known(batch))
             named = {**dict(enumerate(args)), **inputs}
             first = first or list(named)
             if set(named) != set(first):

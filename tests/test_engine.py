@@ -172,7 +172,7 @@ def test_good_answers_come_before_the_sources_error(mlp, window):
     engine = mx.Engine(model, mx.MaxProb(0.6))
     for end, kind, message in (
         (broken, OSError, "the line is dead"),
-        (lambda: [{"y": inputs["x"]}], ValueError, "batch 3 of the stream: .*same inputs"),
+        (lambda: [{"y": inputs["x"]}], ValueError, "batch 3 of the stream: .*takes x"),
         (lambda: ["words"], ValueError, "batch 3 of the stream: a batch is"),
         (lambda: [torch.zeros(2, 5)], RuntimeError, "mat1|shape"),
     ):
@@ -483,7 +483,7 @@ def test_bad_settings_are_named(mlp):
         list(engine.stream([inputs], batch_size=0))
     with pytest.raises(ValueError, match="must rise"):
         mx.profile(model, batch_sizes=(4, 2))
-    with pytest.raises(ValueError, match="same inputs"):
+    with pytest.raises(ValueError, match="the network takes x"):
         list(engine.stream([{"x": inputs["x"]}, {"y": inputs["x"]}]))
     model.train()
     with pytest.raises(ValueError, match="train mode"):

@@ -130,7 +130,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in _OWN and "_fsdp" not in name
+        if name not in _OWN and "_fsdp" not in name and "composable_api" not in name
     }
 
 

@@ -1,5 +1,8 @@
 """multiexit: train networks with many exits and make them stop early, for text and for images."""
 
+from multiexit import starting as _starting  # noqa: F401 (first: importing torch takes seconds)
+
+# isort: split
 from multiexit import coefficients, gradients, heads, metrics, recipes, topology, weights
 from multiexit.backbones import Backbone, Classifier, SequentialBackbone, cifar_resnet, wrap
 from multiexit.budget import budgeted

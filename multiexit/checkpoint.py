@@ -6,6 +6,7 @@ Each has the checksums of its files.
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Collection
@@ -19,16 +20,18 @@ from multiexit.files import check_seal, read_json, seal, write_tensors
 
 FOLDER = "checkpoints"
 FORMAT = 1
+NAME = re.compile(r"phase-(\d+)-step-(\d+)")
 
 
 def name_of(phase: int, step: int) -> str:
-    """What the checkpoint after so many steps of a phase is called; names sort as they came."""
+    """What the checkpoint after so many steps of a phase is called."""
     return f"phase-{phase:02d}-step-{step:07d}"
 
 
 def names(output: Path) -> list[str]:
     """The checkpoints of a run, the latest last."""
-    return sorted(path.name for path in (output / FOLDER).glob("phase-*"))
+    found = (NAME.fullmatch(path.name) for path in (output / FOLDER).glob("phase-*"))
+    return [m[0] for m in sorted(filter(None, found), key=lambda m: (int(m[1]), int(m[2])))]
 
 
 def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> None:

@@ -1,9 +1,14 @@
 """The settings of a training run."""
 
 import math
-from dataclasses import dataclass
+import os
+import warnings
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from multiexit.metrics import METRICS, Metric
 
@@ -36,7 +41,8 @@ class TrainConfig:
             that gives a number, more being better, or a dict of numbers with `"score"`; it is
             tried on made-up rows first. None is accuracy, or Pearson and Spearman for regression.
         output: the run's folder, or None to keep nothing on disk.
-        resume: go on from the checkpoint in `output`, if there is one.
+        resume: go on from the checkpoint in `output`; a new folder is begun anew.
+        overwrite: clear away the run that `output` holds, and start anew.
         force: go on even if that checkpoint is of a run with another recipe, settings, data or
             versions; warns of what differs.
         checkpoint_every: steps between checkpoints, beside one at each epoch's end.
@@ -70,6 +76,7 @@ class TrainConfig:
     output: str | Path | None = None
     resume: bool = False
     force: bool = False
+    overwrite: bool = False
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     log_every: int = 20
@@ -78,44 +85,114 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        """Numbers of numpy become plain ones, so that they can be written.
+
+        Raises:
+            ValueError: it names the setting, the value, and what would be right.
+        """
         for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints", "log_every"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("seed", "workers"):
-            _at_least(name, getattr(self, name), 0)
+            self._whole(name, 1)
         for name in ("max_steps", "checkpoint_every", "early_stopping"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+                self._whole(name, 1)
+        self._whole("workers", 0)
+        self._whole("seed", 0, 2**32)
         for name in ("lr", "omega_lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be above 0, got {value}")
+            if not self._number(name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= self._number(name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+        if not self._number("weight_decay") >= 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not self._number("clip") > 0:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
-        if any(not 0 < milestone < 1 for milestone in self.milestones):
-            raise ValueError(f"milestones are shares of the steps, 0..1, got {self.milestones}")
+        for name in ("compile", "channels_last", "checkpoint_gradients", "resume", "force"):
+            self._switch(name)
+        for name in ("overwrite", "progress"):
+            self._switch(name)
+        self._several("milestones", "shares of the steps, such as (0.5, 0.75)")
+        object.__setattr__(self, "milestones", tuple(map(_share, self.milestones)))
+        self._several("trackers", "names, such as ('tensorboard',)")
+        if not all(isinstance(name, str) for name in self.trackers):
+            raise ValueError(f"trackers are names, such as ('tensorboard',); got {self.trackers}")
         _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
         _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         if not callable(self.metric):
             _one_of("metric", self.metric, (None, *METRICS))
+        self._check_output()
+        self._name_idle()
+
+    def _check_output(self) -> None:
+        output: object = self.output
+        if isinstance(output, os.PathLike) and not isinstance(output, Path):
+            object.__setattr__(self, "output", Path(os.fsdecode(output)))
+        elif output is not None and not (isinstance(output, Path) or _named(output)):
+            raise ValueError(f"output is the name of a folder, or None for none; got {output!r}")
         if self.trackers and self.output is None:
             raise ValueError("trackers write to the run's folder: set output=")
-        if self.resume and self.output is None:
-            raise ValueError("resume=True needs output=, the folder of the run to go on with")
+        for name in ("resume", "overwrite"):
+            if getattr(self, name) and self.output is None:
+                raise ValueError(f"{name}=True needs output=, the folder of the run")
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with a run and overwrite clears it away: set one")
         if self.force and not self.resume:
             raise ValueError("force=True is for resume=True: it lets another run's checkpoint pass")
 
+    def _name_idle(self) -> None:
+        """Warn of what was set and has no effect."""
+        default = {f.name: f.default for f in fields(self)}
+        for name, idle, why in (
+            ("milestones", self.schedule != "step", f"schedule={self.schedule!r}"),
+            ("momentum", self.optimizer != "sgd", f"optimizer={self.optimizer!r}"),
+            ("checkpoint_every", self.output is None, "output=None"),
+        ):
+            if idle and getattr(self, name) != default[name]:
+                said = f"{name}={getattr(self, name)} has no effect with {why}"
+                warnings.warn(said, stacklevel=4)
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+    def _whole(self, name: str, least: int, below: int | None = None) -> None:
+        value = getattr(self, name)
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or not least <= int(value) < (math.inf if below is None else below):
+            upto = "" if below is None else f" below {below}"
+            raise ValueError(f"{name} must be a whole number from {least}{upto}, got {value!r}")
+        object.__setattr__(self, name, int(value))
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        plain = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(self, name, plain)
+        return plain
+
+    def _switch(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
+        object.__setattr__(self, name, bool(value))
+
+    def _several(self, name: str, what: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} are {what}; got {value!r}")
+        object.__setattr__(self, name, tuple(value))
+
+
+def _share(value: object) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < 1:
+        raise ValueError(f"milestones are shares of the steps, 0..1, got {value!r}")
+    return float(value)
+
+
+def _named(output: object) -> bool:
+    return isinstance(output, str) and bool(output.strip()) and "\0" not in output
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
+    if not (value is None or isinstance(value, str)) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

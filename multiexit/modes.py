@@ -26,7 +26,8 @@ def as_found(*modules: nn.Module) -> Iterator[None]:
         for m, training in modes:
             m.training = training
         for p, trained in flags:
-            p.requires_grad_(trained)
+            if p.requires_grad != trained:
+                p.requires_grad_(trained)
 
 
 def train_mode(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 
 NAME = "run.json"
+PLAIN = str | int | float | None
 
 
 def describe(
@@ -55,7 +57,7 @@ def describe(
         "backbone": model.backbone.spec,
         "model": {
             "exits": model.exits,
-            "head": model.head if isinstance(model.head, str) else _written(model.head),
+            "head": _written(model.head),
             "pool": model.pool,
             "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
         },
@@ -109,22 +111,55 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
     write_json(path, now)
 
 
+def finish(folder: Path, checkpoint: str) -> None:
+    """Note in `run.json` that the run is done, model and all, behind its last checkpoint."""
+    facts = json.loads((folder / NAME).read_text())
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder / NAME, {**facts, "finished": {"checkpoint": checkpoint, "at": now}})
+
+
+def finished(folder: Path, checkpoint: str, otherwise: bool) -> bool:
+    """Whether `finish` was noted behind this checkpoint.
+
+    Args:
+        folder, checkpoint: as there.
+        otherwise: what counts where nothing was ever noted.
+    """
+    try:
+        noted = json.loads((folder / NAME).read_text()).get("finished")
+    except (AttributeError, OSError, ValueError):
+        return False
+    return otherwise if noted is None else noted == {**noted, "checkpoint": checkpoint}
+
+
 def _phase(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
+    """Every field of a phase; what depends on the number of exits as the matrices it makes."""
     teaches_MM = topology.resolve(phase.topology, model.num_exits)
     turns = phases.factors(phase, teaches_MM, 0.5, model.cost().shares_M)
-    rest = (phase.train, phase.extra, phase.branch, phase.surgery, phase.before_step)
     return {
-        "learner": _written(phase.learner),
-        "temperature": _written(phase.temperature),
+        **{field.name: _written(getattr(phase, field.name)) for field in fields(phase)},
         "topology": teaches_MM.tolist(),
         "coefficients": [A_MM.tolist() for A_MM in turns],
-        "rest": [phase.divergence, phase.epochs, phase.lr, *map(_written, rest)],
     }
 
 
-def _written(part: Any) -> str:
-    """A function by its name, anything else as it is written."""
-    return part.__qualname__ if inspect.isfunction(part) else _stable(repr(part))
+def _written(part: Any) -> Any:
+    """Plain values as they are, a function by its name and the plain values that it closes over."""
+    if isinstance(part, PLAIN):
+        return part
+    if not inspect.isfunction(part):
+        return _stable(repr(part))
+    cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
+    around = {name: _held(cell) for name, cell in cells}
+    plain = [f"{n}={v!r}" for n, v in around.items() if v is not None and isinstance(v, PLAIN)]
+    return part.__qualname__ + (f"({', '.join(plain)})" if plain else "")
+
+
+def _held(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing yet
+        return None
 
 
 def _stable(text: str) -> str:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from multiexit import checkpoint, schema
 from multiexit.config import TrainConfig
+from multiexit.recipes.base import TRAIN
 
 FREE = {
-    *("output", "resume", "force", "checkpoint_every", "keep_checkpoints"),
+    *("output", "resume", "force", "overwrite", "checkpoint_every", "keep_checkpoints"),
     *("trackers", "workers", "progress"),
 }
 """Settings that may change between a run and its continuation."""
@@ -65,6 +66,16 @@ STATE = schema.table(
 )
 """What a run's state has; what lies deeper is looked at when it is put to use."""
 
+LENGTH = {"config epochs", "config max_steps"}
+"""What rates and curricula follow, so that a longer run is another one from its first step on."""
+
+PATIENCE = "config early_stopping"
+
+LISTED = ("divergence", "epochs", "lr", "train", "extra", "branch", "surgery", "before_step")
+"""Fields of a phase that older checkpoints have in a list, as written."""
+
+WRITTEN = {"None": None, **{repr(name): name for name in TRAIN}}
+
 FIXED = ("model exits", "model shapes", "config optimizer", "recipe phases")
 """What a checkpoint can't be put into if it differs, not even by force."""
 
@@ -92,19 +103,52 @@ def saved_state(config: TrainConfig, here: dict[str, Any]) -> tuple[str, Any] | 
     found = checkpoint.load(Path(str(config.output)), STATE) if config.resume else None
     if found is None:
         return None
-    there = found[1]["run"]
-    different = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
-    if different:
+    _uncover(found[1])
+    there = _by_field(found[1]["run"])
+    different = {key for key in {*there, *here} if there.get(key) != here.get(key)}
+    if PATIENCE in different and _more_patient(there, here, found[1]):
+        different.discard(PATIENCE)
+    if different := sorted(different):
         said = f"the checkpoint in {config.output} is of another run; it differs in " + ", ".join(
             f"{k} ({reprlib.repr(there.get(k))} there, {reprlib.repr(here.get(k))} here)"
             for k in different
         )
+        if LENGTH & {*different}:
+            said += "; with another length it isn't the run that had it from the start"
         if any(key.startswith(FIXED) for key in different):
             raise ValueError(f"{said}; it can't go on as this one")
         if not config.force:
             raise ValueError(f"{said}; force=True (--force) goes on nevertheless")
         warnings.warn(f"{said}; going on by force", stacklevel=3)
     return found
+
+
+def _more_patient(there: dict[str, Any], here: dict[str, Any], state: Any) -> bool:
+    """Whether more patience from the start would have led to the same place."""
+    before, now = there.get(PATIENCE), here.get(PATIENCE)
+    first = state["position"]["phase"] == 0  # a phase before may have ended too early
+    return first and before is not None and (now is None or now > before)
+
+
+def _uncover(state: Any) -> None:
+    """Older checkpoints call a phase that ended early complete; put back where it was."""
+    position = state["position"]
+    rows = state["history"]["epochs"]
+    if rows and rows[-1].get("phase") == position["phase"] and position["batch"] == 0:
+        position["epoch"] = min(position["epoch"], rows[-1]["epoch"] + 1)
+
+
+def _by_field(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's identity with each of a phase's fields under its name."""
+    made: dict[str, Any] = {}
+    for key, value in run.items():
+        phase, _, last = key.rpartition(" ")
+        if last == "rest" and isinstance(value, list) and len(value) == len(LISTED):
+            pairs = zip(LISTED, value, strict=True)
+            made.update({f"{phase} {name}": WRITTEN.get(one, one) for name, one in pairs})
+        else:
+            made[key] = value
+    return made
 
 
 def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from multiexit import pictures, policies, presets, recipes, report, saving, tasks
+from multiexit import pictures, policies, presets, recipes, report, runfolder, tasks
 from multiexit.backbones import Backbone, wrap
 from multiexit.config import TrainConfig
 from multiexit.data import glue
@@ -128,10 +128,8 @@ def train(
     rows, held = task.train, None
     if validation:
         rows, held = holdout(task.train, validation, config.seed)
-    if tokenizer is not None and config.output is not None and processes().is_main_process:
-        saving.save_tokenizer(tokenizer, Path(config.output) / "model")
-    history = Trainer(model, recipe, replace(config, metric=task.metric)).fit(rows, held)
-    return model, history
+    settings = replace(config, metric=task.metric)
+    return model, Trainer(model, recipe, settings, tokenizer).fit(rows, held)
 
 
 def default_policies(outputs: Outputs, own: ExitPolicy | None = None) -> list[ExitPolicy]:
@@ -247,11 +245,12 @@ def write_results(
     print(f"\nwritten: {folder / 'results.json'}, {folder / 'results.png'}")
 
 
-def demo(folder: Path, epochs: int = 30) -> None:
+def demo(folder: Path, epochs: int = 30, overwrite: bool = False) -> None:
     """Train, judge and plot a small multi-exit ResNet on scikit-learn's digits."""
     begin = time.perf_counter()
+    config = replace(config_for("digits"), epochs=epochs, output=folder, overwrite=overwrite)
+    runfolder.check(config)
     task = tasks.load("digits")
-    config = replace(config_for("digits"), epochs=epochs, output=folder)
     recipe = recipe_for("leebert", "digits", {})
     model, history = train(task, backbone_for(task, None), recipe, config)
     seconds = round(time.perf_counter() - begin, 1)

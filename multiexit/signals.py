@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C noted, so that what is under way can be finished and saved."""
+"""SIGTERM, SIGHUP and Ctrl-C noted, so that what is under way can be finished and saved."""
 
 import signal
 import time
@@ -14,6 +14,10 @@ from accelerate.utils import gather
 
 ECHO = 1.0
 """Seconds in which a second signal is the first one again: launchers pass on what all have got."""
+
+
+ASKING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""What asks a process to end; SIGHUP comes when a terminal or a connection closes."""
 
 
 class Noted:
@@ -33,9 +37,9 @@ class Noted:
 
 @contextmanager
 def noted(wanted: bool = True) -> Iterator[Noted]:
-    """Inside, the first SIGTERM or Ctrl-C is only noted; a later one ends the process at once.
+    """Inside, the first such signal is only noted; a later one ends the process at once.
 
-    A signal that is ignored, as Ctrl-C is in a shell's background, still is.
+    A signal that is ignored, as Ctrl-C is in a shell's background and SIGHUP under nohup, still is.
 
     Args:
         wanted: if not, and outside the main thread (which alone may handle signals), nothing
@@ -54,7 +58,7 @@ def noted(wanted: bool = True) -> Iterator[Noted]:
         elif now - first > ECHO:
             end(number)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in ASKING}
     before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)

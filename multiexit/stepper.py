@@ -20,6 +20,7 @@ from multiexit.hypergradient import LookBack, plain_attention
 from multiexit.model import MultiExitModel
 from multiexit.modes import train_mode
 from multiexit.omega import Omega
+from multiexit.processes import apart
 from multiexit.recipes import Phase
 from multiexit.step import Losses, Terms, TrainingPass, frozen_statistics
 from multiexit.weights import Plan
@@ -55,7 +56,10 @@ class Stepper:
     def __init__(
         self, model: MultiExitModel, phase: Phase, config: TrainConfig, accelerator: Accelerator
     ):
-        self.model = sharding.shard(model, accelerator) if accelerator.is_fsdp2 else model
+        self.model = model
+        if accelerator.is_fsdp2:
+            with apart(accelerator):
+                self.model = sharding.shard(model, accelerator)
         self.phase = phase
         self.config = config
         self.accelerator = accelerator
@@ -70,11 +74,12 @@ class Stepper:
         self._pass = TrainingPass(self.model, phase, self.labelled, config)
         with warnings.catch_warnings():  # the keyword that replaces it is newer than torch 2.11
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-            prepared: Any = (
-                (self._pass, accelerator.prepare_optimizer(made))
-                if accelerator.is_fsdp2
-                else accelerator.prepare(self._pass, made)
-            )
+            with apart(accelerator):
+                prepared: Any = (
+                    (self._pass, accelerator.prepare_optimizer(made))
+                    if accelerator.is_fsdp2
+                    else accelerator.prepare(self._pass, made)
+                )
         self._wrapped, self.optimizer = prepared
         # What averages gradients over processes.
         self._averaging = self.model if accelerator.is_fsdp2 else self._wrapped

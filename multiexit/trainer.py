@@ -16,6 +16,7 @@ import math
 import signal
 import sys
 import time
+import warnings
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,9 +24,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    broadcast,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -36,9 +42,11 @@ from multiexit import (
     metrics,
     phases,
     policies,
+    precision,
     provenance,
     randomness,
     resume,
+    runfolder,
     sharding,
     signals,
 )
@@ -52,7 +60,7 @@ from multiexit.history import History
 from multiexit.journal import Journal
 from multiexit.model import MultiExitModel
 from multiexit.modes import as_found
-from multiexit.processes import processes
+from multiexit.processes import apart, check_environment
 from multiexit.recipes import Phase, Recipe
 from multiexit.step import check_parameters
 from multiexit.stepper import Stepper
@@ -85,32 +93,43 @@ class Trainer:
         model: changed in place.
         recipe: the method.
         config: the run's settings.
+        tokenizer: saved with the model, where it is saved.
 
     Raises:
-        ValueError: a topology that doesn't fit the model's exits, or a metric that can't judge it.
+        ValueError: a topology that doesn't fit the model's exits, a metric that can't judge it, or
+            other parts that don't go together.
     """
 
-    def __init__(self, model: MultiExitModel, recipe: Recipe, config: TrainConfig | None = None):
+    def __init__(
+        self,
+        model: MultiExitModel,
+        recipe: Recipe,
+        config: TrainConfig | None = None,
+        tokenizer: Any = None,
+    ):
         self.model = model
+        self._tokenizer = tokenizer
         self.recipe = recipe
         self.config = config or TrainConfig()
         policies.check(recipe.policy, model.num_exits, model.num_classes)
+        precision.trainable_weights(model)
         phases.check(model, recipe)
         metrics.check(self.config.metric, model.num_classes)
         phases.check_options(model, recipe, self.config)
         available = {tracker.value for tracker in get_available_trackers()}
         if missing := sorted(set(self.config.trackers) - available):
             raise ValueError(f"no tracker {missing} is installed; there are {sorted(available)}")
-        if AcceleratorState._shared_state:  # a run before this one may have had another precision
-            AcceleratorState._reset_state(reset_partial_state=True)  # the process group stays
-        processes()
-        self.accelerator = Accelerator(
-            mixed_precision=self.config.mixed_precision,
-            log_with=list(self.config.trackers) or None,
-            project_dir=self.config.output,
-            # The first process's statistics are shared when an epoch ends, not at every pass.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        check_environment(self.config)
+        with apart():
+            self.accelerator = Accelerator(
+                mixed_precision=self.config.mixed_precision,
+                log_with=list(self.config.trackers) or None,
+                project_dir=self.config.output,
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # is our own
+                dynamo_backend="no",
+                # The first process's statistics are shared when an epoch ends, not at every pass.
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            )
         sharding.check(self.accelerator, model, recipe, self.config)
         if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
@@ -119,6 +138,7 @@ class Trainer:
         self._best: dict[str, Tensor] | None = None
         self._journal = Journal()
         self._kept: list[str] = []
+        self._unwritten: Any = None
         self._asked = signals.Noted()
 
     def fit(
@@ -129,8 +149,10 @@ class Trainer:
     ) -> History:
         """Train, and leave the model with its best weights on `dev` (its last without one).
 
-        The recipe's policy becomes the model's. With `output`, SIGTERM and Ctrl-C let the step in
-        progress finish, save, and then end the process; a second one ends it at once.
+        The recipe's policy becomes the model's. With `output`, SIGTERM, SIGHUP and Ctrl-C let the
+        step in progress finish, save, and then end the process; a second one ends it at once.
+        Weights in half precision become float32. With `resume`, a run that was finished is left
+        as it is, and the model gets all that was saved with it.
 
         Args:
             train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`,
@@ -145,11 +167,16 @@ class Trainer:
             which says what the run was made from.
 
         Raises:
-            ValueError: an empty set, labels outside the classes, a checkpoint of another run.
+            ValueError: an empty set, labels outside the classes, a checkpoint of another run, a
+                folder that holds a run or that another one is writing into. Nothing is written.
             FloatingPointError: a loss that is NaN or infinite, named by exit and step; the last
                 checkpoint stands.
             torch.OutOfMemoryError: with what to lower.
         """
+        with precision.training_switches(self.accelerator.device):
+            return self._fit(train, dev, unlabelled)
+
+    def _fit(self, train: Any, dev: Any, unlabelled: Any) -> History:
         if isinstance(train, DataLoader):
             loaders.check(train)
             self.config = replace(self.config, **loaders.settings(train))
@@ -164,40 +191,102 @@ class Trainer:
         ]
         unread = unlabelled is not None and all(rows is data for rows in data_of)
         phases.check_sets(self.model, self.recipe, dev, unread)
-        self.history, self.position, self._best = History(), Position(), None
-        self._journal, self._kept = Journal(), []
-        self.model.policy = self.recipe.policy
-        set_seed(self.config.seed, device_specific=True)
-        self.accelerator.init_trackers("multiexit")
-        run, saved = self._begin({"train": train, "dev": dev, "unlabelled": unlabelled})
-        first = saved["position"]["phase"] if saved else 0
-        may_mix = sharding.may_mix(self.accelerator, self.model)
-        with signals.noted(run is not None) as self._asked:
-            for index in range(first, len(self.recipe.phases)):
-                with memory.explained(self.config, data_of[index], may_mix):
-                    self._run_phase(index, data_of[index], dev, run, saved)
-                saved = None
-        self.model.to(self.accelerator.device)  # of sharded copies it was the whole
-        for tracker in self.accelerator.trackers:  # end_training would end the process group too
-            tracker.finish()
-        if self.recipe.finish is not None:
-            self.recipe.finish(self.model, self._collect(self.model, dev, keys=True))
-        self._save_model()
+        set_seed(self.config.seed + self.accelerator.process_index)
+        with runfolder.held(self.config):
+            run, saved = self._begin({"train": train, "dev": dev, "unlabelled": unlabelled})
+            if saved and self._finished(saved, data_of[-1]) and self._take_finished():
+                self._write_down(*self._unwritten.args)
+                self.history = History(**saved["history"])
+                return self.history
+            self.model.policy = self.recipe.policy
+            first = saved["position"]["phase"] if saved else 0
+            may_mix = sharding.may_mix(self.accelerator, self.model)
+            with signals.noted(run is not None) as self._asked:
+                for index in range(first, len(self.recipe.phases)):
+                    with memory.explained(self.config, data_of[index], may_mix):
+                        self._run_phase(index, data_of[index], dev, run, saved)
+                    saved = None
+            self.model.to(self.accelerator.device)  # of sharded copies it was the whole
+            for tracker in self.accelerator.trackers:  # end_training would end the group too
+                tracker.finish()
+            if self.recipe.finish is not None:
+                self.recipe.finish(self.model, self._collect(self.model, dev, keys=True))
+            self._save_model()
+            if run is not None and self.accelerator.is_main_process:
+                provenance.finish(Path(str(self.config.output)), self._kept[-1])
         return self.history
 
     def _begin(self, data: dict[str, Any]) -> tuple[Any, Any]:
-        """Write down what the run is made from; what identifies it, and where it goes on from."""
-        if self.config.output is None:
-            return None, None
-        output, world = Path(self.config.output), self.accelerator.num_processes
-        facts = provenance.describe(self.model, self.recipe, self.config, data, world)
-        run = resume.identity(facts)
-        name, saved = resume.saved_state(self.config, run) or (None, None)
-        if name is not None:
-            self._kept = [known for known in checkpoint.names(output) if known <= name]
-        if self.accelerator.is_main_process:
-            provenance.record(output, facts, name)
+        """Check the last things; nothing is written yet.
+
+        Returns:
+            What identifies the run, and the state that it goes on from, if any.
+        """
+        self.history, self.position, self._best = History(), Position(), None
+        self._journal, self._kept = Journal(), []
+        facts = run = name = saved = None
+        if self.config.output is not None:
+            output, world = Path(self.config.output), self.accelerator.num_processes
+            facts = provenance.describe(self.model, self.recipe, self.config, data, world)
+            run = resume.identity(facts)
+            name, saved = resume.saved_state(self.config, run) or (None, None)
+            if name is not None:
+                known = checkpoint.names(output)
+                self._kept = known[: known.index(name) + 1]
+        precision.trainable_weights(self.model)
+        self._unwritten = partial(self._write_down, facts, name)
         return run, saved
+
+    def _write_down(self, facts: Any, name: str | None) -> None:
+        """What the run is made from, where all is well and work starts."""
+        self._unwritten = None
+        if facts is None or not self.accelerator.is_main_process:
+            return
+        output = Path(str(self.config.output))
+        if self.config.overwrite:
+            runfolder.clear(output)
+        provenance.record(output, facts, name)
+        if self.config.resume and name is None:
+            said = f"resume: nothing is saved in {output} yet, so the run starts anew"
+            print(said, file=sys.stderr)
+
+    def _finished(self, saved: dict[str, Any], data: Rows) -> bool:
+        """Whether a run that was saved so has nothing left to train."""
+        position, last = Position(**saved["position"]), len(self.recipe.phases) - 1
+        epochs, steps = self._length(self.recipe.phases[last], data)
+        return position.phase == last and self._over(position, epochs, steps)
+
+    def _take_finished(self) -> bool:
+        """Give the model what the finished run saved; False if that isn't whole."""
+        output = Path(str(self.config.output))
+        plain = self.recipe.finish is None and (output / runfolder.MODEL).exists()
+        if not provenance.finished(output, self._kept[-1], otherwise=plain):
+            return False
+        with as_found(self.model):
+            try:
+                own = None if isinstance(self.model.head, str) else self.model.head
+                there = MultiExitModel.from_pretrained(
+                    output / runfolder.MODEL, self.model.backbone, own, [type(self.recipe.policy)]
+                )
+            except ValueError as error:
+                warnings.warn(
+                    f"the finished model can't be read ({error}); it is made again from the "
+                    "last checkpoint",
+                    stacklevel=4,
+                )
+                return False
+        self.model.load_state_dict(there.state_dict())
+        self.model.policy, self.model.latency = there.policy, there.latency
+        self.model.to(self.accelerator.device)
+        if self.accelerator.is_main_process:
+            print(f"resume: the run in {output} is complete, and stays as it is", file=sys.stderr)
+        return True
+
+    def _over(self, position: Position, epochs: int, steps: int) -> bool:
+        """Whether a phase is: all done, or no better epoch for long enough."""
+        patience = self.config.early_stopping
+        enough = patience is not None and position.stale >= patience
+        return enough or position.epoch >= epochs or position.step >= steps
 
     def _run_phase(self, index: int, data: Rows, dev: Any, run: Any, saved: Any) -> None:
         self.position = Position(phase=index, total=self.position.total)
@@ -217,6 +306,9 @@ class Trainer:
         config, phase = self.config, stepper.phase
         if saved:
             self._restore(saved, stepper)
+        if self._unwritten is not None:
+            self._unwritten()
+            self.accelerator.init_trackers("multiexit")
         position = self.position
         epochs, steps = self._length(phase, data)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -228,7 +320,7 @@ class Trainer:
             desc=self.recipe.name,
             disable=None if shown else True,
         )
-        while position.epoch < epochs and position.step < steps:
+        while not self._over(position, epochs, steps):
             begin = time.perf_counter()
             stepper.begin_epoch((position.epoch + 1) / epochs)
             first, second = data.epoch(
@@ -255,8 +347,8 @@ class Trainer:
                 if asked:
                     self._end(asked, bar)
             self._read_losses(stepper, bar)
-            enough = self._end_epoch(stepper.model, dev, time.perf_counter() - begin)
-            position.epoch = epochs if enough else position.epoch + 1
+            self._end_epoch(stepper.model, dev, time.perf_counter() - begin)
+            position.epoch += 1
             position.batch = position.second = 0
             self._checkpoint(stepper, run)
             if asked := self._asked.agreed(self.accelerator, True):
@@ -303,9 +395,9 @@ class Trainer:
         self.accelerator.log({"loss": read["loss"], "lr": read["lr"]}, step=position.total)
         bar.set_postfix(loss=f"{read['loss']:.3f}")
 
-    def _end_epoch(self, model: MultiExitModel, dev: Any, seconds: float) -> bool:
-        """Score all exits, keep the best; True when there was no better one for long enough."""
-        position, best, patience = self.position, self.history.best, self.config.early_stopping
+    def _end_epoch(self, model: MultiExitModel, dev: Any, seconds: float) -> None:
+        """Score all exits, and keep the best."""
+        position, best = self.position, self.history.best
         check_parameters(model, position.step)
         row: dict[str, Any] = {
             "phase": position.phase,
@@ -315,7 +407,7 @@ class Trainer:
         }
         self.history.epochs.append(row)
         if dev is None:
-            return False
+            return
         self._share_buffers(model)
         # What the first process sees decides for all.
         (row["exits"],) = broadcast_object_list([exit_scores(self._collect(model, dev))])
@@ -328,9 +420,8 @@ class Trainer:
             if model is not self.model:
                 self.model.load_state_dict(self._best)
             self._save_model()
-            return False
+            return
         position.stale += 1
-        return patience is not None and position.stale >= patience
 
     def _collect(self, model: MultiExitModel, dev: Any, keys: bool = False) -> Outputs:
         batch_size = 2 * self.config.batch_size
@@ -344,8 +435,9 @@ class Trainer:
 
     def _save_model(self) -> None:
         if self.config.output is not None and self.accelerator.is_main_process:
-            self.model.save_pretrained(Path(self.config.output) / "model")
-            self.history.save(Path(self.config.output) / "history.json")
+            output = Path(self.config.output)
+            self.model.save_pretrained(output / runfolder.MODEL, self._tokenizer)
+            self.history.save(output / runfolder.HISTORY)
 
     def _checkpoint(self, stepper: Stepper, run: dict[str, Any]) -> None:
         if self.config.output is None:
@@ -370,7 +462,7 @@ class Trainer:
         self._kept = [*self._kept, name][-self.config.keep_checkpoints :]
         keep = [*self._kept, *([checkpoint.name_of(best["phase"], best["step"])] if best else [])]
         checkpoint.save(Path(self.config.output), name, state, keep)
-        self.history.save(Path(self.config.output) / "history.json")
+        self.history.save(Path(self.config.output) / runfolder.HISTORY)
 
     def _restore(self, state: dict[str, Any], stepper: Stepper) -> None:
         """Put everything back to where the checkpoint was taken."""

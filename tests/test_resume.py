@@ -195,10 +195,10 @@ def test_resuming_nothing_starts_fresh(tmp_path):
     assert_same(tensors(fresh), tensors(resumed))
 
 
-def test_without_resume_an_old_checkpoint_is_not_looked_at(tmp_path):
+def test_overwriting_an_old_run_looks_at_none_of_it(tmp_path):
     fit(chain(), "pabee", config(output=tmp_path, epochs=1), Table())
     mine, fresh = chain(), chain()
-    fit(mine, "leebert", config(output=tmp_path), Table())
+    fit(mine, "leebert", config(output=tmp_path, overwrite=True), Table())
     fit(fresh, "leebert", config(), Table())
     assert_same(tensors(mine), tensors(fresh))
 

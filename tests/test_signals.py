@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run that is asked to end saves first."""
+"""SIGTERM, SIGHUP and Ctrl-C: a run that is asked to end saves first."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from helpers import (
 import multiexit as mx
 from multiexit import checkpoint, signals
 
-ENDS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}
+ENDS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt, signal.SIGHUP: SystemExit}
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,8 @@ def test_the_step_is_finished_saved_and_the_end_is_the_same(number, stop, tmp_pa
     before = signal.getsignal(number)
     with pytest.raises(ENDS[number]) as ended:
         fit(mine, recipe, settings, Watched(images(), stop, sends(number)))
-    if number == signal.SIGTERM:
-        assert ended.value.code == 143
+    if number != signal.SIGINT:
+        assert ended.value.code == 128 + number
     assert signal.getsignal(number) is before
     said = capsys.readouterr().err.strip().splitlines()
     step = saved_state(tmp_path / "parts")["position"]["step"]
@@ -117,11 +117,12 @@ def test_handlers_are_back_after_an_error_and_after_the_end(tmp_path):
     assert [signal.getsignal(number) for number in ENDS] == before
 
 
-def test_an_ignored_signal_stays_ignored(tmp_path):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    history = fit(
-        chain(), "joint", config(output=tmp_path), Watched(Table(), 2, sends(signal.SIGINT))
-    )
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(number, tmp_path):
+    """As in a shell's background, and under nohup."""
+    before = signal.signal(number, signal.SIG_IGN)
+    history = fit(chain(), "joint", config(output=tmp_path), Watched(Table(), 2, sends(number)))
+    signal.signal(number, before)
     assert history.epochs[-1]["epoch"] == config().epochs - 1
 
 

@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from multiexit import starting
 from multiexit.cli import judging, serving, training, tuning
 from multiexit.cli.words import check_words, finite
 
@@ -34,6 +35,7 @@ for command in (
 
 def main() -> None:
     """Run a command; what the user can mend is one line on stderr and exit code 2."""
+    starting.done()
     run = app
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's summary then names the reason
         from torch.distributed.elastic.multiprocessing.errors import record

@@ -16,6 +16,7 @@ def demo(
         "demo"
     ),
     epochs: Annotated[int, typer.Option(min=1)] = 30,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="clear a run in OUTPUT")] = False,
 ) -> None:
     """Train, judge and plot a small multi-exit ResNet on real images, without any download.
 
@@ -24,7 +25,7 @@ def demo(
     from multiexit import runs
 
     typed.folder("--output", output)
-    runs.demo(output, epochs)
+    runs.demo(output, epochs, overwrite)
 
 
 def train(
@@ -113,6 +114,9 @@ def train(
         int, typer.Option(help="how many of the latest stay, beside that of the best epoch")
     ] = 2,
     resume: Annotated[bool, typer.Option(help="go on from the run's last checkpoint")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="clear away the run in OUTPUT and start anew")
+    ] = False,
     force: Annotated[
         bool, typer.Option(help="resume a run with another recipe, settings, data or versions")
     ] = False,
@@ -129,7 +133,7 @@ def train(
 
     multiexit train --task rte --seeds 5 --output runs/rte-leebert --against runs/rte-pabee
     """
-    from multiexit import crossval, files, repeats, report, runs, tasks
+    from multiexit import crossval, files, repeats, report, runfolder, runs, tasks
     from multiexit.processes import processes
 
     kind = tasks.kind(task)
@@ -178,6 +182,7 @@ def train(
         keep_checkpoints=keep_checkpoints,
         resume=resume,
         force=force,
+        overwrite=overwrite,
         trackers=tuple(tracker or ()),
         progress=progress,
         workers=workers,
@@ -191,11 +196,13 @@ def train(
     if against is not None:
         other = repeats.read(against)
         repeats.check_pair(other, tasks.canonical(task), numbers)
+    folders = [output if seeds is None else output / f"seed-{number}" for number in numbers]
+    for folder in folders:
+        runfolder.check(replace(config, output=folder))
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
     data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
-    for number in numbers:
+    for number, folder in zip(numbers, folders, strict=True):
         begin = time.perf_counter()
-        folder = output if seeds is None else output / f"seed-{number}"
         model, history = runs.train(
             data,
             runs.backbone_for(data, backbone, weights, number),
@@ -214,6 +221,7 @@ def train(
             lambda outputs, own=model.policy: runs.default_policies(outputs, own),
             title=f"{chosen.name} on {data.name}",
             history=history,
+            certificate=model.policy.certificate if model.policy else None,
             recipe=chosen.name,
             command=typed_command(),
             seconds=round(time.perf_counter() - begin, 1),

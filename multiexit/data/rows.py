@@ -159,4 +159,5 @@ def _begin_worker(init: Callable[[int], Any] | None, worker: int) -> None:
     if init is not None:
         init(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.alarm(30))

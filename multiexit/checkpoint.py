@@ -20,7 +20,6 @@ from multiexit.files import check_seal, read_json, seal, write_tensors
 
 FOLDER = "checkpoints"
 FORMAT = 1
-NAME = re.compile(r"phase-(\d+)-step-(\d+)")
 
 
 def name_of(phase: int, step: int) -> str:
@@ -30,8 +29,8 @@ def name_of(phase: int, step: int) -> str:
 
 def names(output: Path) -> list[str]:
     """The checkpoints of a run, the latest last."""
-    found = (NAME.fullmatch(path.name) for path in (output / FOLDER).glob("phase-*"))
-    return [m[0] for m in sorted(filter(None, found), key=lambda m: (int(m[1]), int(m[2])))]
+    found = (path.name for path in (output / FOLDER).glob("phase-*"))
+    return sorted(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
 
 def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> None:

@@ -3,8 +3,9 @@
 import json
 import shlex
 import subprocess
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -32,8 +33,11 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from transformers import BertConfig, BertModel
 
 import multiexit as mx
-from multiexit import provenance, resume
+from multiexit import checkpoint, coefficients, provenance, resume
 from multiexit.data.fingerprint import fingerprint
+from multiexit.gradients import Conflictless
+from multiexit.temperature import Constant
+from multiexit.weights import CLO2
 
 
 def facts(folder):
@@ -267,6 +271,78 @@ def test_another_head_of_the_same_shape_is_gone_on_with_by_force_alone(tmp_path)
         fit(transformer("first"), "joint", settings, Text())
     with pytest.warns(UserWarning, match=r"model pool.*by force"):
         fit(transformer("first"), "joint", replace(settings, force=True), Text())
+
+
+def phase_with(kind=mx.Phase, **fields):
+    """The facts of a run by one phase."""
+    recipe = replace(mx.recipes.joint(), phases=(kind(**fields),))
+    return resume.identity(provenance.describe(chain(), recipe, config(), {}, 1))
+
+
+def a_hook(model):
+    """A hook."""
+
+
+def another(model):
+    """Another one."""
+
+
+def test_a_new_field_of_a_phase_tells_runs_apart_by_itself():
+    @dataclass(frozen=True)
+    class Later(mx.Phase):
+        after_step: Callable[[mx.MultiExitModel], None] | None = None
+
+    plain, one, other = (phase_with(Later, after_step=hook) for hook in (None, a_hook, another))
+    differing = {key for key in one if one[key] != other[key]}
+    assert differing == {"recipe phase 0 after_step"}
+    assert plain != one
+    known = {key: value for key, value in plain.items() if value is not None}
+    assert known == {key: value for key, value in phase_with().items() if value is not None}
+
+
+def test_every_field_of_a_phase_tells_runs_apart():
+    plain = phase_with(topology="last")
+    changed = {
+        "topology": "lle",
+        "coefficients": coefficients.last_only,
+        "learner": CLO2(),
+        "temperature": Constant(2.0),
+        "divergence": "kl",
+        "train": "last",
+        "epochs": 7,
+        "lr": 0.5,
+        "extra": a_hook,
+        "branch": a_hook,
+        "surgery": Conflictless("early"),
+        "before_step": a_hook,
+    }
+    assert {*changed} == {field.name for field in fields(mx.Phase)}
+    for name, value in changed.items():
+        other = phase_with(**{"topology": "last", name: value})
+        assert {k for k in plain if plain[k] != other[k]} >= {f"recipe phase 0 {name}"}, name
+
+
+def scaled(factor):
+    """A hook that closes over a number."""
+    return lambda seen: factor * seen.logits_MBC.mean()
+
+
+def test_what_a_hook_closes_over_tells_runs_apart():
+    assert phase_with(extra=scaled(0.5)) == phase_with(extra=scaled(0.5))
+    assert phase_with(extra=scaled(0.5)) != phase_with(extra=scaled(0.25))
+
+
+def test_a_checkpoint_with_a_phases_fields_in_a_list_goes_on(tmp_path):
+    """As they were before each had its name."""
+    fit(chain(), "fastbert", config(output=tmp_path, epochs=1), Table())
+    name, state = checkpoint.load(tmp_path)
+    for index in (0, 1):
+        phase = f"recipe phase {index}"
+        old = [state["run"].pop(f"{phase} {field}") for field in resume.LISTED]
+        written = [part if isinstance(part, float | int) else repr(part) for part in old[1:]]
+        state["run"][f"{phase} rest"] = [old[0], old[1], *written[1:]]
+    checkpoint.save(tmp_path, name, state)
+    fit(chain(), "fastbert", config(output=tmp_path, epochs=1, resume=True), Table())
 
 
 class Nameless:

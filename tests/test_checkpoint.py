@@ -158,7 +158,7 @@ def test_the_latest_and_the_best_are_kept(keep, best, stop, tmp_path, monkeypatc
 
 def test_a_new_run_in_an_old_folder_keeps_its_own_only(tmp_path):
     fit(chain(), "joint", config(output=tmp_path, epochs=3), Table())
-    fit(chain(), "leebert", config(output=tmp_path, epochs=1), Table())
+    fit(chain(), "leebert", config(output=tmp_path, epochs=1, overwrite=True), Table())
     assert checkpoint.names(tmp_path) == [checkpoint.name_of(0, 3)]
 
 

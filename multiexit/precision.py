@@ -39,10 +39,15 @@ def trainable_weights(model: nn.Module) -> None:
 
 @contextmanager
 def training_switches(device: torch.device) -> Iterator[None]:
-    """Inside, gradients are on and no autocast but the run's own, whatever is around it."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
+    """Inside, gradients are on, whatever is around it.
+
+    Raises:
+        ValueError: autocast around a run: it would keep its copies of weights over all steps.
+    """
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError(
+            "fit was called inside torch.autocast, which keeps copies of weights that training "
+            "changes: call it outside, and set mixed_precision='bf16'"
+        )
+    with torch.inference_mode(False), torch.enable_grad():
         yield

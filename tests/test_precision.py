@@ -79,7 +79,6 @@ def test_weights_that_become_half_after_the_trainer_was_made_do_not_stay_so():
 AROUND = {
     "no grad": torch.no_grad,
     "inference mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "nothing": nullcontext,
 }
 
@@ -94,6 +93,15 @@ def test_what_is_switched_around_a_run_is_not_switched_in_it(around, recipe, tmp
         history = trainer.fit(Table(), dev)
     assert history.steps == wanted.steps
     assert_same(tensors(model), tensors(plain))
+
+
+def test_autocast_around_a_run_is_refused():
+    trainer = mx.Trainer(chain(), mx.recipe("joint"), config())
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="inside torch.autocast"),
+    ):
+        trainer.fit(Table())
 
 
 def test_weights_made_in_inference_mode_are_refused():

@@ -99,7 +99,7 @@ def test_autocast_around_a_run_is_refused():
     trainer = mx.Trainer(chain(), mx.recipe("joint"), config())
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(ValueError, match="inside torch.autocast"),
+        pytest.raises(ValueError, match=r"inside torch\.autocast"),
     ):
         trainer.fit(Table())
 

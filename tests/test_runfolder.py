@@ -363,7 +363,7 @@ def test_a_run_of_many_steps_goes_on_from_the_latest(tmp_path):
 
 def test_commands_that_are_refused_change_nothing(tmp_path):
     words = ["train", "--task", "digits", "--output", tmp_path / "run", "--no-progress"]
-    words += ["--epochs", 1, "--max-steps", 2]
+    words += ["--max-steps", 2]
     assert command(*words).code == 0
     before = contents(tmp_path)
     for more, said in (

@@ -38,7 +38,7 @@ class Kind(enum.StrEnum):
         {"neg": 0, "pos": 1}.keys().__iter__(),
         Kind,
     ],
-    ids=str,
+    ids=lambda labels: type(labels).__name__,
 )
 def test_names_come_in_the_order_of_their_numbers(labels):
     made = classes.names(labels, 2)
@@ -104,7 +104,7 @@ def test_numbers_as_names_are_plain(labels, wanted):
         ({}, "doesn't number the classes"),
         ({0: "x", 1: "x"}, "must differ"),
     ],
-    ids=str,
+    ids=lambda labels: type(labels).__name__,
 )
 def test_what_names_no_classes_is_refused(labels, message):
     with pytest.raises(ValueError, match=message):

@@ -35,7 +35,7 @@ HALF = TABLE[TABLE.label == 1]  # without a row 0
         (label for label in (0, 1)),
         {"a": 0, "b": 1}.values(),
     ],
-    ids=str,
+    ids=lambda labels: type(labels).__name__,
 )
 def test_class_numbers(labels):
     made = numbers(labels)
@@ -70,7 +70,7 @@ def test_scores(scores):
         (1, "got int"),
         (np.array(1), r"one number a text, got shape \(\)"),
     ],
-    ids=str,
+    ids=lambda labels: type(labels).__name__,
 )
 def test_labels_that_are_no_numbers_are_named(labels, message):
     with pytest.raises(ValueError, match=message):

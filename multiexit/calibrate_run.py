@@ -64,7 +64,8 @@ def complete(wanted: dict[str, Any], share: float) -> dict[str, Any]:
                 f"{name} goes with {ASIDE[name][1]}, and has no effect beside {targets[0]}: "
                 "leave it out"
             )
-    filled = {n: ASIDE[n][0] if v is None and n in ASIDE else v for n, v in wanted.items()}
+    defaults = {name: default for name, (default, _) in ASIDE.items()}
+    filled: dict[str, Any] = {n: defaults.get(n) if v is None else v for n, v in wanted.items()}
     if wanted["score"] is not None and not 0 <= wanted["score"] <= 1:
         raise ValueError(f"score is a share, in 0..1, got {wanted['score']}")
     if not 0 < share < 1:

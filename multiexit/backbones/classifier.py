@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         """What the last layer reads, [B, D]."""
         return vector(self.read, feature, valid_BT)
 
-    def check_labels(self, labels: Sequence[str] | None) -> None:
+    def check_labels(self, labels: Sequence[Any] | None) -> None:
         """Refuse the network's own names in another order than its own."""
         mine, given = _plain(self.labels), _plain(labels)
         if mine != given and sorted(mine) == sorted(given):
@@ -76,7 +76,7 @@ class Classifier(nn.Module):
         return Classifier(linear, self.num_classes, self.read, labels)
 
 
-def _plain(labels: Sequence[str] | None) -> list[str]:
+def _plain(labels: Sequence[Any] | None) -> list[str]:
     return [label.casefold().replace("-", "_").replace(" ", "_") for label in labels or ()]
 
 
@@ -113,7 +113,8 @@ class FirstToken(nn.Module):
 class InTurn(nn.Sequential):
     """Modules one after another; a pooled [B, C, 1, …] is flattened before a linear layer."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         for layer in self:
             if isinstance(layer, nn.Linear):
                 x = flat(x)

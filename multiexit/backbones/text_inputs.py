@@ -75,7 +75,7 @@ def checked(given: Mapping[str, Any], embeddings: nn.Module, look: bool) -> Give
         _look(there, sizes)
     mask_BT = made["attention_mask"]
     if mask_BT is not None:
-        source = there.get("input_ids", there.get("inputs_embeds"))
+        source = there["input_ids"] if "input_ids" in there else there["inputs_embeds"]
         made["attention_mask"] = mask_BT.to(source.device, torch.bool)
     return made
 

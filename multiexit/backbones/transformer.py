@@ -113,7 +113,8 @@ class TransformerBackbone(Backbone):
             del inputs["token_type_ids"]
         x_BTH = self.projection(self.embeddings(**inputs))
         # By position: the second parameter's name changed within transformers 5.
-        options = {"allow_is_bidirectional_skip": look and infers} if MAY_NOT_LOOK else {}
+        skip = look and infers
+        options: dict[str, Any] = {"allow_is_bidirectional_skip": skip} if MAY_NOT_LOOK else {}
         mask = create_bidirectional_mask(self.config, x_BTH, valid_BT, **options)
         return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}
 

@@ -167,13 +167,16 @@ def test_evaluating_gives_the_scores_of_training(digits, tmp_path):
 
 @pytest.mark.parametrize(
     ("policy", "rows"),
-    [("patience", 8), ("fixed", 9), ("entropy", 13), ("patient-confident", 13), ("margin", 13)],
+    [("patience", 8), ("fixed", 9), ("entropy", 15), ("patient-confident", 75), ("margin", 15)],
 )
 def test_a_sweep_covers_the_whole_range(policy, rows, digits, tmp_path):
     ended = command("sweep", digits[0] / "model", "--policy", policy, "--output", tmp_path)
     assert ended.code == 0, ended.err
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["policies"]) == rows
+    layers = [row["mean_layers"] for row in results["policies"]]
+    assert len(layers) == rows
+    assert max(layers) == 9  # nobody leaves early
+    assert min(layers) == 1 or policy == "patience"  # everyone does, at once
     assert (tmp_path / "results.png").exists()
 
 
@@ -343,7 +346,9 @@ def test_predicting_pairs_from_stdin(mrpc):
 
 def test_a_line_without_its_second_sentence_is_named(mrpc, tmp_path):
     words = ("predict", mrpc[0] / "run" / "model")
-    one_line(refused(tmp_path, *words, stdin="a cat\ta dog\nred fish\n", naming="red fish"))
+    ended = command(*words, stdin="a cat\ta dog\nred fish\n")  # what came before is answered
+    assert (ended.code, ended.out.count("\n"), "red fish" in ended.err) == (2, 1, True)
+    one_line(ended.err)
     one_line(refused(tmp_path, *words, stdin="a\tcat\tdog\n", naming="tab"))
 
 

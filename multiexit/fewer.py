@@ -3,6 +3,7 @@
 Letters: M exits, B batch rows.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -13,13 +14,15 @@ from multiexit.heads import CertainHead, ChainedHead
 from multiexit.latency import Latency
 from multiexit.model import MultiExitModel
 from multiexit.outputs import Outputs
-from multiexit.policies import ExitPolicy
+from multiexit.policies import ExitPolicy, FixedExit
 
 
 def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
     """The same model without its other exits. Backbone and weights are shared, not copied.
 
-    A policy with a number per exit stays behind: calibrate it again.
+    Its policy goes with it where that means the same: a `FixedExit` at an exit that stays counts
+    the ones that are left. One with a number per exit stays behind with a warning: calibrate it
+    again.
 
     Args:
         model: trained.
@@ -45,12 +48,26 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
     made.heads = torch.nn.ModuleList(model.heads[exit] for exit in kept)
     made.temperature_M.copy_(model.temperature_M[kept])
     made.preprocessing = dict(model.preprocessing)
-    per_exit = any(isinstance(value, tuple) for value in _numbers(model.policy))
-    made.policy = None if per_exit else model.policy
+    made.policy = _policy(model.policy, kept)
     if model.latency is not None:
         made.latency = model.latency.with_exits(kept)
     made.training, made.heads.training = model.training, model.heads.training
     return made
+
+
+def _policy(policy: ExitPolicy | None, kept: list[int]) -> ExitPolicy | None:
+    """What a model's policy is with fewer exits; none, with a warning, where it means another."""
+    if isinstance(policy, FixedExit) and policy.exit in kept:
+        return FixedExit(kept.index(policy.exit))
+    per_exit = any(isinstance(value, tuple) for value in _numbers(policy))
+    if not per_exit and not isinstance(policy, FixedExit):
+        return policy
+    warnings.warn(
+        f"the policy {policy} is of exits that aren't all kept: the model with exits {kept} has "
+        "none; set its policy, or calibrate it again",
+        stacklevel=3,
+    )
+    return None
 
 
 def exits_that_pay(

@@ -150,7 +150,7 @@ def profile(
         >>> model.latency = mx.profile(model, batch_sizes=(1, 2), repeats=1)  # kept with the model
 
     Raises:
-        ValueError: batch sizes that don't rise from 1 at least.
+        ValueError: batch sizes that don't rise from 1 at least, or a policy that doesn't fit.
     """
     sizes = tuple(batch_sizes)
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
@@ -158,6 +158,7 @@ def profile(
     if policy is None:
         usual = policies.MaxProb(UNREACHED)
         policy = model.policy or (usual if model.num_classes > 1 else policies.FixedExit(0))
+    policies.check(policy, model.num_exits, model.num_classes)
     one = model.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device
     columns = []

@@ -28,7 +28,14 @@ FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
     """See `MultiExitModel.save_pretrained`."""
-    text = _described(model)
+    save_as(description(model.backbone), model, folder, tokenizer)
+
+
+def save_as(
+    spec: dict[str, Any] | None, model: "MultiExitModel", folder: Path, tokenizer: Any = None
+) -> None:
+    """`save`, for whoever saves often and knows the backbone's description."""
+    text = _described(model, spec)
     folder.mkdir(parents=True, exist_ok=True)
     write_all(
         {
@@ -42,7 +49,7 @@ def save(model: "MultiExitModel", folder: Path, tokenizer: Any = None) -> None:
 
 def save_settings(model: "MultiExitModel", folder: Path) -> None:
     """Write anew what goes with the weights, such as the policy; the weights stay as they are."""
-    text = _described(model)
+    text = _described(model, description(model.backbone))
     write(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -60,8 +67,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise OSError(f"could not write the tokenizer to {folder}: {error}") from error
 
 
-def _spec(backbone: Backbone) -> dict[str, Any] | None:
-    """The description that makes the backbone again, if there is one."""
+def description(backbone: Backbone, stacklevel: int = 4) -> dict[str, Any] | None:
+    """The description that makes the backbone again; where there is none, a warning says so."""
     why = "it is one of your own, or of arguments that can't be written down"
     spec = backbone.spec
     if spec is not None and specs.describable(spec):
@@ -71,14 +78,13 @@ def _spec(backbone: Backbone) -> dict[str, Any] | None:
     warnings.warn(
         f"the backbone can't be made again from its description ({why}), so none is saved: whoever "
         "loads the model must pass backbone=, wrapped as before",
-        stacklevel=5,
+        stacklevel=stacklevel,
     )
     return None
 
 
-def _described(model: "MultiExitModel") -> str:
+def _described(model: "MultiExitModel", spec: dict[str, Any] | None) -> str:
     """Everything but the weights, as JSON."""
-    spec = _spec(model.backbone)
     return settings.written(
         {
             "format": settings.FORMAT,

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
@@ -13,7 +14,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from multiexit.files import regular
 
-FLOATING = ("F64", "F32", "F16", "BF16")
+FLOATING = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 class Stored(NamedTuple):
@@ -101,12 +107,16 @@ def check_fit(wanted: Mapping[str, Tensor], stored: Mapping[str, Stored], path: 
 
 
 def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> None:
-    """Fill a model from a safetensors file.
+    """Fill a model from a safetensors file; it gets the precision of what is stored.
 
     Raises:
         ValueError: no file, one cut short, or tensors missing, left over or of another shape.
     """
-    check_fit(model.state_dict(keep_vars=True), header(path, inside), path)
+    own, there = model.state_dict(keep_vars=True), header(path, inside)
+    check_fit(own, there, path)
+    for name, one in there.items():
+        if one.dtype in FLOATING:
+            own[name].data = own[name].data.to(FLOATING[one.dtype])
     with _readable(path, inside):
         load_model(model, path)
 

@@ -47,6 +47,7 @@ from multiexit import (
     randomness,
     resume,
     runfolder,
+    saving,
     sharding,
     signals,
 )
@@ -133,6 +134,8 @@ class Trainer:
         sharding.check(self.accelerator, model, recipe, self.config)
         if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
+        saves = self.config.output is not None and self.accelerator.is_main_process
+        self._spec = saving.description(model.backbone, stacklevel=3) if saves else None
         self.history = History()
         self.position = Position()
         self._best: dict[str, Tensor] | None = None
@@ -436,7 +439,7 @@ class Trainer:
     def _save_model(self) -> None:
         if self.config.output is not None and self.accelerator.is_main_process:
             output = Path(self.config.output)
-            self.model.save_pretrained(output / runfolder.MODEL, self._tokenizer)
+            saving.save_as(self._spec, self.model, output / runfolder.MODEL, self._tokenizer)
             self.history.save(output / runfolder.HISTORY)
 
     def _checkpoint(self, stepper: Stepper, run: dict[str, Any]) -> None:

@@ -562,8 +562,15 @@ def test_kept_exits_survive_a_folder(mlp, tmp_path):
         assert torch.equal(back(**inputs), model(**inputs)[[0, 2, 4]])
     assert back.policy == mx.Patience(2)
     assert back.latency == model.latency.with_exits([0, 2, 4])
-    model.policy = mx.MaxProb((0.9, 0.8, 0.7, 0.6))
-    assert mx.keep_exits(model, [0, 2, 4]).policy is None
+    for policy in (mx.MaxProb((0.9, 0.8, 0.7, 0.6)), mx.FixedExit(3)):
+        model.policy = policy
+        with pytest.warns(UserWarning, match="exits that aren't all kept"):
+            assert mx.keep_exits(model, [0, 2, 4]).policy is None
+    model.policy = mx.FixedExit(2)
+    some = mx.keep_exits(model, [0, 2, 4])
+    assert some.policy == mx.FixedExit(1)
+    wanted = model.predict(model.policy, **inputs).logits_BC
+    assert torch.equal(some.predict(some.policy, **inputs).logits_BC, wanted)
 
 
 def test_exits_that_pay_are_the_best_choice(mlp):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_backbones import TEXT, without
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 import multiexit as mx
 from multiexit import heads, static
@@ -50,6 +50,56 @@ def test_the_last_exit_answers_as_the_task_model_to_the_last_bit(name, text, tmp
         fewer = mx.MultiExitModel(again.backbone, 3, exits=[1, 3], head="linear").eval()
         with torch.no_grad():
             assert torch.equal(fewer(**inputs)[-1], wanted), head
+
+
+class _Mean(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.linear = nn.Linear(16, classes)
+
+    def forward(self, feature, **_):
+        return self.linear(feature.mean(1))
+
+
+@pytest.mark.parametrize("name", ["roberta", "electra"])
+@pytest.mark.parametrize("classes", [3, 5])
+def test_a_head_that_the_user_put_there_is_the_last_exit(name, classes, text, tmp_path):
+    net, inputs = classifier_of(name), without(text(4), "token_type_ids")
+    net.classifier = _Mean(classes)
+    net.eval()
+    wrapped = mx.wrap(net)
+    model = mx.MultiExitModel(wrapped, classes).eval()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs)[-1], logits_of(net, inputs))
+    assert not model.last_exit_is_new
+    with pytest.warns(UserWarning, match="must pass backbone="):
+        model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path, backbone=wrapped)
+    assert torch.equal(again.heads[-1].linear.linear.weight, net.classifier.linear.weight)
+
+
+def test_a_head_of_the_library_s_class_with_a_forward_of_its_own(text):
+    net, inputs = classifier_of("roberta"), without(text(4), "token_type_ids")
+
+    class Other(type(net.classifier)):
+        def forward(self, features, **_):
+            return super().forward(features.relu())
+
+    net.classifier.__class__ = Other
+    model = mx.MultiExitModel(mx.wrap(net), 3).eval()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs)[-1], logits_of(net, inputs))
+
+
+def test_an_encoder_with_a_forward_of_its_own_is_refused():
+    class Twice(BertModel):
+        def forward(self, *args, **inputs):
+            made = super().forward(*args, **inputs)
+            made.last_hidden_state = 2 * made.last_hidden_state
+            return made
+
+    with pytest.raises(ValueError, match="Twice's own forward isn't its layers and head"):
+        mx.wrap(Twice(BertConfig(**TEXT["bert"].to_dict())))
 
 
 def test_a_shared_pooler_is_shared_with_the_network_s_own_head():

@@ -4,13 +4,14 @@ import errno
 import json
 import os
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import command
+from helpers import Table, command, config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -363,6 +364,34 @@ def test_what_cannot_be_described_is_saved_without(tmp_path):
     refused(tmp_path, "pass backbone=")
     again = mx.MultiExitModel.from_pretrained(tmp_path, backbone=mx.cifar_resnet(20))
     assert same_tensors(model, again)
+
+
+@pytest.mark.parametrize("kind", ["float64", "bfloat16", "float16"])
+def test_a_model_comes_back_in_the_precision_it_was_saved_in(kind, tmp_path, make_backbone, text):
+    model = mx.MultiExitModel(make_backbone("bert"), 3).to(getattr(torch, kind)).eval()
+    model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path)
+    assert {p.dtype for p in again.parameters()} == {getattr(torch, kind)}
+    assert same_tensors(model, again)
+    inputs = text(4)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs), again(**inputs))
+    policy = mx.MaxProb(0.4)
+    answers = [m.predict(policy, **inputs).logits_BC for m in (model, again)]
+    assert torch.equal(*answers)
+
+
+def test_a_run_says_once_that_its_backbone_can_t_be_described(tmp_path):
+    torch.manual_seed(0)
+    model = mx.MultiExitModel(mx.wrap(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))), 3)
+    settings = config(epochs=3, output=tmp_path / "run")
+    with pytest.warns(UserWarning, match="must pass backbone=") as said:
+        trainer = mx.Trainer(model, mx.recipe("joint"), settings)
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.fit(Table(), Table(seed=1))
+    assert (tmp_path / "run" / "model" / saving.SETTINGS).exists()
 
 
 def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path, make_backbone):

@@ -217,7 +217,8 @@ def _outputs(classifier: Classifier, feature_shape: tuple[int | None, ...]) -> i
             logits_BK = classifier(torch.zeros(2, *sizes, device=p.device, dtype=p.dtype))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"classifier doesn't run on the last stage's feature {tuple(feature_shape)}: {error}"
+            f"classifier doesn't run on the last stage's feature {tuple(feature_shape)}: {error}. "
+            "Where the network's forward flattens, put that in: ['avgpool', nn.Flatten(), 'fc']"
         ) from error
     finally:
         for m, training in modes:

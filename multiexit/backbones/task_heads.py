@@ -43,8 +43,10 @@ def classifier_of(model: Any) -> Classifier | None:
         linear = model.classifier
     else:
         own = model.classifier
-        if not all(hasattr(own, part) for part in ("dense", "dropout", "out_proj")):
-            return None  # the user's own, which may read the feature in any way
+        if not _of_library(own):  # the user's own: the forward hands it the feature as it is
+            return Classifier(
+                own, config.num_labels, nn.Identity(), _labels(config, config.num_labels)
+            )
         activation = own.activation if kind == "electra" else nn.Tanh()
         read = FirstToken(
             before=own.dropout, dense=own.dense, activation=activation, dropout=own.dropout
@@ -61,6 +63,13 @@ def _classifies(model: Any) -> bool:
         if base.__name__ == name and base.__module__.startswith("transformers."):
             return type(model).forward is base.forward and "forward" not in vars(model)
     return False
+
+
+def _of_library(head: Any) -> bool:
+    """Whether a head is the library's, with its own forward, so that its parts say what it does."""
+    parts = all(hasattr(head, part) for part in ("dense", "dropout", "out_proj"))
+    plain = type(head).__module__.startswith("transformers.") and "forward" not in vars(head)
+    return parts and plain
 
 
 def _labels(config: Any, classes: int) -> list[str] | None:

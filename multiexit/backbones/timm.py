@@ -134,7 +134,7 @@ def from_name(
     kwargs = plain_values(kwargs)
     try:
         model = timm.create_model(name, **kwargs)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+    except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:
         given = kwargs or "its defaults"
         raise ValueError(f"no timm model {name!r} with {given}: {error}") from error
     shape = None if input_shape is None else sizes(input_shape)

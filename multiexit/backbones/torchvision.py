@@ -100,7 +100,7 @@ def from_name(
     kwargs = plain_values(kwargs)
     try:
         model = get_model(name, **kwargs)
-    except (ValueError, TypeError, NotImplementedError, KeyError) as error:
+    except (ValueError, TypeError, NotImplementedError, KeyError, OSError) as error:
         given = kwargs or "its defaults"
         raise ValueError(f"no torchvision model {name!r} with {given}: {error}") from error
     shape = None if input_shape is None else sizes(input_shape)

@@ -17,6 +17,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from multiexit.backbones import attention, configs, task_heads, text_inputs
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.verify import check_text
 
 SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 
@@ -84,6 +85,7 @@ class TransformerBackbone(Backbone):
             }
             self.spec = made if _comes_back(self, made) else None
             self.set_classifier(classifier)
+            check_text(self, model)
 
     def start(
         self,

@@ -112,6 +112,36 @@ def check_answers(
         )
 
 
+def check_text(backbone: Any, model: Any) -> None:
+    """Refuse a staged encoder whose last feature, or own head, isn't what the network gives.
+
+    Args:
+        backbone: the encoder in stages, with its own head if it has one.
+        model: of transformers.
+
+    Raises:
+        ValueError: with the largest difference.
+    """
+    own, encoder = backbone.classifier, model.base_model
+    x = {key: rows.expand(2, -1) for key, rows in backbone.example_inputs(1, 8).items()}
+    x["input_ids"] = random_rows(x["input_ids"], backbone, 2)
+    with quiet(model), torch.no_grad():
+        given = _run(encoder, **x)[0]
+        feature = backbone.features(**x)[-1]
+        gap = _gap(feature, given)
+        if not gap and own is not None:
+            ours, theirs = own(feature), _run(model, **x)[0]
+            gap = _gap(ours, theirs)
+            if ours.shape[-1] != own.num_classes:  # a head that was put there
+                own.num_classes, own.labels = ours.shape[-1], None
+    if gap:
+        raise ValueError(
+            f"{type(model).__name__}'s own forward isn't its layers and head one after another: "
+            f"{gap}. Is it changed, or of a class with a forward of its own? Then register an "
+            "adapter: @multiexit.wrap.register(YourClass)"
+        )
+
+
 def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
@@ -144,12 +174,13 @@ def _kept(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else None
 
 
-def _run(module: nn.Module, x: Tensor) -> Any:
+def _run(module: nn.Module, *args: Tensor, **inputs: Tensor) -> Any:
     try:
-        return module(x)
+        return module(*args, **inputs)
     except Exception as error:  # whatever a network says to an input that it doesn't take
+        shape = tuple(next(iter((*args, *inputs.values()))).shape)
         raise ValueError(
-            f"{type(module).__name__} doesn't run on an input of shape {tuple(x.shape)}, so it "
+            f"{type(module).__name__} doesn't run on an input of shape {shape}, so it "
             f"can't be compared with its parts: {error}. Pass input_shape=, the shape of one row "
             "that it takes; a network that takes more than one tensor needs an adapter of its own"
         ) from error

@@ -70,8 +70,9 @@ def export(
         How the graphs compare with the model: on `rows`, or else on random inputs.
 
     Raises:
-        ValueError: a folder that exists; no policy; train mode, or another precision; code that
-            can't be traced; graphs that don't say what the model says. No folder is left then.
+        ValueError: a folder that exists; no policy, or one that doesn't fit; train mode, or
+            another precision; code that can't be traced; graphs that don't say what the model
+            says. No folder is left then.
 
     Example:
         >>> import tempfile, torch, multiexit as mx
@@ -197,11 +198,14 @@ def _check(
             "an export needs a policy, such as Patience(4): the model has none of its own; got "
             f"{type(policy).__name__}"
         )
+    policies.check(policy, model.num_exits, model.num_classes)
     if model.training:
         raise ValueError("a model in train mode would be random: call model.eval() first")
     other = {p.dtype for p in model.parameters() if p.dtype != torch.float32}
     if other:
-        raise ValueError(f"this model is in {other.pop()}: call model.float() first")
+        raise ValueError(
+            f"this model is in {other.pop()}: call model.float() first (and save it again)"
+        )
     if not 0 <= agreement <= 1:
         raise ValueError(f"agreement is a share in 0..1, got {agreement}")
     if int8:

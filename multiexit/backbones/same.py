@@ -26,6 +26,7 @@ _OWN = {  # of nn.Module, and what tells of weights or of how memory is saved, n
     *("_compiled_call_impl", "_example", "_pretrained", "spec", "config"),
     "layer_idx",  # a place in a decoder's cache
 }
+_INITS = ("torch.nn.init", "transformers.initialization")  # which takes the first one's place
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -75,7 +76,7 @@ class _Undrawn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
+        if getattr(func, "__module__", "") in _INITS:
             return args[0] if args else kwargs["tensor"]
         name = getattr(func, "__name__", "")
         fills = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"

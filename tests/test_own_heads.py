@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_backbones import TEXT, without
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
@@ -89,6 +90,75 @@ def test_a_head_of_the_library_s_class_with_a_forward_of_its_own(text):
     model = mx.MultiExitModel(mx.wrap(net), 3).eval()
     with torch.no_grad():
         assert torch.equal(model(**inputs)[-1], logits_of(net, inputs))
+
+
+def test_a_text_network_s_own_part_by_its_name(text):
+    net, inputs = classifier_of("roberta"), without(text(4), "token_type_ids")
+    model = mx.MultiExitModel(mx.wrap(net, classifier="classifier"), 3).eval()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs)[-1], logits_of(net, inputs))
+    with pytest.raises(ValueError, match="own forward isn't its layers and head"):
+        mx.wrap(classifier_of("bert"), classifier="classifier")  # which reads the pooler's vector
+
+
+def test_independent_answers_are_refused():
+    net = classifier_of("bert", problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match=r"3 independent answers.*wrap its encoder alone"):
+        mx.wrap(net)
+    assert mx.wrap(net.base_model).classifier is None
+
+
+def _resized(net):
+    net.resize_token_embeddings(70, mean_resizing=False)
+
+
+def _truncated(net):
+    base = net.base_model
+    trunk = base.transformer if hasattr(base, "transformer") else base.encoder
+    trunk.layer = trunk.layer[:2]
+    net.config.num_hidden_layers = 2
+
+
+@pytest.mark.parametrize("change", [_resized, _truncated])
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra-projected", "distilbert"])
+def test_changed_networks_and_their_folders_answer_as_before(name, change, text, tmp_path):
+    net, inputs = classifier_of(name), without(text(4), "token_type_ids")
+    change(net)
+    net.save_pretrained(tmp_path)
+    wanted = logits_of(net, inputs)
+    for given in (net, str(tmp_path)):
+        model = mx.MultiExitModel(mx.wrap(given), 3).eval()
+        model.save_pretrained(tmp_path / "model")
+        again = mx.MultiExitModel.from_pretrained(tmp_path / "model")
+        with torch.no_grad():
+            assert torch.equal(model(**inputs)[-1], wanted)
+            assert torch.equal(again(**inputs)[-1], wanted)
+
+
+def test_layers_that_a_folder_lacks_are_refused(tmp_path):
+    net = classifier_of("bert")
+    net.bert.encoder.layer = net.bert.encoder.layer[:2]  # and its configuration isn't told
+    net.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lack 32 tensors of the encoder.*random"):
+        mx.wrap(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_folder_without_its_classifier_s_weights_says_so(name, tmp_path):
+    classifier_of(name).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if not key.startswith("classifier")}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.warns(UserWarning, match=r"weights lack .*classifier.*starts anew"):
+        backbone = mx.wrap(str(tmp_path))
+    assert mx.MultiExitModel(backbone, 3).last_exit_is_new
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_precision_that_is_asked_for_is_honoured(key, tmp_path):
+    classifier_of("bert").save_pretrained(tmp_path)
+    made = mx.wrap(str(tmp_path), **{key: torch.bfloat16})
+    assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
 
 
 def test_an_encoder_with_a_forward_of_its_own_is_refused():

@@ -5,8 +5,10 @@ import warnings
 
 import pytest
 import torch
-from helpers import Text
+from helpers import Text, command
 from test_own_heads import classifier_of, logits_of
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 import multiexit as mx
 
@@ -75,3 +77,37 @@ def test_a_loaded_model_has_learnt(tmp_path):
     assert not mx.MultiExitModel.from_pretrained(tmp_path).last_exit_is_new
     assert copy.deepcopy(model).last_exit_is_new
     assert model.to(torch.bfloat16).last_exit_is_new
+
+
+def test_from_the_command_line_with_classes_in_another_order(tmp_path):
+    """A fine-tuned folder keeps its answers; its classes come in the order of the task's."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "a", "good", "bad", "film", "very"]
+    whole = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    whole.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    special = {"bos": "<s>", "cls": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=whole, **{f"{key}_token": word for key, word in special.items()}
+    )
+    net = classifier_of("roberta", id2label={0: "POSITIVE", 1: "NEGATIVE"}, num_labels=2)
+    for kept in (net, tokenizer):
+        kept.save_pretrained(tmp_path / "net")
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    for split in ("train", "dev"):
+        lines = [
+            "sentence\tlabel",
+            *(f"a {words[5 + row % 2]} film\t{row % 2}" for row in range(40)),
+        ]
+        (tmp_path / "glue" / "SST-2" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    ended = command(
+        *("train", "--task", "sst2", "--backbone", tmp_path / "net", "--max-steps", 2),
+        *("--recipe", "shallow-deep-heads", "--option", "pretrained=true"),
+        *("--data-dir", tmp_path / "glue", "--output", tmp_path / "run"),
+    )
+    assert ended.code == 0, ended.err
+    model = mx.MultiExitModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.labels == ["negative", "positive"]
+    inputs = dict(tokenizer(["a very good film", "bad"], padding=True, return_tensors="pt"))
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs)[-1], logits_of(net, inputs)[:, [1, 0]])

@@ -14,7 +14,7 @@ from multiexit.backbones.resnet import DEPTHS, cifar_resnet
 from multiexit.backbones.running import check_weights
 from multiexit.backbones.same import not_made_again
 from multiexit.backbones.sequential import SequentialBackbone, of_parts
-from multiexit.backbones.verify import check_answers
+from multiexit.backbones.verify import check_answers, check_text
 from multiexit.names import unknown
 
 __all__ = [
@@ -101,7 +101,10 @@ def _with_classifier(made: Backbone, module: nn.Module, classifier: Any) -> Back
         parts = {id(part) for part in module.modules()}
         its_own = module is not made and all(id(part) in parts for part in own.linear.modules())
         if its_own and own is not classifier:  # a Classifier is taken at its word
-            check_answers(made, module, tolerance=1e-5)
+            if "input_ids" in made.example_inputs():
+                check_text(made, module)
+            else:
+                check_answers(made, module, tolerance=1e-5)
         if not isinstance(described(own), dict):
             made.spec = None  # which can't tell how it is made
     return made

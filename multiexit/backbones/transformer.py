@@ -152,7 +152,8 @@ def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
     called = [str(each) for each in said.get("architectures") or []]
     tuned = any(each.endswith(task_heads.ENDING) for each in called)
     auto = AutoModelForSequenceClassification if tuned else AutoModel
-    options = {"dtype": torch.float32, **kwargs, **configs.ONLY, "output_loading_info": True}
+    usual = {} if "torch_dtype" in kwargs else {"dtype": torch.float32}  # its old name
+    options = {**usual, **kwargs, **configs.ONLY, "output_loading_info": True}
     try:
         model, info = auto.from_pretrained(name, **options)
     except RuntimeError as error:

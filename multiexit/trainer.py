@@ -112,9 +112,9 @@ class Trainer:
         self._tokenizer = tokenizer
         self.recipe = recipe
         self.config = config or TrainConfig()
-        policies.check(recipe.policy, model.num_exits, model.num_classes)
         precision.trainable_weights(model)
         phases.check(model, recipe)
+        policies.check(recipe.policy, model.num_exits, model.num_classes)
         metrics.check(self.config.metric, model.num_classes)
         phases.check_options(model, recipe, self.config)
         available = {tracker.value for tracker in get_available_trackers()}

@@ -437,7 +437,7 @@ def mlp() -> nn.Sequential:
     [
         (lambda: mx.wrap(3), "can't wrap a int. What works: a hub name"),
         (lambda: mx.wrap(nn.Conv2d(3, 3, 1)), r"can't wrap a Conv2d by itself.*stages="),
-        (lambda: mx.wrap("cifar-resnet-57"), r"no 'cifar-resnet-57'.*cifar-resnet-56"),
+        (lambda: mx.wrap("cifar-resnet-57"), r"no backbone 'cifar-resnet-57'.*cifar-resnet-56"),
         (lambda: mx.cifar_resnet(18), r"no CIFAR ResNet of depth 18.*20, 32, 44, 56, 110"),
         (lambda: mx.wrap("timm:no_such_net"), "no_such_net"),
         (lambda: mx.wrap("torchvision:no_such_net"), "no_such_net"),

@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from multiexit.guarantee import warn_one_answer
 from multiexit.policies import MaxProb
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def budgeted(outputs: "Outputs", speedup: float) -> MaxProb:
         outputs: on held-out data that is not the evaluation's.
         speedup: MACs of the full network with its last head alone ÷ the budget.
 
+    Warns where the last exit answers one class only, or the rows are all of one class.
+
     Raises:
         ValueError: a budget that leaving at the first exit alone exceeds, or regression.
 
@@ -40,6 +43,7 @@ def budgeted(outputs: "Outputs", speedup: float) -> MaxProb:
     M, B, C = outputs.logits_MBC.shape
     if C == 1:
         raise ValueError("a budget goes by confidence, which regression (one output) has none of")
+    warn_one_answer(outputs)
     sure_MB = outputs.logits_MBC.softmax(-1).amax(-1)
     here_B = torch.ones(B, dtype=torch.bool)
     thresholds = []

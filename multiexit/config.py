@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from multiexit.metrics import METRICS, Metric
+from multiexit.names import unknown
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,10 @@ class TrainConfig:
         _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
         _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        if not callable(self.metric):
-            _one_of("metric", self.metric, (None, *METRICS))
+        if isinstance(self.metric, str) and self.metric not in METRICS:
+            raise ValueError(f"{unknown('metric', self.metric, METRICS)}, or give a function")
+        if not (self.metric is None or isinstance(self.metric, str) or callable(self.metric)):
+            raise ValueError(f"metric must be a name or a function, got {self.metric!r}")
         self._check_output()
         self._name_idle()
 

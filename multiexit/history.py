@@ -3,12 +3,12 @@
 Letters: M exits.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multiexit.files import write_json
+from multiexit import schema
+from multiexit.files import read_json, write_json
 
 
 @dataclass
@@ -40,5 +40,24 @@ class History:
 
     @classmethod
     def load(cls, path: Path) -> "History":
-        """Read what `save` wrote."""
-        return cls(**json.loads(Path(path).read_text()))
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: it is damaged, or something else.
+        """
+        data = read_json(path, finite=False)
+        try:
+            _HISTORY("", data)
+        except ValueError as error:
+            raise ValueError(f"{path} holds no history of a run: {error}") from error
+        return cls(**data)
+
+
+_ROWS = schema.listed(schema.table({}, rest=schema.anything))
+_HISTORY = schema.table(
+    {
+        "steps": _ROWS,
+        "epochs": _ROWS,
+        "best": schema.optional(schema.table({}, rest=schema.anything)),
+    }
+)

@@ -113,6 +113,10 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
     Raises:
         ValueError: names the first bad value, its row, and what is allowed.
     """
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{where}: labels have shape {tuple(labels.shape)}; they must be one number a row, [N]"
+        )
     floating = labels.is_floating_point()
     if labels.device.type == "cpu" and not labels.is_complex():
         values = labels if floating else labels.long()

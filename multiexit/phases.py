@@ -4,7 +4,7 @@ Letters: M exits.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,12 @@ def check_sets(model: MultiExitModel, recipe: Recipe, dev: Any, unread: bool) ->
     rows = dev.dataset if isinstance(dev, DataLoader) else dev
     if is_rows(rows) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
         raise ValueError("the dev set is empty: pass None to train without one")
-    labels = labels_of(rows)
+    if isinstance(rows, Iterator):
+        raise ValueError(
+            f"dev is read each epoch, and a {type(rows).__name__} can be read once: give a data "
+            "set, a DataLoader or a list of batches"
+        )
+    labels = labels_of(dev)
     if labels is not None:
         check_labels(labels, model.num_classes, "the dev set")
     if dev is None and recipe.finish is not None:

@@ -23,7 +23,7 @@ from multiexit import metrics, phases, topology
 from multiexit.config import TrainConfig
 from multiexit.data import loaders
 from multiexit.data.fingerprint import fingerprint
-from multiexit.files import write_json
+from multiexit.files import read_json, write_json
 from multiexit.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 
@@ -102,10 +102,10 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
     }
     if resumed is not None and path.exists():
         try:
-            facts = json.loads(path.read_text())
+            facts = _read(path)
             facts.setdefault("resumed", []).append({"from": resumed, **now})
-        except (AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}; move it away to go on") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; move {path.name} away to go on") from error
         now = facts
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, now)
@@ -113,7 +113,7 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
 
 def finish(folder: Path, checkpoint: str) -> None:
     """Note in `run.json` that the run is done, model and all, behind its last checkpoint."""
-    facts = json.loads((folder / NAME).read_text())
+    facts = _read(folder / NAME)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / NAME, {**facts, "finished": {"checkpoint": checkpoint, "at": now}})
 
@@ -126,10 +126,19 @@ def finished(folder: Path, checkpoint: str, otherwise: bool) -> bool:
         otherwise: what counts where nothing was ever noted.
     """
     try:
-        noted = json.loads((folder / NAME).read_text()).get("finished")
-    except (AttributeError, OSError, ValueError):
+        noted = _read(folder / NAME).get("finished")
+    except (OSError, ValueError):
         return False
-    return otherwise if noted is None else noted == {**noted, "checkpoint": checkpoint}
+    if noted is None:
+        return otherwise
+    return isinstance(noted, dict) and noted.get("checkpoint") == checkpoint
+
+
+def _read(path: Path) -> dict[str, Any]:
+    facts = read_json(path, finite=False)
+    if not isinstance(facts, dict) or not isinstance(facts.get("resumed", []), list):
+        raise ValueError(f"{path} is damaged: it says nothing of a run")
+    return facts
 
 
 def _phase(model: MultiExitModel, phase: Phase) -> dict[str, Any]:

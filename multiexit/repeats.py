@@ -3,7 +3,6 @@
 Letters: M exits, S seeds.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from multiexit import report, schema
-from multiexit.files import write_json
+from multiexit.files import read_json, write_json
 
 FORMAT = 1
 NAME = "seeds.json"
@@ -79,13 +78,9 @@ def read(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / NAME
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
-        data = json.loads(path.read_text())
+        data = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"no {path}: `multiexit train --seeds N --output {folder}`") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from error
     try:
         _results("results", data)
     except ValueError as error:

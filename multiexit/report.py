@@ -11,6 +11,7 @@ from typing import Any
 from multiexit import metrics, policies
 from multiexit.cost import Cost
 from multiexit.evaluate import Outputs, Row, exit_scores
+from multiexit.files import read_json
 from multiexit.history import History
 from multiexit.latency import Latency
 from multiexit.policies import ExitPolicy
@@ -137,10 +138,7 @@ def results_json(
 
 def read_results(path: str | Path) -> dict[str, Any]:
     """What `results_json` gave, from a file; ValueError names one that is something else."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+    data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT or "exits" not in data:
         raise ValueError(f"{path} holds no results of `results_json` in format {FORMAT}")
     return data

@@ -24,45 +24,42 @@ ORIGIN = {"_name_or_path", "transformers_version"}
 """What a backbone's description says of where its settings came from."""
 
 
-def _anything(key: str, value: Any) -> None:
-    """What other parts of the library look into."""
-
-
 def _tensor(key: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise schema.wrong(key, value, "a tensor")
 
 
 _COUNT = schema.whole(0, 2**62)
-_ROWS = schema.listed(schema.table({}, rest=_anything))
+_ROWS = schema.listed(schema.table({}, rest=schema.anything))
 _WEIGHTS = schema.table({}, rest=_tensor)
 STATE = schema.table(
     {
-        "run": schema.table({}, rest=_anything),
+        "run": schema.table({}, rest=schema.anything),
         "position": schema.table(
             dict.fromkeys(("phase", "epoch", "batch", "step", "total", "second", "stale"), _COUNT),
-            rest=_anything,
+            rest=schema.anything,
         ),
         "history": schema.table(
             {
                 "steps": _ROWS,
                 "epochs": _ROWS,
                 "best": schema.optional(
-                    schema.table({"phase": _COUNT, "step": _COUNT}, rest=_anything)
+                    schema.table({"phase": _COUNT, "step": _COUNT}, rest=schema.anything)
                 ),
             }
         ),
-        "unread": schema.listed(schema.listed(_anything, 2, 2)),
+        "unread": schema.listed(schema.listed(schema.anything, 2, 2)),
         "best": schema.optional(_WEIGHTS),
         "model": _WEIGHTS,
         "stepper": schema.table(
-            dict.fromkeys(("optimizer", "omega", "tau", "scaler"), _anything), rest=_anything
+            dict.fromkeys(("optimizer", "omega", "tau", "scaler"), schema.anything),
+            rest=schema.anything,
         ),
         "random": schema.listed(
-            schema.table(dict.fromkeys(("torch", "cuda", "numpy", "python"), _anything)), 1
+            schema.table(dict.fromkeys(("torch", "cuda", "numpy", "python"), schema.anything)), 1
         ),
     },
-    rest=_anything,
+    rest=schema.anything,
 )
 """What a run's state has; what lies deeper is looked at when it is put to use."""
 

@@ -48,6 +48,10 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
     return check
 
 
+def anything(key: str, value: Any) -> None:
+    """What others look into."""
+
+
 def text(key: str, value: Any) -> None:
     """A string."""
     if not isinstance(value, str):

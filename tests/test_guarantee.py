@@ -182,6 +182,8 @@ def test_a_model_that_answers_one_class_is_warned_about():
     outputs = outputs_of()
     constant = replace(outputs, logits_MBC=outputs.logits_MBC + torch.tensor([99.0, 0, 0]))
     one_label = replace(outputs, labels_B=torch.zeros_like(outputs.labels_B))
+    with pytest.warns(UserWarning, match="answers class 0 on all 400 rows"):
+        mx.budgeted(constant, 1.2)
     for target in ({"risk": 0.1}, {"speedup": 1.5}, {"score": 0.1}):
         with pytest.warns(UserWarning, match="answers class 0 on all 400 rows.*3 different labels"):
             mx.calibrate(constant, mx.MaxProb, **target)

@@ -356,14 +356,6 @@ REFUSED = {
         "sampler=DistributedSampler",
     ),
     "no batches": (lambda: DataLoader(Table(), batch_size=None), "batch_size=None"),
-    "persistent": (
-        lambda: DataLoader(Table(), 8, num_workers=1, persistent_workers=True),
-        "persistent_workers=True.*leave it out",
-    ),
-    "out of order": (
-        lambda: DataLoader(Table(), 8, num_workers=1, in_order=False),
-        "in_order=False",
-    ),
     "endless": (lambda: DataLoader(Table(), 8, sampler=Endless()), "Endless has no length"),
     "endless with a length": (
         lambda: DataLoader(Table(), 8, sampler=Counting()),
@@ -398,6 +390,49 @@ def test_what_cannot_be_kept_is_named_before_anything_is_trained(name):
     with pytest.raises(ValueError, match=message):
         fit(model, "leebert", config(), make())
     assert_same(tensors(model), before)
+
+
+def test_what_changes_no_batch_is_let_be(recwarn):
+    how = {"persistent_workers": True, "pin_memory": True, "in_order": False}
+    runs = [
+        fit(chain(2), "joint", config(), DataLoader(Table(), 8, True, num_workers=1, **more))
+        for more in ({}, how)
+    ]
+    one, other = ([row["loss"] for row in run.steps] for run in runs)
+    assert one == other
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, range(9)), DataLoader])
+def test_labels_in_a_pair_of_tensors_are_checked_before_anything_is_trained(wrap):
+    x, good = torch.randn(9, WIDTH), torch.arange(9) % CLASSES
+    sets = [TensorDataset(x, y) for y in (good, good + 1, good[:, None])]
+    fine, outside, column = (wrap(rows) for rows in sets)
+    model = chain(2)
+    before = tensors(model)
+    for train, dev, message in (
+        (outside, None, "the training set: label 3 in row 2"),
+        (fine, outside, "the dev set: label 3 in row 2"),
+        (column, None, r"the training set: labels have shape \(9, 1\).*one number a row"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(model, "joint", config(), train, dev)
+    assert_same(tensors(model), before)
+
+
+def test_what_a_collate_of_ones_own_makes_of_a_pair_is_not_guessed():
+    def turned(rows):
+        y, x = zip(*rows, strict=True)
+        return torch.stack(x), torch.stack(y)
+
+    rows = TensorDataset(torch.arange(9) % CLASSES, torch.randn(9, WIDTH))
+    fit(chain(2), "joint", config(epochs=1), DataLoader(rows, 3, collate_fn=turned))
+
+
+def test_a_dev_set_that_can_be_read_once_is_refused():
+    dev = iter([default_collate([Table()[0], Table()[1]])])
+    with pytest.raises(ValueError, match=r"dev is read each epoch.*list_iterator can be read once"):
+        fit(chain(2), "joint", config(), Table(), dev)
 
 
 def test_batches_of_ones_own_are_for_one_process():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import multiexit as mx
-from multiexit import pictures, report
+from multiexit import pictures, repeats, report
 
 M = 3
 COST = mx.Cost((1, 2, 3), (1_500_000, 2_500_000, 125_500_000), (900, 61_234, 92_000), 125_000_000)
@@ -250,6 +251,27 @@ def test_damaged_files_are_named(text, words, rows, tmp_path):
     (tmp_path / "hurt.json").write_text(text)
     with pytest.raises(ValueError, match=rf"hurt\.json.*{words}"):
         report.results_page(tmp_path)
+
+
+def test_json_of_every_kind_of_file_is_read_with_the_same_care(tmp_path):
+    (tmp_path / "seeds.json").mkdir()
+    with pytest.raises(ValueError, match=r"seeds\.json is no regular file"):
+        repeats.read(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match=r"pipe\.json is no regular file"):
+        report.results_page(tmp_path)
+    path = tmp_path / "history.json"
+    for text, words in (
+        ("[" * 100_000, "nested too deep"),
+        ("[]", "no history.*a table"),
+        ('{"steps": [1], "epochs": [], "best": null}', r"steps\[0\] is 1"),
+        ('{"steps": [], "epochs": [], "best": null, "more": 1}', "more"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            mx.History.load(path)
+    mx.History([{"loss": float("nan")}], [], {"mean": 1.0}).save(path)
+    assert mx.History.load(path).best == {"mean": 1.0}
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -94,7 +94,7 @@ class TransformerBackbone(Backbone):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **others: Any,
+        **unknown: Any,
     ) -> Carry:
         given = {
             "input_ids": input_ids,
@@ -102,7 +102,7 @@ class TransformerBackbone(Backbone):
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
-            **others,
+            **unknown,
         }
         # Values are looked at on a CPU, and in inference, where making a mask waits for the device.
         infers = not (self.training or torch.is_grad_enabled())

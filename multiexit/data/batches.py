@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 from torch.utils.data import default_collate as torchs
 
 from multiexit.data import hub
@@ -124,16 +131,28 @@ def lengths_of(dataset: Any) -> Sequence[int] | None:
     return getattr(dataset, "lengths", None)
 
 
-def labels_of(dataset: Any) -> Tensor | None:
-    """The set's own `labels` [N], or None where they are known only when rows are read."""
+def labels_of(source: Any) -> Tensor | None:
+    """A set's labels [N], or a loader's; None where they are known only when rows are read.
+
+    They are the set's own `labels`, a column of `datasets`, or the second of a `TensorDataset`'s
+    two tensors, where it is torch that makes its batches.
+    """
+    if not isinstance(source, DataLoader):
+        return _labels(source, pairs=True)
+    return _labels(source.dataset, pairs=source.collate_fn is torchs)
+
+
+def _labels(dataset: Any, pairs: bool) -> Tensor | None:
     if isinstance(dataset, Subset):
-        labels = labels_of(dataset.dataset)
+        labels = _labels(dataset.dataset, pairs)
         return None if labels is None else labels[torch.as_tensor(dataset.indices).long()]
     if isinstance(dataset, ConcatDataset):
-        each = [labels_of(part) for part in dataset.datasets]
+        each = [_labels(part, pairs) for part in dataset.datasets]
         return None if any(labels is None for labels in each) else torch.cat(each)  # type: ignore[arg-type]
     if hub.from_hub(dataset):
         return hub.labels(dataset)
+    if pairs and type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+        return dataset.tensors[1]
     labels = getattr(dataset, "labels", None)
     return labels if isinstance(labels, Tensor) else None
 

@@ -26,6 +26,9 @@ Batches = list[list[Any]]
 def check(loader: DataLoader[Any]) -> None:
     """Refuse settings that training can't keep.
 
+    Those that change no batch are not looked at: workers are started anew each epoch, whatever
+    `persistent_workers` says, memory is pinned where there is a GPU, and batches come in order.
+
     Raises:
         ValueError: names the setting, and what to do.
     """
@@ -47,13 +50,6 @@ def check(loader: DataLoader[Any]) -> None:
             "sampler=DistributedSampler: the trainer shares rows out among processes itself; leave "
             "it out and set shuffle=True"
         )
-    if loader.persistent_workers:
-        raise ValueError(
-            "persistent_workers=True: workers are started anew each epoch, with its order; leave "
-            "it out"
-        )
-    if not getattr(loader, "in_order", True):
-        raise ValueError("in_order=False: batches come in order, so that runs repeat; leave it out")
     _count(loader)
 
 

@@ -56,7 +56,7 @@ class Rows:
             raise loaders.uncounted(dataset)
         if len(dataset) < 2:
             raise ValueError(f"a training set needs at least 2 rows, got {len(dataset)}")
-        labels = labels_of(dataset)
+        labels = labels_of(source)
         if labels is not None and num_classes is not None:
             losses.check_labels(labels, num_classes, "the training set")
         if loader is not None:

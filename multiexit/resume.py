@@ -32,7 +32,7 @@ def _tensor(key: str, value: Any) -> None:
 _COUNT = schema.whole(0, 2**62)
 _ROWS = schema.listed(schema.table({}, rest=schema.anything))
 _WEIGHTS = schema.table({}, rest=_tensor)
-STATE = schema.table(
+_STATE = schema.table(
     {
         "run": schema.table({}, rest=schema.anything),
         "position": schema.table(
@@ -61,7 +61,15 @@ STATE = schema.table(
     },
     rest=schema.anything,
 )
-"""What a run's state has; what lies deeper is looked at when it is put to use."""
+
+
+def check_state(key: str, state: Any) -> None:
+    """Refuse what is no run's state; what lies deeper is looked at when it is put to use."""
+    _STATE(key, state)
+    phases = state["run"].get("recipe phases")
+    if isinstance(phases, int):  # compared with this run's own later
+        schema.whole(0, phases - 1)(f"{key}.position.phase", state["position"]["phase"])
+
 
 LENGTH = {"config epochs", "config max_steps"}
 """What rates and curricula follow, so that a longer run is another one from its first step on."""
@@ -97,7 +105,7 @@ def saved_state(config: TrainConfig, here: dict[str, Any]) -> tuple[str, Any] | 
     Raises:
         ValueError: it is of another run; the message names each difference.
     """
-    found = checkpoint.load(Path(str(config.output)), STATE) if config.resume else None
+    found = checkpoint.load(Path(str(config.output)), check_state) if config.resume else None
     if found is None:
         return None
     _uncover(found[1])

@@ -69,12 +69,17 @@ def nested(path):
 
 
 NO_POSITION = {"dict": [["phase", -1]]}
+BEHIND_ALL = {
+    "dict": [[n, int(n == "phase")] for n in ("phase", "epoch", "batch", "step", "total")]
+    + [["second", 0], ["stale", 0]]
+}
 DAMAGE = {
     "a flipped bit": ("state.safetensors", flip),
     "no checksums of tensors": ("SHA256SUMS", lambda path: path.write_text("0  ../state.json")),
     "a pipe": ("state.json", lambda path: (path.unlink(), os.mkfifo(path))),
     "facts nested": ("state.json", nested),
     "no position": ("state.json", altered(position=None)),
+    "a phase that isn't there": ("state.json", altered(position=BEHIND_ALL)),
     "another position": ("state.json", altered(position=NO_POSITION)),
     "a list for the model": ("state.json", altered(model=[1, 2])),
     "no tensors in the model": ("state.json", altered(model={"dict": [["a", 1]]})),

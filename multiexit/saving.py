@@ -161,6 +161,7 @@ def _compare(said: dict[str, Any], path: Path, backbone: Backbone | None, head: 
                 )
     except Exception as error:  # the libraries raise all kinds for numbers that make no network
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"there is no {reason}" if isinstance(error, KeyError) else reason
         raise ValueError(
             f"{path / SETTINGS}: this is no network that can be made: {reason[:1000]}"
         ) from error

@@ -271,6 +271,15 @@ def test_the_key_and_what_is_right_are_named(key, value, words, folder):
     assert words in said
 
 
+@pytest.mark.parametrize("order", [[9], [0, 0, 0], []])
+def test_an_order_that_the_layers_don_t_have_is_refused(order, folder):
+    path = folder() / "multiexit.json"
+    said = json.loads(path.read_text())
+    said["backbone"]["order"] = order
+    path.write_text(json.dumps(said))
+    assert "backbone.order is" in answer(path.parent)
+
+
 # Weights
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from multiexit import schema
 from multiexit.backbones import attention, configs, task_heads, text_inputs
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import Classifier
@@ -201,7 +202,12 @@ def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
         spec,
     )
     if "order" in spec:  # of some of ALBERT's layers
-        made.order = list(spec["order"])
+        order, there = list(spec["order"]), len(made.layers)
+        if len(order) != made.num_stages or set(order) != set(range(there)):
+            raise schema.wrong(
+                "backbone.order", order, f"{made.num_stages} numbers, each of 0..{there - 1} in it"
+            )
+        made.order = order
     if "heads" in spec:  # not all of them
         attention.cut(made, spec["heads"])
     if made.classifier is None:

@@ -1,12 +1,16 @@
 """The command line, as its users type it."""
 
+import errno
+import io
 import json
 import math
 import os
 import random
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import multiexit as mx
 from multiexit import prediction, runs
+from multiexit.cli import main
 from multiexit.data import cifar
 from multiexit.recipes import RECIPES
 
@@ -601,3 +606,21 @@ def test_a_tasks_spelling_does_not_change_its_settings(spelling, name):
     assert [repr(phase.learner) for phase in typed.phases] == [
         repr(phase.learner) for phase in plain.phases
     ]
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
+    """`multiexit recipes | head -1`."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with (
+        redirect_stdout(Closed()),
+        redirect_stderr(io.StringIO()) as said,
+        patch("sys.argv", ["multiexit", "recipes"]),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    assert ended.value.code == 1
+    assert said.getvalue() == ""

@@ -3,8 +3,9 @@
 Letters: B batch rows, T tokens, H width.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ TABLES = {
 NUMBERS = (torch.int64, torch.int32)
 
 Given = dict[str, Tensor | None]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def tables(embeddings: nn.Module) -> tuple[dict[str, int], int | None]:
@@ -47,7 +50,7 @@ def checked(given: Mapping[str, Any], embeddings: nn.Module, look: bool) -> Give
     Raises:
         ValueError: names the input, what it is, and what would be right.
     """
-    _check_names(given)
+    _check_given(given)
     there = {name: value for name, value in given.items() if value is not None}
     sizes, most = tables(embeddings)
     shape_BT = _shape(there, embeddings)
@@ -105,12 +108,22 @@ def _taken(value: Tensor, index_BT: Tensor) -> Tensor:
     return value.gather(1, index_BT.unsqueeze(-1).expand(-1, -1, value.shape[2]))
 
 
-def _check_names(given: Mapping[str, Any]) -> None:
-    if unknown := [name for name in given if name not in NAMES]:
-        raise ValueError(
-            f"this network takes {', '.join(NAMES)}, not {', '.join(unknown)}"
-            + (": labels are for training" if "labels" in unknown else "")
-        )
+def by_known_names(start: Callable[P, R]) -> Callable[P, R]:
+    """A `start` that refuses inputs by other names than `NAMES` in a sentence."""
+
+    @wraps(start)
+    def checked_start(*args: P.args, **inputs: P.kwargs) -> R:
+        if unknown := [name for name in inputs if name not in NAMES]:
+            raise ValueError(
+                f"this network takes {', '.join(NAMES)}, not {', '.join(unknown)}"
+                + (": labels are for training" if "labels" in unknown else "")
+            )
+        return start(*args, **inputs)
+
+    return checked_start
+
+
+def _check_given(given: Mapping[str, Any]) -> None:
     if (given["input_ids"] is None) == (given["inputs_embeds"] is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
     for name, value in given.items():

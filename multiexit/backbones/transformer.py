@@ -88,6 +88,7 @@ class TransformerBackbone(Backbone):
             self.set_classifier(classifier)
             check_text(self, model)
 
+    @text_inputs.by_known_names
     def start(
         self,
         input_ids: Tensor | None = None,
@@ -95,7 +96,6 @@ class TransformerBackbone(Backbone):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **unknown: Any,
     ) -> Carry:
         given = {
             "input_ids": input_ids,
@@ -103,7 +103,6 @@ class TransformerBackbone(Backbone):
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
-            **unknown,
         }
         # Values are looked at on a CPU, and in inference, where making a mask waits for the device.
         infers = not (self.training or torch.is_grad_enabled())

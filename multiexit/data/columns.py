@@ -12,13 +12,13 @@ class Columns:
     """Drops from batches what a network doesn't take, and says so once.
 
     Args:
-        start: takes a network's inputs, by names: a backbone's `start`. Any name goes with
-            `**inputs`; what `**unknown` would catch is only there to be refused.
+        start: takes a network's inputs, by names: a backbone's `start`. With `**inputs` it
+            takes any.
     """
 
     def __init__(self, start: Any):
         parameters = signature(start).parameters.values()
-        self._all = any(p.kind == Parameter.VAR_KEYWORD and p.name != "unknown" for p in parameters)
+        self._all = any(p.kind == Parameter.VAR_KEYWORD for p in parameters)
         self._names = [
             p.name
             for p in parameters

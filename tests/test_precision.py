@@ -1,6 +1,7 @@
 """Which precision trains, and accelerate's and torch's switches around a run."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from helpers import ROOT, Table, assert_same, chain, config, convnet, fit, images, tensors
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import multiexit as mx
 
@@ -63,6 +65,93 @@ def test_full_and_double_precision_stay(dtype):
         warnings.simplefilter("error")
         fit(model, "joint", config(max_steps=2), Rows())
     assert {t.dtype for t in model.state_dict().values()} == {dtype}
+
+
+# Inputs in another precision than the weights
+
+
+def wide():
+    """Rows as numpy's tables give them."""
+    train = Table()
+    train.x = train.x.double()
+    return train
+
+
+def test_inputs_of_another_precision_are_cast_everywhere():
+    train, model, same = wide(), chain(), chain()
+    x, labels = train.x, train.labels
+    fit(model, "joint", config(max_steps=2), train)
+    fit(same, "joint", config(max_steps=2), Table())
+    assert_same(tensors(model), tensors(same))
+    model.eval()
+    policy = mx.MaxProb(0.4)
+    wanted = model(x.float())
+    engine = mx.Engine(model, policy)
+    batches = list(engine.stream(DataLoader(TensorDataset(x, labels), 8)))
+    assert torch.equal(model(x), wanted)
+    answers = (model.predict(policy, x), engine.predict(x))
+    for said in (*(a.logits_BC for a in answers), torch.cat([b.logits_BC for b in batches])):
+        torch.testing.assert_close(said, model.predict(policy, x.float()).logits_BC)
+    half = x[:4].bfloat16()
+    torch.testing.assert_close(model(half), model(half.float()))
+    torch.testing.assert_close(model.double()(x.float()), model(x.float().double()))
+
+
+def test_under_autocast_precision_is_torch_s_matter():
+    model, x = chain().eval(), wide().x
+    seen = []
+    model.backbone.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(model(x.bfloat16()), model(x.bfloat16().float()))
+        model(x)
+    assert seen == [torch.bfloat16, torch.float32, torch.float32]
+
+
+class Scaled(nn.Module):
+    """A stem that takes pixels as they are."""
+
+    def forward(self, x):
+        return x.float() / 255
+
+
+OTHER_KINDS = {
+    "images": (lambda: convnet(), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), "divide images of 0"),
+    "numbers": (lambda: chain(), torch.ones(4, 6, dtype=torch.int64), "call .float()"),
+    "yes and no": (lambda: chain(), torch.ones(4, 6, dtype=torch.bool), "torch.bool"),
+    "complex": (lambda: chain(), torch.ones(4, 6, dtype=torch.complex64), "torch.complex64"),
+    "tokens": (
+        lambda: mx.MultiExitModel(mx.wrap(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))), 3),
+        torch.ones(4, 5),
+        "starts with tokens: whole numbers, torch.int64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_KINDS)
+def test_inputs_of_another_kind_are_refused(case):
+    make, x, words = OTHER_KINDS[case]
+    model = make()
+    modes = [m.training for m in model.modules()]
+    before = tensors(model)
+    rows = TensorDataset(x, torch.zeros(4, dtype=torch.int64))
+    for ask in (
+        lambda: model(x),
+        lambda: fit(model, "joint", config(), rows),
+        lambda: mx.Engine(model.eval(), mx.MaxProb(0.5)).predict(x),
+        lambda: model.predict(mx.MaxProb(0.5), x),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            ask()
+        if model.training:
+            assert [m.training for m in model.modules()] == modes
+    assert_same(tensors(model), before)
+
+
+def test_a_network_that_takes_pixels_itself_gets_them():
+    stages = [nn.Sequential(Scaled(), nn.Flatten(), nn.Linear(64, 4)), nn.Linear(4, 4)]
+    model = mx.MultiExitModel(mx.wrap(nn.Sequential(*stages), input_shape=(1, 8, 8)), 3).eval()
+    x = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(model(x), model(x.float()))
 
 
 def test_weights_that_become_half_after_the_trainer_was_made_do_not_stay_so():

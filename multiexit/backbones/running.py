@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def like_parameters(example: Tensor, module: nn.Module) -> Tensor:
     """On the module's device; numbers (not tokens) in its precision."""
@@ -10,6 +12,20 @@ def like_parameters(example: Tensor, module: nn.Module) -> Tensor:
     if p is None:
         return example
     return example.to(p.device, p.dtype if example.is_floating_point() else example.dtype)
+
+
+def in_precision(x: Tensor, module: nn.Module) -> Tensor:
+    """Fractions in the precision of the module's weights; under autocast that is torch's matter.
+
+    Float64, as numpy's tables are, is what autocast leaves alone.
+    """
+    if x.dtype not in PRECISIONS:
+        return x
+    dtype = next((p.dtype for p in module.parameters() if p.dtype in PRECISIONS), x.dtype)
+    if dtype == x.dtype:
+        return x
+    left = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    return x if left else x.to(dtype)
 
 
 def random_rows(example: Tensor, module: nn.Module, rows: int) -> Tensor:

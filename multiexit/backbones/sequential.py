@@ -14,7 +14,7 @@ from multiexit.backbones import layouts
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.infer_layout import Chain, infer
-from multiexit.backbones.running import like_parameters
+from multiexit.backbones.running import in_precision, like_parameters
 from multiexit.backbones.verify import check_parts, check_rows, named
 from multiexit.modes import quiet
 
@@ -54,9 +54,12 @@ class SequentialBackbone(Backbone):
         self.stages = nn.ModuleList(stages)
         self.norm = norm
         self._example = example
+        self._taken: set[torch.dtype] = set()  # beside the example's kind
 
     def start(self, x: Tensor) -> Carry:
-        return {"x": self.stem(x)}
+        if x.is_floating_point() != self._example.is_floating_point():
+            self._try(x.dtype)
+        return {"x": self.stem(in_precision(x, self))}
 
     def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
         x = self.stages[index](carry["x"])
@@ -68,6 +71,29 @@ class SequentialBackbone(Backbone):
     def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:
         example = like_parameters(self._example, self)
         return {"x": example.expand(batch, *example.shape[1:])}
+
+    def _try(self, dtype: torch.dtype) -> None:
+        """Refuse a kind of number that isn't the example's and that the chain doesn't take.
+
+        One row is run, once for each kind: a stem may turn whole numbers into fractions itself.
+        """
+        if dtype in self._taken:
+            return
+        row = like_parameters(self._example, self).to(dtype)
+        try:
+            with quiet(self), torch.no_grad():
+                carry = {"x": self.stem(row)}
+                for index in range(self.num_stages):
+                    carry, _ = self.stage(carry, index)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the input is {dtype}, and this network starts with fractions: divide images of "
+                "0 to 255 by 255 and normalise them as in training; call .float() on other numbers"
+                if self._example.is_floating_point()
+                else f"the input is {dtype}, and this network starts with tokens: whole numbers, "
+                "torch.int64"
+            ) from error
+        self._taken.add(dtype)
 
 
 def of_parts(

@@ -107,7 +107,7 @@ class TransformerBackbone(Backbone):
         # Values are looked at on a CPU, and in inference, where making a mask waits for the device.
         infers = not (self.training or torch.is_grad_enabled())
         look = not torch.compiler.is_compiling()
-        on_cpu = next(self.embeddings.parameters()).device.type == "cpu"
+        on_cpu = all(t.is_cpu for t in given.values() if isinstance(t, Tensor))
         made = text_inputs.checked(given, self.embeddings, look and (infers or on_cpu))
         inputs = text_inputs.padding_last(made)
         valid_BT = inputs.pop("attention_mask")

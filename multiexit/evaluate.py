@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from multiexit import metrics, policies
 from multiexit.cost import paired_times
+from multiexit.data import hub
 from multiexit.data.batches import by_index, in_order, loader, move, unpack
 from multiexit.data.columns import Columns
 from multiexit.data.images import on_device
@@ -88,6 +89,7 @@ def collect(
             infinite logits (named exit and row).
     """
     metric = metrics.fitting(metric, model.num_classes)
+    hub.check_names(data, model.labels, "the data set")
     device = next(model.parameters()).device
     here = (processes().process_index, processes().num_processes) if spread else (0, 1)
     batches, order = loader(on_device(data, device), batch_size, *here)

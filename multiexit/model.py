@@ -197,8 +197,10 @@ class MultiExitModel(nn.Module):
                 malformed; NaN or infinite logits, named by exit and row.
         """
         if not isinstance(policy, ExitPolicy):
+            got = repr(policy) if isinstance(policy, str | type) else type(policy).__name__
             raise ValueError(
-                f"predict takes a policy first, such as Patience(4); got {type(policy).__name__}"
+                "predict takes a policy first, such as Patience(4) or "
+                f"multiexit.policies.parse('patience=4'); got {got}"
             )
         policies.check(policy, self.num_exits, self.num_classes)
         walk.check_evaluating(self)

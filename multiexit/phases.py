@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from multiexit import policies, topology
 from multiexit.budget import Budget
 from multiexit.config import TrainConfig
+from multiexit.data import hub
 from multiexit.data.batches import is_rows, labels_of
 from multiexit.losses import check_labels
 from multiexit.model import MultiExitModel
@@ -80,11 +81,11 @@ def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
         )
 
 
-def check_sets(model: MultiExitModel, recipe: Recipe, dev: Any, unread: bool) -> None:
+def check_sets(model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unread: bool) -> None:
     """Refuse what would fail or be left out long after the start.
 
     Args:
-        model, recipe, dev: as the trainer has them.
+        model, recipe, train, dev: as the trainer has them.
         unread: whether there are unlabelled rows that no phase would read.
     """
     rows = dev.dataset if isinstance(dev, DataLoader) else dev
@@ -95,6 +96,8 @@ def check_sets(model: MultiExitModel, recipe: Recipe, dev: Any, unread: bool) ->
             f"dev is read each epoch, and a {type(rows).__name__} can be read once: give a data "
             "set, a DataLoader or a list of batches"
         )
+    hub.check_names(train, model.labels, "the training set")
+    hub.check_names(dev, model.labels, "the dev set")
     labels = labels_of(dev)
     if labels is not None:
         check_labels(labels, model.num_classes, "the dev set")

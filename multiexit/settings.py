@@ -59,7 +59,9 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: with the file, the key, its value and what would be right.
     """
     if not path.exists():
-        raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel")
+        inside = path.parent / "model"
+        hint = f"; did you mean {inside}?" if (inside / path.name).exists() else ""
+        raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel{hint}")
     said = read_json(path, path.parent)
     version = said.get("format") if isinstance(said, dict) else None
     if type(version) is not int or version != FORMAT:

@@ -193,7 +193,7 @@ class Trainer:
             for phase in self.recipe.phases
         ]
         unread = unlabelled is not None and all(rows is data for rows in data_of)
-        phases.check_sets(self.model, self.recipe, dev, unread)
+        phases.check_sets(self.model, self.recipe, train, dev, unread)
         set_seed(self.config.seed + self.accelerator.process_index)
         with runfolder.held(self.config):
             run, saved = self._begin({"train": train, "dev": dev, "unlabelled": unlabelled})

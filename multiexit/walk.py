@@ -251,7 +251,13 @@ def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
     tensors = [value for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
     sizes = [len(tensor) for tensor in tensors if tensor.ndim]
     if not sizes:
-        raise ValueError("predict needs at least one input tensor, with a row per row [B, …]")
+        given = (*args, *inputs.values())
+        got = ", ".join(type(value).__name__ for value in given) or "nothing"
+        by_name = any(isinstance(value, Mapping) for value in given)
+        raise ValueError(
+            f"predict needs at least one input tensor, with a row per row [B, …]; got {got}: "
+            + ("pass a batch's entries by name, **batch" if by_name else "tokenise texts first")
+        )
     return 0 if 0 in sizes else max(sizes)
 
 

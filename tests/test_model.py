@@ -324,3 +324,25 @@ def test_a_half_precision_backbone_gets_heads_of_its_kind(make_backbone, text):
     model = mx.MultiExitModel(make_backbone("bert").bfloat16(), 3).eval()
     assert model(**text(3)).dtype == torch.bfloat16
     assert model.predict(mx.Patience(1), **text(3)).exit_B.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (({"input_ids": torch.ones(2, 3)},), r"got dict: pass a batch's entries by name"),
+        ((["a fine film"],), r"got list: tokenise texts first"),
+    ],
+)
+def test_inputs_that_are_no_tensors_are_named(args, message):
+    model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2).eval()
+    with pytest.raises(ValueError, match=message):
+        model.predict(mx.Patience(1), *args)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"), [("patience=1", "'patience=1'"), (mx.Patience, "class")]
+)
+def test_what_is_no_policy_is_named(policy, said):
+    model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2).eval()
+    with pytest.raises(ValueError, match=f"takes a policy first, .* got .*{said}"):
+        model.predict(policy, torch.zeros(1, 3, 32, 32))

@@ -428,8 +428,9 @@ def test_read_as_typed(text, wanted):
              "fixed=-1", "patience=1,2,3", "patient-confident=0.2", "margin=1,2"],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(text):
-    with pytest.raises(ValueError, match=r"no policy|can't read policy|takes"):
+    with pytest.raises(ValueError, match=r"no policy|can't read policy|takes") as refused:
         policies.parse(text)
+    assert "__init__" not in str(refused.value)
 
 
 BAD = [

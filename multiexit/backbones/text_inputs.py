@@ -128,7 +128,8 @@ def _check_given(given: Mapping[str, Any]) -> None:
         raise ValueError("give exactly one of input_ids and inputs_embeds")
     for name, value in given.items():
         if value is not None and not isinstance(value, Tensor):
-            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
+            hint = "; pass a batch's entries by name, **batch" if isinstance(value, Mapping) else ""
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
 
 
 def _shape(there: Mapping[str, Tensor], embeddings: nn.Module) -> tuple[int, int]:

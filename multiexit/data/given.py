@@ -33,7 +33,7 @@ def numbers(labels: Any, name: str = "labels") -> Tensor:
         if isinstance(value, str | bytes):
             raise ValueError(
                 f"{name}[{row}] is {value!r}: give class numbers from 0, such as "
-                f"[classes.index(label) for label in {name}], or scores"
+                f"[classes.index(name) for name in {name}], or scores"
             )
         if isinstance(value, Sequence):
             raise ValueError(

@@ -44,6 +44,34 @@ def labels(data: Any) -> Tensor | None:
     return given.numbers(list(data.with_format(None)[column]), column)
 
 
+def check_names(data: Any, labels: Sequence[Any] | None, what: str) -> None:
+    """Refuse a set whose `ClassLabel` has the model's names in another order than the model.
+
+    Args:
+        data: any set, part of one, or loader; only those of `datasets` say how they number classes.
+        labels: the model's names of classes.
+        what: what to call the set in a message.
+
+    Raises:
+        ValueError: with both orders, and how to bring them together.
+    """
+    while not from_hub(data) and hasattr(data, "dataset"):  # a loader, a part
+        data = data.dataset
+    if not from_hub(data) or not data.features:
+        return
+    column = next((name for name in LABELS if name in data.features), None)
+    theirs = None if column is None else getattr(data.features[column], "names", None)
+    if not theirs or not labels:
+        return
+    there, here = [[str(name).casefold() for name in names] for names in (theirs, labels)]
+    if there != here and sorted(there) == sorted(here):
+        numbers = {name: here.index(plain) for name, plain in zip(theirs, there, strict=True)}
+        raise ValueError(
+            f"{what} numbers its classes {theirs}, and the model {list(labels)}: give it as "
+            f"data.align_labels_with_mapping({numbers}, {column!r})"
+        )
+
+
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows as one batch: numbers as tensors [B, …], anything else as lists.
 

@@ -51,7 +51,10 @@ def parse(text: str) -> ExitPolicy:
     known = field_types(kind)
     given = [value for value in values.split(",") if value]
     if len(given) > len(known):
-        raise ValueError(f"{name} takes {list(known)}, got {values!r}")
+        raise ValueError(
+            f"{name} takes {list(known)}, got {values!r}: write {name}={','.join(known).upper()}, "
+            "decimals with a point"
+        )
     try:
         numbers = [
             int(value) if wanted is int else _numbers(value)
@@ -60,7 +63,8 @@ def parse(text: str) -> ExitPolicy:
         return kind(*numbers)
     except (TypeError, ValueError) as error:
         wanted = ",".join(known).upper()
-        raise ValueError(f"can't read policy {text!r}: write {name}={wanted} ({error})") from error
+        why = "" if isinstance(error, TypeError) else f" ({error})"  # too few numbers, or which
+        raise ValueError(f"can't read policy {text!r}: write {name}={wanted}{why}") from error
 
 
 def _numbers(text: str) -> float | tuple[float, ...]:

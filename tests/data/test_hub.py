@@ -91,6 +91,24 @@ def test_class_labels_are_their_numbers():
     assert loss(data) == loss(rows())
 
 
+def test_class_labels_in_another_order_than_the_models_are_refused():
+    model = bert()
+    model.labels = ["y", "N"]
+    features = Features(
+        {"input_ids": Sequence(Value("int32")), "label": ClassLabel(names=["n", "y"])}
+    )
+    data, plain = rows("label").cast(features), rows()
+    message = r"numbers its classes \['n', 'y'\].*with_mapping\(\{'n': 1, 'y': 0\}, 'label'\)"
+    for train, dev in ((data, None), (plain, data), (Subset(data, [0, 1, 2, 3]), None)):
+        with pytest.raises(ValueError, match=message):
+            fit(model, "joint", config(), train, dev)
+    with pytest.raises(ValueError, match=message):
+        mx.collect(model, DataLoader(data, batch_size=2, collate_fn=collate_of(data)))
+    fit(model, "joint", config(), data.align_labels_with_mapping({"n": 1, "y": 0}, "label"))
+    model.labels = ["no", "yes"]  # other names say nothing
+    fit(model, "joint", config(), data)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

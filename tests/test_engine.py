@@ -530,7 +530,7 @@ def test_the_command_line_profiles_a_folder(tmp_path):
     assert (latency.batch_sizes, len(latency.stages_ms)) == ((1, 2), 2)
     assert (tmp_path / "model.safetensors").read_bytes() == weights
     for words, message in (
-        (("--batch-sizes", "2,1"), "must rise"),
+        (("--batch-sizes", "2,1"), "that rise"),
         (("--batch-sizes", "1,x"), "whole numbers"),
         (("--tokens", 5), "reads x, not text"),
     ):

@@ -9,7 +9,7 @@ demo: $(VENV)/demo
 	$(BIN)/multiexit demo
 
 test: $(VENV)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -3,16 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import (
-    ROOT,
     Stopped,
     Table,
     Watched,
@@ -285,40 +281,35 @@ def test_a_second_run_of_the_process_is_refused(tmp_path):
     assert not (tmp_path / "it" / ".lock").exists()
 
 
-HOLDING = """
-    import os, signal, sys
-    sys.path.insert(0, {tests!r})
-    from helpers import Table, Watched, chain, config, fit
-
-    def wait():
-        print("here", flush=True)
-        signal.pause()
-
-    train = Watched(Table(), 7, wait)
-    fit(chain(), "joint", config(output=sys.argv[1], checkpoint_every=1), train)
-"""
-
-
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     """However it went."""
-    script, folder = tmp_path / "holding.py", tmp_path / "run"
-    script.write_text(textwrap.dedent(HOLDING).format(tests=str(ROOT / "tests")))
-    with subprocess.Popen(
-        [sys.executable, script, folder],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    ) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "here\n"
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(folder, checkpoint_every=1, train=Watched(Table(), 7))
+    here, there = os.pipe()
+    child = os.fork()
+    if child == 0:  # it must not come back to pytest
+        try:
+            with runfolder.held(config(output=folder, resume=True)):
+                os.write(there, b"held")
+                signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(here, 4) == b"held"
         before = contents(folder)
         for changes in ({"resume": True}, {"overwrite": True}, {}):
             with pytest.raises(
-                ValueError, match=rf"another run is writing into .*: process {first.pid} on"
+                ValueError, match=rf"another run is writing into .*: process {child} on"
             ):
                 run(folder, **changes)
         assert contents(folder) == before
-        first.send_signal(signal.SIGKILL)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(here)
+        os.close(there)
+    assert (folder / ".lock").exists()
     mine, wanted = chain(), chain()
     run(folder, mine, resume=True)
     fit(wanted, "joint", config(), Table())
@@ -363,21 +354,22 @@ def test_a_run_of_many_steps_goes_on_from_the_latest(tmp_path):
 
 def test_commands_that_are_refused_change_nothing(tmp_path):
     words = ["train", "--task", "digits", "--output", tmp_path / "run", "--no-progress"]
-    words += ["--max-steps", 2]
-    assert command(*words).code == 0
+    words += ["--max-steps", 1, "--recipe", "joint"]
+    few = ["--exits", 2]
+    assert command(*words, *few).code == 0
     before = contents(tmp_path)
     for more, said in (
-        ([], "holds a run"),
+        (few, "holds a run"),
         (["--resume", "--exits", 3], "another run"),
-        (["--resume", "--backbone", "cifar-resnet-32"], "another run"),
-        (["--resume", "--overwrite"], "set one"),
+        ([*few, "--resume", "--backbone", "cifar-resnet-32"], "another run"),
+        ([*few, "--resume", "--overwrite"], "set one"),
     ):
         ended = command(*words, *more)
         assert ended.code == 2
         assert said in ended.err
         assert len(ended.err.strip().splitlines()) == 1
         assert contents(tmp_path) == before
-    assert command(*words, "--overwrite", "--seed", 3).code == 0
+    assert command(*words, *few, "--overwrite", "--seed", 3).code == 0
     assert contents(tmp_path) != before
     ended = command("demo", "--output", tmp_path / "run", "--epochs", 1)
     assert ended.code == 2

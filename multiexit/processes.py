@@ -8,9 +8,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
 
 from multiexit.config import TrainConfig
 
@@ -82,7 +83,29 @@ def first_alone(check: Callable[[], None]) -> None:
         raise found
 
 
-def check_environment(config: TrainConfig) -> None:
+def accelerator(config: TrainConfig) -> Accelerator:
+    """A run's own accelerator, of its configuration alone.
+
+    Raises:
+        ValueError: a tracker that isn't installed, or what `_check_environment` refuses.
+    """
+    available = {tracker.value for tracker in get_available_trackers()}
+    if missing := sorted(set(config.trackers) - available):
+        raise ValueError(f"no tracker {missing} is installed; there are {sorted(available)}")
+    _check_environment(config)
+    with apart():
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.trackers) or None,
+            project_dir=config.output,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # is our own
+            dynamo_backend="no",
+            # The first process's statistics are shared when an epoch ends, not at every pass.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+
+
+def _check_environment(config: TrainConfig) -> None:
     """Refuse or name what accelerate's environment variables ask for and a run doesn't do.
 
     Raises:
@@ -96,7 +119,7 @@ def check_environment(config: TrainConfig) -> None:
             )
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and processes().num_processes == 1:
         warnings.warn(
-            "ACCELERATE_USE_FSDP is set, but this is one process: nothing is sharded", stacklevel=4
+            "ACCELERATE_USE_FSDP is set, but this is one process: nothing is sharded", stacklevel=5
         )
     for name, plain, wanted in (
         ("ACCELERATE_MIXED_PRECISION", "no", ("mixed_precision", config.mixed_precision)),
@@ -108,5 +131,5 @@ def check_environment(config: TrainConfig) -> None:
             warnings.warn(
                 f"{name}={value} in the environment has no effect: the run's configuration counts, "
                 f"and has {field}={own!r}",
-                stacklevel=4,
+                stacklevel=5,
             )

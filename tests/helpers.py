@@ -7,11 +7,13 @@ import runpy
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
+import typer.main
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -209,6 +211,10 @@ def example(path: str, *words: object) -> str:
     return out.getvalue()
 
 
+# Typer reads all commands' signatures anew at each call, which takes longer than most commands.
+_built = cache(typer.main.get_command)
+
+
 def command(*words: object, stdin: str = "") -> Ended:
     """Run `multiexit words…` in this process."""
     from multiexit import cli
@@ -216,6 +222,7 @@ def command(*words: object, stdin: str = "") -> Ended:
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv = ["multiexit", *map(str, words)]
     with (
+        patch.object(typer.main, "get_command", _built),
         patch.object(sys, "argv", argv),
         patch.object(sys, "orig_argv", argv),
         patch.object(sys, "stdin", io.StringIO(stdin)),

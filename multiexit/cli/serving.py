@@ -113,7 +113,7 @@ def export(
     from multiexit import MultiExitModel
     from multiexit import export as write
     from multiexit.export.int8 import TARGETS
-    from multiexit.policies import parse
+    from multiexit.policies import check, parse
 
     if data and (task is not None or data_dir is not None):
         raise ValueError("--data names the rows: leave out --task and --data-dir")
@@ -129,6 +129,8 @@ def export(
     else:
         loaded, loads = typed.load(model, task, data_dir)
         rows = next(iter(loads.sets.values()))
+    if chosen is not None:
+        check(chosen, loaded.num_exits, loaded.num_classes)
     share = 0.95 if agreement is None else agreement
     parity = write(
         loaded,

@@ -195,6 +195,15 @@ def test_timm_of_other_channels_by_name():
     assert backbone.example_inputs(2)["x"].shape[:2] == (2, 1)
 
 
+def test_what_is_made_to_be_compared_only_ends_whatever_lies_in_memory():
+    """Initialisers that draw until every number is in range never would, of numbers not drawn."""
+    with unfilled():
+        weight = nn.Parameter(torch.full((4, 4), 1e30))
+        nn.init.trunc_normal_(weight)
+    assert weight.isfinite().all()
+    assert weight.abs().max() <= 2
+
+
 def small_torchvision(kind: str):
     if kind == "vit":
         return torchvision.models.VisionTransformer(32, 8, 3, 2, 24, 48, num_classes=7)

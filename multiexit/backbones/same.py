@@ -80,7 +80,10 @@ class _Undrawn(TorchFunctionMode):
             return args[0] if args else kwargs["tensor"]
         name = getattr(func, "__name__", "")
         fills = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        if func in self._DRAWS or (fills and args and isinstance(args[0], nn.Parameter)):
+        if func in self._DRAWS:
+            args[0].detach().zero_()  # some draw again until every number lies in some range
+            return args[0]
+        if fills and args and isinstance(args[0], nn.Parameter):
             return args[0]
         return func(*args, **kwargs)
 

@@ -28,6 +28,7 @@ from transformers import (
 
 import multiexit as mx
 from multiexit import testing
+from multiexit.backbones.same import unfilled
 
 DATA = os.environ.get("MULTIEXIT_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="MULTIEXIT_DATA is not set")

@@ -171,8 +171,15 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
     )
 
 
-def sweep(outputs: Outputs, policies: Sequence[ExitPolicy]) -> list[Row]:
-    """What each policy achieves; the model is not run again."""
+def sweep(outputs: Outputs, policies: Iterable[ExitPolicy]) -> list[Row]:
+    """What each policy achieves; the model is not run again.
+
+    Raises:
+        ValueError: one policy or its class in place of a list, and as `judge`.
+    """
+    if isinstance(policies, type | ExitPolicy):
+        raise ValueError("sweep takes a list of policies, such as [MaxProb(0.5), MaxProb(0.9)]")
+    policies = list(policies)
     for policy in policies:
         check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
     return [judge(outputs, policy) for policy in policies]

@@ -81,6 +81,18 @@ def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
         )
 
 
+def check_parts(model: Any, recipe: Any, config: Any) -> None:
+    """Refuse what is no model, recipe or configuration, as names and swapped arguments are."""
+    for name, value, kind, such_as in (
+        ("model", model, MultiExitModel, "MultiExitModel(multiexit.wrap(…), num_classes=2)"),
+        ("recipe", recipe, Recipe, "recipe('joint')"),
+        ("config", config, TrainConfig, "TrainConfig(epochs=3)"),
+    ):
+        if not isinstance(value, kind):
+            got = repr(value) if isinstance(value, str) else type(value).__name__
+            raise ValueError(f"{name} must be such as multiexit.{such_as}; got {got}")
+
+
 def check_sets(model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unread: bool) -> None:
     """Refuse what would fail or be left out long after the start.
 

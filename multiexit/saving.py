@@ -85,6 +85,8 @@ def description(backbone: Backbone, stacklevel: int = 4) -> dict[str, Any] | Non
 
 def _described(model: "MultiExitModel", spec: dict[str, Any] | None) -> str:
     """Everything but the weights, as JSON."""
+    if model.policy is not None:
+        policies.check(model.policy, model.num_exits, model.num_classes)
     return settings.written(
         {
             "format": settings.FORMAT,

@@ -60,7 +60,11 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         inside = path.parent / "model"
-        hint = f"; did you mean {inside}?" if (inside / path.name).exists() else ""
+        hint = ""
+        if (inside / path.name).exists():
+            hint = f"; did you mean {inside}?"
+        elif (path.parent / "config.json").exists():
+            hint = "; put exits on it by multiexit.wrap, or `multiexit train --backbone`"
         raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel{hint}")
     said = read_json(path, path.parent)
     version = said.get("format") if isinstance(said, dict) else None

@@ -79,7 +79,8 @@ class Trainer:
     ):
         self.model = model
         self.recipe = recipe
-        self.config = config or TrainConfig()
+        self.config = TrainConfig() if config is None else config
+        phases.check_parts(model, recipe, self.config)
         precision.trainable_weights(model)
         phases.check(model, recipe)
         policies.check(recipe.policy, model.num_exits, model.num_classes)

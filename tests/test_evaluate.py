@@ -205,6 +205,15 @@ def test_layers_are_stages_where_exits_are_few(mlp, make_backbone):
     assert row.speedup_macs == pytest.approx((4 * 36 + 18) / (2 * 36 + 18))
 
 
+def test_a_sweep_takes_any_policies_and_no_single_one(outputs):
+    assert mx.sweep(outputs, iter(POLICIES)) == mx.sweep(outputs, POLICIES)
+    for wrong in (mx.MaxProb, mx.MaxProb(0.5)):
+        with pytest.raises(ValueError, match="takes a list of policies"):
+            mx.sweep(outputs, wrong)
+    with pytest.raises(ValueError, match=r"its class is wanted, .* got 'max-prob'"):
+        mx.calibrate(outputs, "max-prob", speedup=2)
+
+
 def test_a_sweep_is_a_row_for_each_and_goes_into_json(outputs):
     rows = mx.sweep(outputs, POLICIES)
     assert [row.policy for row in rows] == POLICIES

@@ -346,3 +346,11 @@ def test_what_is_no_policy_is_named(policy, said):
     model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2).eval()
     with pytest.raises(ValueError, match=f"takes a policy first, .* got .*{said}"):
         model.predict(policy, torch.zeros(1, 3, 32, 32))
+
+
+def test_a_policy_that_is_none_is_not_saved(tmp_path):
+    model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2)
+    for model.policy in ("patience=1", mx.FixedExit(99)):
+        with pytest.raises(ValueError, match=r"a policy is wanted|99"):
+            model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "multiexit.json").exists()

@@ -985,3 +985,18 @@ def test_an_unusable_dev_set_is_refused_before_training(dev, words):
     with pytest.raises(ValueError, match=words):
         mx.Trainer(model, mx.recipes.joint(), mx.TrainConfig(progress=False)).fit(Tainted([]), dev)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (lambda model, recipe: (model, "joint"), "recipe must be .* got 'joint'"),
+        (lambda model, recipe: (model, mx.recipes.joint), "recipe must be .* got function"),
+        (lambda model, recipe: (model, mx.TrainConfig(), recipe), "recipe must be .* TrainConfig"),
+        (lambda model, recipe: (model.backbone, recipe), "model must be .* got "),
+        (lambda model, recipe: (model, recipe, {"epochs": 3}), "config must be .* got dict"),
+    ],
+)
+def test_what_is_no_model_recipe_or_configuration_is_named(parts, message):
+    with pytest.raises(ValueError, match=message):
+        mx.Trainer(*parts(chain(), mx.recipes.joint()))

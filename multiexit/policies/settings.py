@@ -66,6 +66,8 @@ def one_number(policy: Policy, known: Known, shares: Sequence[float] = MANY) -> 
 
 def _needed(kind: type[ExitPolicy]) -> list[Field[Any]]:
     """The fields without a default."""
+    if not (isinstance(kind, type) and issubclass(kind, ExitPolicy)):
+        raise ValueError(f"a policy or its class is wanted, such as MaxProb; got {kind!r}")
     return [f for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
 
 

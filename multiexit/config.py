@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from multiexit.files import place
 from multiexit.metrics import METRICS, Metric
 from multiexit.names import unknown
 
@@ -133,6 +134,8 @@ class TrainConfig:
             object.__setattr__(self, "output", Path(os.fsdecode(output)))
         elif output is not None and not (isinstance(output, Path) or _named(output)):
             raise ValueError(f"output is the name of a folder, or None for none; got {output!r}")
+        if self.output is not None and str(self.output).startswith("~"):
+            object.__setattr__(self, "output", place(self.output))
         if self.trackers and self.output is None:
             raise ValueError("trackers write to the run's folder: set output=")
         for name in ("resume", "overwrite"):

@@ -29,6 +29,18 @@ def home(path: str | Path) -> Path | None:
         return None
 
 
+def place(path: str | Path) -> Path:
+    """A path that a user gives to the library, `~` filled in as a shell does.
+
+    Raises:
+        ValueError: nobody says what the home folder is.
+    """
+    found = home(path)
+    if found is None:
+        raise ValueError(f"nobody says what the home folder is in {str(path)!r}: write it out")
+    return found
+
+
 def regular(path: str | Path, inside: Path | None = None) -> Path:
     """The path of a file that can be read to its end.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from multiexit import classes, cost, gradients, heads, policies, saving, walk
 from multiexit.backbones import Backbone, Carry
+from multiexit.files import place
 from multiexit.gradients import Branch
 from multiexit.latency import Latency
 from multiexit.policies import ExitPolicy
@@ -284,7 +285,7 @@ class MultiExitModel(nn.Module):
         tokenizer, so does that. Files are written aside and renamed: a full disk leaves what was
         there before.
         """
-        saving.save(self, Path(folder), tokenizer)
+        saving.save(self, place(folder), tokenizer)
 
     @classmethod
     def from_pretrained(

@@ -14,7 +14,12 @@ from torch.nn import functional as F
 def lengths(inputs: Mapping[str, Any]) -> Tensor | None:
     """Tokens of each row up to its last real one, [B]; None without an `attention_mask` [B, T]."""
     mask_BT = inputs.get("attention_mask")
-    if not isinstance(mask_BT, Tensor) or mask_BT.ndim != 2 or not mask_BT.shape[1]:
+    if (
+        not isinstance(mask_BT, Tensor)
+        or mask_BT.ndim != 2
+        or not mask_BT.shape[1]
+        or mask_BT.is_meta
+    ):
         return None
     place_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
     return (place_T * (mask_BT != 0)).amax(1)

@@ -93,6 +93,8 @@ def _check_place(folder: Path) -> None:
         there = there.parent
     if not there.is_dir():
         raise ValueError(f"output {str(folder)!r} can't be made: {there} is no folder")
+    if (folder / saving.SETTINGS).exists():
+        raise ValueError(f"output {str(folder)!r} is a saved model, and no run's folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"output {str(folder)!r}: no permission to write in {there}")
 
@@ -134,16 +136,22 @@ def _lock(folder: Path) -> IO[str]:
             raise ValueError(
                 f"another run of this very process is writing into {folder}: let it end first"
             )
-        file = path.open("a+")
+        file = _opened(path)
         while not _got(file, folder):
             file.close()  # whose it was has just removed it
-            file = path.open("a+")
+            file = _opened(path)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}))
         file.flush()
         _mine[key] = os.getpid()
         return file
+
+
+def _opened(path: Path) -> IO[str]:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path} is a run's lock, and no regular file there: remove it")
+    return path.open("a+")
 
 
 def _got(file: IO[str], folder: Path) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from multiexit import heads, policies, settings, stored
 from multiexit.backbones import Backbone, rebuild, specs
 from multiexit.backbones.same import not_made_again
-from multiexit.files import write, write_all
+from multiexit.files import place, write, write_all
 from multiexit.latency import Latency
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _compare(said: dict[str, Any], path: Path, backbone: Backbone | None, head: 
 
 
 def _local(folder: str | Path) -> Path:
-    path = Path(folder)
+    path = place(folder)
     if path.is_dir():
         return path
     try:

@@ -30,7 +30,7 @@ def read(folder: str | Path) -> Folder:
         ValueError: no such folder, or a list with names that won't do.
     """
     try:
-        path = Path(folder).resolve()
+        path = Path(folder).expanduser().resolve()
     except (TypeError, OSError, RuntimeError) as error:
         raise ValueError(f"{folder!r} is no folder: {error}") from error
     if not _there(path / SUMS):

@@ -444,7 +444,9 @@ def test_a_damaged_tokenizer_is_one_sentence(case, folder):
     path = folder()
     (path / file).write_text(text)
     ended = command("predict", path, stdin="good film\n")
-    assert ended.code == 0 or (ended.code == 2 and ended.err.startswith("multiexit: "))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("multiexit: ")
+    assert ended.err.count("\n") == 1
 
 
 NETWORK = {

@@ -54,6 +54,25 @@ def test_what_a_forward_does_between_parts_is_found(what):
         mx.wrap(Net(between), **PARTS)
 
 
+def net_inside(kind):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    return torch.compile(net) if kind == "_orig_mod" else nn.DataParallel(net)
+
+
+@pytest.mark.parametrize("name", ["_orig_mod", "module"])
+def test_what_runs_another_network_says_which_to_wrap(name):
+    outer = net_inside(name)
+    with pytest.raises(ValueError, match=rf"runs another network: wrap that one, its \.{name};"):
+        mx.wrap(outer)
+    assert mx.wrap(getattr(outer, name)).num_stages == 2
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (3, 10**6, 10**6)])
+def test_a_row_larger_than_machines_is_refused(shape):
+    with pytest.raises(ValueError, match=r"numbers a row; at most 1,073,741,824"):
+        mx.wrap(Net(), stages=["stem"], input_shape=shape)
+
+
 def test_parts_of_a_plain_chain_are_taken_in_any_form():
     net = Net().train()
     net.b.eval()

@@ -262,6 +262,9 @@ def test_learned_exits_need_a_head_that_learns_to(mlp):
     model, inputs = mlp
     with pytest.raises(ValueError, match=r"Certainty goes by a head.*\+lte"):
         model.predict(mx.Certainty(0.5), **inputs)
+    recipe = replace(mx.recipe("joint"), policy=mx.Certainty(0.5))
+    with pytest.raises(ValueError, match=r"'joint' stops by Certainty.*\+lte"):
+        mx.Trainer(model, recipe)
     with pytest.raises(ValueError, match="Certainty"):
         mx.simulate(mx.Certainty(0.5), model(**inputs))
 

@@ -22,6 +22,7 @@ from helpers import (
 )
 
 import multiexit as mx
+import multiexit_runner as mx_runner
 from multiexit import checkpoint, runfolder
 
 
@@ -99,6 +100,43 @@ def test_a_place_without_permission_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no permission to write"):
         run(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_saved_model_is_no_place_for_a_run(tmp_path):
+    chain().save_pretrained(tmp_path / "model")
+    before = contents(tmp_path)
+    for changes in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(ValueError, match="is a saved model, and no run's folder"):
+            run(tmp_path / "model", **changes)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)], ids=str
+)
+def test_a_lock_that_is_no_file_is_named(make, tmp_path):
+    make(tmp_path / ".lock")
+    with pytest.raises(ValueError, match=r"\.lock is a run's lock, and no regular file"):
+        run(tmp_path)
+    assert os.path.lexists(tmp_path / ".lock")
+
+
+def test_the_home_folder_s_sign_is_filled_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model = chain()
+    run("~/run", model, epochs=1)
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    model.save_pretrained("~/saved")
+    loaded = mx.MultiExitModel.from_pretrained("~/saved", chain(seed=9).backbone)
+    assert_same(tensors(loaded), tensors(model))
+    for refused in (
+        lambda: mx.export(loaded.eval(), "~/saved", mx.FixedExit(0)),
+        lambda: mx_runner.Runner("~/saved"),
+    ):
+        with pytest.raises((ValueError, FileExistsError), match=str(tmp_path / "saved")):
+            refused()
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize("output", ["", "  ", b"run", 3, "a\0b"])

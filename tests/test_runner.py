@@ -42,6 +42,14 @@ def folder(exported, tmp_path):
     return Path(shutil.copytree(exported / "float", tmp_path / "graphs"))
 
 
+def test_files_have_the_permissions_of_the_users_umask(exported):
+    mask = os.umask(0)
+    os.umask(mask)
+    folder = exported / "auto"
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~mask}
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
 def _batches(count, rows=4):
     x = np.random.default_rng(0).standard_normal((count, rows, WIDTH)).astype(np.float32)
     return list(x)

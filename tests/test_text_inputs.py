@@ -104,6 +104,7 @@ WRONG = {
         {"attention_mask": torch.tensor([[1] * 6, [0] * 6, [1] * 6, [1] * 6])},
         "row 1 is all padding",
     ),
+    "no values": ({"attention_mask": torch.ones(4, 6, device="meta")}, "on the meta device"),
     "a list": ({"attention_mask": [[1] * 6] * 4}, "attention_mask must be a tensor, got list"),
     "beyond the table": ({"input_ids": IDS + 53}, r"in 0\.\.59, got 60.*resize_token"),
     "below it": ({"input_ids": IDS - 8}, r"input_ids must be in 0\.\.59, got -1"),

@@ -181,6 +181,13 @@ def _of_module(
         return of_parts(module, stages, stem, input_shape, layout)
     if isinstance(module, nn.Sequential):
         return of_parts(module, list(module), [], input_shape, layout)
+    for name in ("_orig_mod", "module"):  # of torch.compile; of DataParallel and its like
+        if isinstance(getattr(module, name, None), nn.Module):
+            raise ValueError(
+                f"a {type(module).__name__} runs another network: wrap that one, its .{name}; "
+                "compiling and spreading come after wrapping (TrainConfig(compile=True), "
+                "accelerate launch)"
+            )
     raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_HELP}")
 
 

@@ -3,6 +3,7 @@
 Letters: B batch rows, C channels, H width.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
@@ -17,6 +18,9 @@ from multiexit.backbones.infer_layout import Chain, infer
 from multiexit.backbones.running import in_precision, like_parameters
 from multiexit.backbones.verify import check_parts, check_rows, named
 from multiexit.modes import quiet
+
+LARGEST_ROW = 2**30
+"""Numbers in one input row."""
 
 
 class SequentialBackbone(Backbone):
@@ -124,7 +128,7 @@ def sizes(input_shape: Sequence[int]) -> list[int]:
     """The sizes of one input row.
 
     Raises:
-        ValueError: anything but whole numbers from 1.
+        ValueError: anything but whole numbers from 1, or more of them than fit a machine.
     """
     given = list(input_shape) if isinstance(input_shape, Iterable) else [input_shape]
     whole = [isinstance(size, Integral) and not isinstance(size, bool) for size in given]
@@ -132,6 +136,11 @@ def sizes(input_shape: Sequence[int]) -> list[int]:
         raise ValueError(
             "input_shape is the shape of one input row, whole numbers from 1 such as (3, 32, 32); "
             f"got {input_shape!r}"
+        )
+    if math.prod(map(int, given)) > LARGEST_ROW:
+        raise ValueError(
+            f"input_shape {tuple(given)} is {math.prod(map(int, given)):,} numbers a row; at most "
+            f"{LARGEST_ROW:,}"
         )
     return [int(size) for size in given]
 

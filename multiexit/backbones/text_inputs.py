@@ -130,6 +130,10 @@ def _check_given(given: Mapping[str, Any]) -> None:
         if value is not None and not isinstance(value, Tensor):
             hint = "; pass a batch's entries by name, **batch" if isinstance(value, Mapping) else ""
             raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
+    meta = [value.is_meta for value in given.values() if value is not None]
+    if any(meta) and not all(meta):
+        name = next(name for name, value in given.items() if value is not None and value.is_meta)
+        raise ValueError(f"{name} is on the meta device, so it has no values")
 
 
 def _shape(there: Mapping[str, Tensor], embeddings: nn.Module) -> tuple[int, int]:

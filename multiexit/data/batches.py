@@ -271,9 +271,15 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def move(tree: Any, device: Any) -> Any:
-    """The same structure with its tensors on a device, which is not waited for."""
+    """The same structure with its tensors on a device, which is not waited for.
+
+    Raises:
+        ValueError: a tensor of the meta device.
+    """
 
     def there(tensor: Tensor) -> Tensor:
+        if tensor.is_meta and torch.device(device).type != "meta":
+            raise ValueError("a tensor of the batch is on the meta device, so it has no values")
         if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
             tensor = tensor.pin_memory()  # from other memory the copy would wait
         return tensor.to(device, non_blocking=True)

@@ -19,6 +19,7 @@ from multiexit import policies
 from multiexit.data.batches import in_order, unpack_inputs
 from multiexit.export.inputs import Inputs, inputs_of
 from multiexit.export.parity import Parity, compare
+from multiexit.files import place
 from multiexit.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 
@@ -82,7 +83,7 @@ def export(
         ...     mx.export(model, f"{folder}/exported", mx.MaxProb(0.9)).same_exit
         1.0
     """
-    folder = Path(folder)
+    folder = place(folder)
     policy = model.policy if policy is None else policy
     _check(model, folder, policy, int8, target, agreement)
     from multiexit.export import graphs

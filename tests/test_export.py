@@ -550,3 +550,12 @@ def test_the_command_line(tmp_path):
         wrong = command("export", tmp_path / "model", tmp_path / "no", *words[3:], *more)
         assert wrong.code == 2
         assert message in wrong.err
+
+
+def test_one_batch_is_no_list_of_batches(tmp_path):
+    model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2).eval()
+    images = torch.zeros(2, 3, 32, 32)
+    for rows in (images, {"x": images}):
+        with pytest.raises(ValueError, match="rows is a data set or a list of batches"):
+            mx.export(model, tmp_path / "out", mx.Patience(1), rows=rows)
+    assert not (tmp_path / "out").exists()

@@ -178,6 +178,10 @@ def _write(folder: Path, settings: dict[str, Any]) -> None:
 def _batches(model: MultiExitModel, rows: Any) -> list[dict[str, Tensor]]:
     """Batches of a data set, by the names of the model's inputs."""
     names = list(model.backbone.example_inputs())
+    if isinstance(rows, Tensor | Mapping):
+        raise ValueError(
+            f"rows is a data set or a list of batches, such as [batch]; got {type(rows).__name__}"
+        )
     unpacked = [unpack_inputs(batch) for batch in in_order(rows, 32)]
     if not unpacked:
         raise ValueError("no rows to compare the exported graphs on: the data set is empty")

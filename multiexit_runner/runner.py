@@ -111,6 +111,7 @@ class Runner:
                     f"no number {name!r} to set; this policy has {sorted(self._knobs)}"
                 )
             described.check_knob(name, self._knobs[name], number)
+            described.check_range(name, self.settings["ranges"].get(name), number)
         self._knobs = {
             **self._knobs,
             **{name: type(self._knobs[name])(number) for name, number in knobs.items()},

@@ -44,6 +44,20 @@ def check_knob(name: str, old: float, number: Any) -> None:
         _need(_is_number(number), name, number, "a finite number that fits in float32")
 
 
+def check_range(name: str, limits: list[float] | None, number: float) -> None:
+    """Refuse a number that the policy can't have."""
+    if limits is not None:
+        low, high = limits
+        _need(low <= number <= high, name, number, f"from {low} to {high}")
+
+
+def _ranges(ranges: Any, knobs: dict[str, Any]) -> None:
+    for name, limits in _table("ranges", ranges).items():
+        pair = isinstance(limits, list) and len(limits) == 2 and all(map(_is_number, limits))
+        _need(name in knobs and pair, f"ranges.{name}", limits, "two numbers, of one of the knobs")
+        check_range(f"knobs.{name}", limits, knobs[name])
+
+
 def _check(settings: Any) -> None:
     _need(isinstance(settings, dict), "the whole", settings, "a JSON object")
     if settings.get("format") != FORMAT or isinstance(settings["format"], bool):
@@ -51,7 +65,7 @@ def _check(settings: Any) -> None:
             f"it has format {reprlib.repr(settings.get('format'))}; this version reads {FORMAT}: "
             "export the model again, or use the multiexit_runner of the version that wrote it"
         )
-    _keys("the whole", settings, KEYS)
+    _keys("the whole", settings, KEYS, {"ranges"})  # which older folders lack
     _whole("num_classes", settings["num_classes"], 1)
     for key in ("versions", "preprocessing", "policy"):
         _need(isinstance(settings[key], dict), key, settings[key], "a table")
@@ -65,6 +79,7 @@ def _check(settings: Any) -> None:
     _need(isinstance(settings["knobs"], dict), "knobs", settings["knobs"], "a table of numbers")
     for name, number in settings["knobs"].items():
         check_knob(f"knobs.{name}", number, number)
+    _ranges(settings.setdefault("ranges", {}), settings["knobs"])
     _segments(settings)
     exits = settings["exits"]
     many = isinstance(exits, list) and len(exits) == len(settings["segments"])

@@ -476,3 +476,28 @@ def test_a_reader_that_is_no_longer_needed_ends():
         if thread.name == "multiexit-stream":
             thread.join(10)
             assert not thread.is_alive()
+
+
+# Numbers that a policy can't have
+
+
+def test_numbers_outside_of_the_policy_s_range_are_refused(tmp_path):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model = mx.MultiExitModel(mx.wrap(network), 2).eval()
+    mx.export(model, tmp_path / "graphs", mx.Patience(1))
+    runner = Runner(tmp_path / "graphs")
+    runner.set(patience=2)
+    for number in (0, -3, 2**40):
+        with pytest.raises(ValueError, match=rf"patience is {number}; it must be from 1 to"):
+            runner.set(patience=number)
+    assert runner.knobs == {"patience": 2}
+    path = tmp_path / "graphs" / "export.json"
+    said = json.loads(path.read_text())
+    del said["ranges"]  # as older folders
+    path.write_text(json.dumps(said))
+    folders.seal(path.parent)
+    assert Runner(path.parent).knobs == {"patience": 1}
+    path.write_text(json.dumps({**said, "ranges": {"patience": [2, 3]}}))
+    folders.seal(path.parent)
+    with pytest.raises(ValueError, match=r"knobs\.patience is 1; it must be from 2 to 3"):
+        Runner(path.parent)

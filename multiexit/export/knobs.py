@@ -4,7 +4,8 @@ Letters: B batch rows, C classes.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from multiexit import policies
 from multiexit.export.tracing import ANY, trace
 from multiexit.policies import ExitPolicy
+from multiexit.policies.numbers import Known, Number
 
 Knobs = dict[str, int | float]
 """Fields that are numbers, whole ones as int."""
@@ -37,6 +39,13 @@ def of(policy: ExitPolicy, num_classes: int) -> Knobs:
         for field, number in numbers.items()
         if _traceable(policy, {field: number}, num_classes)
     }
+
+
+def ranges(policy: ExitPolicy, names: Iterable[str], known: Known) -> dict[str, list[float]]:
+    """Between which values each may be turned, both included, where the policy's type says it."""
+    rules = {f.name: f.metadata.get(Number) for f in fields(policy)}
+    found = {name: rule.limits(known) for name in names if (rule := rules[name]) is not None}
+    return {name: list(limits) for name, limits in found.items() if limits is not None}
 
 
 def turned(policy: ExitPolicy, numbers: Mapping[str, Tensor]) -> ExitPolicy:

@@ -18,10 +18,12 @@ from torch.utils.data import Dataset
 from multiexit import policies
 from multiexit.data.batches import in_order, unpack_inputs
 from multiexit.export.inputs import Inputs, inputs_of
+from multiexit.export.knobs import ranges
 from multiexit.export.parity import Parity, compare
 from multiexit.files import place
 from multiexit.model import MultiExitModel
 from multiexit.policies import ExitPolicy
+from multiexit.policies.numbers import Known
 
 SIZES = ((1, 1), (2, 7), (5, 16), (9, 24))
 """Rows and tokens of the random batches that graphs are checked on."""
@@ -113,6 +115,7 @@ def export(
             tokenizer.save_pretrained(parts)
         settings = _settings(model, policy, takes) | {
             "knobs": numbers,
+            "ranges": ranges(policy, numbers, Known(model.num_exits, model.num_classes)),
             "segments": [segment._asdict() for segment in segments],
             "int8": {"target": target, "machines": integers.TARGETS[target].machines}
             if int8

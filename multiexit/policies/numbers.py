@@ -82,6 +82,15 @@ class Number:
             if self.least is not None and not number > self.least:
                 raise ValueError(f"{name} must be above {self.least}, got {number!r:.80}")
 
+    def limits(self, known: Known) -> tuple[float, float] | None:
+        """Between which values a model takes it, both included; None for any number."""
+        bounds = self.bounds(known) if self.within else None
+        if self.least is None:
+            return bounds
+        least = self.least if self.whole is not None else math.nextafter(self.least, math.inf)
+        low, high = bounds or (least, LARGEST if self.whole is not None else HUGE)
+        return max(low, least), high
+
     def check_fits(self, name: str, value: Any, known: Known) -> None:
         """Refuse what doesn't fit a model."""
         M = known.num_exits

@@ -291,10 +291,12 @@ def test_a_policy_of_two_numbers_is_refused(outputs):
         mx.calibrate(outputs, mx.PatientConfident, speedup=1.5)
 
 
-def test_one_exit_leaves_nothing_to_choose(outputs):
-    single = mx.Outputs(outputs.logits_MBC[:1], outputs.labels_B, outputs.cost)
-    with pytest.raises(ValueError, match="Patience"):
-        mx.calibrate(single, mx.Patience, speedup=1.0)
+def test_all_settings_are_alike_with_one_exit(outputs):
+    cost = mx.Cost((5,), (100,), (10,), 100)
+    single = mx.Outputs(outputs.logits_MBC[:1], outputs.labels_B, cost)
+    assert mx.judge(single, mx.calibrate(single, mx.Patience, speedup=1.0)).speedup_layers == 1
+    with pytest.raises(ValueError, match=r"no setting of Patience reaches 1\.5×"):
+        mx.calibrate(single, mx.Patience, speedup=1.5)
 
 
 @dataclass(frozen=True)

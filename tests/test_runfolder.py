@@ -112,7 +112,9 @@ def test_a_saved_model_is_no_place_for_a_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)], ids=str
+    "make",
+    [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)],
+    ids=["fifo", "folder", "link"],
 )
 def test_a_lock_that_is_no_file_is_named(make, tmp_path):
     make(tmp_path / ".lock")

@@ -32,11 +32,13 @@ SHARING = {
 }
 
 
+@pytest.hookimpl(wrapper=True)  # before the groups are read
 def pytest_collection_modifyitems(items):
     """Each of these files runs in one process, so that nothing is made twice."""
     for item in items:
         if item.path.stem in SHARING:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    return (yield)
 
 
 @pytest.fixture(autouse=True)

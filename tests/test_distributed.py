@@ -41,8 +41,8 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
 import multiexit as mx
+from multiexit import processes
 from multiexit import sharding as fsdp2
-from multiexit import trainer
 from multiexit.data import batches
 from multiexit.recipes import RECIPES
 from multiexit.stored import load_weights
@@ -311,7 +311,7 @@ def sharding(version=2, **options):
 
     try:
         with (
-            patch.object(trainer, "Accelerator", accelerator),
+            patch.object(processes, "Accelerator", accelerator),
             patch.object(fsdp2, "shard", wraps=fsdp2.shard) as shard,
         ):
             yield shard

@@ -1,6 +1,7 @@
 """What makes training fast changes nothing else: compiled, laid out otherwise, computed twice."""
 
 import copy
+from contextlib import closing
 from functools import cache, partial
 
 import pytest
@@ -27,7 +28,9 @@ from torch.utils.data import Subset
 
 import multiexit as mx
 from multiexit import losses, recipes
+from multiexit.backbones import text_inputs
 from multiexit.data.images import on_device
+from multiexit.modes import as_found
 from multiexit.static import LayerDrop
 from multiexit.stepper import Stepper
 
@@ -79,19 +82,19 @@ def batches_of(kind, rows):
     ("name", "kind"), [(name, "text") for name in recipes.RECIPES] + [("leebert", "images")]
 )
 def test_no_step_reads_back_from_the_device(name, kind, monkeypatch):
-    """On the CPU, so that labels, which are looked at where that costs nothing, are let be."""
-    monkeypatch.setattr(losses, "check_labels", lambda *_: None)
+    """On the CPU, so that what is looked at where that costs nothing is let be."""
+    monkeypatch.setattr(losses, "_check", lambda *_: None)
+    monkeypatch.setattr(text_inputs, "_look", lambda *_: None)
     make, rows = KINDS[kind]
     recipe = mx.recipe(name)
     model, draw = make(recipe.head), batches_of(kind, rows())
     settings = config(optimizer="adamw", clip=1.0)
     for phase in recipe.phases:
-        stepper = Stepper(model, phase, settings, Accelerator(cpu=True))
-        for step in (2, 3):  # an even and an odd one, the last of a cycle
-            micro, second = [draw()], draw()
-            with NoOps(), NoReading():
-                stepper.step(micro, lambda some=second: some, step, 4)
-        stepper.close()
+        with as_found(model), closing(Stepper(model, phase, settings, Accelerator(cpu=True))) as s:
+            for step in (2, 3):  # an even and an odd one, the last of a cycle
+                micro, second = [draw()], draw()
+                with NoOps(), NoReading():
+                    s.step(micro, lambda some=second: some, step, 4)
 
 
 # Options: alone, and all together

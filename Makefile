@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint docs clean
 
 demo: $(VENV)/demo
-	$(BIN)/multiexit demo
+	$(BIN)/multiexit demo --overwrite
 
 test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup

@@ -19,28 +19,6 @@ TINY = {
 }
 
 
-# Files whose tests share what is slow to make: runs, exported graphs, groups of processes.
-SHARING = {
-    "test_calibrate_cli",
-    "test_cli",
-    "test_distributed",
-    "test_export",
-    "test_hostile",
-    "test_repeats",
-    "test_runner",
-    "test_static",
-}
-
-
-@pytest.hookimpl(wrapper=True)  # before the groups are read
-def pytest_collection_modifyitems(items):
-    """Each of these files runs in one process, so that nothing is made twice."""
-    for item in items:
-        if item.path.stem in SHARING:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    return (yield)
-
-
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -1,15 +1,17 @@
 """Graphs as onnxruntime's sessions, held to what the settings say of them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from multiexit_runner.folder import Folder, content
 from multiexit_runner.inputs import Arrays
 from multiexit_runner.protobuf import names_files
 from multiexit_runner.settings import OWN
+
+if TYPE_CHECKING:  # the readers of streams beside it need none
+    from onnxruntime import InferenceSession
 
 CPU = "CPUExecutionProvider"
 KINDS = {"int64": "int64", "int32": "int32", "float32": "float", "bool": "bool"}
@@ -25,6 +27,8 @@ def check_providers(providers: Sequence[Any] | None) -> list[Any]:
     """
     if providers is None:
         return [CPU]
+    import onnxruntime as ort
+
     listed = list(providers) if isinstance(providers, list | tuple) else []
     names = [each[0] if isinstance(each, tuple) and each else each for each in listed]
     there = ort.get_available_providers()
@@ -43,13 +47,15 @@ def check_providers(providers: Sequence[Any] | None) -> list[Any]:
 
 def sessions(
     folder: Folder, settings: dict[str, Any], threads: int | None, providers: list[Any]
-) -> list[ort.InferenceSession]:
+) -> "list[InferenceSession]":
     """A session for each segment.
 
     Raises:
         ValueError: a file that is no such graph, that names other files, or whose inputs and
             outputs aren't those of the settings; a provider that can't be used.
     """
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4  # what goes wrong is raised
@@ -76,7 +82,7 @@ def sessions(
     return made
 
 
-def run(session: ort.InferenceSession, segment: dict[str, Any], given: Arrays) -> Arrays:
+def run(session: "InferenceSession", segment: dict[str, Any], given: Arrays) -> Arrays:
     """What a graph says, by the settings' names.
 
     Raises:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from multiexit.files import write
-from multiexit.report import table, versions
+from multiexit.evaluation.report import table
+from multiexit.files.writing import write
+from multiexit.runtime import versions
 
 
 def seconds(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:

@@ -31,8 +31,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import multiexit as mx
-from multiexit import checkpoint
 from multiexit.data.images import ImageDataset
+from multiexit.training.records import checkpoint
 
 CYCLE = 4
 

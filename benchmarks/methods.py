@@ -23,9 +23,11 @@ from train_step import cycle
 from transformers import AutoModel, BertConfig
 
 import multiexit as mx
-from multiexit import runs, tasks, typed
+from multiexit.cli import typed
+from multiexit.data import tasks
 from multiexit.data.splits import holdout
-from multiexit.report import policy_name
+from multiexit.policies.registry import policy_name
+from multiexit.training import experiment
 
 SHAPE: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 
@@ -80,7 +82,7 @@ def step_times(recipes: list[str], args: Any) -> list[float]:
     torch.manual_seed(args.seed)
     ratios = []
     for name in recipes:
-        recipe = runs.recipe_for(name, args.task, {})
+        recipe = experiment.recipe_for(name, args.task, {})
         calls = [cycle(fresh(), mx.recipes.joint(), [5], args)]
         calls += [cycle(fresh(), recipe, "all", args, i) for i in range(len(recipe.phases))]
         plain, *phases = seconds(calls, args.repeats)

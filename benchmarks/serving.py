@@ -26,10 +26,11 @@ from torch.utils.data import Subset
 
 import multiexit as mx
 import multiexit_runner
-from multiexit import tasks, typed
+from multiexit.cli import typed
+from multiexit.data import tasks
 from multiexit.data.batches import collate_of, lengths_of
 from multiexit.data.splits import holdout
-from multiexit.evaluate import score
+from multiexit.evaluation.judging import score
 
 Batch = dict[str, torch.Tensor]
 TOKENS = 128

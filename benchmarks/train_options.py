@@ -25,7 +25,7 @@ from train_step import backbones, batch
 
 import multiexit as mx
 from multiexit.data.images import ImageDataset
-from multiexit.stepper import Stepper
+from multiexit.training.stepper import Stepper
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

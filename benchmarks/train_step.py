@@ -19,7 +19,7 @@ from common import report, seconds
 from transformers import AlbertConfig, AutoModel, BertConfig
 
 import multiexit as mx
-from multiexit.stepper import Stepper
+from multiexit.training.stepper import Stepper
 
 FLOORS: dict[str, tuple[float, dict[str, Any]]] = {
     "pabee": (1.0, {}),

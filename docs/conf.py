@@ -8,7 +8,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import multiexit  # noqa: E402
-from multiexit.report import results_page, table  # noqa: E402
+from multiexit.evaluation.report import table  # noqa: E402
+from multiexit.evaluation.results import results_page  # noqa: E402
 
 project = "multiexit"
 author = "the multiexit authors"

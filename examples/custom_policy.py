@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import multiexit as mx
-from multiexit import presets, report
-from multiexit.data import cifar
+from multiexit.data import digits
+from multiexit.evaluation import report
+from multiexit.training import presets
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    digits = cifar.digits()
+    data = digits.load()
     model = mx.MultiExitModel(mx.cifar_resnet(20, in_channels=1, size=8), num_classes=10)
     config = replace(
         presets.cifar(epochs=args.epochs), batch_size=64, schedule="cosine", warmup=0.1
     )
-    mx.Trainer(model, mx.recipes.leebert(temperature=4), config).fit(digits.train)
+    mx.Trainer(model, mx.recipes.leebert(temperature=4), config).fit(data.train)
 
-    outputs = mx.collect(model, digits.test)
+    outputs = mx.collect(model, data.test)
     policies = [
         *(TwoSure(q) for q in (0.5, 0.7, 0.9)),
         *(mx.MaxProb(q) for q in (0.5, 0.7, 0.9)),
@@ -52,7 +53,7 @@ def main() -> None:
     print(report.policy_table(mx.sweep(outputs, policies)))
 
     # The same decisions on the model itself, with layers really skipped.
-    images = torch.stack([digits.test[i][0] for i in range(8)])
+    images = torch.stack([data.test[i][0] for i in range(8)])
     policy = mx.calibrate(outputs, TwoSure, speedup=1.5)
     prediction = model.eval().predict(policy, images)
     print(f"\n{policy}: the first eight digits leave at exits {prediction.exit_B.tolist()}")

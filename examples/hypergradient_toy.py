@@ -29,7 +29,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import multiexit as mx
-from multiexit import report, weights
+from multiexit.evaluation import report
+from multiexit.losses import weights
+from multiexit.runtime import versions
 
 D, C, WIDTH = 10, 4, 32
 STUDENT, GOOD, BAD = 2, 0, 1
@@ -173,7 +175,7 @@ def main() -> None:
             "command": f"python examples/hypergradient_toy.py --seeds {args.seeds} "
             f"--steps {args.steps} --parametrization {args.parametrization}",
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": report.versions(),
+            "versions": versions(),
         }
         path = Path(args.output)
         path.parent.mkdir(parents=True, exist_ok=True)

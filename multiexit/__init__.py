@@ -3,20 +3,30 @@
 from multiexit import starting as _starting  # noqa: F401 (first: importing torch takes seconds)
 
 # isort: split
-from multiexit import coefficients, gradients, heads, metrics, recipes, topology, weights
+from importlib import import_module
+from types import ModuleType
+
+from multiexit import recipes
+from multiexit._version import __version__ as __version__
 from multiexit.backbones import Backbone, Classifier, SequentialBackbone, cifar_resnet, wrap
-from multiexit.budget import budgeted
-from multiexit.calibrate import calibrate
-from multiexit.config import TrainConfig
-from multiexit.cost import Cost
-from multiexit.engine import Engine
-from multiexit.evaluate import Outputs, Row, collect, exit_scores, judge, sweep
-from multiexit.export import export
-from multiexit.fewer import exits_that_pay, keep_exits
-from multiexit.history import History
-from multiexit.latency import Latency, profile
-from multiexit.losses import loss_matrix
-from multiexit.model import MultiExitModel, Prediction
+from multiexit.evaluation import metrics
+from multiexit.evaluation import pictures as pictures
+from multiexit.evaluation import report as report
+from multiexit.evaluation.budget import budgeted
+from multiexit.evaluation.calibration import calibrate
+from multiexit.evaluation.exit_choice import exits_that_pay
+from multiexit.evaluation.history import History
+from multiexit.evaluation.judging import Row, exit_scores, judge, sweep
+from multiexit.evaluation.outputs import Outputs, collect
+from multiexit.evaluation.temperature_scaling import fit_temperatures
+from multiexit.losses import coefficients, gradients, topology, weights
+from multiexit.losses.matrix import loss_matrix
+from multiexit.model import heads
+from multiexit.model.cost import Cost
+from multiexit.model.exit_loop import Prediction
+from multiexit.model.latency import Latency
+from multiexit.model.model import MultiExitModel
+from multiexit.model.subset import keep_exits
 from multiexit.policies import (
     Certainty,
     Certificate,
@@ -32,12 +42,14 @@ from multiexit.policies import (
     simulate,
 )
 from multiexit.recipes import Phase, Recipe, recipe
-from multiexit.scaling import fit_temperatures
-from multiexit.space import Choices, Range
-from multiexit.trainer import Trainer
-from multiexit.tuning import tune
-
-__version__ = "0.1.0"
+from multiexit.serving.engine import Engine
+from multiexit.serving.onnx import export
+from multiexit.serving.profiling import profile
+from multiexit.training import presets as presets
+from multiexit.training.config import TrainConfig
+from multiexit.training.search.queue import tune
+from multiexit.training.search.space import Choices, Range
+from multiexit.training.trainer import Trainer
 
 __all__ = [
     "Backbone",
@@ -93,3 +105,9 @@ __all__ = [
     "weights",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "static":  # which imports transformers' models, and that takes seconds
+        return import_module("multiexit.recipes.static")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multiexit import heads, policies, topology
+from multiexit import policies
 from multiexit.backbones import Backbone, rebuild, select
-from multiexit.omega import Omega
+from multiexit.losses import topology
+from multiexit.losses.topology import Topology
+from multiexit.losses.weights.learners import Learner, Plan
+from multiexit.losses.weights.parametrisations import LossWeights
+from multiexit.losses.weights.state import Omega
+from multiexit.model import heads
 from multiexit.policies import ExitPolicy
-from multiexit.topology import Topology
-from multiexit.weights import Learner, LossWeights, Plan
 
 
 def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows: int = 40) -> None:

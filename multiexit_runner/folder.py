@@ -34,7 +34,7 @@ def read(folder: str | Path) -> Folder:
     except (TypeError, OSError, RuntimeError) as error:
         raise ValueError(f"{folder!r} is no folder: {error}") from error
     if not _there(path / SUMS):
-        raise ValueError(f"no {SUMS} in {path}: not a folder that multiexit.export wrote")
+        raise ValueError(f"no {SUMS} in {path}: not a folder that multiexit.serving.onnx wrote")
     try:
         lines = _bytes(path, SUMS).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

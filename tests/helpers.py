@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import multiexit as mx
-from multiexit import checkpoint
 from multiexit.data.images import ImageDataset
+from multiexit.training.records import checkpoint
 
 ROOT = Path(__file__).parents[1]
 WIDTH, CLASSES = 6, 3

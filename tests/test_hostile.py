@@ -495,7 +495,7 @@ WATCHED = """
     import os, sys
     import torch, transformers, timm, torchvision
     import multiexit as mx
-    from multiexit import typed
+    from multiexit.cli import typed
     from multiexit.backbones import timm, torchvision, transformer
     folders, opened = sys.argv[1:], []
 
@@ -539,10 +539,11 @@ NOBODY = """
 
     pwd.getpwuid = unknown
     from pathlib import Path
-    from multiexit import cli, data, files
+    from multiexit import cli
     from multiexit.data import cifar, token_cache
+    from multiexit.files.paths import CACHE, home
 
-    assert files.home(files.CACHE) is None
+    assert home(CACHE) is None
     token_cache.LEAST = 0
     try:
         cli.main()

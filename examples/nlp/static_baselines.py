@@ -20,10 +20,13 @@ from torch.utils.data import Subset
 from transformers import AutoTokenizer
 
 import multiexit as mx
-from multiexit import presets, runs, static, tasks
-from multiexit.cost import paired_times
+from multiexit.cli import reporting
+from multiexit.data import tasks
 from multiexit.data.batches import loader, move, unpack
 from multiexit.data.splits import holdout
+from multiexit.recipes import static
+from multiexit.serving.timing import paired_times
+from multiexit.training import presets
 
 METHODS = ("first", "layerdrop", "headprune", "pkd", "theseus", "distilbert")
 
@@ -118,7 +121,7 @@ def main() -> None:
         title = f"{args.method}, {model.exits[0] + 1} layers of {name} on {task.name} ({label})"
         note = "A static network; its speed-ups are against the full one with one head."
         about = {"recipe": args.method, "note": note, "command": command}
-        runs.write_results(folder, outputs, judged, history, title=title, **about)
+        reporting.write_results(folder, outputs, judged, history, title=title, **about)
 
 
 def speedup(full: mx.MultiExitModel, short: mx.MultiExitModel, rows: Any) -> float:

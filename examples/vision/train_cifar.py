@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 
 import multiexit as mx
-from multiexit import presets, report
-from multiexit.data import cifar
+from multiexit.data import cifar, digits
+from multiexit.evaluation import report
+from multiexit.training import presets
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     if args.data == "digits":  # real images that come with scikit-learn
-        data = cifar.digits()
+        data = digits.load()
     else:
         data = cifar.load(args.data, args.data_dir, download=args.download)
     channels, size, _ = data.train[0][0].shape

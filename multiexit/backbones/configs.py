@@ -7,9 +7,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from multiexit import schema
 from multiexit.backbones.specs import ATTENTION, LARGEST
-from multiexit.files import read_json, regular
+from multiexit.files import schema
+from multiexit.files.json_files import read_json
+from multiexit.files.paths import regular
 
 NEEDED = (
     *("vocab_size", "max_position_embeddings", "num_hidden_layers", "n_layers", "hidden_size"),

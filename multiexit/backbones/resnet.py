@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multiexit import stored
 from multiexit.backbones.sequential import SequentialBackbone
+from multiexit.files import weights as stored
 
 DEPTHS = (20, 32, 44, 56, 110)
 

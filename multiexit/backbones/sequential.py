@@ -17,7 +17,7 @@ from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.infer_layout import Chain, infer
 from multiexit.backbones.running import in_precision, like_parameters
 from multiexit.backbones.verify import check_parts, check_rows, named
-from multiexit.modes import quiet
+from multiexit.runtime import evaluating
 
 LARGEST_ROW = 2**30
 """Numbers in one input row."""
@@ -85,7 +85,7 @@ class SequentialBackbone(Backbone):
             return
         row = like_parameters(self._example, self).to(dtype)
         try:
-            with quiet(self), torch.no_grad():
+            with evaluating(self), torch.no_grad():
                 carry = {"x": self.stem(row)}
                 for index in range(self.num_stages):
                     carry, _ = self.stage(carry, index)
@@ -191,7 +191,7 @@ def _shapes_and_layouts(
     for name in [layout] if isinstance(layout, str) else layout or ():
         layouts.check(name)
     whole = nn.ModuleList([chain.stem, *chain.stages, chain.norm])
-    with quiet(whole), torch.no_grad():
+    with evaluating(whole), torch.no_grad():
         shapes, found = infer(chain, like_parameters(example, whole), layout)
     return [
         (None, shape[1]) if name == "tokens" else shape

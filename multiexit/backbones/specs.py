@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from multiexit.schema import (
+from multiexit.files.schema import (
     Check,
     either,
     flag,

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from multiexit import schema
-from multiexit.backbones import attention, configs, task_heads, text_inputs
+from multiexit.backbones import attention_heads, configs, task_heads, text_inputs
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.verify import check_text
+from multiexit.files import schema
 
 SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 
@@ -208,7 +208,7 @@ def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
             )
         made.order = order
     if "heads" in spec:  # not all of them
-        attention.cut(made, spec["heads"])
+        attention_heads.cut(made, spec["heads"])
     if made.classifier is None:
         made.set_pooler(None)  # a random one
     return made

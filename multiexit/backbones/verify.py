@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.backbones.running import random_rows
-from multiexit.modes import as_found, quiet
+from multiexit.runtime import as_found, evaluating
 
 Part = tuple[str, nn.Module]
 
@@ -44,7 +44,7 @@ def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> No
     """
     if not _has_forward(module):
         return
-    with quiet(module):
+    with evaluating(module):
         for rows in (2, 1):
             x = random_rows(example, module, rows)
             calls = _own_calls(module, parts, x)
@@ -60,7 +60,7 @@ def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, ex
         ValueError: names the first stage where they do.
     """
     x = random_rows(example, module, 3)
-    with quiet(module), torch.no_grad():
+    with evaluating(module), torch.no_grad():
         together, alone = features(x), features(x[1:2])
     for stage, (all_rows, one) in enumerate(zip(together, alone, strict=True)):
         gap = _gap(all_rows[1:2], one, 1e-2 if one.element_size() < 4 else 1e-3)
@@ -94,7 +94,7 @@ def check_answers(
     own = backbone.classifier
     if not _has_forward(model):
         return
-    with quiet(backbone, model, *([] if own is None else [own])), torch.no_grad():
+    with evaluating(backbone, model, *([] if own is None else [own])), torch.no_grad():
         feature = backbone.features(x)[-1]
         if own is not None:
             ours, theirs = own(feature), _run(model, x)
@@ -125,7 +125,7 @@ def check_text(backbone: Any, model: Any) -> None:
     own, encoder = backbone.classifier, model.base_model
     x = {key: rows.expand(2, -1) for key, rows in backbone.example_inputs(1, 8).items()}
     x["input_ids"] = random_rows(x["input_ids"], backbone, 2)
-    with quiet(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         given = _run(encoder, **x)[0]
         feature = backbone.features(**x)[-1]
         gap = _gap(feature, given)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from multiexit import typed
+from multiexit.cli import typed
 from multiexit.cli.words import LAST_SEED, DataDir, Model, ModelTask, Policies, typed_command
 
 
@@ -23,7 +23,8 @@ def evaluate(
 
     Example: multiexit evaluate runs/mrpc/model --data-dir data --policy patience=4 --time-batch 1
     """
-    from multiexit import runs
+    from multiexit.cli import reporting
+    from multiexit.evaluation import grids
     from multiexit.policies import check, parse
 
     named = [parse(text) for text in policy or []]
@@ -34,11 +35,11 @@ def evaluate(
         check(chosen, loaded.num_exits, loaded.num_classes)
     own = None if named else loaded.policy
     folder = output or model.parent / "evaluation"
-    runs.report_on(
+    reporting.report_on(
         loaded,
         data,
         folder,
-        lambda outputs: named or runs.default_policies(outputs, own),
+        lambda outputs: named or grids.default_policies(outputs, own),
         title=data.name,
         time_batch=time_batch,
         certificate=None if own is None else own.certificate,
@@ -59,7 +60,8 @@ def sweep(
 
     Example: multiexit sweep runs/mrpc/model --policy entropy --data-dir data
     """
-    from multiexit import runs
+    from multiexit.cli import reporting
+    from multiexit.evaluation import grids
     from multiexit.names import unknown
     from multiexit.policies import POLICIES
 
@@ -69,11 +71,11 @@ def sweep(
         typed.folder("--output", output)
     loaded, data = typed.load(model, task, data_dir)
     folder = output or model.parent / f"sweep-{policy}"
-    runs.report_on(
+    reporting.report_on(
         loaded,
         data,
         folder,
-        lambda outputs: runs.family(policy, outputs),
+        lambda outputs: grids.family(policy, outputs),
         title=f"{policy} on {data.name}",
         command=typed_command(),
     )
@@ -124,7 +126,7 @@ def calibrate(
 
     multiexit calibrate runs/mrpc/model --policy patience --risk 0.05 --confidence 0.95
     """
-    from multiexit import calibrate_run
+    from multiexit.cli import calibrating
 
     wanted = {
         "speedup": speedup,
@@ -137,10 +139,10 @@ def calibrate(
         "confidence": confidence,
         "loss": loss,
     }
-    kind = calibrate_run.named(policy)
-    wanted = calibrate_run.complete(wanted, share)
+    kind = calibrating.named(policy)
+    wanted = calibrating.complete(wanted, share)
     loaded, data = typed.load(model, task, data_dir)
-    calibrate_run.run(loaded, model, data, kind, wanted, share, seed, temperatures)
+    calibrating.run(loaded, model, data, kind, wanted, share, seed, temperatures)
 
 
 def profile(
@@ -155,8 +157,10 @@ def profile(
 
     Example: multiexit profile runs/mrpc/model --tokens 50
     """
-    from multiexit import MultiExitModel, report, saving
-    from multiexit.latency import profile as measure
+    from multiexit import MultiExitModel
+    from multiexit.evaluation import report
+    from multiexit.model import folder as saving
+    from multiexit.serving.profiling import profile as measure
 
     sizes = typed.whole_numbers("--batch-sizes", batch_sizes)
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
@@ -169,6 +173,6 @@ def profile(
             raise ValueError(f"--tokens {tokens}: a row of the example has {most} at most")
         inputs = {name: value[:, :tokens] for name, value in inputs.items()}
     loaded.latency = measure(loaded, inputs=inputs, batch_sizes=sizes, repeats=repeats)
-    saving.save_settings(loaded, model)
+    saving.save_settings(model, loaded.settings(saving.description(loaded.backbone)))
     print(report.latency_table(loaded.latency))
     print(f"\nwritten: {model / saving.SETTINGS} ({loaded.latency.machine})")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from multiexit import typed
+from multiexit.cli import typed
 from multiexit.cli.words import DataDir, Model, Policy
 
 
@@ -32,7 +32,7 @@ def predict(
     """
     from multiexit import MultiExitModel
     from multiexit.policies import parse
-    from multiexit.prediction import predict_images, predict_lines
+    from multiexit.serving.raw_inputs import predict_images, predict_lines
 
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     chosen = parse(policy) if policy else loaded.policy
@@ -111,9 +111,9 @@ def export(
     multiexit export runs/mrpc/model mrpc-int8 --int8 --task mrpc --data-dir data
     """
     from multiexit import MultiExitModel
-    from multiexit import export as write
-    from multiexit.export.int8 import TARGETS
     from multiexit.policies import check, parse
+    from multiexit.serving.onnx import export as write
+    from multiexit.serving.onnx.int8 import TARGETS
 
     if data and (task is not None or data_dir is not None):
         raise ValueError("--data names the rows: leave out --task and --data-dir")
@@ -155,7 +155,7 @@ def export(
 
 def _rows(model: Any, reader: Any, files: list[str]) -> Any:
     """The rows in files, as `predict` reads them."""
-    from multiexit.prediction import prepared
+    from multiexit.serving.raw_inputs import prepared
 
     kind = model.preprocessing.get("kind")
     if kind not in ("image", "text") or (kind == "text" and reader is None):

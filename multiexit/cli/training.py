@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiexit import typed
+from multiexit.cli import typed
 from multiexit.cli.words import LAST_SEED, DataDir, MaxLength, Task, typed_command
 
 
@@ -22,10 +22,10 @@ def demo(
 
     Example: multiexit demo
     """
-    from multiexit import runs
+    from multiexit.cli import reporting
 
     typed.folder("--output", output)
-    runs.demo(output, epochs, overwrite)
+    reporting.demo(output, epochs, overwrite)
 
 
 def train(
@@ -133,8 +133,15 @@ def train(
 
     multiexit train --task rte --seeds 5 --output runs/rte-leebert --against runs/rte-pabee
     """
-    from multiexit import crossval, files, repeats, report, runfolder, runs, tasks
-    from multiexit.processes import processes
+    from multiexit.cli import reporting
+    from multiexit.data import tasks
+    from multiexit.evaluation import grids
+    from multiexit.evaluation import seeds as repeats
+    from multiexit.files import json_files
+    from multiexit.runtime import processes, versions
+    from multiexit.training import experiment
+    from multiexit.training.records import folder as runfolder
+    from multiexit.training.search import crossval
 
     kind = tasks.kind(task)
     tasks.check(
@@ -149,14 +156,14 @@ def train(
     )
     typed.folder("--output", output)
     taps = typed.exits(exits)
-    share = runs.validation_for(task) if validation is None else validation
+    share = experiment.validation_for(task) if validation is None else validation
     if not 0 <= share < 1:
         raise ValueError(f"--validation is a share in 0..1, got {share}")
     if early_stopping is not None and not share:
         raise ValueError("--early-stopping needs epochs to be judged: give --validation 0.1")
     if against is not None and seeds is None:
         raise ValueError("--against compares runs of several seeds: give --seeds")
-    chosen = runs.recipe_for(recipe, task, typed.options(option or []))
+    chosen = experiment.recipe_for(recipe, task, typed.options(option or []))
     given = {
         "epochs": epochs,
         "max_steps": max_steps,
@@ -170,7 +177,7 @@ def train(
         "log_every": log_every,
     }
     config = replace(
-        runs.config_for(task, schedule),
+        experiment.config_for(task, schedule),
         output=output,
         mixed_precision=mixed_precision,
         compile=compile,
@@ -203,9 +210,9 @@ def train(
     data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
     for number, folder in zip(numbers, folders, strict=True):
         begin = time.perf_counter()
-        model, history = runs.train(
+        model, history = experiment.train(
             data,
-            runs.backbone_for(data, backbone, weights, number),
+            experiment.backbone_for(data, backbone, weights, number),
             chosen,
             replace(config, output=folder, seed=number),
             exits=taps,
@@ -214,11 +221,11 @@ def train(
             validation=share,
             tokenizer=tokenizer,
         )
-        runs.report_on(
+        reporting.report_on(
             model,
             data,
             folder,
-            lambda outputs, own=model.policy: runs.default_policies(outputs, own),
+            lambda outputs, own=model.policy: grids.default_policies(outputs, own),
             title=f"{chosen.name} on {data.name}",
             history=history,
             certificate=model.policy.certificate if model.policy else None,
@@ -235,12 +242,12 @@ def train(
             task=data.name,
             recipe=chosen.name,
             command=typed_command(),
-            versions=report.versions(),
+            versions=versions(),
         )
         print(f"\n{repeats.table(together)}\n\nwritten: {output / repeats.NAME}")
         if other is not None:
             compared = repeats.compare(together, other)
-            files.write_json(output / "against.json", compared)
+            json_files.write_json(output / "against.json", compared)
             print(f"\n{repeats.comparison_table(compared)}\n\nwritten: {output / 'against.json'}")
 
 
@@ -271,7 +278,8 @@ def info(
 
     Example: multiexit info cifar-resnet-56 --classes 10
     """
-    from multiexit import MultiExitModel, report, wrap
+    from multiexit import MultiExitModel, wrap
+    from multiexit.evaluation import report
 
     model = MultiExitModel(wrap(backbone), classes, typed.exits(exits), head)
     print(report.cost_table(model.cost()))

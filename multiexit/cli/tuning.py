@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiexit import typed
-from multiexit.cli import training
+from multiexit.cli import training, typed
 from multiexit.cli.words import LAST_SEED, DataDir, MaxLength, Task
 
 if TYPE_CHECKING:
-    from multiexit.tuning import Trial, Tuning
+    from multiexit.training.search.queue import Trial, Tuning
 
 SCORE = "mean over exits (%)"
 
@@ -80,16 +79,21 @@ def tune(
 
     multiexit tune --task rte --space lr=1e-5..1e-4:log --space option.cycle=2,4,8 --output t/rte
     """
-    from multiexit import MultiExitModel, crossval, files, report, runs, tasks
-    from multiexit.processes import processes
-    from multiexit.tuning import tune as search
+    from multiexit import MultiExitModel
+    from multiexit.data import tasks
+    from multiexit.evaluation import report, results
+    from multiexit.files import json_files
+    from multiexit.runtime import processes, versions
+    from multiexit.training import experiment
+    from multiexit.training.search import crossval
+    from multiexit.training.search.queue import tune as search
 
     kind = tasks.kind(task)
     tasks.check(task, data_dir=data_dir, channels_last=channels_last or None, max_length=max_length)
     typed.folder("--output", output)
     options, taps = typed.options(option or []), typed.exits(exits)
-    chosen = runs.recipe_for(recipe, task, options)
-    share = runs.validation_for(task) if validation is None else validation
+    chosen = experiment.recipe_for(recipe, task, options)
+    share = experiment.validation_for(task) if validation is None else validation
     if not 0 <= share < 1:
         raise ValueError(f"--validation is a share in 0..1, got {share}")
     wanted = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
@@ -101,7 +105,7 @@ def tune(
     if processes().num_processes > 1:
         raise ValueError("a trial runs in one process: start `multiexit tune` several times")
     config = replace(
-        runs.config_for(task),
+        experiment.config_for(task),
         max_steps=max_steps,
         mixed_precision=mixed_precision,
         compile=compile,
@@ -115,7 +119,7 @@ def tune(
     data = tasks.load(task, data_dir, tokenizer, max_length)
     if folds > len(data.train):
         raise ValueError(f"--folds {folds}: there are {len(data.train)} rows to be parted")
-    start = runs.backbone_for(data, backbone, seed=seed)
+    start = experiment.backbone_for(data, backbone, seed=seed)
     MultiExitModel(start, data.num_classes, taps, head or chosen.head, pool)  # refuses now
     own = {
         "task": data.name,
@@ -141,14 +145,14 @@ def tune(
         write(found)
 
     def write(found: "Tuning") -> None:
-        results = {
-            "format": report.FORMAT,
-            "about": {**own, "folds": folds, "seed": seed, "versions": report.versions()},
+        written = {
+            "format": results.FORMAT,
+            "about": {**own, "folds": folds, "seed": seed, "versions": versions()},
             "best": None if found.best is None else asdict(found.best),
             "train": None if found.best is None else train_command(found.best.setting),
             "trials": [asdict(trial) for trial in found.trials],
         }
-        files.write_json(output / "tuning.json", results)
+        json_files.write_json(output / "tuning.json", written)
 
     def train_command(setting: dict[str, Any]) -> str:
         own_options, fields = crossval.split(setting)
@@ -197,16 +201,17 @@ def compare(
 
     Example: multiexit compare runs/rte-leebert runs/rte-pabee
     """
-    from multiexit import files, repeats
+    from multiexit.evaluation import seeds
+    from multiexit.files import json_files
 
     if output is not None:
         typed.folder("--output", output.absolute().parent)
         if output.is_dir():
             raise ValueError(f"--output {output} is a folder: name a file")
-    compared = repeats.compare(repeats.read(one), repeats.read(other))
-    print(repeats.comparison_table(compared))
+    compared = seeds.compare(seeds.read(one), seeds.read(other))
+    print(seeds.comparison_table(compared))
     if output is not None:
-        files.write_json(output, compared)
+        json_files.write_json(output, compared)
         print(f"\nwritten: {output}")
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiexit.data.digits import load as digits
 from multiexit.data.images import ImageDataset, Images
-from multiexit.data.splits import canonical, holdout, not_found, read_shard, shards
-from multiexit.files import CACHE, home
-from multiexit.losses import check_labels
+from multiexit.data.sources import canonical, not_found, read_shard, shards
+from multiexit.files.paths import CACHE, home
+from multiexit.losses.labels import check_labels
 from multiexit.names import unknown
 
 __all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
@@ -105,23 +106,6 @@ def load(
         mean,
         std,
     )
-
-
-def digits() -> Images:
-    """Scikit-learn's 1,797 images of digits, 8×8 and grey: real data that needs no download.
-
-    A fifth of each class is the test set, always the same. There is no augmentation: a mirrored
-    digit is another one.
-    """
-    from sklearn.datasets import load_digits
-
-    pixels, target = map(np.asarray, load_digits(return_X_y=True))
-    pixels = np.rint(pixels * (255 / 16)).astype(np.uint8)  # stored as 0..16
-    images = torch.from_numpy(pixels).view(-1, 1, 8, 8)
-    labels = torch.from_numpy(target).to(torch.int64)
-    mean, std = (0.3060,), (0.3763,)
-    train, test = holdout(ImageDataset(images, labels, mean, std), 0.2, seed=0)
-    return Images(train, test, tuple(str(digit) for digit in range(10)), mean, std)
 
 
 def _read(source: _Source, root: Path, download: bool) -> tuple[_Part, _Part]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiexit.classes import missing
+from multiexit.losses.class_names import missing
 
 
 def numbers(labels: Any, name: str = "labels") -> Tensor:

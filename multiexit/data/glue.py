@@ -11,7 +11,7 @@ import torch
 from multiexit.data.glue_files import folder_source, hub_source
 from multiexit.data.glue_tasks import TASKS, Task, find_task
 from multiexit.data.text import TextDataset
-from multiexit.files import home
+from multiexit.files.paths import home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 
 from multiexit.data.glue_tasks import Task
-from multiexit.data.splits import not_found, read_shard, shards
-from multiexit.files import regular
-from multiexit.losses import check_labels
+from multiexit.data.sources import not_found, read_shard, shards
+from multiexit.files.paths import regular
+from multiexit.losses.labels import check_labels
 
 HUB = "nyu-mll/glue"
 

@@ -6,7 +6,7 @@ Understanding", ICLR 2019. WNLI is left out, as in LeeBERT, section 4.1.
 
 from dataclasses import dataclass
 
-from multiexit.data.splits import canonical
+from multiexit.data.sources import canonical
 from multiexit.names import unknown
 
 

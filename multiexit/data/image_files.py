@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multiexit import schema
 from multiexit.data.images import normalise
+from multiexit.files import schema
 
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 """What is read, by Pillow's names. Others are refused: some of them start programs."""

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multiexit.files import CACHE, home, regular, write_tensors
+from multiexit.files.paths import CACHE, home, regular
+from multiexit.files.writing import write_tensors
 
 LEAST = 20_000
 """Rows from which on it is worth it: about a second of tokenising."""

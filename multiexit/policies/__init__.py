@@ -16,11 +16,6 @@ from multiexit.policies.confidence import MostConfident as MostConfident
 from multiexit.policies.confidence import NormalizedEntropy as NormalizedEntropy
 from multiexit.policies.confidence import entropy as entropy
 from multiexit.policies.confidence import normalized_entropy as normalized_entropy
-from multiexit.policies.names import POLICIES as POLICIES
-from multiexit.policies.names import field_types as field_types
-from multiexit.policies.names import from_json as from_json
-from multiexit.policies.names import parse as parse
-from multiexit.policies.names import to_json as to_json
 from multiexit.policies.numbers import Known as Known
 from multiexit.policies.numbers import Number as Number
 from multiexit.policies.numbers import number as number
@@ -28,6 +23,11 @@ from multiexit.policies.numbers import plain as plain
 from multiexit.policies.patience import FixedExit as FixedExit
 from multiexit.policies.patience import Patience as Patience
 from multiexit.policies.patience import PatientConfident as PatientConfident
+from multiexit.policies.registry import POLICIES as POLICIES
+from multiexit.policies.registry import field_types as field_types
+from multiexit.policies.registry import from_json as from_json
+from multiexit.policies.registry import parse as parse
+from multiexit.policies.registry import to_json as to_json
 from multiexit.policies.settings import FEW as FEW
 from multiexit.policies.settings import one_number as one_number
 from multiexit.policies.settings import sweep_settings as sweep_settings

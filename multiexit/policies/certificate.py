@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiexit import schema
+from multiexit.files import schema
 
 TABLE = schema.table(
     {
@@ -35,7 +35,7 @@ class Certificate:
     neither trained nor selected on them.
 
     Args:
-        loss: `"disagreement"` or `"accuracy"` (`multiexit.guarantee.losses`).
+        loss: `"disagreement"` or `"accuracy"` (`multiexit.evaluation.guarantee.losses`).
         risk: the bound.
         confidence: with which it holds; None: on average over draws of the calibration rows.
         rows: N.

@@ -13,8 +13,8 @@ from typing import Any, get_args
 import torch
 
 from multiexit.policies.base import ExitPolicy
-from multiexit.policies.names import field_types
 from multiexit.policies.numbers import Bounds, Known, Number, nats
+from multiexit.policies.registry import field_types
 
 FEW = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Shares of a range, for a table to be read."""

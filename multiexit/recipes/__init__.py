@@ -4,77 +4,33 @@ A method is data: who teaches whom, how the terms are weighed, who is trained, a
 stops. A new one is a function that returns a `Recipe`.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-from multiexit.names import unknown
 from multiexit.recipes.base import Phase as Phase
 from multiexit.recipes.base import Recipe as Recipe
 from multiexit.recipes.base import Seen as Seen
-from multiexit.recipes.labels import (
-    berxit,
-    branchynet,
-    elasticbert,
-    joint,
-    l2w_den,
-    msdnet,
-    pabee,
-    pcee,
-    right_tool,
-    shallow_deep,
-)
-from multiexit.recipes.leebert import (
-    fastbert_clo_v2,
-    leebert,
-    leebert_blo,
-    leebert_clo_v1,
-    leebert_hyper,
-    leebert_lle,
-    leebert_rand,
-    leebert_slo,
-    leebert_uniform,
-)
-from multiexit.recipes.options import check_options
-from multiexit.recipes.stages import deebert, fastbert, shallow_deep_heads, ztw
-from multiexit.recipes.teachers import dbt, romebert
-
-RECIPES: dict[str, Callable[..., Recipe]] = {
-    "leebert": leebert,
-    "leebert-lle": leebert_lle,
-    "leebert-rand": leebert_rand,
-    "leebert-uniform": leebert_uniform,
-    "leebert-slo": leebert_slo,
-    "leebert-blo": leebert_blo,
-    "leebert-clo-v1": leebert_clo_v1,
-    "leebert-hyper": leebert_hyper,
-    "fastbert-clo-v2": fastbert_clo_v2,
-    "joint": joint,
-    "branchynet": branchynet,
-    "msdnet": msdnet,
-    "shallow-deep": shallow_deep,
-    "shallow-deep-heads": shallow_deep_heads,
-    "dbt": dbt,
-    "deebert": deebert,
-    "fastbert": fastbert,
-    "pabee": pabee,
-    "right-tool": right_tool,
-    "berxit": berxit,
-    "romebert": romebert,
-    "ztw": ztw,
-    "elasticbert": elasticbert,
-    "pcee": pcee,
-    "l2w-den": l2w_den,
-}
-
-
-def recipe(name: str, **options: Any) -> Recipe:
-    """The recipe of a name, with its function's options.
-
-    Raises:
-        ValueError: an unknown name, an option that the recipe doesn't have, or a value of another
-            kind than the option's.
-    """
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    check_options(name, RECIPES[name], options)
-    return RECIPES[name](**options)
+from multiexit.recipes.labels import berxit as berxit
+from multiexit.recipes.labels import branchynet as branchynet
+from multiexit.recipes.labels import elasticbert as elasticbert
+from multiexit.recipes.labels import joint as joint
+from multiexit.recipes.labels import l2w_den as l2w_den
+from multiexit.recipes.labels import msdnet as msdnet
+from multiexit.recipes.labels import pabee as pabee
+from multiexit.recipes.labels import pcee as pcee
+from multiexit.recipes.labels import right_tool as right_tool
+from multiexit.recipes.labels import shallow_deep as shallow_deep
+from multiexit.recipes.leebert import fastbert_clo_v2 as fastbert_clo_v2
+from multiexit.recipes.leebert import leebert as leebert
+from multiexit.recipes.leebert import leebert_blo as leebert_blo
+from multiexit.recipes.leebert import leebert_clo_v1 as leebert_clo_v1
+from multiexit.recipes.leebert import leebert_hyper as leebert_hyper
+from multiexit.recipes.leebert import leebert_lle as leebert_lle
+from multiexit.recipes.leebert import leebert_rand as leebert_rand
+from multiexit.recipes.leebert import leebert_slo as leebert_slo
+from multiexit.recipes.leebert import leebert_uniform as leebert_uniform
+from multiexit.recipes.registry import RECIPES as RECIPES
+from multiexit.recipes.registry import recipe as recipe
+from multiexit.recipes.stages import deebert as deebert
+from multiexit.recipes.stages import fastbert as fastbert
+from multiexit.recipes.stages import shallow_deep_heads as shallow_deep_heads
+from multiexit.recipes.stages import ztw as ztw
+from multiexit.recipes.teachers import dbt as dbt
+from multiexit.recipes.teachers import romebert as romebert

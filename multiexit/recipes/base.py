@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from multiexit import coefficients
-from multiexit.coefficients import Coefficients
-from multiexit.gradients import Branch, Surgery
-from multiexit.losses import Divergence
+from multiexit.losses import coefficients
+from multiexit.losses.coefficients import Coefficients
+from multiexit.losses.gradients import Branch, Surgery
+from multiexit.losses.matrix import Divergence
+from multiexit.losses.temperature import Constant, Temperature
+from multiexit.losses.topology import Topology
+from multiexit.losses.weights.learners import Learner, Uniform
 from multiexit.policies import ExitPolicy
-from multiexit.temperature import Constant, Temperature
-from multiexit.topology import Topology
-from multiexit.weights import Learner, Uniform
 
 if TYPE_CHECKING:
-    from multiexit.evaluate import Outputs
-    from multiexit.model import MultiExitModel
+    from multiexit.evaluation.outputs import Outputs
+    from multiexit.model.model import MultiExitModel
 
 TRAIN = ("all", "last", "heads")
 Part = Callable[["MultiExitModel"], Iterable[nn.Parameter]]

@@ -5,9 +5,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from multiexit import coefficients
-from multiexit.budget import Budget
-from multiexit.gradients import equilibrium
+from multiexit.evaluation.budget import Budget
+from multiexit.evaluation.temperature_scaling import fit_temperatures
+from multiexit.losses import coefficients
+from multiexit.losses.gradients import equilibrium
+from multiexit.losses.weights.rows import MetaWeights
 from multiexit.policies import (
     Certainty,
     Entropy,
@@ -17,8 +19,6 @@ from multiexit.policies import (
     PatientConfident,
 )
 from multiexit.recipes.base import Phase, Recipe, Seen
-from multiexit.rowweights import MetaWeights
-from multiexit.scaling import fit_temperatures
 
 
 def joint(threshold: float = 0.3) -> Recipe:
@@ -189,7 +189,7 @@ def l2w_den(
     """Σ_m of weighted CE_m; a small network weighs rows, by meta-gradient (L2W-DEN, section 3).
 
     Args:
-        epsilon, over, q, cycle: of `multiexit.rowweights.MetaWeights`.
+        epsilon, over, q, cycle: of `multiexit.losses.weights.rows.MetaWeights`.
     """
     return Recipe(
         "l2w-den",

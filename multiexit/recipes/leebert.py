@@ -5,13 +5,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from multiexit import weights
-from multiexit.losses import Divergence
+from multiexit.losses import weights
+from multiexit.losses.matrix import Divergence
+from multiexit.losses.temperature import Constant
+from multiexit.losses.topology import Topology
+from multiexit.losses.weights.learners import Learner
 from multiexit.policies import Patience
 from multiexit.recipes.base import Phase, Recipe
-from multiexit.temperature import Constant
-from multiexit.topology import Topology
-from multiexit.weights import Learner
 
 
 def leebert(

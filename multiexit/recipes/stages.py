@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from multiexit import coefficients
-from multiexit.heads import CascadedHead, Vote
-from multiexit.model import MultiExitModel
+from multiexit.losses import coefficients
+from multiexit.model.heads import CascadedHead, Vote
+from multiexit.model.model import MultiExitModel
 from multiexit.policies import Entropy, MaxProb, MostConfident, NormalizedEntropy
 from multiexit.recipes.base import Phase, Recipe
 from multiexit.recipes.labels import SHALLOW_DEEP

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from multiexit import coefficients
-from multiexit.gradients import Conflictless
+from multiexit.losses import coefficients
+from multiexit.losses.gradients import Conflictless
+from multiexit.losses.temperature import Constant, Rising
 from multiexit.policies import Entropy, MaxProb
 from multiexit.recipes.base import Phase, Recipe
-from multiexit.temperature import Constant, Rising
 
 
 def dbt(temperature: float | None = None, mix: float = 0.5, threshold: float = 0.9) -> Recipe:

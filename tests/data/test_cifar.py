@@ -17,9 +17,10 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
 from multiexit.data import cifar
-from multiexit.data.cifar import NORMALISATIONS, ImageDataset, digits, load
+from multiexit.data.cifar import NORMALISATIONS, ImageDataset, load
+from multiexit.data.digits import load as digits
 from multiexit.data.images import crop_and_mirror, normalise
-from multiexit.data.splits import read_shard
+from multiexit.data.sources import read_shard
 
 NAMES = {"cifar10": [f"kind {i}" for i in range(10)], "cifar100": [f"kind {i}" for i in range(100)]}
 COLUMN = {"cifar10": "label", "cifar100": "fine_label"}

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import multiexit as mx
-from multiexit.data import cifar, image_files
+from multiexit.data import cifar, digits, image_files
 
 GREY = {"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]}
 COLOUR = {"shape": [3, 32, 32], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
@@ -97,7 +97,7 @@ def test_it_is_what_timm_gives_for_a_picture(tmp_path):
 @pytest.mark.parametrize("name", ["digits", "cifar"])
 def test_a_sets_own_images_come_out_as_in_training(name, tmp_path):
     if name == "digits":
-        images = cifar.digits()
+        images = digits.load()
     else:
         pixels = torch.from_numpy(colours(32, 32)).permute(2, 0, 1)[None]
         data = cifar.ImageDataset(pixels, torch.zeros(1).long(), *cifar.NORMALISATIONS["cifar10"])

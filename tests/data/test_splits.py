@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from multiexit.data.images import ImageDataset
-from multiexit.data.splits import holdout, read_shard, row_numbers, shards
-from multiexit.losses import check_labels
+from multiexit.data.sources import read_shard, shards
+from multiexit.data.splits import holdout, row_numbers
+from multiexit.losses.labels import check_labels
 
 
 def images(labels: list[int], augment: bool = False) -> ImageDataset:

@@ -1,0 +1,90 @@
+"""Where an encoder's attention heads are, and how some are taken out for good.
+
+Letters: H width, A heads, d width of a head.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+Heads = Sequence[Sequence[int]]
+"""The heads of each attention module, in the order of `attentions`."""
+
+
+class Encoder(Protocol):
+    """What a BERT-like backbone has of it."""
+
+    config: Any
+    layers: nn.ModuleList
+
+
+class Attention(NamedTuple):
+    """The linear layers of a self-attention.
+
+    Args:
+        inward: queries, keys and values, each H → A·d.
+        outward: A·d → H.
+    """
+
+    inward: tuple[nn.Linear, nn.Linear, nn.Linear]
+    outward: nn.Linear
+
+    def heads(self, width: int) -> int:
+        """A."""
+        return self.outward.in_features // width
+
+
+def attentions(backbone: Encoder) -> list[Attention]:
+    """Every attention module once, in the layers' order: one per layer, or per shared layer."""
+    kind, layers = backbone.config.model_type, backbone.layers
+    if kind == "albert":
+        return [_albert(layer) for group in layers for layer in _inside(group)]
+    return [_distilbert(layer) if kind == "distilbert" else _bert(layer) for layer in layers]
+
+
+def head_width(backbone: Encoder) -> int:
+    """d, which is that of the unpruned encoder."""
+    return backbone.config.hidden_size // backbone.config.num_attention_heads
+
+
+def cut(backbone: Encoder, kept: Heads) -> None:
+    """Take the other heads out of an encoder, in place."""
+    d = head_width(backbone)
+    for attention, heads in zip(attentions(backbone), kept, strict=True):
+        columns = torch.cat([torch.arange(head * d, (head + 1) * d) for head in heads])
+        for linear in attention.inward:
+            _slice(linear, columns, 0)
+            linear.out_features = len(columns)
+        _slice(attention.outward, columns, 1)
+        attention.outward.in_features = len(columns)
+
+
+def _slice(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:
+    def part(p: torch.Tensor, dim: int) -> nn.Parameter:
+        values = p.detach().index_select(dim, index.to(p.device)).clone()
+        return nn.Parameter(values, p.requires_grad)
+
+    linear.weight = part(linear.weight, dim)
+    if linear.bias is not None and dim == 0:
+        linear.bias = part(linear.bias, 0)
+
+
+def _inside(group: Any) -> nn.ModuleList:
+    return group.albert_layers
+
+
+def _bert(layer: Any) -> Attention:
+    own = layer.attention.self
+    return Attention((own.query, own.key, own.value), layer.attention.output.dense)
+
+
+def _albert(layer: Any) -> Attention:
+    own = layer.attention
+    return Attention((own.query, own.key, own.value), own.dense)
+
+
+def _distilbert(layer: Any) -> Attention:
+    own = layer.attention
+    return Attention((own.q_lin, own.k_lin, own.v_lin), own.out_lin)

@@ -1,0 +1,45 @@
+"""Backbones made again from their saved descriptions."""
+
+from typing import Any
+
+from multiexit.backbones import specs
+from multiexit.backbones.base import Backbone
+from multiexit.backbones.classifier import plain
+from multiexit.backbones.resnet import cifar_resnet
+
+
+def rebuild(spec: dict[str, Any]) -> Backbone:
+    """Make the architecture that a saved spec names, with fresh weights and no download.
+
+    Nothing is fetched, and no file is opened: see `multiexit.backbones.specs`.
+
+    Raises:
+        ValueError: a kind that this version doesn't know, or anything in it that isn't plain and
+            known.
+    """
+    specs.check(spec)
+    made = _made(spec)
+    own = spec.get("classifier")
+    if own is not True:  # it was none of the kind's own
+        made.set_classifier(plain(own, made.layouts[-1]) if own else None)
+    return made
+
+
+def _made(spec: dict[str, Any]) -> Backbone:
+    rest = {key: value for key, value in spec.items() if key not in ("kind", "classifier")}
+    match spec.get("kind"):
+        case "transformers":
+            from multiexit.backbones import transformer
+
+            return transformer.from_spec(spec)
+        case "cifar_resnet":
+            return cifar_resnet(**rest)
+        case "timm":
+            from multiexit.backbones import timm
+
+            return timm.from_spec(spec)
+        case "torchvision":
+            from multiexit.backbones import torchvision
+
+            return torchvision.from_spec(spec)
+    raise AssertionError(f"{spec['kind']} is described in specs, but not made here")

@@ -1,0 +1,208 @@
+"""Anything becomes a backbone: names, models of the libraries, and a user's own modules."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import singledispatch
+from inspect import signature
+from typing import Any
+
+from torch import nn
+
+from multiexit.backbones.base import Backbone
+from multiexit.backbones.classifier import by_hand, described
+from multiexit.backbones.rebuilding import rebuild
+from multiexit.backbones.resnet import DEPTHS, cifar_resnet
+from multiexit.backbones.running import check_weights
+from multiexit.backbones.same import not_made_again
+from multiexit.backbones.sequential import of_parts
+from multiexit.backbones.verify import check_answers, check_text
+from multiexit.names import unknown
+
+_HELP = (
+    "What works: a hub name or folder of a BERT-like model, 'cifar-resnet-56', 'timm:NAME', "
+    "'torchvision:NAME'; an instance of these; an nn.Sequential; any module with "
+    "stages=['name', …] (and stem=['name', …]); a Backbone; or an adapter of your own, "
+    "@multiexit.wrap.register(YourClass)"
+)
+
+
+@singledispatch
+def wrap(
+    module: Any,
+    *,
+    stages: Sequence[str | nn.Module] = (),
+    stem: Sequence[str | nn.Module] = (),
+    input_shape: tuple[int, ...] | None = None,
+    layout: str | Sequence[str] | None = None,
+    classifier: str | nn.Module | Sequence[str | nn.Module] | None = None,
+    **kwargs: Any,
+) -> Backbone:
+    """Cut a network into stages, each of which may have an exit.
+
+    Args:
+        module: a name or an instance. Names: a transformers hub name or local folder,
+            `"cifar-resnet-56"`, `"timm:vit_small_patch16_224"`, `"torchvision:resnet50"`.
+            Instances: BERT, ALBERT, RoBERTa, ELECTRA, DistilBERT of transformers; ViT, DeiT,
+            ResNet, ConvNeXt of timm; ResNet, ViT of torchvision; `nn.Sequential` (each child is
+            a stage); any module whose parts you name.
+        stages: for other modules, the names (or modules) that run one after another; an exit can
+            follow each.
+        stem: the names (or modules) that run before them.
+        input_shape: shape of one input row, for modules that don't say it or are used at another
+            size than theirs, e.g. `(3, 32, 32)`.
+        layout: what the dimensions of the features are, where it can't be told: one of
+            `multiexit.backbones.layouts.LAYOUTS` for all stages, or one for each.
+        classifier: the network's own head, where it can't be told or another shall be the last
+            exit: the name of a part, a module, or a list of these that run one after another. An
+            `nn.Linear` by itself reads the pooled feature of the last stage, anything else that
+            feature itself; a `Classifier` says what it reads. Of the network's own parts it must
+            give what the network's forward gives.
+        kwargs: for names only, passed to the library that makes the model (`pretrained=True`).
+
+    Returns:
+        A `Backbone`. The module's parameters are shared with it, not copied.
+
+    Raises:
+        ValueError: what can't be wrapped, with what would work; parts that, one after another,
+            aren't what the module's own forward computes, with the first that differs.
+
+    To teach it a class of your own:
+        `@multiexit.wrap.register(YourClass)` on a function that returns a `Backbone`.
+    """
+    raise ValueError(f"can't wrap a {type(module).__name__}. {_HELP}")
+
+
+@wrap.register
+def _(module: Backbone, *, classifier: nn.Module | None = None) -> Backbone:
+    return _with_classifier(module, module, classifier)
+
+
+@wrap.register
+def _(module: str, *, classifier: nn.Module | None = None, **kwargs: Any) -> Backbone:
+    made = _of_name(module, **kwargs)
+    return _with_classifier(made, made, classifier)
+
+
+def _with_classifier(made: Backbone, module: nn.Module, classifier: Any) -> Backbone:
+    """The backbone with a head that the user names or passes."""
+    if classifier is not None:
+        own = by_hand(classifier, module, made.feature_shapes[-1], made.layouts[-1], made.pool)
+        made.set_classifier(own)
+        parts = {id(part) for part in module.modules()}
+        its_own = module is not made and all(id(part) in parts for part in own.linear.modules())
+        if its_own and own is not classifier:  # a Classifier is taken at its word
+            if "input_ids" in made.example_inputs():
+                check_text(made, module)
+            else:
+                check_answers(made, module, tolerance=1e-5)
+        if not isinstance(described(own), dict):
+            made.spec = None  # which can't tell how it is made
+    return made
+
+
+def _of_name(module: str, **kwargs: Any) -> Backbone:
+    if "stages" in kwargs or "stem" in kwargs:
+        raise ValueError("stages and stem name the parts of a module: make it first, then wrap it")
+    library, colon, name = module.partition(":")
+    if colon and library == "timm":
+        from multiexit.backbones import timm
+
+        return timm.from_name(name, **kwargs)
+    if colon and library == "torchvision":
+        from multiexit.backbones import torchvision
+
+        return torchvision.from_name(name, **kwargs)
+    if module.startswith("cifar-resnet-"):
+        depth = module.removeprefix("cifar-resnet-")
+        if depth not in map(str, DEPTHS):
+            raise unknown("backbone", module, [f"cifar-resnet-{d}" for d in DEPTHS])
+        try:
+            return cifar_resnet(int(depth), **kwargs)
+        except TypeError as error:
+            raise ValueError(f"{module}: {error}") from error
+    from multiexit.backbones import transformer
+
+    try:
+        return transformer.from_name(module, **kwargs)
+    except ValueError:
+        raise
+    except Exception as error:  # the library raises all kinds for a damaged folder
+        raise ValueError(f"no model {module!r}, or a damaged one: {error}\n{_HELP}") from error
+
+
+@wrap.register
+def _(
+    module: nn.Module,
+    *,
+    stages: Sequence[str | nn.Module] = (),
+    stem: Sequence[str | nn.Module] = (),
+    input_shape: tuple[int, ...] | None = None,
+    layout: str | Sequence[str] | None = None,
+    classifier: str | nn.Module | Sequence[str | nn.Module] | None = None,
+) -> Backbone:
+    made = _of_module(module, stages, stem, input_shape, layout)
+    return _with_classifier(made, module, classifier)
+
+
+def _of_module(
+    module: nn.Module,
+    stages: Sequence[str | nn.Module],
+    stem: Sequence[str | nn.Module],
+    input_shape: tuple[int, ...] | None,
+    layout: str | Sequence[str] | None,
+) -> Backbone:
+    stages, stem = _listed(stages, "stages"), _listed(stem, "stem")
+    check_weights(module)
+    if stem and not stages:
+        raise ValueError("a stem without stages: name the stages too, stages=['…', …]")
+    adapter = None if stages else _library_adapter(module)
+    if adapter:
+        given = {"input_shape": input_shape, "layout": layout}
+        options = {name: value for name, value in given.items() if value is not None}
+        takes = signature(adapter).parameters
+        unknown = [name for name in options if name not in takes]
+        if unknown:
+            raise ValueError(f"{type(module).__name__} takes no {' and no '.join(unknown)}=")
+        made = adapter(module, **options)
+        if made.spec is not None and not_made_again(made, rebuild):
+            made.spec = None
+        return made
+    if stages:
+        return of_parts(module, stages, stem, input_shape, layout)
+    if isinstance(module, nn.Sequential):
+        return of_parts(module, list(module), [], input_shape, layout)
+    for name in ("_orig_mod", "module"):  # of torch.compile; of DataParallel and its like
+        if isinstance(getattr(module, name, None), nn.Module):
+            raise ValueError(
+                f"a {type(module).__name__} runs another network: wrap that one, its .{name}; "
+                "compiling and spreading come after wrapping (TrainConfig(compile=True), "
+                "accelerate launch)"
+            )
+    raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_HELP}")
+
+
+def _listed(parts: Any, what: str) -> list[str | nn.Module]:
+    """Parts as a list, from anything that can be gone through once."""
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        raise ValueError(f"stages and stem are lists of names, got {what}={parts!r:.80}")
+    return list(parts)
+
+
+def _library_adapter(module: nn.Module) -> Callable[..., Backbone] | None:
+    """The adapter for a class of transformers, timm or torchvision, or for one derived from it.
+
+    The library is imported only when such a class turns up.
+    """
+    libraries = {base.__module__.partition(".")[0] for base in type(module).__mro__}
+    if "transformers" in libraries and hasattr(module, "base_model"):  # not a part of a model
+        from multiexit.backbones.transformer import TransformerBackbone
+
+        return TransformerBackbone
+    if "timm" in libraries:
+        from multiexit.backbones.timm import from_timm
+
+        return from_timm
+    if "torchvision" in libraries:
+        from multiexit.backbones.torchvision import from_torchvision
+
+        return from_torchvision
+    return None

@@ -1,0 +1,194 @@
+"""A saved model gets a policy for a target, as the command line does it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiexit.data.tasks import TaskData
+from multiexit.evaluation import guarantee, report
+from multiexit.evaluation.budget import Budget, budgeted
+from multiexit.evaluation.calibration import calibrate
+from multiexit.evaluation.grids import settings
+from multiexit.evaluation.judging import judge
+from multiexit.evaluation.outputs import Outputs, collect, cut
+from multiexit.evaluation.targets import TARGETS, mean_ms, target
+from multiexit.evaluation.temperature_scaling import fit_temperatures
+from multiexit.model import folder as saving
+from multiexit.model.latency import check_here
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import POLICIES, ExitPolicy, FixedExit, MaxProb, parse, registry
+
+
+def named(text: str) -> type[ExitPolicy] | ExitPolicy:
+    """A policy by its name, `max-prob`, or with numbers that stay, `patient-confident=0.2,3`."""
+    return parse(text) if "=" in text or text not in POLICIES else POLICIES[text]
+
+
+ASIDE = {
+    "by": ("layers", "speedup or score"),
+    "batch_size": (1, "milliseconds or --by time"),
+    "confidence": (0.9, "risk"),
+    "loss": ("disagreement", "risk"),
+}
+"""What goes with a target: the default, and with which."""
+
+
+def complete(wanted: dict[str, Any], share: float) -> dict[str, Any]:
+    """A target as it was typed, with defaults for what goes with it.
+
+    Args:
+        wanted: as for `run`, None for what wasn't given.
+        share: of the rows.
+
+    Raises:
+        ValueError: no target or several, a number that none can have, or something that has no
+            effect beside the target.
+    """
+    given = {name for name, value in wanted.items() if value is not None}
+    targets = [name for name in ("budget", *TARGETS) if name in given]
+    if len(targets) != 1:
+        raise ValueError(
+            f"calibrate has one target: give one of {', '.join((*TARGETS, 'budget'))}; got "
+            + (" and ".join(targets) or "none")
+        )
+    used = {
+        "by": targets[0] in ("speedup", "score"),
+        "batch_size": targets[0] == "milliseconds" or wanted["by"] == "time",
+        "confidence": targets[0] == "risk",
+        "loss": targets[0] == "risk",
+    }
+    for name, has_effect in used.items():
+        if name in given and not has_effect:
+            raise ValueError(
+                f"{name} goes with {ASIDE[name][1]}, and has no effect beside {targets[0]}: "
+                "leave it out"
+            )
+    defaults = {name: default for name, (default, _) in ASIDE.items()}
+    filled: dict[str, Any] = {n: defaults.get(n) if v is None else v for n, v in wanted.items()}
+    if wanted["score"] is not None and not 0 <= wanted["score"] <= 1:
+        raise ValueError(f"score is a share, in 0..1, got {wanted['score']}")
+    if not 0 < share < 1:
+        raise ValueError(f"share must be in (0, 1), got {share}")
+    if wanted["milliseconds"] is not None and not wanted["milliseconds"] > 0:
+        raise ValueError(f"milliseconds must be above 0, got {wanted['milliseconds']}")
+    if wanted["budget"] is not None:
+        Budget(wanted["budget"])
+    elif targets[0] != "milliseconds" and filled["by"] != "time":  # these need the model's table
+        target(**{name: value for name, value in filled.items() if name != "budget"})
+    return filled
+
+
+def run(
+    model: MultiExitModel,
+    folder: Path,
+    task: TaskData,
+    policy: type[ExitPolicy] | ExitPolicy,
+    wanted: dict[str, Any],
+    share: float = 0.5,
+    seed: int = 0,
+    temperatures: bool = False,
+) -> None:
+    """Calibrate on a random share of a task's main set, save, judge on the rest, and print that.
+
+    With temperatures, half of the share fits them and the other half calibrates, so that a bound
+    on the risk stays one.
+
+    Args:
+        model, folder: the model and where it was saved; its policy, and its temperatures if they
+            are fitted, are saved there anew.
+        task: whose first set is used.
+        policy: as for `multiexit.calibrate`.
+        wanted: one target as for `multiexit.calibrate`, or `budget`, as for `multiexit.budgeted`.
+        share, seed: of the draw of rows.
+        temperatures: fit them too.
+
+    Raises:
+        ValueError: what can't be had. All that can be known before is refused before the model
+            runs; nothing is saved then.
+    """
+    choose = _chooser(model, folder, policy, wanted)
+    name, rows = next(iter(task.sets.items()))
+    used = cut(len(rows), share)  # type: ignore[arg-type]
+    if temperatures and model.num_classes == 1:
+        raise ValueError("temperatures are for classes, and this model has one output (regression)")
+    calibrating = used - cut(used, 0.5) if temperatures else used
+    if wanted.get("risk") is not None:
+        guarantee.check_rows(calibrating, wanted["risk"], 1 - wanted["confidence"])
+    outputs = collect(model, rows, task.metric)
+    if temperatures:
+        fit_temperatures(model, outputs.split(share, seed)[0].split(0.5, seed)[0])
+        outputs = collect(model, rows, task.metric)  # confidences have changed
+    ours, rest = outputs.split(share, seed)
+    chosen = choose(ours.split(0.5, seed)[1] if temperatures else ours)
+    certificate = chosen.certificate
+    if certificate is not None and ours.keys_B is not None:  # temperatures' rows were seen too
+        certificate = replace(certificate, keys=tuple(sorted(ours.keys_B.tolist())))
+        chosen = chosen.with_certificate(certificate)
+        rest = rest.without(certificate)
+    model.policy = chosen
+    if temperatures:
+        model.save_pretrained(folder)
+    else:
+        saving.save_settings(folder, model.settings(saving.description(model.backbone)))
+    print(f"{task.name} ({name}): {calibrating} rows calibrate, {len(rest.labels_B)} others judge")
+    print(_said(model, rest, chosen, wanted))
+    print(f"\nwritten: {folder / saving.SETTINGS}, with the policy {registry.policy_name(chosen)}")
+
+
+def _chooser(
+    model: MultiExitModel,
+    folder: Path,
+    policy: type[ExitPolicy] | ExitPolicy,
+    wanted: dict[str, Any],
+) -> Callable[[Outputs], ExitPolicy]:
+    """What picks the policy, after all that can be refused before the model runs."""
+    wanted = dict(wanted)
+    budget = wanted.pop("budget", None)
+    if budget is not None:
+        if policy is not MaxProb:
+            raise ValueError("a budget sets thresholds of max-prob: leave --policy out")
+        others = [name for name in TARGETS if wanted[name] is not None]
+        if others:
+            raise ValueError(f"calibrate has one target, got budget and {', '.join(others)}")
+        if model.num_classes == 1:
+            raise ValueError("a budget goes by confidence, which regression has none of")
+        Budget(budget).check(model)
+        return lambda outputs: budgeted(outputs, budget)
+    if wanted["milliseconds"] is not None or wanted["by"] == "time":
+        if model.latency is None:
+            raise ValueError(
+                f"{folder} has no latency table, which milliseconds and time need: measure one "
+                f"with `multiexit profile {folder}`"
+            )
+        check_here(model, model.num_exits, model.latency)
+        wanted["latency"] = model.latency
+    target(**wanted)
+    if wanted["risk"] is not None:
+        guarantee.check_classes(model.num_classes)
+    tried = settings(policy, model.num_exits, model.num_classes)
+    tried[0].init(torch.zeros(1, model.num_classes))  # refuses regression where it can't be had
+    return lambda outputs: calibrate(outputs, policy, **wanted)
+
+
+def _said(model: MultiExitModel, rest: Outputs, chosen: ExitPolicy, wanted: dict[str, Any]) -> str:
+    """The policy beside no early exit, and how the bound or the time was kept."""
+    row = judge(rest, chosen)
+    lines = [report.policy_table([judge(rest, FixedExit(rest.num_exits - 1)), row])]
+    certificate = chosen.certificate
+    if certificate is not None:
+        mean = guarantee.realised(rest, chosen, certificate.loss)
+        lines.append(
+            f"loss ({certificate.loss}) on these rows: {100 * mean:.2f} %; bound: "
+            f"{100 * certificate.risk:g} % with confidence {certificate.confidence:g}"
+        )
+    if model.latency is not None:
+        size = wanted["batch_size"]
+        full_ms = model.latency.at(model.latency.full_ms, size)
+        lines.append(
+            f"a batch of {size}: {mean_ms(row, model.latency, size):.3g} ms, {full_ms:.3g} ms "
+            f"without early exits ({model.latency.machine})"
+        )
+    return "\n".join(lines)

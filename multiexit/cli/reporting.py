@@ -1,0 +1,110 @@
+"""What commands print and write of a run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from multiexit.data import tasks
+from multiexit.data.tasks import TaskData
+from multiexit.evaluation import pictures, report, results
+from multiexit.evaluation.grids import default_policies
+from multiexit.evaluation.history import History
+from multiexit.evaluation.judging import Row, sweep
+from multiexit.evaluation.outputs import Outputs, collect
+from multiexit.files.json_files import write_json
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import Certificate, ExitPolicy
+from multiexit.runtime import processes
+from multiexit.serving.speedup import measured_speedup
+from multiexit.training.experiment import backbone_for, config_for, recipe_for, train
+from multiexit.training.records import folder as runfolder
+
+
+def report_on(
+    model: MultiExitModel,
+    task: TaskData,
+    folder: Path,
+    choose: Callable[[Outputs], list[ExitPolicy]],
+    title: str,
+    history: History | None = None,
+    time_batch: int | None = None,
+    certificate: Certificate | None = None,
+    **about: Any,
+) -> None:
+    """Judge a model on each of a task's sets, and write and print what came out.
+
+    Args:
+        model, task: as elsewhere.
+        folder: for the results; with several sets, each has a folder in it.
+        choose: the policies to judge, from what the model said.
+        title, history, about: as in `multiexit.evaluation.results.results_json`.
+        time_batch: measure seconds too, at this batch size.
+        certificate: of a policy that was calibrated for a risk; its rows are left out.
+    """
+    for name, rows in task.sets.items():
+        outputs = collect(model, rows, task.metric, spread=True)
+        if certificate is not None and (seen := int(outputs.seen(certificate).sum())):
+            outputs = outputs.without(certificate)
+            kept = len(outputs.labels_B)
+            if processes().is_main_process:
+                print(
+                    f"left out: {seen} rows that the policy was calibrated on; {kept} are judged\n"
+                )
+        judged = sweep(outputs, choose(outputs))
+        if time_batch is not None:
+            judged = [
+                replace(row, speedup_time=measured_speedup(model, row.policy, rows, time_batch))
+                for row in judged
+            ]
+        where = folder if len(task.sets) == 1 else folder / name
+        write_results(where, outputs, judged, history, title=f"{title} ({name})", **about)
+
+
+def write_results(
+    folder: Path,
+    outputs: Outputs,
+    rows: list[Row],
+    history: History | None = None,
+    **about: Any,
+) -> None:
+    """Save a run's results as `results.json` and `results.png`, and print the tables."""
+    if not processes().is_main_process:
+        return
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        curves.setdefault(type(row.policy).__name__, []).append(row)
+    if len(curves) > 1:  # fixed exits are a control, drawn if they are all there is
+        curves.pop("FixedExit", None)
+    W_MM = history.weights[-1][1] if history is not None and history.weights else None
+    print(report.exit_table(outputs))
+    print()
+    print(report.policy_table(rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", results.results_json(outputs, rows, history, **about))
+    shown = min(rows, key=lambda row: abs(row.speedup_layers - 2))
+    pictures.draw_summary(outputs, curves, shown, W_MM, folder / "results.png")
+    print(f"\nwritten: {folder / 'results.json'}, {folder / 'results.png'}")
+
+
+def demo(folder: Path, epochs: int = 30, overwrite: bool = False) -> None:
+    """Train, judge and plot a small multi-exit ResNet on scikit-learn's digits."""
+    begin = time.perf_counter()
+    config = replace(config_for("digits"), epochs=epochs, output=folder, overwrite=overwrite)
+    runfolder.check(config)
+    task = tasks.load("digits")
+    recipe = recipe_for("leebert", "digits", {})
+    model, history = train(task, backbone_for(task, None), recipe, config)
+    seconds = round(time.perf_counter() - begin, 1)
+    title = "LeeBERT's recipe on the digits, ResNet-20"
+    about = {"recipe": recipe.name, "command": "multiexit demo", "seconds": seconds}
+    report_on(
+        model,
+        task,
+        folder,
+        lambda outputs: default_policies(outputs, model.policy),
+        title=title,
+        history=history,
+        **about,
+    )

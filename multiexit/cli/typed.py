@@ -1,0 +1,182 @@
+"""What is typed on the command line, read: exits, options, inputs, model folders."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from multiexit.files.paths import regular
+
+
+def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, Any]:
+    """A saved model and the data to judge it on."""
+    from multiexit import MultiExitModel
+    from multiexit.data import tasks
+
+    model = MultiExitModel.from_pretrained(folder).to(device())
+    how = model.preprocessing
+    name = task or how.get("task")
+    if name is None:
+        raise ValueError(f"{folder} doesn't say what it was trained on: pass --task")
+    tasks.check(name, data_dir=data_dir)
+    reader = tokenizer(folder) if tasks.kind(name) == "text" else None
+    words = how if how.get("kind") == ("image" if reader is None else "text") else {}
+    data = tasks.load(name, data_dir, reader, words.get("max_length"), words.get("normalisation"))
+    if data.num_classes != model.num_classes:
+        raise ValueError(f"{name} has {data.num_classes} classes, the model {model.num_classes}")
+    return model, data
+
+
+def device() -> Any:
+    """This process's GPU, if there is one."""
+    import torch
+
+    from multiexit.runtime import processes
+
+    return processes().device if torch.cuda.is_available() else "cpu"
+
+
+def folder(option: str, path: Path) -> None:
+    """Refuse what no folder can be made at.
+
+    Raises:
+        ValueError: a file, or something below one.
+    """
+    parts = (path, *path.absolute().parents)
+    there = next(part for part in parts if part.exists() or part.is_symlink())
+    if not there.is_dir():
+        raise ValueError(f"{option} {path}: {there} is no folder")
+
+
+def tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a hub name or folder; ValueError if there is none."""
+    from transformers import AutoTokenizer
+
+    from multiexit.backbones.configs import check_tokenizer
+
+    try:
+        check_tokenizer(str(name))
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:  # the library's parts raise all kinds for a damaged file
+        raise ValueError(f"no tokenizer for {str(name)!r}: {error}") from error
+
+
+def lines(files: list[str] | None) -> Iterator[str]:
+    """The lines of UTF-8 text files, or of stdin, whatever the locale and the ends of lines are.
+
+    Raises:
+        ValueError: bytes that are no UTF-8, named by file and line.
+    """
+    if not files or files == ["-"]:
+        if sys.stdin is None:
+            raise ValueError("stdin is closed: name a file of lines")
+        # What stands in for stdin may have text alone.
+        raw = getattr(sys.stdin, "buffer", None)
+        yield from _decoded(_come(raw) if raw else map(str.encode, sys.stdin), "stdin")
+        return
+    for name in files:
+        if not name.startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):  # of the shell
+            regular(name)
+        with Path(name).open("rb") as file:
+            yield from _decoded(file, name)
+
+
+def _come(file: BinaryIO) -> Iterator[bytes]:
+    """Lines as they come, without the file's lock: who waits with it keeps Python from ending."""
+    try:
+        number = file.fileno()
+    except OSError:  # a file in memory
+        yield from file
+        return
+    rest = b""
+    while chunk := os.read(number, 1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
+
+
+def _decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name} is no UTF-8 text: byte 0x{line[error.start]:02x} in line {number}"
+            ) from error
+        yield from text.removesuffix("\n").removesuffix("\r").split("\r")
+
+
+def exits(text: str) -> Any:
+    """`all`, `4`, `3,7,11` or `0.25,0.5,1.0`, as `MultiExitModel` takes it."""
+    if text == "all":
+        return text
+    try:
+        numbers = [float(part) if "." in part else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"can't read --exits {text!r}: all, 4, 3,7,11 or 0.25,0.5,1.0") from error
+    one_number = "," not in text and isinstance(numbers[0], int)
+    return numbers[0] if one_number else numbers
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """`1,8,32` as numbers, from 1 and rising."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"can't read {option} {text!r}: write whole numbers, 1,8,32") from error
+    if numbers[0] < 1 or any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise ValueError(f"{option} are whole numbers from 1 that rise, 1,8,32; got {text!r}")
+    return numbers
+
+
+def options(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` pairs; a value that is JSON is read as such."""
+    return {name: _value(text) for name, text in _pairs("--option", pairs)}
+
+
+def space(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=A,B,C`, `NAME=LOW..HIGH` and `NAME=LOW..HIGH:log` as a space to search."""
+    from multiexit.training.search.space import Choices, Range
+
+    made: dict[str, Any] = {}
+    for name, text in _pairs("--space", pairs):
+        ends, colon, scale = text.partition(":")
+        low, dots, high = ends.partition("..")
+        if not dots:
+            parts = text.split(",")
+            if not all(part.strip() for part in parts):
+                raise ValueError(f"can't read --space {name}={text}: a value is empty")
+            made[name] = Choices(tuple(map(_value, parts)))
+            continue
+        numbers = [_value(low), _value(high)]
+        if any(type(n) not in (int, float) for n in numbers) or (colon and scale != "log"):
+            raise ValueError(
+                f"can't read --space {name}={text}: write A,B,C or LOW..HIGH or LOW..HIGH:log"
+            )
+        made[name] = Range(*numbers, log=bool(colon))
+    return made
+
+
+def _pairs(option: str, pairs: list[str]) -> Iterator[tuple[str, str]]:
+    seen = set()
+    for pair in pairs:
+        typed_name, equals, text = pair.partition("=")
+        name = typed_name.strip().replace("-", "_")
+        if not equals or not name or not text.strip():
+            raise ValueError(f"can't read {option} {pair!r}: write NAME=VALUE")
+        if name in seen:
+            raise ValueError(f"{option} {name} is given twice: give it once")
+        seen.add(name)
+        yield name, text
+
+
+def _value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
+        return text
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,70 @@
+"""The order of rows in an epoch: shuffled, grouped by length, dealt to processes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+Indices = list[int]
+T = TypeVar("T")
+
+
+def split_epoch(size: int, seed: int, epoch: int, halves: bool) -> tuple[Indices, Indices]:
+    """A new random order of the rows; cut 5:5 into D1 and D2, or the whole as both.
+
+    D1 has the odd row. Reference: LeeBERT, section 4.4 and footnote 2.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(size).tolist()
+    if not halves:
+        return order, order
+    middle = (size + 1) // 2
+    return order[:middle], order[middle:]
+
+
+def group(
+    order: Indices, batch_size: int, lengths: Sequence[int] | None, seed: int, epoch: int
+) -> list[Indices]:
+    """Cut an order into batches; where lengths are known, rows of like length go together.
+
+    Stretches of 50 batches are sorted by length, cut, and the batches shuffled, so that little is
+    padded and every epoch still differs.
+    """
+    if lengths is None:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = []
+    stretch = 50 * batch_size
+    for start in range(0, len(order), stretch):
+        near = sorted(order[start : start + stretch], key=lambda row: lengths[row], reverse=True)
+        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+    shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(batches))
+    return [batches[i] for i in shuffled]
+
+
+def shard(batches: list[Indices], rank: int, world: int) -> list[Indices]:
+    """This process's part of each batch, all parts of one size (short ones start over)."""
+    if world == 1:
+        return batches
+    parts = []
+    for batch in batches:
+        size = -(-len(batch) // world)
+        padded = [batch[i % len(batch)] for i in range(size * world)]
+        parts.append(padded[rank * size : (rank + 1) * size])
+    return parts
+
+
+def deal(batches: list[T], rank: int, world: int) -> list[T]:
+    """This process's whole batches, as many as every other's (the first come again to even out)."""
+    rounds = -(-len(batches) // world)
+    return [batches[(turn * world + rank) % len(batches)] for turn in range(rounds)]
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
+    some: list[T] = []
+    for item in items:
+        some.append(item)
+        if len(some) == size:
+            yield some
+            some = []
+    if some:
+        yield some

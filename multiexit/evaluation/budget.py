@@ -1,0 +1,99 @@
+"""A threshold per exit, so that a batch of rows spends a budget of compute (MSDNet).
+
+Letters: M exits, B batch rows.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from multiexit.evaluation.guarantee import warn_one_answer
+from multiexit.policies import MaxProb
+
+if TYPE_CHECKING:
+    from multiexit.evaluation.outputs import Outputs
+    from multiexit.model.model import MultiExitModel
+
+NOBODY = 2.0  # a threshold that no probability reaches
+STEEPEST = 60.0
+
+
+def budgeted(outputs: "Outputs", speedup: float) -> MaxProb:
+    """Thresholds of max p per exit by which rows spend a budget.
+
+    Rows are to leave at exit m in the share P_m ∝ q^m, with q such that Σ P_m·MACs_m is the
+    budget. Exit after exit, the threshold is the ⌊B·P_m⌋-th largest max p of the rows that are
+    still there; ties leave together.
+
+    Args:
+        outputs: on held-out data that is not the evaluation's.
+        speedup: MACs of the full network with its last head alone ÷ the budget.
+
+    Warns where the last exit answers one class only, or the rows are all of one class.
+
+    Raises:
+        ValueError: a budget that leaving at the first exit alone exceeds, or regression.
+
+    Reference: Huang et al., "Multi-Scale Dense Networks", ICLR 2018, section 4, and its code.
+    """
+    share_M = shares(outputs.cost.macs_M, outputs.cost.full_macs / speedup)
+    M, B, C = outputs.logits_MBC.shape
+    if C == 1:
+        raise ValueError("a budget goes by confidence, which regression (one output) has none of")
+    warn_one_answer(outputs)
+    sure_MB = outputs.logits_MBC.softmax(-1).amax(-1)
+    here_B = torch.ones(B, dtype=torch.bool)
+    thresholds = []
+    for m in range(M - 1):
+        leave = int(B * share_M[m] + 1e-9)
+        sure_B = sure_MB[m][here_B].sort(descending=True).values
+        reached = 0 < leave <= len(sure_B)
+        thresholds.append(float(sure_B[leave - 1]) if reached else NOBODY)
+        here_B &= sure_MB[m] < thresholds[-1]
+    return MaxProb(tuple(thresholds))
+
+
+def shares(macs_M: tuple[int, ...], budget: float) -> Tensor:
+    """P_m ∝ q^m, m = 1..M, such that Σ P_m·MACs_m = budget.
+
+    Raises:
+        ValueError: a budget below the first exit's MACs, or above all that can be spent.
+    """
+    macs = torch.tensor(macs_M, dtype=torch.float64)
+    depth_M = torch.arange(len(macs_M), dtype=torch.float64)
+
+    def spread(log_q: float) -> Tensor:
+        return (log_q * depth_M).softmax(0)
+
+    def over(log_q: float) -> float:
+        return float(spread(log_q) @ macs) - budget
+
+    if over(-STEEPEST) > 0 or over(STEEPEST) < 0:
+        raise ValueError(
+            f"a budget of {budget:.0f} MACs per row can't be spent: leaving at the first exit "
+            f"costs {macs_M[0]}, at the last {macs_M[-1]}"
+        )
+    log_q: Any = brentq(over, -STEEPEST, STEEPEST)
+    return spread(log_q)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Gives a trained model `budgeted` thresholds as its policy, when a recipe ends."""
+
+    speedup: float
+
+    def __post_init__(self) -> None:
+        if not self.speedup > 0:
+            raise ValueError(f"speedup must be above 0, got {self.speedup}")
+
+    def check(self, model: "MultiExitModel") -> None:
+        """Refuse a budget that this model can't keep, before it is trained."""
+        cost = model.cost()
+        shares(cost.macs_M, cost.full_macs / self.speedup)
+
+    def __call__(self, model: "MultiExitModel", outputs: "Outputs") -> None:
+        model.policy = budgeted(outputs, self.speedup)

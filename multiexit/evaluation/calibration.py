@@ -1,0 +1,91 @@
+"""Choose a policy's number for a target.
+
+Letters: M exits, C classes.
+"""
+
+from typing import TYPE_CHECKING
+
+from multiexit.evaluation.grids import settings
+from multiexit.evaluation.guarantee import warn_one_answer
+from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.targets import target
+from multiexit.policies import ExitPolicy, check
+
+if TYPE_CHECKING:
+    from multiexit.model.latency import Latency
+
+
+def calibrate(
+    outputs: Outputs,
+    policy: type[ExitPolicy] | ExitPolicy,
+    *,
+    speedup: float | None = None,
+    score: float | None = None,
+    milliseconds: float | None = None,
+    risk: float | None = None,
+    by: str = "layers",
+    latency: "Latency | None" = None,
+    batch_size: int = 1,
+    confidence: float | None = 0.9,
+    loss: str = "disagreement",
+) -> ExitPolicy:
+    """The setting of a policy's number that serves one target.
+
+    For a speed-up, or milliseconds per batch: the slowest setting that is fast enough; of several,
+    the one that scores best. A faster one that scores more on these rows mostly has luck. For a
+    score: the fastest one among those that score as much.
+
+    For a risk: the fastest one whose mean loss on new rows is at most the risk, with this
+    confidence (`multiexit.evaluation.guarantee.learn_then_test`), or on average with
+    `confidence=None` (`multiexit.evaluation.guarantee.conformal`). That holds if the rows collected
+    here and the new ones are drawn alike, and the model was neither trained nor selected on them.
+    Such a policy has a `certificate`, and isn't judged on the rows that it was calibrated on.
+
+    Tries every whole number, or thresholds that lie close together near both ends, over the range
+    in which the policy's number makes a difference (`multiexit.policies.number`), on the collected
+    outputs. Warns where the last exit answers one class only, or the rows are all of one class.
+
+    Args:
+        outputs: from `multiexit.collect`, on data that is not the evaluation's.
+        policy: a policy class with one field that has no default: its number. Or a policy, whose
+            first field is chosen and whose others stay: `PatientConfident(0.2, patience=2)`.
+        speedup: of the policy over the full network, at least this.
+        score: the metric's main figure on these rows, at least this.
+        milliseconds: that a batch takes on average, at most this.
+        risk: largest mean loss, in (0, 1).
+        by: what `speedup` means, and "fastest" for a score: `"layers"`, `"macs"` or `"time"`.
+        latency: from `multiexit.profile`, for time and milliseconds.
+        batch_size: rows of a batch, for time and milliseconds.
+        confidence: with which the risk is kept, in (0, 1), or None.
+        loss: `"disagreement"` with the last exit, or `"accuracy"`: wrong where the last exit is
+            right.
+
+    Raises:
+        ValueError: no target or two, a class with more to choose, a target that no setting
+            reaches (the message says what one reaches), a risk that these rows can't certify,
+            time without a latency table.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.rand(60, 3, 32, 32), torch.arange(60) % 2)
+        >>> policy = mx.calibrate(mx.collect(model, data), mx.MaxProb, risk=0.1)
+        >>> policy.certificate.rows
+        60
+    """
+    choose = target(
+        speedup=speedup,
+        score=score,
+        milliseconds=milliseconds,
+        risk=risk,
+        by=by,
+        latency=latency,
+        batch_size=batch_size,
+        confidence=confidence,
+        loss=loss,
+    )
+    M, _, C = outputs.logits_MBC.shape
+    tried = settings(policy, M, C)
+    check(tried[0], M, C)
+    warn_one_answer(outputs)
+    return choose(outputs, tried)

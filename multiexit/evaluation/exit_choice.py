@@ -1,0 +1,63 @@
+"""Which exits are worth what they cost.
+
+Letters: M exits, B batch rows.
+"""
+
+from multiexit import policies
+from multiexit.evaluation.outputs import Outputs
+from multiexit.model.latency import Latency
+from multiexit.model.subset import _numbers
+from multiexit.policies import ExitPolicy
+
+
+def exits_that_pay(
+    outputs: Outputs, policy: ExitPolicy, latency: Latency, batch_size: int = 1
+) -> list[int]:
+    """The exits to keep so that a batch is answered soonest.
+
+    Asking an exit costs time, and saves it for rows that leave there. Exit after exit is given up,
+    each time the one without which the mean time is least, until no other is worth it:
+
+        mean time = Latency.expected_ms(shares of rows by exit, batch size)
+
+    Rows that would have left at an exit that is given up leave later, as the policy then decides.
+
+    Args:
+        outputs: from `multiexit.collect` on data like that to come.
+        policy: that will stop them; one number for all exits.
+        latency: from `multiexit.profile`, of the same model.
+        batch_size: of the batches to come.
+
+    Raises:
+        ValueError: a latency table of other exits, or a policy with a number per exit.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2)
+        >>> data = torch.utils.data.TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8) % 2)
+        >>> latency = mx.profile(model, batch_sizes=(1,), repeats=1)
+        >>> kept = mx.exits_that_pay(mx.collect(model, data), mx.MaxProb(0.9), latency)
+        >>> smaller = mx.keep_exits(model, kept)
+    """
+    M = outputs.num_exits
+    if len(latency.stages_ms) != M:
+        raise ValueError(f"the latency table has {len(latency.stages_ms)} exits, the outputs {M}")
+    if any(isinstance(value, tuple) for value in _numbers(policy)):
+        raise ValueError(f"{policy} has a number per exit; give one with a single number")
+
+    def mean_ms(kept: list[int]) -> float:
+        certainty = None if outputs.certainty_MB is None else outputs.certainty_MB[kept]
+        exit_B, _ = policies.answers(policy, outputs.logits_MBC[kept], certainty)
+        shares_M = exit_B.bincount(minlength=len(kept)).double() / len(exit_B)
+        return latency.with_exits(kept).expected_ms(shares_M.tolist(), batch_size)
+
+    kept = list(range(M))
+    best = mean_ms(kept)
+    while len(kept) > 1:
+        fewer = [[*kept[:m], *kept[m + 1 :]] for m in range(len(kept) - 1)]
+        times = [mean_ms(some) for some in fewer]
+        if min(times) > best:
+            break
+        best = min(times)
+        kept = fewer[times.index(best)]
+    return kept

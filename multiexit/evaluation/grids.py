@@ -1,0 +1,67 @@
+"""Which settings of a policy are tried."""
+
+from typing import TYPE_CHECKING
+
+from multiexit import policies
+from multiexit.evaluation.outputs import Outputs
+from multiexit.names import unknown
+from multiexit.policies import ExitPolicy, Known, one_number
+
+if TYPE_CHECKING:
+    pass
+
+
+def settings(policy: type[ExitPolicy] | ExitPolicy, M: int, C: int) -> list[ExitPolicy]:
+    """A policy's settings by rising number, for so many exits and classes.
+
+    Raises:
+        ValueError: a class with more than one number to choose, or nothing to choose.
+    """
+    return one_number(policy, Known(M, C))
+
+
+def default_policies(outputs: Outputs, own: ExitPolicy | None = None) -> list[ExitPolicy]:
+    """A sweep that fits the task: every patience, a range of thresholds, and no early exit.
+
+    Args:
+        outputs: of the model.
+        own: the model's own policy, which comes first.
+    """
+    M, _, C = outputs.logits_MBC.shape
+    kinds: list[type[ExitPolicy] | ExitPolicy] = [policies.Certainty] * _certain(outputs)
+    if C == 1:
+        kinds.append(policies.Patience(1, tolerance=0.1 * (_known(outputs).apart or 1.0)))
+    else:
+        kinds += [policies.Patience, policies.MaxProb, policies.Entropy]
+    chosen = [] if own is None else [own]
+    for kind in kinds:
+        chosen += policies.sweep_settings(kind, _known(outputs), policies.FEW[1::2])
+    return list(dict.fromkeys([*chosen, policies.FixedExit(M - 1)]))
+
+
+def family(policy: str | type[ExitPolicy] | ExitPolicy, outputs: Outputs) -> list[ExitPolicy]:
+    """Settings of one policy over its whole range, from nobody to everyone leaving early.
+
+    Args:
+        policy: its name on the command line, its class, or one whose first number is tried.
+        outputs: of the model.
+
+    Raises:
+        ValueError: an unknown name, or a policy that doesn't fit the model.
+    """
+    if isinstance(policy, str):
+        if policy not in policies.POLICIES:
+            raise unknown("policy", policy, sorted(policies.POLICIES))
+        policy = policies.POLICIES[policy]
+    return policies.sweep_settings(policy, _known(outputs))
+
+
+def _known(outputs: Outputs) -> policies.Known:
+    """What decides over a sweep's range."""
+    M, _, C = outputs.logits_MBC.shape
+    moves = outputs.logits_MBC.diff(dim=0).abs()
+    return policies.Known(M, C, float(moves.max()) if C == 1 and M > 1 else 1.0)
+
+
+def _certain(outputs: Outputs) -> bool:
+    return outputs.certainty_MB is not None

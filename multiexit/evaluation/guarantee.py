@@ -1,0 +1,183 @@
+"""Bounds on what early exits cost, that hold with a chosen confidence.
+
+Letters: S settings of a policy, from the safest to the fastest, B calibration rows.
+
+Both ways assume that the calibration rows and those to come are exchangeable: drawn alike, and the
+model not trained or selected on them.
+"""
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+from scipy.stats import binom
+from torch import Tensor
+
+from multiexit.names import unknown
+from multiexit.policies import ExitPolicy, answers
+
+if TYPE_CHECKING:
+    from multiexit.evaluation.outputs import Outputs
+
+
+def learn_then_test(loss_SB: Tensor, risk: float, delta: float) -> int | None:
+    """The last setting that is certified, testing one after another until the first fails.
+
+    With probability at least 1 − δ over the calibration rows, the mean loss of the setting
+    returned is at most the risk. Each test's p-value is Hoeffding's and Bentkus' bound for means of
+    n losses in [0, 1], with r the observed mean and α the risk,
+
+        p = min(exp(−n·h(min(r, α), α)), e·P(Bin(n, α) ≤ ⌈n·r⌉)),
+        h(a, b) = a log(a/b) + (1 − a) log((1 − a)/(1 − b)),
+
+    and tests in a fixed order need no correction for their number.
+
+    Args:
+        loss_SB: losses in [0, 1] of each setting on each row.
+        risk: α, in (0, 1).
+        delta: δ, in (0, 1).
+
+    Returns:
+        The setting's index, or None if even the first fails.
+
+    Reference: Angelopoulos et al., "Learn then Test", 2021, section 3; for early exits, Schuster et
+    al., "Confident Adaptive Language Modeling", NeurIPS 2022, section 4.
+    """
+    check_share("risk", risk)
+    check_share("delta", delta)
+    certified = None
+    for index, mean in enumerate(loss_SB.double().mean(1).tolist()):
+        if p_value(mean, loss_SB.shape[1], risk) > delta:
+            break
+        certified = index
+    return certified
+
+
+def conformal(loss_SB: Tensor, risk: float) -> int | None:
+    """The fastest setting whose expected loss on a new row is at most the risk.
+
+        the last s with (n·r_s + 1) / (n + 1) ≤ α,
+
+    r_s the mean over rows of the largest loss that a row has at s or any safer setting. The bound
+    is on the mean over draws of the calibration rows too, with no confidence beside it.
+
+    Args:
+        loss_SB: losses in [0, 1] of each setting on each row.
+        risk: α, in (0, 1).
+
+    Returns:
+        The setting's index, or None if even the first has too much loss.
+
+    Reference: Angelopoulos et al., "Conformal Risk Control", ICLR 2024, section 2.
+    """
+    check_share("risk", risk)
+    n = loss_SB.shape[1]
+    mean_S = loss_SB.double().cummax(0).values.mean(1)
+    kept_S = (n * mean_S + 1) / (n + 1) <= risk
+    return int(kept_S.sum()) - 1 if kept_S[0] else None  # the means rise, so those kept are first
+
+
+def p_value(mean: float, n: int, risk: float) -> float:
+    """How likely n losses in [0, 1] have so low a mean if the true one is above the risk."""
+    a = min(mean, risk)
+    bits = a * math.log(a / risk) if a > 0 else 0.0
+    bits += (1 - a) * math.log((1 - a) / (1 - risk)) if a < 1 else 0.0
+    hoeffding = math.exp(-n * bits)
+    # Means of losses that are 0 or 1 come back as whole numbers only up to rounding.
+    bentkus = math.e * float(binom.cdf(math.ceil(n * mean - 1e-9), n, risk))
+    return min(1.0, hoeffding, bentkus)
+
+
+def rows_needed(risk: float, delta: float | None) -> int:
+    """How many rows without any loss it takes to certify a risk.
+
+    (1 − α)^n ≤ δ, or with no δ, `conformal`: 1 / (n + 1) ≤ α
+    """
+    if delta is None:
+        return math.ceil(1 / risk - 1 - 1e-9)
+    return math.ceil(math.log(delta) / math.log(1 - risk))
+
+
+def check_rows(rows: int, risk: float, delta: float | None) -> None:
+    """Refuse fewer calibration rows than it takes at the least."""
+    needed = rows_needed(risk, delta)
+    if rows < needed:
+        raise ValueError(
+            f"{rows} rows can't certify a risk of {risk}: even without any loss it takes {needed} "
+            "rows to calibrate on"
+        )
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no number in (0, 1)."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be in (0, 1), got {value}")
+
+
+LOSSES = ("disagreement", "accuracy")
+
+
+def check_loss(kind: str) -> None:
+    """Refuse what is no loss of `losses`."""
+    if kind not in LOSSES:
+        raise unknown("loss", kind, LOSSES)
+
+
+def check_classes(C: int) -> None:
+    """Refuse regression."""
+    if C == 1:
+        raise ValueError("a bounded risk is for classes, and this model has one output")
+
+
+def warn_one_answer(outputs: "Outputs") -> None:
+    """Warn where one class is all that is said, or all there is: agreement then says nothing.
+
+    A model that answers one class whatever comes agrees with itself at every exit, and any bound
+    on early exits' losses is kept by it.
+    """
+    rows, C = outputs.logits_MBC.shape[1:]
+    if C == 1 or rows < 2:
+        return
+    said = outputs.logits_MBC[-1].argmax(-1).unique().tolist()
+    true = outputs.labels_B.unique().tolist()
+    if len(said) == 1:
+        warnings.warn(
+            f"the last exit answers class {said[0]} on all {rows} rows, which have {len(true)} "
+            "different labels: that early exits agree with it, and a certificate of that, say "
+            "nothing about how good the answers are",
+            stacklevel=3,
+        )
+    elif len(true) == 1:
+        warnings.warn(
+            f"all {rows} rows to calibrate on have the label {true[0]}: what is chosen and "
+            "certified on them says nothing about other classes",
+            stacklevel=3,
+        )
+
+
+def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> Tensor:
+    """What leaving early costs on each row, 0 or 1, [S, B].
+
+    Args:
+        answer_SBC: what each setting answers.
+        full_BC: what the last exit answers.
+        labels_B: the classes.
+        kind: `"disagreement"`: another class than the last exit's. `"accuracy"`: wrong where the
+            last exit is right, so that the mean bounds the loss of accuracy.
+
+    Raises:
+        ValueError: another kind, or regression.
+    """
+    check_loss(kind)
+    check_classes(full_BC.shape[-1])
+    early_SB, full_B = answer_SBC.argmax(-1), full_BC.argmax(-1)
+    if kind == "disagreement":
+        return (early_SB != full_B).double()
+    return ((full_B == labels_B) & (early_SB != labels_B)).double()
+
+
+def realised(outputs: "Outputs", policy: ExitPolicy, kind: str) -> float:
+    """The mean of these losses when rows leave where a policy says."""
+    logits_MBC = outputs.logits_MBC
+    _, answer_BC = answers(policy, logits_MBC, outputs.certainty_MB)
+    return float(losses(answer_BC[None], logits_MBC[-1], outputs.labels_B, kind).mean())

@@ -1,0 +1,63 @@
+"""What a run did, step by step and epoch by epoch, as plain data.
+
+Letters: M exits.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multiexit.files import schema
+from multiexit.files.json_files import read_json, write_json
+
+
+@dataclass
+class History:
+    """The log of a run.
+
+    Args:
+        steps: per reading (`log_every` steps): phase, epoch, step, loss, lr; each exit's own loss
+            `own_M` where the phase learns from labels; where Ω is learned its value `W_MM`, None
+            for terms that don't count.
+        epochs: per epoch: phase, epoch, step, seconds, each exit's scores, and their mean
+            over the exits that the phase trains.
+        best: the epoch of the last phase whose mean over the exits it trains was highest, or None
+            without a dev set.
+    """
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+    @property
+    def weights(self) -> list[tuple[int, list[list[float | None]]]]:
+        """The trajectory of Ω: (step, W_MM) at each reading."""
+        return [(row["step"], row["W_MM"]) for row in self.steps if "W_MM" in row]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "History":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: it is damaged, or something else.
+        """
+        data = read_json(path, finite=False)
+        try:
+            _HISTORY("", data)
+        except ValueError as error:
+            raise ValueError(f"{path} holds no history of a run: {error}") from error
+        return cls(**data)
+
+
+_ROWS = schema.listed(schema.table({}, rest=schema.anything))
+_HISTORY = schema.table(
+    {
+        "steps": _ROWS,
+        "epochs": _ROWS,
+        "best": schema.optional(schema.table({}, rest=schema.anything)),
+    }
+)

@@ -1,0 +1,188 @@
+"""What a model said about a data set, and parts of it.
+
+Letters: M exits, B = N rows of the set, C classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multiexit import policies
+from multiexit.data import hub
+from multiexit.data.batches import loader, move, unpack
+from multiexit.data.columns import Columns
+from multiexit.data.images import on_device
+from multiexit.data.row_keys import row_keys
+from multiexit.evaluation import metrics
+from multiexit.evaluation.metrics import Metric
+from multiexit.losses.labels import check_labels
+from multiexit.model.cost import Cost
+from multiexit.model.model import MultiExitModel
+from multiexit.policies.certificate import Certificate
+from multiexit.runtime import evaluating, processes
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Everything a model said about a data set.
+
+    Args:
+        logits_MBC: all exits' logits over the whole set on the CPU, B = N rows in order; float32,
+            of a float64 model float64.
+        labels_B: int64 classes, or float targets for regression.
+        cost: what leaving at each exit costs.
+        metric: a name in `multiexit.metrics.METRICS`, or a function.
+        certainty_MB: how sure each exit is of being right, of models that learn to exit.
+        keys_B: a 64-bit key of each row's inputs, by which rows are known again; None where there
+            are none.
+    """
+
+    logits_MBC: Tensor
+    labels_B: Tensor
+    cost: Cost
+    metric: str | Metric = "accuracy"
+    certainty_MB: Tensor | None = None
+    keys_B: Tensor | None = None
+
+    @property
+    def num_exits(self) -> int:
+        """M."""
+        return len(self.logits_MBC)
+
+    def take(self, rows: Tensor) -> "Outputs":
+        """Some of the rows: their numbers, or a mask [B]."""
+        return replace(
+            self,
+            logits_MBC=self.logits_MBC[:, rows],
+            labels_B=self.labels_B[rows],
+            certainty_MB=None if self.certainty_MB is None else self.certainty_MB[:, rows],
+            keys_B=None if self.keys_B is None else self.keys_B[rows],
+        )
+
+    def split(self, share: float, seed: int = 0) -> "tuple[Outputs, Outputs]":
+        """A random share of the rows, rounded down, and the rest.
+
+        Drawn plainly, not by class, as bounds on the risk need it.
+
+        Raises:
+            ValueError: a share that leaves either part empty.
+        """
+        first = cut(len(self.labels_B), share)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.labels_B), generator=generator)
+        return self.take(order[:first].sort().values), self.take(order[first:].sort().values)
+
+    def seen(self, certificate: Certificate) -> Tensor:
+        """Which rows a policy was calibrated on, bool [B]; none where keys are missing."""
+        if self.keys_B is None:
+            return torch.zeros(len(self.labels_B), dtype=torch.bool)
+        return certificate.seen(self.keys_B)
+
+    def without(self, certificate: Certificate) -> "Outputs":
+        """The rows that a policy was not calibrated on.
+
+        Raises:
+            ValueError: no row is left.
+        """
+        seen_B = self.seen(certificate)
+        if seen_B.all():
+            raise ValueError(
+                f"all {len(seen_B)} rows are among the {certificate.rows} that the policy was "
+                "calibrated on: judge it on others"
+            )
+        return self.take(~seen_B)
+
+
+def cut(rows: int, share: float) -> int:
+    """How many rows a share of them is, rounded down; ValueError where either part is empty."""
+    first = int(rows * share + 1e-9) if 0 < share < 1 else 0
+    if first == 0:
+        raise ValueError(
+            f"share must be in (0, 1) and leave rows in both parts; {share} of {rows} doesn't"
+        )
+    return first
+
+
+@torch.inference_mode()
+def collect(
+    model: MultiExitModel,
+    data: Dataset[Any] | Iterable[Any],
+    metric: str | Metric | None = None,
+    batch_size: int = 128,
+    keys: bool = True,
+    spread: bool = False,
+) -> Outputs:
+    """Run every exit on every row, once.
+
+    Args:
+        model: is put into evaluation mode for the while.
+        data: a data set (read in order of length where it tells lengths; rows come back in the
+            set's order), or an iterable of batches: `(inputs, labels)` or a dict with `"labels"`.
+        metric: a name in `multiexit.metrics.METRICS`, or a function of answers and labels; None is
+            accuracy, or Pearson and Spearman for regression.
+        batch_size: rows per batch, where `data` doesn't say.
+        keys: whether rows get keys to be known again by, as a policy's certificate needs them.
+        spread: share a data set's batches among the processes of this run, all of which must call
+            this, and get the outputs on the whole set. An iterable is read by each of them.
+
+    Raises:
+        ValueError: no rows, a metric that doesn't fit, labels outside the classes, or NaN or
+            infinite logits (named exit and row).
+    """
+    metric = metrics.fitting(metric, model.num_classes)
+    hub.check_names(data, model.labels, "the data set")
+    device = next(model.parameters()).device
+    here = (processes().process_index, processes().num_processes) if spread else (0, 1)
+    batches, order = loader(on_device(data, device), batch_size, *here)
+    known = Columns(model.backbone.start)
+    said, row = [], None
+    with evaluating(model):
+        for batch in batches:
+            args, inputs, labels_B = unpack(known(batch))
+            row = row or _image_row(model, move(args, device))
+            found = model.run(move(args, device), move(inputs, device))
+            sure_MB = None if found.certainty_MB is None else found.certainty_MB.float().cpu()
+            keys_B = row_keys(args, inputs, len(labels_B)) if keys else None
+            said.append((policies.wide(found.logits_MBC).cpu(), labels_B.cpu(), sure_MB, keys_B))
+    if spread and order is not None:
+        said, order = gather_object(said), gather_object(order)
+    if not said:
+        raise ValueError("no rows to evaluate: the data set is empty")
+    logits, labels, certainty, known = zip(*said, strict=True)
+    outputs = Outputs(
+        torch.cat(logits, 1),
+        torch.cat(labels),
+        model.cost(row),
+        metric,
+        None if certainty[0] is None else torch.cat(certainty, 1),
+        None if any(keys_B is None for keys_B in known) else torch.cat(known),
+    )
+    if order is not None:
+        place = {row: index for index, row in enumerate(order)}  # of rows read twice, one
+        outputs = outputs.take(torch.tensor([place[row] for row in range(len(place))]))
+    _check_finite(outputs.logits_MBC)
+    check_labels(outputs.labels_B, model.num_classes, "the data set")
+    if model.num_classes > 1:  # booleans and short integers too
+        return replace(outputs, labels_B=outputs.labels_B.long())
+    return outputs
+
+
+def _image_row(model: MultiExitModel, args: Sequence[Any]) -> dict[str, Tensor] | None:
+    """A batch's first image, by whose size MACs are counted; None if it holds none."""
+    names = list(model.backbone.example_inputs())
+    alone = len(args) == len(names) == 1 and isinstance(args[0], Tensor) and args[0].ndim == 4
+    return {names[0]: args[0][:1]} if alone else None
+
+
+def _check_finite(logits_MBC: Tensor) -> None:
+    bad = (~torch.isfinite(logits_MBC)).any(-1).nonzero()
+    if len(bad):
+        m, row = bad[0].tolist()
+        raise ValueError(
+            f"exit {m} gave NaN or infinite logits for row {row}: {logits_MBC[m, row].tolist()}"
+        )

@@ -1,0 +1,136 @@
+"""Results as JSON, and a page made from it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from multiexit.evaluation import metrics
+from multiexit.evaluation.history import History
+from multiexit.evaluation.judging import Row
+from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.report import (
+    SMALL,
+    _exit_cells,
+    _exits,
+    _policies,
+    _policy_cells,
+    label,
+    table,
+)
+from multiexit.files.json_files import read_json
+from multiexit.policies.registry import policy_name
+from multiexit.runtime import versions
+
+FORMAT = 1
+
+
+def results_json(
+    outputs: Outputs,
+    rows: Sequence[Row],
+    history: History | None = None,
+    **about: Any,
+) -> dict[str, Any]:
+    """A run's results as plain data, for `results_page`.
+
+    Args:
+        outputs: of the evaluation set.
+        rows: a sweep on it.
+        history: the run's; its epochs and its last weights Ω are kept.
+        about: `title`, `command`, `note`, `recipe`,
+            and any other plain data, e.g. `machine`, `seconds`; `versions` are added.
+
+    Raises:
+        ValueError: no rows, or something that JSON can't hold.
+    """
+    epochs = [] if history is None else history.epochs
+    data = {
+        "format": FORMAT,
+        "about": {"versions": versions(), **about},
+        "metric": metrics.name(outputs.metric),
+        "examples": len(outputs.labels_B),
+        "exits": _exits(outputs),
+        "policies": _policies(rows),
+        "epochs": [{k: v for k, v in row.items() if k != "exits"} for row in epochs],
+        "weights": history.weights[-1][1] if history and history.weights else None,
+    }
+    try:
+        return json.loads(json.dumps(data, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"these results can't be written as JSON: {error}") from error
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """What `results_json` gave, from a file; ValueError names one that is something else."""
+    data = read_json(path)
+    if not isinstance(data, dict) or data.get("format") != FORMAT or "exits" not in data:
+        raise ValueError(f"{path} holds no results of `results_json` in format {FORMAT}")
+    return data
+
+
+def results_page(folder: str | Path) -> str:
+    """One Markdown page of all `*.json` in a folder: a comparison, then each run.
+
+    A picture of the same name (`mrpc.png` for `mrpc.json`) is shown with it.
+
+    Raises:
+        ValueError: no file there, or a damaged one, by its name.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise ValueError(f"no results (*.json) in {folder}")
+    compared, sections = [], []
+    for path in paths:
+        data = read_results(path)
+        try:
+            compared.append(_compared(path.stem, data))
+            sections.append(_section(path, data))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    top = ["# Results", "Made from the JSON files beside this page.", table(compared, True)]
+    return "\n\n".join([*top, *sections]) + "\n"
+
+
+def _compared(name: str, data: dict[str, Any]) -> dict[str, str]:
+    scores = [row["scores"]["score"] for row in data["exits"]]
+    near = min(data["policies"], key=lambda row: abs(row["speedup_layers"] - 2))
+    return {
+        "results": str(data["about"].get("title", name)),
+        "recipe": str(data["about"].get("recipe", "–")),
+        "metric": label(data["metric"]),
+        "mean over exits": f"{100 * sum(scores) / len(scores):.2f}",
+        "last exit": f"{100 * scores[-1]:.2f}",
+        "nearest to 2×": f"{100 * near['score']:.2f}",
+        "its setting": f"{policy_name(near['policy'])}, {near['speedup_layers']:.2f}×",
+    }
+
+
+def _section(path: Path, data: dict[str, Any]) -> str:
+    about = dict(data["about"])
+    title, note, command, used = (
+        about.pop(key, None) for key in ("title", "note", "command", "versions")
+    )
+    name, picture = path.stem, path.with_suffix(".png")
+    facts = {**about, "examples": data["examples"], **(used or {})}
+    parts = [f"## {title or name}", note, command and f"```sh\n{command}\n```"]
+    parts.append(" · ".join(f"{key} {value}" for key, value in facts.items()))
+    if data["epochs"]:
+        seconds = sum(row["seconds"] for row in data["epochs"])
+        parts.append(f"Epochs of training: {len(data['epochs'])}, in {seconds:.0f} s.")
+    parts += ["If all left at one exit:", table(_exit_cells(data["exits"]), True)]
+    parts += ["If each leaves where the policy says:", table(_policy_cells(data["policies"]), True)]
+    W = data["weights"]
+    if W and len(W) <= SMALL:
+        parts.append("Learned weights Ω of the loss terms (1 = uniform; own loss on the diagonal):")
+        heads = ["student", *(f"teacher {j}" for j in range(len(W)))]
+        cells = [
+            [str(i), *("–" if w is None else f"{w:.2f}" for w in row)] for i, row in enumerate(W)
+        ]
+        rows = [dict(zip(heads, row, strict=True)) for row in cells]
+        parts.append(table(rows, True))
+    elif W:
+        where = "drawn below" if picture.exists() else "in the JSON file, under `weights`"
+        parts.append(f"The learned weights Ω of {len(W)} × {len(W)} loss terms are {where}.")
+    if picture.exists():
+        parts.append(f"![{title or name}]({picture.name})")
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,52 @@
+"""Temperatures that make exits' confidences honest.
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+if TYPE_CHECKING:
+    from multiexit.evaluation.outputs import Outputs
+    from multiexit.model.model import MultiExitModel
+
+RANGE = math.log(100.0)
+
+
+def fit_temperatures(model: "MultiExitModel", outputs: "Outputs") -> None:
+    """Divide each exit's logits by the temperature under which its labels are likeliest.
+
+        T_m = argmin_T Σ_b −log softmax(z_mb / T)(y_b),    0.01 ≤ T ≤ 100
+
+    Answers stay the same; confidences, and so what a threshold means, change. The temperatures
+    are kept in `model.temperature_M`, and saved with it.
+
+    Args:
+        model: whose outputs these are; changed in place.
+        outputs: on held-out data that is not the evaluation's.
+
+    Raises:
+        ValueError: regression.
+
+    Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; per exit in
+    Schwartz et al., "The Right Tool for the Job", ACL 2020, section 3.
+    """
+    if model.num_classes == 1:
+        raise ValueError("temperatures are for classes, and this model has one output (regression)")
+    labels_B = outputs.labels_B.numpy()
+    for exit, logits_BC in enumerate(outputs.logits_MBC.double().numpy()):
+        found: Any = minimize_scalar(
+            _loss, bounds=(-RANGE, RANGE), args=(logits_BC, labels_B), method="bounded"
+        )
+        model.temperature_M[exit] *= math.exp(found.x)
+
+
+def _loss(log_temperature: float, logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
+    """Mean negative log-likelihood of logits divided by the temperature."""
+    z_BC = logits_BC / math.exp(log_temperature)
+    likely_B = z_BC[np.arange(len(labels_B)), labels_B]
+    return float((logsumexp(z_BC, axis=1) - likely_B).mean())

@@ -1,0 +1,1 @@
+"""Files: what a user names is read with care, and what is written is whole or not there."""

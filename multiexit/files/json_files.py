@@ -1,0 +1,54 @@
+"""Plain data as JSON, written whole and read with care."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from multiexit.files.paths import regular
+from multiexit.files.writing import write
+
+LARGEST_JSON = 2**30
+"""Bytes."""
+
+
+def read_json(path: str | Path, inside: Path | None = None, finite: bool = True) -> Any:
+    """The plain data of a JSON file.
+
+    Args:
+        path, inside: as in `regular`.
+        finite: refuse NaN and infinities, which JSON doesn't know.
+
+    Raises:
+        ValueError: no regular file, or one that isn't JSON; a key that comes twice.
+        OSError: it isn't there, or can't be read.
+    """
+    path = regular(path, inside)
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, too many for what it is")
+    options: dict[str, Any] = {"parse_constant": _no_constant} if finite else {}
+    try:
+        data = path.read_bytes().decode("utf-8-sig")
+        return json.loads(data, object_pairs_hook=_unrepeated, **options)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep to be read") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as a JSON file."""
+    text = json.dumps(data, indent=1)
+    write(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table whose keys are each there once."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)[:80]!r} is there twice")
+    return made

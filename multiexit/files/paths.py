@@ -1,0 +1,55 @@
+"""Paths that a user gives: his home, links, and what is no file."""
+
+import stat
+from pathlib import Path
+
+
+def home(path: str | Path) -> Path | None:
+    """A path with its `~` filled in; None where nobody says what the home folder is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no HOME, and a user that the system doesn't know
+        return None
+
+
+def place(path: str | Path) -> Path:
+    """A path that a user gives to the library, `~` filled in as a shell does.
+
+    Raises:
+        ValueError: nobody says what the home folder is.
+    """
+    found = home(path)
+    if found is None:
+        raise ValueError(f"nobody says what the home folder is in {str(path)!r}: write it out")
+    return found
+
+
+def regular(path: str | Path, inside: Path | None = None) -> Path:
+    """The path of a file that can be read to its end.
+
+    Args:
+        path: what a user or a folder names.
+        inside: the folder that it must lie in, links followed. The hub's cache counts as one
+            folder: its snapshots link to the blobs beside them.
+
+    Raises:
+        ValueError: a folder, a pipe, a socket or a device; a link out of the folder.
+        FileNotFoundError: nothing is there.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is no regular file: give a file, not a folder, pipe or device")
+    if inside is not None:
+        folder = inside.resolve()
+        within = [folder]
+        if folder.parent.name == "snapshots":
+            within.append(folder.parents[1] / "blobs")
+        if not any(path.resolve().is_relative_to(allowed) for allowed in within):
+            raise ValueError(
+                f"{path} is a link to {path.resolve()}, outside its folder: copy the file there"
+            )
+    return path
+
+
+CACHE = Path("~/.cache/multiexit")
+"""Where data lies that can be made or fetched again."""

@@ -1,0 +1,36 @@
+"""Checksums of a folder, as `sha256sum --check` reads them."""
+
+import hashlib
+from pathlib import Path
+
+from multiexit.files.paths import regular
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of all files in a folder, as `sha256sum --check` reads them."""
+    lines = [f"{_checksum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_seal(folder: Path) -> None:
+    """Compare a folder's files with their checksums, if it has any.
+
+    Raises:
+        ValueError: a file that is not as it was written.
+        OSError: one that can't be read.
+    """
+    if not (folder / SUMS).exists():  # of an older version
+        return
+    for line in regular(folder / SUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if path.parent != folder or _checksum(regular(path)) != digest:
+            raise ValueError(f"{path.name[:80]} is not as it was written: its SHA-256 differs")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+SUMS = "SHA256SUMS"

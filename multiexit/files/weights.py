@@ -1,0 +1,146 @@
+"""A file of weights: its header is looked at before a network is made for it, then it is read."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, load_model
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from multiexit.files.paths import regular
+
+FLOATING = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+class Stored(NamedTuple):
+    """What the header says of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def header(path: Path, inside: Path | None = None) -> dict[str, Stored]:
+    """The tensors in a safetensors file, by name; none of them is read.
+
+    Raises:
+        ValueError: no file, one of another format, or one cut short.
+    """
+    with _readable(path, inside), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {n: Stored(s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+
+
+def tensors(path: Path, inside: Path | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        ValueError: no file, one of another format, or one cut short.
+    """
+    with _readable(path, inside):
+        return load_file(path)
+
+
+@contextmanager
+def bounded(stored: Mapping[str, Stored]) -> Iterator[None]:
+    """Inside, no network is made that has many times more parameters, or larger ones, than stored.
+
+    Raises:
+        ValueError: there, at the parameter that is too much.
+    """
+    most, made = 1000 + 8 * len(stored), 0
+    largest, size = 10**7 + 10 * sum(math.prod(one.shape) for one in stored.values()), 0
+
+    def count(module: nn.Module, name: str, p: Any) -> None:
+        nonlocal made, size
+        made, size = made + 1, size + (0 if p is None else p.numel())
+        if made > most or size > largest:
+            raise ValueError(
+                f"it has over {made - 1} parameters of {size:,} numbers, for {len(stored)} tensors "
+                "stored"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_fit(wanted: Mapping[str, Tensor], stored: Mapping[str, Stored], path: Path) -> None:
+    """Refuse a file whose tensors aren't those of a network.
+
+    Args:
+        wanted: its parameters and buffers by all their names; shared ones are the same object,
+            and are stored under one of them.
+        stored: the file's header.
+        path: of the file.
+
+    Raises:
+        ValueError: which tensors are missing, left over, of another shape or no numbers.
+    """
+    extra = sorted(stored.keys() - wanted.keys())
+    there = {id(tensor) for name, tensor in wanted.items() if name in stored}
+    missing = [name for name, tensor in wanted.items() if id(tensor) not in there]
+    problems = []
+    if missing:
+        problems.append(f"it lacks {_some(missing)}")
+    if extra:
+        problems.append(f"it has {_some(extra)} too many")
+    for name in sorted(stored.keys() & wanted.keys()):
+        found, tensor = stored[name], wanted[name]
+        if found.shape != tuple(tensor.shape):
+            problems.append(f"{name} is {list(found.shape)}, not {list(tensor.shape)}")
+        elif (found.dtype in FLOATING) != tensor.is_floating_point():
+            problems.append(f"{name} is stored as {found.dtype}, not as {tensor.dtype}")
+    if problems:
+        raise ValueError(f"{path} doesn't fit this model: {_some(problems, '; ')}")
+
+
+def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> None:
+    """Fill a model from a safetensors file; it gets the precision of what is stored.
+
+    Raises:
+        ValueError: no file, one cut short, or tensors missing, left over or of another shape.
+    """
+    own, there = model.state_dict(keep_vars=True), header(path, inside)
+    check_fit(own, there, path)
+    for name, one in there.items():
+        if one.dtype in FLOATING:
+            own[name].data = own[name].data.to(FLOATING[one.dtype])
+    with _readable(path, inside):
+        load_model(model, path)
+
+
+@contextmanager
+def _readable(path: Path, inside: Path | None) -> Iterator[None]:
+    if not path.exists():
+        raise ValueError(f"no weights at {path}")
+    regular(path, inside)
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise ValueError(
+            f"{path} is no safetensors file but a pickle, as torch.save writes, which could run "
+            "code; convert it once: tensors = torch.load(path, weights_only=True), take out the "
+            "state_dict if it lies inside, take 'module.' off the names if they have it, then "
+            "safetensors.torch.save_file(tensors, 'weights.safetensors')"
+        )
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+
+
+def _some(items: list[str], between: str = ", ") -> str:
+    more = len(items) - 5
+    return between.join(items[:5]) + (f" and {more} more" if more > 0 else "")

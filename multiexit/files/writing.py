@@ -1,0 +1,47 @@
+"""Files that are written whole or not at all: aside first, then renamed."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_all(writers: dict[Path, Callable[[Path], Any]]) -> None:
+    """Write each file beside its place, then rename them all: all or nothing.
+
+    They get the permissions that the user's umask gives, whatever their writers do.
+
+    Raises:
+        OSError: the disk is full or can't be written; what was there before stays.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    try:
+        for path, writer in writers.items():
+            aside = temporary[path]
+            aside.unlink(missing_ok=True)  # of a process that was ended
+            aside.touch()
+            mode = stat.S_IMODE(aside.stat().st_mode)
+            writer(aside)
+            aside.chmod(mode)
+        for path, written in temporary.items():
+            os.replace(written, path)
+    except SafetensorError as error:  # its own name for a failed write
+        raise OSError(f"could not write {[str(path) for path in writers]}: {error}") from error
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
+
+
+def write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """`write_all` for one file."""
+    write_all({path: writer})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as a safetensors file."""
+    write(path, lambda target: save_file(tensors, target))

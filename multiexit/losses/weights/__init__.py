@@ -1,0 +1,21 @@
+"""The weights Ω of the loss terms: how they are parametrised, and how they are learned."""
+
+from multiexit.losses.weights.learners import BLO as BLO
+from multiexit.losses.weights.learners import CLO1 as CLO1
+from multiexit.losses.weights.learners import CLO2 as CLO2
+from multiexit.losses.weights.learners import SLO as SLO
+from multiexit.losses.weights.learners import Hyper as Hyper
+from multiexit.losses.weights.learners import Learner as Learner
+from multiexit.losses.weights.learners import Plan as Plan
+from multiexit.losses.weights.learners import Random as Random
+from multiexit.losses.weights.learners import Uniform as Uniform
+from multiexit.losses.weights.parametrisations import PARAMETRIZATIONS as PARAMETRIZATIONS
+from multiexit.losses.weights.parametrisations import FixedWeights as FixedWeights
+from multiexit.losses.weights.parametrisations import LossWeights as LossWeights
+from multiexit.losses.weights.parametrisations import RawWeights as RawWeights
+from multiexit.losses.weights.parametrisations import RowWeights as RowWeights
+from multiexit.losses.weights.parametrisations import SoftmaxWeights as SoftmaxWeights
+from multiexit.losses.weights.parametrisations import UncertaintyWeights as UncertaintyWeights
+from multiexit.losses.weights.rows import MetaWeights as MetaWeights
+from multiexit.losses.weights.rows import WeightNet as WeightNet
+from multiexit.losses.weights.state import Omega as Omega

@@ -1,0 +1,227 @@
+"""The weights Ω of the loss terms: how they are parametrised, and how they are learned.
+
+Letters: M exits. W_MM[i, i] weighs exit i's own loss, W_MM[i, j] what i pays to teacher j.
+The loss is (W ∘ A ∘ L).sum(), linear in W, so its gradient in W is A ∘ L: numbers that a forward
+pass already has.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multiexit.losses import matrix
+from multiexit.losses.weights.parametrisations import PARAMETRIZATIONS, FixedWeights, LossWeights
+
+
+class Plan(NamedTuple):
+    """What goes into Ω's gradient at one step of Θ.
+
+        g = a·∂L_B1(Θ_t) + b·∂L_B1(Θ_t+1) + c·∂L_B2(Θ_t+1) + h·d outer_B2(Θ_t+1(Ω)) / dΩ
+
+    `stepping` is a, the loss that Θ's own step computed, so it costs nothing; `first` is b and
+    `second` is c, a forward pass without gradient each. `hyper` is h, of the gradient through Θ's
+    step: a gradient on B2 and a forward-mode pass on B1. All zero: Ω stays.
+    """
+
+    stepping: float = 0.0
+    first: float = 0.0
+    second: float = 0.0
+    hyper: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learner(ABC):
+    """How Ω is learned beside Θ. Subclass it, answer `plan`, and it works in any recipe.
+
+    Args:
+        parametrization: `"softmax"`, `"raw"` or `"uncertainty"`.
+    """
+
+    parametrization: Literal["softmax", "raw", "uncertainty"] = "softmax"
+
+    def __post_init__(self) -> None:
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise ValueError(
+                f"no parametrization {self.parametrization!r}; there are {sorted(PARAMETRIZATIONS)}"
+            )
+
+    @property
+    def splits(self) -> bool:
+        """Whether the training set is cut 5:5 into D1 and D2 at each epoch's start."""
+        return True
+
+    @property
+    def learns(self) -> bool:
+        """Whether Ω changes at all."""
+        return True
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether its weights are `RowWeights`."""
+        return False
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether its plans ask for hypergradients."""
+        return False
+
+    def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
+        """A new Ω for this topology."""
+        return PARAMETRIZATIONS[self.parametrization](teaches_MM)
+
+    def outer(self, logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
+        """What a hypergradient is to make small: Σ_m CE_m on D2, every exit counting the same."""
+        return matrix.row_losses(logits_MBC, labels_B).mean(1).sum()
+
+    @abstractmethod
+    def plan(self, step: int, rho: float) -> Plan:
+        """What Ω does at step 0, 1, … of Θ; `rho` is ρ = λ1 / λ2, the ratio of learning rates."""
+
+
+@dataclass(frozen=True)
+class Uniform(Learner):
+    """Every weight stays 1 (LeeBERT-uniform, section 4.4)."""
+
+    @property
+    def splits(self) -> bool:
+        return False
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
+        return FixedWeights(torch.ones(teaches_MM.shape))
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan()
+
+
+@dataclass(frozen=True)
+class Random(Uniform):
+    """Integers from 1..50, normalised so that each exit's weights sum to 1 (section 4.4)."""
+
+    def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
+        generator = torch.Generator().manual_seed(seed)
+        integers = torch.randint(1, 51, teaches_MM.shape, generator=generator)
+        counts_MM = teaches_MM | torch.eye(len(teaches_MM), dtype=torch.bool)
+        drawn_MM = integers * counts_MM
+        return FixedWeights(drawn_MM / drawn_MM.sum(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class SLO(Learner):
+    """Single-level: Ω follows the same loss on the same batch as Θ; D1 = D2 = all (eq. 7)."""
+
+    @property
+    def splits(self) -> bool:
+        return False
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan(stepping=1.0)
+
+
+@dataclass(frozen=True)
+class BLO(Learner):
+    """Bi-level, first order: Θ on B1, then Ω on B2 with the new Θ (eq. 8; DARTS 2019)."""
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan(second=1.0)
+
+
+@dataclass(frozen=True)
+class CLO1(Learner):
+    """Cross-level, v1: Θ on B1, then Ω on ρ·L_B1 + L_B2 with the new Θ (eq. 9, Algorithm 1).
+
+    Args:
+        rho: ρ; None is λ1 / λ2, the paper to the letter.
+        fresh: L_B1 is that of the new Θ, a forward pass more; if not, that which Θ's own step
+            had, as on Algorithm 2's other steps.
+    """
+
+    rho: float | None = None
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_rho(self.rho)
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return _crossed(rho if self.rho is None else self.rho, self.fresh)
+
+
+@dataclass(frozen=True)
+class CLO2(Learner):
+    """Cross-level, v2: v1 at every C-th step only (section 3.4, Algorithm 2).
+
+    Args:
+        rho: ρ; None is λ1 / λ2.
+        cycle: C, the cross-level cycle's length.
+        in_cycle: on the other C − 1 steps Ω follows ρ·L_B1 too (Algorithm 2), or stays (the text
+            of section 3.4).
+        fresh: as for `CLO1`, at every C-th step.
+    """
+
+    rho: float | None = None
+    cycle: int = 4
+    in_cycle: bool = True
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_rho(self.rho)
+        check_cycle(self.cycle)
+
+    def plan(self, step: int, rho: float) -> Plan:
+        rho = rho if self.rho is None else self.rho
+        if (step + 1) % self.cycle == 0:
+            return _crossed(rho, self.fresh)
+        return Plan(stepping=rho) if self.in_cycle else Plan()
+
+
+@dataclass(frozen=True)
+class Hyper(Learner):
+    """Ω follows the gradient of Σ_m CE_m on B2 through Θ's own step on B1.
+
+        dΩ = d/dΩ Σ_m CE_m(B2; Θ_t+1(Ω)),    Θ_t+1(Ω) = Θ_t − step(∇_Θ (W(Ω) ∘ A ∘ L_B1).sum())
+
+    exactly, for one step of SGD or AdamW (see `multiexit.losses.weights.hypergradient`), where BLO
+    and CLO take Θ_t+1 as if it didn't depend on Ω. The outer loss has no weights, or Ω would shrink
+    it by itself.
+
+    Args:
+        cycle: Ω moves at every so many steps.
+    """
+
+    cycle: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_cycle(self.cycle)
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan(hyper=1.0) if (step + 1) % self.cycle == 0 else Plan()
+
+
+def _crossed(rho: float, fresh: bool) -> Plan:
+    """ρ·L_B1 + L_B2 (eq. 9)."""
+    return Plan(first=rho, second=1.0) if fresh else Plan(stepping=rho, second=1.0)
+
+
+def check_cycle(cycle: int) -> None:
+    """Refuse a cycle that is no whole number from 1."""
+    if not isinstance(cycle, int) or cycle < 1:
+        raise ValueError(f"cycle must be a whole number from 1, got {cycle!r}")
+
+
+def _check_rho(rho: float | None) -> None:
+    if rho is not None and not (math.isfinite(rho) and rho >= 0):
+        raise ValueError(f"rho must be a number from 0, or None for λ1 / λ2, got {rho}")

@@ -1,0 +1,108 @@
+"""How the weights Ω of the loss terms are parametrised."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class LossWeights(nn.Module, ABC):
+    """Ω as a module: `forward() -> W_MM`. Uniform Ω gives 1 for every term that counts."""
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The weights [M, M]; what they hold where no term counts has no effect."""
+
+    def penalty(self, A_MM: Tensor) -> Tensor:
+        """What Ω pays for itself, a scalar; 0 unless a parametrisation says otherwise."""
+        return A_MM.new_zeros(())
+
+
+class FixedWeights(LossWeights):
+    """Weights that nobody learns."""
+
+    def __init__(self, W_MM: Tensor):
+        super().__init__()
+        if not torch.isfinite(W_MM).all():
+            raise ValueError("weights must be finite numbers; these hold NaN or infinity")
+        self.W_MM = nn.Buffer(W_MM)
+
+    def forward(self) -> Tensor:
+        return self.W_MM
+
+
+class SoftmaxWeights(LossWeights):
+    """W_CE = f + (1 − f)·M·softmax(a); W_KD[i] = f + (1 − f)·|T(i)|·softmax over T(i) of b[i].
+
+    Labels' weights compete with each other and each student's teachers compete with each other,
+    but the two kinds don't: one softmax over both would drift to the distillation terms, which
+    eq. 4 scales down. Each keeps at least the floor f of its uniform value 1.
+    """
+
+    def __init__(self, teaches_MM: Tensor, floor: float = 0.1):
+        super().__init__()
+        if not 0 <= floor < 1:
+            raise ValueError(f"floor must be in [0, 1), got {floor}")
+        M = len(teaches_MM)
+        self.floor = floor
+        self.own_M = nn.Parameter(torch.zeros(M))
+        self.pairs_MM = nn.Parameter(torch.zeros(M, M))
+        self.teaches_MM = nn.Buffer(teaches_MM)
+
+    def forward(self) -> Tensor:
+        own_M = len(self.own_M) * self.own_M.softmax(0)
+        # −1e9, not −∞: the row of an exit that has no teacher must not become NaN.
+        shares_MM = self.pairs_MM.masked_fill(~self.teaches_MM, -1e9).softmax(1)
+        pairs_MM = self.teaches_MM.sum(1, keepdim=True) * shares_MM
+        W_MM = torch.where(self.teaches_MM, pairs_MM, own_M.diag())
+        return self.floor + (1 - self.floor) * W_MM
+
+
+class RawWeights(LossWeights):
+    """W itself is learned, as eqs. 7–9 have it: it can only fall, below 0 in time."""
+
+    def __init__(self, teaches_MM: Tensor):
+        super().__init__()
+        self.W_MM = nn.Parameter(torch.ones(teaches_MM.shape))
+
+    def forward(self) -> Tensor:
+        return self.W_MM
+
+
+class UncertaintyWeights(LossWeights):
+    """W = e^(−s), and Ω pays s per term: e^(−s)·L + s is least at W = 1 / L (Kendall 2018)."""
+
+    def __init__(self, teaches_MM: Tensor):
+        super().__init__()
+        self.s_MM = nn.Parameter(torch.zeros(teaches_MM.shape))
+
+    def forward(self) -> Tensor:
+        return torch.exp(-self.s_MM)
+
+    def penalty(self, A_MM: Tensor) -> Tensor:
+        return (A_MM * self.s_MM).sum()
+
+
+PARAMETRIZATIONS: dict[str, type[LossWeights]] = {
+    "softmax": SoftmaxWeights,
+    "raw": RawWeights,
+    "uncertainty": UncertaintyWeights,
+}
+
+
+class RowWeights(LossWeights):
+    """Weights of single rows: `rows(L_MB) -> w_MB`, from each row's own loss at each exit.
+
+    The loss is Σ_m A_mm · mean_b(w_mb · L_mb); the matrix W stays 1.
+    """
+
+    def __init__(self, teaches_MM: Tensor):
+        super().__init__()
+        self.ones_MM = nn.Buffer(torch.ones(teaches_MM.shape))
+
+    def forward(self) -> Tensor:
+        return self.ones_MM
+
+    @abstractmethod
+    def rows(self, own_MB: Tensor) -> Tensor:
+        """The weights [M, B] of rows with these losses."""

@@ -1,0 +1,113 @@
+"""A network that weighs single rows, learned by meta-gradient (L2W-DEN).
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.losses.matrix import row_losses
+from multiexit.losses.weights.learners import Learner, Plan, check_cycle
+from multiexit.losses.weights.parametrisations import LossWeights, RowWeights
+
+WIDTH = 500
+
+
+class WeightNet(RowWeights):
+    """w = 1 + ε·(t − mean(t)), t = tanh(net(row's M losses)), net: Linear, ReLU, Linear.
+
+    Args:
+        teaches_MM: a topology, for the number of exits.
+        epsilon: ε, how far weights may be from 1, half of it: they lie in 1 ± 2ε.
+        over: the mean is over the whole batch and all exits, or over each row's `"exits"`.
+    """
+
+    def __init__(self, teaches_MM: Tensor, epsilon: float, over: str):
+        super().__init__(teaches_MM)
+        M = len(teaches_MM)
+        self.epsilon = epsilon
+        self.over = over
+        self.net = nn.Sequential(nn.Linear(M, WIDTH), nn.ReLU(), nn.Linear(WIDTH, M))
+
+    def rows(self, own_MB: Tensor) -> Tensor:
+        t_MB = torch.tanh(self.net(own_MB.T)).T
+        mean = t_MB.mean() if self.over == "batch" else t_MB.mean(0)
+        return 1 + self.epsilon * (t_MB - mean)
+
+
+@dataclass(frozen=True)
+class MetaWeights(Learner):
+    """Rows get weights that make each exit better on the rows that would leave there.
+
+    The outer loss on B2: rows are given to exits by confidence, exit m the ⌊B·P_m⌋ surest of
+    those that are left, P_m ∝ q^m, the last exit the rest; then Σ_m mean CE_m over its rows.
+    The weighting network follows its gradient through Θ's step on B1.
+
+    Reference: Han et al., "Learning to Weight Samples for Dynamic Early-Exiting Networks", ECCV
+    2022, section 3, and its code, which moves the network before Θ's step instead of after it and
+    lets the halves of a batch take turns as B1 and B2. On several processes each gives its own
+    rows to exits and takes the mean over its own.
+
+    Args:
+        epsilon: ε of `WeightNet`.
+        over: of its mean: `"batch"` or `"exits"`.
+        q: how the outer loss spreads rows over exits; below 1 more leave early.
+        cycle: the weighting network moves at every so many steps.
+    """
+
+    epsilon: float = 0.3
+    over: Literal["batch", "exits"] = "batch"
+    q: float = 0.75
+    cycle: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.epsilon <= 1:
+            raise ValueError(f"epsilon must be in (0, 1], got {self.epsilon}")
+        if self.over not in ("batch", "exits"):
+            raise ValueError(f"over must be 'batch' or 'exits', got {self.over!r}")
+        if not self.q > 0:
+            raise ValueError(f"q must be above 0, got {self.q}")
+        check_cycle(self.cycle)
+
+    @property
+    def weighs_rows(self) -> bool:
+        return True
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+    def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return WeightNet(teaches_MM, self.epsilon, self.over)
+
+    def outer(self, logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
+        own_MB = row_losses(logits_MBC, labels_B)
+        exit_B = allot(logits_MBC.detach(), self.q)
+        exits_M1 = torch.arange(len(own_MB), device=own_MB.device)[:, None]
+        at_MB = (exit_B == exits_M1).to(own_MB.dtype)
+        return ((at_MB * own_MB).sum(1) / at_MB.sum(1).clamp(min=1)).sum()
+
+    def plan(self, step: int, rho: float) -> Plan:
+        return Plan(hyper=1.0) if (step + 1) % self.cycle == 0 else Plan()
+
+
+def allot(logits_MBC: Tensor, q: float) -> Tensor:
+    """Which exit each row is given to, [B]: the surest at each, ⌊B·P_m⌋ of them, P_m ∝ q^m."""
+    M, B, _ = logits_MBC.shape
+    parts = [q**m for m in range(M)]
+    exit_B = torch.full((B,), M - 1, device=logits_MBC.device)
+    left_B = torch.ones(B, dtype=torch.bool, device=logits_MBC.device)
+    for m in range(M - 1):
+        # Regression has no confidence: then rows go in the order they came.
+        sure_B = logits_MBC[m].softmax(-1).amax(-1)
+        first_B = sure_B.masked_fill(~left_B, -1).argsort(descending=True, stable=True)
+        chosen_B = first_B[: int(B * parts[m] / sum(parts) + 1e-9)]
+        exit_B[chosen_B] = m
+        left_B[chosen_B] = False
+    return exit_B

@@ -1,0 +1,110 @@
+"""Ω while training runs: its value, its optimiser, and how often it has been stepped.
+
+Letters: M exits.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiexit.losses.weights.learners import Learner, Plan
+from multiexit.losses.weights.parametrisations import RowWeights
+
+
+class Omega:
+    """The weights of the loss terms and what learns them.
+
+    Args:
+        learner: how they are learned.
+        teaches_MM: who teaches whom.
+        lr: λ2, of Adam without decay.
+        rho: ρ = λ1 / λ2.
+        seed: of weights that are drawn.
+    """
+
+    def __init__(self, learner: Learner, teaches_MM: Tensor, lr: float, rho: float, seed: int):
+        self.learner = learner
+        self.rho = rho
+        self.weights = learner.weights(teaches_MM.cpu(), seed).to(teaches_MM.device)
+        self.optimizer = (
+            torch.optim.Adam(self.weights.parameters(), lr, weight_decay=0.0, fused=True)
+            if learner.learns
+            else None
+        )
+
+    def value(self) -> Tensor:
+        """W_MM, cut from its graph."""
+        return self.weights().detach().clone()
+
+    def plan(self, step: int) -> Plan:
+        """What Ω does at this step of Θ."""
+        return self.learner.plan(step, self.rho)
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether each row has a weight of its own."""
+        return isinstance(self.weights, RowWeights)
+
+    def rows(self, own_MB: Tensor) -> Tensor:
+        """The rows' weights, cut from their graph."""
+        assert isinstance(self.weights, RowWeights)
+        with torch.no_grad():
+            return self.weights.rows(own_MB.detach())
+
+    def update(
+        self,
+        plan: Plan,
+        A_MM: Tensor,
+        terms: dict[str, Tensor],
+        rows: Sequence[tuple[Tensor, Tensor]] = (),
+        share: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    ) -> None:
+        """One step of Adam along what the plan adds up.
+
+        The loss is linear in W, so each ∂L/∂W is `A ∘ L`: no second backward through the network.
+
+        Args:
+            plan: the factors.
+            A_MM: the fixed factors of the terms.
+            terms: by the plan's field names, loss matrices, and for `hyper` the outer loss's
+                gradient by W∘A; those with a factor 0 may be missing.
+            rows: where rows are weighed, per batch: each row's own losses [M, B], and the outer
+                loss's gradient by the factors that these have in the sum, [M, B], times the
+                batch's share of the step's rows.
+            share: averages a gradient over processes.
+        """
+        if self.optimizer is None or not any(plan):
+            return
+        wanted = {name: factor for name, factor in plan._asdict().items() if factor != 0}
+        slope_MM = A_MM * sum(factor * terms[name] for name, factor in wanted.items())
+        objective = (self.weights() * slope_MM).sum()
+        # The penalty belongs to losses that hold W: the hypergradient's outer loss does not.
+        held = sum(factor for name, factor in wanted.items() if name != "hyper")
+        objective = objective + held * self.weights.penalty(A_MM)
+        if isinstance(self.weights, RowWeights):
+            own_M = A_MM.diagonal()
+            for own_MB, slope_MB in rows:
+                w_MB = self.weights.rows(own_MB)
+                gain = (own_M * (w_MB * slope_MB).mean(1)).sum()
+                objective = objective + plan.hyper * gain
+        self.optimizer.zero_grad()
+        objective.backward()
+        for p in self.weights.parameters():
+            if p.grad is not None:
+                p.grad = share(p.grad)
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Value and optimiser."""
+        return {
+            "weights": self.weights.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self.weights.load_state_dict(state["weights"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,113 @@
+"""What exits cost: layers, parameters, multiply-accumulates, and time on the clock.
+
+Letters: M exits, S stages, B batch rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from multiexit.backbones.base import Backbone
+from multiexit.model.heads import Memory, ask
+from multiexit.runtime import evaluating
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cumulated cost of leaving at each exit, of one input row.
+
+    Args:
+        layers_M: stages run.
+        macs_M: multiply-accumulates of the trunk so far and of *every* head up to this exit,
+            since each is run to decide.
+        params_M: parameters of the trunk so far and these heads; shared ones count once.
+        full_macs: of the same network with its last head alone, what a speed-up compares with.
+    """
+
+    layers_M: tuple[int, ...]
+    macs_M: tuple[int, ...]
+    params_M: tuple[int, ...]
+    full_macs: int
+
+    @property
+    def shares_M(self) -> tuple[float, ...]:
+        """C_m, the share of the network's compute that is done at each exit, in 0..1."""
+        return tuple(macs / self.macs_M[-1] for macs in self.macs_M)
+
+
+def count(
+    backbone: Backbone,
+    heads: nn.ModuleList,
+    exits: tuple[int, ...],
+    inputs: dict[str, Tensor] | None = None,
+) -> Cost:
+    """Count layers, MACs and parameters at each exit, by running one row.
+
+    Args:
+        backbone, heads, exits: as a `MultiExitModel` holds them.
+        inputs: one input row by name; the backbone's own example by default (128 tokens).
+    """
+    inputs = backbone.example_inputs() if inputs is None else inputs
+    layers, macs, params = [], [], []
+    seen: dict[int, int] = {}
+    full = 0
+    with evaluating(backbone, heads):
+        carry, trunk = _macs(lambda: backbone.start(**inputs))
+        staged = {
+            id(p) for s in range(backbone.num_stages) for p in backbone.stage_module(s).parameters()
+        }
+        seen.update({id(p): p.numel() for p in backbone.parameters() if id(p) not in staged})
+        head_macs, done = 0, 0
+        memory: Memory = {}
+        for exit, head in zip(exits, heads, strict=True):
+            feature: Any = None
+            for stage in range(done, exit + 1):
+                (carry, feature), spent = _macs(lambda c=carry, i=stage: backbone.stage(c, i))
+                trunk += spent
+                _add_parameters(backbone.stage_module(stage), seen)
+            done = exit + 1
+            valid_BT = carry.get("valid_BT")
+            (_, memory), spent = _macs(
+                lambda h=head, f=feature, v=valid_BT, m=memory: ask(h, f, v, m)
+            )
+            head_macs += spent
+            _add_parameters(head, seen)
+            layers.append(exit + 1)
+            macs.append(trunk + head_macs)
+            params.append(sum(seen.values()))
+            full = trunk + spent
+    return Cost(tuple(layers), tuple(macs), tuple(params), full)
+
+
+def stage_shares(backbone: Backbone) -> list[float]:
+    """Share of the trunk's MACs that is done after each stage, in 0..1, [S]."""
+    with evaluating(backbone):
+        carry, total = _macs(lambda: backbone.start(**backbone.example_inputs()))
+        so_far = []
+        for stage in range(backbone.num_stages):
+            (carry, _), spent = _macs(lambda c=carry, i=stage: backbone.stage(c, i))
+            total += spent
+            so_far.append(total)
+    return [macs / total for macs in so_far]
+
+
+def _macs(run: Callable[[], Any]) -> tuple[Any, int]:
+    """Run and count. Fused attention counts as zero on a CPU, so the plain kernel is used."""
+    counter = FlopCounterMode(display=False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            result = run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return result, counter.get_total_flops() // 2
+
+
+def _add_parameters(module: nn.Module, seen: dict[int, int]) -> None:
+    seen.update({id(p): p.numel() for p in module.parameters()})

@@ -1,0 +1,256 @@
+"""Rows on their way through a multi-exit model: exit after exit, those that stop leave.
+
+One loop serves `MultiExitModel.predict` and `multiexit.Engine`. What happens at one exit is
+`MultiExitModel.decide`, a function of tensors alone, so that it can be compiled or exported.
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.backbones.base import Carry, select
+from multiexit.model.heads import Memory
+from multiexit.policies import State
+
+
+class Prediction(NamedTuple):
+    """Answers in the order the rows came in.
+
+    Args:
+        logits_BC: the logits of the exit where each row left, float32; of a float64 model float64.
+        exit_B: which exit that was, counted from 0, int64.
+    """
+
+    logits_BC: Tensor
+    exit_B: Tensor
+
+
+class Decision(NamedTuple):
+    """What happened at one exit.
+
+    Args:
+        carry, memory, state: for the next exit.
+        logits_BC: this exit's own, to be looked over for NaN.
+        answer_BC: what rows that leave here take along.
+        stop_B: who stops, bool; at the last exit everyone.
+    """
+
+    carry: Carry
+    memory: Memory
+    state: State
+    logits_BC: Tensor
+    answer_BC: Tensor
+    stop_B: Tensor
+
+
+BATCHED = ("rows_B", "carry", "memory", "state")
+"""The fields of a `Group` whose first dimension is the batch, `here_B` aside."""
+
+Decide = Callable[[int, Carry, Memory, State], Decision]
+Fit = Callable[["Group"], int]
+"""How many rows to run after an exit. `group.here` drops every row that stopped; a larger number
+keeps rows that stopped, or copies, as filling."""
+
+
+@dataclass(slots=True)
+class Group:
+    """Rows that go through the model together.
+
+    Args:
+        exit: the one they come to next.
+        here: how many have not stopped yet.
+        rows_B: their places in the answer.
+        here_B: which of them have not stopped yet; the others are dragged along.
+        carry, memory, state: as `Decision` gives them.
+        wasted: milliseconds spent on those dragged along, for whoever reckons with them.
+    """
+
+    exit: int
+    here: int
+    rows_B: Tensor
+    here_B: Tensor
+    carry: Carry
+    memory: Memory
+    state: State
+    wasted: float = 0.0
+
+
+class Left(NamedTuple):
+    """Rows that left: which, at which exit, and their answers."""
+
+    rows_B: Tensor
+    exit: int
+    answer_BC: Tensor
+
+
+def begin(carry: Carry, rows_B: Tensor, here: int) -> Group:
+    """Rows before the first exit.
+
+    Args:
+        carry: what `backbone.start` gave.
+        rows_B: the rows' places in the answer.
+        here: how many of them count; those behind are dragged along.
+    """
+    here_B = torch.arange(len(rows_B), device=rows_B.device) < here
+    return Group(0, here, rows_B, here_B, carry, {}, {})
+
+
+def advance(group: Group, decide: Decide, fit: Fit) -> tuple[Left | None, Group | None]:
+    """Take a group past its next exit: who left, and who goes on.
+
+    Waits for the device once.
+
+    Raises:
+        ValueError: NaN or infinite logits of a row that is still here.
+    """
+    exit = group.exit
+    decision = decide(exit, group.carry, group.memory, group.state)
+    dragging = group.here < len(group.rows_B)
+    leave_B = group.here_B & decision.stop_B if dragging else decision.stop_B
+    # A sum is finite only if all it adds is.
+    leaving, total = _read(leave_B.sum(), decision.logits_BC.sum())
+    if not math.isfinite(total):
+        _check_finite(group, decision.logits_BC)
+    after = Group(
+        exit + 1,
+        group.here - int(leaving),
+        group.rows_B,
+        group.here_B ^ leave_B if leaving else group.here_B,
+        decision.carry,
+        decision.memory,
+        decision.state,
+        group.wasted,
+    )
+    left = Left(group.rows_B[leave_B], exit, decision.answer_BC[leave_B]) if leaving else None
+    if not after.here:
+        return left, None
+    if after.here < len(after.rows_B):
+        size = fit(after)
+        after = after if size >= len(after.rows_B) else take(after, size)
+    return left, after
+
+
+def take(group: Group, size: int) -> Group:
+    """The rows that are still here; copies of the last one fill the group up to a size."""
+    keep = group.here_B.nonzero().squeeze(1)
+    if size > group.here:
+        keep = torch.cat([keep, keep[-1:].expand(size - group.here)])
+    return replace(
+        group,
+        wasted=0.0,
+        here_B=torch.arange(size, device=keep.device) < group.here,
+        **{name: select(getattr(group, name), keep) for name in BATCHED},
+    )
+
+
+def merge(groups: Sequence[Group]) -> Group:
+    """Groups at the same exit, of the same `kind`, as one."""
+    first = groups[0]
+    joined = {name: _join([getattr(g, name) for g in groups]) for name in ("here_B", *BATCHED)}
+    return replace(first, here=sum(group.here for group in groups), **joined)
+
+
+def kind(group: Group) -> Any:
+    """What groups must have in common to be merged: all shapes and types but for the batch's."""
+    return tuple(_kind(getattr(group, name)) for name in BATCHED)
+
+
+def run(group: Group | None, decide: Decide, fit: Fit, answer: Prediction) -> None:
+    """Take a group through all exits, and write down what its rows answer."""
+    while group is not None:
+        left, group = advance(group, decide, fit)
+        put(answer, left)
+
+
+def blank(rows: int, num_classes: int, weight: Tensor) -> Prediction:
+    """Answers to be filled in: on a weight's device, in its precision or float32."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return Prediction(
+        torch.empty(rows, num_classes, dtype=dtype, device=weight.device),
+        torch.empty(rows, dtype=torch.long, device=weight.device),
+    )
+
+
+def put(answer: Prediction, left: Left | None) -> None:
+    """Write down the answers of rows that left, if any did."""
+    if left is not None:
+        answer.logits_BC[left.rows_B] = left.answer_BC
+        answer.exit_B[left.rows_B] = left.exit
+
+
+def check_evaluating(model: nn.Module) -> None:
+    """Refuse train mode."""
+    if model.training:
+        raise ValueError("predict in train mode would be random: call model.eval() first")
+
+
+def leave(group: Group) -> int:
+    """The plain `Fit`: whoever stopped leaves the batch at once."""
+    return group.here
+
+
+def _read(*numbers: Tensor) -> list[float]:
+    """Numbers from the device, in one wait."""
+    if numbers[0].is_cpu:
+        return [number.item() for number in numbers]
+    return torch.stack([number.float() for number in numbers]).tolist()
+
+
+def _kind(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return (tree.shape[1:], tree.dtype)
+    if isinstance(tree, Mapping):
+        return tuple((key, _kind(value)) for key, value in tree.items())
+    return tree
+
+
+def _join(trees: Sequence[Any]) -> Any:
+    if isinstance(trees[0], Tensor):
+        return torch.cat(list(trees))
+    if isinstance(trees[0], Mapping):
+        return {key: _join([tree[key] for tree in trees]) for key in trees[0]}
+    return trees[0]
+
+
+def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
+    """The batch's size; an input may have one row for all (position_ids)."""
+    tensors = [value for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
+    sizes = [len(tensor) for tensor in tensors if tensor.ndim]
+    if not sizes:
+        given = (*args, *inputs.values())
+        got = ", ".join(type(value).__name__ for value in given) or "nothing"
+        by_name = any(isinstance(value, Mapping) for value in given)
+        raise ValueError(
+            f"predict needs at least one input tensor, with a row per row [B, …]; got {got}: "
+            + ("pass a batch's entries by name, **batch" if by_name else "tokenise texts first")
+        )
+    return 0 if 0 in sizes else max(sizes)
+
+
+class NotFinite(ValueError):
+    """NaN or infinite logits of a row."""
+
+    def __init__(self, exit: int, row: int, logits_C: list[float], where: str = ""):
+        self.found = (exit, row, logits_C)
+        super().__init__(
+            f"exit {exit} gave NaN or infinite logits for row {row}{where}: {logits_C}"
+        )
+
+    def shifted(self, rows: int, where: str) -> "NotFinite":
+        """The same of a row behind so many others."""
+        exit, row, logits_C = self.found
+        return NotFinite(exit, row + rows, logits_C, where)
+
+
+def _check_finite(group: Group, logits_BC: Tensor) -> None:
+    broken_B = ~logits_BC.isfinite().all(1) & group.here_B
+    if broken_B.any():
+        rows_B = group.rows_B[broken_B]
+        first = rows_B.argmin()
+        raise NotFinite(group.exit, int(rows_B[first]), logits_BC[broken_B][first].tolist())

@@ -1,0 +1,50 @@
+"""All exits' last layers in one product for each width, for training.
+
+Letters: M exits, B batch rows, D a vector's width, K classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.model.heads.base import VectorHead
+
+
+def separable(heads: Iterable[nn.Module]) -> bool:
+    """Whether all heads are a vector and a plain linear layer that nobody watches."""
+    return all(
+        isinstance(head, VectorHead)
+        and type(head).forward is VectorHead.forward
+        and type(head.linear) is nn.Linear
+        and head.linear.bias is not None
+        and not any(_watched(part) for part in (head, head.linear))
+        for head in heads
+    )
+
+
+def classify(heads: Any, vectors: Sequence[Tensor]) -> Tensor:
+    """`head.linear(vector)` of each exit, [M, B, K], in as many products as there are widths."""
+    of_width: dict[int, list[int]] = {}
+    for m, vector in enumerate(vectors):
+        of_width.setdefault(vector.shape[1], []).append(m)
+    parts = []
+    for exits in of_width.values():
+        w_MKD, b_MK = (
+            torch.stack([getattr(heads[m].linear, name) for m in exits])
+            for name in ("weight", "bias")
+        )
+        x_MBD = torch.stack([vectors[m] for m in exits])
+        parts.append(torch.baddbmm(b_MK[:, None], x_MBD, w_MKD.transpose(1, 2)))
+    logits_MBK = torch.cat(parts)
+    order = [m for exits in of_width.values() for m in exits]
+    if order == sorted(order):
+        return logits_MBK
+    return torch.stack([logits_MBK[order.index(m)] for m in range(len(order))])
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether a call of the module would run a hook."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or bool(module._backward_pre_hooks)

@@ -1,0 +1,102 @@
+"""Heads that read their own feature alone.
+
+Letters: B batch rows, T tokens, H width, C channels (of a feature) or classes (of logits),
+K classes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multiexit.backbones.layouts import Shape, usual, width_of
+from multiexit.backbones.pooling import pool_feature
+from multiexit.model.heads.base import VectorHead
+
+DROPOUT = 0.1  # before a text classifier, as BERT's fine-tuning has it (Devlin et al. 2019)
+
+
+class LinearHead(VectorHead):
+    """`Linear(pool(f))`: one matrix on a pooled feature, [B, …] → [B, K].
+
+    Args:
+        shape, layout: of the feature, see `multiexit.backbones.layouts`.
+        num_classes: K.
+        pool: `"first"` or `"mean"`.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int, pool: str, layout: str | None = None):
+        super().__init__()
+        self.pool = pool
+        self.layout = layout or usual(shape)
+        self.linear = nn.Linear(width_of(shape, self.layout), num_classes)
+
+    def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        return pool_feature(feature, self.pool, valid_BT, self.layout)
+
+
+class PoolerHead(VectorHead):
+    """`Linear(tanh(pooler(pool(f))))`, as BERT classifies a sentence, [B, T, H] → [B, K].
+
+    Args:
+        pooler: `Linear(H, H)`; the same object in every head makes it a shared pooler.
+        layout: of the feature; None is by its number of dimensions.
+    """
+
+    def __init__(self, pooler: nn.Linear, num_classes: int, pool: str, layout: str | None = None):
+        super().__init__()
+        self.pool = pool
+        self.layout = layout
+        self.pooler = pooler
+        self.dropout = nn.Dropout(DROPOUT)
+        self.linear = nn.Linear(pooler.out_features, num_classes)
+
+    def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        pooled = self.pooler(pool_feature(feature, self.pool, valid_BT, self.layout))
+        return self.dropout(torch.tanh(pooled))
+
+
+class AttentionHead(VectorHead):
+    """FastBERT's student: narrow to 128, self-attention of 2 heads, first token, two layers.
+
+    [B, T, H] → [B, K]. Reference: Liu et al., "FastBERT", ACL 2020, section 3.1, and its code.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int, width: int = 128, num_heads: int = 2):
+        super().__init__()
+        self.narrow = nn.Linear(width_of(shape), width)
+        self.attention = nn.MultiheadAttention(width, num_heads, DROPOUT, batch_first=True)
+        self.dense = nn.Linear(width, width)
+        self.linear = nn.Linear(width, num_classes)
+
+    def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        x_BTH = torch.tanh(self.narrow(feature))
+        padding = None if valid_BT is None else ~valid_BT
+        first, _ = self.attention(x_BTH[:, :1], x_BTH, x_BTH, padding, need_weights=False)
+        return torch.tanh(self.dense(first[:, 0]))
+
+
+class MixedPoolHead(VectorHead):
+    """Shallow-Deep's head: `Linear(flatten(α·maxpool(f) + (1 − α)·avgpool(f)))`, α learned.
+
+    [B, C, H, W] → [B, K]. The kernel is H // 4 by W // 4, which leaves 4×4 positions where 4
+    divides H and W; a feature below 8×8 is not pooled and has no α. α starts in U(0, 1).
+
+    Reference: Kaya et al., "Shallow-Deep Networks", ICML 2019, section 4 and its code.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int, layout: str = "image"):
+        super().__init__()
+        self.last = layout == "channels-last-image"
+        sizes = [int(size) for size in shape if size is not None]
+        channels, height, width = [sizes[-1], *sizes[:-1]] if self.last else sizes
+        self.kernel = (max(height // 4, 1), max(width // 4, 1))
+        self.alpha = nn.Parameter(torch.rand(1)) if self.kernel != (1, 1) else None
+        positions = (height // self.kernel[0]) * (width // self.kernel[1])
+        self.linear = nn.Linear(channels * positions, num_classes)
+
+    def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        feature = feature.permute(0, 3, 1, 2) if self.last else feature
+        if self.alpha is not None:
+            most = F.max_pool2d(feature, self.kernel)
+            feature = self.alpha * most + (1 - self.alpha) * F.avg_pool2d(feature, self.kernel)
+        return feature.flatten(1)

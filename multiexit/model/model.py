@@ -1,0 +1,356 @@
+"""A backbone with exits: all of them at once for training, or really stopping for prediction.
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiexit import policies
+from multiexit.backbones import Backbone, Carry, rebuild
+from multiexit.files import weights
+from multiexit.files.paths import place
+from multiexit.losses import class_names, gradients
+from multiexit.losses.gradients import Branch
+from multiexit.model import cost, exit_loop, heads
+from multiexit.model import folder as saving
+from multiexit.model import settings as described
+from multiexit.model.exit_loop import Decision, Prediction
+from multiexit.model.latency import Latency
+from multiexit.model.passes import Pass, Segment
+from multiexit.model.placement import Exits, resolve_exits
+from multiexit.policies import ExitPolicy, State, from_json
+
+RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
+
+
+class MultiExitModel(nn.Module):
+    """A backbone with an exit head after some of its stages.
+
+    Args:
+        backbone: from `multiexit.wrap`.
+        num_classes: C; 1 for regression.
+        exits: `"all"`; stage indices `[3, 7, 11]`; a whole number k for every k-th stage, counted
+            so that the last has one; or fractions of the trunk's compute `[0.25, 0.5, 1.0]`, each
+            taking the first stage that reaches it.
+        head: see `multiexit.heads.build`; None is the backbone's own choice, a shared pooler +
+            linear for text, linear elsewhere.
+        pool: `"first"` or `"mean"`; None is the backbone's own choice.
+        labels: the classes' names: a list, array or series in the order of their numbers, or a
+            mapping such as `id2label` or `label2id`; None takes those that the network itself
+            knows.
+
+    Raises:
+        ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit;
+            names that are no list of C different ones.
+
+    Attributes:
+        exits: the stage of each exit.
+        temperature_M: what each exit's logits are divided by; 1 until they are calibrated.
+        policy: the policy saved with the model, or None.
+        latency: how long its parts take, from `multiexit.profile`, saved with the model; or None.
+        preprocessing: how inputs were prepared, plain data saved with the model.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        exits: Exits = "all",
+        head: str | heads.Factory | None = None,
+        pool: str | None = None,
+        labels: Iterable[Any] | None = None,
+    ):
+        super().__init__()
+        if not isinstance(backbone, Backbone):
+            raise ValueError(
+                f"a MultiExitModel takes a Backbone, got {type(backbone).__name__}: "
+                "call multiexit.wrap(…) on it first"
+            )
+        self.backbone = backbone
+        self.num_classes = num_classes = class_names.count(num_classes)
+        known = backbone.classifier
+        if labels is None and known is not None and known.num_classes == num_classes:
+            labels = known.labels
+        self.labels = class_names.names(labels, num_classes)
+        self.exits = resolve_exits(exits, backbone)
+        self.head = backbone.head if head is None else head
+        self.pool = backbone.pool if pool is None else pool
+        self.heads = heads.build(self.head, self.pool, backbone, self.exits, num_classes)
+        own = isinstance(self.head, str) and heads.own_head(backbone, self.exits, num_classes)
+        if own and known is not None:
+            known.check_labels(self.labels)
+        # The last head's weights as they were drawn, to know whether they have learnt since.
+        drawn = [] if own else [p for p in self.heads[-1].parameters() if not p.is_meta]
+        self._drawn = [p.detach().to("cpu", copy=True) for p in drawn]
+        self.temperature_M = nn.Buffer(torch.ones(len(self.exits)))
+        trunk = next(backbone.parameters(), None)
+        if trunk is not None:
+            self.to(trunk.device)
+            self.heads.to(trunk.device, trunk.dtype)
+        self.policy: ExitPolicy | None = None
+        self.latency: Latency | None = None
+        self.preprocessing: dict[str, Any] = {}
+
+    @property
+    def num_exits(self) -> int:
+        """M."""
+        return len(self.exits)
+
+    @property
+    def last_exit_is_new(self) -> bool:
+        """Whether the last exit's head is still as it was drawn at random: no head that came with
+        the network, not loaded, not trained."""
+        now = [p.detach().cpu() for p in self.heads[-1].parameters()] if self._drawn else []
+        return bool(self._drawn) and all(
+            p.shape == drawn.shape and torch.equal(p, drawn.to(p.dtype))
+            for p, drawn in zip(now, self._drawn, strict=False)
+        )
+
+    def forward(self, *args: Any, **inputs: Any) -> Tensor:
+        """All exits' logits, [M, B, C], from what the wrapped backbone takes."""
+        return self.run(args, inputs).logits_MBC
+
+    def run(
+        self,
+        args: Sequence[Any],
+        inputs: Mapping[str, Any],
+        branch: Branch | None = None,
+        keep_features: bool = False,
+        run_stage: RunStage | None = None,
+    ) -> Pass:
+        """All exits' logits and what else the heads say.
+
+        Args:
+            args, inputs: as for `forward`.
+            branch: how gradients are scaled where exits leave the trunk (`multiexit.gradients`).
+            keep_features: give the exits' features too.
+            run_stage: runs a stage in place of `backbone.stage`.
+        """
+        run_stage = run_stage or self.backbone.stage
+        carry = self.backbone.start(*args, **inputs)
+        # In evaluation each exit answers for itself, to the bit as in `predict`.
+        together = self.training and heads.separable(self.heads)
+        said: list[Tensor] = []
+        certainty: list[Tensor] = []
+        features: list[Tensor] = []
+        memory: heads.Memory = {}
+        for stage in range(self.exits[-1] + 1):
+            carry, feature = run_stage(carry, stage)
+            m = len(said)
+            if stage != self.exits[m]:
+                continue
+            if branch is not None:
+                to_exit, onward = branch(m, self.num_exits)
+                feature = gradients.scale(feature, to_exit)
+                carry = gradients.scale(carry, onward)
+            if together:
+                said.append(self.heads[m].vector(feature, carry.get("valid_BT")))  # type: ignore[operator]
+            else:
+                logits_BC, memory = self._say(m, feature, carry, memory)
+                said.append(logits_BC)
+            if "certainty" in memory:
+                certainty.append(memory["certainty"])
+            if keep_features:
+                features.append(feature)
+        certainty_MB = torch.stack(certainty) if certainty else None
+        said_MBC = heads.classify(self.heads, said) if together else torch.stack(said)  # type: ignore[arg-type]
+        logits_MBC = said_MBC / self.temperature_M[:, None, None]
+        return Pass(logits_MBC.to(said_MBC.dtype), certainty_MB, features)
+
+    @torch.inference_mode()
+    def predict(self, policy: ExitPolicy, *args: Any, **inputs: Any) -> Prediction:
+        """Run until the policy stops each row; rows that stopped leave the batch.
+
+        Layers behind the exit where the last row leaves are not run at all. Gives the same
+        answers as `multiexit.simulate` on the logits of `forward`, in any batch.
+
+        Args:
+            policy: decides who stops; whoever never does leaves at the last exit.
+            args, inputs: as for `forward`. An empty batch gives an empty answer.
+
+        Raises:
+            ValueError: in train mode; a policy that doesn't fit the model, or whose step is
+                malformed; NaN or infinite logits, named by exit and row.
+        """
+        if not isinstance(policy, ExitPolicy):
+            got = repr(policy) if isinstance(policy, str | type) else type(policy).__name__
+            raise ValueError(
+                "predict takes a policy first, such as Patience(4) or "
+                f"multiexit.policies.parse('patience=4'); got {got}"
+            )
+        policies.check(policy, self.num_exits, self.num_classes)
+        exit_loop.check_evaluating(self)
+        rows = exit_loop.num_rows(args, inputs)
+        answer = exit_loop.blank(rows, self.num_classes, next(self.parameters()))
+        if rows:
+            carry = self.backbone.start(*args, **inputs)
+            group = exit_loop.begin(carry, torch.arange(rows, device=answer.exit_B.device), rows)
+            exit_loop.run(group, partial(self.decide, policy), exit_loop.leave, answer)
+        return answer
+
+    @torch.inference_mode()
+    def full(self, *args: Any, **inputs: Any) -> Tensor:
+        """The network without early exits: all stages and the last head alone, [B, C].
+
+        A head that reads what earlier ones left has nothing to read here.
+        """
+        carry, feature = self.backbone.start(*args, **inputs), None
+        for exit in range(self.num_exits):
+            carry, feature = self.to_exit(exit, carry)
+        assert feature is not None
+        return self.ask(self.num_exits - 1, feature, carry, {})[0]
+
+    def to_exit(self, exit: int, carry: Carry) -> tuple[Carry, Tensor]:
+        """The stages behind the exit before, up to this one: the carry and this one's feature."""
+        feature: Any = None
+        for stage in range(self.exits[exit - 1] + 1 if exit else 0, self.exits[exit] + 1):
+            carry, feature = self.backbone.stage(carry, stage)
+        return carry, feature
+
+    def segment(self, exit: int, carry: Carry, memory: heads.Memory) -> Segment:
+        """The stages behind the exit before, up to this one, and its head.
+
+        Args:
+            exit: m, counted from 0.
+            carry, memory: what `backbone.start` (with an empty memory) or the segment before gave.
+        """
+        carry, feature = self.to_exit(exit, carry)
+        logits_BC, memory = self.ask(exit, feature, carry, memory)
+        return Segment(carry, logits_BC, memory)
+
+    def decide(
+        self, policy: ExitPolicy, exit: int, carry: Carry, memory: heads.Memory, state: State
+    ) -> Decision:
+        """Run the stages up to an exit, ask its head, and let the policy decide who stops.
+
+        The policy sees float32 at least, as `multiexit.collect` keeps logits.
+
+        Args:
+            policy: of which `state` is.
+            exit, carry, memory: as for `segment`.
+            state: the policy's after the exit before; nothing at the first one.
+        """
+        carry, logits_BC, memory = self.segment(exit, carry, memory)
+        wide_BC = policies.wide(logits_BC)
+        if exit == 0:
+            state = policy.init(wide_BC)
+        if exit == self.num_exits - 1:
+            stop_B = wide_BC.new_ones(len(wide_BC), dtype=torch.bool)
+        else:
+            state, stop_B = policies.step(policy, state, wide_BC, memory.get("certainty"))
+        return Decision(carry, memory, state, logits_BC, policy.answer(state, wide_BC), stop_B)
+
+    def ask(
+        self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
+    ) -> tuple[Tensor, heads.Memory]:
+        """One exit's logits [B, C] of its stage's feature, and the memory after it."""
+        logits_BC, memory = self._say(exit, feature, carry, memory)
+        return logits_BC / self.temperature_M[exit], memory
+
+    def _say(
+        self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
+    ) -> tuple[Tensor, heads.Memory]:
+        """`ask`, before the logits are divided by the temperature."""
+        logits_BC, memory = heads.ask(self.heads[exit], feature, carry.get("valid_BT"), memory)
+        if logits_BC.shape != (len(feature), self.num_classes):
+            raise ValueError(
+                f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "
+                f"and {self.num_classes} classes it must give ({len(feature)}, {self.num_classes})"
+            )
+        return logits_BC, memory
+
+    def cost(self, inputs: dict[str, Tensor] | None = None) -> cost.Cost:
+        """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`).
+
+        Without inputs the row is one of `example_inputs`.
+        """
+        inputs = self.example_inputs() if inputs is None else inputs
+        return cost.count(self.backbone, self.heads, self.exits, inputs)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        """One row as the backbone reads it; an image in the size that `preprocessing` says."""
+        inputs = self.backbone.example_inputs()
+        shape = self.preprocessing.get("shape")
+        if shape is not None and list(inputs) == ["x"] and inputs["x"].ndim == 4:
+            inputs = {"x": inputs["x"].new_zeros(1, *shape)}
+        return inputs
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write weights (safetensors) and everything else (JSON) to a folder.
+
+        The backbone's architecture, exits, heads, label names and policy go together; with a
+        tokenizer, so does that. Files are written aside and renamed: a full disk leaves what was
+        there before.
+        """
+        said = self.settings(saving.description(self.backbone))
+        saving.save(place(folder), self, said, tokenizer)
+
+    def settings(self, spec: dict[str, Any] | None) -> dict[str, Any]:
+        """Everything but the weights, as plain data: what `multiexit.json` holds.
+
+        Args:
+            spec: the backbone's description; None where it has none.
+
+        Raises:
+            ValueError: a policy that doesn't fit the model.
+        """
+        if self.policy is not None:
+            policies.check(self.policy, self.num_exits, self.num_classes)
+        return {
+            "format": described.FORMAT,
+            "backbone": spec,
+            "num_classes": self.num_classes,
+            "exits": list(self.exits),
+            "head": self.head if isinstance(self.head, str) else None,
+            "pool": self.pool,
+            "labels": self.labels,
+            "preprocessing": self.preprocessing,
+            "policy": None if self.policy is None else policies.to_json(self.policy),
+            "latency": None if self.latency is None else self.latency.to_json(),
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        backbone: Backbone | None = None,
+        head: heads.Factory | None = None,
+        policies: Sequence[type[ExitPolicy]] = (),
+    ) -> "MultiExitModel":
+        """Load what `save_pretrained` wrote, without the original checkpoint.
+
+        Args:
+            folder: a local folder, or a repository of the Hugging Face hub.
+            backbone: a fresh one, where the saved one can't be rebuilt from its description (an
+                `nn.Sequential`, a module whose parts were named).
+            head: the head's function, where it was the user's own.
+            policies: policy classes of the user's own that may be saved in it.
+
+        Raises:
+            ValueError: no such folder; a file cut short, of another version, or with missing
+                tensors.
+        """
+        path, said = saving.read(folder, backbone, head)
+        try:
+            policy = None if said["policy"] is None else from_json(said["policy"], policies)
+        except ValueError as error:
+            raise ValueError(f"{path / saving.SETTINGS}: {error}") from error
+        model = cls(
+            rebuild(said["backbone"]) if backbone is None else backbone,
+            said["num_classes"],
+            said["exits"],
+            head or said["head"],
+            said["pool"],
+            said["labels"],
+        )
+        model.preprocessing, model.policy = said["preprocessing"], policy
+        if said.get("latency") is not None:
+            model.latency = Latency.from_json(said["latency"])
+        weights.load_weights(model, path / saving.WEIGHTS, path)
+        return model.eval()

@@ -1,0 +1,112 @@
+"""The schema of `multiexit.json`: what may be in it, checked before anything is made from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from multiexit.backbones import specs
+from multiexit.files import schema
+from multiexit.files.json_files import read_json
+from multiexit.model.latency import TABLE as LATENCY
+from multiexit.policies.registry import TABLE as POLICY
+
+FORMAT = 1
+MOST_CLASSES = 2**24
+
+PREPROCESSING = schema.table(
+    {},
+    {
+        "kind": schema.text,
+        "task": schema.optional(schema.text),
+        "max_length": schema.whole(1, 2**31 - 1),
+        "pairs": schema.flag,
+        "normalisation": schema.optional(schema.text),
+        "shape": schema.listed(schema.whole(1, specs.LARGEST), 1, 5),
+        "mean": schema.either(schema.number(), schema.listed(schema.number())),
+        "std": schema.either(schema.number(1e-30), schema.listed(schema.number(1e-30))),
+    },
+    rest=schema.plain,
+)
+"""The library's own keys; a user's may be anything plain."""
+
+
+def _head(key: str, value: Any) -> None:
+    schema.text(key, value)
+    if not value or len(value) > 100:
+        raise schema.wrong(key, value, "the name of a head, such as 'linear'")
+
+
+TABLE = schema.table(
+    {
+        "format": schema.whole(FORMAT, FORMAT),
+        "backbone": schema.optional(lambda key, value: specs.check(value, key)),
+        "num_classes": schema.whole(1, MOST_CLASSES),
+        "exits": schema.listed(schema.whole(0, 9999), 1, 10_000),
+        "head": schema.optional(_head),
+        "pool": schema.one_of("first", "mean"),
+        "labels": schema.optional(schema.listed(schema.plain, 0, MOST_CLASSES)),
+        "preprocessing": PREPROCESSING,
+        "policy": schema.optional(POLICY),
+    },
+    {"latency": schema.optional(LATENCY)},
+)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings in a file of a model's folder.
+
+    Raises:
+        ValueError: with the file, the key, its value and what would be right.
+    """
+    if not path.exists():
+        inside = path.parent / "model"
+        hint = ""
+        if (inside / path.name).exists():
+            hint = f"; did you mean {inside}?"
+        elif (path.parent / "config.json").exists():
+            hint = "; put exits on it by multiexit.wrap, or `multiexit train --backbone`"
+        raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel{hint}")
+    said = read_json(path, path.parent)
+    version = said.get("format") if isinstance(said, dict) else None
+    if type(version) is not int or version != FORMAT:
+        raise ValueError(
+            f"{path} has format {schema.short(version)}; this version of multiexit reads {FORMAT}: "
+            "install the version that wrote it"
+        )
+    try:
+        check(said)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return said
+
+
+def check(said: dict[str, Any]) -> None:
+    """Refuse settings that `read` would.
+
+    Raises:
+        ValueError: with the key, its value and what would be right.
+    """
+    TABLE("", said)
+    labels, classes = said["labels"], said["num_classes"]
+    if labels and len(labels) != classes:
+        raise ValueError(f"labels has {len(labels)} names, for num_classes {classes}")
+
+
+def written(said: dict[str, Any]) -> str:
+    """The settings as JSON, with numbers of numpy and tensors as plain ones.
+
+    Raises:
+        ValueError: what `read` would refuse, or JSON can't hold.
+    """
+    try:
+        text = json.dumps(said, indent=2, default=_plain)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"the model's settings can't be saved: {error}") from error
+    check(json.loads(text))
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{schema.short(value)} is no plain data: a number, string, list or table")

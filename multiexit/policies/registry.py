@@ -1,0 +1,139 @@
+"""Policies by name: as typed on a command line, and as saved with a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from typing import Any, get_type_hints
+
+from multiexit.files import schema
+from multiexit.names import unknown
+from multiexit.policies.base import ExitPolicy
+from multiexit.policies.certificate import TABLE as CERTIFICATE
+from multiexit.policies.certificate import Certificate
+from multiexit.policies.confidence import (
+    Certainty,
+    Entropy,
+    Margin,
+    MaxProb,
+    MostConfident,
+    NormalizedEntropy,
+)
+from multiexit.policies.numbers import plain
+from multiexit.policies.patience import FixedExit, Patience, PatientConfident
+
+POLICIES: dict[str, type[ExitPolicy]] = {
+    "entropy": Entropy,
+    "normalized-entropy": NormalizedEntropy,
+    "max-prob": MaxProb,
+    "most-confident": MostConfident,
+    "margin": Margin,
+    "patience": Patience,
+    "patient-confident": PatientConfident,
+    "certainty": Certainty,
+    "fixed": FixedExit,
+}
+
+TABLE = schema.table({"class": schema.text}, {"certificate": CERTIFICATE}, rest=schema.plain)
+"""What a saved policy has: its class, and that class's fields."""
+
+
+def parse(text: str) -> ExitPolicy:
+    """Read a policy as typed on a command line: `patience=4`, `patient-confident=0.2,3`.
+
+    A threshold per exit is written with slashes: `max-prob=0.99/0.95/0.9`.
+
+    Raises:
+        ValueError: an unknown name, or numbers that don't fit.
+    """
+    name, _, values = text.partition("=")
+    if name not in POLICIES:
+        raise unknown("policy", name, sorted(POLICIES))
+    kind = POLICIES[name]
+    known = field_types(kind)
+    given = [value for value in values.split(",") if value]
+    if len(given) > len(known):
+        raise ValueError(
+            f"{name} takes {list(known)}, got {values!r}: write {name}={','.join(known).upper()}, "
+            "decimals with a point"
+        )
+    try:
+        numbers = [
+            int(value) if wanted is int else _numbers(value)
+            for wanted, value in zip(known.values(), given, strict=False)
+        ]
+        return kind(*numbers)
+    except (TypeError, ValueError) as error:
+        wanted = ",".join(known).upper()
+        why = "" if isinstance(error, TypeError) else f" ({error})"  # too few numbers, or which
+        raise ValueError(f"can't read policy {text!r}: write {name}={wanted}{why}") from error
+
+
+def _numbers(text: str) -> float | tuple[float, ...]:
+    return tuple(float(part) for part in text.split("/")) if "/" in text else float(text)
+
+
+def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:
+    """The names and types of a policy's fields, in order."""
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind)}
+
+
+def to_json(policy: ExitPolicy) -> dict[str, Any]:
+    """The policy as plain data: its class's name, its fields, and its certificate if it has one."""
+    numbers = {name: plain(value) for name, value in asdict(policy).items()}
+    data = {"class": type(policy).__name__, **numbers}
+    if policy.certificate is not None:
+        data["certificate"] = policy.certificate.to_json()
+    return data
+
+
+def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> ExitPolicy:
+    """The policy that `to_json` wrote.
+
+    Args:
+        data: what `to_json` gave.
+        others: classes of the user's own, beside the built-in ones.
+
+    Raises:
+        ValueError: a class that is neither built in nor among `others`; fields that it lacks or
+            doesn't know, or values that it refuses.
+    """
+    TABLE("policy", data)
+    known = {kind.__name__: kind for kind in (*POLICIES.values(), *others)}
+    name = data["class"]
+    if name not in known:
+        shown = schema.short(name).strip("'")
+        raise ValueError(
+            f"the saved policy is a {shown}, which is not built in: pass policies=[{shown}]"
+        )
+    kind = known[name]
+    given = {key: data[key] for key in data if key not in ("class", "certificate")}
+    free = {f.name for f in fields(kind) if not (f.default is f.default_factory is MISSING)}
+    own = [f.name for f in fields(kind) if f.init]
+    needed = {key: schema.plain for key in own if key not in free}
+    schema.table(needed, {key: schema.plain for key in own if key in free})("policy", given)
+    try:
+        policy = kind(**given)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(f"policy is {schema.short(data)}: {error}") from error
+    if "certificate" not in data:
+        return policy
+    return policy.with_certificate(Certificate.from_json(data["certificate"]))
+
+
+def policy_name(policy: ExitPolicy | Mapping[str, Any]) -> str:
+    """A policy (or its `to_json`) as typed on the command line, `patience=4`; else `Mine(a=1)`."""
+    data = dict(to_json(policy) if isinstance(policy, ExitPolicy) else policy)
+    kind = data.pop("class")
+    data.pop("certificate", None)
+    data = {name: value for name, value in data.items() if value is not None}
+    values = {k: _typed(v) for k, v in data.items()}
+    for name, known in POLICIES.items():
+        if known.__name__ == kind:
+            return f"{name}={','.join(values.values())}"
+    return f"{kind}({', '.join(f'{name}={value}' for name, value in values.items())})"
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "/".join(_typed(number) for number in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

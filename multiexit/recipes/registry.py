@@ -1,0 +1,74 @@
+"""Training methods by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from multiexit.names import unknown
+from multiexit.recipes.base import Recipe
+from multiexit.recipes.labels import (
+    berxit,
+    branchynet,
+    elasticbert,
+    joint,
+    l2w_den,
+    msdnet,
+    pabee,
+    pcee,
+    right_tool,
+    shallow_deep,
+)
+from multiexit.recipes.leebert import (
+    fastbert_clo_v2,
+    leebert,
+    leebert_blo,
+    leebert_clo_v1,
+    leebert_hyper,
+    leebert_lle,
+    leebert_rand,
+    leebert_slo,
+    leebert_uniform,
+)
+from multiexit.recipes.options import check_options
+from multiexit.recipes.stages import deebert, fastbert, shallow_deep_heads, ztw
+from multiexit.recipes.teachers import dbt, romebert
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "leebert": leebert,
+    "leebert-lle": leebert_lle,
+    "leebert-rand": leebert_rand,
+    "leebert-uniform": leebert_uniform,
+    "leebert-slo": leebert_slo,
+    "leebert-blo": leebert_blo,
+    "leebert-clo-v1": leebert_clo_v1,
+    "leebert-hyper": leebert_hyper,
+    "fastbert-clo-v2": fastbert_clo_v2,
+    "joint": joint,
+    "branchynet": branchynet,
+    "msdnet": msdnet,
+    "shallow-deep": shallow_deep,
+    "shallow-deep-heads": shallow_deep_heads,
+    "dbt": dbt,
+    "deebert": deebert,
+    "fastbert": fastbert,
+    "pabee": pabee,
+    "right-tool": right_tool,
+    "berxit": berxit,
+    "romebert": romebert,
+    "ztw": ztw,
+    "elasticbert": elasticbert,
+    "pcee": pcee,
+    "l2w-den": l2w_den,
+}
+
+
+def recipe(name: str, **options: Any) -> Recipe:
+    """The recipe of a name, with its function's options.
+
+    Raises:
+        ValueError: an unknown name, an option that the recipe doesn't have, or a value of another
+            kind than the option's.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    check_options(name, RECIPES[name], options)
+    return RECIPES[name](**options)

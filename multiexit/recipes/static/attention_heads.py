@@ -1,0 +1,55 @@
+"""Attention heads that are really removed: narrower projections.
+
+Letters: H width, A heads, d width of a head.
+"""
+
+import copy
+from typing import Any
+
+from multiexit.backbones.attention_heads import Heads, attentions, cut, head_width
+from multiexit.backbones.transformer import TransformerBackbone
+from multiexit.recipes.static.layers import check_encoder
+
+
+def keep_heads(backbone: TransformerBackbone, kept: Heads) -> TransformerBackbone:
+    """A copy of an encoder with these attention heads only.
+
+    With A of a layer's heads kept, its projections to queries, keys and values become H → A·d and
+    the one outward A·d → H: each head that goes takes 4·H·d + 3·d parameters with it. The logits
+    are those of the encoder with the other heads' outputs set to 0. The kept heads are part of the
+    backbone's spec, so that it is saved and rebuilt.
+
+    Args:
+        backbone: from `multiexit.wrap`; it stays as it was.
+        kept: per layer the indices of its heads, from 0, rising; per *shared* layer for ALBERT,
+            whose heads go from all its uses.
+
+    Raises:
+        ValueError: another kind of backbone, another number of layers, a layer without heads, or
+            indices that are out of range, repeat or don't rise.
+
+    Reference: Michel, Levy & Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019.
+    """
+    check_encoder(backbone)
+    pruned = copy.deepcopy(backbone)
+    _check(pruned, kept)
+    cut(pruned, kept)
+    spec: dict[str, Any] = dict(backbone.spec or {})
+    before = spec.get("heads") or [range(backbone.config.num_attention_heads)] * len(kept)
+    pairs = zip(before, kept, strict=True)
+    pruned.spec = {**spec, "heads": [[old[head] for head in heads] for old, heads in pairs]}
+    return pruned
+
+
+def _check(backbone: TransformerBackbone, kept: Heads) -> None:
+    there = attentions(backbone)
+    if len(kept) != len(there):
+        raise ValueError(f"heads of {len(kept)} layers were given; this encoder has {len(there)}")
+    for layer, (attention, heads) in enumerate(zip(there, kept, strict=True)):
+        A = attention.heads(head_width(backbone))
+        rising = list(heads) == sorted(set(heads))
+        if not heads or not rising or not 0 <= min(heads) <= max(heads) < A:
+            raise ValueError(
+                f"layer {layer} keeps heads {list(heads)}: they must rise within 0..{A - 1}, and "
+                "one at least must stay"
+            )

@@ -1,0 +1,150 @@
+"""BERT-PKD: a short network learns from a fine-tuned one, its answers and its layers.
+
+Letters: L layers of the teacher, n of the student, M exits, B batch rows, C classes, H width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from multiexit.losses import coefficients
+from multiexit.losses.coefficients import check_share
+from multiexit.model import heads
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import FixedExit
+from multiexit.recipes import Phase, Recipe, Seen
+from multiexit.recipes.static.layers import check_depth
+from multiexit.runtime import evaluating
+
+PATTERNS = ("skip", "last")
+
+
+def pkd(
+    teacher: MultiExitModel,
+    layers: int,
+    alpha: float = 0.7,
+    temperature: float = 10.0,
+    beta: float = 500.0,
+    pattern: str = "skip",
+) -> Recipe:
+    """Patient knowledge distillation into n layers (Sun et al. 2019, section 3).
+
+        (1 − α)·CE + α·τ²/(B·C)·Σ p_T^(1/τ) log(p_T^(1/τ) / p_S^(1/τ))
+          + β/(B·(n − 1)·H)·Σ_b Σ_(j<n) ‖h_S(b, j)/‖h_S(b, j)‖ − h_T(b, g(j))/‖h_T(b, g(j))‖‖²
+
+    with h the first token's hidden state after a layer. The student's last layer learns from the
+    answers alone. g(j) = ⌊j·L / n⌋, j = 1..n − 1, for `"skip"` (2, 4, 6, 8, 10 for 6 of 12), or
+    L − n + j for `"last"` (7, …, 11).
+
+    Train a student with an exit after *each* of its n layers, for these bring the hidden states;
+    the heads of all but the last learn nothing. `single_exit(student)` is the result. The paper
+    starts it from the first n layers of the *pre-trained* network.
+
+    Args:
+        teacher: fine-tuned; its last exit teaches. It is run in evaluation mode, without
+            gradients, where the student is, and is no part of the student.
+        layers: n ≥ 2.
+        alpha: α in [0, 1); the paper searches 0.2, 0.5, 0.7.
+        temperature: τ > 0; the paper searches 5, 10, 20.
+        beta: β ≥ 0; the paper searches 10, 100, 500, 1000.
+        pattern: `"skip"` or `"last"`.
+
+    Raises:
+        ValueError: values outside these ranges, a teacher of one output or with fewer layers; in
+            training, a student that has other exits or another width.
+
+    Where paper and code differ we follow the code, whose settings belong to it: means, not sums,
+    over rows, layers, width *and classes*, and KL in place of cross-entropy.
+    """
+    depth = _check(teacher, layers, alpha, temperature, beta, pattern)
+    taught = teacher_layers(depth, layers, pattern)
+
+    def labels_part(teaches_MM: Tensor, progress: float, shares_M: Sequence[float]) -> Tensor:
+        return (1 - alpha) * coefficients.last_only(teaches_MM, progress, shares_M)
+
+    def patience(seen: Seen) -> Tensor:
+        if len(seen.features) != layers:
+            raise ValueError(
+                f"PKD reads the hidden states of all {layers} layers, and this student has "
+                f"{len(seen.features)} exits: make it with exits='all'"
+            )
+        answers_BC, states_BnH = _ask(teacher, seen, taught)
+        own_BnH = torch.stack([feature[:, 0].float() for feature in seen.features[:-1]], 1)
+        if own_BnH.shape != states_BnH.shape:
+            raise ValueError(
+                f"the student's states have width {own_BnH.shape[-1]}, the teacher's "
+                f"{states_BnH.shape[-1]}: they must be the same"
+            )
+        answers = F.kl_div(
+            F.log_softmax(seen.logits_MBC[-1].float() / temperature, -1),
+            F.softmax(answers_BC / temperature, -1),
+            reduction="none",
+        ).mean()
+        states = F.mse_loss(F.normalize(own_BnH, dim=-1), F.normalize(states_BnH, dim=-1))
+        return alpha * temperature**2 * answers + beta * states
+
+    return Recipe(
+        "pkd",
+        "Sun et al., Patient Knowledge Distillation for BERT Model Compression",
+        "3",
+        2019,
+        "one exit learns from the labels and from a longer network's answers and layers",
+        (Phase(coefficients=labels_part, train="last", extra=patience),),
+        FixedExit(layers - 1),
+    )
+
+
+def teacher_layers(depth: int, layers: int, pattern: str = "skip") -> list[int]:
+    """Of which teacher's layer (from 0) each of the student's first n − 1 layers learns.
+
+    Example:
+        >>> teacher_layers(12, 6), teacher_layers(12, 6, "last")
+        ([1, 3, 5, 7, 9], [6, 7, 8, 9, 10])
+    """
+    if pattern == "skip":
+        return [j * depth // layers - 1 for j in range(1, layers)]
+    return [depth - layers + j - 1 for j in range(1, layers)]
+
+
+@torch.no_grad()
+def _ask(teacher: MultiExitModel, seen: Seen, taught: list[int]) -> tuple[Tensor, Tensor]:
+    """The teacher's last logits [B, C] and its first token's states [B, n − 1, H]."""
+    with evaluating(teacher.to(seen.logits_MBC.device)):
+        carry, states = teacher.backbone.start(*seen.args, **seen.inputs), []
+        feature: Any = None
+        for stage in range(teacher.exits[-1] + 1):
+            carry, feature = teacher.backbone.stage(carry, stage)
+            states.append(feature[:, 0].float())
+        logits_BC, _ = heads.ask(teacher.heads[-1], feature, carry.get("valid_BT"), {})
+    answers_BC = logits_BC.float() / teacher.temperature_M[-1]
+    return answers_BC, torch.stack([states[layer] for layer in taught], 1)
+
+
+def _check(
+    teacher: MultiExitModel,
+    layers: int,
+    alpha: float,
+    temperature: float,
+    beta: float,
+    pattern: str,
+) -> int:
+    """The teacher's depth, if all is well."""
+    if teacher.num_classes == 1:
+        raise ValueError("PKD distils classes; this teacher has one output, for regression")
+    depth = teacher.exits[-1] + 1
+    check_depth(layers, depth)
+    if layers < 2:
+        raise ValueError("PKD needs 2 layers or more: the last one learns from no hidden state")
+    check_share("alpha", alpha)
+    if alpha == 1:
+        raise ValueError("alpha must be below 1: the labels must count too")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta must be 0 or more, got {beta}")
+    if pattern not in PATTERNS:
+        raise ValueError(f"pattern must be one of {PATTERNS}, got {pattern!r}")
+    return depth

@@ -1,0 +1,108 @@
+"""Modes of modules: evaluation for a while, train mode for what is trained."""
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from torch import nn
+
+from multiexit import _version
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; outside, also after an error, every submodule has its own mode."""
+    with as_found(*modules):
+        for module in modules:
+            module.eval()
+        yield
+
+
+@contextmanager
+def as_found(*modules: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, modes and `requires_grad` are as before at the end."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p, trained in flags:
+            if p.requires_grad != trained:
+                p.requires_grad_(trained)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Train mode, but for parts all of whose parameters are frozen: these are in evaluation.
+
+    A part without parameters, such as dropout, goes with the smallest part around it that has some.
+    """
+    if any(True for _ in model.parameters()) and not any(
+        p.requires_grad for p in model.parameters()
+    ):
+        model.eval()
+        return
+    model.training = True
+    for child in model.children():
+        train_mode(child)
+
+
+def compiled(function: Any, graphs: int, **how: Any) -> Any:
+    """`torch.compile`, with room for as many graphs; torch gives up at 8.
+
+    Args:
+        function: what is compiled.
+        graphs: how many there may be, for all compiled functions of the process.
+        how: what else `torch.compile` takes.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, graphs)
+    return torch.compile(function, **how)
+
+
+TIMEOUT = timedelta(minutes=10)
+"""How long processes wait for one another before they give up."""
+
+
+def processes() -> PartialState:
+    """This process among the others; the first call joins them.
+
+    A process that neither answers nor ends, ends the others after `TIMEOUT`. For another limit call
+    `accelerate.PartialState(timeout=…)` before anything of multiexit: the first call decides.
+    """
+    # Not told so, accelerate takes the processes that torchrun starts on CPUs for runs of one each.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu, timeout=TIMEOUT)
+
+
+def first_alone(check: Callable[[], None]) -> None:
+    """Let the first process check what all share, such as a folder; what it raises, all do."""
+    refused: list[Exception | None] = [None]
+    if processes().is_main_process:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            refused = [error]
+    (found,) = broadcast_object_list(refused)
+    if found is not None:
+        raise found
+
+
+def versions() -> dict[str, Any]:
+    """Of what a result depends on: python, libraries, the number of CPUs and the device."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "multiexit": _version.__version__,
+        "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    }

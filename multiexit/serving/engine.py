@@ -1,0 +1,271 @@
+"""Fast prediction: batches that shrink when it pays, and fill up again.
+
+Letters: M exits, B batch rows, T tokens, C classes.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multiexit import policies
+from multiexit.data import padding
+from multiexit.data.batches import in_order, move
+from multiexit.data.columns import Columns
+from multiexit.model import exit_loop
+from multiexit.model.exit_loop import Prediction
+from multiexit.model.latency import Latency, check_here
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import ExitPolicy
+from multiexit.runtime import compiled
+from multiexit.serving.folding import for_inference
+from multiexit.serving.streaming import (
+    Place,
+    Waiting,
+    by_length,
+    named_inputs,
+    placed,
+    windows_at_hand,
+)
+from multiexit.serving.unchanged import unchanged
+from multiexit_runner.reading import Window, windows
+
+STEP = 16  # compiled engines see lengths of so many tokens apart
+
+
+class Engine:
+    """Predicts with a trained model as fast as it can; answers are those of `model.predict`.
+
+    Columns of padding that all rows share are cut. Rows that stopped leave the batch where that
+    pays: at once, or with a latency table as soon as dragging them along would have cost more.
+
+    An engine runs the model itself, as it is at each call. Convolutional models alone run as a copy
+    with their batch norms folded (`multiexit.serving.folding`): once any weight, statistic or part
+    of the model has changed, the engine refuses, and a new one is to be made. A copy of an engine,
+    and one that was pickled, is such a new one, with the same policy.
+
+    Args:
+        model: in evaluation mode.
+        policy: by default the model's own. It stays the engine's, whatever `model.policy` becomes.
+        latency: from `multiexit.profile`; by default the model's own, if it was made here.
+        compile: compile each segment (its stages, head and the policy) with `torch.compile`;
+            or the mode to do it in, such as `"reduce-overhead"` for CUDA graphs. Batches are then
+            filled up to powers of two, and text to multiples of 16 tokens, so that shapes are few.
+
+    Raises:
+        ValueError: no policy or one that doesn't fit the model, train mode, or a latency table of
+            another machine or other exits.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10).eval()
+        >>> engine = mx.Engine(model, mx.MaxProb(0.9))
+        >>> engine.predict(torch.rand(4, 3, 32, 32)).exit_B.shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        policy: ExitPolicy | None = None,
+        *,
+        latency: Latency | None = None,
+        compile: bool | str = False,
+    ):
+        policy = model.policy if policy is None else policy
+        if not isinstance(policy, ExitPolicy):
+            raise ValueError(
+                "an Engine needs a policy, such as Patience(4): the model has none of its own; got "
+                f"{type(policy).__name__}"
+            )
+        policies.check(policy, model.num_exits, model.num_classes)
+        self._prepare(model, policy, _usable(model, latency), compile)
+
+    def _prepare(
+        self,
+        model: MultiExitModel,
+        policy: ExitPolicy,
+        latency: Latency | None,
+        compile: bool | str,
+    ) -> None:
+        exit_loop.check_evaluating(model)
+        self._given, self._compile = model, compile
+        self.model = for_inference(model)
+        self.policy, self.latency, self.compiled = policy, latency, bool(compile)
+        self._same = (lambda: True) if self.model is model else unchanged(model)
+        self._decide: exit_loop.Decide = partial(self.model.decide, policy)
+        if compile:
+            mode = compile if isinstance(compile, str) else None
+            graphs = 64 * model.num_exits  # for each exit, batch size and length
+            self._decide = compiled(self._decide, graphs, mode=mode, dynamic=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "model": self._given,
+            "policy": self.policy,
+            "latency": self.latency,
+            "compile": self._compile,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._prepare(**state)
+
+    @torch.inference_mode()
+    def predict(self, *args: Any, **inputs: Any) -> Prediction:
+        """One batch; see `MultiExitModel.predict`."""
+        self._check()
+        rows = exit_loop.num_rows(args, inputs)
+        answer = exit_loop.blank(rows, self.model.num_classes, next(self.model.parameters()))
+        if rows:
+            group = self._begin({**dict(enumerate(args)), **inputs}, torch.arange(rows))
+            exit_loop.run(group, self._decide, self._fit, answer)
+        return answer
+
+    def stream(
+        self,
+        data: Dataset[Any] | Iterable[Any],
+        batch_size: int = 32,
+        window: int = 8,
+    ) -> Iterator[Prediction]:
+        """Answers for batch after batch, in order; inside, rows of different batches go together.
+
+        Rows of `window` batches are sorted by length, and rows that wait at the same exit are put
+        together until they fill a batch, so that deep stages run full too. All answers of a window
+        come before more is read.
+
+        Where a batch can't be answered, or the source fails, the answers of all batches before
+        come first. Rows and batches are then named as counted from 0 over the whole stream.
+
+        Args:
+            data: a data set, or an iterable of batches with or without labels, of any sizes.
+            batch_size: rows that go through a segment together.
+            window: batches read ahead, at most. What has no length, such as a generator, may stall:
+                it is read in a thread of its own, and when nothing more comes for 0.05 s, what has
+                come is answered. With 1 each batch is answered by itself.
+
+        Raises:
+            ValueError: at once: sizes that are no whole numbers from 1, train mode, a single batch
+                in place of batches. While reading: what `predict` raises, with the batch named.
+        """
+        _check_whole("batch_size", batch_size)
+        _check_whole("window", window)
+        if isinstance(data, Tensor | Mapping | str | bytes) or not (
+            isinstance(data, Dataset | Iterable)
+        ):
+            raise ValueError(
+                "a stream takes a data set or an iterable of batches, such as x.split(32); got one "
+                f"{type(data).__name__}, which predict would take"
+            )
+        self._check()
+        known = Columns(self._given.backbone.start)
+        source = named_inputs(in_order(data, int(batch_size)), known)
+        read = windows_at_hand if isinstance(data, Dataset | Sized) else windows
+        return self._stream(read(source, int(window)), int(batch_size))
+
+    def _stream(self, source: Iterable[Window], batch_size: int) -> Iterator[Prediction]:
+        before = Place(0, 0)
+        for batches, failed in source:
+            self._check()
+            try:
+                answers = iter(self._window(batches, batch_size))
+            except Exception:  # all that can be answered comes first
+                answers = (self._alone(batch, batch_size) for batch in batches)
+            for _ in batches:
+                with placed(before):
+                    answer = next(answers)
+                yield answer
+                before = Place(before.batch + 1, before.row + len(answer.exit_B))
+            if failed is not None:
+                raise failed
+
+    def _alone(self, batch: dict[Any, Any], batch_size: int) -> Prediction:
+        return self._window([batch], batch_size)[0]
+
+    @torch.inference_mode()
+    def _window(self, batches: list[dict[Any, Any]], batch_size: int) -> list[Prediction]:
+        """Answers of some batches, whose rows are regrouped."""
+        sizes = [exit_loop.num_rows((), batch) for batch in batches]
+        answer = exit_loop.blank(sum(sizes), self.model.num_classes, next(self.model.parameters()))
+        waiting = Waiting(self.model.num_exits, batch_size)
+        for chosen, some_B in by_length(batches, sizes, batch_size):
+            waiting.add(self._begin(chosen, some_B))
+            while (group := waiting.full()) is not None:
+                self._step(group, answer, waiting)
+        while (group := waiting.any()) is not None:
+            self._step(group, answer, waiting)
+        parts = zip(*(part.split(sizes) for part in answer), strict=True)
+        return [Prediction(logits_BC, exit_B) for logits_BC, exit_B in parts]
+
+    def _check(self) -> None:
+        exit_loop.check_evaluating(self._given)
+        if not self._same():
+            raise ValueError(
+                "the model has changed since this engine was made, and the engine runs a copy: "
+                "make a new Engine"
+            )
+
+    def _step(self, group: exit_loop.Group, answer: Prediction, waiting: "Waiting") -> None:
+        if self.compiled and len(group.rows_B) != _bucket(group.here):  # merged
+            group = exit_loop.take(group, _bucket(group.here))
+        left, after = exit_loop.advance(group, self._decide, self._fit)
+        exit_loop.put(answer, left)
+        if after is not None:
+            waiting.add(after)
+
+    def _begin(self, inputs: dict[Any, Any], rows_B: Tensor) -> exit_loop.Group:
+        """Rows before their first exit: padding cut, on the device, in a size that is compiled."""
+        rows = len(rows_B)
+        inputs = padding.trim(inputs, STEP if self.compiled else 1)
+        if self.compiled:
+            filled_B = torch.arange(_bucket(rows)).clamp(max=rows - 1)
+            inputs, rows_B = padding.rows_of(inputs, filled_B, rows), rows_B[filled_B]
+        device = next(self.model.parameters()).device
+        moved = move(inputs, device)
+        args = [moved[place] for place in sorted(k for k in moved if isinstance(k, int))]
+        named = {name: value for name, value in moved.items() if isinstance(name, str)}
+        return exit_loop.begin(self.model.backbone.start(*args, **named), rows_B.to(device), rows)
+
+    def _fit(self, group: exit_loop.Group) -> int:
+        """With how many rows to go on behind an exit (`walk.Fit`).
+
+        Rows that stopped leave as soon as dragging them along, the next stages included, would
+        have cost more time than it takes to drop them.
+        """
+        rows, size = len(group.rows_B), _bucket(group.here) if self.compiled else group.here
+        if self.latency is None or size >= rows:
+            return size
+        stages, at = self.latency.stages_ms[group.exit], self.latency.at
+        group.wasted += at(stages, rows) - at(stages, size)
+        return size if group.wasted > at(self.latency.drop_ms, size) else rows
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _usable(model: MultiExitModel, latency: Latency | None) -> Latency | None:
+    """The table given, or the model's own if it was measured here."""
+    if latency is not None:
+        check_here(model, model.num_exits, latency)
+        return latency
+    if model.latency is None:
+        return None
+    try:
+        check_here(model, model.num_exits, model.latency)
+    except ValueError as error:
+        warnings.warn(f"{error}; it isn't used", stacklevel=3)
+        return None
+    return model.latency
+
+
+def _bucket(rows: int) -> int:
+    """The next power of two."""
+    return 1 << (rows - 1).bit_length()

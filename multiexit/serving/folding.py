@@ -1,0 +1,105 @@
+"""Convolutional models made ready to be run only: their batch norms folded, their memory laid out.
+
+Letters: C channels.
+"""
+
+import copy
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from multiexit.runtime import evaluating
+
+if TYPE_CHECKING:
+    from multiexit.model.model import MultiExitModel
+
+Pairs = list[tuple[str, str]]
+TOLERANCE = 1e-3  # of the largest logit; eight roundings where a type is coarser
+
+
+@torch.no_grad()
+def for_inference(model: "MultiExitModel") -> "MultiExitModel":
+    """A faster model with the same answers; the model itself if there is nothing to gain.
+
+    In evaluation a batch norm is a scale and a shift per channel, which the convolution before it
+    can do too: `w ← w γ / √(σ² + ε)`, `b ← (b − μ) γ / √(σ² + ε) + β`. Which convolution that is
+    shows in a run of the backbone's example. Weights of images are laid out channels last, which
+    CPUs and half-precision GPUs are faster with.
+
+    Returns:
+        A copy in evaluation mode, for running only; what is learnt later doesn't reach it.
+    """
+    weight = next(model.parameters(), torch.zeros(0))
+    if "image" not in model.backbone.layouts:
+        return model
+    inputs = {
+        name: _noise(value, weight) for name, value in model.backbone.example_inputs().items()
+    }
+    with evaluating(model):
+        pairs = _pairs(model, inputs)
+        folded = _folded(model, pairs) if pairs else model
+        if pairs and not _close(folded(**inputs), model(**inputs)):
+            folded = model
+    last = torch.channels_last
+    wanted = weight.is_cpu or weight.element_size() == 2
+    images = (p for p in folded.parameters() if p.ndim == 4)
+    if wanted and not all(p.is_contiguous(memory_format=last) for p in images):
+        folded = copy.deepcopy(model).eval() if folded is model else folded
+        folded.to(memory_format=last)  # type: ignore[call-overload]
+    return folded
+
+
+def _pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:
+    """Names of convolutions and of the batch norms that read what they give."""
+    made: dict[int, tuple[str, Tensor]] = {}  # tensors are kept, so that no id comes twice
+    calls: Counter[str] = Counter()
+    found: Pairs = []
+
+    def seen(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        calls[name] += 1
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = (name, output)
+        elif id(args[0]) in made:
+            found.append((made[id(args[0])][0], name))
+
+    hooks = [
+        module.register_forward_hook(lambda m, args, out, name=name: seen(name, m, args, out))
+        for name, module in model.named_modules()
+        if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.affine)
+    ]
+    try:
+        model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(conv, norm) for conv, norm in found if calls[conv] == calls[norm] == 1]
+
+
+def _folded(model: "MultiExitModel", pairs: Pairs) -> "MultiExitModel":
+    folded = copy.deepcopy(model).eval()
+    for conv, norm in pairs:
+        before, after = folded.get_submodule(conv), folded.get_submodule(norm)
+        assert isinstance(before, nn.Conv2d)
+        assert isinstance(after, nn.BatchNorm2d)
+        dtype = before.weight.dtype
+        if after.running_mean is not None:
+            made = fuse_conv_bn_eval(before.float(), after.float())
+            folded.set_submodule(conv, made.to(dtype))
+            folded.set_submodule(norm, nn.Identity())
+    return folded
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    tolerance = max(TOLERANCE, 8 * torch.finfo(theirs.dtype).eps)
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+
+
+def _noise(example: Tensor, weight: Tensor) -> Tensor:
+    """Numbers of which none is like another, of an example's shape, on the model's device."""
+    if not example.is_floating_point():
+        return example.to(weight.device)
+    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(weight.device, example.dtype)

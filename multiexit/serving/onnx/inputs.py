@@ -1,0 +1,116 @@
+"""What a model takes: described for whoever runs its graphs, and drawn at random for checks.
+
+Letters: B batch rows, T tokens.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multiexit.backbones import Backbone, text_inputs
+from multiexit.data.text import TextDataset
+
+if TYPE_CHECKING:
+    from multiexit.model.model import MultiExitModel
+
+MASK = "attention_mask"
+TYPES = {torch.int64: "int64", torch.int32: "int32", torch.float32: "float32", torch.bool: "bool"}
+
+
+class Inputs(NamedTuple):
+    """What a model takes.
+
+    Args:
+        example: one batch, by name.
+        below: of inputs that are indices, the number of entries of what they point into.
+        max_tokens: how many tokens a row may have, or None.
+    """
+
+    example: dict[str, Tensor]
+    below: dict[str, int]
+    max_tokens: int | None
+
+    def shape(self, name: str) -> list[str | int]:
+        """An input's shape, "B" and "T" for any size.
+
+        T is any size where there is an `attention_mask` [B, T].
+        """
+        sizes = self.example[name].shape[1:]
+        mask = self.example.get(MASK)
+        if mask is not None and mask.ndim == 2 and sizes[:1] == mask.shape[1:]:
+            return ["B", "T", *sizes[1:]]
+        return ["B", *sizes]
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """The inputs as plain data, by name."""
+        described = {}
+        for name, tensor in self.example.items():
+            described[name] = {"dtype": TYPES[tensor.dtype], "shape": self.shape(name)}
+            if name in self.below:
+                described[name]["below"] = self.below[name]
+        return described
+
+    def draw(self, rows: int, tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """A random batch; of text, rows are of all lengths up to the number of tokens."""
+        sizes = {"B": rows, "T": min(tokens, self.max_tokens or tokens)}
+        drawn = {}
+        for name, tensor in self.example.items():
+            shape = [sizes[size] if isinstance(size, str) else size for size in self.shape(name)]
+            if name == MASK and self.shape(name) == ["B", "T"]:
+                length_B1 = torch.randint(1, sizes["T"] + 1, (rows, 1), generator=generator)
+                length_B1[0], length_B1[-1] = sizes["T"], 1
+                drawn[name] = (torch.arange(sizes["T"]) < length_B1).to(tensor.dtype)
+            elif tensor.is_floating_point():
+                drawn[name] = torch.randn(shape, generator=generator)
+            else:
+                below = self.below.get(name, int(tensor.max()) + 1)
+                drawn[name] = torch.randint(below, shape, generator=generator).to(tensor.dtype)
+        return drawn
+
+
+def inputs_of(
+    model: "MultiExitModel", given: Mapping[str, Tensor] | None = None, tokenizer: Any = None
+) -> Inputs:
+    """What a model takes: a batch of the user's, or the backbone's own example.
+
+    A tokenizer says which of the example's inputs it makes.
+
+    Raises:
+        ValueError: a batch that is no dict of tensors with a row per row.
+    """
+    example = _own(model.backbone, tokenizer) if given is None else dict(given)
+    if not example or not all(isinstance(value, Tensor) for value in example.values()):
+        kinds = {name: type(value).__name__ for name, value in example.items()}
+        raise ValueError(f"inputs must be a dict of tensors by name, one batch; got {kinds}")
+    for name, tensor in example.items():
+        if not tensor.ndim or len(tensor) != len(next(iter(example.values()))):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: each input needs all rows")
+        if tensor.dtype not in TYPES:
+            raise ValueError(
+                f"{name} is {tensor.dtype}: exported inputs are {sorted(TYPES.values())}"
+            )
+    below, limit = _tables(model.backbone)
+    known = {name: rows for name, rows in below.items() if name in example}
+    return Inputs({name: tensor.cpu() for name, tensor in example.items()}, known, limit)
+
+
+def _own(backbone: Backbone, tokenizer: Any) -> dict[str, Tensor]:
+    """The backbone's example; of text, with token types where it knows several."""
+    example = backbone.example_inputs(2)
+    if _tables(backbone)[0].get("token_type_ids", 1) > 1:
+        example["token_type_ids"] = torch.zeros_like(example["input_ids"])
+    if tokenizer is None:
+        return example
+    made = TextDataset.from_texts(tokenizer, ["a"]).fields
+    return {name: tensor for name, tensor in example.items() if name in made}
+
+
+def _tables(backbone: Backbone) -> tuple[dict[str, int], int | None]:
+    """The sizes of an encoder's tables by input, and how many tokens it can take."""
+    from multiexit.backbones.transformer import TransformerBackbone
+
+    if not isinstance(backbone, TransformerBackbone):
+        return {}, None
+    return text_inputs.tables(backbone.embeddings)

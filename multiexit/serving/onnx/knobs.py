@@ -1,0 +1,93 @@
+"""A policy's numbers as inputs of a graph, so that they can be turned where it runs.
+
+Letters: B batch rows, C classes.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiexit import policies
+from multiexit.policies import ExitPolicy
+from multiexit.policies.numbers import Known, Number
+from multiexit.serving.onnx.tracing import ANY, trace
+
+Knobs = dict[str, int | float]
+"""Fields that are numbers, whole ones as int."""
+
+
+def of(policy: ExitPolicy, num_classes: int) -> Knobs:
+    """The policy's numbers that can be inputs of a graph.
+
+    The others are built in: None, tuples, true and false, and what the policy's own code takes
+    decisions by in Python.
+    """
+    numbers: Knobs = {}
+    for field, wanted in policies.field_types(type(policy)).items():
+        value = getattr(policy, field)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[field] = value if wanted is int else float(value)
+    built_in = type(policy) in policies.POLICIES.values()
+    if built_in or _traceable(policy, numbers, num_classes):
+        return numbers
+    return {
+        field: number
+        for field, number in numbers.items()
+        if _traceable(policy, {field: number}, num_classes)
+    }
+
+
+def ranges(policy: ExitPolicy, names: Iterable[str], known: Known) -> dict[str, list[float]]:
+    """Between which values each may be turned, both included, where the policy's type says it."""
+    rules = {f.name: f.metadata.get(Number) for f in fields(policy)}
+    found = {name: rule.limits(known) for name in names if (rule := rules[name]) is not None}
+    return {name: list(limits) for name, limits in found.items() if limits is not None}
+
+
+def turned(policy: ExitPolicy, numbers: Mapping[str, Tensor]) -> ExitPolicy:
+    """The policy with tensors in place of numbers."""
+    turned = copy.copy(policy)
+    for field, number in numbers.items():
+        object.__setattr__(turned, field, number)
+    return turned
+
+
+def as_tensors(numbers: Knobs) -> list[Tensor]:
+    """Each as a tensor without dimensions, int64 or float32."""
+    types = {int: torch.int64, float: torch.float32}
+    return [torch.tensor(number, dtype=types[type(number)]) for number in numbers.values()]
+
+
+def name(field: str) -> str:
+    """What the input of a field is called."""
+    return f"policy.{field}"
+
+
+class _Decision(nn.Module):
+    """A policy alone, on one exit's logits and certainty."""
+
+    def __init__(self, policy: ExitPolicy, fields: Sequence[str]):
+        super().__init__()
+        self.policy, self.fields = policy, list(fields)
+
+    def forward(self, *tensors: Tensor) -> Any:
+        logits_BC, certainty_B, *numbers = tensors
+        policy = turned(self.policy, dict(zip(self.fields, numbers, strict=True)))
+        state = policy.init(logits_BC)
+        state, stop_B = policies.step(policy, state, logits_BC, certainty_B)
+        return stop_B, policy.answer(state, logits_BC)
+
+
+def _traceable(policy: ExitPolicy, numbers: Knobs, num_classes: int) -> bool:
+    if not numbers:
+        return True
+    examples = [torch.randn(3, num_classes), torch.rand(3), *as_tensors(numbers)]
+    try:
+        trace(_Decision(policy, list(numbers)), examples, [{0: ANY}] * 2 + [{}] * len(numbers))
+    except Exception:  # a user's code may fail in any way on tensors in place of numbers
+        return False
+    return True

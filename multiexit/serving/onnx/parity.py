@@ -1,0 +1,142 @@
+"""Whether exported graphs say what the model says.
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multiexit import policies
+from multiexit.policies import ExitPolicy
+
+if TYPE_CHECKING:
+    from multiexit.model.model import MultiExitModel
+    from multiexit.model.passes import Pass
+    from multiexit_runner import Runner
+
+ALONE = 256
+"""Rows that are also run one at a time."""
+
+TOLERANCE = 1e-4
+"""How far logits may be apart, times the largest of them (at least 1)."""
+
+
+class Parity(NamedTuple):
+    """How exported graphs compare with the model.
+
+    Args:
+        rows: how many were compared.
+        largest_difference: between any two logits, of all exits.
+        same_class: share of the exits, over all rows, whose largest logit is that of the same
+            class.
+        same_exit: share of the rows that leave at the same exit.
+        same_answer: share of the rows whose answers, where they leave, are the same class.
+        same_answer_alone: the same of the first 256 rows, each run as a batch of its own.
+        largest_difference_alone: between any two logits of such a row, alone and in its batch.
+
+    With one output there are no classes, and all shares of them are 1.
+    """
+
+    rows: int
+    largest_difference: float
+    same_class: float
+    same_exit: float
+    same_answer: float
+    same_answer_alone: float
+    largest_difference_alone: float
+
+
+def compare(
+    model: "MultiExitModel",
+    policy: ExitPolicy,
+    runner: "Runner",
+    batches: Iterable[Mapping[str, Tensor]],
+    exact: bool,
+) -> Parity:
+    """Run batches through the model and through its graphs.
+
+    Args:
+        model, policy: what was exported.
+        runner: the graphs.
+        batches: inputs by name.
+        exact: refuse what is not equal up to rounding.
+
+    Raises:
+        ValueError: NaN or infinite logits; no rows; with `exact`, logits or exits that differ.
+    """
+    differences, same_class, same_exit, same_answer = [], [], [], []
+    same_alone, apart, left = [], 0.0, ALONE
+    for batch in batches:
+        arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+        with torch.no_grad():
+            said = model.run((), batch)
+        own_BC, own_B = model.predict(policy, **batch)
+        graph_MBC = torch.from_numpy(runner.forward(**arrays))
+        answer_BC, exit_B = map(torch.from_numpy, runner.predict(**arrays))
+        if not graph_MBC.isfinite().all():
+            raise ValueError("the exported graphs give NaN or infinite logits")
+        difference = float((said.logits_MBC - graph_MBC).abs().max())
+        tried = min(left, len(own_B))
+        if tried:
+            alone_MBC, alone_BC = _alone(runner, arrays, tried)
+            apart = max(apart, float((alone_MBC - graph_MBC[:, :tried]).abs().max()))
+            same_alone.append(own_BC[:tried].argmax(-1) == alone_BC.argmax(-1))
+            left -= tried
+        if exact:
+            allowed = TOLERANCE * max(1.0, float(said.logits_MBC.abs().max()))
+            close_B = (own_BC - answer_BC).abs().amax(1) <= allowed
+            fine_B = ((own_B == exit_B) & close_B) | _at_edge(policy, said, difference)
+            worst = max(difference, apart)
+            if worst > allowed or not fine_B.all():
+                shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
+                raise ValueError(
+                    "the exported graphs don't say what the model says: logits differ by up to "
+                    f"{worst:.2g} ({allowed:.2g} is allowed), and {int((~fine_B).sum())} of "
+                    f"{len(fine_B)} rows leave elsewhere or answer otherwise, on inputs of shapes "
+                    f"{shapes}"
+                )
+        differences.append(difference)
+        same_class.append((said.logits_MBC.argmax(-1) == graph_MBC.argmax(-1)).float().mean(0))
+        same_exit.append(own_B == exit_B)
+        same_answer.append(own_BC.argmax(-1) == answer_BC.argmax(-1))
+    if not differences:
+        raise ValueError("no rows to compare the exported graphs on: the data set is empty")
+
+    def share(same: list[Tensor]) -> float:
+        return float(torch.cat(same).float().mean())
+
+    return Parity(
+        rows=sum(map(len, same_exit)),
+        largest_difference=max(differences),
+        same_class=share(same_class),
+        same_exit=share(same_exit),
+        same_answer=share(same_answer),
+        same_answer_alone=share(same_alone),
+        largest_difference_alone=apart,
+    )
+
+
+def _alone(runner: "Runner", arrays: Mapping[str, Any], rows: int) -> tuple[Tensor, Tensor]:
+    """The first rows as batches of one: all exits' logits [M, B, C], and the answers [B, C]."""
+    each = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(rows)]
+    logits_MBC = torch.cat([torch.from_numpy(runner.forward(**one)) for one in each], 1)
+    return logits_MBC, torch.cat([torch.from_numpy(runner.predict(**one)[0]) for one in each])
+
+
+def _at_edge(policy: ExitPolicy, said: "Pass", noise: float) -> Tensor:
+    """Rows whose exit such a small change of the logits may move, bool [B]."""
+    generator = torch.Generator().manual_seed(0)
+
+    def nudged(values: Tensor) -> Tensor:
+        size = 4 * noise + 1e-6
+        return values + size * (2 * torch.rand(values.shape, generator=generator) - 1)
+
+    exit_B = policies.simulate(policy, said.logits_MBC, said.certainty_MB)
+    edge_B = torch.zeros_like(exit_B, dtype=torch.bool)
+    for _ in range(8):
+        certainty_MB = None if said.certainty_MB is None else nudged(said.certainty_MB)
+        edge_B |= policies.simulate(policy, nudged(said.logits_MBC), certainty_MB) != exit_B
+    return edge_B

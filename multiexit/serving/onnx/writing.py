@@ -1,0 +1,233 @@
+"""`multiexit.export`: graphs, settings and checksums, checked and then put in their place.
+
+Letters: B batch rows, T tokens.
+"""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multiexit import policies
+from multiexit.data.batches import in_order, unpack_inputs
+from multiexit.files.paths import place
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import ExitPolicy
+from multiexit.policies.numbers import Known
+from multiexit.serving.onnx.inputs import Inputs, inputs_of
+from multiexit.serving.onnx.knobs import ranges
+from multiexit.serving.onnx.parity import Parity, compare
+
+SIZES = ((1, 1), (2, 7), (5, 16), (9, 24))
+"""Rows and tokens of the random batches that graphs are checked on."""
+
+KEPT = 4
+"""Rows that stay in the folder, with what they must get."""
+
+
+def export(
+    model: MultiExitModel,
+    folder: str | Path,
+    policy: ExitPolicy | None = None,
+    *,
+    inputs: Mapping[str, Tensor] | None = None,
+    tokenizer: Any = None,
+    rows: Dataset[Any] | Iterable[Any] | None = None,
+    int8: bool = False,
+    target: str = "auto",
+    agreement: float = 0.95,
+) -> Parity:
+    """Write a model and its policy as ONNX graphs, one per exit, for `multiexit_runner.Runner`.
+
+    A graph is the stages up to its exit, the head and the policy's step, whatever the policy. The
+    graphs are compared with the model on random inputs of several sizes, and one row at a time,
+    before the folder appears. A few rows stay in the folder with the answers they must get: the
+    `Runner` runs them when it is made.
+
+    Args:
+        model: in evaluation mode, in float32.
+        folder: must not exist yet.
+        policy: by default the model's own. Its numbers can be turned where the graphs run.
+        inputs: one batch by name, if the graphs are to take others than the backbone's example
+            has. With an `attention_mask` [B, T] there may be any number of tokens; all other
+            sizes but B are fixed.
+        tokenizer: saved with it; says which inputs there are.
+        rows: a data set, or an iterable of batches, to compare on too; the first 4 of them are
+            kept in the folder (else 4 that are drawn at random).
+        int8: matrix products in 8-bit integers, for CPUs. Answers then differ a little: on the
+            `rows`, if there are any, they must be the same for a share of at least `agreement`,
+            in batches and one row at a time. A row's answer is the same in any batch.
+        target: of int8, the CPUs it is for: `"auto"` is right on any; `"vnni"` and `"arm64"` round
+            weights a little finer, at the same speed, and are right on such CPUs alone; `"avx2"`
+            and `"avx512"` are what `"auto"` is.
+        agreement: that share; counts for int8 alone.
+
+    Returns:
+        How the graphs compare with the model: on `rows`, or else on random inputs.
+
+    Raises:
+        ValueError: a folder that exists; no policy, or one that doesn't fit; train mode, or
+            another precision; code that can't be traced; graphs that don't say what the model
+            says. No folder is left then.
+
+    Example:
+        >>> import tempfile, torch, multiexit as mx
+        >>> backbone = mx.wrap(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
+        >>> model = mx.MultiExitModel(backbone, num_classes=2).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mx.export(model, f"{folder}/exported", mx.MaxProb(0.9)).same_exit
+        1.0
+    """
+    folder = place(folder)
+    policy = model.policy if policy is None else policy
+    _check(model, folder, policy, int8, target, agreement)
+    from multiexit.serving.onnx import graphs
+    from multiexit.serving.onnx import int8 as integers
+    from multiexit_runner import Runner
+    from multiexit_runner import rows as kept
+    from multiexit_runner.folder import ROWS
+
+    assert policy is not None
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
+    batches = None if rows is None else _batches(model, rows)
+    takes = inputs_of(model, batches[0] if inputs is None and batches else inputs, tokenizer)
+    longest = min(11, takes.max_tokens or 11)
+    generator = torch.Generator().manual_seed(0)
+    examples = [takes.draw(5, longest, generator), takes.draw(3, max(1, longest - 4), generator)]
+    drawn = [takes.draw(*size, generator) for size in (*SIZES, (1, takes.max_tokens or 1))]
+
+    parts = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
+    parts.mkdir(parents=True)
+    try:
+        segments, numbers = graphs.write(model, policy, examples, parts)
+        if int8:
+            for segment in segments:
+                integers.quantise(parts / segment.file, target)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(parts)
+        settings = _settings(model, policy, takes) | {
+            "knobs": numbers,
+            "ranges": ranges(policy, numbers, Known(model.num_exits, model.num_classes)),
+            "segments": [segment._asdict() for segment in segments],
+            "int8": {"target": target, "machines": integers.TARGETS[target].machines}
+            if int8
+            else None,
+            "parity": {},
+        }
+        (parts / ROWS).touch()
+        _write(parts, settings)
+        runner = Runner(parts, threads=torch.get_num_threads(), check=False)
+        parity = compare(model, policy, runner, drawn, exact=not int8)
+        if batches is not None:
+            parity = compare(model, policy, runner, batches, exact=not int8)
+        share = min(parity.same_answer, parity.same_answer_alone)
+        if int8 and batches is not None and share < agreement:
+            raise ValueError(
+                f"in int8, {share:.1%} of the {parity.rows} rows get the model's own answer, and "
+                f"{agreement:.1%} must: export without int8, or lower agreement"
+            )
+        keep = {name: tensor[:KEPT] for name, tensor in (batches or drawn[2:])[0].items()}
+        (parts / ROWS).write_bytes(kept.to_bytes(_answered(model, runner, keep)))
+        on = "random inputs" if batches is None else "rows"
+        _write(parts, settings | {"parity": {"on": on, **parity._asdict()}})
+        parts.rename(folder)
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    return parity
+
+
+def _answered(model: MultiExitModel, runner: Any, batch: Mapping[str, Tensor]) -> Any:
+    """A batch with the model's logits and those of its graphs."""
+    from multiexit_runner.rows import Rows
+
+    arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+    with torch.no_grad():
+        float_MBC = model(**batch).numpy()
+    return Rows(arrays, float_MBC, runner.forward(**arrays))
+
+
+def _settings(model: MultiExitModel, policy: ExitPolicy, takes: Inputs) -> dict[str, Any]:
+    from multiexit._version import __version__
+    from multiexit_runner.settings import FORMAT
+
+    return {
+        "format": FORMAT,
+        "versions": {"multiexit": __version__, "torch": torch.__version__},
+        "num_classes": model.num_classes,
+        "exits": list(model.exits),
+        "labels": model.labels,
+        "preprocessing": model.preprocessing,
+        "inputs": takes.to_json(),
+        "max_tokens": takes.max_tokens,
+        "policy": policies.to_json(policy),
+    }
+
+
+def _write(folder: Path, settings: dict[str, Any]) -> None:
+    from multiexit_runner.folder import SETTINGS, seal
+
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    seal(folder)
+
+
+def _batches(model: MultiExitModel, rows: Any) -> list[dict[str, Tensor]]:
+    """Batches of a data set, by the names of the model's inputs."""
+    names = list(model.backbone.example_inputs())
+    if isinstance(rows, Tensor | Mapping):
+        raise ValueError(
+            f"rows is a data set or a list of batches, such as [batch]; got {type(rows).__name__}"
+        )
+    unpacked = [unpack_inputs(batch) for batch in in_order(rows, 32)]
+    if not unpacked:
+        raise ValueError("no rows to compare the exported graphs on: the data set is empty")
+    return [{**dict(zip(names, args, strict=False)), **inputs} for args, inputs in unpacked]
+
+
+def _check(
+    model: MultiExitModel,
+    folder: Path,
+    policy: ExitPolicy | None,
+    int8: bool,
+    target: str,
+    agreement: float,
+) -> None:
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: remove it or name another folder")
+    if not isinstance(policy, ExitPolicy):
+        raise ValueError(
+            "an export needs a policy, such as Patience(4): the model has none of its own; got "
+            f"{type(policy).__name__}"
+        )
+    policies.check(policy, model.num_exits, model.num_classes)
+    if model.training:
+        raise ValueError("a model in train mode would be random: call model.eval() first")
+    other = {p.dtype for p in model.parameters() if p.dtype != torch.float32}
+    if other:
+        raise ValueError(
+            f"this model is in {other.pop()}: call model.float() first (and save it again)"
+        )
+    if not 0 <= agreement <= 1:
+        raise ValueError(f"agreement is a share in 0..1, got {agreement}")
+    if int8:
+        from multiexit.serving.onnx.int8 import check
+
+        check(model.backbone, target)
+    elif target != "auto":
+        raise ValueError(f"target={target!r} is for int8 alone: pass int8=True, or leave it out")
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        raise ValueError(
+            f"export needs {error.name}: pip install 'multiexit-torch[onnx]'"
+        ) from error
+    del onnx, onnxruntime, onnxscript

@@ -1,0 +1,104 @@
+"""How long each part of a model takes on one machine, by batch size.
+
+Letters: M exits, S batch sizes, B batch rows.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multiexit import policies
+from multiexit.backbones.base import select
+from multiexit.model.latency import Latency, _nested, machine_of
+from multiexit.model.model import MultiExitModel
+from multiexit.runtime import evaluating
+from multiexit.serving.folding import for_inference
+from multiexit.serving.timing import _milliseconds
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+UNREACHED = 2.0  # no probability is that large
+
+
+@torch.inference_mode()
+def profile(
+    model: MultiExitModel,
+    policy: policies.ExitPolicy | None = None,
+    inputs: dict[str, Tensor] | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    repeats: int = 5,
+) -> Latency:
+    """Measure a model's parts where it is, as an engine runs them: the medians of some repeats.
+
+    Args:
+        model: is put into evaluation mode for the while.
+        policy: that exits are asked by; by default the model's own, or one that costs what
+            most do (max p; a fixed exit for regression).
+        inputs: rows by name, of which the first is used; by default the backbone's own example
+            (text: 128 tokens). Give text as long as yours is.
+        batch_sizes: rising.
+        repeats: readings of each part.
+
+    Example:
+        >>> import multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10)
+        >>> model.latency = mx.profile(model, batch_sizes=(1, 2), repeats=1)  # kept with the model
+
+    Raises:
+        ValueError: batch sizes that don't rise from 1 at least, or a policy that doesn't fit.
+    """
+    sizes = tuple(batch_sizes)
+    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+        raise ValueError(f"batch_sizes must rise from 1 at least, got {list(batch_sizes)}")
+    if policy is None:
+        usual = policies.MaxProb(UNREACHED)
+        policy = model.policy or (usual if model.num_classes > 1 else policies.FixedExit(0))
+    policies.check(policy, model.num_exits, model.num_classes)
+    one = model.example_inputs() if inputs is None else inputs
+    device = next(model.parameters()).device
+    columns = []
+    run = for_inference(model)
+    with evaluating(run):
+        for size in sizes:
+            rows = {k: v[:1].expand(size, *v.shape[1:]).to(device) for k, v in one.items()}
+            columns.append(_column(run, policy, rows, repeats))
+    start, stages, check, drop, full = zip(*columns, strict=True)
+    return Latency(
+        machine_of(model),
+        sizes,
+        start,
+        _nested(np.array(stages).T),
+        _nested(np.array(check).T),
+        drop,
+        full,
+    )
+
+
+def _column(
+    model: MultiExitModel, policy: policies.ExitPolicy, inputs: dict[str, Tensor], repeats: int
+) -> tuple[float, list[float], list[float], float, float]:
+    """All parts at one batch size."""
+    took = partial(_milliseconds, repeats)
+    carry = model.backbone.start(**inputs)
+    start = took(lambda: model.backbone.start(**inputs))
+    memory, state = {}, {}
+    stages, check = [], []
+    keep = torch.arange(len(next(iter(inputs.values()))), device=next(model.parameters()).device)
+    drop = took(lambda: select(carry, keep))
+    for exit in range(model.num_exits):
+        stages.append(took(partial(model.to_exit, exit, carry)))
+        carry, feature = model.to_exit(exit, carry)
+
+        def ask(c: Any = carry, f: Any = feature, m: Any = memory, s: Any = state, e: int = exit):
+            logits_BC, after = model.ask(e, f, c, m)
+            before = policy.init(logits_BC.float()) if e == 0 else s
+            now, stop_B = policies.step(policy, before, logits_BC.float(), after.get("certainty"))
+            stop_B.sum().item()
+            return after, now
+
+        check.append(took(ask))
+        memory, state = ask()
+    return start, stages, check, drop, took(lambda: model.full(**inputs))

@@ -1,0 +1,145 @@
+"""Answers for text lines and image files, as plain data.
+
+Letters: B batch rows, C channels.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiexit.data import image_files
+from multiexit.data.batches import unpack
+from multiexit.data.image_files import read as _image
+from multiexit.data.order import chunks
+from multiexit.data.text import TextDataset
+from multiexit.model.exit_loop import Prediction
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import ExitPolicy
+from multiexit.serving.engine import Engine
+from multiexit_runner.reading import windows
+
+
+def predict_lines(
+    model: MultiExitModel,
+    policy: ExitPolicy,
+    tokenizer: Any,
+    lines: Iterable[str],
+    batch_size: int = 32,
+) -> Iterator[dict[str, Any]]:
+    """One answer per line; where the task has sentence pairs, a tab is between them.
+
+    Lines that have come are answered as soon as no more come for 0.05 s, and never more than
+    `batch_size` together; what has a length, such as a list, is answered in whole batches.
+
+    Raises:
+        ValueError: a line without a tab where pairs are needed. All lines before it are answered.
+    """
+    engine = Engine(model, policy)
+    length = model.preprocessing.get("max_length", 128)
+    paired = model.preprocessing.get("pairs", False)
+    for come in _come(lines, batch_size):
+        some = list(takewhile(lambda line: not paired or line.count("\t") == 1, come))
+        if some:
+            first, second = _sentences(some, paired)
+            rows = TextDataset.from_texts(tokenizer, first, second, max_length=length)
+            _, inputs, _ = unpack(rows.collate([rows[i] for i in range(len(rows))]))
+            yield from _answers(model, engine.predict(**inputs), "text", some)
+        if len(some) < len(come):
+            wrong = come[len(some)]
+            raise ValueError(
+                f"this model reads sentence pairs, one tab between them; got {wrong!r}"
+            )
+
+
+def _come(lines: Iterable[str], batch_size: int) -> Iterator[list[str]]:
+    """Lines that have come, some at a time, and then what the source raised."""
+    if isinstance(lines, Sized):
+        yield from chunks(lines, batch_size)
+        return
+    for some, error in windows(lines, batch_size):
+        if some:
+            yield some
+        if error is not None:
+            raise error
+
+
+def predict_images(
+    model: MultiExitModel, policy: ExitPolicy, files: Iterable[str | Path], batch_size: int = 32
+) -> Iterator[dict[str, Any]]:
+    """One answer per image file, prepared as the model's `preprocessing` says, in order.
+
+    A file that is no readable image gets its reason under `"error"`; the others are answered.
+
+    Raises:
+        ValueError: a description that images can't be prepared by.
+    """
+    image_files.check(model.preprocessing)
+    engine = Engine(model, policy)
+    for some in chunks(files, batch_size):
+        read = [_image_or_reason(path, model.preprocessing) for path in some]
+        images = [image for image in read if isinstance(image, Tensor)]
+        names = [str(p) for p, image in zip(some, read, strict=True) if isinstance(image, Tensor)]
+        answers = iter(())
+        if images:
+            answers = _answers(model, engine.predict(torch.stack(images)), "file", names)
+        for path, image in zip(some, read, strict=True):
+            if isinstance(image, str):
+                yield {"file": str(path), "error": image}
+            else:
+                yield next(answers)
+
+
+def prepared(model: MultiExitModel, tokenizer: Any, given: Sequence[str]) -> Any:
+    """Rows as `predict_lines` and `predict_images` make them ready.
+
+    Args:
+        model: says how, by its `preprocessing`.
+        tokenizer: of a model that reads text.
+        given: lines of text, or names of image files.
+
+    Returns:
+        A data set of texts, or a list of batches of images.
+
+    Raises:
+        ValueError: a line or file that can't be read.
+    """
+    how = model.preprocessing
+    if how.get("kind") == "image":
+        return [torch.stack([_image(path, how) for path in some]) for some in chunks(given, 32)]
+    first, second = _sentences(given, paired=how.get("pairs", False))
+    length = how.get("max_length", 128)
+    return TextDataset.from_texts(tokenizer, first, second, max_length=length)
+
+
+def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str] | None]:
+    if not paired:
+        return list(lines), None
+    pairs = [line.split("\t") for line in lines]
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _image_or_reason(path: str | Path, how: dict[str, Any]) -> Tensor | str:
+    try:
+        return _image(path, how)
+    except ValueError as error:
+        return str(error)
+
+
+def _answers(
+    model: MultiExitModel, answer: Prediction, name: str, inputs: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for shown, logits_C, exit in zip(
+        inputs, answer.logits_BC.float().cpu(), answer.exit_B.tolist(), strict=True
+    ):
+        row: dict[str, Any] = {name: shown, "exit": exit, "layers": model.exits[exit] + 1}
+        if model.num_classes == 1:
+            yield {**row, "value": float(logits_C[0])}
+            continue
+        p_C = logits_C.softmax(-1)
+        best = int(p_C.argmax())
+        label = best if model.labels is None else model.labels[best]
+        yield {**row, "label": label, "confidence": round(float(p_C[best]), 6)}

@@ -1,0 +1,56 @@
+"""What early exits gain on the clock."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch.utils.data import Dataset, Subset
+
+from multiexit.data.batches import by_index, in_order, loader, move, unpack
+from multiexit.data.columns import Columns
+from multiexit.model.exit_loop import num_rows
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import ExitPolicy
+from multiexit.runtime import evaluating
+from multiexit.serving.engine import Engine
+from multiexit.serving.timing import paired_times
+
+
+def measured_speedup(
+    model: MultiExitModel,
+    policy: ExitPolicy,
+    data: Dataset[Any] | Iterable[Any],
+    batch_size: int = 1,
+    rows: int = 256,
+    repeats: int = 3,
+) -> float:
+    """Seconds of the full network with its last head alone ÷ seconds with exits, by an `Engine`.
+
+    Both run the same batches through the network as the engine has it, in turn, after a warm-up;
+    the medians are compared.
+
+    Args:
+        model, policy, data: as elsewhere.
+        batch_size: rows per batch, where `data` doesn't say.
+        rows: about how many rows to time, from the start of `data`.
+        repeats: readings of each.
+    """
+    device = next(model.parameters()).device
+    few: Any = in_order(data, batch_size)
+    if by_index(data):
+        some = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
+        few, _ = loader(some, batch_size)
+    known = Columns(model.backbone.start)
+    timed: list[tuple[Any, Any]] = []
+    for batch in few:
+        args, inputs, _ = unpack(known(batch))
+        timed.append((move(args, device), move(inputs, device)))
+        if sum(num_rows(*inputs) for inputs in timed) >= rows:
+            break
+    with evaluating(model):
+        engine = Engine(model, policy)
+        ours, theirs = paired_times(
+            lambda: [engine.predict(*args, **inputs) for args, inputs in timed],
+            lambda: [engine.model.full(*args, **inputs) for args, inputs in timed],
+            repeats,
+        )
+    return theirs / ours

@@ -1,0 +1,128 @@
+"""Batches of a stream: read, named, sorted, and regrouped on their way.
+
+Letters: M exits, B batch rows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multiexit.data import padding
+from multiexit.data.batches import unpack_inputs
+from multiexit.model import exit_loop
+from multiexit_runner.reading import Window
+
+
+class Place(NamedTuple):
+    """How many batches and rows of a stream came before."""
+
+    batch: int
+    row: int
+
+
+def named_inputs(
+    source: Iterable[Any], known: Callable[[Any], Any] = lambda batch: batch
+) -> Iterator[dict[Any, Any]]:
+    """Each batch's inputs by name, or by place; they must be the same ones.
+
+    Args:
+        source: of batches.
+        known: what of a batch the network takes.
+    """
+    first: list[Any] = []
+    for number, batch in enumerate(source):
+        with placed(Place(number, 0)):
+            args, inputs = unpack_inputs(known(batch))
+            named = {**dict(enumerate(args)), **inputs}
+            first = first or list(named)
+            if set(named) != set(first):
+                raise ValueError(
+                    f"a stream's batches must have the same inputs; got {list(named)} after {first}"
+                )
+        yield named
+
+
+def windows_at_hand(source: Iterator[Any], most: int) -> Iterator[Window]:
+    """`multiexit_runner.reading.windows` of what is there already: whole ones, without a thread."""
+    error, batches = None, []
+    while error is None:
+        batches = []
+        try:
+            batches.extend(islice(source, most))
+        except Exception as raised:  # whatever the user's source raises
+            error = raised
+        if batches or error is not None:
+            yield Window(batches, error)
+        if len(batches) < most:
+            return
+
+
+@contextmanager
+def placed(before: Place) -> Iterator[None]:
+    """Errors inside name the batch, and its rows as counted over the whole stream."""
+    where = f"batch {before.batch} of the stream"
+    try:
+        yield
+    except exit_loop.NotFinite as error:
+        raise error.shifted(before.row, f" ({where})") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    except Exception as error:
+        error.add_note(f"in {where}, counted from 0")
+        raise
+
+
+def by_length(
+    batches: list[dict[Any, Any]], sizes: list[int], batch_size: int
+) -> Iterator[tuple[dict[Any, Any], Tensor]]:
+    """Inputs of rows of like length, long ones first, and the rows' places among all."""
+    rows = sum(sizes)
+    if not rows:
+        return
+    some = [(batch, size) for batch, size in zip(batches, sizes, strict=True) if size]
+    inputs = padding.join([batch for batch, _ in some], [size for _, size in some])
+    order_B, length_B = torch.arange(rows), padding.lengths(inputs)
+    if length_B is not None:
+        order_B = length_B.cpu().argsort(stable=True, descending=True)
+    for some_B in order_B.split(batch_size):
+        yield padding.rows_of(inputs, some_B, rows), some_B
+
+
+class Waiting:
+    """Groups that wait at exits until they fill a batch.
+
+    Args:
+        num_exits: M.
+        batch_size: rows that make a full one.
+    """
+
+    def __init__(self, num_exits: int, batch_size: int):
+        self.batch_size = batch_size
+        self.groups: list[dict[Any, list[exit_loop.Group]]] = [{} for _ in range(num_exits)]
+
+    def add(self, group: exit_loop.Group) -> None:
+        """Let a group wait with those it can be merged with."""
+        self.groups[group.exit].setdefault(exit_loop.kind(group), []).append(group)
+
+    def full(self) -> exit_loop.Group | None:
+        """The deepest rows that fill a batch, or None."""
+        for here in reversed(self.groups):
+            for kind, groups in here.items():
+                if sum(group.here for group in groups) >= self.batch_size:
+                    return _merged(here.pop(kind))
+        return None
+
+    def any(self) -> exit_loop.Group | None:
+        """The shallowest rows, so that they meet those that wait deeper; None if there are none."""
+        for here in self.groups:
+            for kind in here:
+                return _merged(here.pop(kind))
+        return None
+
+
+def _merged(groups: list[exit_loop.Group]) -> exit_loop.Group:
+    return groups[0] if len(groups) == 1 else exit_loop.merge(groups)

@@ -1,0 +1,51 @@
+"""Seconds on the clock, of calls run in turn."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def paired_times(
+    ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 5
+) -> tuple[float, float]:
+    """Median seconds of two calls, run in turn after one warm-up of each.
+
+    On a GPU the device is waited for before each reading.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for round in range(repeats + 1):
+        for call, kept in zip((ours, theirs), times, strict=True):
+            wait()
+            begin = time.perf_counter()
+            call()
+            wait()
+            if round > 0:
+                kept.append(time.perf_counter() - begin)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def wait() -> None:
+    """Until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _milliseconds(repeats: int, call: Callable[[], Any]) -> float:
+    """The median of some readings; short calls are repeated within each."""
+    call()
+    wait()
+    begin = time.perf_counter()
+    call()
+    wait()
+    count = max(1, min(100, int(0.002 / max(time.perf_counter() - begin, 1e-6))))
+    readings = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for _ in range(count):
+            call()
+        wait()
+        readings.append((time.perf_counter() - begin) / count)
+    return 1e3 * statistics.median(readings)

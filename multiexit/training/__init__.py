@@ -1,0 +1,7 @@
+"""Training: the loop, its settings, what a run leaves on disk, and the search for settings."""
+
+from multiexit.training.config import TrainConfig as TrainConfig
+from multiexit.training.search.queue import tune as tune
+from multiexit.training.search.space import Choices as Choices
+from multiexit.training.search.space import Range as Range
+from multiexit.training.trainer import Trainer as Trainer

@@ -1,0 +1,107 @@
+"""The processes that train together, as `accelerate launch` or `torchrun` started them."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+
+from multiexit.runtime import TIMEOUT, processes
+from multiexit.training.config import TrainConfig
+
+OTHER_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+"""What accelerate's environment may ask for and training doesn't know."""
+
+
+@contextmanager
+def apart(own: Accelerator | None = None) -> Iterator[None]:
+    """Inside, accelerate's state, which all of a process share otherwise, is a run's own.
+
+    Whoever else has an `Accelerator` here keeps its precision and its accumulation, and a run has
+    those of its configuration whatever came before it.
+
+    Args:
+        own: whose state it is; None begins a new one.
+    """
+    there: Any = processes()._shared_state
+    kinds: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
+    before = [kind._shared_state for kind in kinds]
+    if own is None:
+        inside: list[dict[str, Any]] = [{}, {}, {}]
+    else:
+        state = own.state.__dict__
+        inside = [
+            {k: state.get(k, v) for k, v in there.items()},
+            state,
+            own.gradient_state.__dict__,
+        ]
+    for kind, shared in zip(kinds, inside, strict=True):
+        kind._shared_state = shared
+    try:
+        if own is None:
+            PartialState(before[0]["_cpu"], timeout=TIMEOUT)  # the process group stays
+        yield
+    finally:
+        for kind, shared in zip(kinds, before, strict=True):
+            kind._shared_state = shared
+
+
+def accelerator(config: TrainConfig) -> Accelerator:
+    """A run's own accelerator, of its configuration alone.
+
+    Raises:
+        ValueError: a tracker that isn't installed, or what `_check_environment` refuses.
+    """
+    available = {tracker.value for tracker in get_available_trackers()}
+    if missing := sorted(set(config.trackers) - available):
+        raise ValueError(f"no tracker {missing} is installed; there are {sorted(available)}")
+    _check_environment(config)
+    with apart():
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.trackers) or None,
+            project_dir=config.output,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # is our own
+            dynamo_backend="no",
+            # The first process's statistics are shared when an epoch ends, not at every pass.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+
+
+def _check_environment(config: TrainConfig) -> None:
+    """Refuse or name what accelerate's environment variables ask for and a run doesn't do.
+
+    Raises:
+        ValueError: a way of spreading that training doesn't know.
+    """
+    for name, what in OTHER_WAYS.items():
+        if parse_flag_from_env(name):
+            raise ValueError(
+                f"{name} is set in the environment and asks for {what}; training knows DDP and "
+                "FSDP2: unset it, or launch with --multi_gpu or --use_fsdp --fsdp_version 2"
+            )
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and processes().num_processes == 1:
+        warnings.warn(
+            "ACCELERATE_USE_FSDP is set, but this is one process: nothing is sharded", stacklevel=5
+        )
+    for name, plain, wanted in (
+        ("ACCELERATE_MIXED_PRECISION", "no", ("mixed_precision", config.mixed_precision)),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", ("accumulation", config.accumulation)),
+        ("ACCELERATE_DYNAMO_BACKEND", "no", ("compile", config.compile)),
+    ):
+        value, (field, own) = os.environ.get(name, plain).lower(), wanted
+        if value != plain and value != str(own) and not (field == "compile" and own):
+            warnings.warn(
+                f"{name}={value} in the environment has no effect: the run's configuration counts, "
+                f"and has {field}={own!r}",
+                stacklevel=5,
+            )

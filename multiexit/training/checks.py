@@ -1,0 +1,173 @@
+"""What is refused before a run begins."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from multiexit import policies
+from multiexit.data import hub
+from multiexit.data.batches import is_rows, labels_of
+from multiexit.evaluation.budget import Budget
+from multiexit.losses.labels import check_labels
+from multiexit.model.model import MultiExitModel
+from multiexit.recipes import Phase, Recipe
+from multiexit.runtime import evaluating
+from multiexit.training.config import TrainConfig
+from multiexit.training.phase import _terms, wanted
+from multiexit.training.training_pass import TrainingPass
+
+
+def check(model: MultiExitModel, recipe: Recipe) -> None:
+    """Refuse a recipe that can't train this model, before any work.
+
+    Raises:
+        ValueError: a topology that doesn't fit the exits, a phase with nothing to train or no
+            term to train on, a policy that can't serve this many classes.
+    """
+    M, C = model.num_exits, model.num_classes
+    _check_network(model, recipe)
+    for index, phase in enumerate(recipe.phases):
+        where = f"phase {index} of {recipe.name!r}"
+        terms_MM = _terms(model, phase)
+        if phase.extra is None and not terms_MM.any():
+            raise ValueError(
+                f"{where} has no loss term for {M} exit(s), so nothing to learn: give the model "
+                "early exits, or use the recipe 'joint'"
+            )
+        if not wanted(model, phase) & {p for p in model.parameters() if p.requires_grad}:
+            raise ValueError(
+                f"{where} trains {_who(phase)}, and this model has none of that to train: "
+                f"it has {M} exit(s), head {model.head!r}"
+            )
+        if phase.extra is not None:
+            _try(model, phase)
+    chained = (recipe.head or "").partition("+")[2]
+    if chained and isinstance(model.head, str) and not model.head.endswith(f"+{chained}"):
+        raise ValueError(
+            f"{recipe.name!r} trains heads that are chained by '+{chained}', and this model's are "
+            f"{model.head!r}: make it with head='{model.head}+{chained}'"
+        )
+    if recipe.finish is not None and C == 1:
+        raise ValueError(
+            f"{recipe.name!r} calibrates confidences, which regression (one output) has none of: "
+            "use 'berxit', or 'pabee' with a tolerance"
+        )
+    if isinstance(recipe.finish, Budget):
+        recipe.finish.check(model)
+    _try_policy(model, recipe)
+
+
+def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
+    """Whether a network that is to stay as it is has learnt, and one that has is to stay so."""
+    if recipe.pretrained and model.last_exit_is_new:
+        raise ValueError(
+            f"{recipe.name!r} with pretrained=True keeps the network as it is, and this model's "
+            f"last exit is new, with random weights: wrap a network that has a classifier of "
+            f"{model.num_classes} classes (or pass it, classifier=…) and put the last exit behind "
+            "its last stage; load a trained model; or leave pretrained out, to train it first"
+        )
+    if recipe.pretrained is False and not model.last_exit_is_new:
+        warnings.warn(
+            f"this network's last exit is trained already, and {recipe.name!r} begins by training "
+            "the whole network again: pretrained=True (on the command line --option "
+            "pretrained=true) keeps it as it is and trains the early exits",
+            stacklevel=4,
+        )
+
+
+def check_parts(model: Any, recipe: Any, config: Any) -> None:
+    """Refuse what is no model, recipe or configuration, as names and swapped arguments are."""
+    for name, value, kind, such_as in (
+        ("model", model, MultiExitModel, "MultiExitModel(multiexit.wrap(…), num_classes=2)"),
+        ("recipe", recipe, Recipe, "recipe('joint')"),
+        ("config", config, TrainConfig, "TrainConfig(epochs=3)"),
+    ):
+        if not isinstance(value, kind):
+            got = repr(value) if isinstance(value, str) else type(value).__name__
+            raise ValueError(f"{name} must be such as multiexit.{such_as}; got {got}")
+
+
+def check_sets(model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unread: bool) -> None:
+    """Refuse what would fail or be left out long after the start.
+
+    Args:
+        model, recipe, train, dev: as the trainer has them.
+        unread: whether there are unlabelled rows that no phase would read.
+    """
+    rows = dev.dataset if isinstance(dev, DataLoader) else dev
+    if is_rows(rows) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
+        raise ValueError("the dev set is empty: pass None to train without one")
+    if isinstance(rows, Iterator):
+        raise ValueError(
+            f"dev is read each epoch, and a {type(rows).__name__} can be read once: give a data "
+            "set, a DataLoader or a list of batches"
+        )
+    hub.check_names(train, model.labels, "the training set")
+    hub.check_names(dev, model.labels, "the dev set")
+    labels = labels_of(dev)
+    if labels is not None:
+        check_labels(labels, model.num_classes, "the dev set")
+    if dev is None and recipe.finish is not None:
+        raise ValueError(
+            f"{recipe.name!r} calibrates the trained model on a dev set: pass dev= "
+            "(on the command line --validation 0.1)"
+        )
+    if unread:
+        raise ValueError(
+            f"every phase of {recipe.name!r} learns from labels: unlabelled= is for "
+            "phases that learn from teachers alone, such as FastBERT's second"
+        )
+
+
+def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) -> None:
+    """Refuse ways to run a training pass that this model or recipe doesn't go with.
+
+    Raises:
+        ValueError: names the option, the recipe or backbone, and why.
+    """
+    if config.channels_last and all(p.ndim != 4 for p in model.parameters()):
+        raise ValueError(
+            "channels_last is a layout of images for convolutions, and this model has none: "
+            "leave it out"
+        )
+    if not config.compile:
+        return
+    if any(phase.learner.looks_back for phase in recipe.phases):
+        raise ValueError(
+            f"compile doesn't go with {recipe.name!r}: a hypergradient goes through Θ's step again "
+            "with the same dropout, and compiled dropout draws otherwise: leave compile out"
+        )
+    if not model.backbone.same_path:
+        raise ValueError(
+            f"compile doesn't go with {type(model.backbone).__name__}, which draws at each step "
+            "which layers run: leave compile out"
+        )
+
+
+def _try_policy(model: MultiExitModel, recipe: Recipe) -> None:
+    """Refuse a policy that this model can't be run by, on one row of the backbone's example."""
+    with torch.no_grad(), evaluating(model):
+        said = model.run((), model.backbone.example_inputs())
+    try:
+        policies.answers(recipe.policy, said.logits_MBC, said.certainty_MB)
+    except ValueError as error:
+        raise ValueError(
+            f"{recipe.name!r} stops by {recipe.policy}, which can't serve this model of "
+            f"{model.num_classes} output(s): {error}. Or give the recipe another policy: "
+            "dataclasses.replace(recipe, policy=…)"
+        ) from error
+
+
+def _try(model: MultiExitModel, phase: Phase) -> None:
+    """One pass over one row of the backbone's own example: what the extra loss lacks, it says."""
+    dtype = torch.float32 if model.num_classes == 1 else torch.int64
+    batch = {**model.backbone.example_inputs(), "labels": torch.zeros(1, dtype=dtype)}
+    with torch.no_grad(), evaluating(model):
+        TrainingPass(model, phase)(batch, 1.0)
+
+
+def _who(phase: Phase) -> str:
+    return repr(phase.train) if isinstance(phase.train, str) else phase.train.__name__

@@ -1,0 +1,204 @@
+"""The settings of a training run."""
+
+import math
+import os
+import warnings
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from multiexit.evaluation.metrics import METRICS, Metric
+from multiexit.files.paths import place
+from multiexit.names import unknown
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run trains; what it trains on which loss is the recipe's.
+
+    Args:
+        epochs: passes over D1 (over the whole set where Ω needs no second half).
+        max_steps: Θ's steps per phase in all, in place of `epochs`; for comparing methods.
+        batch_size: rows per step of Θ on one process (before accumulation).
+        lr: λ1, Θ's learning rate.
+        omega_lr: λ2, Ω's learning rate (Adam without decay).
+        optimizer: Θ's: `"adamw"` or `"sgd"`.
+        weight_decay, momentum: of Θ's optimiser.
+        schedule: `"linear"` or `"cosine"` to 0, `"step"` (×0.1 at each milestone), `"constant"`.
+        warmup: share of the steps over which the rate rises from 0.
+        milestones: shares of the steps, for `"step"`.
+        clip: largest norm of Θ's gradient, or None.
+        accumulation: batches per step of Θ.
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
+        compile: compile the training pass with `torch.compile`.
+        channels_last: lay images and convolutions out with the channels innermost.
+        checkpoint_gradients: keep no activations inside a stage for the backward pass, which
+            computes them again: less memory for about a forward pass more.
+        seed: of everything: weights of new heads are the caller's, order and dropout are here.
+        early_stopping: stop after so many epochs whose mean over exits is no better; None never.
+        metric: a name in `multiexit.metrics.METRICS`, or a function of answers [N] and labels [N]
+            that gives a number, more being better, or a dict of numbers with `"score"`; it is
+            tried on made-up rows first. None is accuracy, or Pearson and Spearman for regression.
+        output: the run's folder, or None to keep nothing on disk.
+        resume: go on from the checkpoint in `output`; a new folder is begun anew.
+        overwrite: clear away the run that `output` holds, and start anew.
+        force: go on even if that checkpoint is of a run with another recipe, settings, data or
+            versions; warns of what differs.
+        checkpoint_every: steps between checkpoints, beside one at each epoch's end.
+        keep_checkpoints: how many of the latest stay, beside that of the best epoch.
+        log_every: steps between readings of the losses from the device.
+        trackers: of accelerate: `"tensorboard"`, `"wandb"`, …
+        workers: processes that prepare batches.
+        progress: show a bar.
+    """
+
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_size: int = 32
+    lr: float = 2e-5
+    omega_lr: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+    schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
+    warmup: float = 0.1
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    clip: float | None = 1.0
+    accumulation: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    channels_last: bool = False
+    checkpoint_gradients: bool = False
+    seed: int = 0
+    early_stopping: int | None = 5
+    metric: str | Metric | None = None
+    output: str | Path | None = None
+    resume: bool = False
+    force: bool = False
+    overwrite: bool = False
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    log_every: int = 20
+    trackers: tuple[str, ...] = ()
+    workers: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Numbers of numpy become plain ones, so that they can be written.
+
+        Raises:
+            ValueError: it names the setting, the value, and what would be right.
+        """
+        for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints", "log_every"):
+            self._whole(name, 1)
+        for name in ("max_steps", "checkpoint_every", "early_stopping"):
+            if getattr(self, name) is not None:
+                self._whole(name, 1)
+        self._whole("workers", 0)
+        self._whole("seed", 0, 2**32)
+        for name in ("lr", "omega_lr"):
+            if not self._number(name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("warmup", "momentum"):
+            if not 0 <= self._number(name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not self._number("weight_decay") >= 0:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if self.clip is not None and not self._number("clip") > 0:
+            raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
+        for name in ("compile", "channels_last", "checkpoint_gradients", "resume", "force"):
+            self._switch(name)
+        for name in ("overwrite", "progress"):
+            self._switch(name)
+        self._several("milestones", "shares of the steps, such as (0.5, 0.75)")
+        object.__setattr__(self, "milestones", tuple(map(_share, self.milestones)))
+        self._several("trackers", "names, such as ('tensorboard',)")
+        if not all(isinstance(name, str) for name in self.trackers):
+            raise ValueError(f"trackers are names, such as ('tensorboard',); got {self.trackers}")
+        _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
+        _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))
+        _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        if isinstance(self.metric, str) and self.metric not in METRICS:
+            raise ValueError(f"{unknown('metric', self.metric, METRICS)}, or give a function")
+        if not (self.metric is None or isinstance(self.metric, str) or callable(self.metric)):
+            raise ValueError(f"metric must be a name or a function, got {self.metric!r}")
+        self._check_output()
+        self._name_idle()
+
+    def _check_output(self) -> None:
+        output: object = self.output
+        if isinstance(output, os.PathLike) and not isinstance(output, Path):
+            object.__setattr__(self, "output", Path(os.fsdecode(output)))
+        elif output is not None and not (isinstance(output, Path) or _named(output)):
+            raise ValueError(f"output is the name of a folder, or None for none; got {output!r}")
+        if self.output is not None and str(self.output).startswith("~"):
+            object.__setattr__(self, "output", place(self.output))
+        if self.trackers and self.output is None:
+            raise ValueError("trackers write to the run's folder: set output=")
+        for name in ("resume", "overwrite"):
+            if getattr(self, name) and self.output is None:
+                raise ValueError(f"{name}=True needs output=, the folder of the run")
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with a run and overwrite clears it away: set one")
+        if self.force and not self.resume:
+            raise ValueError("force=True is for resume=True: it lets another run's checkpoint pass")
+
+    def _name_idle(self) -> None:
+        """Warn of what was set and has no effect."""
+        default = {f.name: f.default for f in fields(self)}
+        for name, idle, why in (
+            ("milestones", self.schedule != "step", f"schedule={self.schedule!r}"),
+            ("momentum", self.optimizer != "sgd", f"optimizer={self.optimizer!r}"),
+            ("checkpoint_every", self.output is None, "output=None"),
+        ):
+            if idle and getattr(self, name) != default[name]:
+                said = f"{name}={getattr(self, name)} has no effect with {why}"
+                warnings.warn(said, stacklevel=4)
+
+    def _whole(self, name: str, least: int, below: int | None = None) -> None:
+        value = getattr(self, name)
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or not least <= int(value) < (math.inf if below is None else below):
+            upto = "" if below is None else f" below {below}"
+            raise ValueError(f"{name} must be a whole number from {least}{upto}, got {value!r}")
+        object.__setattr__(self, name, int(value))
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        plain = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(self, name, plain)
+        return plain
+
+    def _switch(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
+        object.__setattr__(self, name, bool(value))
+
+    def _several(self, name: str, what: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} are {what}; got {value!r}")
+        object.__setattr__(self, name, tuple(value))
+
+
+def _share(value: object) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < 1:
+        raise ValueError(f"milestones are shares of the steps, 0..1, got {value!r}")
+    return float(value)
+
+
+def _named(output: object) -> bool:
+    return isinstance(output, str) and bool(output.strip()) and "\0" not in output
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not (value is None or isinstance(value, str)) or value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

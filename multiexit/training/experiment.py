@@ -1,0 +1,127 @@
+"""A run from end to end, as the command line does it: data, model, training, results."""
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from multiexit import policies, recipes
+from multiexit.backbones import Backbone, wrap
+from multiexit.data import glue, tasks
+from multiexit.data.sources import canonical
+from multiexit.data.splits import holdout
+from multiexit.data.tasks import TaskData
+from multiexit.evaluation.history import History
+from multiexit.model.model import MultiExitModel
+from multiexit.model.placement import Exits
+from multiexit.recipes import Recipe
+from multiexit.training import presets
+from multiexit.training.config import TrainConfig
+from multiexit.training.trainer import Trainer
+
+
+def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
+    """A recipe with a task's own defaults.
+
+    LeeBERT and its variants: τ = 4 for images, Table 3's cycle length for GLUE. Patience on
+    regression: answers closer than 0.5 count as equal.
+    """
+    if name not in recipes.RECIPES:
+        return recipes.recipe(name)  # says which there are
+    defaults: dict[str, Any] = {}
+    if name.startswith(("leebert", "fastbert-clo")):  # whose paper these are
+        known = inspect.signature(recipes.RECIPES[name]).parameters
+        if tasks.kind(task) == "image":
+            defaults["temperature"] = 4.0
+        if "cycle" in known and canonical(task) in presets.TABLE_3:
+            defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
+    made = recipes.recipe(name, **{**defaults, **options})
+    patient = isinstance(made.policy, policies.Patience) and made.policy.tolerance is None
+    if patient and tasks.kind(task) == "text" and glue.find_task(task).num_classes == 1:
+        made = replace(made, policy=replace(made.policy, tolerance=0.5))
+    return made
+
+
+def config_for(task: str, schedule: str | None = None) -> TrainConfig:
+    """The paper's settings for a task; small and quick ones for the digits.
+
+    Args:
+        task: its name.
+        schedule: for images, see `multiexit.training.presets.cifar`; None is `"strong"`.
+
+    Raises:
+        ValueError: a schedule for text.
+    """
+    if tasks.kind(task) == "text":
+        if schedule is not None:
+            raise ValueError(f"schedule {schedule!r} is for images, and {task} is text: leave it")
+        return presets.glue(task)
+    schedule = schedule or "strong"
+    if canonical(task) == "digits":
+        config = presets.cifar(schedule, epochs=30)
+        return replace(config, batch_size=64, schedule="cosine", warmup=0.1, log_every=10)
+    return presets.cifar(schedule)
+
+
+def validation_for(task: str) -> float:
+    """The share of train that selects the epoch: a tenth for text; images keep the last."""
+    return 0.1 if tasks.kind(task) == "text" else 0.0
+
+
+def backbone_for(
+    task: TaskData, name: str | None, weights: str | None = None, seed: int = 0
+) -> Backbone:
+    """The backbone of a name, made for a task's inputs; random weights come from the seed.
+
+    Raises:
+        ValueError: `weights` for anything but a CIFAR ResNet.
+    """
+    torch.manual_seed(seed)
+    text = task.preprocessing["kind"] == "text"
+    images = "cifar-resnet-20" if task.name == "digits" else "cifar-resnet-56"
+    name = name or ("albert-base-v2" if text else images)
+    resnet = name.startswith("cifar-resnet-")
+    if weights and not resnet:
+        raise ValueError(f"weights start a CIFAR ResNet; {name!r} brings its own")
+    if text:
+        return wrap(name)
+    channels, size, _ = shape = task.preprocessing["shape"]
+    if resnet:
+        return wrap(name, weights=weights, in_channels=channels, size=size)
+    return wrap(name, input_shape=tuple(shape))
+
+
+def train(
+    task: TaskData,
+    backbone: Backbone,
+    recipe: Recipe,
+    config: TrainConfig,
+    exits: Exits = "all",
+    head: str | None = None,
+    pool: str | None = None,
+    validation: float = 0.0,
+    tokenizer: Any = None,
+) -> tuple[MultiExitModel, History]:
+    """Put exits on a backbone and train them.
+
+    Args:
+        task, backbone, recipe, config, exits, head, pool: as elsewhere.
+        validation: share of the training set that selects the best epoch instead of being
+            trained on, so that the reported sets stay unseen; 0 keeps the last epoch.
+        tokenizer: saved with the model.
+    """
+    torch.manual_seed(config.seed)
+    if task.labels is not None and task.preprocessing["kind"] == "text":
+        from multiexit.backbones.transformer import order_classes
+
+        order_classes(backbone, task.labels)
+    model = MultiExitModel(
+        backbone, task.num_classes, exits, head or recipe.head, pool, task.labels
+    )
+    model.preprocessing = task.preprocessing
+    rows, held = task.train, None
+    if validation:
+        rows, held = holdout(task.train, validation, config.seed)
+    settings = replace(config, metric=task.metric)
+    return model, Trainer(model, recipe, settings, tokenizer).fit(rows, held)

@@ -1,0 +1,66 @@
+"""Θ's optimiser and its rate."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from multiexit.training.config import TrainConfig
+
+
+def optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, whose decay spares biases and norms, or SGD with momentum, whose decay does not."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=False,
+            fused=not any(isinstance(p, DTensor) for p in parameters),  # has no rule for shards
+        )
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, fused=True)
+
+
+def laid_out(value: Tensor, p: Tensor) -> Tensor:
+    """The same values, strided as a parameter.
+
+    Fused optimisers go through parameters, gradients and their own state in the order of memory,
+    without a look at strides.
+    """
+    return value if value.stride() == p.stride() else torch.empty_like(p).copy_(value)
+
+
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the parameters' strides: files keep none."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                state[name] = laid_out(value, p)
+
+
+def rate(config: TrainConfig, step: int, steps: int) -> float:
+    """The learning rate at step 0..steps − 1.
+
+    After a linear warm-up over `warmup · steps`: constant; down to 0 on a line or half a cosine;
+    or ×0.1 at each milestone, a fraction of the whole.
+    """
+    warm = int(config.warmup * steps)
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    left = (steps - step) / max(steps - warm, 1)
+    match config.schedule:
+        case "linear":
+            return config.lr * left
+        case "cosine":
+            return config.lr * (1 + math.cos(math.pi * (1 - left))) / 2
+        case "step":
+            return config.lr * 0.1 ** sum(step >= m * steps for m in config.milestones)
+        case _:
+            return config.lr

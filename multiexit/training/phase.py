@@ -1,0 +1,93 @@
+"""What a phase means for a model: who is trained, on which factors, which exits are judged.
+
+Letters: M exits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.losses import topology
+from multiexit.model.model import MultiExitModel
+from multiexit.recipes import Phase
+
+
+def factors(
+    phase: Phase, teaches_MM: Tensor, progress: float, shares_M: Sequence[float]
+) -> list[Tensor]:
+    """The phase's matrices A that take turns, at this much of it.
+
+    Raises:
+        ValueError: one of another shape, or not finite.
+    """
+    M = len(teaches_MM)
+    turns = [rule(teaches_MM, progress, shares_M) for rule in phase.turns]
+    for A_MM in turns:
+        if A_MM.shape != (M, M) or not A_MM.isfinite().all():
+            raise ValueError(
+                f"coefficients for {M} exits are finite numbers [{M}, {M}]; got "
+                f"{tuple(A_MM.shape)} {A_MM.tolist()}"
+            )
+    return turns
+
+
+def labelled(model: MultiExitModel, phase: Phase) -> bool:
+    """Whether the phase learns from labels, so that its batches must have them."""
+    needed = phase.extra is not None or phase.learner.looks_back
+    return needed or bool(_terms(model, phase).diagonal().any())
+
+
+def judged(model: MultiExitModel, phase: Phase) -> list[int]:
+    """The exits that the phase trains, whose mean score selects its best epoch."""
+    learned_M = _terms(model, phase).any(1)
+    found = learned_M.nonzero().flatten().tolist()
+    return found or list(range(model.num_exits))
+
+
+def _terms(model: MultiExitModel, phase: Phase) -> Tensor:
+    """Which terms count at any time of the phase, bool [M, M]."""
+    teaches_MM = topology.resolve(phase.topology, model.num_exits)
+    turns = factors(phase, teaches_MM, 1.0, [1.0] * model.num_exits)
+    return torch.stack([(A_MM != 0).cpu() for A_MM in turns]).any(0)
+
+
+def wanted(model: MultiExitModel, phase: Phase) -> set[nn.Parameter]:
+    """The parameters that the phase trains, but for those that were frozen before."""
+    if callable(phase.train):
+        return set(phase.train(model))
+    run, behind = (
+        {p for stage in stages for p in model.backbone.stage_module(stage).parameters()}
+        for stages in (
+            range(model.exits[-1] + 1),
+            range(model.exits[-1] + 1, model.backbone.num_stages),
+        )
+    )
+    # Stages behind the last exit are never run, so never trained.
+    trunk = set(model.backbone.parameters()) - (behind - run)
+    last_head = set(model.heads[-1].parameters())
+    early_heads = set(model.heads.parameters()) - last_head
+    return {
+        "all": trunk | early_heads | last_head,
+        "last": trunk | last_head,
+        "heads": early_heads,
+    }[phase.train]
+
+
+def trainable(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
+    """Switch gradients off for what the phase doesn't train, and list what it does.
+
+    What was frozen before stays so.
+    """
+    chosen = wanted(model, phase)
+    for p in model.parameters():
+        p.requires_grad_(p.requires_grad and p in chosen)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def shared(model: MultiExitModel) -> set[nn.Parameter]:
+    """The trunk's weight matrices that an early exit and the last one both use."""
+    early = range(model.exits[-2] + 1) if model.num_exits > 1 else range(0)
+    return {
+        p for stage in early for p in model.backbone.stage_module(stage).parameters() if p.ndim > 1
+    }

@@ -1,0 +1,70 @@
+"""The papers' own settings, as starting points: `replace(glue("mrpc"), epochs=3)`."""
+
+from typing import NamedTuple
+
+from multiexit.data.sources import canonical
+from multiexit.names import unknown
+from multiexit.training.config import TrainConfig
+
+
+class Table3(NamedTuple):
+    """A row of LeeBERT's Table 3: λ1, λ2, batch size, cross-level cycle length C."""
+
+    lr: float
+    omega_lr: float
+    batch_size: int
+    cycle: int
+
+
+TABLE_3 = {
+    "cola": Table3(2e-5, 1e-3, 16, 2),
+    "mnli": Table3(1e-5, 1e-5, 128, 4),
+    "mrpc": Table3(1e-5, 1e-4, 32, 4),
+    "qnli": Table3(1e-5, 1e-5, 128, 8),
+    "qqp": Table3(1e-5, 1e-5, 128, 4),
+    "rte": Table3(2e-5, 1e-3, 16, 4),
+    "sst2": Table3(2e-5, 1e-4, 128, 4),
+}
+"""LeeBERT, appendix B, for BERT-base and ALBERT-base. STS-B is not in it."""
+
+
+CIFAR_SCHEDULES = ("strong", "appendix-f")
+
+
+def glue(task: str) -> TrainConfig:
+    """AdamW on a line down to 0, with Table 3's rates and batch size; RTE's for STS-B.
+
+    Small encoders want more: 5e-5 … 2e-4 for MiniLM.
+    """
+    row = TABLE_3.get(canonical(task), TABLE_3["rte"])
+    return TrainConfig(epochs=5, lr=row.lr, omega_lr=row.omega_lr, batch_size=row.batch_size)
+
+
+def cifar(schedule: str = "strong", epochs: int | None = None) -> TrainConfig:
+    """SGD at 0.1, batch 128, λ2 = 0.01 (LeeBERT, appendix F), with one of two schedules.
+
+    Args:
+        schedule: `"strong"`: 200 epochs, ×0.1 at 1/2 and 3/4 (He et al. 2016). `"appendix-f"`: 100
+            epochs, ×0.1 at 35, 60 and 85 %, which is Shallow-Deep's; the paper gives none, so this
+            is inferred.
+        epochs: another length; the milestones keep their shares.
+
+    Raises:
+        ValueError: another schedule.
+    """
+    if schedule not in CIFAR_SCHEDULES:
+        raise unknown("schedule", schedule, CIFAR_SCHEDULES)
+    strong = schedule == "strong"
+    return TrainConfig(
+        epochs=epochs or (200 if strong else 100),
+        batch_size=128,
+        lr=0.1,
+        omega_lr=0.01,
+        optimizer="sgd",
+        weight_decay=1e-4,
+        schedule="step",
+        milestones=(0.5, 0.75) if strong else (0.35, 0.6, 0.85),
+        warmup=0.0,
+        clip=None,
+        early_stopping=None,
+    )

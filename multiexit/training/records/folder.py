@@ -1,0 +1,192 @@
+"""The folder of a run: what may be begun or gone on with in it, and that one run at a time is.
+
+Everything here is about whether; what lies in the folder is the trainer's, `checkpoint`'s and
+`provenance`'s.
+"""
+
+import errno
+import json
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from multiexit.model import folder as saving
+from multiexit.runtime import first_alone
+from multiexit.training.config import TrainConfig
+from multiexit.training.records import checkpoint, provenance
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover (on systems without it, runs aren't kept apart)
+    fcntl = None
+
+MODEL = "model"
+HISTORY = "history.json"
+LOCK = ".lock"
+OURS = (checkpoint.FOLDER, MODEL, HISTORY, provenance.NAME, "results.json", "results.png")
+"""What a run leaves behind, and `overwrite` clears away."""
+
+_mine: dict[str, int] = {}  # folders that this process has: a lock doesn't refuse its own process
+_guard = threading.Lock()
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse what `held` would, and leave everything as it is."""
+    with held(config):
+        pass
+
+
+@contextmanager
+def held(config: TrainConfig) -> Iterator[None]:
+    """Inside, the run's folder is there and no other run may use it.
+
+    The first process holds it for all. The lock ends with that process, however it ends.
+
+    Raises:
+        ValueError: a file or no permission; another run is writing, which is named; a run is there
+            without `resume` or `overwrite`; or `resume` with nothing to go on from.
+    """
+    if config.output is None:
+        yield
+        return
+    folder = Path(config.output)
+    locked: list[IO[str]] = []
+    new: list[Path] = []
+
+    def take() -> None:
+        _check_place(folder)
+        new.extend(part for part in (folder, *folder.parents) if not part.exists())
+        began = folder in new or any((folder / name).exists() for name in (provenance.NAME, LOCK))
+        folder.mkdir(parents=True, exist_ok=True)
+        locked.append(_lock(folder))
+        _check_run(config, folder, began)
+
+    try:
+        first_alone(take)
+        yield
+    finally:
+        for file in locked:
+            _unlock(folder, file)
+        for part in new:  # where nothing was written
+            with suppress(OSError):
+                part.rmdir()
+
+
+def clear(folder: Path) -> None:
+    """Remove what another run left, as `overwrite` asks."""
+    for name in OURS:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _check_place(folder: Path) -> None:
+    there = folder
+    while not (there.exists() or there.is_symlink()) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"output {str(folder)!r} can't be made: {there} is no folder")
+    if (folder / saving.SETTINGS).exists():
+        raise ValueError(f"output {str(folder)!r} is a saved model, and no run's folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"output {str(folder)!r}: no permission to write in {there}")
+
+
+def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:
+    """Refuse what doesn't go with what lies in the folder.
+
+    Args:
+        began: whether the folder is new, or a run began there, that may have saved nothing.
+    """
+    saved = bool(checkpoint.names(folder))
+    finished = (folder / MODEL / saving.SETTINGS).exists()
+    if config.overwrite or (config.resume and saved):
+        return
+    if not config.resume and (saved or finished):
+        raise ValueError(
+            f"{folder} holds a run: resume=True (--resume) goes on with it, overwrite=True "
+            "(--overwrite) clears it away and starts anew; or name another output"
+        )
+    if config.resume and finished:
+        raise ValueError(
+            f"{folder} holds a run without checkpoints, so resume=True (--resume) has nothing to "
+            "go on from: overwrite=True (--overwrite) clears it away and starts anew"
+        )
+    if config.resume and not began:
+        what = "holds no run" if any(p.name != LOCK for p in folder.iterdir()) else "is empty"
+        raise ValueError(
+            f"{folder} {what}, so there is nothing that resume=True (--resume) could go on with: "
+            "leave it out, or look whether the name is right (a folder that doesn't exist yet is "
+            "begun anew)"
+        )
+
+
+def _lock(folder: Path) -> IO[str]:
+    """The folder's lock, open as long as it is held."""
+    key, path = str(folder.resolve()), folder / LOCK
+    with _guard:
+        if _mine.get(key) == os.getpid():
+            raise ValueError(
+                f"another run of this very process is writing into {folder}: let it end first"
+            )
+        file = _opened(path)
+        while not _got(file, folder):
+            file.close()  # whose it was has just removed it
+            file = _opened(path)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}))
+        file.flush()
+        _mine[key] = os.getpid()
+        return file
+
+
+def _opened(path: Path) -> IO[str]:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path} is a run's lock, and no regular file there: remove it")
+    return path.open("a+")
+
+
+def _got(file: IO[str], folder: Path) -> bool:
+    """Whether the lock is ours now; False for a file that is no longer the folder's."""
+    try:
+        if fcntl is not None:
+            # Of the process, not of the open file: workers that are forked don't keep it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return True  # a file system without locks
+        file.seek(0)
+        said = file.read()
+        file.close()
+        raise ValueError(
+            f"another run is writing into {folder}: {_owner(said)}; let it end, or name another "
+            "output"
+        ) from error
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _unlock(folder: Path, file: IO[str]) -> None:
+    with _guard:
+        (folder / LOCK).unlink(missing_ok=True)
+        file.close()
+        _mine.pop(str(folder.resolve()), None)
+
+
+def _owner(said: str) -> str:
+    try:
+        owner: Any = json.loads(said)
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    except (KeyError, TypeError, ValueError):
+        return "one that has just begun"

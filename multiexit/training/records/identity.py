@@ -1,0 +1,163 @@
+"""Which run a checkpoint belongs to: only the same one may go on from it."""
+
+import reprlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from multiexit.files import schema
+from multiexit.recipes.base import TRAIN
+from multiexit.training.config import TrainConfig
+from multiexit.training.records import checkpoint
+
+FREE = {
+    *("output", "resume", "force", "overwrite", "checkpoint_every", "keep_checkpoints"),
+    *("trackers", "workers", "progress"),
+}
+"""Settings that may change between a run and its continuation."""
+
+VERSIONS = {"multiexit", "code of multiexit", "torch", "transformers"}
+"""Those on which a run's numbers depend."""
+
+ORIGIN = {"_name_or_path", "transformers_version"}
+"""What a backbone's description says of where its settings came from."""
+
+
+def _tensor(key: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise schema.wrong(key, value, "a tensor")
+
+
+_COUNT = schema.whole(0, 2**62)
+_ROWS = schema.listed(schema.table({}, rest=schema.anything))
+_WEIGHTS = schema.table({}, rest=_tensor)
+_STATE = schema.table(
+    {
+        "run": schema.table({}, rest=schema.anything),
+        "position": schema.table(
+            dict.fromkeys(("phase", "epoch", "batch", "step", "total", "second", "stale"), _COUNT),
+            rest=schema.anything,
+        ),
+        "history": schema.table(
+            {
+                "steps": _ROWS,
+                "epochs": _ROWS,
+                "best": schema.optional(
+                    schema.table({"phase": _COUNT, "step": _COUNT}, rest=schema.anything)
+                ),
+            }
+        ),
+        "unread": schema.listed(schema.listed(schema.anything, 2, 2)),
+        "best": schema.optional(_WEIGHTS),
+        "model": _WEIGHTS,
+        "stepper": schema.table(
+            dict.fromkeys(("optimizer", "omega", "tau", "scaler"), schema.anything),
+            rest=schema.anything,
+        ),
+        "random": schema.listed(
+            schema.table(dict.fromkeys(("torch", "cuda", "numpy", "python"), schema.anything)), 1
+        ),
+    },
+    rest=schema.anything,
+)
+
+
+def check_state(key: str, state: Any) -> None:
+    """Refuse what is no run's state; what lies deeper is looked at when it is put to use."""
+    _STATE(key, state)
+    phases = state["run"].get("recipe phases")
+    if isinstance(phases, int):  # compared with this run's own later
+        schema.whole(0, phases - 1)(f"{key}.position.phase", state["position"]["phase"])
+
+
+LENGTH = {"config epochs", "config max_steps"}
+"""What rates and curricula follow, so that a longer run is another one from its first step on."""
+
+PATIENCE = "config early_stopping"
+
+LISTED = ("divergence", "epochs", "lr", "train", "extra", "branch", "surgery", "before_step")
+"""Fields of a phase that older checkpoints have in a list, as written."""
+
+WRITTEN = {"None": None, **{repr(name): name for name in TRAIN}}
+
+FIXED = ("model exits", "model shapes", "config optimizer", "recipe phases")
+"""What a checkpoint can't be put into if it differs, not even by force."""
+
+
+def identity(run: dict[str, Any]) -> dict[str, Any]:
+    """Of what `provenance.describe` says of a run, by name, what must be the same to go on."""
+    kept = {
+        **{k: run[k] for k in ("recipe", "data", "backbone", "model", "processes")},
+        "config": {k: v for k, v in run["config"].items() if k not in FREE},
+        "versions": {k: v for k, v in run["versions"].items() if k in VERSIONS},
+    }
+    return {k: v for k, v in _leaves(kept, "") if k.rpartition(" ")[2] not in ORIGIN}
+
+
+def saved_state(config: TrainConfig, here: dict[str, Any]) -> tuple[str, Any] | None:
+    """The checkpoint to go on from and its name, if that is wanted and there is one.
+
+    Args:
+        config: with `output`, `resume` and `force`.
+        here: the `identity` of this run.
+
+    Raises:
+        ValueError: it is of another run; the message names each difference.
+    """
+    found = checkpoint.load(Path(str(config.output)), check_state) if config.resume else None
+    if found is None:
+        return None
+    _uncover(found[1])
+    there = _by_field(found[1]["run"])
+    different = {key for key in {*there, *here} if there.get(key) != here.get(key)}
+    if PATIENCE in different and _more_patient(there, here, found[1]):
+        different.discard(PATIENCE)
+    if different := sorted(different):
+        said = f"the checkpoint in {config.output} is of another run; it differs in " + ", ".join(
+            f"{k} ({reprlib.repr(there.get(k))} there, {reprlib.repr(here.get(k))} here)"
+            for k in different
+        )
+        if LENGTH & {*different}:
+            said += "; with another length it isn't the run that had it from the start"
+        if any(key.startswith(FIXED) for key in different):
+            raise ValueError(f"{said}; it can't go on as this one")
+        if not config.force:
+            raise ValueError(f"{said}; force=True (--force) goes on nevertheless")
+        warnings.warn(f"{said}; going on by force", stacklevel=3)
+    return found
+
+
+def _more_patient(there: dict[str, Any], here: dict[str, Any], state: Any) -> bool:
+    """Whether more patience from the start would have led to the same place."""
+    before, now = there.get(PATIENCE), here.get(PATIENCE)
+    first = state["position"]["phase"] == 0  # a phase before may have ended too early
+    return first and before is not None and (now is None or now > before)
+
+
+def _uncover(state: Any) -> None:
+    """Older checkpoints call a phase that ended early complete; put back where it was."""
+    position = state["position"]
+    rows = state["history"]["epochs"]
+    if rows and rows[-1].get("phase") == position["phase"] and position["batch"] == 0:
+        position["epoch"] = min(position["epoch"], rows[-1]["epoch"] + 1)
+
+
+def _by_field(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's identity with each of a phase's fields under its name."""
+    made: dict[str, Any] = {}
+    for key, value in run.items():
+        phase, _, last = key.rpartition(" ")
+        if last == "rest" and isinstance(value, list) and len(value) == len(LISTED):
+            pairs = zip(LISTED, value, strict=True)
+            made.update({f"{phase} {name}": WRITTEN.get(one, one) for name, one in pairs})
+        else:
+            made[key] = value
+    return made
+
+
+def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        return [(name, tree)]
+    return [leaf for key, item in tree.items() for leaf in _leaves(item, f"{name} {key}".strip())]

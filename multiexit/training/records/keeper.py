@@ -1,0 +1,118 @@
+"""What a run keeps in its folder: what it was made from, checkpoints, its history, its model."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from multiexit.evaluation.history import History
+from multiexit.model import folder as saving
+from multiexit.model.model import MultiExitModel
+from multiexit.recipes import Recipe
+from multiexit.runtime import as_found
+from multiexit.training.config import TrainConfig
+from multiexit.training.records import checkpoint, identity, provenance
+from multiexit.training.records import folder as runfolder
+
+
+class Keeper:
+    """Keeps a run, or nothing without `output`; only the first process writes.
+
+    Args:
+        model, config, tokenizer: of the trainer.
+        first: whether this is the first process.
+    """
+
+    def __init__(self, model: MultiExitModel, config: TrainConfig, tokenizer: Any, first: bool):
+        self.model, self._tokenizer, self._first = model, tokenizer, first
+        saves = config.output is not None and first
+        self._spec = saving.description(model.backbone, stacklevel=4) if saves else None
+
+    def begin(
+        self, recipe: Recipe, config: TrainConfig, sets: tuple[Any, Any, Any], processes: int
+    ) -> Any:
+        """The state that a run goes on from, if any; nothing is written yet.
+
+        Args:
+            sets: what is trained on, the dev set, and rows without labels.
+
+        Raises:
+            ValueError: the checkpoint is of another run.
+        """
+        self._config, self._begun = config, False
+        self._kept: list[str] = []
+        if config.output is None:
+            return None
+        self._output = Path(config.output)
+        train, dev, unlabelled = sets
+        data = {"train": train, "dev": dev, "unlabelled": unlabelled}
+        self._facts = provenance.describe(self.model, recipe, config, data, processes)
+        self._run = identity.identity(self._facts)
+        name, saved = identity.saved_state(config, self._run) or (None, None)
+        self._from = name
+        if name is not None:
+            known = checkpoint.names(self._output)
+            self._kept = known[: known.index(name) + 1]
+        return saved
+
+    def write_down(self) -> bool:
+        """What the run is made from, where all is well and work starts; whether that was now."""
+        if self._begun:
+            return False
+        self._begun = True
+        if self._config.output is None or not self._first:
+            return True
+        if self._config.overwrite:
+            runfolder.clear(self._output)
+        provenance.record(self._output, self._facts, self._from)
+        if self._config.resume and self._from is None:
+            said = f"resume: nothing is saved in {self._output} yet, so the run starts anew"
+            print(said, file=sys.stderr)
+        return True
+
+    def take_finished(self, recipe: Recipe) -> bool:
+        """Give the model what the finished run saved; False if that isn't whole."""
+        folder = self._output / runfolder.MODEL
+        plain = recipe.finish is None and folder.exists()
+        if not provenance.finished(self._output, self._kept[-1], otherwise=plain):
+            return False
+        with as_found(self.model):
+            try:
+                own = None if isinstance(self.model.head, str) else self.model.head
+                there = MultiExitModel.from_pretrained(
+                    folder, self.model.backbone, own, [type(recipe.policy)]
+                )
+            except ValueError as error:
+                warnings.warn(
+                    f"the finished model can't be read ({error}); it is made again from the "
+                    "last checkpoint",
+                    stacklevel=4,
+                )
+                return False
+        self.model.load_state_dict(there.state_dict())
+        self.model.policy, self.model.latency = there.policy, there.latency
+        if self._first:
+            said = f"resume: the run in {self._output} is complete, and stays as it is"
+            print(said, file=sys.stderr)
+        return True
+
+    def checkpoint(self, state: dict[str, Any], history: History) -> None:
+        """Write a state, and let go of those that aren't to be kept."""
+        position, best = state["position"], history.best
+        name = checkpoint.name_of(position["phase"], position["step"])
+        self._kept = [*self._kept, name][-self._config.keep_checkpoints :]
+        keep = [*self._kept, *([checkpoint.name_of(best["phase"], best["step"])] if best else [])]
+        checkpoint.save(self._output, name, {"run": self._run, **state}, keep)
+        history.save(self._output / runfolder.HISTORY)
+
+    def save_model(self, history: History) -> None:
+        """Write the model as it is, and the history."""
+        if self._config.output is not None and self._first:
+            folder = self._output / runfolder.MODEL
+            saving.save(folder, self.model, self.model.settings(self._spec), self._tokenizer)
+            history.save(self._output / runfolder.HISTORY)
+
+    def finish(self) -> None:
+        """Write down that the run is complete."""
+        if self._config.output is not None and self._first:
+            provenance.finish(self._output, self._kept[-1])

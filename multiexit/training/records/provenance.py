@@ -1,0 +1,194 @@
+"""What a run was made from, so that it can be told from others, and repeated: `run.json`."""
+
+import hashlib
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from multiexit import _version
+from multiexit.data import loaders
+from multiexit.data.fingerprint import fingerprint
+from multiexit.evaluation import metrics
+from multiexit.files.json_files import read_json, write_json
+from multiexit.losses import topology
+from multiexit.model.model import MultiExitModel
+from multiexit.recipes import Phase, Recipe
+from multiexit.runtime import versions
+from multiexit.training import phase as phases
+from multiexit.training.config import TrainConfig
+
+NAME = "run.json"
+PLAIN = str | int | float | None
+
+
+def describe(
+    model: MultiExitModel,
+    recipe: Recipe,
+    config: TrainConfig,
+    data: dict[str, Any],
+    processes: int,
+) -> dict[str, Any]:
+    """A run as plain data.
+
+    Args:
+        model, recipe, config: as elsewhere.
+        data: data sets by name; None where there is none.
+        processes: how many train.
+    """
+    shapes = repr([(name, tuple(p.shape)) for name, p in model.named_parameters()])
+    described = {
+        "recipe": {
+            "name": recipe.name,
+            "phases": len(recipe.phases),
+            **{f"phase {i}": _phase(model, phase) for i, phase in enumerate(recipe.phases)},
+        },
+        "config": {**vars(config), "metric": config.metric and metrics.name(config.metric)},
+        "data": {name: _data(name, some) for name, some in data.items() if some is not None},
+        "backbone": model.backbone.spec,
+        "model": {
+            "exits": model.exits,
+            "head": _written(model.head),
+            "pool": model.pool,
+            "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
+        },
+        "processes": processes,
+        "versions": {**versions(), "code of multiexit": _code()},
+    }
+    return json.loads(json.dumps(described, default=lambda part: _stable(str(part))))
+
+
+def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> None:
+    """Write `run.json`; a run that goes on keeps it, and adds how it went on.
+
+    Args:
+        folder: the run's.
+        run: what `describe` gave.
+        resumed: the checkpoint from which it goes on.
+
+    Raises:
+        ValueError: the `run.json` to keep is damaged.
+    """
+    path = folder / NAME
+    now = {
+        "command": shlex.join(sys.orig_argv),
+        "folder": str(Path.cwd()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git(),
+        **run,
+    }
+    if resumed is not None and path.exists():
+        try:
+            facts = _read(path)
+            facts.setdefault("resumed", []).append({"from": resumed, **now})
+        except ValueError as error:
+            raise ValueError(f"{error}; move {path.name} away to go on") from error
+        now = facts
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, now)
+
+
+def finish(folder: Path, checkpoint: str) -> None:
+    """Note in `run.json` that the run is done, model and all, behind its last checkpoint."""
+    facts = _read(folder / NAME)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder / NAME, {**facts, "finished": {"checkpoint": checkpoint, "at": now}})
+
+
+def finished(folder: Path, checkpoint: str, otherwise: bool) -> bool:
+    """Whether `finish` was noted behind this checkpoint.
+
+    Args:
+        folder, checkpoint: as there.
+        otherwise: what counts where nothing was ever noted.
+    """
+    try:
+        noted = _read(folder / NAME).get("finished")
+    except (OSError, ValueError):
+        return False
+    if noted is None:
+        return otherwise
+    return isinstance(noted, dict) and noted.get("checkpoint") == checkpoint
+
+
+def _read(path: Path) -> dict[str, Any]:
+    facts = read_json(path, finite=False)
+    if not isinstance(facts, dict) or not isinstance(facts.get("resumed", []), list):
+        raise ValueError(f"{path} is damaged: it says nothing of a run")
+    return facts
+
+
+def _phase(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
+    """Every field of a phase; what depends on the number of exits as the matrices it makes."""
+    teaches_MM = topology.resolve(phase.topology, model.num_exits)
+    turns = phases.factors(phase, teaches_MM, 0.5, model.cost().shares_M)
+    return {
+        **{field.name: _written(getattr(phase, field.name)) for field in fields(phase)},
+        "topology": teaches_MM.tolist(),
+        "coefficients": [A_MM.tolist() for A_MM in turns],
+    }
+
+
+def _written(part: Any) -> Any:
+    """Plain values as they are, a function by its name and the plain values that it closes over."""
+    if isinstance(part, PLAIN):
+        return part
+    if not inspect.isfunction(part):
+        return _stable(repr(part))
+    cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
+    around = {name: _held(cell) for name, cell in cells}
+    plain = [f"{n}={v!r}" for n, v in around.items() if v is not None and isinstance(v, PLAIN)]
+    return part.__qualname__ + (f"({', '.join(plain)})" if plain else "")
+
+
+def _held(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing yet
+        return None
+
+
+def _stable(text: str) -> str:
+    """Without addresses in memory, which each process has its own of."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+@cache
+def _code() -> str:
+    """A hash of the package's own source, which changes more often than its version does."""
+    folder = Path(_version.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _data(name: str, data: Any) -> dict[str, Any]:
+    rows: Any = data.dataset if isinstance(data, DataLoader) else data
+    count = len(rows) if hasattr(rows, "__len__") else None
+    order = loaders.described(data) if isinstance(data, DataLoader) and name != "dev" else {}
+    return {"rows": count, "hash": fingerprint(rows), **order}
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the repository around the working directory, and whether files differ."""
+    try:
+        commit, changed = (
+            subprocess.run(
+                ["git", *words], capture_output=True, text=True, check=True, timeout=20
+            ).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(changed)}

@@ -1,0 +1,1 @@
+"""The search for settings: a space, a queue of trials, and cross-validation to judge them."""

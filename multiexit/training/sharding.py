@@ -1,0 +1,134 @@
+"""FSDP2: a network's parameters cut into shards, one on each process, and put together again."""
+
+from copy import deepcopy
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast, fsdp2_prepare_model, recursively_apply
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from multiexit.model.model import MultiExitModel
+from multiexit.recipes import Recipe
+from multiexit.training.config import TrainConfig
+
+T = TypeVar("T")
+
+
+def check(
+    accelerator: Accelerator, model: MultiExitModel, recipe: Recipe, config: TrainConfig
+) -> None:
+    """Refuse ways of spreading that training doesn't know, and what FSDP2 can't train.
+
+    Raises:
+        ValueError: FSDP of version 1, DeepSpeed, …; under FSDP2 surgery or hypergradients,
+            BatchNorm in mixed precision, and options of the training pass.
+    """
+    kind = accelerator.distributed_type.value
+    if kind != "NO" and not kind.startswith("MULTI_") and not accelerator.is_fsdp2:
+        raise ValueError(
+            f"this run was launched as {kind}; training knows DDP and FSDP2: launch it with "
+            "--multi_gpu, or with --use_fsdp --fsdp_version 2"
+        )
+    if not accelerator.is_fsdp2:
+        return
+    for option in ("compile", "channels_last"):
+        if getattr(config, option):
+            raise ValueError(
+                f"{option} is not known to go with FSDP2: leave it out, or train with DDP "
+                "(--multi_gpu)"
+            )
+    plugin: Any = accelerator.state.fsdp_plugin
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ValueError("sharded parameters stay on their devices: set fsdp_offload_params: false")
+    if plugin.activation_checkpointing:  # it would draw other dropout when it computes again
+        raise ValueError(
+            "activations are computed again by checkpoint_gradients=True (--checkpoint-gradients): "
+            "set that, and fsdp_activation_checkpointing: false"
+        )
+    if accelerator.mixed_precision != "no" and not may_mix(accelerator, model):
+        raise ValueError(
+            f"FSDP2 makes BatchNorm's weights {accelerator.mixed_precision} and leaves its "
+            "statistics float32, which BatchNorm refuses: set mixed_precision='no', or train with "
+            "DDP (--multi_gpu)"
+        )
+    for index, phase in enumerate(recipe.phases):
+        if phase.surgery is not None or phase.learner.looks_back:
+            what = "gradient surgery" if phase.surgery is not None else "hypergradients"
+            raise ValueError(
+                f"phase {index} of {recipe.name!r} uses {what}, which needs whole parameters, and "
+                "FSDP2 shards them: train it with DDP (--multi_gpu)"
+            )
+
+
+def may_mix(accelerator: Accelerator, model: MultiExitModel) -> bool:
+    """Whether mixed precision goes with how this network is spread: not BatchNorm with FSDP2."""
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return not (norms and accelerator.is_fsdp2)
+
+
+def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
+    """A copy with sharded parameters, on the device; the model itself stays whole where it is.
+
+    The first process's parameters and buffers count. With the plugin's transformer-based policy
+    each stage is gathered when it runs, and everything else when a pass begins.
+    """
+    made: Any = deepcopy(model)
+    for tensor in (*made.parameters(), *made.buffers()):
+        tensor.data.copy_(broadcast(tensor.data.to(accelerator.device)))  # type: ignore[arg-type]
+    stages = map(made.backbone.stage_module, range(made.backbone.num_stages))
+    made._no_split_modules = sorted({type(stage).__name__ for stage in stages})
+    plugin: Any = accelerator.state.fsdp_plugin
+    # Every process has all weights; and accelerate's way to do without trips over buffers.
+    plugin.cpu_ram_efficient_loading = False
+    fsdp2_prepare_model(accelerator, made)
+    for name in ("run", "cost"):  # what is called in place of forward
+        register_fsdp_forward_method(made, name)
+    return made
+
+
+def whole(tree: T) -> T:
+    """Sharded tensors in nested dicts gathered; all processes must call it, with the same tree."""
+    return recursively_apply(_whole, tree)  # type: ignore[return-value]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers on the CPU, whole; all processes must call it."""
+    return {name: _whole(t.detach()).cpu().clone() for name, t in model.state_dict().items()}
+
+
+def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load what `weights` gave, sharded as the model is."""
+    own = model.state_dict()
+    model.load_state_dict({name: _cut(value, own[name]) for name, value in weights.items()})
+
+
+def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]) -> None:
+    """Shard an optimiser's `state_dict()["state"]`, loaded whole, as its parameters are.
+
+    Raises:
+        IndexError: there are fewer parameters.
+    """
+    if not any(isinstance(p, DTensor) for p in parameters):
+        return
+    for index, own in state.items():
+        p = parameters[index]
+        for name, value in own.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                own[name] = _cut(value, p)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _cut(value: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

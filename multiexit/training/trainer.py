@@ -1,0 +1,323 @@
+"""The training loop, on accelerate: CPU, one GPU or many.
+
+Letters: M exits. Θ are the network's parameters, Ω the loss weights.
+
+    for each phase of the recipe
+        for each epoch
+            cut the training set into D1 and D2, from (seed, epoch)
+            for each batch B1 of D1
+                Θ ← Θ − λ1 ∇ (W ∘ A ∘ L_B1).sum()
+                Ω ← what its learner plans for this step
+            score every exit on the dev set; keep the best mean
+        go on from the best
+"""
+
+import signal
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Any, NoReturn
+
+from accelerate.utils import (
+    broadcast,
+    broadcast_object_list,
+    set_seed,
+)
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from multiexit import policies
+from multiexit.data import loaders
+from multiexit.data.columns import Columns
+from multiexit.data.order import Indices, chunks
+from multiexit.data.training_set import Rows
+from multiexit.evaluation import metrics
+from multiexit.evaluation.history import History
+from multiexit.evaluation.judging import exit_scores
+from multiexit.evaluation.outputs import Outputs, collect
+from multiexit.model.model import MultiExitModel
+from multiexit.recipes import Phase, Recipe
+from multiexit.runtime import as_found
+from multiexit.training import checks, out_of_memory, precision, selection, sharding, signals
+from multiexit.training import phase as phases
+from multiexit.training.accelerator import accelerator
+from multiexit.training.config import TrainConfig
+from multiexit.training.finite import check_parameters
+from multiexit.training.records import folder
+from multiexit.training.records.keeper import Keeper
+from multiexit.training.records.state import Position, State
+from multiexit.training.stepper import Stepper
+
+
+class Trainer:
+    """Trains a model by a recipe.
+
+    Args:
+        model: changed in place.
+        recipe: the method.
+        config: the run's settings.
+        tokenizer: saved with the model, where it is saved.
+
+    Raises:
+        ValueError: a topology that doesn't fit the model's exits, a metric that can't judge it, or
+            other parts that don't go together.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        recipe: Recipe,
+        config: TrainConfig | None = None,
+        tokenizer: Any = None,
+    ):
+        self.model = model
+        self.recipe = recipe
+        self.config = TrainConfig() if config is None else config
+        checks.check_parts(model, recipe, self.config)
+        precision.trainable_weights(model)
+        checks.check(model, recipe)
+        policies.check(recipe.policy, model.num_exits, model.num_classes)
+        metrics.check(self.config.metric, model.num_classes)
+        checks.check_options(model, recipe, self.config)
+        self.accelerator = accelerator(self.config)
+        sharding.check(self.accelerator, model, recipe, self.config)
+        if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
+        self._keeper = Keeper(model, self.config, tokenizer, self.accelerator.is_main_process)
+        self.state = State()
+        self._asked = signals.Noted()
+
+    @property
+    def history(self) -> History:
+        """What the run did so far."""
+        return self.state.history
+
+    def fit(
+        self,
+        train: Dataset[Any] | DataLoader[Any],
+        dev: Dataset[Any] | DataLoader[Any] | None = None,
+        unlabelled: Dataset[Any] | DataLoader[Any] | None = None,
+    ) -> History:
+        """Train, and leave the model with its best weights on `dev` (its last without one).
+
+        The recipe's policy becomes the model's. With `output`, SIGTERM, SIGHUP and Ctrl-C let the
+        step in progress finish, save, and then end the process; a second one ends it at once.
+        Weights in half precision become float32. With `resume`, a run that was finished is left
+        as it is, and the model gets all that was saved with it.
+
+        Args:
+            train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`,
+                of torch or of `datasets`; or a `DataLoader`, whose settings are kept: its sampler's
+                order too, while that of `shuffle=True` is the trainer's own.
+            dev: what selects the best epoch of a phase, by the mean of the metric over the exits
+                that it trains.
+            unlabelled: rows for phases that learn from teachers alone; `train` without it.
+
+        Returns:
+            The history; it also lies in `output` with the model, the checkpoints and `run.json`,
+            which says what the run was made from.
+
+        Raises:
+            ValueError: an empty set, labels outside the classes, a checkpoint of another run, a
+                folder that holds a run or that another one is writing into. Nothing is written.
+            FloatingPointError: a loss that is NaN or infinite, named by exit and step; the last
+                checkpoint stands.
+            torch.OutOfMemoryError: with what to lower.
+        """
+        with precision.training_switches(self.accelerator.device):
+            return self._fit(train, dev, unlabelled)
+
+    def _fit(self, train: Any, dev: Any, unlabelled: Any) -> History:
+        if isinstance(train, DataLoader):
+            loaders.check(train)
+            self.config = replace(self.config, **loaders.settings(train))
+        # Workers are processes of their own, which a device's memory can't be handed to.
+        device = self.accelerator.device if self.config.workers == 0 else None
+        known = Columns(self.model.backbone.start)
+        data = Rows(train, self.model.num_classes, device, known)
+        alone = None if unlabelled is None else Rows(unlabelled, None, device, known)
+        data_of = [
+            data if alone is None or phases.labelled(self.model, phase) else alone
+            for phase in self.recipe.phases
+        ]
+        unread = unlabelled is not None and all(rows is data for rows in data_of)
+        checks.check_sets(self.model, self.recipe, train, dev, unread)
+        set_seed(self.config.seed + self.accelerator.process_index)
+        with folder.held(self.config):
+            sets, world = (train, dev, unlabelled), self.accelerator.num_processes
+            self.state = State(self._keeper.begin(self.recipe, self.config, sets, world))
+            precision.trainable_weights(self.model)
+            if self._was_finished(data_of[-1]) and self._keeper.take_finished(self.recipe):
+                self.model.to(self.accelerator.device)
+                self._keeper.write_down()
+                self.state.history = History(**self.state.saved["history"])
+                return self.state.history
+            self.model.policy = self.recipe.policy
+            may_mix = sharding.may_mix(self.accelerator, self.model)
+            with signals.noted(self.config.output is not None) as self._asked:
+                for index in range(self.state.first_phase, len(self.recipe.phases)):
+                    with out_of_memory.explained(self.config, data_of[index], may_mix):
+                        self._run_phase(index, data_of[index], dev)
+            self.model.to(self.accelerator.device)  # of sharded copies it was the whole
+            for tracker in self.accelerator.trackers:  # end_training would end the group too
+                tracker.finish()
+            if self.recipe.finish is not None:
+                self.recipe.finish(self.model, self._collect(self.model, dev, keys=True))
+            self._keeper.save_model(self.state.history)
+            self._keeper.finish()
+        return self.state.history
+
+    def _was_finished(self, data: Rows) -> bool:
+        """Whether the run that was saved has nothing left to train."""
+        if not self.state.saved:
+            return False
+        position, last = Position(**self.state.saved["position"]), len(self.recipe.phases) - 1
+        epochs, steps = self._length(self.recipe.phases[last], data)
+        return position.phase == last and self._over(position, epochs, steps)
+
+    def _over(self, position: Position, epochs: int, steps: int) -> bool:
+        return selection.over(position, self.config.early_stopping, epochs, steps)
+
+    def _length(self, phase: Phase, data: Rows) -> tuple[int, int]:
+        """Epochs and steps of Θ of a phase."""
+        first, _ = self._epoch(phase, data, 0)
+        return selection.length(phase, self.config, len(first))
+
+    def _epoch(self, phase: Phase, data: Rows, epoch: int) -> tuple[list[Indices], list[Indices]]:
+        """The batches of D1 and D2 in an epoch, on this process."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        config = self.config
+        return data.epoch(config.seed, epoch, phase.learner.splits, config.batch_size, rank, world)
+
+    def _run_phase(self, index: int, data: Rows, dev: Any) -> None:
+        self.state.position = Position(phase=index, total=self.state.position.total)
+        phase = self.recipe.phases[index]
+        with (
+            as_found(self.model),
+            closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper,
+        ):
+            self._run_epochs(stepper, data, dev)
+            self._share_buffers(stepper.model)
+            best = self.state.best
+            if best is not None or stepper.model is not self.model:
+                self.model.load_state_dict(best or sharding.weights(stepper.model))
+
+    def _run_epochs(self, stepper: Stepper, data: Rows, dev: Any) -> None:
+        config, phase, state = self.config, stepper.phase, self.state
+        rank = self.accelerator.process_index
+        state.restore(stepper, rank, self.accelerator.device)
+        if self._keeper.write_down():
+            self.accelerator.init_trackers("multiexit")
+        position = state.position
+        epochs, steps = self._length(phase, data)
+        shown = config.progress and self.accelerator.is_main_process
+        hidden = None if shown else True  # None: shown on a terminal only
+        bar = tqdm(total=steps, initial=position.step, desc=self.recipe.name, disable=hidden)
+        while not self._over(position, epochs, steps):
+            begin = time.perf_counter()
+            stepper.begin_epoch((position.epoch + 1) / epochs)
+            first, second = self._epoch(phase, data, position.epoch)
+            done = position.batch * config.accumulation
+            seed = (config.seed, position.phase, position.epoch, rank)
+            # Named nowhere else, so that its workers end with the loop, whatever ends that.
+            for micro in chunks(data.feed(first, config.workers, seed, done), config.accumulation):
+                draw = partial(self._draw, data, second, seed)
+                state.journal.add(position.step, stepper.step(micro, draw, position.step, steps))
+                position.batch += 1
+                position.step += 1
+                position.total += 1
+                bar.update()
+                if reading := position.step % config.log_every == 0:
+                    self._read_losses(stepper, bar)
+                if position.step == steps or position.batch * config.accumulation >= len(first):
+                    break  # the epoch's end saves
+                every = config.checkpoint_every
+                asked = self._asked.agreed(self.accelerator, reading)
+                if asked or (every and position.step % every == 0):
+                    self._checkpoint(stepper)
+                if asked:
+                    self._end(asked, bar)
+            self._read_losses(stepper, bar)
+            self._end_epoch(stepper.model, dev, time.perf_counter() - begin)
+            position.epoch += 1
+            position.batch = position.second = 0
+            self._checkpoint(stepper)
+            if asked := self._asked.agreed(self.accelerator, True):
+                self._end(asked, bar)
+        bar.close()
+
+    def _end(self, asked: int, bar: Any) -> NoReturn:
+        """End as a signal asked for, behind a checkpoint."""
+        bar.close()
+        if self.accelerator.is_main_process:
+            position, name = self.state.position, signal.Signals(asked).name
+            print(
+                f"stopped by {name}; saved in {self.config.output} after step {position.step} of "
+                f"phase {position.phase}: go on with resume=True (on the command line --resume)",
+                file=sys.stderr,
+            )
+        signals.end(asked)
+
+    def _draw(self, data: Rows, second: list[Indices], seed: tuple[int, ...]) -> Any:
+        """The next batch of D2; after the last comes the first."""
+        number = self.state.position.second
+        self.state.position.second += 1
+        return data.fetch(second[number % len(second)], (*seed, number, 2))
+
+    def _read_losses(self, stepper: Stepper, bar: Any) -> None:
+        """Bring the losses since the last reading from the device, check and log them."""
+        read = self.state.journal.read(stepper)
+        if not read:
+            return
+        position = self.state.position
+        place = {"phase": position.phase, "epoch": position.epoch, "step": position.step}
+        self.state.history.steps.append({**place, **read})
+        self.accelerator.log({"loss": read["loss"], "lr": read["lr"]}, step=position.total)
+        bar.set_postfix(loss=f"{read['loss']:.3f}")
+
+    def _end_epoch(self, model: MultiExitModel, dev: Any, seconds: float) -> None:
+        """Score all exits, and keep the best."""
+        position, history = self.state.position, self.state.history
+        check_parameters(model, position.step)
+        row: dict[str, Any] = {
+            "phase": position.phase,
+            "epoch": position.epoch,
+            "step": position.step,
+            "seconds": round(seconds, 3),
+        }
+        history.epochs.append(row)
+        if dev is None:
+            return
+        self._share_buffers(model)
+        # What the first process sees decides for all.
+        (row["exits"],) = broadcast_object_list([exit_scores(self._collect(model, dev))])
+        judged = phases.judged(self.model, self.recipe.phases[position.phase])
+        row["mean"] = sum(row["exits"][m]["score"] for m in judged) / len(judged)
+        self.accelerator.log({"mean over exits": row["mean"]}, step=position.total)
+        if selection.better(row, history.best):
+            history.best, position.stale = row, 0
+            self.state.best = sharding.weights(model)
+            if model is not self.model:
+                self.model.load_state_dict(self.state.best)
+            self._keeper.save_model(history)
+            return
+        position.stale += 1
+
+    def _collect(self, model: MultiExitModel, dev: Any, keys: bool = False) -> Outputs:
+        batch_size = 2 * self.config.batch_size
+        return collect(model, dev, self.config.metric, batch_size, keys=keys, spread=True)
+
+    def _share_buffers(self, model: MultiExitModel) -> None:
+        """Give every process the first one's BatchNorm statistics."""
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
+
+    def _checkpoint(self, stepper: Stepper) -> None:
+        if self.config.output is None:
+            return
+        checked = self.state.checked(stepper, self.accelerator)
+        if checked is not None:
+            self._keeper.checkpoint(checked, self.state.history)

@@ -1,0 +1,133 @@
+"""What one pass over a batch gives the training loop, and checks of what it left.
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import config as functorch
+from torch.utils.checkpoint import checkpoint
+
+from multiexit.backbones import Carry
+from multiexit.data import batches
+from multiexit.losses import labels, matrix
+from multiexit.model.model import MultiExitModel
+from multiexit.recipes import Phase, Seen
+from multiexit.runtime import compiled
+from multiexit.training.batch_norm import RepeatedStatistics
+from multiexit.training.config import TrainConfig
+
+
+class Losses(NamedTuple):
+    """What a pass over a batch gives the training step.
+
+    Args:
+        L_MM: the loss matrix.
+        rows_MB: each row's own loss at each exit, where the learner weighs rows.
+        extra: what the phase adds.
+        logits_MBC: all exits' logits.
+        labels_B: on the logits' device, or None where the phase learns from none.
+    """
+
+    L_MM: Tensor
+    rows_MB: Tensor | None
+    extra: Tensor | None
+    logits_MBC: Tensor
+    labels_B: Tensor | None
+
+
+class TrainingPass(nn.Module):
+    """A phase's pass over a batch, as one module: what spreads modules over devices sees it all.
+
+    Args:
+        model, phase: as elsewhere.
+        labelled: whether the phase learns from labels; if not, batches need none.
+        config: how the pass is run: compiled, with channels last, stages computed twice.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        phase: Phase,
+        labelled: bool = True,
+        config: TrainConfig | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self._phase = phase
+        self._labelled = labelled
+        config = config or TrainConfig()
+        self._channels_last = config.channels_last
+        self._stage = self._again if config.checkpoint_gradients else None
+        self._compiled = config.compile
+        # A function is compiled, no module: names of parameters stay as they are.
+        self._found = self._losses
+        if config.compile:  # phases, gradients on and off, and lengths of text are compiled apart
+            self._found = compiled(self._losses, 64)
+            if phase.surgery is not None:  # goes backward more than once, so must keep its inputs
+                functorch.donated_buffer = False
+
+    def forward(self, batch: Any, tau: float | Tensor) -> Losses:
+        """The losses of a batch.
+
+        Raises:
+            ValueError: a batch with labels outside the classes, or without labels in a phase that
+                learns from them.
+        """
+        device = next(self.model.parameters()).device
+        labels_B = None
+        if self._labelled:
+            args, inputs, labels_B = batches.unpack(batch)
+        else:
+            args, inputs = batches.unpack_inputs(batch)
+        if labels_B is not None:
+            if self._compiled or device.type != "cpu":  # where the loss matrix doesn't look
+                labels.check_labels(labels_B, self.model.num_classes)
+            labels_B = batches.move(labels_B, device)
+        args, inputs = batches.move((args, inputs), device)
+        if self._channels_last:
+            args, inputs = batches.channels_last((args, inputs))
+        return self._found(args, inputs, labels_B, tau)
+
+    def _losses(self, args: Any, inputs: Any, labels_B: Tensor | None, tau: float | Tensor) -> Any:
+        phase = self._phase
+        seen = self.model.run(args, inputs, phase.branch, phase.extra is not None, self._stage)
+        L_MM = matrix.loss_matrix(seen.logits_MBC, labels_B, tau, phase.divergence)
+        rows_MB = extra = None
+        if phase.learner.weighs_rows and labels_B is not None:
+            rows_MB = matrix.row_losses(seen.logits_MBC, labels_B)
+        if phase.extra is not None:
+            extra = phase.extra(
+                Seen(args, inputs, labels_B, seen.logits_MBC, seen.certainty_MB, seen.features)
+            )
+        return Losses(L_MM, rows_MB, extra, seen.logits_MBC, labels_B)
+
+    def _again(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
+        """A stage that keeps nothing for the backward pass, where it is run again."""
+        backbone = self.model.backbone
+        if not torch.is_grad_enabled():
+            return backbone.stage(carry, index)
+        if torch.compiler.is_compiling():  # the compiler knows which updates are not to be repeated
+            return checkpoint(backbone.stage, carry, index, use_reentrant=False)
+        return checkpoint(
+            backbone.stage,
+            carry,
+            index,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), RepeatedStatistics(backbone)),
+        )
+
+
+class Terms(nn.Module):
+    """A training pass that gives its weighted terms alone: rows' losses, or the loss matrix."""
+
+    def __init__(self, passing: TrainingPass):
+        super().__init__()
+        self.passing = passing
+
+    def forward(self, batch: Any, tau: float | Tensor) -> Tensor:
+        found = self.passing(batch, tau)
+        return found.L_MM if found.rows_MB is None else found.rows_MB

@@ -1,0 +1,102 @@
+"""The losses and weights of steps, kept on the device until they are read, checked and logged.
+
+Letters: M exits.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
+
+from multiexit.training.finite import check_finite
+from multiexit.training.stepper import Step, Stepper
+
+
+class Journal:
+    """What was not read yet. Reading waits for the device, so it is done now and then."""
+
+    def __init__(self) -> None:
+        self._unread: list[tuple[int, Step]] = []
+        self._warned = False
+
+    def add(self, number: int, step: Step) -> None:
+        """What one step went by."""
+        self._unread.append((number, step))
+
+    @property
+    def unread(self) -> list[tuple[int, Step]]:
+        """What `restore` takes, for a checkpoint between two readings."""
+        return list(self._unread)
+
+    def restore(self, unread: list[tuple[int, Step]], device: torch.device) -> None:
+        """Take back what was unread."""
+        self._unread = [(number, Step(*(t.to(device) for t in step))) for number, step in unread]
+
+    def check(self, stepper: Stepper) -> None:
+        """Wait for the device, and look at what is unread without reading it.
+
+        All processes must call it; losses are their means.
+
+        Raises:
+            FloatingPointError: a term that counts, or a weight, is NaN or infinite.
+        """
+        if not self._unread:
+            return
+        numbers, steps = zip(*self._unread, strict=True)
+        loss, L, W, A, rows = (torch.stack(some) for some in zip(*steps, strict=True))
+        # Of all processes: what breaks one, all see.
+        loss, L = (reduce(some, "mean") for some in (loss, L))
+        self._unread = list(zip(numbers, map(Step, loss, L, W, A, rows), strict=True))  # type: ignore[arg-type]
+        check_finite(L.cpu(), A.cpu(), list(numbers))  # type: ignore[union-attr]
+        if self._logs_weights(stepper) and not stepper.omega.value().isfinite().all():
+            raise FloatingPointError(
+                f"the loss weights are NaN or infinite after step {numbers[-1] + 1}, so a loss on "
+                "D2 was: look for broken inputs, or lower the learning rates; the last checkpoint "
+                "stands"
+            )
+
+    def read(self, stepper: Stepper) -> dict[str, Any]:
+        """The steps since the last reading as one row of the history; {} if there were none.
+
+        Losses are means over these steps' rows.
+
+        Raises:
+            FloatingPointError: as `check` does.
+        """
+        if not self._unread:
+            return {}
+        self.check(stepper)
+        steps = [step for _, step in self._unread]
+        loss, L, _, A, rows = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
+        share_S = (rows / rows.sum()).to(L.dtype)  # a short step counts less
+        own_M = share_S @ L.diagonal(dim1=1, dim2=2)
+        self._unread.clear()
+        row: dict[str, Any] = {
+            "loss": float(share_S @ loss),
+            "own_M": [round(value, 6) for value in own_M.tolist()],
+            "lr": stepper.optimizer.param_groups[0]["lr"],
+        }
+        if not stepper.labelled:
+            row.pop("own_M")
+        if self._logs_weights(stepper):
+            row["W_MM"] = self._weights(stepper.omega.value().cpu(), A[-1])
+        return row
+
+    def _logs_weights(self, stepper: Stepper) -> bool:
+        return stepper.omega.learner.learns and not stepper.omega.weighs_rows
+
+    def _weights(self, W_MM: Tensor, A_MM: Tensor) -> list[list[float | None]]:
+        least = W_MM[A_MM != 0].min()
+        if not self._warned and least <= 0:
+            self._warned = True
+            warnings.warn(
+                f"a loss weight has fallen to {float(least):.3f}: its term no longer trains, or "
+                "trains backwards; parametrization='softmax' has no such end",
+                stacklevel=4,
+            )
+        return [
+            [round(w, 5) if a != 0 else None for w, a in zip(ws, factors, strict=True)]
+            for ws, factors in zip(W_MM.tolist(), A_MM.tolist(), strict=True)
+        ]

@@ -1,0 +1,261 @@
+"""`multiexit calibrate`: what it saves, what it leaves alone, what it says, what it refuses."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import Table, chain, command
+from torch.utils.data import TensorDataset
+
+import multiexit as mx
+from multiexit.cli import calibrating as calibrate_run
+from multiexit.data import tasks
+from multiexit.evaluation import guarantee
+from multiexit.model.latency import machine_of
+
+ROWS, QUARTER = 359, 89  # of the digits' test set
+DEFAULTS = {
+    **dict.fromkeys(("speedup", "score", "milliseconds", "risk", "budget")),
+    **{"by": "layers", "batch_size": 1, "confidence": 0.9, "loss": "disagreement"},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a model of the digits, whose exits agree with the last ever more often."""
+    torch.manual_seed(0)
+    task = tasks.load("digits")
+    model = mx.MultiExitModel(mx.cifar_resnet(20, in_channels=1, size=8), 10, exits=[0, 4, 8])
+    model.preprocessing = task.preprocessing
+    config = mx.TrainConfig(epochs=2, batch_size=64, lr=0.05, optimizer="sgd", progress=False)
+    mx.Trainer(model, mx.recipe("joint"), config).fit(task.train)
+    model.policy = mx.Patience(2)
+    folder = tmp_path_factory.mktemp("digits") / "model"
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("kept as it is")
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy to calibrate in."""
+    for path in made.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def collected(folder: Path) -> mx.Outputs:
+    model = mx.MultiExitModel.from_pretrained(folder)
+    return mx.collect(model, tasks.load("digits").sets["test"])
+
+
+def settings_of(files: dict[str, bytes]) -> dict:
+    settings = json.loads(files["multiexit.json"])
+    del settings["policy"]
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--speedup", 1.5), {"speedup": 1.5}),
+        (("--speedup", 1.2, "--by", "macs", "--policy", "entropy"), {"speedup": 1.2, "by": "macs"}),
+        (("--score", 0.3, "--policy", "patience"), {"score": 0.3}),
+        (("--risk", 0.1, "--confidence", 0.8), {"risk": 0.1, "confidence": 0.8}),
+    ],
+)
+def test_the_policy_is_set_and_nothing_else(words, wanted, folder):
+    before, outputs = contents(folder), collected(folder)
+    ended = command("calibrate", folder, *words, "--share", 0.25, "--seed", 3)
+    assert ended.code == 0, ended.err
+    kind = {"entropy": mx.Entropy, "patience": mx.Patience}.get(str(words[-1]), mx.MaxProb)
+    ours, rest = outputs.split(0.25, 3)
+    expected = mx.calibrate(ours, kind, **wanted)
+    saved = mx.MultiExitModel.from_pretrained(folder).policy
+    assert saved == expected
+    assert saved.certificate == expected.certificate
+    after = contents(folder)
+    assert settings_of(after) == settings_of(before)
+    assert {n for n in before if before[n] != after.get(n)} == {"multiexit.json"}
+    assert set(after) == set(before)
+    assert f"{QUARTER} rows calibrate, {ROWS - QUARTER} others judge" in ended.out
+    row = mx.judge(rest, saved)
+    for figure in (100 * row.score, 100 * mx.exit_scores(rest)[-1]["accuracy"]):
+        assert f"{figure:.2f}" in ended.out
+    assert f"{row.speedup_layers:.2f}×" in ended.out
+    if saved.certificate is not None:
+        lost = 100 * guarantee.realised(rest, saved, "disagreement")
+        assert f"{lost:.2f} %; bound: 10 % with confidence 0.8" in ended.out
+
+
+def test_evaluating_leaves_the_calibration_rows_out(folder, tmp_path):
+    assert command("calibrate", folder, "--risk", 0.1, "--share", 0.25).code == 0
+    own = command("evaluate", folder, "--output", tmp_path / "own")
+    assert own.code == 0, own.err
+    assert f"left out: {QUARTER} rows that the policy was calibrated on" in own.out
+    results = json.loads((tmp_path / "own" / "results.json").read_text())
+    assert results["examples"] == ROWS - QUARTER
+    policy = mx.MultiExitModel.from_pretrained(folder).policy
+    _, rest = collected(folder).split(0.25, 0)
+    assert results["policies"][0]["score"] == mx.judge(rest, policy).score
+    other = command("evaluate", folder, "--policy", "patience=1", "--output", tmp_path / "other")
+    assert "left out" not in other.out
+    assert json.loads((tmp_path / "other" / "results.json").read_text())["examples"] == ROWS
+
+
+def test_rows_that_repeat_do_not_judge_either(tmp_path, capsys):
+    twice = Table(100)
+    rows = TensorDataset(twice.x.repeat(2, 1), twice.labels.repeat(2))
+    task = tasks.TaskData("table", None, {"dev": rows}, 3, "accuracy", None)
+    model = chain()
+    calibrate_run.run(model, tmp_path, task, mx.MaxProb, {**DEFAULTS, "risk": 0.2})
+    used = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:100] % 100
+    others = 2 * (100 - len(used.unique()))
+    assert f"100 rows calibrate, {others} others judge" in capsys.readouterr().out
+
+
+def test_other_numbers_of_a_policy_can_stay(folder):
+    words = ("calibrate", folder, "--policy", "patient-confident=0.2,2", "--speedup", 1.01)
+    ended = command(*words)
+    assert ended.code == 0, ended.err
+    policy = mx.MultiExitModel.from_pretrained(folder).policy
+    ours, _ = collected(folder).split(0.5, 0)
+    assert policy == mx.calibrate(ours, mx.PatientConfident(0.2, 2), speedup=1.01)
+    assert policy.patience == 2
+
+
+def test_a_budget_sets_a_threshold_per_exit(folder):
+    ours, _ = collected(folder).split(0.5, 0)
+    ended = command("calibrate", folder, "--budget", 1.5)
+    assert ended.code == 0, ended.err
+    policy = mx.MultiExitModel.from_pretrained(folder).policy
+    assert policy == mx.budgeted(ours, 1.5)
+    assert policy.certificate is None
+
+
+def test_temperatures_have_rows_of_their_own(folder):
+    """Half of the share, so that the bound's rows are new to the model; none of them judges."""
+    before = collected(folder)
+    ended = command("calibrate", folder, "--risk", 0.2, "--temperatures")
+    assert ended.code == 0, ended.err
+    wanted = mx.MultiExitModel.from_pretrained(folder)
+    wanted.temperature_M.fill_(1.0)
+    share, rest = before.split(0.5, 0)
+    fitting, _ = share.split(0.5, 0)
+    mx.fit_temperatures(wanted, fitting)
+    saved = mx.MultiExitModel.from_pretrained(folder)
+    assert torch.allclose(saved.temperature_M, wanted.temperature_M)
+    after = collected(folder)
+    _, calibrating = after.split(0.5, 0)[0].split(0.5, 0)
+    assert saved.policy == mx.calibrate(calibrating, mx.MaxProb, risk=0.2)
+    certificate = saved.policy.certificate
+    assert certificate.rows == len(calibrating.labels_B) == 90
+    assert after.without(certificate).labels_B.tolist() == rest.labels_B.tolist()
+
+
+def test_milliseconds_go_by_the_models_own_table(folder):
+    model = mx.MultiExitModel.from_pretrained(folder)
+    each = ((2.0, 4.0),) * 3
+    none = ((0.0, 0.0),) * 3
+    here = machine_of(model)
+    model.latency = mx.Latency(here, (1, 8), (0.0, 0.0), each, none, (0.0, 0.0), (6.0, 12.0))
+    model.save_pretrained(folder)
+    ended = command("calibrate", folder, "--milliseconds", 4, "--policy", "fixed")
+    assert ended.code == 0, ended.err
+    assert f"a batch of 1: 4 ms, 6 ms without early exits ({here})" in ended.out
+    again = mx.MultiExitModel.from_pretrained(folder)
+    assert (again.policy, again.latency) == (mx.FixedExit(1), model.latency)
+    words = ("calibrate", folder, "--policy", "fixed", "--batch-size", 8)
+    assert command(*words, "--milliseconds", 4.5).code == 0
+    assert mx.MultiExitModel.from_pretrained(folder).policy == mx.FixedExit(0)
+    assert command(*words, "--speedup", 1.4, "--by", "time").code == 0
+    assert mx.MultiExitModel.from_pretrained(folder).policy == mx.FixedExit(1)
+    model.latency = replace(model.latency, machine="an abacus")
+    model.save_pretrained(folder)
+    refused = command(*words, "--milliseconds", 4.5)
+    assert refused.code == 2
+    assert "another machine (an abacus" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "naming"),
+    [
+        ((), "one target"),
+        (("--speedup", 2, "--risk", 0.1), "got speedup and risk"),
+        (("--budget", 2, "--score", 0.5), "got budget and score"),
+        (("--budget", 2, "--policy", "entropy"), "a budget sets thresholds of max-prob"),
+        (("--budget", 500), "can't be spent"),
+        (("--speedup", 0), "speedup must be above 0"),
+        (("--speedup", 0.5), "speedup is 1 without early exits"),
+        (("--speedup", "nan"), "--speedup must be a finite number"),
+        (("--score", -5), "score is a share, in 0..1"),
+        (("--score", 1.1), "score is a share, in 0..1"),
+        (("--milliseconds", -1), "milliseconds must be above 0"),
+        (("--budget", -1), "speedup must be above 0"),
+        (("--speedup", 2, "--share", 0), "share must be in"),
+        (("--speedup", 2, "--loss", "accuracy"), "loss goes with risk"),
+        (("--score", 0.5, "--confidence", 0.9), "confidence goes with risk"),
+        (("--budget", 2, "--by", "macs"), "by goes with speedup or score"),
+        (("--risk", 0.1, "--by", "layers"), "by goes with speedup or score"),
+        (("--speedup", 2, "--batch-size", 1), "batch_size goes with milliseconds or --by time"),
+        (("--speedup", 2, "--speedup", 3), "--speedup is given 2 times"),
+        (("--risk", 0.1, "--loss", "acuracy"), "did you mean 'accuracy'"),
+        (("--speedup", 2, "--by", "layer"), "did you mean 'layers'"),
+        (("--speedup", 2, "--policy", "max-probe"), "did you mean 'max-prob'"),
+        (("--speedup", 2, "--data-dir", "data"), "data_dir data is for .* no effect for digits"),
+        (("--speedup", 2, "--by", "steps"), "'steps'"),
+        (("--speedup", 2, "--by", "time"), "multiexit profile"),
+        (("--milliseconds", 3), "multiexit profile"),
+        (("--risk", 0.001), "179 rows can't certify a risk of 0.001: .* takes 2302 rows"),
+        (("--risk", 0.02, "--temperatures"), "90 rows can't certify a risk of 0.02"),
+        (("--risk", 2), "risk must be in"),
+        (("--risk", 0.1, "--confidence", 1), "confidence must be in"),
+        (("--risk", 0.1, "--loss", "f1"), "no loss 'f1'"),
+        (("--speedup", 2, "--share", 1), "share must be in"),
+        (("--speedup", 2, "--policy", "luck"), "no policy 'luck'"),
+        (("--speedup", 2, "--policy", "patient-confident"), "2 numbers to choose"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_the_model_runs(words, naming, folder, monkeypatch):
+    monkeypatch.setattr("multiexit.cli.calibrating.collect", None)
+    before = contents(folder)
+    ended = command("calibrate", folder, *words)
+    assert ended.code == 2
+    assert re.search(naming, ended.err)
+    assert (ended.err.count("\n"), ended.out) == (1, "")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("words", [("--speedup", 40), ("--score", 1)])
+def test_what_no_setting_reaches_leaves_the_model_as_it_was(words, folder):
+    before = contents(folder)
+    ended = command("calibrate", folder, *words)
+    assert ended.code == 2
+    assert "no setting of MaxProb" in ended.err
+    assert contents(folder) == before
+
+
+def test_a_full_disk_leaves_the_model_as_it_was(folder, monkeypatch):
+    before = contents(folder)
+
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    ended = command("calibrate", folder, "--speedup", 1.2)
+    assert ended.code == 2
+    assert "No space left" in ended.err
+    assert contents(folder) == before
+
+
+def test_help_has_an_example():
+    ended = command("calibrate", "--help")
+    assert ended.code == 0
+    assert "multiexit calibrate runs/mrpc/model" in ended.out

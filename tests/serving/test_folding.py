@@ -1,0 +1,248 @@
+"""Batch norms are folded where a convolution alone feeds them, and answers stay."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers import chain
+from torch import nn
+
+import multiexit as mx
+from multiexit.serving.folding import for_inference
+
+
+class Odd(nn.Module):
+    """A block that `kind` makes hard to fold."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.other = nn.BatchNorm2d(4)
+        if kind == "no statistics":
+            self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+        if kind == "not affine":
+            self.norm = nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.kind == "read twice":
+            return self.norm(y) + y
+        if self.kind == "run twice":
+            return self.norm(self.conv(torch.relu(y)))
+        if self.kind == "two norms":
+            return self.norm(y) * self.other(y)
+        if self.kind == "changed between":
+            return self.norm(y * 2)
+        if self.kind == "norm run twice":
+            return self.norm(torch.relu(self.norm(y)))
+        return torch.relu(self.norm(y))
+
+
+ODD = ["read twice", "run twice", "two norms", "changed between", "norm run twice"]
+ODD += ["no statistics", "not affine"]
+
+
+def odd(kind: str) -> mx.Backbone:
+    parts = [nn.Conv2d(3, 4, 3), Odd(kind), Odd(kind), nn.ReLU()]
+    return mx.SequentialBackbone(nn.Identity(), parts, torch.zeros(1, 3, 8, 8))
+
+
+NETWORKS = {  # how, and how many batch norms stay
+    "cifar resnet": (lambda: mx.cifar_resnet(20), 0),
+    "torchvision resnet18": (lambda: mx.wrap(torchvision.models.resnet18()), 0),
+    "timm resnet10t": (lambda: mx.wrap(timm.create_model("resnet10t")), 0),
+    "torchvision mobilenet": (
+        lambda: mx.wrap(
+            torchvision.models.mobilenet_v2(), stem=["features.0"], stages=["features.1"]
+        ),
+        0,
+    ),
+    "plain": (lambda: odd("plain"), 2),  # those that are never run
+    **{kind: (lambda kind=kind: odd(kind), None) for kind in ODD},
+}
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) and m.num_features > 0 for m in model.modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_answers_stay(name):
+    torch.manual_seed(0)
+    make, left = NETWORKS[name]
+    model = mx.MultiExitModel(make(), 3).eval()
+    for module in model.modules():  # statistics that folding must reckon with
+        if isinstance(module, nn.BatchNorm2d):
+            for part, low in ((module.weight, 0.5), (module.running_var, 0.5)):
+                if part is not None:
+                    part.data.uniform_(low, 2)
+            for part in (module.bias, module.running_mean):
+                if part is not None:
+                    part.data.uniform_(-0.5, 0.5)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    shape = next(iter(model.backbone.example_inputs().values())).shape[1:]
+    x = torch.randn(5, *shape)
+    folded = for_inference(model)
+    with torch.no_grad():
+        wanted = model(x)
+        scale = float(wanted.abs().max())
+        torch.testing.assert_close(folded(x), wanted, atol=1e-4 * scale, rtol=1e-3)
+    if left is not None:
+        assert norms(model) > norms(folded) == left
+    if name in ODD:
+        assert any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())  # a copy
+
+
+def test_what_has_no_images_is_left_alone():
+    model = chain()
+    assert for_inference(model) is model
+
+
+def test_what_is_folded_already_is_left_alone():
+    folded = for_inference(mx.MultiExitModel(mx.cifar_resnet(20), 3))
+    assert for_inference(folded) is folded
+
+
+def test_half_precision_and_modes():
+    torch.manual_seed(0)
+    model = mx.MultiExitModel(mx.cifar_resnet(20), 3).to(torch.bfloat16)
+    folded = for_inference(model)
+    assert norms(folded) == 0
+    assert all(p.dtype == torch.bfloat16 for p in folded.parameters())
+    assert model.training
+    assert not folded.training
+    x = torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        wanted = model.eval()(x)
+        near = 0.05 * float(wanted.abs().max())
+        torch.testing.assert_close(folded(x), wanted, atol=near, rtol=0.1)
+
+
+def change_nothing(model):
+    model(torch.randn(1, 3, 32, 32))
+
+
+def learn(model):
+    model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    model.eval()
+
+
+def load(model):
+    model.load_state_dict(model.state_dict())
+
+
+def calibrate(model):
+    model.temperature_M.mul_(2)
+
+
+def some(model):
+    """A weight and a head's bias."""
+    return next(model.backbone.parameters()), list(model.heads.parameters())[-1]
+
+
+def fused(model):
+    loss = model(**model.backbone.example_inputs()).square().sum()
+    loss.backward()
+    torch.optim.AdamW(model.parameters(), 0.1, fused=True).step()
+
+
+def in_place(model):
+    with torch.no_grad():
+        some(model)[1].add_(1)
+
+
+def while_inferring(model):
+    with torch.inference_mode():
+        some(model)[0].mul_(2)
+
+
+def through_data(model):
+    some(model)[0].data.mul_(-1)
+
+
+def other_data(model):
+    weight = some(model)[0]
+    weight.data = torch.randn_like(weight)
+
+
+def through_numpy(model):
+    some(model)[1].detach().numpy()[0] += 1
+
+
+def other_parameter(model):
+    linear = next(m for m in model.heads[0].modules() if isinstance(m, nn.Linear))
+    linear.weight = nn.Parameter(torch.randn_like(linear.weight))
+
+
+def other_head(model):
+    model.heads[0] = copy.deepcopy(model.heads[0])
+    next(model.heads[0].parameters()).data.add_(1)
+
+
+def reset(model):
+    state = model.state_dict()
+    model.load_state_dict({k: v + v.is_floating_point() for k, v in state.items()})
+
+
+def there_and_back(model):
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+CHANGES = {
+    change.__name__: change
+    for change in (fused, in_place, while_inferring, through_data, other_data, through_numpy,
+                   other_parameter, other_head, reset, there_and_back, calibrate)
+}  # fmt: skip
+"""Ways in which a model changes, none of which may go unnoticed."""
+
+
+def statistics(model):
+    """What a pass in train mode leaves: batch norms move, versions of their statistics don't."""
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 32, 32))
+    model.eval()
+
+
+def other_part(model):
+    name = next(n for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    conv = model.get_submodule(name)
+    model.set_submodule(name, copy.deepcopy(conv))
+
+
+def statistics_alone(model):
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.running_var.data[0] += 1
+
+
+SEEN = [*CHANGES.values(), learn, load, statistics, statistics_alone, other_part]
+SEEN += [lambda m: m.to(torch.bfloat16), lambda m: m.register_buffer("more", torch.ones(1))]
+
+
+@pytest.fixture(scope="module")
+def folding():
+    return mx.MultiExitModel(mx.cifar_resnet(20), 3, exits=[2, 8]).eval()
+
+
+@pytest.mark.parametrize("change", SEEN)
+def test_an_engine_says_when_its_model_has_changed(change, folding):
+    model = copy.deepcopy(folding)
+    engine, x = mx.Engine(model, mx.MaxProb(0.9)), torch.randn(2, 3, 32, 32)
+    change_nothing(model)
+    engine.predict(x)
+    change(model)
+    with pytest.raises(ValueError, match="make a new Engine"):
+        engine.predict(x)
+    with pytest.raises(ValueError, match="make a new Engine"):
+        next(engine.stream([x]))
+    for other in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        if next(model.parameters()).dtype == torch.float32:  # made anew of what the model is now
+            assert torch.equal(other.predict(x).exit_B, model.predict(mx.MaxProb(0.9), x).exit_B)
+    model.train()
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        engine.predict(x)

@@ -1,0 +1,393 @@
+"""run.json: what a run was made from, and the run repeated from it; hashes of data sets."""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    CLASSES,
+    Stopped,
+    Table,
+    Text,
+    Watched,
+    assert_same,
+    chain,
+    command,
+    config,
+    fit,
+    images,
+)
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Subset, TensorDataset
+from transformers import BertConfig, BertModel
+
+import multiexit as mx
+from multiexit import _version
+from multiexit.data.fingerprint import fingerprint
+from multiexit.losses import coefficients
+from multiexit.losses.gradients import Conflictless
+from multiexit.losses.temperature import Constant
+from multiexit.losses.weights.learners import CLO2
+from multiexit.training.records import checkpoint, identity, provenance
+
+
+def facts(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_can_be_repeated_from_its_command(tmp_path, monkeypatch):
+    """Typed, and typed again as run.json has it, but into another folder."""
+    monkeypatch.chdir(tmp_path)
+    typed = [
+        "train",
+        "--task",
+        "digits",
+        "--exits",
+        "3",
+        "--max-steps",
+        "2",
+        "--no-progress",
+        "--output",
+    ]
+    ended = command(*typed, "one run")
+    assert ended.code == 0, ended.err
+    program, *again = shlex.split(facts(tmp_path / "one run")["command"])
+    assert program == "multiexit"
+    ended = command(*again[:-1], "two")
+    assert ended.code == 0, ended.err
+    one, two = (load_file(tmp_path / f / "model" / "model.safetensors") for f in ("one run", "two"))
+    assert_same(one, two)
+    assert facts(tmp_path / "one run")["data"] == facts(tmp_path / "two")["data"]
+
+
+def test_it_says_what_the_run_was_made_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (["init"], ["add", "file"], ["commit", "-m", "one"]):
+        (tmp_path / "file").write_text("1")
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *who, *words], check=True, capture_output=True)
+    model, train, dev = chain(), Table(), Table(8, seed=1)
+    with pytest.raises(Stopped):  # it is there before the first batch
+        fit(model, "leebert", config(output="run"), Watched(train, 0), dev)
+    found = facts(tmp_path / "run")
+    assert found["data"] == {
+        "train": {"rows": 40, "hash": fingerprint(train)},
+        "dev": {"rows": 8, "hash": fingerprint(dev)},
+    }
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    assert found["git"] == {"commit": head.stdout.strip(), "dirty": False}
+    assert found["config"]["seed"] == 0
+    assert found["recipe"]["name"] == "leebert"
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["folder"] == str(tmp_path)
+    (tmp_path / "file").write_text("2")
+    fit(chain(), "leebert", config(output="run", resume=True), train, dev)
+    assert facts(tmp_path / "run")["git"]["dirty"], "nothing was saved, so it began anew"
+    fit(chain(), "leebert", config(output="run", resume=True), train, dev)
+    again = facts(tmp_path / "run")
+    assert [how["from"] for how in again["resumed"]] == ["phase-00-step-0000006"]
+    assert again["resumed"][0]["config"]["resume"]
+
+
+def test_outside_of_a_repository_git_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    fit(chain(), "joint", config(output="run", epochs=1), Table())
+    assert facts(tmp_path / "run")["git"] is None
+
+
+# Hashes
+
+
+def changed(data, name, change):
+    setattr(data, name, change(getattr(data, name)))
+    return data
+
+
+def flip(tensor):
+    tensor = tensor.clone()
+    tensor.view(-1)[-1] += 1
+    return tensor
+
+
+SAME = {
+    "table": Table,
+    "images": images,
+    "text": Text,
+    "tensors": lambda: TensorDataset(torch.arange(6.0), torch.arange(6)),
+    "subset": lambda: Subset(Table(), [3, 1]),
+    "loader": lambda: DataLoader(Table(), 3),
+    "list of batches": lambda: [(torch.ones(2, 3), torch.tensor([0, 1]))],
+    "half precision": lambda: TensorDataset(torch.ones(3, dtype=torch.bfloat16)),
+    "numbers": lambda: changed(Table(), "x", lambda x: x.numpy()),
+    "objects": lambda: changed(Table(), "x", lambda x: np.array(["a", None], dtype=object)),
+    "files": lambda: changed(Table(), "x", lambda x: [("a.png", 0), ("b.png", 1)]),
+    "a circle": lambda: changed(Table(), "x", lambda x: [torch.ones(1)] * 2),
+}
+OTHER = {
+    "a number": lambda: changed(Table(), "x", flip),
+    "a label": lambda: changed(Table(), "labels", flip),
+    "a row less": lambda: Table(39),
+    "order": lambda: Subset(Table(), [1, 3]),
+    "a setting": lambda: images(augment=False),
+    "pixels": lambda: changed(images(), "images", flip),
+    "a token": lambda: changed(Text(), "ids", lambda ids: [*ids[:-1], flip(ids[-1])]),
+    "a type": lambda: changed(Table(), "x", lambda x: x.double()),
+    "a shape": lambda: changed(Table(), "x", lambda x: x.reshape(2 * len(x), -1)),
+    "a file": lambda: changed(Table(), "x", lambda x: [("a.png", 0), ("c.png", 1)]),
+}
+
+
+def test_equal_data_has_equal_hashes_and_other_data_others():
+    hashes = {name: fingerprint(make()) for name, make in {**SAME, **OTHER}.items()}
+    assert hashes == {name: fingerprint(make()) for name, make in {**SAME, **OTHER}.items()}
+    assert hashes.pop("loader") == hashes["table"]
+    assert len(set(hashes.values())) == len(hashes)
+
+
+VALUES = {
+    "numpy's numbers": (np.float32(1), np.float32(2)),
+    "numpy's types": (np.int64(1), np.int32(1)),
+    "numpy's dates": (np.datetime64("2024-01-01"), np.datetime64("2024-01-02")),
+    "bytes": (b"one", b"two"),
+    "byte arrays": (bytearray(b"one"), bytearray(b"two")),
+    "paths": (Path("a/b"), Path("a/c")),
+    "sets": ({"a", "b", "c"}, {"a", "b", "d"}),
+    "frozen sets": (frozenset({1, (2, b"c")}), frozenset({1, (2, b"d")})),
+    "times": (datetime(2024, 1, 1, 12), datetime(2024, 1, 1, 13)),
+    "days": (date(2024, 1, 1), date(2024, 1, 2)),
+    "spans": (timedelta(1), timedelta(2)),
+    "decimals": (Decimal("0.1"), Decimal("0.2")),
+    "complex numbers": (1j, 2j),
+    "choices": (Enum("E", "A B").A, Enum("E", "A B").B),
+    "slices": (slice(1), slice(2)),
+}
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_values_of_any_kind_count(values):
+    """As a setting, inside lists, and as rows."""
+    one, other = values
+    hashes = [
+        (fingerprint(changed(Table(), "x", lambda _, v=v: v)), fingerprint([1, {"rows": (v, 0)}]))
+        for v in (one, deepcopy(one), other)
+    ]
+    assert hashes[0] == hashes[1]
+    assert not {*hashes[0]} & {*hashes[2]}
+
+
+def test_the_order_of_a_set_does_not_count():
+    one, other = {0, 8}, {8, 0}
+    assert list(one) != list(other)
+    assert fingerprint(one) == fingerprint(other)
+
+
+def test_a_set_that_holds_itself():
+    data = Table()
+    data.splits = {"train": data}
+    assert fingerprint(data) == fingerprint(data)
+
+
+def test_what_pickling_would_leave_out_does_not_count():
+    watched = Watched(Table())
+    before = fingerprint(watched)
+    watched.__getitems__([0])
+    assert fingerprint(watched) == before == fingerprint(Table())
+
+
+def test_rows_of_another_library_have_their_own():
+    datasets = pytest.importorskip("datasets")
+    one, two = (datasets.Dataset.from_dict({"x": [1, value]}) for value in (2, 3))
+    assert fingerprint(one) == fingerprint(datasets.Dataset.from_dict({"x": [1, 2]}))
+    assert fingerprint(one) != fingerprint(two)
+
+
+def test_data_that_changed_is_not_gone_on_with(tmp_path):
+    fit(chain(), "joint", config(output=tmp_path, epochs=1), Table(), Table(8))
+    settings = config(output=tmp_path, epochs=1, resume=True)
+    with pytest.raises(ValueError, match=r"data train hash .* there, .* here"):
+        fit(chain(), "joint", settings, changed(Table(), "x", flip), Table(8))
+    with pytest.raises(ValueError, match=r"data dev rows \(8 there, 9 here\)"):
+        fit(chain(), "joint", settings, Table(), Table(9))
+    with pytest.raises(ValueError, match="data dev"):
+        fit(chain(), "joint", settings, Table())
+
+
+def test_another_version_is_not_gone_on_with(tmp_path, monkeypatch):
+    fit(chain(), "joint", config(output=tmp_path, epochs=1), Table())
+    monkeypatch.setattr(_version, "__version__", "9.9")
+    settings = config(output=tmp_path, epochs=1, resume=True)
+    with pytest.raises(ValueError, match=r"versions multiexit \('.*' there, '9.9' here\).*--force"):
+        fit(chain(), "joint", settings, Table())
+    with pytest.warns(UserWarning, match=r"versions multiexit.*by force"):
+        fit(chain(), "joint", replace(settings, force=True), Table())
+
+
+def test_the_code_is_hashed_of_all_rooms(monkeypatch):
+    before, read = provenance._code.__wrapped__(), set()
+    whole = Path.read_bytes
+
+    def watched(path):
+        read.add(path)
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", watched)
+    assert provenance._code.__wrapped__() == before
+    assert read == set(Path(mx.__file__).parent.rglob("*.py"))
+
+
+def test_changed_code_is_not_gone_on_with(tmp_path, monkeypatch):
+    fit(chain(), "joint", config(output=tmp_path, epochs=1), Table())
+    monkeypatch.setattr(provenance, "_code", lambda: "other")
+    settings = config(output=tmp_path, epochs=1, resume=True)
+    with pytest.raises(ValueError, match=r"code of multiexit \('\w{12}' there, 'other' here\)"):
+        fit(chain(), "joint", settings, Table())
+
+
+def transformer(pool=None, **changes):
+    sizes = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    made = BertModel(BertConfig(**{**sizes, "num_attention_heads": 2, **changes}))
+    return mx.MultiExitModel(mx.wrap(made), CLASSES, head="linear", pool=pool)
+
+
+def different(one, other):
+    """In what two models' runs differ."""
+    of = [
+        identity.identity(provenance.describe(model, mx.recipe("joint"), config(), {}, 1))
+        for model in (one, other)
+    ]
+    return [key for key in of[0] if of[0][key] != of[1][key]]
+
+
+def test_settings_of_the_backbone_are_compared_and_where_they_came_from_is_not():
+    one = transformer()
+    assert different(one, transformer(name_or_path="elsewhere", transformers_version="5.0")) == []
+    other = transformer(num_attention_heads=4, hidden_act="relu")
+    assert {*different(one, other)} == {
+        f"backbone config {key}" for key in ("hidden_act", "num_attention_heads")
+    }
+
+
+def test_another_head_of_the_same_shape_is_gone_on_with_by_force_alone(tmp_path):
+    fit(transformer("mean"), "joint", config(output=tmp_path, epochs=1), Text())
+    settings = config(output=tmp_path, epochs=1, resume=True)
+    with pytest.raises(ValueError, match=r"model pool \('mean' there, 'first' here\).*--force"):
+        fit(transformer("first"), "joint", settings, Text())
+    with pytest.warns(UserWarning, match=r"model pool.*by force"):
+        fit(transformer("first"), "joint", replace(settings, force=True), Text())
+
+
+def phase_with(kind=mx.Phase, **fields):
+    """The facts of a run by one phase."""
+    recipe = replace(mx.recipes.joint(), phases=(kind(**fields),))
+    return identity.identity(provenance.describe(chain(), recipe, config(), {}, 1))
+
+
+def a_hook(model):
+    """A hook."""
+
+
+def another(model):
+    """Another one."""
+
+
+def test_a_new_field_of_a_phase_tells_runs_apart_by_itself():
+    @dataclass(frozen=True)
+    class Later(mx.Phase):
+        after_step: Callable[[mx.MultiExitModel], None] | None = None
+
+    plain, one, other = (phase_with(Later, after_step=hook) for hook in (None, a_hook, another))
+    differing = {key for key in one if one[key] != other[key]}
+    assert differing == {"recipe phase 0 after_step"}
+    assert plain != one
+    known = {key: value for key, value in plain.items() if value is not None}
+    assert known == {key: value for key, value in phase_with().items() if value is not None}
+
+
+def test_every_field_of_a_phase_tells_runs_apart():
+    plain = phase_with(topology="last")
+    changed = {
+        "topology": "lle",
+        "coefficients": coefficients.last_only,
+        "learner": CLO2(),
+        "temperature": Constant(2.0),
+        "divergence": "kl",
+        "train": "last",
+        "epochs": 7,
+        "lr": 0.5,
+        "extra": a_hook,
+        "branch": a_hook,
+        "surgery": Conflictless("early"),
+        "before_step": a_hook,
+    }
+    assert {*changed} == {field.name for field in fields(mx.Phase)}
+    for name, value in changed.items():
+        other = phase_with(**{"topology": "last", name: value})
+        assert {k for k in plain if plain[k] != other[k]} >= {f"recipe phase 0 {name}"}, name
+
+
+def scaled(factor):
+    """A hook that closes over a number."""
+    return lambda seen: factor * seen.logits_MBC.mean()
+
+
+def test_what_a_hook_closes_over_tells_runs_apart():
+    assert phase_with(extra=scaled(0.5)) == phase_with(extra=scaled(0.5))
+    assert phase_with(extra=scaled(0.5)) != phase_with(extra=scaled(0.25))
+
+
+def test_a_checkpoint_with_a_phases_fields_in_a_list_goes_on(tmp_path):
+    """As they were before each had its name."""
+    fit(chain(), "fastbert", config(output=tmp_path, epochs=1), Table())
+    name, state = checkpoint.load(tmp_path)
+    for index in (0, 1):
+        phase = f"recipe phase {index}"
+        old = [state["run"].pop(f"{phase} {field}") for field in identity.LISTED]
+        written = [part if isinstance(part, float | int) else repr(part) for part in old[1:]]
+        state["run"][f"{phase} rest"] = [old[0], old[1], *written[1:]]
+    checkpoint.save(tmp_path, name, state)
+    fit(chain(), "fastbert", config(output=tmp_path, epochs=1, resume=True), Table())
+
+
+class Nameless:
+    """Is written with its address in memory."""
+
+    def __call__(self, seen):
+        return seen.logits_MBC.mean()
+
+
+def share(seen, by, other):
+    return by * seen.logits_MBC.mean()
+
+
+def test_what_is_written_with_its_address_is_the_same_in_each_process():
+    """Objects are kept, so that addresses differ."""
+    kept = [(Nameless(), partial(share, by=2.0, other=Nameless())) for _ in range(2)]
+    for one, other in zip(*kept, strict=True):
+        said = []
+        for extra in (one, other):
+            recipe = replace(mx.recipes.joint(), phases=(mx.Phase(extra=extra),))
+            said.append(provenance.describe(chain(), recipe, config(), {"train": Table()}, 1))
+        assert said[0] == said[1]
+    changed = mx.Phase(extra=partial(share, by=3.0, other=Nameless()))
+    recipe = replace(mx.recipes.joint(), phases=(changed,))
+    assert provenance.describe(chain(), recipe, config(), {"train": Table()}, 1) != said[0]
+
+
+@pytest.mark.parametrize("text", ["", '{"command": "mul', "[]", '{"resumed": 1}'])
+def test_a_damaged_file_is_named_when_a_run_goes_on(tmp_path, text):
+    fit(chain(), "joint", config(output=tmp_path, epochs=1), Table())
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json.*move run\.json away to go on"):
+        fit(chain(), "joint", config(output=tmp_path, epochs=1, resume=True), Table())

@@ -32,7 +32,22 @@ class _Scale(torch.autograd.Function):
 
 
 def scale(tree: Any, factor: float) -> Any:
-    """The same values; gradients through them times the factor. Dicts are gone through."""
+    """The same values; gradients through them are multiplied by the factor.
+
+    Args:
+        tree: a tensor, or a dict of these and dicts; anything else comes back as it is.
+        factor: of the gradients.
+
+    Returns:
+        The same structure, with the same values and shapes.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> (2 * mx.gradients.scale(x, 0.5)).sum().backward()
+        >>> x.grad
+        tensor([1., 1.])
+    """
     if isinstance(tree, Tensor):
         return _Scale.apply(tree, factor) if tree.requires_grad else tree
     if isinstance(tree, dict):
@@ -46,6 +61,18 @@ def equilibrium(exit: int, M: int) -> tuple[float, float]:
     So each exit's gradient arrives in the trunk as 1/M of what it is at its exit, whatever lies
     between, and the sum's variance stays level over depth.
 
+    Args:
+        exit: m − 1, counted from 0.
+        M: how many exits there are.
+
+    Returns:
+        The factor of the exit's own gradient into the trunk, and of what comes from behind it.
+
+    Example:
+        >>> import multiexit as mx
+        >>> [mx.gradients.equilibrium(exit, 4) for exit in (0, 2, 3)]
+        [(0.25, 0.75), (0.5, 0.5), (1.0, 0.0)]
+
     Reference: Li et al., "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019,
     section 3.1; Liu et al., "ElasticBERT", NAACL 2022, section 3.2.
     """
@@ -55,20 +82,45 @@ def equilibrium(exit: int, M: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Surgery(ABC):
-    """Takes a loss apart and puts its parts' gradients together. Subclass it as a dataclass."""
+    """Takes a loss apart and puts its parts' gradients together. Subclass it as a dataclass.
+
+    A phase that has one goes backward once for each part.
+
+    Example:
+        Labels and teachers apart, each of which moves a parameter by 1 at most:
+
+        >>> import torch, multiexit as mx
+        >>> class Clipped(mx.gradients.Surgery):
+        ...     def split(self, factors_MM):
+        ...         return [factors_MM.diag().diag(), factors_MM - factors_MM.diag().diag()]
+        ...     def merge(self, parts, shared):
+        ...         return [sum(g.clamp(-1, 1) for g in same) for same in zip(*parts)]
+        >>> Clipped().merge([[torch.tensor([3.0, 0])], [torch.tensor([0.0, 0.5])]], [False])
+        [tensor([1.0000, 0.5000])]
+    """
 
     @abstractmethod
     def split(self, factors_MM: Tensor) -> list[Tensor]:
-        """The factors of the loss terms, as parts that sum to them."""
+        """Cut the factors of the loss terms into parts that sum to them.
+
+        Args:
+            factors_MM: W∘A, float32 [M, M], row = student, column = teacher.
+
+        Returns:
+            The parts, each [M, M]: one backward pass each.
+        """
 
     @abstractmethod
     def merge(self, parts: Sequence[Sequence[Tensor]], shared: Sequence[bool]) -> list[Tensor]:
-        """The gradients to step along.
+        """Put the parts' gradients together.
 
         Args:
-            parts: each part's gradients, a tensor per parameter.
+            parts: each part's gradients, a tensor per parameter, in its shape.
             shared: per parameter, whether it is a weight matrix of the trunk that an early exit
                 and the last both use.
+
+        Returns:
+            The gradient to step along, a tensor per parameter, in its shape.
         """
 
 
@@ -88,6 +140,17 @@ class Conflictless(Surgery):
 
     Args:
         anchor: whose gradient stays: `"last"`, or `"early"`, as its code has it on small tasks.
+
+    Raises:
+        ValueError: another anchor.
+
+    Example:
+        The early exits' (−1, 1) loses what it has against the last exit's (1, 0):
+
+        >>> import torch, multiexit as mx
+        >>> last, early = [torch.tensor([1.0, 0.0])], [torch.tensor([-1.0, 1.0])]
+        >>> mx.gradients.Conflictless().merge([last, early], shared=[True])
+        [tensor([1., 1.])]
     """
 
     anchor: Literal["last", "early"] = "last"

@@ -74,7 +74,23 @@ def loss_matrix(
 
 
 def row_losses(logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
-    """Each row's own loss at each exit [M, B]; its mean over B is the diagonal of L."""
+    """Each row's own loss at each exit; its mean over B is the diagonal of L.
+
+    Args:
+        logits_MBC: all exits' logits [M, B, C].
+        labels_B: as for `loss_matrix`.
+
+    Returns:
+        −log p(y), or (ŷ − y)² of one class, [M, B], float32 (float64 of float64).
+
+    Raises:
+        ValueError: shapes that don't fit, or logits that are no floating-point numbers.
+
+    Example:
+        >>> import torch
+        >>> row_losses(torch.tensor([[[1.0], [3.0]]]), torch.tensor([0.0, 3.0]))
+        tensor([[1., 0.]])
+    """
     _check_shapes(logits_MBC, labels_B)
     M, B, C = logits_MBC.shape
     with torch.autocast(logits_MBC.device.type, enabled=False):

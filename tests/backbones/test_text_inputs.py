@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_backbones import encoder, without
+from test_stages import encoder, without
 
 import multiexit as mx
 

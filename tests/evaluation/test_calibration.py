@@ -339,7 +339,7 @@ def test_rows_that_cannot_be_told_apart_have_no_keys(args, inputs):
 
 
 def test_collected_keys_are_in_the_sets_order_in_any_batch(make_backbone, text):
-    from test_evaluate import Texts
+    from test_judging import Texts
 
     model = mx.MultiExitModel(make_backbone("bert"), 3)
     rows = Texts(text(24), torch.arange(24) % 3)

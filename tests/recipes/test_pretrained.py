@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from helpers import Text, command
-from test_own_heads import classifier_of, logits_of
+from test_own import classifier_of, logits_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_backbones import TEXT, without
+from test_stages import TEXT, without
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 

@@ -1,6 +1,7 @@
 """Who may import whom: rooms point one way, and no file imports itself on a way round."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -65,3 +66,11 @@ def test_there_are_no_circles():
 
 def test_few_modules_lie_outside_of_the_rooms():
     assert len([path for path in HOUSE.glob("*.py") if path.stem != "__init__"]) <= 6
+
+
+def test_contributing_shows_the_arrows():
+    text = (HOUSE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", text, re.M)
+    shown = {name: {*re.findall(r"`(\w+)`", others)} for name, others in rows}
+    rooms = MAY.keys() - GROUND - {"cli", "__init__"}
+    assert shown == {"cli": set(), **{name: MAY[name] - GROUND for name in rooms}}

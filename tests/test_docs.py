@@ -19,7 +19,15 @@ from multiexit.evaluation.results import results_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [ROOT / "CONTRIBUTING.md", *(page for page in PAGES if not page.name.startswith("_"))]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.M | re.S)
+FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("multiexit", "multiexit_runner", "tests", "examples", "benchmarks", "docs")
+    for path in (ROOT / folder).rglob("*.py")
+)
+DOORS = {"mx", "multiexit", "pictures", "presets", "report", "static", "testing"}
+DOORS |= {n for n in multiexit.__all__ if isinstance(getattr(multiexit, n), ModuleType)}
 
 
 class Block(NamedTuple):
@@ -82,12 +90,58 @@ def test_commands_parse(page):
                 commands[name].make_context(name, arguments)  # raises at a wrong option
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_exist(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def spans(page: Path) -> list[str]:
+    """What a page's prose has between backticks."""
+    return re.findall(r"`([^`]+)`", prose(page))
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them: lower case, hyphens, no punctuation."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def with_name(page: Path) -> str:
+    return page.name
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=with_name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=with_name)
+def test_files_named_in_prose_exist(page):
+    for span in spans(page):
+        for name in re.findall(r"[\w./-]+\.py\b", span):
+            there = [path for path in FILES if f"/{path}".endswith(f"/{name}")]
+            assert there, f"{page.name} names {name}, and there is no such file"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=with_name)
+def test_names_in_prose_resolve(page):
+    for span in spans(page):
+        for name in re.findall(r"(?<![\w./-])[A-Za-z]\w*(?:\.[A-Za-z_]\w*)+(?![\w/])", span):
+            door, _, rest = name.partition(".")
+            if door not in DOORS or rest in ("json", "py"):
+                continue
+            inside = rest if door in ("mx", "multiexit") else name
+            try:
+                pkgutil.resolve_name(f"multiexit.{inside}")
+            except (AttributeError, ImportError):
+                pytest.fail(f"{page.name} names {name}, which is not there")
 
 
 def test_every_public_name_is_in_the_api():

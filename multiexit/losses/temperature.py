@@ -1,4 +1,7 @@
-"""How soft teachers are while training goes on. State in, state out; M exits, B rows, C classes."""
+"""Distillation temperatures τ while training goes on: state in, state out.
+
+Letters: M exits, B batch rows, C classes.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +21,14 @@ def alone(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Temperature(ABC):
-    """A rule for τ. The value is a tensor on the device where it changes, a float where not."""
+    """A rule for τ. The value is a tensor on the device where it changes, a float where not.
+
+    Args:
+        value: τ before the first batch, above 0.
+
+    Raises:
+        ValueError: no number above 0.
+    """
 
     value: float = 1.0
 
@@ -29,7 +39,7 @@ class Temperature(ABC):
 
     @abstractmethod
     def start(self, device: torch.device) -> float | Tensor:
-        """τ before the first batch."""
+        """Give τ before the first batch: a float, or a tensor without dimensions on the device."""
 
     @abstractmethod
     def after(
@@ -38,12 +48,30 @@ class Temperature(ABC):
         logits_MBC: Tensor,
         mean: Mean = alone,
     ) -> float | Tensor:
-        """τ after a batch on which the exits said this; `mean` averages over processes."""
+        """Give τ after a batch.
+
+        Args:
+            current: τ of this batch, as `start` or the last `after` gave it.
+            logits_MBC: what the exits said on it, [M, B, C].
+            mean: averages a tensor over processes.
+
+        Returns:
+            τ of the next batch: a float, or a tensor without dimensions.
+        """
 
 
 @dataclass(frozen=True)
 class Constant(Temperature):
-    """τ stays."""
+    """τ stays.
+
+    Args:
+        value: τ, above 0.
+
+    Example:
+        >>> import torch
+        >>> Constant(4.0).after(4.0, torch.zeros(2, 5, 3))
+        4.0
+    """
 
     def start(self, device: torch.device) -> float:
         return self.value
@@ -61,7 +89,22 @@ class Constant(Temperature):
 class Rising(Temperature):
     """τ grows by `factor` after each batch on which the last exit's mean max p exceeds `above`.
 
-    So that the teacher, while it grows surer, never teaches with near-hard labels.
+    A teacher that grows surer while it learns is softened, so that it never teaches with near-hard
+    labels.
+
+    Args:
+        value: τ before the first batch, above 0.
+        factor: by which τ grows.
+        above: a probability, of p softened by the present τ.
+
+    Example:
+        >>> import torch
+        >>> rule = Rising(factor=2.0)
+        >>> tau = rule.start(torch.device("cpu"))
+        >>> sure, unsure = torch.tensor([[[9.0, 0.0]]]), torch.zeros(1, 1, 2)
+        >>> rule.after(tau, sure), rule.after(tau, unsure)
+        (tensor(2.), tensor(1.))
+
     Reference: Phuong & Lampert, "Distillation-Based Training for Multi-Exit Architectures",
     ICCV 2019, section 3.3, and its code.
     """

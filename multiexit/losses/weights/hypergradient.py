@@ -24,7 +24,13 @@ Mean = Callable[[Tensor], Tensor]
 
 
 class Moment(NamedTuple):
-    """What a pass began with: its batch, the temperature, and what dropout drew from."""
+    """The start of a pass.
+
+    Args:
+        batch: as the pass is given it.
+        tau: the temperature.
+        random: the states of the generators that dropout draws from.
+    """
 
     batch: Any
     tau: float | Tensor
@@ -47,20 +53,34 @@ class LookBack:
         self.slopes: list[Tensor] | None = None
 
     def note(self, batch: Any, tau: float | Tensor) -> None:
-        """Before each pass that the step's gradient is made of."""
+        """Remember a pass's batch, temperature and random state.
+
+        Call it before each forward pass that the step's gradient is made of.
+        """
         self.passes.append(Moment(batch, tau, _random_state(self.values[0].device)))
 
     def stepped(self, optimizer: torch.optim.Optimizer, clipped: float | Tensor) -> None:
-        """After the step, while the gradients are there."""
+        """Remember the derivative of the step.
+
+        Args:
+            optimizer: right after its step, before gradients are cleared.
+            clipped: what the gradient was multiplied by to bound its norm.
+
+        Raises:
+            ValueError: an optimiser that `slopes` doesn't know.
+        """
         self.slopes = slopes(optimizer, clipped)
 
     def gradient(self, outer: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Per pass: its terms before the step, and the outer loss's gradient by their factors.
+        """The outer loss's gradient by the factors of each pass's terms.
 
         Not finite where the step or `outer` overflowed.
 
         Args:
-            outer: the outer loss's gradient at the stepped parameters.
+            outer: the outer loss's gradient at the stepped parameters, a tensor per parameter.
+
+        Returns:
+            Per pass: its terms before the step, and the gradient, in the terms' shape.
         """
         assert self.slopes is not None
         along = [slope * v for slope, v in zip(self.slopes, outer, strict=True)]
@@ -121,6 +141,9 @@ def directional(
         parameters, values, along: which ones, Θ, and a direction.
         args: what the module is called with.
         random: the generators' states that the pass begins with; they are put back after it.
+
+    Returns:
+        The terms and their derivative, in the shape of the terms, cut from their graph.
 
     Raises:
         ValueError: a parameter that isn't the module's.

@@ -3,6 +3,8 @@
 Letters: M exits. W_MM[i, i] weighs exit i's own loss, W_MM[i, j] what i pays to teacher j.
 The loss is (W ∘ A ∘ L).sum(), linear in W, so its gradient in W is A ∘ L: numbers that a forward
 pass already has.
+
+Equations, algorithms and sections without another name are those of Zhu, "LeeBERT", ACL 2021.
 """
 
 import math
@@ -22,9 +24,20 @@ class Plan(NamedTuple):
 
         g = a·∂L_B1(Θ_t) + b·∂L_B1(Θ_t+1) + c·∂L_B2(Θ_t+1) + h·d outer_B2(Θ_t+1(Ω)) / dΩ
 
-    `stepping` is a, the loss that Θ's own step computed, so it costs nothing; `first` is b and
-    `second` is c, a forward pass without gradient each. `hyper` is h, of the gradient through Θ's
-    step: a gradient on B2 and a forward-mode pass on B1. All zero: Ω stays.
+    All zero: Ω stays.
+
+    Args:
+        stepping: a, of the loss that Θ's own step computed on B1; it costs nothing.
+        first: b, of the loss on B1 after the step: one forward pass without gradient.
+        second: c, of the loss on B2 after the step: one forward pass without gradient.
+        hyper: h, of the gradient through Θ's step: a gradient on B2 and a forward-mode pass on B1.
+
+    Example:
+        CLO-v2 at the last step of its cycle, with ρ = 0.5:
+
+        >>> import multiexit as mx
+        >>> mx.weights.CLO2(cycle=4).plan(3, rho=0.5)
+        Plan(stepping=0.0, first=0.5, second=1.0, hyper=0.0)
     """
 
     stepping: float = 0.0
@@ -39,6 +52,21 @@ class Learner(ABC):
 
     Args:
         parametrization: `"softmax"`, `"raw"` or `"uncertainty"`.
+
+    Raises:
+        ValueError: another parametrisation.
+
+    Example:
+        Ω follows the loss on B2 at every other step:
+
+        >>> from dataclasses import dataclass
+        >>> import multiexit as mx
+        >>> @dataclass(frozen=True)
+        ... class EveryOther(mx.weights.Learner):
+        ...     def plan(self, step, rho):
+        ...         return mx.weights.Plan(second=float(step % 2))
+        >>> mx.recipes.leebert(learner=EveryOther()).phases[0].learner
+        EveryOther(parametrization='softmax')
     """
 
     parametrization: Literal["softmax", "raw", "uncertainty"] = "softmax"
@@ -70,21 +98,45 @@ class Learner(ABC):
         return False
 
     def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
-        """A new Ω for this topology."""
+        """Make a new Ω.
+
+        Args:
+            teaches_MM: who teaches whom, bool [M, M].
+            seed: of weights that are drawn.
+        """
         return PARAMETRIZATIONS[self.parametrization](teaches_MM)
 
     def outer(self, logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
-        """What a hypergradient is to make small: Σ_m CE_m on D2, every exit counting the same."""
+        """The loss that a hypergradient is to make small: Σ_m CE_m on D2, all exits counting 1.
+
+        Args:
+            logits_MBC: the exits' logits on a batch of D2, [M, B, C], after Θ's step.
+            labels_B: its labels [B].
+
+        Returns:
+            A scalar.
+        """
         return matrix.row_losses(logits_MBC, labels_B).mean(1).sum()
 
     @abstractmethod
     def plan(self, step: int, rho: float) -> Plan:
-        """What Ω does at step 0, 1, … of Θ; `rho` is ρ = λ1 / λ2, the ratio of learning rates."""
+        """Say what Ω does at a step of Θ.
+
+        Args:
+            step: of the phase, counted from 0.
+            rho: ρ = λ1 / λ2, Θ's learning rate divided by Ω's.
+        """
 
 
 @dataclass(frozen=True)
 class Uniform(Learner):
-    """Every weight stays 1 (LeeBERT-uniform, section 4.4)."""
+    """Every weight stays 1 (LeeBERT-uniform, section 4.4).
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.weights.Uniform().weights(mx.topology.lae(2), seed=0)().tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
 
     @property
     def splits(self) -> bool:
@@ -103,7 +155,14 @@ class Uniform(Learner):
 
 @dataclass(frozen=True)
 class Random(Uniform):
-    """Integers from 1..50, normalised so that each exit's weights sum to 1 (section 4.4)."""
+    """Integers from 1..50, normalised so that each exit's weights sum to 1 (section 4.4).
+
+    Example:
+        >>> import multiexit as mx
+        >>> W_MM = mx.weights.Random().weights(mx.topology.lle(3), seed=0)()
+        >>> W_MM.sum(1).round(decimals=4), bool(W_MM[2, 0] == 0)  # nobody teaches the last exit
+        (tensor([1., 1., 1.]), True)
+    """
 
     def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
         generator = torch.Generator().manual_seed(seed)
@@ -115,7 +174,13 @@ class Random(Uniform):
 
 @dataclass(frozen=True)
 class SLO(Learner):
-    """Single-level: Ω follows the same loss on the same batch as Θ; D1 = D2 = all (eq. 7)."""
+    """Single-level: Ω follows the same loss on the same batch as Θ; D1 = D2 = all (eq. 7).
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.weights.SLO().plan(0, rho=0.5), mx.weights.SLO().splits
+        (Plan(stepping=1.0, first=0.0, second=0.0, hyper=0.0), False)
+    """
 
     @property
     def splits(self) -> bool:
@@ -127,7 +192,13 @@ class SLO(Learner):
 
 @dataclass(frozen=True)
 class BLO(Learner):
-    """Bi-level, first order: Θ on B1, then Ω on B2 with the new Θ (eq. 8; DARTS 2019)."""
+    """Bi-level, first order: Θ on B1, then Ω on B2 with the new Θ (eq. 8; DARTS 2019).
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.weights.BLO().plan(0, rho=0.5)
+        Plan(stepping=0.0, first=0.0, second=1.0, hyper=0.0)
+    """
 
     def plan(self, step: int, rho: float) -> Plan:
         return Plan(second=1.0)
@@ -141,6 +212,16 @@ class CLO1(Learner):
         rho: ρ; None is λ1 / λ2, the paper to the letter.
         fresh: L_B1 is that of the new Θ, a forward pass more; if not, that which Θ's own step
             had, as on Algorithm 2's other steps.
+
+    Raises:
+        ValueError: a ρ below 0 or infinite.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.weights.CLO1().plan(0, rho=0.5)
+        Plan(stepping=0.0, first=0.5, second=1.0, hyper=0.0)
+        >>> mx.weights.CLO1(fresh=False).plan(0, rho=0.5)
+        Plan(stepping=0.5, first=0.0, second=1.0, hyper=0.0)
     """
 
     rho: float | None = None
@@ -164,6 +245,15 @@ class CLO2(Learner):
         in_cycle: on the other C − 1 steps Ω follows ρ·L_B1 too (Algorithm 2), or stays (the text
             of section 3.4).
         fresh: as for `CLO1`, at every C-th step.
+
+    Raises:
+        ValueError: a ρ below 0 or infinite, or a cycle that is no whole number from 1.
+
+    Example:
+        >>> import multiexit as mx
+        >>> clo = mx.weights.CLO2(cycle=3)
+        >>> [clo.plan(step, rho=0.5).second for step in range(6)]
+        [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     """
 
     rho: float | None = None
@@ -195,6 +285,14 @@ class Hyper(Learner):
 
     Args:
         cycle: Ω moves at every so many steps.
+
+    Raises:
+        ValueError: a cycle that is no whole number from 1.
+
+    Example:
+        >>> import multiexit as mx
+        >>> [mx.weights.Hyper(cycle=2).plan(step, rho=0.5).hyper for step in range(4)]
+        [0.0, 1.0, 0.0, 1.0]
     """
 
     cycle: int = 1

@@ -1,4 +1,7 @@
-"""How the weights Ω of the loss terms are parametrised."""
+"""How the weights Ω of the loss terms are parametrised.
+
+Letters: M exits, B batch rows. Equations are those of Zhu, "LeeBERT", ACL 2021.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -7,19 +10,49 @@ from torch import Tensor, nn
 
 
 class LossWeights(nn.Module, ABC):
-    """Ω as a module: `forward() -> W_MM`. Uniform Ω gives 1 for every term that counts."""
+    """Ω as a module: `forward() -> W_MM`. Uniform Ω gives 1 for every term that counts.
+
+    Example:
+        Weights that stay between 0 and 2:
+
+        >>> import torch, multiexit as mx
+        >>> class Bounded(mx.weights.LossWeights):
+        ...     def __init__(self, M):
+        ...         super().__init__()
+        ...         self.a_MM = torch.nn.Parameter(torch.zeros(M, M))
+        ...     def forward(self):
+        ...         return 2 * torch.sigmoid(self.a_MM)
+        >>> Bounded(2)().tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
 
     @abstractmethod
     def forward(self) -> Tensor:
         """The weights [M, M]; what they hold where no term counts has no effect."""
 
     def penalty(self, A_MM: Tensor) -> Tensor:
-        """What Ω pays for itself, a scalar; 0 unless a parametrisation says otherwise."""
+        """What Ω pays for itself, a scalar; 0 unless a parametrisation says otherwise.
+
+        Args:
+            A_MM: the factors of the terms [M, M]; 0 where no term counts.
+        """
         return A_MM.new_zeros(())
 
 
 class FixedWeights(LossWeights):
-    """Weights that nobody learns."""
+    """Weights that nobody learns.
+
+    Args:
+        W_MM: the weights [M, M].
+
+    Raises:
+        ValueError: NaN or infinite weights.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> mx.weights.FixedWeights(torch.tensor([[1.0, 0.5], [0.0, 2.0]]))().tolist()
+        [[1.0, 0.5], [0.0, 2.0]]
+    """
 
     def __init__(self, W_MM: Tensor):
         super().__init__()
@@ -37,6 +70,23 @@ class SoftmaxWeights(LossWeights):
     Labels' weights compete with each other and each student's teachers compete with each other,
     but the two kinds don't: one softmax over both would drift to the distillation terms, which
     eq. 4 scales down. Each keeps at least the floor f of its uniform value 1.
+
+    Args:
+        teaches_MM: who teaches whom, bool [M, M].
+        floor: f, in [0, 1).
+
+    Raises:
+        ValueError: a floor outside [0, 1).
+
+    Example:
+        The labels' weights on the diagonal sum to M, whatever a is:
+
+        >>> import math, multiexit as mx
+        >>> weights = mx.weights.SoftmaxWeights(mx.topology.lle(2), floor=0.0)
+        >>> weights.own_M.data[1] = math.log(3)
+        >>> weights().detach()
+        tensor([[0.5000, 1.0000],
+                [0.0000, 1.5000]])
     """
 
     def __init__(self, teaches_MM: Tensor, floor: float = 0.1):
@@ -59,7 +109,16 @@ class SoftmaxWeights(LossWeights):
 
 
 class RawWeights(LossWeights):
-    """W itself is learned, as eqs. 7–9 have it: it can only fall, below 0 in time."""
+    """W itself is learned, as eqs. 7–9 have it: it can only fall, below 0 in time.
+
+    Args:
+        teaches_MM: who teaches whom, bool [M, M].
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.weights.RawWeights(mx.topology.lae(2))().tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
 
     def __init__(self, teaches_MM: Tensor):
         super().__init__()
@@ -70,7 +129,18 @@ class RawWeights(LossWeights):
 
 
 class UncertaintyWeights(LossWeights):
-    """W = e^(−s), and Ω pays s per term: e^(−s)·L + s is least at W = 1 / L (Kendall 2018)."""
+    """W = e^(−s), and Ω pays s per term: e^(−s)·L + s is least at W = 1 / L (Kendall 2018).
+
+    Args:
+        teaches_MM: who teaches whom, bool [M, M].
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> weights = mx.weights.UncertaintyWeights(mx.topology.none(2))
+        >>> weights.s_MM.data += 1
+        >>> weights().detach()[0, 0], weights.penalty(torch.eye(2)).item()
+        (tensor(0.3679), 2.0)
+    """
 
     def __init__(self, teaches_MM: Tensor):
         super().__init__()
@@ -94,6 +164,19 @@ class RowWeights(LossWeights):
     """Weights of single rows: `rows(L_MB) -> w_MB`, from each row's own loss at each exit.
 
     The loss is Σ_m A_mm · mean_b(w_mb · L_mb); the matrix W stays 1.
+
+    Args:
+        teaches_MM: who teaches whom, bool [M, M].
+
+    Example:
+        Rows that are hard for the last exit count more, at all exits:
+
+        >>> import torch, multiexit as mx
+        >>> class Hard(mx.weights.RowWeights):
+        ...     def rows(self, own_MB):
+        ...         return (own_MB[-1] / own_MB[-1].mean()).expand_as(own_MB)
+        >>> Hard(mx.topology.none(2)).rows(torch.tensor([[1.0, 1.0], [0.5, 1.5]])).tolist()
+        [[0.5, 1.5], [0.5, 1.5]]
     """
 
     def __init__(self, teaches_MM: Tensor):
@@ -105,4 +188,8 @@ class RowWeights(LossWeights):
 
     @abstractmethod
     def rows(self, own_MB: Tensor) -> Tensor:
-        """The weights [M, B] of rows with these losses."""
+        """The weights [M, B] of rows.
+
+        Args:
+            own_MB: each row's own loss at each exit [M, B].
+        """

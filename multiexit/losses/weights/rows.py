@@ -21,8 +21,17 @@ class WeightNet(RowWeights):
 
     Args:
         teaches_MM: a topology, for the number of exits.
-        epsilon: ε, how far weights may be from 1, half of it: they lie in 1 ± 2ε.
-        over: the mean is over the whole batch and all exits, or over each row's `"exits"`.
+        epsilon: ε, half of how far weights may be from 1: they lie in 1 ± 2ε.
+        over: the mean is over the whole `"batch"` and all exits, or over each row's `"exits"`.
+
+    Example:
+        Weights are 1 on average:
+
+        >>> import torch, multiexit as mx
+        >>> net = mx.weights.WeightNet(mx.topology.none(3), epsilon=0.3, over="batch")
+        >>> w_MB = net.rows(torch.rand(3, 8))
+        >>> w_MB.shape, round(w_MB.mean().item(), 4)
+        (torch.Size([3, 8]), 1.0)
     """
 
     def __init__(self, teaches_MM: Tensor, epsilon: float, over: str):
@@ -56,6 +65,19 @@ class MetaWeights(Learner):
         over: of its mean: `"batch"` or `"exits"`.
         q: how the outer loss spreads rows over exits; below 1 more leave early.
         cycle: the weighting network moves at every so many steps.
+
+    Raises:
+        ValueError: ε outside (0, 1], another `over`, a q that isn't above 0, or a cycle that is no
+            whole number from 1.
+
+    Example:
+        The outer loss judges the first exit on the two surest rows, the last on the third:
+
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[9.0, 0], [0, 9], [0, 0]], [[0, 0], [0, 0], [0, 0]]])
+        >>> loss = mx.weights.MetaWeights(q=0.5).outer(logits_MBC, torch.tensor([0, 1, 0]))
+        >>> round(loss.item(), 3)  # near 0, and log 2
+        0.693
     """
 
     epsilon: float = 0.3
@@ -98,7 +120,19 @@ class MetaWeights(Learner):
 
 
 def allot(logits_MBC: Tensor, q: float) -> Tensor:
-    """Which exit each row is given to, [B]: the surest at each, ⌊B·P_m⌋ of them, P_m ∝ q^m."""
+    """Give each row to an exit: the ⌊B·P_m⌋ surest at each, P_m ∝ q^m, the last the rest.
+
+    Args:
+        logits_MBC: the exits' logits [M, B, C].
+        q: above 0.
+
+    Returns:
+        exit_B, int64 [B], counted from 0.
+
+    Example:
+        >>> allot(torch.tensor([[[0.0, 0], [9, 0], [2, 0]], [[0, 0], [0, 0], [0, 0]]]), q=0.5)
+        tensor([1, 0, 0])
+    """
     M, B, _ = logits_MBC.shape
     parts = [q**m for m in range(M)]
     exit_B = torch.full((B,), M - 1, device=logits_MBC.device)

@@ -18,10 +18,20 @@ class Omega:
 
     Args:
         learner: how they are learned.
-        teaches_MM: who teaches whom.
+        teaches_MM: who teaches whom, bool [M, M].
         lr: λ2, of Adam without decay.
         rho: ρ = λ1 / λ2.
         seed: of weights that are drawn.
+
+    Example:
+        An exit whose loss is larger loses weight to the other:
+
+        >>> import torch, multiexit as mx
+        >>> omega = mx.weights.Omega(mx.weights.SLO(), mx.topology.none(2), 0.01, rho=1.0, seed=0)
+        >>> L_MM = torch.tensor([[2.0, 0], [0, 1]])
+        >>> omega.update(omega.plan(0), torch.eye(2), {"stepping": L_MM})
+        >>> omega.value().diagonal()
+        tensor([0.9910, 1.0090])
     """
 
     def __init__(self, learner: Learner, teaches_MM: Tensor, lr: float, rho: float, seed: int):
@@ -35,11 +45,11 @@ class Omega:
         )
 
     def value(self) -> Tensor:
-        """W_MM, cut from its graph."""
+        """W_MM, float32 [M, M], cut from its graph."""
         return self.weights().detach().clone()
 
     def plan(self, step: int) -> Plan:
-        """What Ω does at this step of Θ."""
+        """Say what Ω does at this step of Θ, counted from 0."""
         return self.learner.plan(step, self.rho)
 
     @property
@@ -48,7 +58,11 @@ class Omega:
         return isinstance(self.weights, RowWeights)
 
     def rows(self, own_MB: Tensor) -> Tensor:
-        """The rows' weights, cut from their graph."""
+        """The rows' weights [M, B], cut from their graph.
+
+        Args:
+            own_MB: each row's own loss at each exit [M, B].
+        """
         assert isinstance(self.weights, RowWeights)
         with torch.no_grad():
             return self.weights.rows(own_MB.detach())
@@ -61,15 +75,15 @@ class Omega:
         rows: Sequence[tuple[Tensor, Tensor]] = (),
         share: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     ) -> None:
-        """One step of Adam along what the plan adds up.
+        """Take one step of Adam along what the plan adds up.
 
         The loss is linear in W, so each ∂L/∂W is `A ∘ L`: no second backward through the network.
 
         Args:
             plan: the factors.
-            A_MM: the fixed factors of the terms.
-            terms: by the plan's field names, loss matrices, and for `hyper` the outer loss's
-                gradient by W∘A; those with a factor 0 may be missing.
+            A_MM: the fixed factors of the terms [M, M].
+            terms: by the plan's field names, loss matrices [M, M], and for `hyper` the outer
+                loss's gradient by W∘A; those with a factor 0 may be missing.
             rows: where rows are weighed, per batch: each row's own losses [M, B], and the outer
                 loss's gradient by the factors that these have in the sum, [M, B], times the
                 batch's share of the step's rows.
@@ -104,7 +118,7 @@ class Omega:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Take back what `state_dict` gave."""
         self.weights.load_state_dict(state["weights"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])

@@ -50,11 +50,11 @@ class Decision(NamedTuple):
 
 
 BATCHED = ("rows_B", "carry", "memory", "state")
-"""The fields of a `Group` whose first dimension is the batch, `here_B` aside."""
+"""The fields of a `Group` whose first dimension is the batch, `running_B` aside."""
 
 Decide = Callable[[int, Carry, Memory, State], Decision]
-Fit = Callable[["Group"], int]
-"""How many rows to run after an exit. `group.here` drops every row that stopped; a larger number
+BatchSize = Callable[["Group"], int]
+"""How many rows to run after an exit. `group.running` drops every row that stopped; a larger number
 keeps rows that stopped, or copies, as filling."""
 
 
@@ -64,111 +64,115 @@ class Group:
 
     Args:
         exit: the one they come to next.
-        here: how many have not stopped yet.
+        running: how many have not stopped yet.
         rows_B: their places in the answer.
-        here_B: which of them have not stopped yet; the others are dragged along.
+        running_B: which of them have not stopped yet; the others are dragged along.
         carry, memory, state: as `Decision` gives them.
         wasted: milliseconds spent on those dragged along, for whoever reckons with them.
     """
 
     exit: int
-    here: int
+    running: int
     rows_B: Tensor
-    here_B: Tensor
+    running_B: Tensor
     carry: Carry
     memory: Memory
     state: State
     wasted: float = 0.0
 
 
-class Left(NamedTuple):
-    """Rows that left: which, at which exit, and their answers."""
+class Finished(NamedTuple):
+    """Rows that stopped: their places in the answer, at which exit, and their answers."""
 
     rows_B: Tensor
     exit: int
     answer_BC: Tensor
 
 
-def begin(carry: Carry, rows_B: Tensor, here: int) -> Group:
+def first_group(carry: Carry, rows_B: Tensor, running: int) -> Group:
     """Rows before the first exit.
 
     Args:
         carry: what `backbone.start` gave.
         rows_B: the rows' places in the answer.
-        here: how many of them count; those behind are dragged along.
+        running: how many of them count; those behind are dragged along.
     """
-    here_B = torch.arange(len(rows_B), device=rows_B.device) < here
-    return Group(0, here, rows_B, here_B, carry, {}, {})
+    running_B = torch.arange(len(rows_B), device=rows_B.device) < running
+    return Group(0, running, rows_B, running_B, carry, {}, {})
 
 
-def advance(group: Group, decide: Decide, fit: Fit) -> tuple[Left | None, Group | None]:
+def advance(
+    group: Group, decide: Decide, batch_size: BatchSize
+) -> tuple[Finished | None, Group | None]:
     """Take a group past its next exit: who left, and who goes on.
 
     Waits for the device once.
 
     Raises:
-        ValueError: NaN or infinite logits of a row that is still here.
+        ValueError: NaN or infinite logits of a row that still runs.
     """
     exit = group.exit
     decision = decide(exit, group.carry, group.memory, group.state)
-    dragging = group.here < len(group.rows_B)
-    leave_B = group.here_B & decision.stop_B if dragging else decision.stop_B
+    dragging = group.running < len(group.rows_B)
+    leave_B = group.running_B & decision.stop_B if dragging else decision.stop_B
     # A sum is finite only if all it adds is.
     leaving, total = _read(leave_B.sum(), decision.logits_BC.sum())
     if not math.isfinite(total):
         _check_finite(group, decision.logits_BC)
     after = Group(
         exit + 1,
-        group.here - int(leaving),
+        group.running - int(leaving),
         group.rows_B,
-        group.here_B ^ leave_B if leaving else group.here_B,
+        group.running_B ^ leave_B if leaving else group.running_B,
         decision.carry,
         decision.memory,
         decision.state,
         group.wasted,
     )
-    left = Left(group.rows_B[leave_B], exit, decision.answer_BC[leave_B]) if leaving else None
-    if not after.here:
-        return left, None
-    if after.here < len(after.rows_B):
-        size = fit(after)
-        after = after if size >= len(after.rows_B) else take(after, size)
-    return left, after
+    finished = (
+        Finished(group.rows_B[leave_B], exit, decision.answer_BC[leave_B]) if leaving else None
+    )
+    if not after.running:
+        return finished, None
+    if after.running < len(after.rows_B):
+        size = batch_size(after)
+        after = after if size >= len(after.rows_B) else resize(after, size)
+    return finished, after
 
 
-def take(group: Group, size: int) -> Group:
-    """The rows that are still here; copies of the last one fill the group up to a size."""
-    keep = group.here_B.nonzero().squeeze(1)
-    if size > group.here:
-        keep = torch.cat([keep, keep[-1:].expand(size - group.here)])
+def resize(group: Group, size: int) -> Group:
+    """The rows that still run; copies of the last one fill the group up to a size."""
+    keep = group.running_B.nonzero().squeeze(1)
+    if size > group.running:
+        keep = torch.cat([keep, keep[-1:].expand(size - group.running)])
     return replace(
         group,
         wasted=0.0,
-        here_B=torch.arange(size, device=keep.device) < group.here,
+        running_B=torch.arange(size, device=keep.device) < group.running,
         **{name: select(getattr(group, name), keep) for name in BATCHED},
     )
 
 
 def merge(groups: Sequence[Group]) -> Group:
-    """Groups at the same exit, of the same `kind`, as one."""
+    """Groups at the same exit, of the same `shape_key`, as one."""
     first = groups[0]
-    joined = {name: _join([getattr(g, name) for g in groups]) for name in ("here_B", *BATCHED)}
-    return replace(first, here=sum(group.here for group in groups), **joined)
+    joined = {name: _join([getattr(g, name) for g in groups]) for name in ("running_B", *BATCHED)}
+    return replace(first, running=sum(group.running for group in groups), **joined)
 
 
-def kind(group: Group) -> Any:
+def shape_key(group: Group) -> Any:
     """What groups must have in common to be merged: all shapes and types but for the batch's."""
-    return tuple(_kind(getattr(group, name)) for name in BATCHED)
+    return tuple(_shape_key(getattr(group, name)) for name in BATCHED)
 
 
-def run(group: Group | None, decide: Decide, fit: Fit, answer: Prediction) -> None:
+def run(group: Group | None, decide: Decide, batch_size: BatchSize, answer: Prediction) -> None:
     """Take a group through all exits, and write down what its rows answer."""
     while group is not None:
-        left, group = advance(group, decide, fit)
-        put(answer, left)
+        finished, group = advance(group, decide, batch_size)
+        write_answers(answer, finished)
 
 
-def blank(rows: int, num_classes: int, weight: Tensor) -> Prediction:
+def empty_prediction(rows: int, num_classes: int, weight: Tensor) -> Prediction:
     """Answers to be filled in: on a weight's device, in its precision or float32."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return Prediction(
@@ -177,11 +181,11 @@ def blank(rows: int, num_classes: int, weight: Tensor) -> Prediction:
     )
 
 
-def put(answer: Prediction, left: Left | None) -> None:
+def write_answers(answer: Prediction, finished: Finished | None) -> None:
     """Write down the answers of rows that left, if any did."""
-    if left is not None:
-        answer.logits_BC[left.rows_B] = left.answer_BC
-        answer.exit_B[left.rows_B] = left.exit
+    if finished is not None:
+        answer.logits_BC[finished.rows_B] = finished.answer_BC
+        answer.exit_B[finished.rows_B] = finished.exit
 
 
 def check_evaluating(model: nn.Module) -> None:
@@ -190,9 +194,9 @@ def check_evaluating(model: nn.Module) -> None:
         raise ValueError("predict in train mode would be random: call model.eval() first")
 
 
-def leave(group: Group) -> int:
-    """The plain `Fit`: whoever stopped leaves the batch at once."""
-    return group.here
+def num_running(group: Group) -> int:
+    """The plain `BatchSize`: whoever stopped leaves the batch at once."""
+    return group.running
 
 
 def _read(*numbers: Tensor) -> list[float]:
@@ -202,11 +206,11 @@ def _read(*numbers: Tensor) -> list[float]:
     return torch.stack([number.float() for number in numbers]).tolist()
 
 
-def _kind(tree: Any) -> Any:
+def _shape_key(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return (tree.shape[1:], tree.dtype)
     if isinstance(tree, Mapping):
-        return tuple((key, _kind(value)) for key, value in tree.items())
+        return tuple((key, _shape_key(value)) for key, value in tree.items())
     return tree
 
 
@@ -220,12 +224,12 @@ def _join(trees: Sequence[Any]) -> Any:
 
 def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
     """The batch's size; an input may have one row for all (position_ids)."""
-    tensors = [value for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
+    values = (*args, *inputs.values())
+    tensors = [value for value in values if isinstance(value, Tensor)]
     sizes = [len(tensor) for tensor in tensors if tensor.ndim]
     if not sizes:
-        given = (*args, *inputs.values())
-        got = ", ".join(type(value).__name__ for value in given) or "nothing"
-        by_name = any(isinstance(value, Mapping) for value in given)
+        got = ", ".join(type(value).__name__ for value in values) or "nothing"
+        by_name = any(isinstance(value, Mapping) for value in values)
         raise ValueError(
             f"predict needs at least one input tensor, with a row per row [B, …]; got {got}: "
             + ("pass a batch's entries by name, **batch" if by_name else "tokenise texts first")
@@ -237,19 +241,18 @@ class NotFinite(ValueError):
     """NaN or infinite logits of a row."""
 
     def __init__(self, exit: int, row: int, logits_C: list[float], where: str = ""):
-        self.found = (exit, row, logits_C)
+        self.exit, self.row, self.logits_C = exit, row, logits_C
         super().__init__(
             f"exit {exit} gave NaN or infinite logits for row {row}{where}: {logits_C}"
         )
 
     def shifted(self, rows: int, where: str) -> "NotFinite":
         """The same of a row behind so many others."""
-        exit, row, logits_C = self.found
-        return NotFinite(exit, row + rows, logits_C, where)
+        return NotFinite(self.exit, self.row + rows, self.logits_C, where)
 
 
 def _check_finite(group: Group, logits_BC: Tensor) -> None:
-    broken_B = ~logits_BC.isfinite().all(1) & group.here_B
+    broken_B = ~logits_BC.isfinite().all(1) & group.running_B
     if broken_B.any():
         rows_B = group.rows_B[broken_B]
         first = rows_B.argmin()

@@ -187,11 +187,13 @@ class MultiExitModel(nn.Module):
         policies.check(policy, self.num_exits, self.num_classes)
         exit_loop.check_evaluating(self)
         rows = exit_loop.num_rows(args, inputs)
-        answer = exit_loop.blank(rows, self.num_classes, next(self.parameters()))
+        answer = exit_loop.empty_prediction(rows, self.num_classes, next(self.parameters()))
         if rows:
             carry = self.backbone.start(*args, **inputs)
-            group = exit_loop.begin(carry, torch.arange(rows, device=answer.exit_B.device), rows)
-            exit_loop.run(group, partial(self.decide, policy), exit_loop.leave, answer)
+            group = exit_loop.first_group(
+                carry, torch.arange(rows, device=answer.exit_B.device), rows
+            )
+            exit_loop.run(group, partial(self.decide, policy), exit_loop.num_running, answer)
         return answer
 
     @torch.inference_mode()

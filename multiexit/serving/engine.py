@@ -35,7 +35,7 @@ from multiexit.serving.streaming import (
 from multiexit.serving.unchanged import unchanged
 from multiexit_runner.reading import Window, windows
 
-STEP = 16  # compiled engines see lengths of so many tokens apart
+LENGTH_STEP = 16  # compiled engines see lengths of so many tokens apart
 
 
 class Engine:
@@ -84,7 +84,7 @@ class Engine:
                 f"{type(policy).__name__}"
             )
         policies.check(policy, model.num_exits, model.num_classes)
-        self._prepare(model, policy, _usable(model, latency), compile)
+        self._prepare(model, policy, _usable_latency(model, latency), compile)
 
     def _prepare(
         self,
@@ -94,10 +94,10 @@ class Engine:
         compile: bool | str,
     ) -> None:
         exit_loop.check_evaluating(model)
-        self._given, self._compile = model, compile
+        self._original, self._compile = model, compile
         self.model = for_inference(model)
         self.policy, self.latency, self.compiled = policy, latency, bool(compile)
-        self._same = (lambda: True) if self.model is model else unchanged(model)
+        self._is_unchanged = (lambda: True) if self.model is model else unchanged(model)
         self._decide: exit_loop.Decide = partial(self.model.decide, policy)
         if compile:
             mode = compile if isinstance(compile, str) else None
@@ -106,7 +106,7 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "model": self._given,
+            "model": self._original,
             "policy": self.policy,
             "latency": self.latency,
             "compile": self._compile,
@@ -118,12 +118,14 @@ class Engine:
     @torch.inference_mode()
     def predict(self, *args: Any, **inputs: Any) -> Prediction:
         """One batch; see `MultiExitModel.predict`."""
-        self._check()
+        self._check_ready()
         rows = exit_loop.num_rows(args, inputs)
-        answer = exit_loop.blank(rows, self.model.num_classes, next(self.model.parameters()))
+        answer = exit_loop.empty_prediction(
+            rows, self.model.num_classes, next(self.model.parameters())
+        )
         if rows:
-            group = self._begin({**dict(enumerate(args)), **inputs}, torch.arange(rows))
-            exit_loop.run(group, self._decide, self._fit, answer)
+            group = self._first_group({**dict(enumerate(args)), **inputs}, torch.arange(rows))
+            exit_loop.run(group, self._decide, self._batch_size, answer)
         return answer
 
     def stream(
@@ -161,20 +163,20 @@ class Engine:
                 "a stream takes a data set or an iterable of batches, such as x.split(32); got one "
                 f"{type(data).__name__}, which predict would take"
             )
-        self._check()
-        known = Columns(self._given.backbone.start)
-        source = named_inputs(in_order(data, int(batch_size)), known)
+        self._check_ready()
+        columns = Columns(self._original.backbone.start)
+        source = named_inputs(in_order(data, int(batch_size)), columns)
         read = windows_at_hand if isinstance(data, Dataset | Sized) else windows
         return self._stream(read(source, int(window)), int(batch_size))
 
     def _stream(self, source: Iterable[Window], batch_size: int) -> Iterator[Prediction]:
         before = Place(0, 0)
         for batches, failed in source:
-            self._check()
+            self._check_ready()
             try:
-                answers = iter(self._window(batches, batch_size))
+                answers = iter(self._window_answers(batches, batch_size))
             except Exception:  # all that can be answered comes first
-                answers = (self._alone(batch, batch_size) for batch in batches)
+                answers = (self._batch_answer(batch, batch_size) for batch in batches)
             for _ in batches:
                 with placed(before):
                     answer = next(answers)
@@ -183,60 +185,65 @@ class Engine:
             if failed is not None:
                 raise failed
 
-    def _alone(self, batch: dict[Any, Any], batch_size: int) -> Prediction:
-        return self._window([batch], batch_size)[0]
+    def _batch_answer(self, batch: dict[Any, Any], batch_size: int) -> Prediction:
+        return self._window_answers([batch], batch_size)[0]
 
     @torch.inference_mode()
-    def _window(self, batches: list[dict[Any, Any]], batch_size: int) -> list[Prediction]:
+    def _window_answers(self, batches: list[dict[Any, Any]], batch_size: int) -> list[Prediction]:
         """Answers of some batches, whose rows are regrouped."""
         sizes = [exit_loop.num_rows((), batch) for batch in batches]
-        answer = exit_loop.blank(sum(sizes), self.model.num_classes, next(self.model.parameters()))
+        answer = exit_loop.empty_prediction(
+            sum(sizes), self.model.num_classes, next(self.model.parameters())
+        )
         waiting = Waiting(self.model.num_exits, batch_size)
-        for chosen, some_B in by_length(batches, sizes, batch_size):
-            waiting.add(self._begin(chosen, some_B))
+        for inputs, rows_B in by_length(batches, sizes, batch_size):
+            waiting.add(self._first_group(inputs, rows_B))
             while (group := waiting.full()) is not None:
-                self._step(group, answer, waiting)
+                self._advance(group, answer, waiting)
         while (group := waiting.any()) is not None:
-            self._step(group, answer, waiting)
+            self._advance(group, answer, waiting)
         parts = zip(*(part.split(sizes) for part in answer), strict=True)
         return [Prediction(logits_BC, exit_B) for logits_BC, exit_B in parts]
 
-    def _check(self) -> None:
-        exit_loop.check_evaluating(self._given)
-        if not self._same():
+    def _check_ready(self) -> None:
+        exit_loop.check_evaluating(self._original)
+        if not self._is_unchanged():
             raise ValueError(
                 "the model has changed since this engine was made, and the engine runs a copy: "
                 "make a new Engine"
             )
 
-    def _step(self, group: exit_loop.Group, answer: Prediction, waiting: "Waiting") -> None:
-        if self.compiled and len(group.rows_B) != _bucket(group.here):  # merged
-            group = exit_loop.take(group, _bucket(group.here))
-        left, after = exit_loop.advance(group, self._decide, self._fit)
-        exit_loop.put(answer, left)
+    def _advance(self, group: exit_loop.Group, answer: Prediction, waiting: Waiting) -> None:
+        if self.compiled and len(group.rows_B) != _power_of_two(group.running):  # merged
+            group = exit_loop.resize(group, _power_of_two(group.running))
+        finished, after = exit_loop.advance(group, self._decide, self._batch_size)
+        exit_loop.write_answers(answer, finished)
         if after is not None:
             waiting.add(after)
 
-    def _begin(self, inputs: dict[Any, Any], rows_B: Tensor) -> exit_loop.Group:
+    def _first_group(self, inputs: dict[Any, Any], rows_B: Tensor) -> exit_loop.Group:
         """Rows before their first exit: padding cut, on the device, in a size that is compiled."""
         rows = len(rows_B)
-        inputs = padding.trim(inputs, STEP if self.compiled else 1)
+        inputs = padding.trim(inputs, LENGTH_STEP if self.compiled else 1)
         if self.compiled:
-            filled_B = torch.arange(_bucket(rows)).clamp(max=rows - 1)
+            filled_B = torch.arange(_power_of_two(rows)).clamp(max=rows - 1)
             inputs, rows_B = padding.rows_of(inputs, filled_B, rows), rows_B[filled_B]
         device = next(self.model.parameters()).device
         moved = move(inputs, device)
         args = [moved[place] for place in sorted(k for k in moved if isinstance(k, int))]
         named = {name: value for name, value in moved.items() if isinstance(name, str)}
-        return exit_loop.begin(self.model.backbone.start(*args, **named), rows_B.to(device), rows)
+        return exit_loop.first_group(
+            self.model.backbone.start(*args, **named), rows_B.to(device), rows
+        )
 
-    def _fit(self, group: exit_loop.Group) -> int:
-        """With how many rows to go on behind an exit (`walk.Fit`).
+    def _batch_size(self, group: exit_loop.Group) -> int:
+        """With how many rows to go on behind an exit (`exit_loop.BatchSize`).
 
         Rows that stopped leave as soon as dragging them along, the next stages included, would
         have cost more time than it takes to drop them.
         """
-        rows, size = len(group.rows_B), _bucket(group.here) if self.compiled else group.here
+        rows, running = len(group.rows_B), group.running
+        size = _power_of_two(running) if self.compiled else running
         if self.latency is None or size >= rows:
             return size
         stages, at = self.latency.stages_ms[group.exit], self.latency.at
@@ -251,7 +258,7 @@ def _check_whole(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _usable(model: MultiExitModel, latency: Latency | None) -> Latency | None:
+def _usable_latency(model: MultiExitModel, latency: Latency | None) -> Latency | None:
     """The table given, or the model's own if it was measured here."""
     if latency is not None:
         check_here(model, model.num_exits, latency)
@@ -266,6 +273,6 @@ def _usable(model: MultiExitModel, latency: Latency | None) -> Latency | None:
     return model.latency
 
 
-def _bucket(rows: int) -> int:
+def _power_of_two(rows: int) -> int:
     """The next power of two."""
     return 1 << (rows - 1).bit_length()

@@ -24,19 +24,17 @@ class Place(NamedTuple):
     row: int
 
 
-def named_inputs(
-    source: Iterable[Any], known: Callable[[Any], Any] = lambda batch: batch
-) -> Iterator[dict[Any, Any]]:
+def named_inputs(source: Iterable[Any], columns: Callable[[Any], Any]) -> Iterator[dict[Any, Any]]:
     """Each batch's inputs by name, or by place; they must be the same ones.
 
     Args:
         source: of batches.
-        known: what of a batch the network takes.
+        columns: what of a batch the network takes.
     """
     first: list[Any] = []
     for number, batch in enumerate(source):
         with placed(Place(number, 0)):
-            args, inputs = unpack_inputs(known(batch))
+            args, inputs = unpack_inputs(columns(batch))
             named = {**dict(enumerate(args)), **inputs}
             first = first or list(named)
             if set(named) != set(first):
@@ -83,13 +81,13 @@ def by_length(
     rows = sum(sizes)
     if not rows:
         return
-    some = [(batch, size) for batch, size in zip(batches, sizes, strict=True) if size]
-    inputs = padding.join([batch for batch, _ in some], [size for _, size in some])
+    filled = [(batch, size) for batch, size in zip(batches, sizes, strict=True) if size]
+    inputs = padding.join([batch for batch, _ in filled], [size for _, size in filled])
     order_B, length_B = torch.arange(rows), padding.lengths(inputs)
     if length_B is not None:
         order_B = length_B.cpu().argsort(stable=True, descending=True)
-    for some_B in order_B.split(batch_size):
-        yield padding.rows_of(inputs, some_B, rows), some_B
+    for rows_B in order_B.split(batch_size):
+        yield padding.rows_of(inputs, rows_B, rows), rows_B
 
 
 class Waiting:
@@ -106,21 +104,21 @@ class Waiting:
 
     def add(self, group: exit_loop.Group) -> None:
         """Let a group wait with those it can be merged with."""
-        self.groups[group.exit].setdefault(exit_loop.kind(group), []).append(group)
+        self.groups[group.exit].setdefault(exit_loop.shape_key(group), []).append(group)
 
     def full(self) -> exit_loop.Group | None:
         """The deepest rows that fill a batch, or None."""
-        for here in reversed(self.groups):
-            for kind, groups in here.items():
-                if sum(group.here for group in groups) >= self.batch_size:
-                    return _merged(here.pop(kind))
+        for by_shape in reversed(self.groups):
+            for shape, groups in by_shape.items():
+                if sum(group.running for group in groups) >= self.batch_size:
+                    return _merged(by_shape.pop(shape))
         return None
 
     def any(self) -> exit_loop.Group | None:
         """The shallowest rows, so that they meet those that wait deeper; None if there are none."""
-        for here in self.groups:
-            for kind in here:
-                return _merged(here.pop(kind))
+        for by_shape in self.groups:
+            for shape in by_shape:
+                return _merged(by_shape.pop(shape))
         return None
 
 

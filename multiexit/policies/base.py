@@ -27,6 +27,22 @@ class ExitPolicy(ABC):
     Whoever runs the policy ends everyone at the last exit; the policy need not know which it is.
     A row's decision may depend on that row alone, so that it is the same in any batch. A number of
     numpy or torch becomes Python's own, and fields made by `multiexit.policies.number` are checked.
+
+    Raises:
+        ValueError: a number that its field may not be.
+
+    Example:
+        Stop where the largest logit is large:
+
+        >>> from dataclasses import dataclass
+        >>> import torch, multiexit as mx
+        >>> @dataclass(frozen=True)
+        ... class Loud(mx.ExitPolicy):
+        ...     least: float
+        ...     def init(self, logits_BC): return {}
+        ...     def step(self, state, logits_BC): return state, logits_BC.amax(1) >= self.least
+        >>> mx.simulate(Loud(2.0), torch.tensor([[[3.0, 0], [1, 0]], [[3, 0], [3, 0]]]))
+        tensor([0, 1])
     """
 
     certificate: ClassVar[Certificate | None] = None
@@ -41,24 +57,34 @@ class ExitPolicy(ABC):
 
     @abstractmethod
     def init(self, logits_BC: Tensor) -> State:
-        """The state before the first exit, made to fit the first exit's logits."""
+        """Make the state before the first exit, to fit the first exit's logits [B, C].
+
+        Raises:
+            ValueError: logits that the policy can't go by, such as those of regression.
+        """
 
     @abstractmethod
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
-        """Look at one exit (the first included): the new state, and stop_B, bool [B].
+        """Look at one exit, the first included.
 
-        Where the heads learn to exit, `state["certainty"]` [B] is how sure this exit is.
+        Args:
+            state: batch-first tensors, as `init` or the last `step` gave them. Where the heads
+                learn to exit, `state["certainty"]` [B] is how sure this exit is, in 0..1.
+            logits_BC: this exit's logits [B, C].
+
+        Returns:
+            The new state, and stop_B, bool [B].
         """
 
     def answer(self, state: State, logits_BC: Tensor) -> Tensor:
-        """The logits [B, C] that a row leaving here takes along: this exit's, unless said else.
+        """Give the logits [B, C] that rows leaving here take along: this exit's, unless overridden.
 
         Asked after `step`, but at the last exit without one.
         """
         return logits_BC
 
     def with_certificate(self, certificate: Certificate) -> Self:
-        """The same policy with this certificate, which is saved and loaded with it."""
+        """Make the same policy with this certificate, which is saved and loaded with it."""
         certified = copy.copy(self)
         object.__setattr__(certified, "certificate", certificate)
         return certified
@@ -67,7 +93,16 @@ class ExitPolicy(ABC):
 def step(
     policy: ExitPolicy, state: State, logits_BC: Tensor, certainty_B: Tensor | None = None
 ) -> tuple[State, Tensor]:
-    """`policy.step`, with its answer checked.
+    """Run `policy.step`, and check its answer.
+
+    Args:
+        policy: any `ExitPolicy`.
+        state: as its `init` or the last step gave it.
+        logits_BC: this exit's logits [B, C].
+        certainty_B: how sure this exit is, in 0..1, of heads that learn to exit.
+
+    Returns:
+        The new state, and stop_B, bool [B].
 
     Raises:
         ValueError: no pair, or a stop that is no bool tensor [B].
@@ -100,7 +135,7 @@ def simulate(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None
     Args:
         policy: any `ExitPolicy`.
         logits_MBC: all exits' logits [M, B, C].
-        certainty_MB: how sure each exit is, of models that learn to exit.
+        certainty_MB: how sure each exit is, in 0..1, of models that learn to exit.
 
     Returns:
         exit_B: index of the exit, 0..M−1, int64 [B].
@@ -121,7 +156,24 @@ def simulate(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None
 def answers(
     policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`simulate`, and what each row answers: exit_B [B] and answer_BC [B, C]."""
+    """Where each row would leave, and what it answers there.
+
+    Args:
+        policy, logits_MBC, certainty_MB: as for `simulate`.
+
+    Returns:
+        exit_B, int64 [B], and answer_BC [B, C], float32 (float64 of float64).
+
+    Raises:
+        ValueError: as for `simulate`.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[3.0, 0], [1, 0]], [[4, 0], [5, 0]]])
+        >>> exit_B, answer_BC = mx.policies.answers(mx.MaxProb(0.9), logits_MBC)
+        >>> exit_B.tolist(), answer_BC.tolist()
+        ([0, 1], [[3.0, 0.0], [5.0, 0.0]])
+    """
     if logits_MBC.ndim != 3 or len(logits_MBC) == 0:
         raise ValueError(f"logits are [M, B, C], got {tuple(logits_MBC.shape)}")
     M, B, C = logits_MBC.shape
@@ -143,12 +195,17 @@ def answers(
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """float32 at least: bf16 is too coarse for thresholds near 1."""
+    """Take a tensor to float32 at least: bf16 is too coarse for thresholds near 1."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check(policy: ExitPolicy, num_exits: int, num_classes: int) -> None:
     """Refuse a policy that doesn't fit a model, before the model is run.
+
+    Args:
+        policy: what is checked.
+        num_exits: M.
+        num_classes: C, 1 for regression.
 
     Raises:
         ValueError: no policy; an exit that isn't there, another count of thresholds than exits, or
@@ -164,7 +221,15 @@ def check(policy: ExitPolicy, num_exits: int, num_classes: int) -> None:
 
 
 def need_classes(logits_BC: Tensor, what: str) -> None:
-    """Refuse regression."""
+    """Refuse regression.
+
+    Args:
+        logits_BC: some logits, for C, their last dimension.
+        what: who needs classes, for the message.
+
+    Raises:
+        ValueError: C is 1.
+    """
     if logits_BC.shape[-1] < 2:
         raise ValueError(
             f"{what} needs at least 2 classes, these logits have {logits_BC.shape[-1]}; for "

@@ -32,7 +32,7 @@ class Certificate:
     """A bound on what leaving early costs: on new rows the mean loss is at most the risk.
 
     It speaks of rows drawn as those it was calibrated on, and of the model as it was then,
-    neither trained nor selected on them.
+    neither trained nor selected on them. `multiexit.calibrate` makes it, and its policy has it.
 
     Args:
         loss: `"disagreement"` or `"accuracy"` (`multiexit.evaluation.guarantee.losses`).
@@ -41,6 +41,16 @@ class Certificate:
         rows: N.
         observed: the mean loss on these rows.
         keys: of these rows (`multiexit.Outputs`), sorted; None where they have none.
+
+    Example:
+        Two exits that always agree, on 400 rows:
+
+        >>> import torch, multiexit as mx
+        >>> labels_B = torch.arange(400) % 2
+        >>> logits_MBC = torch.nn.functional.one_hot(labels_B).float().expand(2, -1, -1)
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=20)
+        >>> mx.calibrate(mx.Outputs(logits_MBC, labels_B, cost), mx.MaxProb, risk=0.05).certificate
+        Certificate(loss='disagreement', risk=0.05, confidence=0.9, rows=400, observed=0.0)
     """
 
     loss: str
@@ -51,11 +61,15 @@ class Certificate:
     keys: tuple[int, ...] | None = field(default=None, repr=False)
 
     def seen(self, keys_B: Tensor) -> Tensor:
-        """Which of these rows it was calibrated on, bool [B]."""
+        """Say which of these rows it was calibrated on, bool [B].
+
+        Args:
+            keys_B: their keys, int64 [B].
+        """
         return torch.isin(keys_B, torch.tensor(self.keys or (), dtype=torch.int64))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; the keys as little-endian 64-bit numbers in base64."""
+        """Give it as plain data; the keys as little-endian 64-bit numbers in base64."""
         keys = self.keys
         if keys is not None:
             keys = base64.b64encode(struct.pack(f"<{len(keys)}q", *keys)).decode()
@@ -63,7 +77,7 @@ class Certificate:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Certificate":
-        """What `to_json` gave.
+        """Make the certificate that `to_json` gave.
 
         Raises:
             ValueError: another table, or keys that are no 64-bit numbers in base64.

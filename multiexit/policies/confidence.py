@@ -50,7 +50,21 @@ class _Thresholded(ExitPolicy):
 
 @dataclass(frozen=True)
 class Entropy(_Thresholded):
-    """Stop when H(p) < threshold, in nats (BranchyNet 2016; DeeBERT 2020)."""
+    """Stop when H(p) < threshold, in nats (BranchyNet 2016; DeeBERT 2020).
+
+    Args:
+        threshold: in nats, 0..log C; one for all exits, or a tuple with one per exit, of which the
+            last may be left out.
+
+    Raises:
+        ValueError: a threshold that is no finite number.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[4.0, 0], [1, 0]], [[4, 0], [4, 0]]])
+        >>> mx.simulate(mx.Entropy(0.3), logits_MBC)  # H is 0.09 and 0.58 at the first exit
+        tensor([0, 1])
+    """
 
     threshold: float | tuple[float, ...] = number(nats, per_exit=True)
 
@@ -60,7 +74,21 @@ class Entropy(_Thresholded):
 
 @dataclass(frozen=True)
 class NormalizedEntropy(_Thresholded):
-    """Stop unless H(p) / log C > threshold, in 0..1 (FastBERT 2020, eq. 7: its "speed")."""
+    """Stop unless H(p) / log C > threshold, in 0..1 (FastBERT 2020, eq. 7: its "speed").
+
+    Args:
+        threshold: in 0..1; one for all exits, or a tuple with one per exit, of which the last may
+            be left out.
+
+    Raises:
+        ValueError: a threshold that is no finite number.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[4.0, 0], [1, 0]], [[4, 0], [4, 0]]])
+        >>> mx.simulate(mx.NormalizedEntropy(0.5), logits_MBC)  # 0.13 and 0.84 at the first exit
+        tensor([0, 1])
+    """
 
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         return ~(normalized_entropy(logits_BC) > threshold)
@@ -68,7 +96,23 @@ class NormalizedEntropy(_Thresholded):
 
 @dataclass(frozen=True)
 class MaxProb(_Thresholded):
-    """Stop when max p ≥ threshold (The Right Tool 2020; MSDNet 2018 with one per exit)."""
+    """Stop when max p ≥ threshold (The Right Tool 2020; MSDNet 2018 with one per exit).
+
+    Args:
+        threshold: a probability, in 1/C..1; one for all exits, or a tuple with one per exit, of
+            which the last may be left out.
+
+    Raises:
+        ValueError: a threshold that is no finite number.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[4.0, 0], [1, 0]], [[4, 0], [4, 0]], [[4, 0], [4, 0]]])
+        >>> mx.simulate(mx.MaxProb(0.9), logits_MBC)  # max p is 0.98 and 0.73 at the first exit
+        tensor([0, 1])
+        >>> mx.simulate(mx.MaxProb((0.7, 0.9)), logits_MBC)
+        tensor([0, 0])
+    """
 
     threshold: float | tuple[float, ...] = number(probability, per_exit=True)
 
@@ -81,6 +125,20 @@ class MostConfident(ExitPolicy):
     """`MaxProb` whose rows that never stop answer as the most confident exit did, not the last.
 
     Such rows run the whole network; of equally confident exits the earliest counts.
+
+    Args:
+        threshold: a probability, in 1/C..1.
+
+    Raises:
+        ValueError: a threshold that is no finite number.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[3.0, 0]], [[1.0, 0]]])  # max p is 0.95, then 0.73
+        >>> exit_B, answer_BC = mx.policies.answers(mx.MostConfident(0.99), logits_MBC)
+        >>> exit_B.tolist(), answer_BC.tolist()
+        ([1], [[3.0, 0.0]])
+
     Reference: Kaya et al., "Shallow-Deep Networks", ICML 2019, section 4.2, and its code.
     """
 
@@ -105,7 +163,21 @@ class MostConfident(ExitPolicy):
 
 @dataclass(frozen=True)
 class Margin(_Thresholded):
-    """Stop when the two largest probabilities differ by at least the threshold."""
+    """Stop when the two largest probabilities differ by at least the threshold.
+
+    Args:
+        threshold: in 0..1; one for all exits, or a tuple with one per exit, of which the last may
+            be left out.
+
+    Raises:
+        ValueError: a threshold that is no finite number.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[4.0, 0, 0], [4, 3, 0]], [[4, 0, 0], [4, 0, 0]]])
+        >>> mx.simulate(mx.Margin(0.5), logits_MBC)  # 0.95 and 0.46 at the first exit
+        tensor([0, 1])
+    """
 
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         top = logits_BC.softmax(-1).topk(2).values
@@ -118,6 +190,20 @@ class Certainty(_Thresholded):
 
     For models whose head learns to exit (`head="pooler+lte"`, recipe `berxit`); serves
     regression too.
+
+    Args:
+        threshold: in 0..1; one for all exits, or a tuple with one per exit, of which the last may
+            be left out.
+
+    Raises:
+        ValueError: a threshold that is no finite number; when it runs, heads that don't learn to
+            exit.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> certainty_MB = torch.tensor([[0.95, 0.20], [0.99, 0.50]])
+        >>> mx.simulate(mx.Certainty(0.9), torch.zeros(2, 2, 3), certainty_MB)
+        tensor([0, 1])
     """
 
     of_classes: ClassVar[bool] = False
@@ -132,12 +218,20 @@ class Certainty(_Thresholded):
 
 
 def entropy(logits_BC: Tensor) -> Tensor:
-    """H(softmax(z)) = log Σ e^z − Σ z e^z / Σ e^z, in nats, [B]."""
+    """H(softmax(z)) = log Σ e^z − Σ z e^z / Σ e^z, in nats, [B].
+
+    Raises:
+        ValueError: logits [B, C] of one class.
+    """
     need_classes(logits_BC, "entropy")
     log_p = logits_BC.log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def normalized_entropy(logits_BC: Tensor) -> Tensor:
-    """H / log C, in 0..1, [B]."""
+    """H / log C, in 0..1, [B].
+
+    Raises:
+        ValueError: logits [B, C] of one class.
+    """
     return entropy(logits_BC) / math.log(logits_BC.shape[-1])

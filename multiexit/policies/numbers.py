@@ -65,7 +65,15 @@ class Number:
     within: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Refuse what it may not be, whatever the model."""
+        """Refuse what it may not be, whatever the model.
+
+        Args:
+            name: what the number is called in the message.
+            value: the number, or a tuple.
+
+        Raises:
+            ValueError: with the name and the value.
+        """
         if self.whole is not None:
             assert self.least is not None
             if type(value) is not int or not self.least <= value <= LARGEST:
@@ -83,7 +91,7 @@ class Number:
                 raise ValueError(f"{name} must be above {self.least}, got {number!r:.80}")
 
     def limits(self, known: Known) -> tuple[float, float] | None:
-        """Between which values a model takes it, both included; None for any number."""
+        """Say between which values a model takes it, both included; None for any number."""
         bounds = self.bounds(known) if self.within else None
         if self.least is None:
             return bounds
@@ -92,7 +100,16 @@ class Number:
         return max(low, least), high
 
     def check_fits(self, name: str, value: Any, known: Known) -> None:
-        """Refuse what doesn't fit a model."""
+        """Refuse what doesn't fit a model.
+
+        Args:
+            name: what the number is called in the message.
+            value: the number, or a tuple.
+            known: about the model.
+
+        Raises:
+            ValueError: a tuple of another length than exits, or a number that the model can't have.
+        """
         M = known.num_exits
         if isinstance(value, tuple):
             if self.per_exit and len(value) not in (M, max(1, M - 1)):
@@ -112,12 +129,15 @@ class Number:
 
 
 def number(bounds: Bounds, default: Any = ..., **rules: Any) -> Any:
-    """A dataclass field with what its number may be, and the range that sweeps of it cover.
+    """Make a dataclass field that says what its number may be, and over which range to sweep it.
 
     Args:
         bounds: from `Known` to the least and largest value that make a difference.
         default: of the field; it has none by default.
-        rules: see `Number`.
+        rules: `whole`, `least`, `per_exit`, `within` of `multiexit.policies.numbers.Number`.
+
+    Returns:
+        What `dataclasses.field` gives.
 
     Example:
         >>> from dataclasses import dataclass
@@ -138,7 +158,10 @@ def number(bounds: Bounds, default: Any = ..., **rules: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy or torch as Python's own, lists and arrays as tuples; the rest as it is."""
+    """Take a number of numpy or torch to Python's own, lists and arrays to tuples.
+
+    Anything else stays as it is.
+    """
     if callable(getattr(value, "tolist", None)):
         value = value.tolist()
     if type(value) in (list, tuple):

@@ -28,7 +28,19 @@ class Patience(ExitPolicy):
 
     Args:
         patience: how many agreements, at least 1.
-        tolerance: for regression (C = 1): agreement is |y_m − y_(m−1)| < tolerance.
+        tolerance: for regression (C = 1): agreement is |y_m − y_(m−1)| < tolerance, in the unit of
+            the labels.
+
+    Raises:
+        ValueError: a patience that is no whole number from 1, or a tolerance that isn't above 0.
+
+    Example:
+        Six exits that answer class 0, 1, 1, 1, 0, 0:
+
+        >>> import torch, multiexit as mx
+        >>> classes = torch.tensor([[0], [1], [1], [1], [0], [0]])
+        >>> mx.simulate(mx.Patience(2), torch.nn.functional.one_hot(classes).float())
+        tensor([3])
     """
 
     patience: int = number(
@@ -66,7 +78,24 @@ class Patience(ExitPolicy):
 
 @dataclass(frozen=True)
 class PatientConfident(ExitPolicy):
-    """Stop at `patience` confident exits in a row: H(p) / log C < threshold (PCEE 2022)."""
+    """Stop at `patience` confident exits in a row: H(p) / log C < threshold (PCEE 2022).
+
+    Args:
+        threshold: in 0..1.
+        patience: how many exits, at least 1.
+
+    Raises:
+        ValueError: a threshold that is no finite number, or a patience that is no whole number
+            from 1.
+
+    Example:
+        Five exits that are sure, unsure, sure, sure, sure:
+
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[5.0, 0]], [[0.0, 0]], [[5.0, 0]], [[5.0, 0]], [[5.0, 0]]])
+        >>> mx.simulate(mx.PatientConfident(0.2, patience=2), logits_MBC)
+        tensor([3])
+    """
 
     threshold: float = number(unit)
     patience: int = number(lambda known: (1, known.num_exits), whole="a whole number", least=1)
@@ -83,7 +112,19 @@ class PatientConfident(ExitPolicy):
 
 @dataclass(frozen=True)
 class FixedExit(ExitPolicy):
-    """Everyone stops at the exit of this index, counted from 0 (a static, shorter network)."""
+    """Stop every row at one exit (a static, shorter network).
+
+    Args:
+        exit: its index, counted from 0.
+
+    Raises:
+        ValueError: no whole number from 0; when it meets a model, an exit that isn't there.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> mx.simulate(mx.FixedExit(1), torch.zeros(3, 2, 4))
+        tensor([1, 1])
+    """
 
     exit: int = number(
         lambda known: (0, known.num_exits - 1), whole="an index", least=0, within=True

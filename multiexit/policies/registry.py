@@ -41,8 +41,19 @@ def parse(text: str) -> ExitPolicy:
 
     A threshold per exit is written with slashes: `max-prob=0.99/0.95/0.9`.
 
+    Args:
+        text: a key of `POLICIES`, `=`, and the policy's numbers in the order of its fields,
+            separated by commas.
+
     Raises:
         ValueError: an unknown name, or numbers that don't fit.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.policies.parse("patient-confident=0.2,3")
+        PatientConfident(threshold=0.2, patience=3)
+        >>> mx.policies.parse("max-prob=0.99/0.95/0.9")
+        MaxProb(threshold=(0.99, 0.95, 0.9))
     """
     name, _, values = text.partition("=")
     if name not in POLICIES:
@@ -78,7 +89,12 @@ def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:
 
 
 def to_json(policy: ExitPolicy) -> dict[str, Any]:
-    """The policy as plain data: its class's name, its fields, and its certificate if it has one."""
+    """The policy as plain data: its class's name, its fields, and its certificate if it has one.
+
+    >>> from multiexit.policies import Patience
+    >>> to_json(Patience(4))
+    {'class': 'Patience', 'patience': 4, 'tolerance': None}
+    """
     numbers = {name: plain(value) for name, value in asdict(policy).items()}
     data = {"class": type(policy).__name__, **numbers}
     if policy.certificate is not None:
@@ -121,7 +137,11 @@ def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> 
 
 
 def policy_name(policy: ExitPolicy | Mapping[str, Any]) -> str:
-    """A policy (or its `to_json`) as typed on the command line, `patience=4`; else `Mine(a=1)`."""
+    """A policy (or its `to_json`) as typed on the command line; one of the user's own as a call.
+
+    >>> policy_name(MaxProb((0.99, 0.9)))
+    'max-prob=0.99/0.9'
+    """
     data = dict(to_json(policy) if isinstance(policy, ExitPolicy) else policy)
     kind = data.pop("class")
     data.pop("certificate", None)

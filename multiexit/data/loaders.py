@@ -50,7 +50,7 @@ def check(loader: DataLoader[Any]) -> None:
             "sampler=DistributedSampler: the trainer shares rows out among processes itself; leave "
             "it out and set shuffle=True"
         )
-    _count(loader)
+    _num_batches(loader)
 
 
 def check_counted(dataset: Any) -> None:
@@ -69,8 +69,8 @@ def uncounted(dataset: Any) -> ValueError:
 
 def settings(loader: DataLoader[Any]) -> dict[str, int]:
     """The trainer's settings that a loader has too."""
-    chosen = {"batch_size": _batch_size(loader)}
-    return {**chosen, "workers": loader.num_workers} if loader.num_workers else chosen
+    settings = {"batch_size": _batch_size(loader)}
+    return {**settings, "workers": loader.num_workers} if loader.num_workers else settings
 
 
 def worker_settings(loader: DataLoader[Any]) -> dict[str, Any]:
@@ -94,12 +94,12 @@ def shuffles(loader: DataLoader[Any]) -> bool:
     )
 
 
-def only_whole(loader: DataLoader[Any] | None) -> bool:
+def drops_last(loader: DataLoader[Any] | None) -> bool:
     """Whether a last batch that isn't full is left out."""
     return loader is not None and getattr(loader.batch_sampler, "drop_last", False)
 
 
-class Drawn:
+class SamplerBatches:
     """The batches that a loader's own sampler draws, epoch by epoch, and again after a restart.
 
     What the sampler draws from torch's, numpy's and Python's generators comes from (seed, epoch).
@@ -111,7 +111,7 @@ class Drawn:
         self._loader = loader
         self._epoch = -1
         self._batches: Batches = []
-        self._now: Any = None
+        self._sampler_and_generator: Any = None
         self._start()
 
     def epoch(self, seed: int, epoch: int, world: int = 1) -> Batches:
@@ -123,8 +123,8 @@ class Drawn:
         """
         if world > 1 and type(self._loader.batch_sampler) is not BatchSampler:
             raise ValueError(
-                f"{_named(self._loader)} makes batches for one process, and there are {world}: "
-                "give batch_size and a sampler"
+                f"{_sampler_name(self._loader)} makes batches for one process, and there are "
+                f"{world}: give batch_size and a sampler"
             )
         if epoch < self._epoch:
             self._start()
@@ -135,41 +135,40 @@ class Drawn:
             return self._batches
         rows = [row for batch in self._batches for row in batch]
         size = _batch_size(self._loader) * world
-        cut = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return [some for some in cut if len(some) == size or not only_whole(self._loader)]
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return [batch for batch in batches if len(batch) == size or not drops_last(self._loader)]
 
     def _start(self) -> None:
         loader, self._epoch = self._loader, -1
-        whole = {id(part): part for part in (loader.dataset, loader)}
+        shared = {id(part): part for part in (loader.dataset, loader)}
         try:
-            self._now = deepcopy((loader.batch_sampler, loader.generator), whole)
+            self._sampler_and_generator = deepcopy((loader.batch_sampler, loader.generator), shared)
         except Exception as error:
             raise ValueError(
-                f"{_named(loader)} can't be copied, so a run couldn't be repeated: {error}"
+                f"{_sampler_name(loader)} can't be copied, so a run couldn't be repeated: {error}"
             ) from error
 
     def _draw(self, seed: int, epoch: int) -> Batches:
-        sampler, generator = self._now
-        count = _count(self._loader)
-        drawn = np.random.SeedSequence((seed, epoch, 3)).generate_state(1)[0]
-        with seeded(int(drawn)):
+        sampler, generator = self._sampler_and_generator
+        name = _sampler_name(self._loader)
+        expected = _num_batches(self._loader)
+        draw_seed = np.random.SeedSequence((seed, epoch, 3)).generate_state(1)[0]
+        with seeded(int(draw_seed)):
             if generator is not None:  # as a loader does first
                 torch.empty((), dtype=torch.int64).random_(generator=generator)
-            batches = [list(batch) for batch in islice(sampler, count + 1)]
-        if len(batches) != count:
-            found = "more" if len(batches) > count else len(batches)
+            batches = [list(batch) for batch in islice(sampler, expected + 1)]
+        if len(batches) != expected:
+            drawn = "more" if len(batches) > expected else len(batches)
             raise ValueError(
-                f"{_named(self._loader)} says that it has {count} batches, and drew {found} in "
-                f"epoch {epoch}: the length of a run must be known, so give it the right __len__"
+                f"{name} says that it has {expected} batches, and drew {drawn} in epoch {epoch}: "
+                "the length of a run must be known, so give it the right __len__"
             )
         rows = len(self._loader.dataset)  # type: ignore[arg-type]
         for row in (row for batch in batches for row in batch):
             if isinstance(row, int) and not -rows <= row < rows:
-                raise ValueError(
-                    f"{_named(self._loader)} drew row {row}; there are 0 to {rows - 1}"
-                )
+                raise ValueError(f"{name} drew row {row}; there are 0 to {rows - 1}")
         if not all(batches):
-            raise ValueError(f"{_named(self._loader)} drew an empty batch in epoch {epoch}")
+            raise ValueError(f"{name} drew an empty batch in epoch {epoch}")
         return batches
 
 
@@ -193,12 +192,12 @@ def halves(batches: Batches, epoch: int) -> tuple[Batches, Batches]:
     ]
 
 
-def described(loader: DataLoader[Any]) -> dict[str, Any]:
+def identity(loader: DataLoader[Any]) -> dict[str, Any]:
     """What tells a loader's order from others: what its sampler draws first, and `drop_last`."""
     if shuffles(loader):
         return {"drop_last": True} if loader.drop_last else {}
-    first = fingerprint(Drawn(loader).epoch(0, 0))
-    return {"sampler": _named(loader), "first epoch": first}
+    first = fingerprint(SamplerBatches(loader).epoch(0, 0))
+    return {"sampler": _sampler_name(loader), "first epoch": first}
 
 
 def _batch_size(loader: DataLoader[Any]) -> int:
@@ -206,31 +205,31 @@ def _batch_size(loader: DataLoader[Any]) -> int:
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     if isinstance(size, int) and size > 0:
         return size
-    return max(len(batch) for batch in Drawn(loader).epoch(0, 0))
+    return max(len(batch) for batch in SamplerBatches(loader).epoch(0, 0))
 
 
-def _count(loader: DataLoader[Any]) -> int:
+def _num_batches(loader: DataLoader[Any]) -> int:
     """How many batches an epoch has."""
     try:
-        count = len(loader.batch_sampler)  # type: ignore[arg-type]
+        num_batches = len(loader.batch_sampler)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError, AttributeError) as error:
         raise ValueError(
-            f"{_named(loader)} has no length, and the length of a run must be known: give it a "
-            "__len__"
+            f"{_sampler_name(loader)} has no length, and the length of a run must be known: give "
+            "it a __len__"
         ) from error
-    if count < 1:
+    if num_batches < 1:
         raise ValueError(
-            f"{_named(loader)} gives no batch of {len(loader.dataset)} rows"  # type: ignore[arg-type]
+            f"{_sampler_name(loader)} gives no batch of {len(loader.dataset)} rows"  # type: ignore[arg-type]
             + (
                 f" with batch_size={loader.batch_size} and drop_last=True"
                 if loader.drop_last
                 else ""
             )
         )
-    return count
+    return num_batches
 
 
-def _named(loader: DataLoader[Any]) -> str:
+def _sampler_name(loader: DataLoader[Any]) -> str:
     batches, sampler = loader.batch_sampler, loader.sampler
     if type(batches) is BatchSampler and loader.batch_size is not None:
         return f"sampler={type(sampler).__name__}"

@@ -17,7 +17,7 @@ from multiexit.losses.labels import check_labels
 from multiexit.randomness import seeded
 
 
-class Rows:
+class TrainingSet:
     """A data set and how its rows become batches.
 
     Args:
@@ -26,7 +26,7 @@ class Rows:
         num_classes: labels are checked against it, where the set has them as `labels`; None where
             labels don't matter.
         device: where a set of images is to live; None leaves it.
-        known: makes a batch what the network takes, see `multiexit.data.columns`.
+        select_columns: makes a batch what the network takes, see `multiexit.data.columns`.
 
     Raises:
         ValueError: something else, fewer than two rows, labels outside the classes, or a setting of
@@ -38,7 +38,7 @@ class Rows:
         source: Dataset[Any] | DataLoader[Any],
         num_classes: int | None,
         device: torch.device | None = None,
-        known: Callable[[Any], Any] = lambda batch: batch,
+        select_columns: Callable[[Any], Any] = lambda batch: batch,
     ):
         loader = source if isinstance(source, DataLoader) else None
         dataset: Any = source.dataset if isinstance(source, DataLoader) else source
@@ -55,10 +55,11 @@ class Rows:
         self.dataset = dataset if device is None else on_device(dataset, device)
         self.collate = collate_by(loader) if loader is not None else collate_of(dataset)
         self.lengths = lengths_of(dataset)
-        self.known = known
+        self.select_columns = select_columns
         self._loader = loader
-        own = loader is None or loaders.shuffles(loader)
-        self._drawn = None if own or loader is None else loaders.Drawn(loader)
+        self._sampler_batches = None  # where the order is the trainer's own
+        if loader is not None and not loaders.shuffles(loader):
+            self._sampler_batches = loaders.SamplerBatches(loader)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -71,34 +72,33 @@ class Rows:
         Raises:
             ValueError: what the loader's sampler draws is no epoch, or drop_last leaves nothing.
         """
-        whole = loaders.only_whole(self._loader)
-        if self._drawn is not None:
-            drawn = self._drawn.epoch(seed, epoch, world)
-            made = loaders.halves(drawn, epoch) if halves else (drawn, drawn)
+        if self._sampler_batches is not None:
+            order = self._sampler_batches.epoch(seed, epoch, world)
+            orders = loaders.halves(order, epoch) if halves else (order, order)
         else:
             parts = split_epoch(len(self), seed, epoch, halves)
             size = batch_size * world
-            made = [group(rows, size, self.lengths, seed, epoch) for rows in parts]
-            if whole:
-                made = [[some for some in batches if len(some) == size] for batches in made]
-        if not all(made):
+            orders = [group(rows, size, self.lengths, seed, epoch) for rows in parts]
+            if loaders.drops_last(self._loader):
+                orders = [[batch for batch in order if len(batch) == size] for order in orders]
+        if not all(orders):
             raise ValueError(
                 f"drop_last=True leaves no batch of {batch_size * world} rows"
                 + (f" in each half of {len(self)}" if halves else f" of {len(self)}")
             )
-        one, two = (shard(some, rank, world) for some in made)
-        return one, two
+        first, second = (shard(order, rank, world) for order in orders)
+        return first, second
 
     def fetch(self, rows: Indices, seed: tuple[int, ...]) -> Any:
         """One batch, as a `DataLoader` would make it; what is drawn for it comes from the seed."""
-        return self.known(self.raw(rows, seed))
+        return self.select_columns(self.raw(rows, seed))
 
     def raw(self, rows: Indices, seed: tuple[int, ...]) -> Any:
         """A batch with all of its columns."""
-        drawn = np.random.SeedSequence(seed).generate_state(1)[0]
-        many = getattr(self.dataset, "__getitems__", None)
-        with seeded(int(drawn)):
-            return self.collate(many(rows) if many else [self.dataset[row] for row in rows])
+        draw_seed = np.random.SeedSequence(seed).generate_state(1)[0]
+        getitems = getattr(self.dataset, "__getitems__", None)
+        with seeded(int(draw_seed)):
+            return self.collate(getitems(rows) if getitems else [self.dataset[row] for row in rows])
 
     def feed(
         self, order: list[Indices], workers: int, seed: tuple[int, ...], start: int = 0
@@ -109,46 +109,46 @@ class Rows:
         whoever prepares it and wherever an epoch was interrupted.
         """
         loader = self._loader
-        init = None if loader is None else loader.worker_init_fn
-        how = loaders.worker_settings(loader) if loader is not None and workers else {}
-        read = DataLoader(
-            _Seeded(self, order, seed),
+        worker_init = None if loader is None else loader.worker_init_fn
+        options = loaders.worker_settings(loader) if loader is not None and workers else {}
+        batches = DataLoader(
+            _SeededBatches(self, order, seed),
             batch_size=None,
             sampler=range(start, len(order)),
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=workers,
-            worker_init_fn=partial(_begin_worker, init),
+            worker_init_fn=partial(_begin_worker, worker_init),
             # Its own: making an iterator must not draw from the run's.
             generator=torch.Generator(),
-            **how,
+            **options,
         )
-        return map(self.known, read)
+        return map(self.select_columns, batches)
 
 
-class _Seeded(Dataset[Any]):
+class _SeededBatches(Dataset[Any]):
     """Batches by number, made with generators seeded for each."""
 
-    def __init__(self, rows: Rows, order: list[Indices], seed: tuple[int, ...]):
-        self.rows, self.order, self.seed = rows, order, seed
+    def __init__(self, training_set: TrainingSet, order: list[Indices], seed: tuple[int, ...]):
+        self.training_set, self.order, self.seed = training_set, order, seed
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, number: int) -> Any:
-        return self.rows.raw(self.order[number], (*self.seed, number))
+        return self.training_set.raw(self.order[number], (*self.seed, number))
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _begin_worker(init: Callable[[int], Any] | None, worker: int) -> None:
+def _begin_worker(worker_init: Callable[[int], Any] | None, worker: int) -> None:
     """What the loader's own `worker_init_fn` does, and then what the trainer needs.
 
     Signals to a whole group of processes are the trainer's to answer, with workers alive.
     """
-    if init is not None:
-        init(worker)
+    if worker_init is not None:
+        worker_init(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.alarm(30))

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 import torch
 
-from multiexit.data.training_set import Rows
+from multiexit.data.training_set import TrainingSet
 from multiexit.training.config import TrainConfig
 
 
 @contextmanager
-def explained(config: TrainConfig, data: Rows, may_mix: bool = True) -> Iterator[None]:
+def explained(config: TrainConfig, data: TrainingSet, may_mix: bool = True) -> Iterator[None]:
     """Inside, an error of memory comes with what to lower, and what it is now.
 
     Args:

@@ -32,7 +32,7 @@ from multiexit import policies
 from multiexit.data import loaders
 from multiexit.data.columns import Columns
 from multiexit.data.order import Indices, chunks
-from multiexit.data.training_set import Rows
+from multiexit.data.training_set import TrainingSet
 from multiexit.evaluation import metrics
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import exit_scores
@@ -136,8 +136,8 @@ class Trainer:
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
         known = Columns(self.model.backbone.start)
-        data = Rows(train, self.model.num_classes, device, known)
-        alone = None if unlabelled is None else Rows(unlabelled, None, device, known)
+        data = TrainingSet(train, self.model.num_classes, device, known)
+        alone = None if unlabelled is None else TrainingSet(unlabelled, None, device, known)
         data_of = [
             data if alone is None or phases.labelled(self.model, phase) else alone
             for phase in self.recipe.phases
@@ -169,7 +169,7 @@ class Trainer:
             self._keeper.finish()
         return self.state.history
 
-    def _was_finished(self, data: Rows) -> bool:
+    def _was_finished(self, data: TrainingSet) -> bool:
         """Whether the run that was saved has nothing left to train."""
         if not self.state.saved:
             return False
@@ -180,18 +180,20 @@ class Trainer:
     def _over(self, position: Position, epochs: int, steps: int) -> bool:
         return selection.over(position, self.config.early_stopping, epochs, steps)
 
-    def _length(self, phase: Phase, data: Rows) -> tuple[int, int]:
+    def _length(self, phase: Phase, data: TrainingSet) -> tuple[int, int]:
         """Epochs and steps of Θ of a phase."""
         first, _ = self._epoch(phase, data, 0)
         return selection.length(phase, self.config, len(first))
 
-    def _epoch(self, phase: Phase, data: Rows, epoch: int) -> tuple[list[Indices], list[Indices]]:
+    def _epoch(
+        self, phase: Phase, data: TrainingSet, epoch: int
+    ) -> tuple[list[Indices], list[Indices]]:
         """The batches of D1 and D2 in an epoch, on this process."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         config = self.config
         return data.epoch(config.seed, epoch, phase.learner.splits, config.batch_size, rank, world)
 
-    def _run_phase(self, index: int, data: Rows, dev: Any) -> None:
+    def _run_phase(self, index: int, data: TrainingSet, dev: Any) -> None:
         self.state.position = Position(phase=index, total=self.state.position.total)
         phase = self.recipe.phases[index]
         with (
@@ -204,7 +206,7 @@ class Trainer:
             if best is not None or stepper.model is not self.model:
                 self.model.load_state_dict(best or sharding.weights(stepper.model))
 
-    def _run_epochs(self, stepper: Stepper, data: Rows, dev: Any) -> None:
+    def _run_epochs(self, stepper: Stepper, data: TrainingSet, dev: Any) -> None:
         config, phase, state = self.config, stepper.phase, self.state
         rank = self.accelerator.process_index
         state.restore(stepper, rank, self.accelerator.device)
@@ -260,7 +262,7 @@ class Trainer:
             )
         signals.end(asked)
 
-    def _draw(self, data: Rows, second: list[Indices], seed: tuple[int, ...]) -> Any:
+    def _draw(self, data: TrainingSet, second: list[Indices], seed: tuple[int, ...]) -> Any:
         """The next batch of D2; after the last comes the first."""
         number = self.state.position.second
         self.state.position.second += 1

@@ -28,7 +28,7 @@ from torch.utils.data import (
 import multiexit as mx
 from multiexit.data import loaders
 from multiexit.data.batches import collate_of, labels_of, lengths_of
-from multiexit.data.training_set import Rows
+from multiexit.data.training_set import TrainingSet
 
 
 class Logged(Table):
@@ -214,7 +214,7 @@ def test_batches_are_dealt_to_d1_and_d2(name):
     data = Table()
     how = {**SAMPLERS, **RANDOM}[name]
     loader = DataLoader(data, **{k: v(data) if callable(v) else v for k, v in how.items()})
-    rows = Rows(loader, CLASSES)
+    rows = TrainingSet(loader, CLASSES)
     if loaders.shuffles(loader):
         return
     for epoch in (0, 1, 0, 4):
@@ -268,7 +268,7 @@ def test_another_order_is_another_run(tmp_path):
 
 
 def of_worker(worker):
-    torch.utils.data.get_worker_info().dataset.rows.dataset.offset = 100.0
+    torch.utils.data.get_worker_info().dataset.training_set.dataset.offset = 100.0
 
 
 class Offset(Table):
@@ -436,10 +436,10 @@ def test_a_dev_set_that_can_be_read_once_is_refused():
 
 
 def test_batches_of_ones_own_are_for_one_process():
-    rows = Rows(DataLoader(Table(), batch_sampler=Groups()), CLASSES)
+    rows = TrainingSet(DataLoader(Table(), batch_sampler=Groups()), CLASSES)
     with pytest.raises(ValueError, match="batch_sampler=Groups makes batches for one process"):
         rows.epoch(0, 0, False, 8, 0, 2)
-    rows = Rows(DataLoader(Table(), 8, sampler=Backwards()), CLASSES)
+    rows = TrainingSet(DataLoader(Table(), 8, sampler=Backwards()), CLASSES)
     shares = [rows.epoch(0, 0, False, 8, rank, 2)[0] for rank in range(2)]
     assert [a + b for a, b in zip(*shares, strict=True)] == [
         list(range(39, 23, -1)),

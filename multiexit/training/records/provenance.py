@@ -176,7 +176,7 @@ def _code() -> str:
 def _data(name: str, data: Any) -> dict[str, Any]:
     rows: Any = data.dataset if isinstance(data, DataLoader) else data
     count = len(rows) if hasattr(rows, "__len__") else None
-    order = loaders.described(data) if isinstance(data, DataLoader) and name != "dev" else {}
+    order = loaders.identity(data) if isinstance(data, DataLoader) and name != "dev" else {}
     return {"rows": count, "hash": fingerprint(rows), **order}
 
 

@@ -28,7 +28,7 @@ from helpers import (
 from torch import nn
 
 import multiexit as mx
-from multiexit.data.training_set import Rows
+from multiexit.data.training_set import TrainingSet
 from multiexit.evaluation import metrics
 from multiexit.losses.temperature import Rising
 from multiexit.losses.weights.learners import CLO2
@@ -350,7 +350,7 @@ def test_out_of_memory_says_what_to_lower_and_the_checkpoint_stands(tmp_path):
 def test_a_cpu_that_is_full_is_explained_too(may_mix):
     with (
         pytest.raises(torch.OutOfMemoryError, match=r"batch_size.*can't allocate") as caught,
-        out_of_memory.explained(config(), Rows(Table(), CLASSES), may_mix),
+        out_of_memory.explained(config(), TrainingSet(Table(), CLASSES), may_mix),
     ):
         torch.empty(10**15)
     assert ("bf16" in str(caught.value)) == may_mix
@@ -359,7 +359,7 @@ def test_a_cpu_that_is_full_is_explained_too(may_mix):
 def test_other_errors_are_left_as_they_are():
     with (
         pytest.raises(RuntimeError, match=r"^shapes$"),
-        out_of_memory.explained(config(), Rows(Table(), CLASSES)),
+        out_of_memory.explained(config(), TrainingSet(Table(), CLASSES)),
     ):
         raise RuntimeError("shapes")
 

@@ -32,6 +32,7 @@ html_title = "multiexit"
 default_role = "code"  # single backticks in docstrings
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Inputs", "Relations"]  # of the recipes
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures are in the heading, meanings in the docstring

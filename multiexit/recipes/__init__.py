@@ -2,6 +2,11 @@
 
 A method is data: who teaches whom, how the terms are weighed, who is trained, and how the result
 stops. A new one is a function that returns a `Recipe`.
+
+Every method takes a training set and, where the best epoch is to be kept, a dev set, both with
+labels: whole numbers for classes, floats for regression. "Inputs" says what a method needs beside
+that, "Relations" which other methods it equals, and when. A recipe's `head` is a suggestion, which
+`MultiExitModel(…, head=recipe.head)` follows; what must be so is said under "Inputs".
 """
 
 from multiexit.recipes.base import Phase as Phase

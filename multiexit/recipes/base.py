@@ -21,18 +21,26 @@ if TYPE_CHECKING:
 
 TRAIN = ("all", "last", "heads")
 Part = Callable[["MultiExitModel"], Iterable[nn.Parameter]]
-"""Which of a model's parameters are trained."""
+"""`model -> parameters`: those that a phase trains."""
 
 
 class Seen(NamedTuple):
-    """What a phase's extra loss may look at: a batch, and all that the exits made of it.
+    """A batch and what the exits made of it, for a phase's extra loss to look at.
 
     Args:
-        args, inputs: what the model was given.
-        labels_B: the labels, or None.
-        logits_MBC: all exits' logits.
-        certainty_MB: of heads that learn to exit, or None.
-        features: the exits' features.
+        args, inputs: what the model was given, by place and by name.
+        labels_B: the labels [B], or None.
+        logits_MBC: all exits' logits [M, B, C].
+        certainty_MB: how sure each exit is, in 0..1, of heads that learn to exit, or None.
+        features: the exits' features, [B, …] each.
+
+    Example:
+        An extra loss that keeps the last exit's logits small:
+
+        >>> import multiexit as mx
+        >>> phase = mx.Phase(extra=lambda seen: 0.01 * seen.logits_MBC[-1].square().mean())
+        >>> mx.recipes.Seen._fields
+        ('args', 'inputs', 'labels_B', 'logits_MBC', 'certainty_MB', 'features')
     """
 
     args: Any
@@ -63,6 +71,18 @@ class Phase:
         branch: how gradients are scaled where exits leave the trunk.
         surgery: what happens to the parts of Θ's gradient before the step.
         before_step: called with the model and the share of the phase that is done, in [0, 1).
+
+    Raises:
+        ValueError: an unknown `train` or divergence, no epoch, a rate that isn't above 0, no rule
+            for the coefficients, or parts that don't go together.
+
+    Example:
+        Two epochs on the early heads alone, which learn from the labels and from the last exit:
+
+        >>> import multiexit as mx
+        >>> phase = mx.Phase("last", train="heads", epochs=2, divergence="kl")
+        >>> phase.learner
+        Uniform(parametrization='softmax')
     """
 
     topology: str | Topology | Tensor = "none"
@@ -124,6 +144,17 @@ class Recipe:
         finish: called at the end with the model and its outputs on the dev set.
         pretrained: of methods that put exits on a finished network: True, it is trained already, so
             that network and last exit stay as they are; False, the first phase trains it.
+
+    Raises:
+        ValueError: no phases.
+
+    Example:
+        A method with another way to stop:
+
+        >>> from dataclasses import replace
+        >>> import multiexit as mx
+        >>> replace(mx.recipe("joint"), policy=mx.Patience(2)).policy
+        Patience(patience=2, tolerance=None)
     """
 
     name: str

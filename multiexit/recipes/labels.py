@@ -22,7 +22,23 @@ from multiexit.recipes.base import Phase, Recipe, Seen
 
 
 def joint(threshold: float = 0.3) -> Recipe:
-    """Σ_m CE_m, every weight 1: the simple way, that others are to beat; stops at low entropy."""
+    """Σ_m CE_m, every weight 1: the simple way, that others are to beat; stops at low entropy.
+
+    Args:
+        threshold: of the entropy in nats.
+
+    Inputs:
+        Any head, one exit or more. Classes; with another policy regression too.
+
+    Relations:
+        `branchynet` under another name. `msdnet` and `right_tool` train on the same loss and end
+        otherwise. `leebert(topology="none", learner=Uniform())` trains the same.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("joint").policy
+        Entropy(threshold=0.3)
+    """
     return replace(branchynet(threshold), name="joint")
 
 
@@ -31,6 +47,17 @@ def branchynet(threshold: float | tuple[float, ...] = 0.3) -> Recipe:
 
     Args:
         threshold: of the entropy in nats, one for all exits or, as in the paper, one per exit.
+
+    Inputs:
+        Any head, one exit or more. Classes; with another policy regression too.
+
+    Relations:
+        The same as `joint`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("branchynet", threshold=(0.1, 0.4)).policy
+        Entropy(threshold=(0.1, 0.4))
     """
     return Recipe(
         "branchynet",
@@ -48,7 +75,19 @@ def pabee(patience: int = 4, tolerance: float | None = None) -> Recipe:
 
     Args:
         patience: how many agreements in a row.
-        tolerance: for regression: how close answers must be to agree.
+        tolerance: for regression: how close answers must be to agree, in the labels' unit.
+
+    Inputs:
+        Any head; the paper's, for text, is `"pooler"`. Classes, or regression with a tolerance. To
+        stop early, the model needs more exits than `patience` + 1.
+
+    Relations:
+        `pcee` trains the same and stops otherwise. `joint` has the same terms, all with weight 1.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("pabee", patience=1, tolerance=0.5).policy
+        Patience(patience=1, tolerance=0.5)
     """
     return Recipe(
         "pabee",
@@ -62,7 +101,23 @@ def pabee(patience: int = 4, tolerance: float | None = None) -> Recipe:
 
 
 def pcee(threshold: float = 0.2, patience: int = 2) -> Recipe:
-    """PABEE's loss; stops after `patience` confident exits in a row (PCEE-BERT)."""
+    """PABEE's loss; stops after `patience` confident exits in a row (PCEE-BERT).
+
+    Args:
+        threshold: below it H / log C is confident, in 0..1.
+        patience: how many confident exits in a row.
+
+    Inputs:
+        Any head; classes.
+
+    Relations:
+        Trains as `pabee`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("pcee", patience=3).policy
+        PatientConfident(threshold=0.2, patience=3)
+    """
     return Recipe(
         "pcee",
         "Zhang et al., PCEE-BERT: Accelerating BERT Inference via Patient and Confident Exiting",
@@ -77,7 +132,21 @@ def pcee(threshold: float = 0.2, patience: int = 2) -> Recipe:
 def shallow_deep(threshold: float = 0.9) -> Recipe:
     """CE_M and early exits whose weights grow with the epochs; stops at high max-prob (section 4).
 
-    The paper's own head for images is `head="mixed-pool"`.
+    Args:
+        threshold: of the largest probability.
+
+    Inputs:
+        Any head; the paper's own, for images, is `"mixed-pool"`. Classes.
+
+    Relations:
+        `joint` with the early exits' weights min(C_m, 0.01 + C_m·e/E), C_m the share of the
+        network's MACs, in place of 1. `shallow_deep_heads` puts the exits on a finished network.
+
+    Example:
+        >>> import multiexit as mx
+        >>> made = mx.recipe("shallow-deep")
+        >>> made.phases[0].coefficients is mx.coefficients.scheduled, made.policy
+        (True, MostConfident(threshold=0.9))
     """
     return Recipe(
         "shallow-deep",
@@ -94,6 +163,23 @@ def right_tool(threshold: float = 0.9) -> Recipe:
     """Σ_m CE_m on mixed layers, then a temperature per exit; stops at high max-prob.
 
     The paper puts exits after a few layers: `exits=[0, 3, 5, 11]` of BERT-base.
+
+    Args:
+        threshold: of the largest probability.
+
+    Inputs:
+        Heads that mix, `head="+mix"` or another name with `+mix` behind it, on stages of one
+        width; classes; a dev set, which the temperatures are fitted on.
+
+    Relations:
+        Trains on the loss of `joint`. `multiexit.fit_temperatures` ends any other method as this
+        one ends.
+
+    Example:
+        >>> import multiexit as mx
+        >>> made = mx.recipe("right-tool")
+        >>> made.head, made.finish is mx.fit_temperatures
+        ('+mix', True)
     """
     return Recipe(
         "right-tool",
@@ -119,6 +205,22 @@ def berxit(threshold: float = 0.9, variant: Literal["paper", "code"] = "paper") 
     Args:
         threshold: of the certainty.
         variant: `"code"` leaves the last exit out of the odd steps.
+
+    Inputs:
+        Heads that learn to exit: `"own-pooler+lte"`, or another name with `+lte` behind it, on
+        stages of one width. Classes or regression.
+
+    Relations:
+        Ordinary fine-tuning (CE_M) and `joint` in turn, with J beside both.
+
+    Raises:
+        ValueError: another variant.
+
+    Example:
+        >>> import multiexit as mx
+        >>> made = mx.recipe("berxit")
+        >>> made.policy, made.head
+        (Certainty(threshold=0.9), 'own-pooler+lte')
     """
     if variant not in ("paper", "code"):
         raise ValueError(f"variant must be 'paper' or 'code', got {variant!r}")
@@ -136,7 +238,17 @@ def berxit(threshold: float = 0.9, variant: Literal["paper", "code"] = "paper") 
 
 
 def certainty_loss(seen: Seen) -> Tensor:
-    """mean_(m,b) (u_mb − t_mb)², t = 1[right], or 1 − |tanh(ŷ − y)| (BERxiT, section 3.3)."""
+    """mean_(m,b) (u_mb − t_mb)², t = 1[right], or 1 − |tanh(ŷ − y)| (BERxiT, section 3.3).
+
+    Args:
+        seen: a batch with labels, and the certainties u of heads that learn to exit.
+
+    Returns:
+        A scalar; its gradient reaches u, not the logits.
+
+    Raises:
+        ValueError: heads that don't learn to exit.
+    """
     if seen.certainty_MB is None:
         raise ValueError(
             "this method trains heads that learn to exit, and the model has none: make it with "
@@ -152,7 +264,23 @@ def certainty_loss(seen: Seen) -> Tensor:
 
 
 def elasticbert(threshold: float = 0.3) -> Recipe:
-    """Σ_m CE_m with gradient equilibrium in the trunk (ElasticBERT, section 3.2)."""
+    """Σ_m CE_m with gradient equilibrium in the trunk (ElasticBERT, section 3.2).
+
+    Args:
+        threshold: of the entropy in nats.
+
+    Inputs:
+        Any head; the paper's is `"own-pooler"`. Classes; with another policy regression too.
+
+    Relations:
+        The loss of `joint`, and its gradients by the heads. A stage gets the mean, not the sum, of
+        the gradients of the exits at or above it.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("elasticbert").phases[0].branch is mx.gradients.equilibrium
+        True
+    """
     return Recipe(
         "elasticbert",
         "Liu et al., Towards Efficient NLP: A Standard Evaluation and A Strong Baseline",
@@ -170,6 +298,20 @@ def msdnet(speedup: float = 2.0) -> Recipe:
 
     Args:
         speedup: MACs of the full network ÷ expected MACs, the budget.
+
+    Inputs:
+        Any head; classes; a dev set, which the thresholds are chosen on.
+
+    Relations:
+        Trains as `joint`. `multiexit.budgeted` ends any other method as this one ends.
+
+    Raises:
+        ValueError: a speed-up that isn't above 0; in training, one that the model can't reach.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("msdnet", speedup=1.5).finish
+        Budget(speedup=1.5)
     """
     return Recipe(
         "msdnet",
@@ -189,7 +331,22 @@ def l2w_den(
     """Σ_m of weighted CE_m; a small network weighs rows, by meta-gradient (L2W-DEN, section 3).
 
     Args:
-        epsilon, over, q, cycle: of `multiexit.losses.weights.rows.MetaWeights`.
+        epsilon, over, q, cycle: of `multiexit.weights.MetaWeights`.
+
+    Inputs:
+        Any head; classes. Θ sees half of the training set in an epoch, D1; the weighting network
+        is judged on the other half. SGD without Nesterov and dampening, or Adam(W); not compiled.
+
+    Relations:
+        `joint` on D1, with weights of rows that are 1 on average over the batch and the exits.
+
+    Raises:
+        ValueError: what `MetaWeights` refuses.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("l2w-den", epsilon=0.8, over="exits").phases[0].learner.epsilon
+        0.8
     """
     return Recipe(
         "l2w-den",

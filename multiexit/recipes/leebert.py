@@ -1,4 +1,12 @@
-"""LeeBERT and its variants: exits teach each other, and the terms' weights are learned."""
+"""LeeBERT and its variants: exits teach each other, and the terms' weights are learned.
+
+Equations, algorithms and sections without another name are those of Zhu, "LeeBERT", ACL 2021.
+
+All take any head, and need two exits for one to teach the other; the paper's head for text is
+`"pooler"`. All stop by `Patience(4)`, of classes: for regression give the recipe
+`Patience(n, tolerance)` (`dataclasses.replace`). The learners that compare Θ on a second set cut
+the training set into halves at each epoch, D1 for Θ and D2: an epoch is one pass over D1.
+"""
 
 from dataclasses import replace
 from typing import Literal
@@ -30,9 +38,27 @@ def leebert(
     Args:
         temperature: τ; the paper names none. 1 for text, 4 for images.
         cycle, in_cycle, rho, parametrization, fresh: of `CLO2`, where no learner is given.
-        topology: LAE by default.
+        topology: who teaches whom, as for `Phase`; LAE by default.
         learner: another way to learn the weights.
         divergence: `"ce"` is eq. 2.
+
+    Inputs:
+        Any head; classes. Θ sees half of the training set in an epoch, D1.
+
+    Relations:
+        With `cycle=1` it is `leebert_clo_v1`, with `topology="lle"` `leebert_lle`, with
+        `topology="last"` `fastbert_clo_v2`. With `learner=Uniform()` it is `leebert_uniform`, and
+        with `topology="none"` too it trains as `joint`. Its loss is that of `leebert_uniform` at
+        the first step, and goes apart from it as Ω moves.
+
+    Raises:
+        ValueError: a temperature that isn't above 0, an unknown divergence, or what `CLO2` refuses.
+
+    Example:
+        >>> import multiexit as mx
+        >>> (phase,) = mx.recipe("leebert", cycle=2).phases
+        >>> phase.topology, phase.learner.cycle
+        ('lae', 2)
     """
     phase = Phase(
         topology=topology,
@@ -52,31 +78,109 @@ def leebert(
 
 
 def leebert_lle(temperature: float = 1.0, cycle: int = 4) -> Recipe:
-    """Learn from later exits only, CLO-v2 (section 3.1.2)."""
+    """Learn from later exits only, CLO-v2 (section 3.1.2).
+
+    Args:
+        temperature: τ.
+        cycle: C of `CLO2`.
+
+    Inputs:
+        As `leebert`. The last exit learns from the labels alone.
+
+    Relations:
+        `leebert(topology="lle")`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("leebert-lle").phases[0].topology
+        'lle'
+    """
     made = leebert(temperature, cycle, topology="lle")
     return _named(made, "leebert-lle", "3.1.2", "later exits teach earlier ones, CLO-v2")
 
 
 def leebert_rand(temperature: float = 1.0) -> Recipe:
-    """Random weights from 1..50 (section 4.4)."""
+    """Random weights from 1..50, those of an exit summing to 1 (section 4.4).
+
+    Args:
+        temperature: τ.
+
+    Inputs:
+        Any head; classes. The weights are drawn from the run's seed, and the training set is not
+        cut.
+
+    Relations:
+        Were all numbers drawn equal, its loss would be that of `leebert_uniform` divided by M.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("leebert-rand").phases[0].learner.learns
+        False
+    """
     made = leebert(temperature, learner=weights.Random())
     return _named(made, "leebert-rand", "4.4", "all teach all, random weights")
 
 
 def leebert_uniform(temperature: float = 1.0) -> Recipe:
-    """Uniform weights (section 4.4)."""
+    """Uniform weights: eqs. 1 + 4 as they stand (section 4.4).
+
+    Args:
+        temperature: τ.
+
+    Inputs:
+        Any head; classes. The training set is not cut.
+
+    Relations:
+        `leebert(learner=Uniform())`. Its loss is the first one of `leebert` and of those variants
+        that learn their weights.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("leebert-uniform").phases[0].learner
+        Uniform(parametrization='softmax')
+    """
     made = leebert(temperature, learner=weights.Uniform())
     return _named(made, "leebert-uniform", "4.4", "all teach all, uniform weights")
 
 
 def leebert_slo(temperature: float = 1.0) -> Recipe:
-    """Single-level optimisation of the weights (eq. 7)."""
+    """Single-level optimisation of the weights (eq. 7).
+
+    Args:
+        temperature: τ.
+
+    Inputs:
+        Any head; classes. The training set is not cut, and there are no passes beside Θ's own.
+
+    Relations:
+        `leebert(learner=SLO())`: the weights follow the loss on the batch that Θ steps along.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("leebert-slo").phases[0].learner.splits
+        False
+    """
     made = leebert(temperature, learner=weights.SLO())
     return _named(made, "leebert-slo", "3.3.1", "all teach all, weights by SLO")
 
 
 def leebert_blo(temperature: float = 1.0) -> Recipe:
-    """Bi-level, first-order optimisation of the weights (eq. 8)."""
+    """Bi-level, first-order optimisation of the weights (eq. 8).
+
+    Args:
+        temperature: τ.
+
+    Inputs:
+        As `leebert`.
+
+    Relations:
+        `leebert_clo_v1` with ρ = 0: `leebert(learner=CLO1(rho=0.0))`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("leebert-blo").phases[0].learner.plan(0, rho=0.5)
+        Plan(stepping=0.0, first=0.0, second=1.0, hyper=0.0)
+    """
     made = leebert(temperature, learner=weights.BLO())
     return _named(made, "leebert-blo", "3.3.1", "all teach all, weights by BLO")
 
@@ -87,19 +191,67 @@ def leebert_clo_v1(temperature: float = 1.0, fresh: bool = True) -> Recipe:
     Args:
         temperature: τ.
         fresh: of `CLO1`.
+
+    Inputs:
+        As `leebert`.
+
+    Relations:
+        `leebert(cycle=1)`; with ρ = 0 `leebert_blo`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("leebert-clo-v1").phases[0].learner.plan(0, rho=0.5)
+        Plan(stepping=0.0, first=0.5, second=1.0, hyper=0.0)
     """
     made = leebert(temperature, learner=weights.CLO1(fresh=fresh))
     return _named(made, "leebert-clo-v1", "3.4", "all teach all, weights by CLO-v1")
 
 
 def leebert_hyper(temperature: float = 1.0, cycle: int = 4) -> Recipe:
-    """Weights by the exact one-step hypergradient; not in the paper, whose eq. 6 it descends."""
+    """Weights by the exact one-step hypergradient; not in the paper, whose eq. 6 it descends.
+
+    Args:
+        temperature: τ.
+        cycle: the weights move at every so many steps.
+
+    Inputs:
+        As `leebert`. SGD without Nesterov and dampening, or Adam(W); not compiled.
+
+    Relations:
+        Follows Σ_m CE_m on D2 through Θ's step, where `leebert_blo` follows the weighted loss on
+        D2 as if Θ didn't depend on the weights. Its weights are uniform until the first cycle ends.
+
+    Raises:
+        ValueError: a cycle that is no whole number from 1.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("leebert-hyper").phases[0].learner.looks_back
+        True
+    """
     made = leebert(temperature, learner=weights.Hyper(cycle=cycle))
     return _named(made, "leebert-hyper", "3.3", "all teach all, weights by hypergradient")
 
 
 def fastbert_clo_v2(temperature: float = 1.0, cycle: int = 4) -> Recipe:
-    """FastBERT's topology, the last exit as only teacher, with weights by CLO-v2 (section 4.4)."""
+    """FastBERT's topology, the last exit as only teacher, with weights by CLO-v2 (section 4.4).
+
+    Args:
+        temperature: τ.
+        cycle: C of `CLO2`.
+
+    Inputs:
+        As `leebert`.
+
+    Relations:
+        `leebert(topology="last")`. `fastbert` itself trains in two phases, the early heads alone in
+        the second, without labels and by KL.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("fastbert-clo-v2").phases[0].topology
+        'last'
+    """
     made = leebert(temperature, cycle, topology="last")
     return _named(made, "fastbert-clo-v2", "4.4", "the last exit teaches, weights by CLO-v2")
 

@@ -62,11 +62,21 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 
 
 def recipe(name: str, **options: Any) -> Recipe:
-    """The recipe of a name, with its function's options.
+    """Make the recipe of a name.
+
+    Args:
+        name: a key of `multiexit.recipes.RECIPES`, as on the command line.
+        options: the arguments of that recipe's function.
 
     Raises:
         ValueError: an unknown name, an option that the recipe doesn't have, or a value of another
-            kind than the option's.
+            kind than the option's, or that its function refuses.
+
+    Example:
+        >>> import multiexit as mx
+        >>> made = mx.recipe("leebert-lle", temperature=4.0)
+        >>> made.policy, made.phases[0].temperature
+        (Patience(patience=4, tolerance=None), Constant(value=4.0))
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)

@@ -30,6 +30,20 @@ def deebert(threshold: float = 0.3, pretrained: bool = False) -> Recipe:
     Args:
         threshold: of its policy, entropy in nats.
         pretrained: the network is trained already, last head included: leave out the first phase.
+
+    Inputs:
+        Two exits or more, any head; the paper's is `"own-pooler"`. Classes. With `pretrained` a
+        last exit that has learnt: the network's own classifier, or that of a trained model.
+
+    Relations:
+        The phases of `shallow_deep_heads`; the policy and the suggested head are others.
+
+    Example:
+        >>> import multiexit as mx
+        >>> [phase.train for phase in mx.recipe("deebert").phases]
+        ['last', 'heads']
+        >>> len(mx.recipe("deebert", pretrained=True).phases)
+        1
     """
     return Recipe(
         "deebert",
@@ -51,8 +65,22 @@ def fastbert(speed: float = 0.5, pretrained: bool = False) -> Recipe:
     labels: `Trainer.fit(train, dev, unlabelled)`.
 
     Args:
-        speed: its policy's threshold of H / log K.
+        speed: its policy's threshold of H / log K, in 0..1.
         pretrained: the network is trained already, last head included: leave out the first phase.
+
+    Inputs:
+        Two exits or more; the paper's head is `"attention"`, which reads tokens, so images take
+        another. Classes. Labels for the first phase alone. With `pretrained` a last exit that has
+        learnt, as for `deebert`.
+
+    Relations:
+        The first phase is `deebert`'s. In the second the labels of the training set change
+        nothing. `fastbert_clo_v2` has the same teacher, and trains jointly, with labels.
+
+    Example:
+        >>> import multiexit as mx
+        >>> [(phase.train, phase.lr) for phase in mx.recipe("fastbert").phases]
+        [('last', 1.0), ('heads', 10.0)]
     """
     students = Phase("last", coefficients.teachers_only, divergence="kl", train="heads", lr=10.0)
     return Recipe(
@@ -72,8 +100,21 @@ def shallow_deep_heads(threshold: float = 0.9, pretrained: bool = False) -> Reci
     """Shallow-Deep's exits on a finished network: Σ_(m<M) CE_m on the early heads (section 4).
 
     Args:
-        threshold: of its policy.
+        threshold: of the largest probability.
         pretrained: the network is trained already, last head included: leave out the first phase.
+
+    Inputs:
+        Two exits or more, any head; the paper's own, for images, is `"mixed-pool"`. Classes. With
+        `pretrained` a last exit that has learnt, as for `deebert`.
+
+    Relations:
+        The phases of `deebert`; the policy is another. `shallow_deep` trains network and exits
+        together.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("shallow-deep-heads").phases == mx.recipe("deebert").phases
+        True
     """
     return Recipe(
         "shallow-deep-heads",
@@ -91,8 +132,23 @@ def ztw(threshold: float = 0.9, pretrained: bool = False) -> Recipe:
     """The network, then cascaded early heads on it, then how they vote (Zero Time Waste).
 
     Args:
-        threshold: of its policy.
+        threshold: of the largest probability.
         pretrained: the network is trained already, last head included: leave out the first phase.
+
+    Inputs:
+        Two exits or more, whose heads read each other: `"linear+cascade"`, or another name with
+        `+cascade` behind it. Classes. With `pretrained` a last exit that has learnt, as for
+        `deebert`.
+
+    Relations:
+        The first phase trains what `deebert`'s trains, on the same loss. The second and the third
+        have the loss of `deebert`'s second, on the heads without their votes, then on the votes.
+
+    Example:
+        >>> import multiexit as mx
+        >>> made = mx.recipe("ztw")
+        >>> len(made.phases), made.head
+        (3, 'linear+cascade')
     """
     return Recipe(
         "ztw",
@@ -115,7 +171,11 @@ def ztw(threshold: float = 0.9, pretrained: bool = False) -> Recipe:
 
 
 def cascade_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
-    """The early heads without their votes, and without what they share with the last one."""
+    """The early heads without their votes, and without what they share with the last one.
+
+    Raises:
+        ValueError: heads without votes.
+    """
     kept = {*votes_alone(model), *model.heads[-1].parameters()}
     return [p for head in model.heads[:-1] for p in head.parameters() if p not in kept]
 
@@ -130,13 +190,21 @@ def votes_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
 
 
 def switch_off(model: MultiExitModel, progress: float) -> None:
-    """Until the votes are trained, the early exits answer by their own heads."""
+    """Let the early exits answer by their own heads, until the votes are trained.
+
+    Raises:
+        ValueError: heads without votes.
+    """
     for vote in _votes(model):
         vote.on.fill_(False)
 
 
 def switch_on(model: MultiExitModel, progress: float) -> None:
-    """From here on the early exits answer by their vote."""
+    """Let the early exits answer by their vote.
+
+    Raises:
+        ValueError: heads without votes.
+    """
     for vote in _votes(model):
         vote.on.fill_(True)
 

@@ -14,8 +14,23 @@ def dbt(temperature: float | None = None, mix: float = 0.5, threshold: float = 0
 
     Args:
         temperature: a constant τ (their variant: 4); None rises from 1 by ×1.05.
-        mix: C, the distillation's part.
-        threshold: of its policy.
+        mix: C, the distillation's part, in [0, 1].
+        threshold: of the largest probability.
+
+    Inputs:
+        Any head; classes.
+
+    Relations:
+        With `mix=0` its loss is that of `joint` times 10/M. `fastbert_clo_v2` has the same terms,
+        with learned weights, and without the factors of labels and teachers.
+
+    Raises:
+        ValueError: a mix outside [0, 1], or a temperature that isn't above 0.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("dbt").phases[0].temperature
+        Rising(value=1.0, factor=1.05, above=0.5)
     """
     rule = Rising() if temperature is None else Constant(temperature)
     return Recipe(
@@ -39,12 +54,28 @@ def romebert(
     """CE_M + Σ_(m<M) [(1 − γ)·CE_m + γ·τ²·KL_m], without pulls against the last exit (RomeBERT).
 
     Args:
-        mix: γ.
+        mix: γ, in [0, 1].
         temperature: τ.
         threshold: of its policy, entropy in nats.
         anchor: whose gradient stays where both pull against each other. Its code: the early exits'
             on all tasks but MNLI and QQP.
         kd_scale: its code averages KL over the classes too: 1 / K.
+
+    Inputs:
+        Any head; the paper's is `"own-pooler"`. Classes.
+
+    Relations:
+        With `mix=0` its loss is that of `joint`. Where the early exits' gradient doesn't pull
+        against the last exit's, Θ steps along the plain gradient of the loss.
+
+    Raises:
+        ValueError: a mix outside [0, 1], a temperature that isn't above 0, or another anchor.
+
+    Example:
+        >>> import multiexit as mx
+        >>> (phase,) = mx.recipe("romebert", anchor="early").phases
+        >>> phase.surgery, phase.divergence
+        (Conflictless(anchor='early'), 'kl')
     """
     return Recipe(
         "romebert",

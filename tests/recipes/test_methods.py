@@ -771,6 +771,35 @@ def test_methods_that_are_one_train_the_same(one, other):
     same_run(replace(made, finish=None), other)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("branchynet", "joint"),
+        ("right-tool", "joint"),
+        ("shallow-deep-heads", "deebert"),
+        ("leebert-uniform", learned_by(weights.Uniform())),
+        ("leebert-slo", learned_by(weights.SLO())),
+    ],
+    ids=["branchynet", "right-tool", "heads", "uniform", "slo"],
+)
+def test_methods_that_only_stop_otherwise_have_the_same_phases(one, other):
+    other = mx.recipe(other) if isinstance(other, str) else other
+    assert mx.recipe(one).phases == other.phases
+
+
+def test_fastbert_begins_as_deebert():
+    assert mx.recipe("fastbert").phases[0] == mx.recipe("deebert").phases[0]
+
+
+def test_without_what_teachers_count_the_loss_is_joints():
+    def factors(name, **options):
+        (phase,) = mx.recipe(name, **options).phases
+        return phase.coefficients(topology.resolve(phase.topology, M), 1.0, ())
+
+    assert torch.equal(factors("romebert", mix=0.0), factors("joint"))
+    assert torch.equal(factors("dbt", mix=0.0), factors("joint") * 10 / M)
+
+
 def test_until_its_cycle_ends_a_hypergradient_weighs_uniformly():
     still = learned_by(weights.CLO2(cycle=9, in_cycle=False))
     same_run(mx.recipe("leebert-hyper", cycle=9), still, config(max_steps=8))

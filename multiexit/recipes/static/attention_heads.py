@@ -28,6 +28,15 @@ def keep_heads(backbone: TransformerBackbone, kept: Heads) -> TransformerBackbon
         ValueError: another kind of backbone, another number of layers, a layer without heads, or
             indices that are out of range, repeat or don't rise.
 
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import multiexit as mx
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = mx.wrap(BertModel(BertConfig(num_hidden_layers=2, vocab_size=50, **sizes)))
+        >>> pruned = mx.static.keep_heads(bert, [[1], [0, 1]])
+        >>> [layer.attention.self.query.out_features for layer in pruned.layers]
+        [4, 8]
+
     Reference: Michel, Levy & Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019.
     """
     check_encoder(backbone)

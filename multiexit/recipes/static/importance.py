@@ -39,10 +39,20 @@ def head_importance(
         normalise: divide by the norms, as the paper advises across layers.
 
     Returns:
-        Per layer (per shared layer for ALBERT), as `keep_heads` wants them, float32 [A].
+        Per layer (per shared layer for ALBERT), as `heads_to_keep` wants them, float32 [A].
 
     Raises:
         ValueError: another kind of backbone, or no rows.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import torch, multiexit as mx
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = BertModel(BertConfig(num_hidden_layers=3, vocab_size=50, **sizes))
+        >>> model = mx.MultiExitModel(mx.wrap(bert), num_classes=2, exits=[2])
+        >>> batch = {"input_ids": torch.arange(8).view(2, 4), "labels": torch.tensor([0, 1])}
+        >>> [len(each_A) for each_A in mx.static.head_importance(model, [batch])]
+        [2, 2, 2]
 
     Reference: Michel, Levy & Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019,
     section 4.1. Their code takes the absolute value per token, not per input; we follow the

@@ -23,6 +23,8 @@ class LayerDrop(Backbone):
     trained with it is saved and loaded as a plain one. Afterwards take fewer layers:
     `keep_layers(model.backbone.inner, spread_layers(12, 6))`.
 
+    A skipped layer's gradient is 0, not absent, so that it works on many devices too.
+
     Args:
         backbone: a BERT-like encoder; its parts are shared, not copied.
         rate: p in [0, 1). The paper has 0.2; half of the layers may go more easily after 0.5.
@@ -30,7 +32,17 @@ class LayerDrop(Backbone):
     Raises:
         ValueError: another kind of backbone, or a rate outside [0, 1).
 
-    A skipped layer's gradient is 0, not absent, so that it works on many devices too.
+    Relations:
+        At rate 0 it is the encoder, in training too.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import multiexit as mx
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = mx.wrap(BertModel(BertConfig(num_hidden_layers=4, vocab_size=50, **sizes)))
+        >>> dropping = mx.static.LayerDrop(bert, rate=0.2)
+        >>> mx.static.keep_layers(dropping.inner, mx.static.spread_layers(4, 2)).num_stages
+        2
 
     Reference: Fan et al., "Reducing Transformer Depth on Demand with Structured Dropout", ICLR
     2020, section 3.2; fairseq's `LayerDropModuleList`, which draws the same way.
@@ -44,7 +56,7 @@ class LayerDrop(Backbone):
         super().__init__(**facts(backbone))
         adopt(self, backbone)
         self.rate = rate
-        self._inner = (backbone,)  # its parts are here already
+        self._inner = (backbone,)  # in a tuple, so that nn.Module doesn't register it once more
 
     @property
     def inner(self) -> TransformerBackbone:

@@ -24,6 +24,14 @@ def keep_layers(backbone: TransformerBackbone, layers: Sequence[int]) -> Transfo
     Raises:
         ValueError: another kind of backbone; no layers, or some that are out of range, repeat or
             don't rise.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import multiexit as mx
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = mx.wrap(BertModel(BertConfig(num_hidden_layers=4, vocab_size=50, **sizes)))
+        >>> mx.static.keep_layers(bert, [0, 2]).config.num_hidden_layers
+        2
     """
     check_encoder(backbone)
     layers, depth = list(layers), backbone.num_stages
@@ -53,8 +61,20 @@ def keep_layers(backbone: TransformerBackbone, layers: Sequence[int]) -> Transfo
 def first_layers(backbone: TransformerBackbone, n: int) -> TransformerBackbone:
     """The first n layers, the plainest way to a smaller network: `keep_layers(backbone, range(n))`.
 
+    Args:
+        backbone: from `multiexit.wrap`; it stays as it was.
+        n: how many layers stay, in 1..depth.
+
     Raises:
-        ValueError: n outside 1..depth.
+        ValueError: another kind of backbone, or n outside 1..depth.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import multiexit as mx
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = mx.wrap(BertModel(BertConfig(num_hidden_layers=4, vocab_size=50, **sizes)))
+        >>> mx.static.first_layers(bert, 3).num_stages
+        3
     """
     check_encoder(backbone)
     check_depth(n, backbone.num_stages)
@@ -62,7 +82,7 @@ def first_layers(backbone: TransformerBackbone, n: int) -> TransformerBackbone:
 
 
 def spread_layers(depth: int, keep: int) -> list[int]:
-    """Which layers to keep so that they are spread evenly: ⌊i·depth / keep⌋, i = 0..keep − 1.
+    """The layers to keep so that they are spread evenly: ⌊i·depth / keep⌋, i = 0..keep − 1.
 
     Where 1/p is whole this is LayerDrop's "every other" rule for a pruning rate p = 1 − keep/depth:
     of depths d counted from 1, drop those with d ≡ 0 modulo 1/p.

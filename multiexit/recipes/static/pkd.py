@@ -43,6 +43,9 @@ def pkd(
     the heads of all but the last learn nothing. `single_exit(student)` is the result. The paper
     starts it from the first n layers of the *pre-trained* network.
 
+    Where paper and code differ we follow the code, whose settings belong to it: means, not sums,
+    over rows, layers, width *and classes*, and KL in place of cross-entropy.
+
     Args:
         teacher: fine-tuned; its last exit teaches. It is run in evaluation mode, without
             gradients, where the student is, and is no part of the student.
@@ -52,12 +55,25 @@ def pkd(
         beta: β ≥ 0; the paper searches 10, 100, 500, 1000.
         pattern: `"skip"` or `"last"`.
 
+    Inputs:
+        A student with an exit after each of its n layers, of the teacher's width, and the teacher's
+        classes and tokens.
+
+    Relations:
+        With `alpha=0` and `beta=0` it trains as `fine_tune`: the last exit, by the labels.
+
     Raises:
         ValueError: values outside these ranges, a teacher of one output or with fewer layers; in
             training, a student that has other exits or another width.
 
-    Where paper and code differ we follow the code, whose settings belong to it: means, not sums,
-    over rows, layers, width *and classes*, and KL in place of cross-entropy.
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import multiexit as mx
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = mx.wrap(BertModel(BertConfig(num_hidden_layers=4, vocab_size=50, **sizes)))
+        >>> teacher = mx.MultiExitModel(bert, num_classes=2)
+        >>> mx.static.pkd(teacher, layers=2).policy
+        FixedExit(exit=1)
     """
     depth = _check(teacher, layers, alpha, temperature, beta, pattern)
     taught = teacher_layers(depth, layers, pattern)
@@ -98,7 +114,12 @@ def pkd(
 
 
 def teacher_layers(depth: int, layers: int, pattern: str = "skip") -> list[int]:
-    """Of which teacher's layer (from 0) each of the student's first n − 1 layers learns.
+    """The teacher's layers, counted from 0, that the student's first n − 1 layers learn from.
+
+    Args:
+        depth: L, the teacher's layers.
+        layers: n, the student's.
+        pattern: `"skip"` or `"last"`.
 
     Example:
         >>> teacher_layers(12, 6), teacher_layers(12, 6, "last")

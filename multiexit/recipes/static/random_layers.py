@@ -48,7 +48,16 @@ def idle(x_BTH: Tensor, module: nn.Module) -> Tensor:
 
 
 def check_rate(name: str, rate: float, below: bool) -> None:
-    """Refuse what is no probability; with `below`, 1 is none either."""
+    """Refuse what is no probability.
+
+    Args:
+        name: what the number is called in the message.
+        rate: the number.
+        below: refuse 1 too.
+
+    Raises:
+        ValueError: with the name and the number.
+    """
     good = 0 <= rate < 1 if below else 0 <= rate <= 1
     if not good:
         raise ValueError(f"{name} must be in [0, 1{')' if below else ']'}, got {rate}")

@@ -21,6 +21,12 @@ def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> Mult
 
     Raises:
         ValueError: a last head that reads what earlier ones left, or a backbone of another width.
+
+    Example:
+        >>> import multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10)
+        >>> mx.static.single_exit(model).exits
+        (8,)
     """
     last = model.heads[-1]
     if isinstance(last, ChainedHead):
@@ -50,7 +56,20 @@ def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> Mult
 
 
 def fine_tune() -> Recipe:
-    """CE of the last exit: ordinary fine-tuning, for networks of one exit (BERT, section 3.2)."""
+    """CE of the last exit: ordinary fine-tuning, for networks of one exit (BERT, section 3.2).
+
+    Inputs:
+        A model of one exit, any head. Classes or regression. Of a model with more exits the last
+        one is trained, and the policy stops at the first.
+
+    Relations:
+        The first phase of `deebert`, `fastbert` and `shallow_deep_heads`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.static.fine_tune().phases == mx.recipe("deebert").phases[:1]
+        True
+    """
     return Recipe(
         "fine-tune",
         "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers",

@@ -39,6 +39,19 @@ class Theseus(Backbone):
 
     Attributes:
         rate: the probability of replacement, set by `theseus` before each step; 1 at first.
+
+    Relations:
+        In training at rate 0 it is the predecessor, with its layers in evaluation mode; at rate 1
+        and in evaluation it is the successor.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import multiexit as mx
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = mx.wrap(BertModel(BertConfig(num_hidden_layers=4, vocab_size=50, **sizes)))
+        >>> ship = mx.static.Theseus(bert, layers=2)
+        >>> ship.num_stages, ship.rate
+        (2, 1.0)
     """
 
     same_path = False
@@ -53,9 +66,9 @@ class Theseus(Backbone):
         super().__init__(**facts(short))
         adopt(self, short)
         self.rate = 1.0
-        self._successor = (short,)  # its parts are here already
+        self._successor = (short,)  # in a tuple, so that nn.Module doesn't register it once more
         frozen = copy.deepcopy(predecessor.layers).requires_grad_(False).eval()
-        self._predecessor = (frozen,)  # no part of what is trained or saved
+        self._predecessor = (frozen,)  # in a tuple, so that it is neither trained nor saved
         block = depth // layers
         self._blocks = [predecessor.order[i : i + block] for i in range(0, depth, block)]
 
@@ -93,16 +106,28 @@ def theseus(base: float = 0.3, reach: float = 1.0) -> Recipe:
     r of the phase. The loss is the labels' cross-entropy at the one exit. Train
     `single_exit(predecessor, Theseus(predecessor.backbone, n))` by it, and take `successor` of it.
 
+    The successor's layers alone are trained, in both phases; embeddings, pooler and classifier stay
+    the predecessor's, as in the code. There one run goes on when p is 1, here a second phase starts
+    from the best weights; there frozen layers have dropout, here they are in evaluation mode.
+
     Args:
         base: b in [0, 1]; their example has 0.3.
         reach: r in (0, 1].
 
-    Raises:
-        ValueError: values outside these ranges.
+    Inputs:
+        A model of one exit on `Theseus(…)` of a fine-tuned predecessor. Classes or regression.
 
-    The successor's layers alone are trained, in both phases; embeddings, pooler and classifier stay
-    the predecessor's, as in the code. There one run goes on when p is 1, here a second phase starts
-    from the best weights; there frozen layers have dropout, here they are in evaluation mode.
+    Relations:
+        The loss of `fine_tune`; of its parameters the successor's layers alone.
+
+    Raises:
+        ValueError: values outside these ranges; in training, a model on another backbone.
+
+    Example:
+        >>> import multiexit as mx
+        >>> made = mx.static.theseus(base=0.3)
+        >>> len(made.phases), made.policy
+        (2, FixedExit(exit=0))
 
     Reference: Xu et al., "BERT-of-Theseus: Compressing BERT by Progressive Module Replacing",
     EMNLP 2020, section 3.
@@ -129,15 +154,34 @@ def theseus(base: float = 0.3, reach: float = 1.0) -> Recipe:
 
 
 def successor_layers(model: MultiExitModel) -> Iterable[nn.Parameter]:
-    """What BERT-of-Theseus trains: the successor's layers, neither embeddings nor head."""
+    """The parameters that BERT-of-Theseus trains: the successor's layers, no embeddings, no head.
+
+    Raises:
+        ValueError: a model on another backbone.
+    """
     return _theseus(model).successor.layers.parameters()
 
 
 def successor(model: MultiExitModel) -> MultiExitModel:
     """The plain short model of one trained by `theseus`; the encoder is shared, the head copied.
 
+    Args:
+        model: on `Theseus(…)`, with one exit.
+
+    Returns:
+        A model of one exit on the short encoder, which is saved as any other.
+
     Raises:
         ValueError: a model on another backbone.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import multiexit as mx
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = mx.wrap(BertModel(BertConfig(num_hidden_layers=4, vocab_size=50, **sizes)))
+        >>> ship = mx.MultiExitModel(mx.static.Theseus(bert, layers=2), num_classes=2, exits=[1])
+        >>> type(mx.static.successor(ship).backbone).__name__
+        'TransformerBackbone'
     """
     return single_exit(model, _theseus(model).successor)
 

@@ -525,6 +525,15 @@ def test_pkd_ends_in_a_short_network_of_one_exit(tmp_path):
     assert_saves(one, tmp_path)
 
 
+def test_pkd_of_the_labels_alone_is_fine_tuning():
+    torch.manual_seed(5)
+    teacher, student = on(bert()), on(static.first_layers(bert(), 2), "all")
+    other = copy.deepcopy(student)
+    fit(student, static.pkd(teacher, 2, alpha=0.0, beta=0.0), config(max_steps=2), Text())
+    fit(other, static.fine_tune(), config(max_steps=2), Text())
+    assert_same(tensors(student), tensors(other))
+
+
 def test_pkds_layers_are_the_papers():
     count = {(12, 6, "skip"): [2, 4, 6, 8, 10], (12, 6, "last"): [7, 8, 9, 10, 11]}
     count |= {(12, 3, "skip"): [4, 8], (12, 3, "last"): [10, 11]}

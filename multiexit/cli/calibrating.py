@@ -16,8 +16,8 @@ from multiexit.evaluation.judging import judge
 from multiexit.evaluation.outputs import Outputs, collect, cut
 from multiexit.evaluation.targets import TARGETS, mean_ms, target
 from multiexit.evaluation.temperature_scaling import fit_temperatures
-from multiexit.model import folder as saving
-from multiexit.model.latency import check_here
+from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
+from multiexit.model.latency import check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import POLICIES, ExitPolicy, FixedExit, MaxProb, parse, registry
 
@@ -132,10 +132,10 @@ def run(
     if temperatures:
         model.save_pretrained(folder)
     else:
-        saving.save_settings(folder, model.settings(saving.description(model.backbone)))
+        save_settings(folder, model.settings(backbone_spec(model.backbone)))
     print(f"{task.name} ({name}): {calibrating} rows calibrate, {len(rest.labels_B)} others judge")
     print(_said(model, rest, chosen, wanted))
-    print(f"\nwritten: {folder / saving.SETTINGS}, with the policy {registry.policy_name(chosen)}")
+    print(f"\nwritten: {folder / SETTINGS}, with the policy {registry.policy_name(chosen)}")
 
 
 def _chooser(
@@ -163,7 +163,7 @@ def _chooser(
                 f"{folder} has no latency table, which milliseconds and time need: measure one "
                 f"with `multiexit profile {folder}`"
             )
-        check_here(model, model.num_exits, model.latency)
+        check_latency(model, model.num_exits, model.latency)
         wanted["latency"] = model.latency
     target(**wanted)
     if wanted["risk"] is not None:

@@ -159,8 +159,8 @@ def profile(
     """
     from multiexit import MultiExitModel
     from multiexit.evaluation import report
-    from multiexit.model import folder as saving
-    from multiexit.serving.profiling import profile as measure
+    from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
+    from multiexit.serving.profiling import profile as measure_latency
 
     sizes = typed.whole_numbers("--batch-sizes", batch_sizes)
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
@@ -172,7 +172,7 @@ def profile(
         if tokens > most:
             raise ValueError(f"--tokens {tokens}: a row of the example has {most} at most")
         inputs = {name: value[:, :tokens] for name, value in inputs.items()}
-    loaded.latency = measure(loaded, inputs=inputs, batch_sizes=sizes, repeats=repeats)
-    saving.save_settings(model, loaded.settings(saving.description(loaded.backbone)))
+    loaded.latency = measure_latency(loaded, inputs=inputs, batch_sizes=sizes, repeats=repeats)
+    save_settings(model, loaded.settings(backbone_spec(loaded.backbone)))
     print(report.latency_table(loaded.latency))
-    print(f"\nwritten: {model / saving.SETTINGS} ({loaded.latency.machine})")
+    print(f"\nwritten: {model / SETTINGS} ({loaded.latency.machine})")

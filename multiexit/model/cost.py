@@ -1,6 +1,6 @@
 """What exits cost: layers, parameters, multiply-accumulates, and time on the clock.
 
-Letters: M exits, S stages, B batch rows.
+Letters: M exits, B batch rows.
 """
 
 from collections.abc import Callable
@@ -54,38 +54,38 @@ def count(
     """
     inputs = backbone.example_inputs() if inputs is None else inputs
     layers, macs, params = [], [], []
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     full = 0
     with evaluating(backbone, heads):
         carry, trunk = _macs(lambda: backbone.start(**inputs))
         staged = {
             id(p) for s in range(backbone.num_stages) for p in backbone.stage_module(s).parameters()
         }
-        seen.update({id(p): p.numel() for p in backbone.parameters() if id(p) not in staged})
-        head_macs, done = 0, 0
+        sizes.update({id(p): p.numel() for p in backbone.parameters() if id(p) not in staged})
+        head_macs, next_stage = 0, 0
         memory: Memory = {}
         for exit, head in zip(exits, heads, strict=True):
             feature: Any = None
-            for stage in range(done, exit + 1):
+            for stage in range(next_stage, exit + 1):
                 (carry, feature), spent = _macs(lambda c=carry, i=stage: backbone.stage(c, i))
                 trunk += spent
-                _add_parameters(backbone.stage_module(stage), seen)
-            done = exit + 1
+                _add_sizes(backbone.stage_module(stage), sizes)
+            next_stage = exit + 1
             valid_BT = carry.get("valid_BT")
             (_, memory), spent = _macs(
                 lambda h=head, f=feature, v=valid_BT, m=memory: ask(h, f, v, m)
             )
             head_macs += spent
-            _add_parameters(head, seen)
+            _add_sizes(head, sizes)
             layers.append(exit + 1)
             macs.append(trunk + head_macs)
-            params.append(sum(seen.values()))
+            params.append(sum(sizes.values()))
             full = trunk + spent
     return Cost(tuple(layers), tuple(macs), tuple(params), full)
 
 
 def stage_shares(backbone: Backbone) -> list[float]:
-    """Share of the trunk's MACs that is done after each stage, in 0..1, [S]."""
+    """Share of the trunk's MACs that is done after each stage, in 0..1, one number each."""
     with evaluating(backbone):
         carry, total = _macs(lambda: backbone.start(**backbone.example_inputs()))
         so_far = []
@@ -109,5 +109,5 @@ def _macs(run: Callable[[], Any]) -> tuple[Any, int]:
     return result, counter.get_total_flops() // 2
 
 
-def _add_parameters(module: nn.Module, seen: dict[int, int]) -> None:
-    seen.update({id(p): p.numel() for p in module.parameters()})
+def _add_sizes(module: nn.Module, sizes: dict[int, int]) -> None:
+    sizes.update({id(p): p.numel() for p in module.parameters()})

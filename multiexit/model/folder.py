@@ -15,24 +15,27 @@ from multiexit.backbones.same import not_made_again
 from multiexit.files import weights
 from multiexit.files.paths import place
 from multiexit.files.writing import write, write_all
-from multiexit.model import heads, settings
+from multiexit.model import heads
+from multiexit.model.settings import read_settings, settings_text
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "multiexit.json"
-FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What is taken from a repository of the hub."""
 
 
-def save(folder: Path, model: nn.Module, said: dict[str, Any], tokenizer: Any = None) -> None:
+def save_folder(
+    folder: Path, model: nn.Module, settings: dict[str, Any], tokenizer: Any = None
+) -> None:
     """Write a model's folder.
 
     Args:
         folder: made where it isn't there.
         model: whose weights they are.
-        said: everything else, as `MultiExitModel.settings` gives it.
+        settings: everything else, as `MultiExitModel.settings` gives it.
         tokenizer: saved beside them.
     """
-    text = settings.written(said)
+    text = settings_text(settings)
     folder.mkdir(parents=True, exist_ok=True)
     write_all(
         {
@@ -44,9 +47,9 @@ def save(folder: Path, model: nn.Module, said: dict[str, Any], tokenizer: Any = 
         save_tokenizer(tokenizer, folder)
 
 
-def save_settings(folder: Path, said: dict[str, Any]) -> None:
+def save_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write anew what goes with the weights, such as the policy; the weights stay as they are."""
-    text = settings.written(said)
+    text = settings_text(settings)
     write(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -64,7 +67,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise OSError(f"could not write the tokenizer to {folder}: {error}") from error
 
 
-def description(backbone: Backbone, stacklevel: int = 3) -> dict[str, Any] | None:
+def backbone_spec(backbone: Backbone, stacklevel: int = 3) -> dict[str, Any] | None:
     """The description that makes the backbone again; where there is none, a warning says so."""
     why = "it is one of your own, or of arguments that can't be written down"
     spec = backbone.spec
@@ -80,7 +83,9 @@ def description(backbone: Backbone, stacklevel: int = 3) -> dict[str, Any] | Non
     return None
 
 
-def read(folder: str | Path, backbone: Backbone | None, head: Any) -> tuple[Path, dict[str, Any]]:
+def read_folder(
+    folder: str | Path, backbone: Backbone | None, head: Any
+) -> tuple[Path, dict[str, Any]]:
     """A model's folder on this machine, and its settings, which fit the weights beside them.
 
     Args:
@@ -91,39 +96,47 @@ def read(folder: str | Path, backbone: Backbone | None, head: Any) -> tuple[Path
         ValueError: no such folder; settings that say nothing of the backbone or the heads where
             the user passes none; settings of which the weights aren't.
     """
-    path = _local(folder)
-    said = settings.read(path / SETTINGS)
-    if backbone is None and said["backbone"] is None:
+    path = _local_folder(folder)
+    settings = read_settings(path / SETTINGS)
+    if backbone is None and settings["backbone"] is None:
         raise ValueError(
             f"the backbone in {path} is one of your own: pass backbone=, wrapped as before"
         )
-    if said["head"] is None and head is None:
+    if settings["head"] is None and head is None:
         raise ValueError(f"the heads in {path} are of your own: pass head=, the same function")
-    _compare(said, path, backbone, head)
-    return path, said
+    _check_weights(settings, path, backbone, head)
+    return path, settings
 
 
-def _compare(said: dict[str, Any], path: Path, backbone: Backbone | None, head: Any) -> None:
+def _check_weights(
+    settings: dict[str, Any], path: Path, backbone: Backbone | None, head: Any
+) -> None:
     """Refuse settings of which the weights aren't, before anything of the size they say is made.
 
     The network is made without memory (on the meta device), except for what the user passes.
     """
-    there = weights.header(path / WEIGHTS, path)
-    wanted = {"temperature_M": torch.empty(len(said["exits"]))}
+    stored = weights.header(path / WEIGHTS, path)
+    expected = {"temperature_M": torch.empty(len(settings["exits"]))}
     parts: dict[str, nn.Module] = {}
     try:
-        with torch.device("meta"), weights.bounded(there), warnings.catch_warnings():
+        with torch.device("meta"), weights.bounded(stored), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trunk = rebuild(said["backbone"]) if backbone is None else backbone
+            trunk = rebuild(settings["backbone"]) if backbone is None else backbone
             parts["backbone"] = trunk
             numbers = sum(value.numel() for value in trunk.example_inputs().values())
             if backbone is None and numbers > specs.MOST_INPUTS:
                 raise ValueError(f"an input row of {numbers:,} numbers, over {specs.MOST_INPUTS:,}")
-            if said["exits"][-1] >= trunk.num_stages:
-                raise ValueError(f"exits end at {said['exits'][-1]} of {trunk.num_stages} stages")
+            if settings["exits"][-1] >= trunk.num_stages:
+                raise ValueError(
+                    f"exits end at {settings['exits'][-1]} of {trunk.num_stages} stages"
+                )
             if head is None:
                 parts["heads"] = heads.build(
-                    said["head"], said["pool"], trunk, said["exits"], said["num_classes"]
+                    settings["head"],
+                    settings["pool"],
+                    trunk,
+                    settings["exits"],
+                    settings["num_classes"],
                 )
     except Exception as error:  # the libraries raise all kinds for numbers that make no network
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -132,20 +145,20 @@ def _compare(said: dict[str, Any], path: Path, backbone: Backbone | None, head: 
             f"{path / SETTINGS}: this is no network that can be made: {reason[:1000]}"
         ) from error
     for name, part in parts.items():
-        own = part.state_dict(keep_vars=True)
-        wanted |= {f"{name}.{inner}": tensor for inner, tensor in own.items()}
+        state = part.state_dict(keep_vars=True)
+        expected |= {f"{name}.{inner}": tensor for inner, tensor in state.items()}
     if head is not None:  # what the user's function makes isn't known yet
-        there = {name: there[name] for name in there if name in wanted}
-        wanted = {name: wanted[name] for name in there}
-    weights.check_fit(wanted, there, path / WEIGHTS)
+        stored = {name: stored[name] for name in stored if name in expected}
+        expected = {name: expected[name] for name in stored}
+    weights.check_fit(expected, stored, path / WEIGHTS)
 
 
-def _local(folder: str | Path) -> Path:
+def _local_folder(folder: str | Path) -> Path:
     path = place(folder)
     if path.is_dir():
         return path
     try:
-        return Path(snapshot_download(str(folder), allow_patterns=list(FETCHED)))
+        return Path(snapshot_download(str(folder), allow_patterns=list(HUB_FILES)))
     except (OSError, HFValidationError) as error:
         raise ValueError(
             f"no folder {str(folder)!r}, and no such repository on the hub: {error}"

@@ -65,13 +65,13 @@ class Latency:
 
     def expected_ms(self, shares_M: Sequence[float], batch_size: int) -> float:
         """A batch whose rows leave in these shares, each leaving the batch at once."""
-        spent, here = self.at(self.start_ms, batch_size), 1.0
+        spent, running = self.at(self.start_ms, batch_size), 1.0
         for share, stages, check in zip(shares_M, self.stages_ms, self.check_ms, strict=True):
-            # The chance that any row is still here, times the size of what is left then.
-            some = 1 - (1 - here) ** batch_size
-            rows = max(1.0, batch_size * here / some) if some > 0 else 1.0
-            spent += some * (self.at(stages, rows) + self.at(check, rows))
-            here = max(0.0, here - share)
+            # The chance that any row still runs, times the size of what is left then.
+            any_running = 1 - (1 - running) ** batch_size
+            rows = max(1.0, batch_size * running / any_running) if any_running > 0 else 1.0
+            spent += any_running * (self.at(stages, rows) + self.at(check, rows))
+            running = max(0.0, running - share)
         return spent
 
     def at(self, measured_S: Sequence[float], rows: float) -> float:
@@ -88,8 +88,8 @@ class Latency:
         return Latency(
             **{
                 **asdict(self),
-                "stages_ms": _nested([stages_MS[a + 1 : b + 1].sum(0) for a, b in bounds]),
-                "check_ms": _nested(check_MS[list(exits)]),
+                "stages_ms": nested([stages_MS[a + 1 : b + 1].sum(0) for a, b in bounds]),
+                "check_ms": nested(check_MS[list(exits)]),
             }
         )
 
@@ -122,17 +122,17 @@ def machine_of(model: nn.Module) -> str:
     dtype = str(weight.dtype).removeprefix("torch.")
     if weight.device.type == "cuda":
         return f"{torch.cuda.get_device_name(weight.device)}, {dtype}"
-    return f"{_cpu()}, {torch.get_num_threads()} threads, {dtype}"
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads, {dtype}"
 
 
-def check_here(model: nn.Module, num_exits: int, latency: Latency) -> None:
+def check_latency(model: nn.Module, num_exits: int, latency: Latency) -> None:
     """Refuse a table that wasn't measured where the model is, or for so many exits."""
-    here, measured = machine_of(model), len(latency.stages_ms)
+    machine, exits = machine_of(model), len(latency.stages_ms)
     problem = None
-    if latency.machine != here:
-        problem = f"is from another machine ({latency.machine}; this is {here})"
-    elif measured != num_exits:
-        problem = f"has {measured} exits, not {num_exits}"
+    if latency.machine != machine:
+        problem = f"is from another machine ({latency.machine}; this is {machine})"
+    elif exits != num_exits:
+        problem = f"has {exits} exits, not {num_exits}"
     if problem is not None:
         raise ValueError(
             f"the latency table {problem}: measure one here, with multiexit.profile(model) or "
@@ -140,7 +140,7 @@ def check_here(model: nn.Module, num_exits: int, latency: Latency) -> None:
         )
 
 
-def _cpu() -> str:
+def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith("model name")).partition(": ")[2]
@@ -148,7 +148,7 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def _nested(rows: Any) -> tuple[tuple[float, ...], ...]:
+def nested(rows: Any) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(map(float, row)) for row in rows)
 
 

@@ -18,12 +18,12 @@ from multiexit.files.paths import place
 from multiexit.losses import class_names, gradients
 from multiexit.losses.gradients import Branch
 from multiexit.model import cost, exit_loop, heads
-from multiexit.model import folder as saving
-from multiexit.model import settings as described
 from multiexit.model.exit_loop import Decision, Prediction
+from multiexit.model.folder import SETTINGS, WEIGHTS, backbone_spec, read_folder, save_folder
 from multiexit.model.latency import Latency
 from multiexit.model.passes import Pass, Segment
 from multiexit.model.placement import Exits, resolve_exits
+from multiexit.model.settings import FORMAT
 from multiexit.policies import ExitPolicy, State, from_json
 
 RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
@@ -74,19 +74,21 @@ class MultiExitModel(nn.Module):
             )
         self.backbone = backbone
         self.num_classes = num_classes = class_names.count(num_classes)
-        known = backbone.classifier
-        if labels is None and known is not None and known.num_classes == num_classes:
-            labels = known.labels
+        classifier = backbone.classifier
+        if labels is None and classifier is not None and classifier.num_classes == num_classes:
+            labels = classifier.labels
         self.labels = class_names.names(labels, num_classes)
         self.exits = resolve_exits(exits, backbone)
         self.head = backbone.head if head is None else head
         self.pool = backbone.pool if pool is None else pool
         self.heads = heads.build(self.head, self.pool, backbone, self.exits, num_classes)
-        own = isinstance(self.head, str) and heads.own_head(backbone, self.exits, num_classes)
-        if own and known is not None:
-            known.check_labels(self.labels)
+        has_own_head = isinstance(self.head, str) and heads.own_head(
+            backbone, self.exits, num_classes
+        )
+        if has_own_head and classifier is not None:
+            classifier.check_labels(self.labels)
         # The last head's weights as they were drawn, to know whether they have learnt since.
-        drawn = [] if own else [p for p in self.heads[-1].parameters() if not p.is_meta]
+        drawn = [] if has_own_head else [p for p in self.heads[-1].parameters() if not p.is_meta]
         self._drawn = [p.detach().to("cpu", copy=True) for p in drawn]
         self.temperature_M = nn.Buffer(torch.ones(len(self.exits)))
         trunk = next(backbone.parameters(), None)
@@ -135,33 +137,33 @@ class MultiExitModel(nn.Module):
         run_stage = run_stage or self.backbone.stage
         carry = self.backbone.start(*args, **inputs)
         # In evaluation each exit answers for itself, to the bit as in `predict`.
-        together = self.training and heads.separable(self.heads)
-        said: list[Tensor] = []
+        batched = self.training and heads.separable(self.heads)
+        outputs: list[Tensor] = []
         certainty: list[Tensor] = []
         features: list[Tensor] = []
         memory: heads.Memory = {}
         for stage in range(self.exits[-1] + 1):
             carry, feature = run_stage(carry, stage)
-            m = len(said)
+            m = len(outputs)
             if stage != self.exits[m]:
                 continue
             if branch is not None:
-                to_exit, onward = branch(m, self.num_exits)
-                feature = gradients.scale(feature, to_exit)
-                carry = gradients.scale(carry, onward)
-            if together:
-                said.append(self.heads[m].vector(feature, carry.get("valid_BT")))  # type: ignore[operator]
+                exit_factor, trunk_factor = branch(m, self.num_exits)
+                feature = gradients.scale(feature, exit_factor)
+                carry = gradients.scale(carry, trunk_factor)
+            if batched:
+                outputs.append(self.heads[m].vector(feature, carry.get("valid_BT")))  # type: ignore[operator]
             else:
-                logits_BC, memory = self._say(m, feature, carry, memory)
-                said.append(logits_BC)
+                logits_BC, memory = self._raw_logits(m, feature, carry, memory)
+                outputs.append(logits_BC)
             if "certainty" in memory:
                 certainty.append(memory["certainty"])
             if keep_features:
                 features.append(feature)
         certainty_MB = torch.stack(certainty) if certainty else None
-        said_MBC = heads.classify(self.heads, said) if together else torch.stack(said)  # type: ignore[arg-type]
-        logits_MBC = said_MBC / self.temperature_M[:, None, None]
-        return Pass(logits_MBC.to(said_MBC.dtype), certainty_MB, features)
+        raw_MBC = heads.classify(self.heads, outputs) if batched else torch.stack(outputs)  # type: ignore[arg-type]
+        logits_MBC = raw_MBC / self.temperature_M[:, None, None]
+        return Pass(logits_MBC.to(raw_MBC.dtype), certainty_MB, features)
 
     @torch.inference_mode()
     def predict(self, policy: ExitPolicy, *args: Any, **inputs: Any) -> Prediction:
@@ -252,10 +254,10 @@ class MultiExitModel(nn.Module):
         self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
     ) -> tuple[Tensor, heads.Memory]:
         """One exit's logits [B, C] of its stage's feature, and the memory after it."""
-        logits_BC, memory = self._say(exit, feature, carry, memory)
+        logits_BC, memory = self._raw_logits(exit, feature, carry, memory)
         return logits_BC / self.temperature_M[exit], memory
 
-    def _say(
+    def _raw_logits(
         self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
     ) -> tuple[Tensor, heads.Memory]:
         """`ask`, before the logits are divided by the temperature."""
@@ -290,8 +292,8 @@ class MultiExitModel(nn.Module):
         tokenizer, so does that. Files are written aside and renamed: a full disk leaves what was
         there before.
         """
-        said = self.settings(saving.description(self.backbone))
-        saving.save(place(folder), self, said, tokenizer)
+        settings = self.settings(backbone_spec(self.backbone))
+        save_folder(place(folder), self, settings, tokenizer)
 
     def settings(self, spec: dict[str, Any] | None) -> dict[str, Any]:
         """Everything but the weights, as plain data: what `multiexit.json` holds.
@@ -305,7 +307,7 @@ class MultiExitModel(nn.Module):
         if self.policy is not None:
             policies.check(self.policy, self.num_exits, self.num_classes)
         return {
-            "format": described.FORMAT,
+            "format": FORMAT,
             "backbone": spec,
             "num_classes": self.num_classes,
             "exits": list(self.exits),
@@ -338,21 +340,21 @@ class MultiExitModel(nn.Module):
             ValueError: no such folder; a file cut short, of another version, or with missing
                 tensors.
         """
-        path, said = saving.read(folder, backbone, head)
+        path, settings = read_folder(folder, backbone, head)
         try:
-            policy = None if said["policy"] is None else from_json(said["policy"], policies)
+            policy = None if settings["policy"] is None else from_json(settings["policy"], policies)
         except ValueError as error:
-            raise ValueError(f"{path / saving.SETTINGS}: {error}") from error
+            raise ValueError(f"{path / SETTINGS}: {error}") from error
         model = cls(
-            rebuild(said["backbone"]) if backbone is None else backbone,
-            said["num_classes"],
-            said["exits"],
-            head or said["head"],
-            said["pool"],
-            said["labels"],
+            rebuild(settings["backbone"]) if backbone is None else backbone,
+            settings["num_classes"],
+            settings["exits"],
+            head or settings["head"],
+            settings["pool"],
+            settings["labels"],
         )
-        model.preprocessing, model.policy = said["preprocessing"], policy
-        if said.get("latency") is not None:
-            model.latency = Latency.from_json(said["latency"])
-        weights.load_weights(model, path / saving.WEIGHTS, path)
+        model.preprocessing, model.policy = settings["preprocessing"], policy
+        if settings.get("latency") is not None:
+            model.latency = Latency.from_json(settings["latency"])
+        weights.load_weights(model, path / WEIGHTS, path)
         return model.eval()

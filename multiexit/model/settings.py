@@ -52,7 +52,7 @@ TABLE = schema.table(
 )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file of a model's folder.
 
     Raises:
@@ -66,40 +66,40 @@ def read(path: Path) -> dict[str, Any]:
         elif (path.parent / "config.json").exists():
             hint = "; put exits on it by multiexit.wrap, or `multiexit train --backbone`"
         raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel{hint}")
-    said = read_json(path, path.parent)
-    version = said.get("format") if isinstance(said, dict) else None
+    settings = read_json(path, path.parent)
+    version = settings.get("format") if isinstance(settings, dict) else None
     if type(version) is not int or version != FORMAT:
         raise ValueError(
             f"{path} has format {schema.short(version)}; this version of multiexit reads {FORMAT}: "
             "install the version that wrote it"
         )
     try:
-        check(said)
+        check(settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return said
+    return settings
 
 
-def check(said: dict[str, Any]) -> None:
-    """Refuse settings that `read` would.
+def check(settings: dict[str, Any]) -> None:
+    """Refuse settings that `read_settings` would.
 
     Raises:
         ValueError: with the key, its value and what would be right.
     """
-    TABLE("", said)
-    labels, classes = said["labels"], said["num_classes"]
+    TABLE("", settings)
+    labels, classes = settings["labels"], settings["num_classes"]
     if labels and len(labels) != classes:
         raise ValueError(f"labels has {len(labels)} names, for num_classes {classes}")
 
 
-def written(said: dict[str, Any]) -> str:
+def settings_text(settings: dict[str, Any]) -> str:
     """The settings as JSON, with numbers of numpy and tensors as plain ones.
 
     Raises:
-        ValueError: what `read` would refuse, or JSON can't hold.
+        ValueError: what `read_settings` would refuse, or JSON can't hold.
     """
     try:
-        text = json.dumps(said, indent=2, default=_plain)
+        text = json.dumps(settings, indent=2, default=_plain)
     except (TypeError, RecursionError) as error:
         raise ValueError(f"the model's settings can't be saved: {error}") from error
     check(json.loads(text))

@@ -29,43 +29,47 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
         ValueError: none, one that isn't there, or not rising; heads that read what earlier heads
             left.
     """
-    kept = list(exits)
-    if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < model.num_exits:
-        raise ValueError(f"exits to keep must rise within 0..{model.num_exits - 1}; got {kept}")
+    indices = list(exits)
+    if (
+        not indices
+        or indices != sorted(set(indices))
+        or not 0 <= indices[0] <= indices[-1] < model.num_exits
+    ):
+        raise ValueError(f"exits to keep must rise within 0..{model.num_exits - 1}; got {indices}")
     chained = next((h for h in model.heads if isinstance(h, ChainedHead)), None)
     if chained is not None and not isinstance(chained, CertainHead):
         raise ValueError(
             f"a {type(chained).__name__} reads what all earlier heads left; exits can't be taken "
             "from under it: train with the exits you want"
         )
-    stages = [model.exits[exit] for exit in kept]
-    made = MultiExitModel(
+    stages = [model.exits[exit] for exit in indices]
+    subset = MultiExitModel(
         model.backbone, model.num_classes, stages, model.head, model.pool, model.labels
     )
-    made.heads = torch.nn.ModuleList(model.heads[exit] for exit in kept)
-    made.temperature_M.copy_(model.temperature_M[kept])
-    made.preprocessing = dict(model.preprocessing)
-    made.policy = _policy(model.policy, kept)
+    subset.heads = torch.nn.ModuleList(model.heads[exit] for exit in indices)
+    subset.temperature_M.copy_(model.temperature_M[indices])
+    subset.preprocessing = dict(model.preprocessing)
+    subset.policy = _subset_policy(model.policy, indices)
     if model.latency is not None:
-        made.latency = model.latency.with_exits(kept)
-    made.training, made.heads.training = model.training, model.heads.training
-    return made
+        subset.latency = model.latency.with_exits(indices)
+    subset.training, subset.heads.training = model.training, model.heads.training
+    return subset
 
 
-def _policy(policy: ExitPolicy | None, kept: list[int]) -> ExitPolicy | None:
+def _subset_policy(policy: ExitPolicy | None, indices: list[int]) -> ExitPolicy | None:
     """What a model's policy is with fewer exits; none, with a warning, where it means another."""
-    if isinstance(policy, FixedExit) and policy.exit in kept:
-        return FixedExit(kept.index(policy.exit))
-    per_exit = any(isinstance(value, tuple) for value in _numbers(policy))
+    if isinstance(policy, FixedExit) and policy.exit in indices:
+        return FixedExit(indices.index(policy.exit))
+    per_exit = any(isinstance(value, tuple) for value in _settings(policy))
     if not per_exit and not isinstance(policy, FixedExit):
         return policy
     warnings.warn(
-        f"the policy {policy} is of exits that aren't all kept: the model with exits {kept} has "
+        f"the policy {policy} is of exits that aren't all kept: the model with exits {indices} has "
         "none; set its policy, or calibrate it again",
         stacklevel=3,
     )
     return None
 
 
-def _numbers(policy: ExitPolicy | None) -> list[object]:
+def _settings(policy: ExitPolicy | None) -> list[object]:
     return [] if policy is None else [getattr(policy, f.name) for f in fields(policy)]

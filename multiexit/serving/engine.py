@@ -19,7 +19,7 @@ from multiexit.data.batches import in_order, move
 from multiexit.data.columns import Columns
 from multiexit.model import exit_loop
 from multiexit.model.exit_loop import Prediction
-from multiexit.model.latency import Latency, check_here
+from multiexit.model.latency import Latency, check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.runtime import compiled
@@ -261,12 +261,12 @@ def _check_whole(name: str, value: Any) -> None:
 def _usable_latency(model: MultiExitModel, latency: Latency | None) -> Latency | None:
     """The table given, or the model's own if it was measured here."""
     if latency is not None:
-        check_here(model, model.num_exits, latency)
+        check_latency(model, model.num_exits, latency)
         return latency
     if model.latency is None:
         return None
     try:
-        check_here(model, model.num_exits, model.latency)
+        check_latency(model, model.num_exits, model.latency)
     except ValueError as error:
         warnings.warn(f"{error}; it isn't used", stacklevel=3)
         return None

@@ -39,34 +39,34 @@ def for_inference(model: "MultiExitModel") -> "MultiExitModel":
         name: _noise(value, weight) for name, value in model.backbone.example_inputs().items()
     }
     with evaluating(model):
-        pairs = _pairs(model, inputs)
-        folded = _folded(model, pairs) if pairs else model
-        if pairs and not _close(folded(**inputs), model(**inputs)):
+        pairs = _foldable_pairs(model, inputs)
+        folded = _folded_copy(model, pairs) if pairs else model
+        if pairs and not _same_answers(folded(**inputs), model(**inputs)):
             folded = model
-    last = torch.channels_last
-    wanted = weight.is_cpu or weight.element_size() == 2
+    layout = torch.channels_last
+    pays = weight.is_cpu or weight.element_size() == 2
     images = (p for p in folded.parameters() if p.ndim == 4)
-    if wanted and not all(p.is_contiguous(memory_format=last) for p in images):
+    if pays and not all(p.is_contiguous(memory_format=layout) for p in images):
         folded = copy.deepcopy(model).eval() if folded is model else folded
-        folded.to(memory_format=last)  # type: ignore[call-overload]
+        folded.to(memory_format=layout)  # type: ignore[call-overload]
     return folded
 
 
-def _pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:
+def _foldable_pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:
     """Names of convolutions and of the batch norms that read what they give."""
-    made: dict[int, tuple[str, Tensor]] = {}  # tensors are kept, so that no id comes twice
+    conv_outputs: dict[int, tuple[str, Tensor]] = {}  # tensors are kept, so that no id comes twice
     calls: Counter[str] = Counter()
-    found: Pairs = []
+    pairs: Pairs = []
 
-    def seen(name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
         calls[name] += 1
         if isinstance(module, nn.Conv2d):
-            made[id(output)] = (name, output)
-        elif id(args[0]) in made:
-            found.append((made[id(args[0])][0], name))
+            conv_outputs[id(output)] = (name, output)
+        elif id(args[0]) in conv_outputs:
+            pairs.append((conv_outputs[id(args[0])][0], name))
 
     hooks = [
-        module.register_forward_hook(lambda m, args, out, name=name: seen(name, m, args, out))
+        module.register_forward_hook(lambda m, args, out, name=name: record(name, m, args, out))
         for name, module in model.named_modules()
         if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.affine)
     ]
@@ -75,10 +75,10 @@ def _pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:
     finally:
         for hook in hooks:
             hook.remove()
-    return [(conv, norm) for conv, norm in found if calls[conv] == calls[norm] == 1]
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
 
 
-def _folded(model: "MultiExitModel", pairs: Pairs) -> "MultiExitModel":
+def _folded_copy(model: "MultiExitModel", pairs: Pairs) -> "MultiExitModel":
     folded = copy.deepcopy(model).eval()
     for conv, norm in pairs:
         before, after = folded.get_submodule(conv), folded.get_submodule(norm)
@@ -86,15 +86,15 @@ def _folded(model: "MultiExitModel", pairs: Pairs) -> "MultiExitModel":
         assert isinstance(after, nn.BatchNorm2d)
         dtype = before.weight.dtype
         if after.running_mean is not None:
-            made = fuse_conv_bn_eval(before.float(), after.float())
-            folded.set_submodule(conv, made.to(dtype))
+            fused = fuse_conv_bn_eval(before.float(), after.float())
+            folded.set_submodule(conv, fused.to(dtype))
             folded.set_submodule(norm, nn.Identity())
     return folded
 
 
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    tolerance = max(TOLERANCE, 8 * torch.finfo(theirs.dtype).eps)
-    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+def _same_answers(folded: Tensor, original: Tensor) -> bool:
+    tolerance = max(TOLERANCE, 8 * torch.finfo(original.dtype).eps)
+    return bool((folded - original).abs().max() <= tolerance * original.abs().max())
 
 
 def _noise(example: Tensor, weight: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from multiexit import policies
 from multiexit.backbones.base import select
-from multiexit.model.latency import Latency, _nested, machine_of
+from multiexit.model.latency import Latency, machine_of, nested
 from multiexit.model.model import MultiExitModel
 from multiexit.runtime import evaluating
 from multiexit.serving.folding import for_inference
-from multiexit.serving.timing import _milliseconds
+from multiexit.serving.timing import median_ms
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 UNREACHED = 2.0  # no probability is that large
@@ -57,21 +57,21 @@ def profile(
         usual = policies.MaxProb(UNREACHED)
         policy = model.policy or (usual if model.num_classes > 1 else policies.FixedExit(0))
     policies.check(policy, model.num_exits, model.num_classes)
-    one = model.example_inputs() if inputs is None else inputs
+    example = model.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device
     columns = []
     run = for_inference(model)
     with evaluating(run):
         for size in sizes:
-            rows = {k: v[:1].expand(size, *v.shape[1:]).to(device) for k, v in one.items()}
+            rows = {k: v[:1].expand(size, *v.shape[1:]).to(device) for k, v in example.items()}
             columns.append(_column(run, policy, rows, repeats))
     start, stages, check, drop, full = zip(*columns, strict=True)
     return Latency(
         machine_of(model),
         sizes,
         start,
-        _nested(np.array(stages).T),
-        _nested(np.array(check).T),
+        nested(np.array(stages).T),
+        nested(np.array(check).T),
         drop,
         full,
     )
@@ -81,15 +81,17 @@ def _column(
     model: MultiExitModel, policy: policies.ExitPolicy, inputs: dict[str, Tensor], repeats: int
 ) -> tuple[float, list[float], list[float], float, float]:
     """All parts at one batch size."""
-    took = partial(_milliseconds, repeats)
+    milliseconds = partial(median_ms, repeats)
     carry = model.backbone.start(**inputs)
-    start = took(lambda: model.backbone.start(**inputs))
+    start = milliseconds(lambda: model.backbone.start(**inputs))
     memory, state = {}, {}
     stages, check = [], []
-    keep = torch.arange(len(next(iter(inputs.values()))), device=next(model.parameters()).device)
-    drop = took(lambda: select(carry, keep))
+    all_rows = torch.arange(
+        len(next(iter(inputs.values()))), device=next(model.parameters()).device
+    )
+    drop = milliseconds(lambda: select(carry, all_rows))
     for exit in range(model.num_exits):
-        stages.append(took(partial(model.to_exit, exit, carry)))
+        stages.append(milliseconds(partial(model.to_exit, exit, carry)))
         carry, feature = model.to_exit(exit, carry)
 
         def ask(c: Any = carry, f: Any = feature, m: Any = memory, s: Any = state, e: int = exit):
@@ -99,6 +101,6 @@ def _column(
             stop_B.sum().item()
             return after, now
 
-        check.append(took(ask))
+        check.append(milliseconds(ask))
         memory, state = ask()
-    return start, stages, check, drop, took(lambda: model.full(**inputs))
+    return start, stages, check, drop, milliseconds(lambda: model.full(**inputs))

@@ -35,22 +35,22 @@ def measured_speedup(
         repeats: readings of each.
     """
     device = next(model.parameters()).device
-    few: Any = in_order(data, batch_size)
+    batches: Any = in_order(data, batch_size)
     if by_index(data):
-        some = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
-        few, _ = loader(some, batch_size)
-    known = Columns(model.backbone.start)
-    timed: list[tuple[Any, Any]] = []
-    for batch in few:
-        args, inputs, _ = unpack(known(batch))
-        timed.append((move(args, device), move(inputs, device)))
-        if sum(num_rows(*inputs) for inputs in timed) >= rows:
+        first_rows = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
+        batches, _ = loader(first_rows, batch_size)
+    columns = Columns(model.backbone.start)
+    timed_inputs: list[tuple[Any, Any]] = []
+    for batch in batches:
+        args, inputs, _ = unpack(columns(batch))
+        timed_inputs.append((move(args, device), move(inputs, device)))
+        if sum(num_rows(*inputs) for inputs in timed_inputs) >= rows:
             break
     with evaluating(model):
         engine = Engine(model, policy)
-        ours, theirs = paired_times(
-            lambda: [engine.predict(*args, **inputs) for args, inputs in timed],
-            lambda: [engine.model.full(*args, **inputs) for args, inputs in timed],
+        exits_seconds, full_seconds = paired_times(
+            lambda: [engine.predict(*args, **inputs) for args, inputs in timed_inputs],
+            lambda: [engine.model.full(*args, **inputs) for args, inputs in timed_inputs],
             repeats,
         )
-    return theirs / ours
+    return full_seconds / exits_seconds

@@ -9,7 +9,7 @@ import torch
 
 
 def paired_times(
-    ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 5
+    first: Callable[[], Any], second: Callable[[], Any], repeats: int = 5
 ) -> tuple[float, float]:
     """Median seconds of two calls, run in turn after one warm-up of each.
 
@@ -17,13 +17,13 @@ def paired_times(
     """
     times: tuple[list[float], list[float]] = ([], [])
     for round in range(repeats + 1):
-        for call, kept in zip((ours, theirs), times, strict=True):
+        for call, readings in zip((first, second), times, strict=True):
             wait()
             begin = time.perf_counter()
             call()
             wait()
             if round > 0:
-                kept.append(time.perf_counter() - begin)
+                readings.append(time.perf_counter() - begin)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
@@ -33,7 +33,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def _milliseconds(repeats: int, call: Callable[[], Any]) -> float:
+def median_ms(repeats: int, call: Callable[[], Any]) -> float:
     """The median of some readings; short calls are repeated within each."""
     call()
     wait()

@@ -22,7 +22,7 @@ def unchanged(module: nn.Module) -> Callable[[], bool]:
     parts = [(d, list(d.items())) for m in module.modules() for d in _contents(m)]
     tensors = [t for d, items in parts for _, t in items if isinstance(t, Tensor)]
     places, aliases = _places(tensors), [t.detach() for t in tensors]
-    words = _words(aliases)
+    words = _word_lists(aliases)
     sums = _sums(words)
 
     def same() -> bool:
@@ -51,7 +51,7 @@ def _places(tensors: list[Tensor]) -> list[Any]:
     ]
 
 
-def _words(tensors: list[Tensor]) -> list[list[Tensor]]:
+def _word_lists(tensors: list[Tensor]) -> list[list[Tensor]]:
     """The tensors' memory as whole numbers, in lists of those that are added up together."""
     lists: dict[Any, list[Tensor]] = {}
     large = []
@@ -73,6 +73,6 @@ def _bits(tensor: Tensor) -> Tensor:
     return flat.view(torch.int64) if aligned else flat
 
 
-def _sums(lists: list[list[Tensor]]) -> list[int]:
-    sums = [torch.cat(some).sum() if len(some) > 1 else some[0].sum() for some in lists]
+def _sums(word_lists: list[list[Tensor]]) -> list[int]:
+    sums = [torch.cat(words).sum() if len(words) > 1 else words[0].sum() for words in word_lists]
     return torch.stack(sums).tolist() if sums else []

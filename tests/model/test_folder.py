@@ -19,8 +19,7 @@ from transformers import AutoModel, AutoTokenizer, BertTokenizer, DistilBertConf
 
 import multiexit as mx
 from multiexit.files import writing
-from multiexit.model import folder as saving
-from multiexit.model import heads
+from multiexit.model import folder, heads
 from multiexit.training.records import checkpoint
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
@@ -293,9 +292,9 @@ def test_a_full_disk_leaves_what_was_there(broken, saved, monkeypatch, make_back
     model = mx.MultiExitModel(make_backbone("bert"), 3, exits=[2])
     with monkeypatch.context() as patch:
         if broken == "weights":
-            patch.setattr(saving, "save_model", full)
+            patch.setattr(folder, "save_model", full)
         elif broken == "weights by their library":
-            patch.setattr(saving, "save_model", half_written)
+            patch.setattr(folder, "save_model", half_written)
         elif broken == "settings":
             patch.setattr(Path, "write_text", full)
         else:
@@ -394,7 +393,7 @@ def test_a_run_says_once_that_its_backbone_can_t_be_described(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer.fit(Table(), Table(seed=1))
-    assert (tmp_path / "run" / "model" / saving.SETTINGS).exists()
+    assert (tmp_path / "run" / "model" / folder.SETTINGS).exists()
 
 
 def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path, make_backbone):

@@ -19,18 +19,18 @@ def separable(heads: Iterable[nn.Module]) -> bool:
         and type(head).forward is VectorHead.forward
         and type(head.linear) is nn.Linear
         and head.linear.bias is not None
-        and not any(_watched(part) for part in (head, head.linear))
+        and not any(_has_hooks(part) for part in (head, head.linear))
         for head in heads
     )
 
 
 def classify(heads: Any, vectors: Sequence[Tensor]) -> Tensor:
     """`head.linear(vector)` of each exit, [M, B, K], in as many products as there are widths."""
-    of_width: dict[int, list[int]] = {}
+    exits_of_width: dict[int, list[int]] = {}
     for m, vector in enumerate(vectors):
-        of_width.setdefault(vector.shape[1], []).append(m)
+        exits_of_width.setdefault(vector.shape[1], []).append(m)
     parts = []
-    for exits in of_width.values():
+    for exits in exits_of_width.values():
         w_MKD, b_MK = (
             torch.stack([getattr(heads[m].linear, name) for m in exits])
             for name in ("weight", "bias")
@@ -38,13 +38,13 @@ def classify(heads: Any, vectors: Sequence[Tensor]) -> Tensor:
         x_MBD = torch.stack([vectors[m] for m in exits])
         parts.append(torch.baddbmm(b_MK[:, None], x_MBD, w_MKD.transpose(1, 2)))
     logits_MBK = torch.cat(parts)
-    order = [m for exits in of_width.values() for m in exits]
+    order = [m for exits in exits_of_width.values() for m in exits]
     if order == sorted(order):
         return logits_MBK
     return torch.stack([logits_MBK[order.index(m)] for m in range(len(order))])
 
 
-def _watched(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module would run a hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return any(hooks) or bool(module._backward_pre_hooks)

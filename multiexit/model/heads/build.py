@@ -13,7 +13,7 @@ from multiexit.model.heads.plain import AttentionHead, LinearHead, MixedPoolHead
 from multiexit.names import unknown
 
 
-class _Plain(Head):
+class _FeatureHead(Head):
     """A user's module, which takes the feature alone."""
 
     def __init__(self, module: nn.Module):
@@ -55,35 +55,48 @@ def build(
             "one for each exit"
         )
     if callable(head):
-        made = [head(shape, num_classes) for shape in shapes]
+        modules = [head(shape, num_classes) for shape in shapes]
         return nn.ModuleList(
-            module if isinstance(module, Head | ChainedHead) else _Plain(module) for module in made
+            module if isinstance(module, Head | ChainedHead) else _FeatureHead(module)
+            for module in modules
         )
     name, plus, link = head.partition("+")
-    own = own_head(backbone, stages, num_classes)
-    early = len(stages) - (own is not None)
+    network_head = own_head(backbone, stages, num_classes)
+    early = len(stages) - (network_head is not None)
     pooler = backbone.pooler
-    held = own is not None and any(part is pooler for part in own.modules())
-    heads: list[VectorHead] = _named(
-        name or backbone.head, pool, pooler, held, shapes[:early], layouts[:early], num_classes
+    owns_pooler = network_head is not None and any(
+        part is pooler for part in network_head.modules()
     )
-    heads += [] if own is None else [own]
+    heads: list[VectorHead] = _plain_heads(
+        name or backbone.head,
+        pool,
+        pooler,
+        owns_pooler,
+        shapes[:early],
+        layouts[:early],
+        num_classes,
+    )
+    heads += [] if network_head is None else [network_head]
     return nn.ModuleList(chained.chain(link, heads) if plus else heads)
 
 
 def own_head(backbone: Backbone, stages: Sequence[int], num_classes: int) -> OwnHead | None:
     """The network's own head, if the last exit can be that."""
-    own = backbone.classifier
-    if own is None or own.num_classes != num_classes or stages[-1] != backbone.num_stages - 1:
+    classifier = backbone.classifier
+    if (
+        classifier is None
+        or classifier.num_classes != num_classes
+        or stages[-1] != backbone.num_stages - 1
+    ):
         return None
-    return OwnHead(own)
+    return OwnHead(classifier)
 
 
-def _named(
+def _plain_heads(
     name: str,
     pool: str,
     pooler: nn.Linear | None,
-    held: bool,
+    owns_pooler: bool,
     shapes: list[Shape],
     layouts: list[str],
     num_classes: int,
@@ -92,31 +105,31 @@ def _named(
 
     Args:
         pooler: the pretrained one to start from.
-        held: whether the network's own head has it, so that it is shared with that.
+        owns_pooler: whether the network's own head has it, so that it is shared with that.
         name, pool, shapes, layouts, num_classes: as in `build`.
     """
-    both = list(zip(shapes, layouts, strict=True))
-    _check_memory(sum(width_of(shape, layout) for shape, layout in both), num_classes)
+    features = list(zip(shapes, layouts, strict=True))
+    _check_memory(sum(width_of(shape, layout) for shape, layout in features), num_classes)
     match name:
         case "linear":
-            return [LinearHead(shape, num_classes, pool, layout) for shape, layout in both]
+            return [LinearHead(shape, num_classes, pool, layout) for shape, layout in features]
         case "pooler" | "own-pooler":
-            widths = [width_of(shape, layout) for shape, layout in both]
+            widths = [width_of(shape, layout) for shape, layout in features]
             shared = name == "pooler"
-            one = pooler if shared and held else None
-            poolers = [one for _ in widths] if one else _poolers(widths, pooler, shared)
+            own = pooler if shared and owns_pooler else None
+            poolers = [own for _ in widths] if own else _poolers(widths, pooler, shared)
             return [
                 PoolerHead(pooler, num_classes, pool, layout)
                 for pooler, layout in zip(poolers, layouts, strict=True)
             ]
         case "attention":
-            what = "the attention head reads tokens [B, T, H] (images: head='linear')"
-            _need(both, ("tokens",), what)
+            requirement = "the attention head reads tokens [B, T, H] (images: head='linear')"
+            _check_layouts(features, ("tokens",), requirement)
             return [AttentionHead(shape, num_classes) for shape in shapes]
         case "mixed-pool":
-            what = "mixed pooling reads images [B, C, height, width]"
-            _need(both, ("image", "channels-last-image"), what)
-            return [MixedPoolHead(shape, num_classes, layout) for shape, layout in both]
+            requirement = "mixed pooling reads images [B, C, height, width]"
+            _check_layouts(features, ("image", "channels-last-image"), requirement)
+            return [MixedPoolHead(shape, num_classes, layout) for shape, layout in features]
     raise ValueError(
         f"{unknown('head', name, ('linear', 'pooler', 'own-pooler', 'attention', 'mixed-pool'))}; "
         "or pass a function (feature shape, classes) -> nn.Module"
@@ -130,19 +143,19 @@ def _poolers(widths: list[int], pretrained: nn.Linear | None, shared: bool) -> l
             "use head='own-pooler' or head='linear'"
         )
 
-    def pooler(width: int) -> nn.Linear:
-        made = nn.Linear(width, width)
-        if pretrained is not None and pretrained.weight.shape == made.weight.shape:
-            made.load_state_dict(pretrained.state_dict())
-        return made
+    def new_pooler(width: int) -> nn.Linear:
+        pooler = nn.Linear(width, width)
+        if pretrained is not None and pretrained.weight.shape == pooler.weight.shape:
+            pooler.load_state_dict(pretrained.state_dict())
+        return pooler
 
-    made: list[nn.Linear] = []
+    poolers: list[nn.Linear] = []
     for width in widths:
-        made.append(made[0] if shared and made else pooler(width))
-    return made
+        poolers.append(poolers[0] if shared and poolers else new_pooler(width))
+    return poolers
 
 
-def _need(features: list[tuple[Shape, str]], layouts: tuple[str, ...], what: str) -> None:
+def _check_layouts(features: list[tuple[Shape, str]], layouts: tuple[str, ...], what: str) -> None:
     for shape, layout in features:
         if layout not in layouts:
             raise ValueError(

@@ -59,8 +59,8 @@ class MixedHead(ChainedHead):
         self, feature: Tensor, valid_BT: Tensor | None, memory: Memory
     ) -> tuple[Tensor, Memory]:
         own_B1D = self.base.vector(feature, valid_BT).unsqueeze(1)
-        known = [memory["vectors"]] if "vectors" in memory else []
-        vectors_BmD = torch.cat([*known, own_B1D], 1)
+        earlier = [memory["vectors"]] if "vectors" in memory else []
+        vectors_BmD = torch.cat([*earlier, own_B1D], 1)
         # Without what came before (the network run without its early exits) it is the last alone.
         share_m1 = self.mix[-vectors_BmD.shape[1] :].softmax(0).unsqueeze(-1)
         mixed_BD = (share_m1 * vectors_BmD).sum(1)
@@ -89,7 +89,7 @@ class CascadedHead(ChainedHead):
     def __init__(self, base: VectorHead, exit: int, last: bool):
         super().__init__()
         self.base = base
-        K = _last(base).out_features
+        K = _last_layer(base).out_features
         joined = exit > 0 and not last
         self.norm = nn.LayerNorm(K) if joined else None
         self.joint = nn.Linear(K, K, bias=False) if joined else None
@@ -104,8 +104,8 @@ class CascadedHead(ChainedHead):
         if self.norm is not None and self.joint is not None:
             z_BK = z_BK + self.joint(self.norm(memory["logits"].detach()))
         log_p_B1K = F.log_softmax(z_BK, -1).unsqueeze(1)
-        known = [memory["log_p"]] if "log_p" in memory else []
-        log_p_BmK = torch.cat([*known, log_p_B1K], 1)
+        earlier = [memory["log_p"]] if "log_p" in memory else []
+        log_p_BmK = torch.cat([*earlier, log_p_B1K], 1)
         logits_BK = self.vote(log_p_BmK, z_BK)
         return logits_BK, {**memory, "logits": z_BK, "log_p": log_p_BmK}
 
@@ -124,13 +124,13 @@ class Vote(nn.Module):
         return torch.where(self.on, voted_BK, z_BK)
 
 
-def _last(head: VectorHead) -> nn.Linear:
+def _last_layer(head: VectorHead) -> nn.Linear:
     assert isinstance(head.linear, nn.Linear)
     return head.linear
 
 
-def _certain(heads: Sequence[VectorHead]) -> list[ChainedHead]:
-    widths = {_last(head).in_features for head in heads}
+def _certain_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
+    widths = {_last_layer(head).in_features for head in heads}
     if len(widths) > 1:
         raise ValueError(
             f"learning to exit shares one layer, so it needs vectors of one width; these heads "
@@ -140,8 +140,8 @@ def _certain(heads: Sequence[VectorHead]) -> list[ChainedHead]:
     return [CertainHead(head, gate) for head in heads]
 
 
-def _mixed(heads: Sequence[VectorHead]) -> list[ChainedHead]:
-    widths = {_last(head).in_features for head in heads}
+def _mixed_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
+    widths = {_last_layer(head).in_features for head in heads}
     if len(widths) > 1:
         raise ValueError(
             f"mixing layers needs vectors of one width; these heads read {sorted(widths)}: choose "
@@ -150,16 +150,16 @@ def _mixed(heads: Sequence[VectorHead]) -> list[ChainedHead]:
     return [MixedHead(head, exit) for exit, head in enumerate(heads)]
 
 
-def _cascaded(heads: Sequence[VectorHead]) -> list[ChainedHead]:
-    if _last(heads[0]).out_features == 1:
+def _cascaded_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
+    if _last_layer(heads[0]).out_features == 1:
         raise ValueError("a cascade votes on classes, and this model has one output (regression)")
     return [CascadedHead(head, exit, head is heads[-1]) for exit, head in enumerate(heads)]
 
 
 CHAINED: dict[str, Callable[[Sequence[VectorHead]], list[ChainedHead]]] = {
-    "lte": _certain,
-    "mix": _mixed,
-    "cascade": _cascaded,
+    "lte": _certain_heads,
+    "mix": _mixed_heads,
+    "cascade": _cascaded_heads,
 }
 
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from multiexit.model import folder as saving
+from multiexit.model.folder import SETTINGS
 from multiexit.runtime import first_alone
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint, provenance
@@ -94,7 +94,7 @@ def _check_place(folder: Path) -> None:
         there = there.parent
     if not there.is_dir():
         raise ValueError(f"output {str(folder)!r} can't be made: {there} is no folder")
-    if (folder / saving.SETTINGS).exists():
+    if (folder / SETTINGS).exists():
         raise ValueError(f"output {str(folder)!r} is a saved model, and no run's folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"output {str(folder)!r}: no permission to write in {there}")
@@ -107,7 +107,7 @@ def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:
         began: whether the folder is new, or a run began there, that may have saved nothing.
     """
     saved = bool(checkpoint.names(folder))
-    finished = (folder / MODEL / saving.SETTINGS).exists()
+    finished = (folder / MODEL / SETTINGS).exists()
     if config.overwrite or (config.resume and saved):
         return
     if not config.resume and (saved or finished):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multiexit.evaluation.history import History
-from multiexit.model import folder as saving
+from multiexit.model.folder import backbone_spec, save_folder
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
 from multiexit.runtime import as_found
@@ -26,7 +26,7 @@ class Keeper:
     def __init__(self, model: MultiExitModel, config: TrainConfig, tokenizer: Any, first: bool):
         self.model, self._tokenizer, self._first = model, tokenizer, first
         saves = config.output is not None and first
-        self._spec = saving.description(model.backbone, stacklevel=4) if saves else None
+        self._spec = backbone_spec(model.backbone, stacklevel=4) if saves else None
 
     def begin(
         self, recipe: Recipe, config: TrainConfig, sets: tuple[Any, Any, Any], processes: int
@@ -109,7 +109,7 @@ class Keeper:
         """Write the model as it is, and the history."""
         if self._config.output is not None and self._first:
             folder = self._output / runfolder.MODEL
-            saving.save(folder, self.model, self.model.settings(self._spec), self._tokenizer)
+            save_folder(folder, self.model, self.model.settings(self._spec), self._tokenizer)
             history.save(self._output / runfolder.HISTORY)
 
     def finish(self) -> None:

@@ -75,7 +75,7 @@ def lines(files: list[str] | None) -> Iterator[str]:
             raise ValueError("stdin is closed: name a file of lines")
         # What stands in for stdin may have text alone.
         raw = getattr(sys.stdin, "buffer", None)
-        yield from _decoded(_come(raw) if raw else map(str.encode, sys.stdin), "stdin")
+        yield from _decoded(_lines_at_hand(raw) if raw else map(str.encode, sys.stdin), "stdin")
         return
     for name in files:
         if not name.startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):  # of the shell
@@ -84,7 +84,7 @@ def lines(files: list[str] | None) -> Iterator[str]:
             yield from _decoded(file, name)
 
 
-def _come(file: BinaryIO) -> Iterator[bytes]:
+def _lines_at_hand(file: BinaryIO) -> Iterator[bytes]:
     """Lines as they come, without the file's lock: who waits with it keeps Python from ending."""
     try:
         number = file.fileno()

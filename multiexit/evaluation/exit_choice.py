@@ -6,7 +6,7 @@ Letters: M exits, B batch rows.
 from multiexit import policies
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.latency import Latency
-from multiexit.model.subset import _numbers
+from multiexit.model.subset import policy_values
 from multiexit.policies import ExitPolicy
 
 
@@ -42,22 +42,22 @@ def exits_that_pay(
     M = outputs.num_exits
     if len(latency.stages_ms) != M:
         raise ValueError(f"the latency table has {len(latency.stages_ms)} exits, the outputs {M}")
-    if any(isinstance(value, tuple) for value in _numbers(policy)):
+    if any(isinstance(value, tuple) for value in policy_values(policy)):
         raise ValueError(f"{policy} has a number per exit; give one with a single number")
 
-    def mean_ms(kept: list[int]) -> float:
-        certainty = None if outputs.certainty_MB is None else outputs.certainty_MB[kept]
-        exit_B, _ = policies.answers(policy, outputs.logits_MBC[kept], certainty)
-        shares_M = exit_B.bincount(minlength=len(kept)).double() / len(exit_B)
-        return latency.with_exits(kept).expected_ms(shares_M.tolist(), batch_size)
+    def mean_ms(exits: list[int]) -> float:
+        certainty = None if outputs.certainty_MB is None else outputs.certainty_MB[exits]
+        exit_B, _ = policies.answers(policy, outputs.logits_MBC[exits], certainty)
+        shares_M = exit_B.bincount(minlength=len(exits)).double() / len(exit_B)
+        return latency.with_exits(exits).expected_ms(shares_M.tolist(), batch_size)
 
-    kept = list(range(M))
-    best = mean_ms(kept)
-    while len(kept) > 1:
-        fewer = [[*kept[:m], *kept[m + 1 :]] for m in range(len(kept) - 1)]
-        times = [mean_ms(some) for some in fewer]
+    exits = list(range(M))
+    best = mean_ms(exits)
+    while len(exits) > 1:
+        candidates = [[*exits[:m], *exits[m + 1 :]] for m in range(len(exits) - 1)]
+        times = [mean_ms(candidate) for candidate in candidates]
         if min(times) > best:
             break
         best = min(times)
-        kept = fewer[times.index(best)]
-    return kept
+        exits = candidates[times.index(best)]
+    return exits

@@ -60,7 +60,7 @@ def _subset_policy(policy: ExitPolicy | None, indices: list[int]) -> ExitPolicy 
     """What a model's policy is with fewer exits; none, with a warning, where it means another."""
     if isinstance(policy, FixedExit) and policy.exit in indices:
         return FixedExit(indices.index(policy.exit))
-    per_exit = any(isinstance(value, tuple) for value in _settings(policy))
+    per_exit = any(isinstance(value, tuple) for value in policy_values(policy))
     if not per_exit and not isinstance(policy, FixedExit):
         return policy
     warnings.warn(
@@ -71,5 +71,5 @@ def _subset_policy(policy: ExitPolicy | None, indices: list[int]) -> ExitPolicy 
     return None
 
 
-def _settings(policy: ExitPolicy | None) -> list[object]:
+def policy_values(policy: ExitPolicy | None) -> list[object]:
     return [] if policy is None else [getattr(policy, f.name) for f in fields(policy)]

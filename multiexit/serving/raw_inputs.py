@@ -13,7 +13,6 @@ from torch import Tensor
 
 from multiexit.data import image_files
 from multiexit.data.batches import unpack
-from multiexit.data.image_files import read as _image
 from multiexit.data.order import chunks
 from multiexit.data.text import TextDataset
 from multiexit.model.exit_loop import Prediction
@@ -41,28 +40,28 @@ def predict_lines(
     engine = Engine(model, policy)
     length = model.preprocessing.get("max_length", 128)
     paired = model.preprocessing.get("pairs", False)
-    for come in _come(lines, batch_size):
-        some = list(takewhile(lambda line: not paired or line.count("\t") == 1, come))
-        if some:
-            first, second = _sentences(some, paired)
+    for chunk in _chunks_at_hand(lines, batch_size):
+        texts = list(takewhile(lambda line: not paired or line.count("\t") == 1, chunk))
+        if texts:
+            first, second = _sentences(texts, paired)
             rows = TextDataset.from_texts(tokenizer, first, second, max_length=length)
             _, inputs, _ = unpack(rows.collate([rows[i] for i in range(len(rows))]))
-            yield from _answers(model, engine.predict(**inputs), "text", some)
-        if len(some) < len(come):
-            wrong = come[len(some)]
+            yield from _answers(model, engine.predict(**inputs), "text", texts)
+        if len(texts) < len(chunk):
+            wrong = chunk[len(texts)]
             raise ValueError(
                 f"this model reads sentence pairs, one tab between them; got {wrong!r}"
             )
 
 
-def _come(lines: Iterable[str], batch_size: int) -> Iterator[list[str]]:
+def _chunks_at_hand(lines: Iterable[str], batch_size: int) -> Iterator[list[str]]:
     """Lines that have come, some at a time, and then what the source raised."""
     if isinstance(lines, Sized):
         yield from chunks(lines, batch_size)
         return
-    for some, error in windows(lines, batch_size):
-        if some:
-            yield some
+    for texts, error in windows(lines, batch_size):
+        if texts:
+            yield texts
         if error is not None:
             raise error
 
@@ -79,27 +78,29 @@ def predict_images(
     """
     image_files.check(model.preprocessing)
     engine = Engine(model, policy)
-    for some in chunks(files, batch_size):
-        read = [_image_or_reason(path, model.preprocessing) for path in some]
-        images = [image for image in read if isinstance(image, Tensor)]
-        names = [str(p) for p, image in zip(some, read, strict=True) if isinstance(image, Tensor)]
+    for paths in chunks(files, batch_size):
+        results = [_image_or_reason(path, model.preprocessing) for path in paths]
+        images = [image for image in results if isinstance(image, Tensor)]
+        names = [
+            str(p) for p, image in zip(paths, results, strict=True) if isinstance(image, Tensor)
+        ]
         answers = iter(())
         if images:
             answers = _answers(model, engine.predict(torch.stack(images)), "file", names)
-        for path, image in zip(some, read, strict=True):
+        for path, image in zip(paths, results, strict=True):
             if isinstance(image, str):
                 yield {"file": str(path), "error": image}
             else:
                 yield next(answers)
 
 
-def prepared(model: MultiExitModel, tokenizer: Any, given: Sequence[str]) -> Any:
+def prepared(model: MultiExitModel, tokenizer: Any, inputs: Sequence[str]) -> Any:
     """Rows as `predict_lines` and `predict_images` make them ready.
 
     Args:
         model: says how, by its `preprocessing`.
         tokenizer: of a model that reads text.
-        given: lines of text, or names of image files.
+        inputs: lines of text, or names of image files.
 
     Returns:
         A data set of texts, or a list of batches of images.
@@ -107,11 +108,14 @@ def prepared(model: MultiExitModel, tokenizer: Any, given: Sequence[str]) -> Any
     Raises:
         ValueError: a line or file that can't be read.
     """
-    how = model.preprocessing
-    if how.get("kind") == "image":
-        return [torch.stack([_image(path, how) for path in some]) for some in chunks(given, 32)]
-    first, second = _sentences(given, paired=how.get("pairs", False))
-    length = how.get("max_length", 128)
+    preprocessing = model.preprocessing
+    if preprocessing.get("kind") == "image":
+        return [
+            torch.stack([image_files.read(path, preprocessing) for path in paths])
+            for paths in chunks(inputs, 32)
+        ]
+    first, second = _sentences(inputs, paired=preprocessing.get("pairs", False))
+    length = preprocessing.get("max_length", 128)
     return TextDataset.from_texts(tokenizer, first, second, max_length=length)
 
 
@@ -122,9 +126,9 @@ def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str]
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _image_or_reason(path: str | Path, how: dict[str, Any]) -> Tensor | str:
+def _image_or_reason(path: str | Path, preprocessing: dict[str, Any]) -> Tensor | str:
     try:
-        return _image(path, how)
+        return image_files.read(path, preprocessing)
     except ValueError as error:
         return str(error)
 
@@ -132,10 +136,10 @@ def _image_or_reason(path: str | Path, how: dict[str, Any]) -> Tensor | str:
 def _answers(
     model: MultiExitModel, answer: Prediction, name: str, inputs: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    for shown, logits_C, exit in zip(
+    for text, logits_C, exit in zip(
         inputs, answer.logits_BC.float().cpu(), answer.exit_B.tolist(), strict=True
     ):
-        row: dict[str, Any] = {name: shown, "exit": exit, "layers": model.exits[exit] + 1}
+        row: dict[str, Any] = {name: text, "exit": exit, "layers": model.exits[exit] + 1}
         if model.num_classes == 1:
             yield {**row, "value": float(logits_C[0])}
             continue

@@ -82,11 +82,13 @@ def test_a_closed_stdin():
 def test_lines_of_a_pipe_come_one_by_one_and_are_answered_so():
     read, write = os.pipe()
     with os.fdopen(read, "rb") as pipe:
-        lines = raw_inputs._come((line.decode() for line in typed._come(pipe)), 32)
+        lines = raw_inputs._chunks_at_hand(
+            (line.decode() for line in typed._lines_at_hand(pipe)), 32
+        )
         for words in (b"one\n", b"two\nthree\n"):
             os.write(write, words)
             assert next(lines) == words.decode().splitlines(keepends=True)
         os.write(write, b"four")
         os.close(write)
         assert list(lines) == [["four"]]
-    assert list(raw_inputs._come(["a", "b", "c"], 2)) == [["a", "b"], ["c"]]
+    assert list(raw_inputs._chunks_at_hand(["a", "b", "c"], 2)) == [["a", "b"], ["c"]]

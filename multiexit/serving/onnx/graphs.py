@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from multiexit.model.model import MultiExitModel
 
 
-OWN = ("logits", "answer", "stop")
+ROW_OUTPUTS = ("logits", "answer", "stop")
 """What a graph says of its rows; its other outputs are for the graphs behind it."""
 
 
-class Segment(NamedTuple):
+class GraphFile(NamedTuple):
     """A graph that was written: the file's name, what it reads and what it gives, in order."""
 
     file: str
@@ -41,10 +41,10 @@ def write(
     policy: ExitPolicy,
     examples: Sequence[Mapping[str, Tensor]],
     folder: Path,
-) -> tuple[list[Segment], Knobs]:
+) -> tuple[list[GraphFile], Knobs]:
     """Write a graph for each exit, from the last to the first.
 
-    What a segment leaves as it was is not among its outputs, and neither is what no later one
+    What a graph leaves as it was is not among its outputs, and neither is what no later one
     reads.
 
     Args:
@@ -54,7 +54,7 @@ def write(
         folder: for the files.
 
     Returns:
-        The segments in order, and the policy's numbers that are inputs of theirs.
+        The graphs in order, and the policy's numbers that are inputs of theirs.
 
     Raises:
         ValueError: a carry that can't cross from one graph to the next, or code that can't be
@@ -67,30 +67,27 @@ def write(
         with torch.no_grad():
             decisions = [_decide(model, policy, exit, tree) for tree in befores[exit]]
         befores.append([_tree(decision) for decision in decisions])
-        afters.append(_named(decisions[0]))
-    numbers = knobs.of(policy, model.num_classes)
-    segments: list[Segment] = []
+        afters.append(_output_tensors(decisions[0]))
+    numbers = knobs.policy_numbers(policy, model.num_classes)
+    graphs: list[GraphFile] = []
     needed: set[str] = set()
     for exit in reversed(range(model.num_exits)):
         before, other = befores[exit]
         _check_alike(exit, before, other)
-        given, after = flat(before), afters[exit]
-        new = {name for name in needed if after[name] is not given.get(name)}
-        own = {
-            "logits": True,
-            "answer": after["answer"] is not after["logits"],
-            "stop": exit < last,
-        }
-        outputs = [name for name in after if own.get(name, name in new)]
-        step = Step(model, policy, exit, before, list(numbers), outputs)
-        segment = _write(step, given, flat(other), numbers, folder / f"exit-{exit}.onnx")
-        segments.insert(0, segment)
-        needed = (needed - new) | {name for name in segment.inputs if name in given}
-    read = {name for segment in segments for name in segment.inputs}
-    return segments, {field: numbers[field] for field in numbers if knobs.name(field) in read}
+        tensors, after = flat(before), afters[exit]
+        new = {name for name in needed if after[name] is not tensors.get(name)}
+        differs = after["answer"] is not after["logits"]
+        is_output = {"logits": True, "answer": differs, "stop": exit < last}
+        outputs = [name for name in after if is_output.get(name, name in new)]
+        module = ExitModule(model, policy, exit, before, list(numbers), outputs)
+        graph = _write_graph(module, tensors, flat(other), numbers, folder / f"exit-{exit}.onnx")
+        graphs.insert(0, graph)
+        needed = (needed - new) | {name for name in graph.inputs if name in tensors}
+    read = {name for graph in graphs for name in graph.inputs}
+    return graphs, {field: numbers[field] for field in numbers if knobs.input_name(field) in read}
 
 
-class Step(nn.Module):
+class ExitModule(nn.Module):
     """`MultiExitModel.decide` at one exit, from tensors to the tensors named.
 
     Args:
@@ -112,37 +109,38 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.policy, self.exit = model, policy, exit
         self.form = form(before)
-        self.inputs = [*flat(before), *map(knobs.name, fields)]
+        self.inputs = [*flat(before), *map(knobs.input_name, fields)]
         self.fields, self.outputs = list(fields), list(outputs)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self.inputs, tensors, strict=True))
-        numbers = {field: given[knobs.name(field)] for field in self.fields}
-        policy = knobs.turned(self.policy, numbers)
-        named = _named(_decide(self.model, policy, self.exit, filled(self.form, given)))
-        return tuple(named[name] for name in self.outputs)
+        by_name = dict(zip(self.inputs, tensors, strict=True))
+        numbers = {field: by_name[knobs.input_name(field)] for field in self.fields}
+        policy = knobs.with_numbers(self.policy, numbers)
+        decision = _decide(self.model, policy, self.exit, filled(self.form, by_name))
+        outputs = _output_tensors(decision)
+        return tuple(outputs[name] for name in self.outputs)
 
 
-def _write(
-    step: Step,
-    given: Mapping[str, Tensor],
+def _write_graph(
+    module: ExitModule,
+    tensors: Mapping[str, Tensor],
     other: Mapping[str, Tensor],
     numbers: Knobs,
     path: Path,
-) -> Segment:
-    """Trace a step and write it, without the inputs that turn out to be unused."""
-    shapes = [_dynamic(tensor.shape, other[name].shape) for name, tensor in given.items()]
-    examples = [*given.values(), *knobs.as_tensors(numbers)]
+) -> GraphFile:
+    """Trace an exit and write it, without the inputs that turn out to be unused."""
+    shapes = [_dynamic_sizes(tensor.shape, other[name].shape) for name, tensor in tensors.items()]
+    examples = [*tensors.values(), *knobs.as_tensors(numbers)]
     shapes += [{}] * len(numbers)
     try:
         # A graph's outputs can't be called as its inputs are.
-        outputs = [name if name in OWN else f"next.{name}" for name in step.outputs]
-        program = trace(step, examples, shapes, step.inputs, outputs)
+        outputs = [name if name in ROW_OUTPUTS else f"next.{name}" for name in module.outputs]
+        program = trace(module, examples, shapes, module.inputs, outputs)
     except Exception as error:  # whatever a backbone's, head's or policy's code runs into
         raise ValueError(
-            f"the segment of exit {step.exit} can't be traced: {error}\nThe code of backbone, head "
-            "and policy must work on tensors of any batch size, without decisions in Python that "
-            "depend on their values"
+            f"the segment of exit {module.exit} can't be traced: {error}\nThe code of backbone, "
+            "head and policy must work on tensors of any batch size, without decisions in Python "
+            "that depend on their values"
         ) from error
     graph = program.model.graph
     for value in list(graph.inputs):
@@ -151,7 +149,7 @@ def _write(
     for node in graph:
         node.metadata_props.clear()  # paths of this machine
     program.save(path, external_data=False)
-    return Segment(path.name, [str(value.name) for value in graph.inputs], step.outputs)
+    return GraphFile(path.name, [str(value.name) for value in graph.inputs], module.outputs)
 
 
 def _decide(
@@ -166,9 +164,9 @@ def _tree(decision: exit_loop.Decision) -> Tree:
     return {"carry": decision.carry, "memory": decision.memory, "state": decision.state}
 
 
-def _named(decision: exit_loop.Decision) -> dict[str, Tensor]:
-    own = {"logits": decision.logits_BC, "answer": decision.answer_BC, "stop": decision.stop_B}
-    return {**own, **flat(_tree(decision))}
+def _output_tensors(decision: exit_loop.Decision) -> dict[str, Tensor]:
+    answers = {"logits": decision.logits_BC, "answer": decision.answer_BC, "stop": decision.stop_B}
+    return {**answers, **flat(_tree(decision))}
 
 
 def _check_alike(exit: int, one: Tree, other: Tree) -> None:
@@ -183,6 +181,6 @@ def _check_alike(exit: int, one: Tree, other: Tree) -> None:
             raise ValueError(f"{name} at exit {exit}: {tuple(tensor.shape)} has no row per row")
 
 
-def _dynamic(one: Sequence[int], other: Sequence[int]) -> dict[int, object]:
+def _dynamic_sizes(one: Sequence[int], other: Sequence[int]) -> dict[int, object]:
     sizes = zip(one, other, strict=True)
     return {place: ANY for place, (a, b) in enumerate(sizes) if a != b}

@@ -45,12 +45,12 @@ class Inputs(NamedTuple):
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """The inputs as plain data, by name."""
-        described = {}
+        data = {}
         for name, tensor in self.example.items():
-            described[name] = {"dtype": TYPES[tensor.dtype], "shape": self.shape(name)}
+            data[name] = {"dtype": TYPES[tensor.dtype], "shape": self.shape(name)}
             if name in self.below:
-                described[name]["below"] = self.below[name]
-        return described
+                data[name]["below"] = self.below[name]
+        return data
 
     def draw(self, rows: int, tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A random batch; of text, rows are of all lengths up to the number of tokens."""
@@ -71,7 +71,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(
-    model: "MultiExitModel", given: Mapping[str, Tensor] | None = None, tokenizer: Any = None
+    model: "MultiExitModel", batch: Mapping[str, Tensor] | None = None, tokenizer: Any = None
 ) -> Inputs:
     """What a model takes: a batch of the user's, or the backbone's own example.
 
@@ -80,7 +80,7 @@ def inputs_of(
     Raises:
         ValueError: a batch that is no dict of tensors with a row per row.
     """
-    example = _own(model.backbone, tokenizer) if given is None else dict(given)
+    example = _backbone_example(model.backbone, tokenizer) if batch is None else dict(batch)
     if not example or not all(isinstance(value, Tensor) for value in example.values()):
         kinds = {name: type(value).__name__ for name, value in example.items()}
         raise ValueError(f"inputs must be a dict of tensors by name, one batch; got {kinds}")
@@ -91,23 +91,23 @@ def inputs_of(
             raise ValueError(
                 f"{name} is {tensor.dtype}: exported inputs are {sorted(TYPES.values())}"
             )
-    below, limit = _tables(model.backbone)
-    known = {name: rows for name, rows in below.items() if name in example}
-    return Inputs({name: tensor.cpu() for name, tensor in example.items()}, known, limit)
+    below, limit = _table_sizes(model.backbone)
+    used_below = {name: rows for name, rows in below.items() if name in example}
+    return Inputs({name: tensor.cpu() for name, tensor in example.items()}, used_below, limit)
 
 
-def _own(backbone: Backbone, tokenizer: Any) -> dict[str, Tensor]:
+def _backbone_example(backbone: Backbone, tokenizer: Any) -> dict[str, Tensor]:
     """The backbone's example; of text, with token types where it knows several."""
     example = backbone.example_inputs(2)
-    if _tables(backbone)[0].get("token_type_ids", 1) > 1:
+    if _table_sizes(backbone)[0].get("token_type_ids", 1) > 1:
         example["token_type_ids"] = torch.zeros_like(example["input_ids"])
     if tokenizer is None:
         return example
-    made = TextDataset.from_texts(tokenizer, ["a"]).fields
-    return {name: tensor for name, tensor in example.items() if name in made}
+    fields = TextDataset.from_texts(tokenizer, ["a"]).fields
+    return {name: tensor for name, tensor in example.items() if name in fields}
 
 
-def _tables(backbone: Backbone) -> tuple[dict[str, int], int | None]:
+def _table_sizes(backbone: Backbone) -> tuple[dict[str, int], int | None]:
     """The sizes of an encoder's tables by input, and how many tokens it can take."""
     from multiexit.backbones.transformer import TransformerBackbone
 

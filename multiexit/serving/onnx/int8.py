@@ -86,19 +86,19 @@ def quantise(path: Path, target: str) -> None:
     graph = model.graph
     del graph.value_info[:]  # shapes of weights that are about to be transposed
     constants = {value.name: value for value in graph.initializer}
-    made: dict[str, np.ndarray] = {}
+    added: dict[str, np.ndarray] = {}
     nodes: list[Any] = []
-    codes: dict[str, tuple[str, str]] = {}  # of activations: what is multiplied, and its scale
+    quantised: dict[str, tuple[str, str]] = {}  # of activations: what is multiplied, and its scale
 
     def constant(name: str, value: Any, dtype: Any) -> str:
-        made[name] = np.asarray(value, dtype)
+        added[name] = np.asarray(value, dtype)
         return name
 
     def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    def coded(x: str) -> tuple[str, str]:
+    def add_quantised(x: str) -> tuple[str, str]:
         last, least = (
             constant("int8.last", [-1], np.int64),
             constant("int8.least", 1e-30, np.float32),
@@ -131,9 +131,9 @@ def quantise(path: Path, target: str) -> None:
             weight_KN = weight_KN.T
         scale_N = scales(weight_KN, TARGETS[target].wide)
         Q = constant(f"{weight}.int8", np.rint(weight_KN / scale_N), np.int8)
-        if x not in codes:
-            codes[x] = coded(x)
-        q, s = codes[x]
+        if x not in quantised:
+            quantised[x] = add_quantised(x)
+        q, s = quantised[x]
         zero = constant("int8.zero", 0, np.int8)
         whole = add("MatMulInteger", [q, Q, "int8.middle", zero], f"{y}.whole")
         real = add("Cast", [whole], f"{y}.real", to=onnx.TensorProto.FLOAT)
@@ -144,11 +144,11 @@ def quantise(path: Path, target: str) -> None:
             add("Add", [product, *bias], y)
 
     read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    kept = [value for name, value in constants.items() if name in read]
+    used = [value for name, value in constants.items() if name in read]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(kept)
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
+    graph.initializer.extend(used)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in added.items())
     onnx.save(model, path)
 
 

@@ -20,17 +20,17 @@ Knobs = dict[str, int | float]
 """Fields that are numbers, whole ones as int."""
 
 
-def of(policy: ExitPolicy, num_classes: int) -> Knobs:
+def policy_numbers(policy: ExitPolicy, num_classes: int) -> Knobs:
     """The policy's numbers that can be inputs of a graph.
 
     The others are built in: None, tuples, true and false, and what the policy's own code takes
     decisions by in Python.
     """
     numbers: Knobs = {}
-    for field, wanted in policies.field_types(type(policy)).items():
+    for field, field_type in policies.field_types(type(policy)).items():
         value = getattr(policy, field)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[field] = value if wanted is int else float(value)
+            numbers[field] = value if field_type is int else float(value)
     built_in = type(policy) in policies.POLICIES.values()
     if built_in or _traceable(policy, numbers, num_classes):
         return numbers
@@ -44,16 +44,16 @@ def of(policy: ExitPolicy, num_classes: int) -> Knobs:
 def ranges(policy: ExitPolicy, names: Iterable[str], known: Known) -> dict[str, list[float]]:
     """Between which values each may be turned, both included, where the policy's type says it."""
     rules = {f.name: f.metadata.get(Number) for f in fields(policy)}
-    found = {name: rule.limits(known) for name in names if (rule := rules[name]) is not None}
-    return {name: list(limits) for name, limits in found.items() if limits is not None}
+    limits = {name: rule.limits(known) for name in names if (rule := rules[name]) is not None}
+    return {name: list(pair) for name, pair in limits.items() if pair is not None}
 
 
-def turned(policy: ExitPolicy, numbers: Mapping[str, Tensor]) -> ExitPolicy:
+def with_numbers(policy: ExitPolicy, numbers: Mapping[str, Tensor]) -> ExitPolicy:
     """The policy with tensors in place of numbers."""
-    turned = copy.copy(policy)
+    changed = copy.copy(policy)
     for field, number in numbers.items():
-        object.__setattr__(turned, field, number)
-    return turned
+        object.__setattr__(changed, field, number)
+    return changed
 
 
 def as_tensors(numbers: Knobs) -> list[Tensor]:
@@ -62,7 +62,7 @@ def as_tensors(numbers: Knobs) -> list[Tensor]:
     return [torch.tensor(number, dtype=types[type(number)]) for number in numbers.values()]
 
 
-def name(field: str) -> str:
+def input_name(field: str) -> str:
     """What the input of a field is called."""
     return f"policy.{field}"
 
@@ -76,7 +76,7 @@ class _Decision(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         logits_BC, certainty_B, *numbers = tensors
-        policy = turned(self.policy, dict(zip(self.fields, numbers, strict=True)))
+        policy = with_numbers(self.policy, dict(zip(self.fields, numbers, strict=True)))
         state = policy.init(logits_BC)
         state, stop_B = policies.step(policy, state, logits_BC, certainty_B)
         return stop_B, policy.answer(state, logits_BC)

@@ -68,40 +68,43 @@ def compare(
         ValueError: NaN or infinite logits; no rows; with `exact`, logits or exits that differ.
     """
     differences, same_class, same_exit, same_answer = [], [], [], []
-    same_alone, apart, left = [], 0.0, ALONE
+    same_alone, difference_alone, remaining = [], 0.0, ALONE
     for batch in batches:
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
         with torch.no_grad():
-            said = model.run((), batch)
-        own_BC, own_B = model.predict(policy, **batch)
+            outputs = model.run((), batch)
+        model_BC, model_exit_B = model.predict(policy, **batch)
         graph_MBC = torch.from_numpy(runner.forward(**arrays))
-        answer_BC, exit_B = map(torch.from_numpy, runner.predict(**arrays))
+        graph_BC, graph_exit_B = map(torch.from_numpy, runner.predict(**arrays))
         if not graph_MBC.isfinite().all():
             raise ValueError("the exported graphs give NaN or infinite logits")
-        difference = float((said.logits_MBC - graph_MBC).abs().max())
-        tried = min(left, len(own_B))
-        if tried:
-            alone_MBC, alone_BC = _alone(runner, arrays, tried)
-            apart = max(apart, float((alone_MBC - graph_MBC[:, :tried]).abs().max()))
-            same_alone.append(own_BC[:tried].argmax(-1) == alone_BC.argmax(-1))
-            left -= tried
+        difference = float((outputs.logits_MBC - graph_MBC).abs().max())
+        count = min(remaining, len(model_exit_B))
+        if count:
+            alone_MBC, alone_BC = _single_row_answers(runner, arrays, count)
+            difference_alone = max(
+                difference_alone, float((alone_MBC - graph_MBC[:, :count]).abs().max())
+            )
+            same_alone.append(model_BC[:count].argmax(-1) == alone_BC.argmax(-1))
+            remaining -= count
         if exact:
-            allowed = TOLERANCE * max(1.0, float(said.logits_MBC.abs().max()))
-            close_B = (own_BC - answer_BC).abs().amax(1) <= allowed
-            fine_B = ((own_B == exit_B) & close_B) | _at_edge(policy, said, difference)
-            worst = max(difference, apart)
-            if worst > allowed or not fine_B.all():
+            allowed = TOLERANCE * max(1.0, float(outputs.logits_MBC.abs().max()))
+            close_B = (model_BC - graph_BC).abs().amax(1) <= allowed
+            near_B = _near_threshold(policy, outputs, difference)
+            agree_B = ((model_exit_B == graph_exit_B) & close_B) | near_B
+            worst = max(difference, difference_alone)
+            if worst > allowed or not agree_B.all():
                 shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
                 raise ValueError(
                     "the exported graphs don't say what the model says: logits differ by up to "
-                    f"{worst:.2g} ({allowed:.2g} is allowed), and {int((~fine_B).sum())} of "
-                    f"{len(fine_B)} rows leave elsewhere or answer otherwise, on inputs of shapes "
+                    f"{worst:.2g} ({allowed:.2g} is allowed), and {int((~agree_B).sum())} of "
+                    f"{len(agree_B)} rows leave elsewhere or answer otherwise, on inputs of shapes "
                     f"{shapes}"
                 )
         differences.append(difference)
-        same_class.append((said.logits_MBC.argmax(-1) == graph_MBC.argmax(-1)).float().mean(0))
-        same_exit.append(own_B == exit_B)
-        same_answer.append(own_BC.argmax(-1) == answer_BC.argmax(-1))
+        same_class.append((outputs.logits_MBC.argmax(-1) == graph_MBC.argmax(-1)).float().mean(0))
+        same_exit.append(model_exit_B == graph_exit_B)
+        same_answer.append(model_BC.argmax(-1) == graph_BC.argmax(-1))
     if not differences:
         raise ValueError("no rows to compare the exported graphs on: the data set is empty")
 
@@ -115,18 +118,20 @@ def compare(
         same_exit=share(same_exit),
         same_answer=share(same_answer),
         same_answer_alone=share(same_alone),
-        largest_difference_alone=apart,
+        largest_difference_alone=difference_alone,
     )
 
 
-def _alone(runner: "Runner", arrays: Mapping[str, Any], rows: int) -> tuple[Tensor, Tensor]:
+def _single_row_answers(
+    runner: "Runner", arrays: Mapping[str, Any], rows: int
+) -> tuple[Tensor, Tensor]:
     """The first rows as batches of one: all exits' logits [M, B, C], and the answers [B, C]."""
-    each = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(rows)]
-    logits_MBC = torch.cat([torch.from_numpy(runner.forward(**one)) for one in each], 1)
-    return logits_MBC, torch.cat([torch.from_numpy(runner.predict(**one)[0]) for one in each])
+    single = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(rows)]
+    logits_MBC = torch.cat([torch.from_numpy(runner.forward(**row)) for row in single], 1)
+    return logits_MBC, torch.cat([torch.from_numpy(runner.predict(**row)[0]) for row in single])
 
 
-def _at_edge(policy: ExitPolicy, said: "Pass", noise: float) -> Tensor:
+def _near_threshold(policy: ExitPolicy, outputs: "Pass", noise: float) -> Tensor:
     """Rows whose exit such a small change of the logits may move, bool [B]."""
     generator = torch.Generator().manual_seed(0)
 
@@ -134,9 +139,9 @@ def _at_edge(policy: ExitPolicy, said: "Pass", noise: float) -> Tensor:
         size = 4 * noise + 1e-6
         return values + size * (2 * torch.rand(values.shape, generator=generator) - 1)
 
-    exit_B = policies.simulate(policy, said.logits_MBC, said.certainty_MB)
+    exit_B = policies.simulate(policy, outputs.logits_MBC, outputs.certainty_MB)
     edge_B = torch.zeros_like(exit_B, dtype=torch.bool)
     for _ in range(8):
-        certainty_MB = None if said.certainty_MB is None else nudged(said.certainty_MB)
-        edge_B |= policies.simulate(policy, nudged(said.logits_MBC), certainty_MB) != exit_B
+        certainty_MB = None if outputs.certainty_MB is None else nudged(outputs.certainty_MB)
+        edge_B |= policies.simulate(policy, nudged(outputs.logits_MBC), certainty_MB) != exit_B
     return edge_B

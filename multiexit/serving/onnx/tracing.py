@@ -37,8 +37,8 @@ def trace(
         program = torch.export.export(
             module, tuple(examples), dynamic_shapes=(tuple(shapes),), strict=True
         )
-        made = torch.onnx.export(
+        onnx_program = torch.onnx.export(
             program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False
         )
-    assert made is not None
-    return made
+    assert onnx_program is not None
+    return onnx_program

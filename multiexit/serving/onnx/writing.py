@@ -28,7 +28,7 @@ from multiexit.serving.onnx.parity import Parity, compare
 SIZES = ((1, 1), (2, 7), (5, 16), (9, 24))
 """Rows and tokens of the random batches that graphs are checked on."""
 
-KEPT = 4
+STORED_ROWS = 4
 """Rows that stay in the folder, with what they must get."""
 
 
@@ -87,45 +87,43 @@ def export(
     """
     folder = place(folder)
     policy = model.policy if policy is None else policy
-    _check(model, folder, policy, int8, target, agreement)
+    _check_export(model, folder, policy, int8, target, agreement)
     from multiexit.serving.onnx import graphs
-    from multiexit.serving.onnx import int8 as integers
+    from multiexit.serving.onnx.int8 import TARGETS, quantise
     from multiexit_runner import Runner
-    from multiexit_runner import rows as kept
     from multiexit_runner.folder import ROWS
+    from multiexit_runner.rows import to_bytes
 
     assert policy is not None
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     batches = None if rows is None else _batches(model, rows)
-    takes = inputs_of(model, batches[0] if inputs is None and batches else inputs, tokenizer)
-    longest = min(11, takes.max_tokens or 11)
+    spec = inputs_of(model, batches[0] if inputs is None and batches else inputs, tokenizer)
+    tokens = min(11, spec.max_tokens or 11)
     generator = torch.Generator().manual_seed(0)
-    examples = [takes.draw(5, longest, generator), takes.draw(3, max(1, longest - 4), generator)]
-    drawn = [takes.draw(*size, generator) for size in (*SIZES, (1, takes.max_tokens or 1))]
+    examples = [spec.draw(5, tokens, generator), spec.draw(3, max(1, tokens - 4), generator)]
+    random_batches = [spec.draw(*size, generator) for size in (*SIZES, (1, spec.max_tokens or 1))]
 
-    parts = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
-    parts.mkdir(parents=True)
+    partial = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
+    partial.mkdir(parents=True)
     try:
-        segments, numbers = graphs.write(model, policy, examples, parts)
+        segments, numbers = graphs.write(model, policy, examples, partial)
         if int8:
             for segment in segments:
-                integers.quantise(parts / segment.file, target)
+                quantise(partial / segment.file, target)
         if tokenizer is not None:
-            tokenizer.save_pretrained(parts)
-        settings = _settings(model, policy, takes) | {
+            tokenizer.save_pretrained(partial)
+        settings = _settings(model, policy, spec) | {
             "knobs": numbers,
             "ranges": ranges(policy, numbers, Known(model.num_exits, model.num_classes)),
             "segments": [segment._asdict() for segment in segments],
-            "int8": {"target": target, "machines": integers.TARGETS[target].machines}
-            if int8
-            else None,
+            "int8": {"target": target, "machines": TARGETS[target].machines} if int8 else None,
             "parity": {},
         }
-        (parts / ROWS).touch()
-        _write(parts, settings)
-        runner = Runner(parts, threads=torch.get_num_threads(), check=False)
-        parity = compare(model, policy, runner, drawn, exact=not int8)
+        (partial / ROWS).touch()
+        _write_settings(partial, settings)
+        runner = Runner(partial, threads=torch.get_num_threads(), check=False)
+        parity = compare(model, policy, runner, random_batches, exact=not int8)
         if batches is not None:
             parity = compare(model, policy, runner, batches, exact=not int8)
         share = min(parity.same_answer, parity.same_answer_alone)
@@ -134,17 +132,20 @@ def export(
                 f"in int8, {share:.1%} of the {parity.rows} rows get the model's own answer, and "
                 f"{agreement:.1%} must: export without int8, or lower agreement"
             )
-        keep = {name: tensor[:KEPT] for name, tensor in (batches or drawn[2:])[0].items()}
-        (parts / ROWS).write_bytes(kept.to_bytes(_answered(model, runner, keep)))
+        stored = {
+            name: tensor[:STORED_ROWS]
+            for name, tensor in (batches or random_batches[2:])[0].items()
+        }
+        (partial / ROWS).write_bytes(to_bytes(_stored_rows(model, runner, stored)))
         on = "random inputs" if batches is None else "rows"
-        _write(parts, settings | {"parity": {"on": on, **parity._asdict()}})
-        parts.rename(folder)
+        _write_settings(partial, settings | {"parity": {"on": on, **parity._asdict()}})
+        partial.rename(folder)
     finally:
-        shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return parity
 
 
-def _answered(model: MultiExitModel, runner: Any, batch: Mapping[str, Tensor]) -> Any:
+def _stored_rows(model: MultiExitModel, runner: Any, batch: Mapping[str, Tensor]) -> Any:
     """A batch with the model's logits and those of its graphs."""
     from multiexit_runner.rows import Rows
 
@@ -154,7 +155,7 @@ def _answered(model: MultiExitModel, runner: Any, batch: Mapping[str, Tensor]) -
     return Rows(arrays, float_MBC, runner.forward(**arrays))
 
 
-def _settings(model: MultiExitModel, policy: ExitPolicy, takes: Inputs) -> dict[str, Any]:
+def _settings(model: MultiExitModel, policy: ExitPolicy, spec: Inputs) -> dict[str, Any]:
     from multiexit._version import __version__
     from multiexit_runner.settings import FORMAT
 
@@ -165,13 +166,13 @@ def _settings(model: MultiExitModel, policy: ExitPolicy, takes: Inputs) -> dict[
         "exits": list(model.exits),
         "labels": model.labels,
         "preprocessing": model.preprocessing,
-        "inputs": takes.to_json(),
-        "max_tokens": takes.max_tokens,
+        "inputs": spec.to_json(),
+        "max_tokens": spec.max_tokens,
         "policy": policies.to_json(policy),
     }
 
 
-def _write(folder: Path, settings: dict[str, Any]) -> None:
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
     from multiexit_runner.folder import SETTINGS, seal
 
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
@@ -191,7 +192,7 @@ def _batches(model: MultiExitModel, rows: Any) -> list[dict[str, Tensor]]:
     return [{**dict(zip(names, args, strict=False)), **inputs} for args, inputs in unpacked]
 
 
-def _check(
+def _check_export(
     model: MultiExitModel,
     folder: Path,
     policy: ExitPolicy | None,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from multiexit.data.glue_files import folder_source, hub_source
-from multiexit.data.glue_tasks import TASKS, Task, find_task
+from multiexit.data.glue_tasks import TASKS, GlueTask, find_task
 from multiexit.data.text import TextDataset
 from multiexit.files.paths import home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TASKS", "Glue", "Task", "TextDataset", "find_task", "load"]
+__all__ = ["TASKS", "Glue", "GlueTask", "TextDataset", "find_task", "load"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Glue:
             labels back: they are -1, and nan for STS-B, unless the source gives them after all.
     """
 
-    task: Task
+    task: GlueTask
     train: TextDataset
     dev: TextDataset
     dev_mismatched: TextDataset | None = None
@@ -65,12 +65,12 @@ def load(
     """
     spec = find_task(task)
     if data_dir is None:
-        read = hub_source(spec)
+        source = hub_source(spec)
     else:
-        read = folder_source(spec, home(data_dir) or Path(data_dir))
+        source = folder_source(spec, home(data_dir) or Path(data_dir))
 
     def split(name: str) -> TextDataset:
-        texts, pairs, labels = read(name)  # those that are kept secret are -1 or NaN
+        texts, pairs, labels = source(name)  # those that are kept secret are -1 or NaN
         return TextDataset.from_texts(tokenizer, texts, pairs, torch.tensor(labels), max_length)
 
     def split_if_there(name: str) -> TextDataset | None:

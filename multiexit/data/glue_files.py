@@ -1,7 +1,7 @@
 """Where GLUE's rows come from: classic TSV files, parquet files in the hub's layout, or the hub.
 
 A source is a function from a split's hub name (`"train"`, `"validation"`, `"test"`, for MNLI with
-`_matched` or `_mismatched`) to its `Rows`.
+`_matched` or `_mismatched`) to its `GlueRows`.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from multiexit.data.glue_tasks import Task
+from multiexit.data.glue_tasks import GlueTask
 from multiexit.data.sources import not_found, read_shard, shards
 from multiexit.files.paths import regular
 from multiexit.losses.labels import check_labels
@@ -28,7 +28,7 @@ HAS_MALFORMED_LINES = {"qqp"}
 """Tasks whose official TSV files have a few lines with too few or too many fields."""
 
 
-class Rows(NamedTuple):
+class GlueRows(NamedTuple):
     """One split: texts, second texts if the task has them, and labels.
 
     A test set without labels has -1 for each row, and nan for each of STS-B's scores.
@@ -39,10 +39,10 @@ class Rows(NamedTuple):
     labels: list[int] | list[float]
 
 
-Source = Callable[[str], Rows]
+Source = Callable[[str], GlueRows]
 
 
-def hub_source(task: Task) -> Source:
+def hub_source(task: GlueTask) -> Source:
     """Rows from the hub, downloaded and cached by `datasets`.
 
     Raises:
@@ -58,17 +58,17 @@ def hub_source(task: Task) -> Source:
             f"Without network, give a folder that has it (data_dir). {_remedy(task)}"
         ) from error
 
-    def read(split: str) -> Rows:
+    def read_split(split: str) -> GlueRows:
         if split not in data:
             raise not_found(f"split {split}", [Path(HUB) / task.name], _remedy(task))
-        rows = data[split]
-        columns = [list(rows[name]) for name in (*task.columns, "label")]
-        return _rows(task, columns[:-1], columns[-1], f"{HUB} {task.name} {split}", split)
+        table = data[split]
+        columns = [list(table[name]) for name in (*task.columns, "label")]
+        return _checked_rows(task, columns[:-1], columns[-1], f"{HUB} {task.name} {split}", split)
 
-    return read
+    return read_split
 
 
-def folder_source(task: Task, data_dir: Path) -> Source:
+def folder_source(task: GlueTask, data_dir: Path) -> Source:
     """Rows from TSV or parquet files in a folder or below it.
 
     Raises:
@@ -85,26 +85,26 @@ def folder_source(task: Task, data_dir: Path) -> Source:
     raise not_found(what, places, _remedy(task))
 
 
-def _remedy(task: Task) -> str:
+def _remedy(task: GlueTask) -> str:
     return (
         f"Leave data_dir out to download it from the hub ({HUB}, {task.name}), "
         f"or get the TSV files of {task.folder} from https://gluebenchmark.com/tasks."
     )
 
 
-def _read_parquet_split(task: Task, folder: Path, split: str) -> Rows:
+def _read_parquet_split(task: GlueTask, folder: Path, split: str) -> GlueRows:
     files = shards(folder, split)
     if not files:
         raise not_found(f"GLUE {task.folder}", [folder / f"{split}-*.parquet"], _remedy(task))
     names = (*task.columns, "label")
     tables = [read_shard(file, names) for file in files]
     columns = [[value for table in tables for value in table[name].to_pylist()] for name in names]
-    return _rows(task, columns[:-1], columns[-1], str(folder / f"{split}-*.parquet"), split)
+    return _checked_rows(task, columns[:-1], columns[-1], str(folder / f"{split}-*.parquet"), split)
 
 
-def _rows(
-    task: Task, columns: list[list[str]], labels: list[float], where: str, split: str
-) -> Rows:
+def _checked_rows(
+    task: GlueTask, columns: list[list[str]], labels: list[float], where: str, split: str
+) -> GlueRows:
     """Put a split's columns together and check the labels, which only a test set may lack."""
     if not labels:
         raise ValueError(f"{where}: no rows")
@@ -115,17 +115,17 @@ def _rows(
         check_labels(torch.tensor(labels), task.num_classes, where)
     elif task.labels is None:
         labels = [math.nan if score < 0 else score for score in labels]
-    return Rows(columns[0], columns[1] if len(columns) == 2 else None, labels)
+    return GlueRows(columns[0], columns[1] if len(columns) == 2 else None, labels)
 
 
-def _read_tsv_split(task: Task, folder: Path, split: str) -> Rows:
+def _read_tsv_split(task: GlueTask, folder: Path, split: str) -> GlueRows:
     file = folder / f"{split.replace('validation', 'dev')}.tsv"
     if not file.is_file():
         raise not_found(f"GLUE {task.folder}", [file], _remedy(task))
     return read_tsv(task, file, labelled=not split.startswith("test"))
 
 
-def read_tsv(task: Task, file: Path, labelled: bool = True) -> Rows:
+def read_tsv(task: GlueTask, file: Path, labelled: bool = True) -> GlueRows:
     """Read one classic GLUE TSV file: tabs between fields, quotes are plain characters.
 
     Lines with too few or too many fields are an error, but for QQP, whose official files have a
@@ -147,13 +147,13 @@ def read_tsv(task: Task, file: Path, labelled: bool = True) -> Rows:
     if len(lines) <= first:
         raise ValueError(f"{file}: no rows; expected the {task.folder} data of GLUE")
     has_labels = labelled or task.tsv_label in header
-    wanted = (*task.tsv_columns, task.tsv_label) if has_labels else task.tsv_columns
-    for name in wanted:
+    names = (*task.tsv_columns, task.tsv_label) if has_labels else task.tsv_columns
+    for name in names:
         if name not in header:
             raise ValueError(
                 f"{file}, line 1: no column {name!r} in {header}; is it {task.folder}?"
             )
-    positions = [header.index(name) for name in wanted]
+    positions = [header.index(name) for name in names]
     rows = []
     for number, line in enumerate(lines[first:], first + 1):
         fields = line.split("\t")
@@ -175,10 +175,10 @@ def read_tsv(task: Task, file: Path, labelled: bool = True) -> Rows:
     columns = [list(column) for column in zip(*rows, strict=True)]
     unknown = -1 if task.labels else math.nan
     labels = columns[-1] if has_labels else [unknown] * len(rows)
-    return Rows(columns[0], columns[1] if len(task.columns) == 2 else None, labels)
+    return GlueRows(columns[0], columns[1] if len(task.columns) == 2 else None, labels)
 
 
-def _label(task: Task, text: str, file: Path, line: int) -> int | float:
+def _label(task: GlueTask, text: str, file: Path, line: int) -> int | float:
     """A class's number or a score from 0 to 5, from how the TSV writes it."""
     if task.labels is not None:
         if text in task.tsv_values:

@@ -11,7 +11,7 @@ from multiexit.names import unknown
 
 
 @dataclass(frozen=True)
-class Task:
+class GlueTask:
     """One task of GLUE.
 
     Args:
@@ -46,7 +46,7 @@ _RTE = ("entailment", "not_entailment")
 _MNLI = ("entailment", "neutral", "contradiction")
 
 _ALL = (
-    Task(
+    GlueTask(
         name="cola",
         folder="CoLA",
         columns=("sentence",),
@@ -56,7 +56,7 @@ _ALL = (
         tsv_label="label",
         tsv_values=_DIGITS,
     ),
-    Task(
+    GlueTask(
         name="sst2",
         folder="SST-2",
         columns=("sentence",),
@@ -66,7 +66,7 @@ _ALL = (
         tsv_label="label",
         tsv_values=_DIGITS,
     ),
-    Task(
+    GlueTask(
         name="mrpc",
         folder="MRPC",
         columns=_PAIR,
@@ -76,7 +76,7 @@ _ALL = (
         tsv_label="Quality",
         tsv_values=_DIGITS,
     ),
-    Task(
+    GlueTask(
         name="stsb",
         folder="STS-B",
         columns=_PAIR,
@@ -86,7 +86,7 @@ _ALL = (
         tsv_label="score",
         tsv_values=(),
     ),
-    Task(
+    GlueTask(
         name="qqp",
         folder="QQP",
         columns=("question1", "question2"),
@@ -96,7 +96,7 @@ _ALL = (
         tsv_label="is_duplicate",
         tsv_values=_DIGITS,
     ),
-    Task(
+    GlueTask(
         name="mnli",
         folder="MNLI",
         columns=("premise", "hypothesis"),
@@ -106,7 +106,7 @@ _ALL = (
         tsv_label="gold_label",
         tsv_values=_MNLI,
     ),
-    Task(
+    GlueTask(
         name="qnli",
         folder="QNLI",
         columns=("question", "sentence"),
@@ -116,7 +116,7 @@ _ALL = (
         tsv_label="label",
         tsv_values=_RTE,
     ),
-    Task(
+    GlueTask(
         name="rte",
         folder="RTE",
         columns=_PAIR,
@@ -128,11 +128,11 @@ _ALL = (
     ),
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+TASKS: dict[str, GlueTask] = {task.name: task for task in _ALL}
 """The tasks by their hub names."""
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str) -> GlueTask:
     """The task of that name; `"SST-2"`, `"sst2"` and `"sst_2"` are the same.
 
     Raises:

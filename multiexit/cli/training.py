@@ -143,8 +143,8 @@ def train(
     from multiexit.training.records import folder as runfolder
     from multiexit.training.search import crossval
 
-    kind = tasks.kind(task)
-    tasks.check(
+    kind = tasks.modality(task)
+    tasks.check_options(
         task,
         data_dir=data_dir,
         download=download or None,

@@ -88,8 +88,10 @@ def tune(
     from multiexit.training.search import crossval
     from multiexit.training.search.queue import tune as search
 
-    kind = tasks.kind(task)
-    tasks.check(task, data_dir=data_dir, channels_last=channels_last or None, max_length=max_length)
+    kind = tasks.modality(task)
+    tasks.check_options(
+        task, data_dir=data_dir, channels_last=channels_last or None, max_length=max_length
+    )
     typed.folder("--output", output)
     options, taps = typed.options(option or []), typed.exits(exits)
     chosen = experiment.recipe_for(recipe, task, options)

@@ -21,8 +21,8 @@ def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, An
     name = task or how.get("task")
     if name is None:
         raise ValueError(f"{folder} doesn't say what it was trained on: pass --task")
-    tasks.check(name, data_dir=data_dir)
-    reader = tokenizer(folder) if tasks.kind(name) == "text" else None
+    tasks.check_options(name, data_dir=data_dir)
+    reader = tokenizer(folder) if tasks.modality(name) == "text" else None
     words = how if how.get("kind") == ("image" if reader is None else "text") else {}
     data = tasks.load(name, data_dir, reader, words.get("max_length"), words.get("normalisation"))
     if data.num_classes != model.num_classes:

@@ -37,7 +37,7 @@ class TaskData:
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
-def kind(name: str) -> str:
+def modality(name: str) -> str:
     """`"text"` or `"image"`.
 
     Raises:
@@ -52,7 +52,7 @@ def kind(name: str) -> str:
 
 
 CIFAR = ("cifar10", "cifar100")
-FOR = {
+OPTION_TASKS = {
     "data_dir": ("text, cifar10 and cifar100", (*glue.TASKS, *CIFAR)),
     "download": ("cifar10 and cifar100", CIFAR),
     "normalisation": ("cifar10 and cifar100", CIFAR),
@@ -64,19 +64,19 @@ FOR = {
 """For which tasks an option is."""
 
 
-def check(name: str, **given: Any) -> None:
+def check_options(name: str, **options: Any) -> None:
     """Refuse what has no effect for a task.
 
     Args:
         name: the task.
-        given: options of `FOR`; None is one that wasn't given.
+        options: those of `OPTION_TASKS`; None is one that wasn't given.
 
     Raises:
         ValueError: an unknown task, or an option that is for others.
     """
-    kind(name)
-    for option, value in given.items():
-        what, tasks = FOR[option]
+    modality(name)
+    for option, value in options.items():
+        what, tasks = OPTION_TASKS[option]
         if value is not None and canonical(name) not in tasks:
             raise ValueError(
                 f"{option} {value} is for {what}, and has no effect for {name}: leave it out"
@@ -103,7 +103,7 @@ def load(
     Raises:
         ValueError: an unknown task, or something that has no effect for it.
     """
-    check(
+    check_options(
         name,
         data_dir=data_dir,
         max_length=max_length,
@@ -111,8 +111,8 @@ def load(
         download=download or None,
     )
     name = canonical(name)
-    if kind(name) == "text":
-        return _text(name, data_dir, tokenizer, 128 if max_length is None else max_length)
+    if modality(name) == "text":
+        return _load_text(name, data_dir, tokenizer, 128 if max_length is None else max_length)
     if name == "digits":
         data = digits.load()
     else:
@@ -130,7 +130,7 @@ def load(
     )
 
 
-def _text(name: str, data_dir: str | Path | None, tokenizer: Any, max_length: int) -> TaskData:
+def _load_text(name: str, data_dir: str | Path | None, tokenizer: Any, max_length: int) -> TaskData:
     data = glue.load(name, tokenizer, data_dir, max_length)
     sets: dict[str, Dataset[Any]] = {"dev": data.dev}
     if data.dev_mismatched is not None:

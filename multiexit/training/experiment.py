@@ -32,13 +32,13 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
     defaults: dict[str, Any] = {}
     if name.startswith(("leebert", "fastbert-clo")):  # whose paper these are
         known = inspect.signature(recipes.RECIPES[name]).parameters
-        if tasks.kind(task) == "image":
+        if tasks.modality(task) == "image":
             defaults["temperature"] = 4.0
         if "cycle" in known and canonical(task) in presets.TABLE_3:
             defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
     made = recipes.recipe(name, **{**defaults, **options})
     patient = isinstance(made.policy, policies.Patience) and made.policy.tolerance is None
-    if patient and tasks.kind(task) == "text" and glue.find_task(task).num_classes == 1:
+    if patient and tasks.modality(task) == "text" and glue.find_task(task).num_classes == 1:
         made = replace(made, policy=replace(made.policy, tolerance=0.5))
     return made
 
@@ -53,7 +53,7 @@ def config_for(task: str, schedule: str | None = None) -> TrainConfig:
     Raises:
         ValueError: a schedule for text.
     """
-    if tasks.kind(task) == "text":
+    if tasks.modality(task) == "text":
         if schedule is not None:
             raise ValueError(f"schedule {schedule!r} is for images, and {task} is text: leave it")
         return presets.glue(task)
@@ -66,7 +66,7 @@ def config_for(task: str, schedule: str | None = None) -> TrainConfig:
 
 def validation_for(task: str) -> float:
     """The share of train that selects the epoch: a tenth for text; images keep the last."""
-    return 0.1 if tasks.kind(task) == "text" else 0.0
+    return 0.1 if tasks.modality(task) == "text" else 0.0
 
 
 def backbone_for(

@@ -46,7 +46,7 @@ def paper_grid(recipe: str, task: str) -> Space:
     Raises:
         ValueError: a task of images, for which the paper has no grid.
     """
-    if tasks.kind(task) == "image":
+    if tasks.modality(task) == "image":
         raise ValueError(f"the paper's grid is for text, and {task} is images: give --space")
     phases = experiment.recipe_for(recipe, task, {}).phases
     lacking = set() if any(phase.learner.learns for phase in phases) else {"omega_lr"}

@@ -6,7 +6,7 @@ restart. N rows of a set, B rows of a batch.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,10 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
 )
-from torch.utils.data import default_collate as torchs
+from torch.utils.data import default_collate as torch_collate
 
 from multiexit.data import hub
 from multiexit.data.order import Indices, deal, group
-
-T = TypeVar("T")
 
 
 def collate_of(dataset: Any) -> Any:
@@ -42,7 +40,7 @@ def collate_of(dataset: Any) -> Any:
 def default_collate(rows: Any) -> Any:
     """Torch's own, which says what to do where rows don't fit together."""
     try:
-        return torchs(rows)
+        return torch_collate(rows)
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(
             f"rows can't be put into one batch as they are ({' '.join(str(error).split())}): give "
@@ -52,17 +50,18 @@ def default_collate(rows: Any) -> Any:
 
 def collate_by(loader: DataLoader[Any]) -> Any:
     """What makes a loader's batches: its `collate_fn`, or if it was given none, the set's own."""
-    own = loader.collate_fn
-    return collate_of(loader.dataset) if own is torchs else own
+    collate_fn = loader.collate_fn
+    return collate_of(loader.dataset) if collate_fn is torch_collate else collate_fn
 
 
 def _collate_of_all(parts: Sequence[Any]) -> Any:
-    def way(collate: Any) -> tuple[Any, ...]:
-        reader = getattr(getattr(collate, "__self__", None), "tokenizer", None)
+    def key(collate: Any) -> tuple[Any, ...]:
+        tokenizer = getattr(getattr(collate, "__self__", None), "tokenizer", None)
         padding = ("pad_token_id", "pad_token_type_id", "padding_side")
-        return getattr(collate, "__func__", collate), *(getattr(reader, p, None) for p in padding)
+        function = getattr(collate, "__func__", collate)
+        return function, *(getattr(tokenizer, name, None) for name in padding)
 
-    if any(way(part) != way(parts[0]) for part in parts):
+    if any(key(part) != key(parts[0]) for part in parts):
         raise ValueError(
             "the parts of a ConcatDataset collate their rows differently: give a DataLoader with a "
             "collate_fn for all of them"
@@ -76,8 +75,8 @@ def lengths_of(dataset: Any) -> Sequence[int] | None:
         lengths = lengths_of(dataset.dataset)
         return None if lengths is None else [lengths[row] for row in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        each = [lengths_of(part) for part in dataset.datasets]
-        return None if None in each else [length for some in each for length in some or ()]
+        parts = [lengths_of(part) for part in dataset.datasets]
+        return None if None in parts else [length for lengths in parts for length in lengths or ()]
     return getattr(dataset, "lengths", None)
 
 
@@ -89,7 +88,7 @@ def labels_of(source: Any) -> Tensor | None:
     """
     if not isinstance(source, DataLoader):
         return _labels(source, pairs=True)
-    return _labels(source.dataset, pairs=source.collate_fn is torchs)
+    return _labels(source.dataset, pairs=source.collate_fn is torch_collate)
 
 
 def _labels(dataset: Any, pairs: bool) -> Tensor | None:
@@ -97,8 +96,8 @@ def _labels(dataset: Any, pairs: bool) -> Tensor | None:
         labels = _labels(dataset.dataset, pairs)
         return None if labels is None else labels[torch.as_tensor(dataset.indices).long()]
     if isinstance(dataset, ConcatDataset):
-        each = [_labels(part, pairs) for part in dataset.datasets]
-        return None if any(labels is None for labels in each) else torch.cat(each)  # type: ignore[arg-type]
+        parts = [_labels(part, pairs) for part in dataset.datasets]
+        return None if any(labels is None for labels in parts) else torch.cat(parts)  # type: ignore[arg-type]
     if hub.from_hub(dataset):
         return hub.labels(dataset)
     if pairs and type(dataset) is TensorDataset and len(dataset.tensors) == 2:
@@ -133,18 +132,18 @@ def loader(
         order.sort(key=lambda row: lengths[row], reverse=True)
     batches = deal(group(order, batch_size, None, 0, 0), rank, world)
     # A generator of its own: a loader's iterator would draw a seed from the global one.
-    read = DataLoader(
+    data_loader = DataLoader(
         data, batch_sampler=batches, collate_fn=collate_of(data), generator=torch.Generator()
     )
-    return read, [row for batch in batches for row in batch]
+    return data_loader, [row for batch in batches for row in batch]
 
 
 def in_order(data: Any, batch_size: int) -> Iterable[Any]:
     """Batches of a data set in its own order; what is not a `Dataset` is taken as batches."""
     if isinstance(data, DataLoader):
-        read = copy(data)
-        read.collate_fn = collate_by(data)
-        return read
+        data_loader = copy(data)
+        data_loader.collate_fn = collate_by(data)
+        return data_loader
     if not is_rows(data):
         return data
     return DataLoader(data, batch_size, collate_fn=collate_of(data), generator=torch.Generator())
@@ -155,10 +154,10 @@ def named(batch: Any) -> Any:
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping):
         return {**batch[0], "labels": batch[1]}
     if isinstance(batch, Mapping) and "labels" not in batch:
-        own = next((name for name in hub.LABELS if name in batch), None)
-        if own is None:
+        column = next((name for name in hub.LABELS if name in batch), None)
+        if column is None:
             return batch
-        return {"labels" if name == own else name: value for name, value in batch.items()}
+        return {"labels" if name == column else name: value for name, value in batch.items()}
     return batch
 
 
@@ -209,14 +208,14 @@ def move(tree: Any, device: Any) -> Any:
         ValueError: a tensor of the meta device.
     """
 
-    def there(tensor: Tensor) -> Tensor:
+    def moved(tensor: Tensor) -> Tensor:
         if tensor.is_meta and torch.device(device).type != "meta":
             raise ValueError("a tensor of the batch is on the meta device, so it has no values")
         if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
             tensor = tensor.pin_memory()  # from other memory the copy would wait
         return tensor.to(device, non_blocking=True)
 
-    return _each(tree, there)
+    return _map_tensors(tree, moved)
 
 
 def channels_last(tree: Any) -> Any:
@@ -225,20 +224,20 @@ def channels_last(tree: Any) -> Any:
     def laid_out(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-    return _each(tree, laid_out)
+    return _map_tensors(tree, laid_out)
 
 
-def _each(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, Mapping):
-        return {key: _each(value, change) for key, value in tree.items()}
+        return {key: _map_tensors(value, change) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(_each(value, change) for value in tree)
+        return type(tree)(_map_tensors(value, change) for value in tree)
     return tree
 
 
-def shares(some: Sequence[Any]) -> list[float]:
+def shares(batches: Sequence[Any]) -> list[float]:
     """Each batch's share of the rows of all."""
-    rows = [num_rows(batch) for batch in some]
+    rows = [num_rows(batch) for batch in batches]
     return [count / sum(rows) for count in rows]

@@ -131,9 +131,9 @@ def _read(source: _Source, root: Path, download: bool) -> tuple[_Part, _Part]:
 def _read_official(source: _Source, root: Path, download: bool) -> tuple[_Part, _Part]:
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    read = CIFAR10 if source.name == "cifar10" else CIFAR100
+    dataset_class = CIFAR10 if source.name == "cifar10" else CIFAR100
     try:
-        train, test = (read(root, train, download=download) for train in (True, False))
+        train, test = (dataset_class(root, train, download=download) for train in (True, False))
     except RuntimeError as error:
         raise ValueError(
             f"{root / source.official}: a file is missing or not the official one ({error})"
@@ -141,7 +141,7 @@ def _read_official(source: _Source, root: Path, download: bool) -> tuple[_Part, 
     except OSError as error:
         raise FileNotFoundError(
             f"{source.name} could not be read or downloaded in {root}: {error}\n"
-            f"Without network, unpack the official archive there ({read.url})."
+            f"Without network, unpack the official archive there ({dataset_class.url})."
         ) from error
     return _official_part(train), _official_part(test)
 

@@ -27,7 +27,7 @@ class Columns:
         self._needed = [
             p.name for p in parameters if p.name in self._names and p.default is Parameter.empty
         ]
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def __call__(self, batch: Any) -> Any:
         """The batch without the other columns; as it is where it has no names.
@@ -38,8 +38,8 @@ class Columns:
         batch = named(batch)
         if not isinstance(batch, Mapping) or self._all:
             return batch
-        kept = {k: v for k, v in batch.items() if k in self._names or k == "labels"}
-        inputs = [name for name in kept if name != "labels"]
+        columns = {k: v for k, v in batch.items() if k in self._names or k == "labels"}
+        inputs = [name for name in columns if name != "labels"]
         missing = [name for name in self._needed if name not in inputs]
         if missing or not inputs:
             raise ValueError(
@@ -48,17 +48,17 @@ class Columns:
                 + (f", so {', '.join(missing)} is missing" if missing else "")
             )
         for name in inputs:
-            if isinstance(kept[name], list | str):
+            if isinstance(columns[name], list | str):
                 raise ValueError(
-                    f"the column {name!r} is no tensor but holds {kept[name][0]!r}: give numbers "
-                    "of one shape, or a DataLoader whose collate_fn makes tensors"
+                    f"the column {name!r} is no tensor but holds {columns[name][0]!r}: give "
+                    "numbers of one shape, or a DataLoader whose collate_fn makes tensors"
                 )
-        dropped = [str(name) for name in batch if name not in kept]
-        if not self._said.issuperset(dropped):
-            self._said.update(dropped)
+        dropped = [str(name) for name in batch if name not in columns]
+        if not self._reported.issuperset(dropped):
+            self._reported.update(dropped)
             warnings.warn(
                 f"columns that the network doesn't take are left out: {', '.join(dropped)}; it "
                 f"takes {', '.join(self._names)}",
                 stacklevel=3,
             )
-        return kept
+        return columns

@@ -27,7 +27,7 @@ def fingerprint(data: Any) -> str:
     counts; of files, their names. The sets of the library `datasets` bring fingerprints of their
     own.
     """
-    return _alone(data, ())
+    return _hex_digest(data, ())
 
 
 def _add(digest: blake2b, value: Any, above: tuple[int, ...]) -> None:
@@ -53,7 +53,7 @@ def _add(digest: blake2b, value: Any, above: tuple[int, ...]) -> None:
         _add(digest, value.__getstate__(), inside)
     elif isinstance(getattr(value, "_fingerprint", None), str):
         _note(digest, value._fingerprint)
-    elif (text := _plain(value)) is not None:
+    elif (text := _as_json(value)) is not None:
         _note(digest, text)
     elif isinstance(value, Mapping | list | tuple):
         _note(digest, f"{len(value)} items")
@@ -62,20 +62,20 @@ def _add(digest: blake2b, value: Any, above: tuple[int, ...]) -> None:
             _note(digest, str(key))
             _add(digest, item, inside)
     elif isinstance(value, Set):
-        _note(digest, f"set {sorted(_alone(item, inside) for item in value)}")
+        _note(digest, f"set {sorted(_hex_digest(item, inside) for item in value)}")
     elif isinstance(value, WRITTEN):
         _note(digest, repr(value))
     else:
         _note(digest, getattr(value, "__qualname__", None) or type(value).__qualname__)
 
 
-def _alone(value: Any, above: tuple[int, ...]) -> str:
+def _hex_digest(value: Any, above: tuple[int, ...]) -> str:
     digest = blake2b(digest_size=8)
     _add(digest, value, above)
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> str | None:
+def _as_json(value: Any) -> str | None:
     """Numbers, strings and nested lists of them as text; None where there is anything else."""
     try:
         return json.dumps(value)

@@ -26,7 +26,7 @@ def numbers(labels: Any, name: str = "labels") -> Tensor:
     if isinstance(labels, Tensor) and not labels.is_complex():  # gaps are found where they matter
         _check_flat(labels, name, "number")
         return labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
-    listed = _rows(labels, name, "number")
+    listed = _as_list(labels, name, "number")
     for row, value in enumerate(listed):
         if missing(value):
             raise ValueError(f"{name}[{row}] is missing: every row needs a label")
@@ -60,26 +60,26 @@ def strings(texts: Any, name: str = "texts") -> list[str]:
     """
     if isinstance(texts, str):
         raise ValueError(f"{name} is one string; give a list of strings, such as [{texts!r}]")
-    listed = _rows(texts, name, "string")
+    listed = _as_list(texts, name, "string")
     for row, text in enumerate(listed):
         if not isinstance(text, str):
             raise ValueError(f"{name}[{row}] is {text!r}; every entry must be a string")
-        if not text.isascii() and (half := _half(text)):
+        if not text.isascii() and (surrogate := _lone_surrogate(text)):
             raise ValueError(
-                f"{name}[{row}] holds {half!r}, half a character (a lone surrogate): mend it, or "
-                "put U+FFFD in its place"
+                f"{name}[{row}] holds {surrogate!r}, half a character (a lone surrogate): mend "
+                "it, or put U+FFFD in its place"
             )
     return [str.__str__(text) for text in listed]
 
 
-def _rows(values: Any, name: str, what: str) -> list[Any]:
+def _as_list(values: Any, name: str, what: str) -> list[Any]:
     if isinstance(values, Mapping | Set | str | bytes) or not isinstance(values, Iterable):
         raise ValueError(
             f"{name} must be a list of {what}s, one a row, got {type(values).__name__}"
         )
     _check_flat(values, name, what)
-    plain: Any = getattr(values, "tolist", None)  # of arrays and series: Python's own numbers
-    listed = list(values) if plain is None else plain()
+    to_list: Any = getattr(values, "tolist", None)  # of arrays and series: Python's own numbers
+    listed = list(values) if to_list is None else to_list()
     return [value.item() if isinstance(value, Tensor) else value for value in listed]
 
 
@@ -88,7 +88,7 @@ def _check_flat(values: Any, name: str, what: str) -> None:
         raise ValueError(f"{name} must be one {what} a text, got shape {tuple(shape)}")
 
 
-def _half(text: str) -> str | None:
+def _lone_surrogate(text: str) -> str | None:
     """The first lone surrogate."""
     try:
         text.encode()

@@ -60,14 +60,19 @@ def check_names(data: Any, labels: Sequence[Any] | None, what: str) -> None:
     if not from_hub(data) or not data.features:
         return
     column = next((name for name in LABELS if name in data.features), None)
-    theirs = None if column is None else getattr(data.features[column], "names", None)
-    if not theirs or not labels:
+    names = None if column is None else getattr(data.features[column], "names", None)
+    if not names or not labels:
         return
-    there, here = [[str(name).casefold() for name in names] for names in (theirs, labels)]
-    if there != here and sorted(there) == sorted(here):
-        numbers = {name: here.index(plain) for name, plain in zip(theirs, there, strict=True)}
+    folded_names, folded_labels = [
+        [str(name).casefold() for name in listed] for listed in (names, labels)
+    ]
+    if folded_names != folded_labels and sorted(folded_names) == sorted(folded_labels):
+        numbers = {
+            name: folded_labels.index(plain)
+            for name, plain in zip(names, folded_names, strict=True)
+        }
         raise ValueError(
-            f"{what} numbers its classes {theirs}, and the model {list(labels)}: give it as "
+            f"{what} numbers its classes {names}, and the model {list(labels)}: give it as "
             f"data.align_labels_with_mapping({numbers}, {column!r})"
         )
 

@@ -66,7 +66,8 @@ def read(path: str | Path, how: Mapping[str, Any]) -> Tensor:
         reason = str(error) or type(error).__name__
         raise ValueError(f"can't read {path} as an image: {reason}") from error
     top, left = (
-        round((has - cut) / 2) for has, cut in ((image.height, height), (image.width, width))
+        round((size - target) / 2)
+        for size, target in ((image.height, height), (image.width, width))
     )
     pixels = np.array(image.crop((left, top, left + width, top + height)))
     pixels_CHW = torch.from_numpy(pixels).reshape(height, width, channels).permute(2, 0, 1)
@@ -126,10 +127,10 @@ def _pixels(path: Path, how: Mapping[str, Any]) -> Any:
                 raise ValueError(f"{image.width} × {image.height} pixels are too narrow a strip")
             _check_samples(image)
             tags, transparent = getattr(image, "tag_v2", {}), image.info.get("transparency")
-            form, upright = image.format, ImageOps.exif_transpose(image)
+            file_format, upright = image.format, ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
         upright = Image.fromarray(
-            _eight_bits(np.asarray(upright), upright.mode, form, tags, transparent)
+            _eight_bits(np.asarray(upright), upright.mode, file_format, tags, transparent)
         )
     elif upright.has_transparency_data:
         upright = upright.convert("RGBA")
@@ -148,14 +149,18 @@ def _check_samples(image: Any) -> None:
 
 
 def _eight_bits(
-    pixels_HW: np.ndarray, mode: str, form: str | None, tags: Mapping[int, Any], transparent: Any
+    pixels_HW: np.ndarray,
+    mode: str,
+    file_format: str | None,
+    tags: Mapping[int, Any],
+    transparent: Any,
 ) -> np.ndarray:
     """Grey of more than 8 bits, rounded; uint8 [H, W]."""
     if mode == "F":
         if not (pixels_HW.min() >= 0 and pixels_HW.max() <= 1):
             raise ValueError("floats must lie in 0..1, where white is 1")
         return np.rint(pixels_HW * 255).astype(np.uint8)
-    if mode == "I" and form not in ("PNG", "PPM"):  # these two have 16 bits, at full range
+    if mode == "I" and file_format not in ("PNG", "PPM"):  # these two have 16 bits, at full range
         raise ValueError("what is white can't be told of 32-bit numbers: save it in 8 or 16 bits")
     bits = int(np.atleast_1d(tags.get(258, 16))[0])
     grey_HW = np.rint(pixels_HW.astype(np.float64) * (255 / (2**bits - 1))).clip(0, 255)
@@ -178,15 +183,15 @@ def _size(image: Any, how: Mapping[str, Any]) -> tuple[int, int]:
 def _resized(image: Any, how: Mapping[str, Any]) -> Any:
     from PIL import Image
 
-    by, (height, width) = how.get("interpolation", "bicubic"), _size(image, how)
+    mode, (height, width) = how.get("interpolation", "bicubic"), _size(image, how)
     if (width, height) == image.size:
         return image
     if how.get("antialias", True):
-        return image.resize((width, height), Image.Resampling[by.upper()])
+        return image.resize((width, height), Image.Resampling[mode.upper()])
     pixels_HWc = np.atleast_3d(np.asarray(image))
     x_1CHW = torch.from_numpy(pixels_HWc.astype(np.float32)).permute(2, 0, 1)[None]
-    corners = {} if by == "nearest" else {"align_corners": False}
-    x_CHW = F.interpolate(x_1CHW, (height, width), mode=by, **corners)[0].round().clamp(0, 255)
+    corners = {} if mode == "nearest" else {"align_corners": False}
+    x_CHW = F.interpolate(x_1CHW, (height, width), mode=mode, **corners)[0].round().clamp(0, 255)
     return Image.fromarray(x_CHW.byte().permute(1, 2, 0).squeeze(-1).numpy())
 
 

@@ -103,10 +103,10 @@ class ImageDataset(Dataset[Batch]):
 
     def to(self, device: torch.device) -> ImageDataset:
         """The same rows on a device; batches are cut, augmented and normalised there."""
-        there = copy.copy(self)
+        moved = copy.copy(self)
         for name in ("images", "labels", "_mean_C11", "_std_C11"):
-            setattr(there, name, getattr(self, name).to(device))
-        return there
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageDataset:
         """The rows `indices`, in that order, with the same augmentation."""

@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 
 Indices = list[int]
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 def split_epoch(size: int, seed: int, epoch: int, halves: bool) -> tuple[Indices, Indices]:
@@ -34,8 +34,8 @@ def group(
     batches = []
     stretch = 50 * batch_size
     for start in range(0, len(order), stretch):
-        near = sorted(order[start : start + stretch], key=lambda row: lengths[row], reverse=True)
-        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+        rows = sorted(order[start : start + stretch], key=lambda row: lengths[row], reverse=True)
+        batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(batches))
     return [batches[i] for i in shuffled]
 
@@ -52,19 +52,19 @@ def shard(batches: list[Indices], rank: int, world: int) -> list[Indices]:
     return parts
 
 
-def deal(batches: list[T], rank: int, world: int) -> list[T]:
+def deal(batches: list[Item], rank: int, world: int) -> list[Item]:
     """This process's whole batches, as many as every other's (the first come again to even out)."""
     rounds = -(-len(batches) // world)
     return [batches[(turn * world + rank) % len(batches)] for turn in range(rounds)]
 
 
-def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Lists of `size` items, the last one shorter."""
-    some: list[T] = []
+    chunk: list[Item] = []
     for item in items:
-        some.append(item)
-        if len(some) == size:
-            yield some
-            some = []
-    if some:
-        yield some
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

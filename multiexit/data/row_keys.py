@@ -31,17 +31,19 @@ def row_keys(args: Sequence[Any], inputs: Mapping[str, Any], rows: int) -> Tenso
     nested = any(isinstance(value, Mapping | list | tuple) for value in named.values())
     if nested or rows not in sizes or not sizes <= {1, rows}:
         return None
-    kept = None
+    mask_BT = None
     if "attention_mask" in tensors and tensors["attention_mask"].ndim == 2:
-        kept = tensors.pop("attention_mask").cpu().bool().expand(rows, -1).numpy()
-    hashes = [blake2b(digest_size=8) for _ in range(rows)]
+        mask_BT = tensors.pop("attention_mask").cpu().bool().expand(rows, -1).numpy()
+    hashers = [blake2b(digest_size=8) for _ in range(rows)]
     for _, value in sorted(tensors.items()):
         numbers = value.float() if value.is_floating_point() else value.long()
         all_rows = numbers.detach().cpu().expand(rows, *value.shape[1:]).numpy()
-        tokens = kept if kept is not None and value.shape[1:2] == kept.shape[1:] else None
-        for row, hash in enumerate(hashes):
-            own = all_rows[row] if tokens is None else all_rows[row][tokens[row]]
-            hash.update(str(own.shape).encode())
-            hash.update(own.tobytes())
-    numbers = [int.from_bytes(hash.digest(), "little", signed=True) for hash in hashes]
+        tokens_BT = (
+            mask_BT if mask_BT is not None and value.shape[1:2] == mask_BT.shape[1:] else None
+        )
+        for row, hasher in enumerate(hashers):
+            row_values = all_rows[row] if tokens_BT is None else all_rows[row][tokens_BT[row]]
+            hasher.update(str(row_values.shape).encode())
+            hasher.update(row_values.tobytes())
+    numbers = [int.from_bytes(hasher.digest(), "little", signed=True) for hasher in hashers]
     return torch.tensor(numbers, dtype=torch.int64)

@@ -22,7 +22,7 @@ def shards(folder: Path, split: str) -> list[Path]:
         ValueError: some of the shards are missing.
     """
     files = sorted(folder.glob(f"{split}-*.parquet"))
-    totals = {int(found[1]) for file in files if (found := re.search(r"-of-(\d+)$", file.stem))}
+    totals = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)$", file.stem))}
     if totals and totals != {len(files)}:
         raise ValueError(
             f"{folder}: {len(files)} files {split}-*.parquet, while their names promise "

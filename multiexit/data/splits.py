@@ -26,10 +26,10 @@ class Split(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Split)
+AnySplit = TypeVar("AnySplit", bound=Split)
 
 
-def holdout(split: S, fraction: float, seed: int = 0) -> tuple[S, S]:
+def holdout(split: AnySplit, fraction: float, seed: int = 0) -> tuple[AnySplit, AnySplit]:
     """Hold a part of a split out, for validation or for calibration.
 
     Classes keep their shares: of each class's n rows, `round(fraction * n)` are held out. Float
@@ -66,7 +66,7 @@ def holdout(split: S, fraction: float, seed: int = 0) -> tuple[S, S]:
     return split.subset(rest), split.subset(held).for_evaluation()
 
 
-def fold(split: S, index: int, folds: int, seed: int = 0) -> tuple[S, S]:
+def fold(split: AnySplit, index: int, folds: int, seed: int = 0) -> tuple[AnySplit, AnySplit]:
     """One of the parts of a cross-validation.
 
     The held-out parts of all `index` are disjoint and make up the split; classes keep their shares

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from multiexit.data import given
 from multiexit.data.splits import row_numbers
-from multiexit.data.token_cache import kept
+from multiexit.data.token_cache import cached_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +91,7 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         _check_tokenizer(tokenizer, max_length, pairs is not None)
         values = given.numbers([-1] * len(texts) if labels is None else labels)
         _check_count(len(values), len(texts), "labels")
-        fields = kept(
+        fields = cached_tokens(
             tokenizer,
             texts,
             pairs,
@@ -181,9 +181,9 @@ def _tokenise(
     return {**fields, "lengths": torch.tensor(lengths)}
 
 
-def _check_count(found: int, wanted: int, name: str) -> None:
-    if found != wanted:
-        raise ValueError(f"{found} {name} for {wanted} texts; there must be one for each")
+def _check_count(count: int, expected: int, name: str) -> None:
+    if count != expected:
+        raise ValueError(f"{count} {name} for {expected} texts; there must be one for each")
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int, paired: bool) -> None:

@@ -21,7 +21,7 @@ FORMAT = 1
 Fields = dict[str, Tensor]
 
 
-def kept(
+def cached_tokens(
     tokenizer: Any,
     texts: Sequence[str],
     pairs: Sequence[str] | None,
@@ -42,13 +42,13 @@ def kept(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or len(texts) < LEAST:
         return make()
-    own = json.loads(backend.to_str())
-    own |= {"truncation": tokenizer.truncation_side, "padding": None}  # what calls leave there
+    rules = json.loads(backend.to_str())
+    rules |= {"truncation": tokenizer.truncation_side, "padding": None}  # what calls leave there
     digest = blake2b(digest_size=16)
     names = tokenizer.model_input_names
-    about = [FORMAT, version("transformers"), type(tokenizer).__name__, names, own, max_length]
-    about.append(pairs is not None)
-    for text in (json.dumps(about), *texts, *(pairs or ())):
+    settings = [FORMAT, version("transformers"), type(tokenizer).__name__, names, rules, max_length]
+    settings.append(pairs is not None)
+    for text in (json.dumps(settings), *texts, *(pairs or ())):
         digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
     cache = home(CACHE)
     if cache is None:

@@ -31,6 +31,13 @@ def select(tree: T, keep: Tensor) -> T:
 
     Returns:
         The same structure with `v[keep]` in place of each tensor `v`.
+
+    Example:
+        >>> import torch
+        >>> carry = {"x": torch.tensor([[1], [2], [3]]), "mask": None}
+        >>> select(carry, torch.tensor([True, False, True]))
+        {'x': tensor([[1],
+                [3]]), 'mask': None}
     """
     if keep.dtype == torch.bool:
         keep = keep.nonzero().squeeze(1)
@@ -53,7 +60,7 @@ class Backbone(nn.Module, ABC):
     """A network cut into stages: `x_0 = start(inputs)`, `x_{i+1}, f_i = stage(x_i, i)`.
 
     A subclass implements the four abstract methods and calls `super().__init__` with the facts
-    below. Nothing else is needed to put exits on it.
+    below. Nothing else is needed to put exits on it; `docs/extend.md` has one written out.
 
     Args:
         feature_shapes: per stage, the feature's shape without the batch: `(D,)` for vectors,
@@ -73,6 +80,17 @@ class Backbone(nn.Module, ABC):
     Attributes:
         same_path: whether a stage runs the same modules at every step. A class that draws what
             runs sets it False, so that it is not compiled anew at each step.
+
+    Raises:
+        ValueError: a shape whose layout can't be told, or layouts that don't fit the shapes.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> backbone = mx.cifar_resnet(20)
+        >>> carry = backbone.start(torch.rand(2, 3, 32, 32))
+        >>> carry, feature = backbone.stage(carry, 0)
+        >>> backbone.num_stages, feature.shape, backbone.feature_shapes[0]
+        (9, torch.Size([2, 16, 32, 32]), (16, 32, 32))
     """
 
     same_path = True
@@ -136,11 +154,27 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def start(self, *args: Any, **inputs: Any) -> Carry:
-        """Everything before the first stage: embeddings and masks, or the convolutional stem."""
+        """Run everything before the first stage: embeddings and masks, or the convolutional stem.
+
+        Args:
+            args, inputs: what the network takes, by place and by name, with a row per row.
+
+        Returns:
+            The carry for the first stage.
+        """
 
     @abstractmethod
     def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
-        """Run stage `index` and return the carry for the next stage and this stage's feature."""
+        """Run a stage.
+
+        Args:
+            carry: what `start` or the stage before gave.
+            index: of the stage, counted from 0.
+
+        Returns:
+            The carry for the next stage, and this stage's feature [B, …], in its shape of
+            `feature_shapes`.
+        """
 
     @abstractmethod
     def stage_module(self, index: int) -> nn.Module:
@@ -153,7 +187,9 @@ class Backbone(nn.Module, ABC):
     def features(self, *args: Any, **inputs: Any) -> list[Tensor]:
         """The list of intermediate features, one per stage.
 
-        Args: what the wrapped network takes (`input_ids=…, attention_mask=…`, or one image tensor).
+        Args:
+            args, inputs: what the wrapped network takes (`input_ids=…, attention_mask=…`, or one
+                image tensor).
 
         Returns:
             `num_stages` tensors, [B, T, H], [B, C, height, width], [B, D], … (see `layouts`).

@@ -26,6 +26,12 @@ class Classifier(nn.Module):
             `"first"` or `"mean"`.
         labels: the classes' names, where the network knows them.
         layout: of the feature, for a pooling (`multiexit.backbones.layouts`).
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> own = mx.Classifier(torch.nn.Linear(8, 2), 2, read="mean", labels=["no", "yes"])
+        >>> own(torch.rand(5, 8, 4, 4)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(
@@ -46,11 +52,11 @@ class Classifier(nn.Module):
         return self.linear(self.vector(feature, valid_BT))
 
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """What the last layer reads, [B, D]."""
+        """Make the vector [B, D] that the last layer reads."""
         return vector(self.read, feature, valid_BT)
 
     def check_labels(self, labels: Sequence[Any] | None) -> None:
-        """Refuse the network's own names in another order than its own."""
+        """Refuse the network's own names in another order than its own, by a ValueError."""
         mine, given = _plain(self.labels), _plain(labels)
         if mine != given and sorted(mine) == sorted(given):
             raise ValueError(
@@ -81,7 +87,7 @@ def _plain(labels: Sequence[Any] | None) -> list[str]:
 
 
 def vector(read: nn.Module, feature: Tensor, valid_BT: Tensor | None) -> Tensor:
-    """What a network's last layer reads, [B, D]."""
+    """Make the vector [B, D] that a network's last layer reads."""
     return read(feature, valid_BT) if isinstance(read, Pool) else read(feature)
 
 

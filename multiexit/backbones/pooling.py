@@ -22,12 +22,24 @@ def pool_feature(
     Args:
         feature: [B, …].
         pool: `"first"` or `"mean"`.
-        valid_BT: which tokens are real.
+        valid_BT: which tokens are real, bool [B, T]; None is all.
         layout: one of `multiexit.backbones.layouts.LAYOUTS`; None is vectors, tokens, images or
             volumes with the channels first, by the number of dimensions.
 
+    Returns:
+        [B, H], [B, C] or [B, D].
+
     Raises:
         ValueError: a feature of another rank than its layout has.
+
+    Example:
+        The second row has one real token:
+
+        >>> import torch, multiexit as mx
+        >>> feature = torch.tensor([[[1.0], [3.0]], [[1.0], [3.0]]])
+        >>> valid_BT = torch.tensor([[True, True], [True, False]])
+        >>> mx.heads.pool_feature(feature, "mean", valid_BT).tolist()
+        [[2.0], [1.0]]
     """
     layout = _USUAL.get(feature.ndim - 1, "none") if layout is None else layout
     if layout not in LAYOUTS or LAYOUTS[layout].rank != feature.ndim - 1:

@@ -13,9 +13,17 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
 
     Nothing is fetched, and no file is opened: see `multiexit.backbones.specs`.
 
+    Args:
+        spec: a backbone's `spec`, as JSON holds it.
+
     Raises:
         ValueError: a kind that this version doesn't know, or anything in it that isn't plain and
             known.
+
+    Example:
+        >>> spec = cifar_resnet(20).spec
+        >>> spec["kind"], rebuild(spec).num_stages
+        ('cifar_resnet', 9)
     """
     specs.check(spec)
     made = _made(spec)

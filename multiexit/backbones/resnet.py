@@ -54,6 +54,12 @@ def cifar_resnet(
     Raises:
         ValueError: another depth, or weights that don't fit.
 
+    Example:
+        >>> import multiexit as mx
+        >>> backbone = mx.cifar_resnet(20)
+        >>> backbone.num_stages, backbone.feature_shapes[-1]
+        (9, (64, 8, 8))
+
     Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
     """
     if depth not in DEPTHS:

@@ -38,6 +38,14 @@ class SequentialBackbone(Backbone):
 
     Raises:
         ValueError: no stages, the chain can't run the example, or a layout that can't be told.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> from torch import nn
+        >>> stages = [nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)]
+        >>> backbone = mx.SequentialBackbone(nn.Linear(4, 8), stages, example=torch.zeros(1, 4))
+        >>> [feature.shape for feature in backbone.features(torch.rand(2, 4))]
+        [torch.Size([2, 8]), torch.Size([2, 8]), torch.Size([2, 8])]
     """
 
     def __init__(

@@ -67,6 +67,15 @@ def wrap(
 
     To teach it a class of your own:
         `@multiexit.wrap.register(YourClass)` on a function that returns a `Backbone`.
+
+    Example:
+        >>> from torch import nn
+        >>> import multiexit as mx
+        >>> backbone = mx.wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> backbone.num_stages, backbone.feature_shapes
+        (3, [(8,), (8,), (2,)])
+        >>> mx.wrap("cifar-resnet-20").num_stages
+        9
     """
     raise ValueError(f"can't wrap a {type(module).__name__}. {_HELP}")
 

@@ -27,6 +27,14 @@ class Cost:
             since each is run to decide.
         params_M: parameters of the trunk so far and these heads; shared ones count once.
         full_macs: of the same network with its last head alone, what a speed-up compares with.
+
+    Example:
+        Two layers of 4·8 and 8·8 MACs, and a head of 8·2 on each:
+
+        >>> import torch, multiexit as mx
+        >>> backbone = mx.wrap(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)))
+        >>> mx.MultiExitModel(backbone, num_classes=2).cost()
+        Cost(layers_M=(1, 2), macs_M=(48, 128), params_M=(58, 148), full_macs=112)
     """
 
     layers_M: tuple[int, ...]
@@ -51,6 +59,9 @@ def count(
     Args:
         backbone, heads, exits: as a `MultiExitModel` holds them.
         inputs: one input row by name; the backbone's own example by default (128 tokens).
+
+    Returns:
+        The cumulated cost at each exit, of one row.
     """
     inputs = backbone.example_inputs() if inputs is None else inputs
     layers, macs, params = [], [], []

@@ -25,6 +25,14 @@ class Prediction(NamedTuple):
     Args:
         logits_BC: the logits of the exit where each row left, float32; of a float64 model float64.
         exit_B: which exit that was, counted from 0, int64.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> backbone = mx.wrap(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)))
+        >>> model = mx.MultiExitModel(backbone, num_classes=3).eval()
+        >>> logits_BC, exit_B = model.predict(mx.FixedExit(0), torch.rand(2, 4))
+        >>> logits_BC.shape, exit_B
+        (torch.Size([2, 3]), tensor([0, 0]))
     """
 
     logits_BC: Tensor
@@ -32,7 +40,7 @@ class Prediction(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What happened at one exit.
+    """The outcome of one exit.
 
     Args:
         carry, memory, state: for the next exit.
@@ -104,9 +112,17 @@ def first_group(carry: Carry, rows_B: Tensor, running: int) -> Group:
 def advance(
     group: Group, decide: Decide, batch_size: BatchSize
 ) -> tuple[Finished | None, Group | None]:
-    """Take a group past its next exit: who left, and who goes on.
+    """Take a group past its next exit.
 
     Waits for the device once.
+
+    Args:
+        group: the rows, before the exit.
+        decide: what happens at an exit.
+        batch_size: how many rows to run behind it.
+
+    Returns:
+        The rows that left, and the group of those that go on, None where there are none.
 
     Raises:
         ValueError: NaN or infinite logits of a row that still runs.
@@ -141,7 +157,7 @@ def advance(
 
 
 def resize(group: Group, size: int) -> Group:
-    """The rows that still run; copies of the last one fill the group up to a size."""
+    """Keep the rows that still run; copies of the last one fill the group up to a size."""
     keep = group.running_B.nonzero().squeeze(1)
     if size > group.running:
         keep = torch.cat([keep, keep[-1:].expand(size - group.running)])
@@ -154,26 +170,45 @@ def resize(group: Group, size: int) -> Group:
 
 
 def merge(groups: Sequence[Group]) -> Group:
-    """Groups at the same exit, of the same `shape_key`, as one."""
+    """Put groups together that are at the same exit and have the same `shape_key`."""
     first = groups[0]
     joined = {name: _join([getattr(g, name) for g in groups]) for name in ("running_B", *BATCHED)}
     return replace(first, running=sum(group.running for group in groups), **joined)
 
 
 def shape_key(group: Group) -> Any:
-    """What groups must have in common to be merged: all shapes and types but for the batch's."""
+    """A key that groups must have in common to be merged: shapes without the batch, and types."""
     return tuple(_shape_key(getattr(group, name)) for name in BATCHED)
 
 
 def run(group: Group | None, decide: Decide, batch_size: BatchSize, answer: Prediction) -> None:
-    """Take a group through all exits, and write down what its rows answer."""
+    """Take a group through all exits, and write down what its rows answer.
+
+    Args:
+        group: the rows, before their next exit.
+        decide: what happens at an exit.
+        batch_size: how many rows to run behind it.
+        answer: filled in at the rows' places.
+
+    Raises:
+        ValueError: NaN or infinite logits.
+    """
     while group is not None:
         finished, group = advance(group, decide, batch_size)
         write_answers(answer, finished)
 
 
 def empty_prediction(rows: int, num_classes: int, weight: Tensor) -> Prediction:
-    """Answers to be filled in: on a weight's device, in its precision or float32."""
+    """Answers to be filled in.
+
+    Args:
+        rows: B.
+        num_classes: C.
+        weight: of the model, whose device they are on, in its precision or float32.
+
+    Returns:
+        Logits [B, C] and exits [B], not set yet.
+    """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return Prediction(
         torch.empty(rows, num_classes, dtype=dtype, device=weight.device),
@@ -189,7 +224,7 @@ def write_answers(answer: Prediction, finished: Finished | None) -> None:
 
 
 def check_evaluating(model: nn.Module) -> None:
-    """Refuse train mode."""
+    """Refuse train mode by a ValueError."""
     if model.training:
         raise ValueError("predict in train mode would be random: call model.eval() first")
 
@@ -223,7 +258,14 @@ def _join(trees: Sequence[Any]) -> Any:
 
 
 def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
-    """The batch's size; an input may have one row for all (position_ids)."""
+    """The batch's size; an input may have one row for all (position_ids).
+
+    Args:
+        args, inputs: what a model is given, by place and by name.
+
+    Raises:
+        ValueError: no tensor with a dimension.
+    """
     values = (*args, *inputs.values())
     tensors = [value for value in values if isinstance(value, Tensor)]
     sizes = [len(tensor) for tensor in tensors if tensor.ndim]

@@ -34,6 +34,10 @@ def save_folder(
         model: whose weights they are.
         settings: everything else, as `MultiExitModel.settings` gives it.
         tokenizer: saved beside them.
+
+    Raises:
+        ValueError: settings that `multiexit.model.settings.read` would refuse.
+        OSError: the folder can't be written.
     """
     text = settings_text(settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,7 @@ def save_folder(
 
 
 def save_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write anew what goes with the weights, such as the policy; the weights stay as they are."""
+    """Write the settings anew, such as the policy; the weights stay as they are."""
     text = settings_text(settings)
     write(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
 

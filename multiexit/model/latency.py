@@ -44,6 +44,15 @@ class Latency:
         check_ms: asking the exit: its head, the policy, reading who stops, [M, S].
         drop_ms: taking the rows that stopped out of a batch, by how many stay, [S].
         full_ms: the network with its last head alone, [S].
+
+    Example:
+        Two exits, measured at batches of 1 and 8 rows:
+
+        >>> import multiexit as mx
+        >>> stages, check = ((2.0, 9.0), (2.0, 9.0)), ((0.5, 0.5), (0.5, 0.5))
+        >>> table = mx.Latency("a CPU", (1, 8), (1.0, 1.0), stages, check, (0.1, 0.1), (5.5, 19.5))
+        >>> table.until_exit_ms(1), table.expected_ms((0.5, 0.5), batch_size=1)
+        ([3.5, 6.0], 4.75)
     """
 
     machine: str
@@ -55,7 +64,7 @@ class Latency:
     full_ms: tuple[float, ...]
 
     def until_exit_ms(self, batch_size: int) -> list[float]:
-        """From the start of a batch until its answer if all its rows leave at exit m, [M]."""
+        """Milliseconds from a batch's start to its answer if all its rows leave at exit m, [M]."""
         spent = self.at(self.start_ms, batch_size)
         until = []
         for stages, check in zip(self.stages_ms, self.check_ms, strict=True):
@@ -64,7 +73,12 @@ class Latency:
         return until
 
     def expected_ms(self, shares_M: Sequence[float], batch_size: int) -> float:
-        """A batch whose rows leave in these shares, each leaving the batch at once."""
+        """Milliseconds of a batch whose rows leave in these shares, each at once.
+
+        Args:
+            shares_M: the share of rows that leave at each exit, summing to 1.
+            batch_size: B, at the start.
+        """
         spent, running = self.at(self.start_ms, batch_size), 1.0
         for share, stages, check in zip(shares_M, self.stages_ms, self.check_ms, strict=True):
             # The chance that any row still runs, times the size of what is left then.
@@ -75,14 +89,27 @@ class Latency:
         return spent
 
     def at(self, measured_S: Sequence[float], rows: float) -> float:
-        """A figure at any number of rows; beyond the largest size it grows in proportion."""
+        """Milliseconds at any number of rows, between two sizes by interpolation.
+
+        Beyond the largest size they grow in proportion to the rows.
+
+        Args:
+            measured_S: milliseconds at each batch size.
+            rows: how many there are; a mean need not be whole.
+        """
         largest = self.batch_sizes[-1]
         if rows > largest:
             return measured_S[-1] * rows / largest
         return float(np.interp(rows, self.batch_sizes, measured_S))
 
     def with_exits(self, exits: Sequence[int]) -> "Latency":
-        """Of the same model with some of its exits: the stages between them add up."""
+        """The table of the model reduced to these exits.
+
+        The stages between two kept exits are added up.
+
+        Args:
+            exits: indices of exits, rising, counted from 0.
+        """
         stages_MS, check_MS = np.array(self.stages_ms), np.array(self.check_ms)
         bounds = zip([-1, *exits[:-1]], exits, strict=True)
         return Latency(
@@ -94,12 +121,12 @@ class Latency:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Give it as plain data."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Latency":
-        """What `to_json` gave.
+        """Make the table that `to_json` gave.
 
         Raises:
             ValueError: another table, sizes that don't rise, or figures that aren't one for each.
@@ -117,7 +144,13 @@ class Latency:
 
 
 def machine_of(model: nn.Module) -> str:
-    """Where a model is, and in which precision: two profiles compare only if this is the same."""
+    """Name the machine that a model is on, and its precision.
+
+    Two profiles compare only if this is the same.
+
+    Returns:
+        The GPU's name, or the CPU's with the number of threads, and the weights' type.
+    """
     weight = next(model.parameters())
     dtype = str(weight.dtype).removeprefix("torch.")
     if weight.device.type == "cuda":
@@ -126,7 +159,16 @@ def machine_of(model: nn.Module) -> str:
 
 
 def check_latency(model: nn.Module, num_exits: int, latency: Latency) -> None:
-    """Refuse a table that wasn't measured where the model is, or for so many exits."""
+    """Refuse a table that wasn't measured where the model is, or for so many exits.
+
+    Args:
+        model: for its machine and precision.
+        num_exits: M.
+        latency: the table.
+
+    Raises:
+        ValueError: another machine, precision, or number of exits.
+    """
     machine, exits = machine_of(model), len(latency.stages_ms)
     problem = None
     if latency.machine != machine:

@@ -39,7 +39,7 @@ class MultiExitModel(nn.Module):
             so that the last has one; or fractions of the trunk's compute `[0.25, 0.5, 1.0]`, each
             taking the first stage that reaches it.
         head: see `multiexit.heads.build`; None is the backbone's own choice, a shared pooler +
-            linear for text, linear elsewhere.
+            linear for text, linear for anything else.
         pool: `"first"` or `"mean"`; None is the backbone's own choice.
         labels: the classes' names: a list, array or series in the order of their numbers, or a
             mapping such as `id2label` or `label2id`; None takes those that the network itself
@@ -55,6 +55,15 @@ class MultiExitModel(nn.Module):
         policy: the policy saved with the model, or None.
         latency: how long its parts take, from `multiexit.profile`, saved with the model; or None.
         preprocessing: how inputs were prepared, plain data saved with the model.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10, exits=[2, 5, 8]).eval()
+        >>> x = torch.rand(4, 3, 32, 32)
+        >>> model(x).shape  # [M, B, C]
+        torch.Size([3, 4, 10])
+        >>> model.predict(mx.FixedExit(1), x).exit_B
+        tensor([1, 1, 1, 1])
     """
 
     def __init__(
@@ -133,6 +142,12 @@ class MultiExitModel(nn.Module):
             branch: how gradients are scaled where exits leave the trunk (`multiexit.gradients`).
             keep_features: give the exits' features too.
             run_stage: runs a stage in place of `backbone.stage`.
+
+        Returns:
+            The logits [M, B, C], the certainties [M, B] or None, and the features.
+
+        Raises:
+            ValueError: a head whose logits aren't [B, C].
         """
         run_stage = run_stage or self.backbone.stage
         carry = self.backbone.start(*args, **inputs)
@@ -176,9 +191,12 @@ class MultiExitModel(nn.Module):
             policy: decides who stops; whoever never does leaves at the last exit.
             args, inputs: as for `forward`. An empty batch gives an empty answer.
 
+        Returns:
+            The rows' logits [B, C] and exits [B], in the order that the rows came in.
+
         Raises:
             ValueError: in train mode; a policy that doesn't fit the model, or whose step is
-                malformed; NaN or infinite logits, named by exit and row.
+                malformed; no input tensor; NaN or infinite logits, named by exit and row.
         """
         if not isinstance(policy, ExitPolicy):
             got = repr(policy) if isinstance(policy, str | type) else type(policy).__name__
@@ -211,18 +229,29 @@ class MultiExitModel(nn.Module):
         return self.ask(self.num_exits - 1, feature, carry, {})[0]
 
     def to_exit(self, exit: int, carry: Carry) -> tuple[Carry, Tensor]:
-        """The stages behind the exit before, up to this one: the carry and this one's feature."""
+        """Run the stages behind the exit before, up to this one.
+
+        Args:
+            exit: m, counted from 0.
+            carry: what `backbone.start` or the stages before gave.
+
+        Returns:
+            The carry for the next stage, and the feature [B, …] of this exit's stage.
+        """
         feature: Any = None
         for stage in range(self.exits[exit - 1] + 1 if exit else 0, self.exits[exit] + 1):
             carry, feature = self.backbone.stage(carry, stage)
         return carry, feature
 
     def segment(self, exit: int, carry: Carry, memory: heads.Memory) -> Segment:
-        """The stages behind the exit before, up to this one, and its head.
+        """Run the stages behind the exit before, up to this one, and its head.
 
         Args:
             exit: m, counted from 0.
             carry, memory: what `backbone.start` (with an empty memory) or the segment before gave.
+
+        Raises:
+            ValueError: a head whose logits aren't [B, C].
         """
         carry, feature = self.to_exit(exit, carry)
         logits_BC, memory = self.ask(exit, feature, carry, memory)
@@ -239,6 +268,9 @@ class MultiExitModel(nn.Module):
             policy: of which `state` is.
             exit, carry, memory: as for `segment`.
             state: the policy's after the exit before; nothing at the first one.
+
+        Raises:
+            ValueError: a head whose logits aren't [B, C], or a policy whose step is malformed.
         """
         carry, logits_BC, memory = self.segment(exit, carry, memory)
         wide_BC = policies.wide(logits_BC)
@@ -253,7 +285,20 @@ class MultiExitModel(nn.Module):
     def ask(
         self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory
     ) -> tuple[Tensor, heads.Memory]:
-        """One exit's logits [B, C] of its stage's feature, and the memory after it."""
+        """Ask one exit's head.
+
+        Args:
+            exit: m, counted from 0.
+            feature: of its stage, [B, …].
+            carry: after that stage.
+            memory: what the heads before left.
+
+        Returns:
+            The logits [B, C], divided by the exit's temperature, and the memory for the next head.
+
+        Raises:
+            ValueError: a head whose logits aren't [B, C].
+        """
         logits_BC, memory = self._raw_logits(exit, feature, carry, memory)
         return logits_BC / self.temperature_M[exit], memory
 
@@ -291,6 +336,24 @@ class MultiExitModel(nn.Module):
         The backbone's architecture, exits, heads, label names and policy go together; with a
         tokenizer, so does that. Files are written aside and renamed: a full disk leaves what was
         there before.
+
+        Args:
+            folder: made where it isn't there.
+            tokenizer: of `transformers`, saved beside the weights.
+
+        Raises:
+            ValueError: a policy that doesn't fit the model, or settings that JSON can't hold.
+            OSError: the folder can't be written.
+
+        Example:
+            >>> import tempfile, multiexit as mx
+            >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10)
+            >>> model.policy = mx.MaxProb(0.9)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save_pretrained(folder)
+            ...     again = mx.MultiExitModel.from_pretrained(folder)
+            >>> again.policy
+            MaxProb(threshold=0.9)
         """
         settings = self.settings(backbone_spec(self.backbone))
         save_folder(place(folder), self, settings, tokenizer)
@@ -336,9 +399,12 @@ class MultiExitModel(nn.Module):
             head: the head's function, where it was the user's own.
             policies: policy classes of the user's own that may be saved in it.
 
+        Returns:
+            The model, in evaluation mode, on the CPU.
+
         Raises:
             ValueError: no such folder; a file cut short, of another version, or with missing
-                tensors.
+                tensors; a backbone, head or policy of the user's own that isn't passed.
         """
         path, settings = read_folder(folder, backbone, head)
         try:

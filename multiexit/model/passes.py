@@ -12,10 +12,10 @@ class Pass(NamedTuple):
     """All that one pass through every exit gives.
 
     Args:
-        logits_MBC: all exits' logits.
+        logits_MBC: all exits' logits [M, B, C].
         certainty_MB: how sure each exit is of being right, in 0..1, of heads that learn to exit;
             None of others.
-        features: each exit's feature, where they were asked for.
+        features: each exit's feature [B, …], where they were asked for.
     """
 
     logits_MBC: Tensor

@@ -11,7 +11,25 @@ Exits = str | int | Sequence[int] | Sequence[float]
 
 
 def resolve_exits(exits: Exits, backbone: Backbone) -> tuple[int, ...]:
-    """The stage of each exit, from any of the forms that `MultiExitModel` takes."""
+    """The stage of each exit, from any of the forms that `MultiExitModel` takes.
+
+    Args:
+        exits: `"all"`, stage indices, a whole number k for every k-th stage, or fractions of the
+            trunk's MACs.
+        backbone: whose stages they are.
+
+    Returns:
+        Stages counted from 0, rising, [M].
+
+    Raises:
+        ValueError: none of these forms, stages or fractions out of range, or stages that don't
+            rise.
+
+    Example:
+        >>> from multiexit.backbones import cifar_resnet
+        >>> resolve_exits(4, cifar_resnet(20)), resolve_exits([0.5, 1.0], cifar_resnet(20))
+        ((0, 4, 8), (4, 8))
+    """
     stages = backbone.num_stages
     if isinstance(exits, str) and exits == "all":
         return tuple(range(stages))

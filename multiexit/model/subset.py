@@ -15,7 +15,7 @@ from multiexit.policies import ExitPolicy, FixedExit
 
 
 def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
-    """The same model without its other exits. Backbone and weights are shared, not copied.
+    """Make the same model without its other exits. Backbone and weights are shared, not copied.
 
     Its policy goes with it where that means the same: a `FixedExit` at an exit that stays counts
     the ones that are left. One with a number per exit stays behind with a warning: calibrate it
@@ -28,6 +28,12 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
     Raises:
         ValueError: none, one that isn't there, or not rising; heads that read what earlier heads
             left.
+
+    Example:
+        >>> import multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10, exits=[2, 5, 8])
+        >>> mx.keep_exits(model, [0, 2]).exits
+        (2, 8)
     """
     indices = list(exits)
     if (

@@ -1,7 +1,6 @@
 """What an exit head is: from a stage's feature to logits.
 
-Letters: B batch rows, T tokens, H width, C channels (of a feature) or classes (of logits),
-K classes.
+Letters: B batch rows, T tokens, D a vector's width, K classes.
 """
 
 from abc import ABC, abstractmethod
@@ -22,40 +21,124 @@ Memory = dict[str, Tensor]
 
 
 class Head(nn.Module, ABC):
-    """A head that is told which tokens are real: `forward(feature, valid_BT) -> logits_BK`."""
+    """A head that is told which tokens are real: `forward(feature, valid_BT) -> logits_BK`.
+
+    Example:
+        A head that reads the last real token:
+
+        >>> import torch, multiexit as mx
+        >>> class LastToken(mx.heads.Head):
+        ...     def __init__(self, shape, num_classes):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(shape[-1], num_classes)
+        ...     def forward(self, feature, valid_BT):
+        ...         return self.linear(feature[torch.arange(len(feature)), valid_BT.sum(1) - 1])
+        >>> LastToken((None, 8), 3)(torch.rand(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).shape
+        torch.Size([2, 3])
+    """
 
     @abstractmethod
     def forward(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """Logits [B, K] of a stage's feature."""
+        """Make logits of a stage's feature.
+
+        Args:
+            feature: [B, …], in the layout of the stage.
+            valid_BT: which tokens are real, bool [B, T]; None where there are no tokens.
+
+        Returns:
+            Logits [B, K].
+        """
 
 
 class ChainedHead(nn.Module, ABC):
-    """A head that reads what earlier heads left, and leaves something itself."""
+    """A head that reads what earlier heads left, and leaves something itself.
+
+    Example:
+        A head that adds its logits to those before:
+
+        >>> import torch, multiexit as mx
+        >>> class Summed(mx.heads.ChainedHead):
+        ...     def __init__(self, shape, num_classes):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(shape[-1], num_classes)
+        ...     def forward(self, feature, valid_BT, memory):
+        ...         logits_BK = self.linear(feature) + memory.get("logits", 0)
+        ...         return logits_BK, {**memory, "logits": logits_BK}
+        >>> mx.heads.ask(Summed((8,), 3), torch.rand(2, 8), None, {})[1]["logits"].shape
+        torch.Size([2, 3])
+    """
 
     @abstractmethod
     def forward(
         self, feature: Tensor, valid_BT: Tensor | None, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        """Logits [B, K] of a stage's feature, and the memory for the next head."""
+        """Make logits of a stage's feature, and leave something for the next head.
+
+        Args:
+            feature: [B, …], in the layout of the stage.
+            valid_BT: which tokens are real, bool [B, T]; None where there are no tokens.
+            memory: what the heads before left.
+
+        Returns:
+            Logits [B, K], and the memory for the next head.
+        """
 
 
 def ask(
     head: nn.Module, feature: Tensor, valid_BT: Tensor | None, memory: Memory
 ) -> tuple[Tensor, Memory]:
-    """A head's logits, chained or not, and the memory after it."""
+    """Ask a head, chained or not.
+
+    Args:
+        head: a `Head` or a `ChainedHead`.
+        feature: of its stage, [B, …].
+        valid_BT: which tokens are real, bool [B, T]; None where there are no tokens.
+        memory: what the heads before left.
+
+    Returns:
+        Its logits [B, K], and the memory for the next head.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> head = mx.heads.LinearHead((8,), num_classes=3, pool="mean")
+        >>> logits_BK, memory = mx.heads.ask(head, torch.rand(2, 8), None, {})
+        >>> logits_BK.shape, memory
+        (torch.Size([2, 3]), {})
+    """
     if isinstance(head, ChainedHead):
         return head(feature, valid_BT, memory)
     return head(feature, valid_BT), memory
 
 
 class VectorHead(Head):
-    """A head that is a last layer on a vector made from the feature: `linear(vector(f))`."""
+    """A head that is a last layer on a vector made from the feature: `linear(vector(f))`.
+
+    In training the last layers of all exits run as one product, and `CHAINED` can chain such heads.
+
+    Example:
+        A head on the largest value of each channel:
+
+        >>> import torch, multiexit as mx
+        >>> class Loudest(mx.heads.VectorHead):
+        ...     def __init__(self, shape, num_classes):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(shape[0], num_classes)
+        ...     def vector(self, feature, valid_BT=None):
+        ...         return feature.amax((2, 3))
+        >>> Loudest((8, 4, 4), 3)(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 3])
+    """
 
     linear: nn.Module
 
     @abstractmethod
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """What the last layer reads, [B, D]."""
+        """Make the vector [B, D] that the last layer reads.
+
+        Args:
+            feature: [B, …], in the layout of the stage.
+            valid_BT: which tokens are real, bool [B, T]; None where there are no tokens.
+        """
 
     def forward(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         return self.linear(self.vector(feature, valid_BT))

@@ -13,7 +13,14 @@ from multiexit.model.heads.base import VectorHead
 
 
 def separable(heads: Iterable[nn.Module]) -> bool:
-    """Whether all heads are a vector and a plain linear layer that nobody watches."""
+    """Whether all heads are a vector and a plain linear layer that has no hooks.
+
+    Example:
+        >>> import multiexit as mx
+        >>> head = mx.heads.LinearHead((8,), num_classes=3, pool="mean")
+        >>> mx.heads.separable([head]), mx.heads.separable([mx.heads.MixedHead(head, exit=0)])
+        (True, False)
+    """
     return all(
         isinstance(head, VectorHead)
         and type(head).forward is VectorHead.forward
@@ -25,7 +32,21 @@ def separable(heads: Iterable[nn.Module]) -> bool:
 
 
 def classify(heads: Any, vectors: Sequence[Tensor]) -> Tensor:
-    """`head.linear(vector)` of each exit, [M, B, K], in as many products as there are widths."""
+    """Run `head.linear(vector)` of each exit, in as many products as there are widths.
+
+    Args:
+        heads: one per exit, which are `separable`.
+        vectors: what each one's last layer reads, [B, D] with a D of its own.
+
+    Returns:
+        Logits [M, B, K].
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> heads = [mx.heads.LinearHead((D,), num_classes=3, pool="mean") for D in (8, 16)]
+        >>> mx.heads.classify(heads, [torch.rand(5, 8), torch.rand(5, 16)]).shape
+        torch.Size([2, 5, 3])
+    """
     exits_of_width: dict[int, list[int]] = {}
     for m, vector in enumerate(vectors):
         exits_of_width.setdefault(vector.shape[1], []).append(m)

@@ -44,6 +44,12 @@ def build(
 
     Raises:
         ValueError: an unknown head or pool, or one that the features don't suit.
+
+    Example:
+        >>> import multiexit as mx
+        >>> heads = mx.heads.build("linear", "mean", mx.cifar_resnet(20), [2, 8], num_classes=10)
+        >>> [head.linear.in_features for head in heads]
+        [16, 64]
     """
     shapes = [backbone.feature_shapes[stage] for stage in stages]
     layouts = [backbone.layouts[stage] for stage in stages]
@@ -81,7 +87,24 @@ def build(
 
 
 def own_head(backbone: Backbone, stages: Sequence[int], num_classes: int) -> OwnHead | None:
-    """The network's own head, if the last exit can be that."""
+    """The network's own head, if the last exit can be that.
+
+    Args:
+        backbone: which may have a classifier.
+        stages: the stage of each exit.
+        num_classes: K.
+
+    Returns:
+        The head, or None: where there is no classifier, or one of other classes, or no exit
+        behind the last stage.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> backbone = mx.cifar_resnet(20)
+        >>> backbone.set_classifier(torch.nn.Linear(64, 10))
+        >>> [type(mx.heads.own_head(backbone, [2, 8], classes)).__name__ for classes in (10, 7)]
+        ['OwnHead', 'NoneType']
+    """
     classifier = backbone.classifier
     if (
         classifier is None

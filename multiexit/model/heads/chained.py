@@ -21,6 +21,14 @@ class CertainHead(ChainedHead):
     Args:
         base: gives the logits, and the vector that the gate reads too.
         gate: `Linear(D, 1)`, one for all exits.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> base = mx.heads.LinearHead((8,), num_classes=3, pool="mean")
+        >>> head = mx.heads.CertainHead(base, torch.nn.Linear(8, 1))
+        >>> logits_BK, memory = head(torch.rand(2, 8), None, {})
+        >>> memory["certainty"].shape
+        torch.Size([2])
     """
 
     def __init__(self, base: VectorHead, gate: nn.Linear):
@@ -48,6 +56,16 @@ class MixedHead(ChainedHead):
     Args:
         base: gives an exit's vector, and the last layer.
         exit: m, counted from 0.
+
+    Example:
+        The second exit reads the mean of two vectors, as long as its mix hasn't learnt:
+
+        >>> import torch, multiexit as mx
+        >>> base = mx.heads.LinearHead((8,), num_classes=3, pool="mean")
+        >>> head, f = mx.heads.MixedHead(base, exit=1), torch.rand(2, 8)
+        >>> logits_BK, _ = head(f, None, {"vectors": torch.zeros(2, 1, 8)})
+        >>> torch.allclose(logits_BK, base(f / 2))
+        True
     """
 
     def __init__(self, base: VectorHead, exit: int):
@@ -84,6 +102,14 @@ class CascadedHead(ChainedHead):
         base: gives the vector, and the layer on it.
         exit: m, counted from 0.
         last: whether it is the last exit.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> base = mx.heads.LinearHead((8,), num_classes=3, pool="mean")
+        >>> head = mx.heads.CascadedHead(base, exit=0, last=False)
+        >>> logits_BK, memory = head(torch.rand(2, 8), None, {})
+        >>> sorted(memory), memory["log_p"].shape  # of the exits so far
+        (['log_p', 'logits'], torch.Size([2, 1, 3]))
     """
 
     def __init__(self, base: VectorHead, exit: int, last: bool):
@@ -111,7 +137,18 @@ class CascadedHead(ChainedHead):
 
 
 class Vote(nn.Module):
-    """e = mean_j exp(w_j)·log p_j + b, once it is switched on; the latest logits before that."""
+    """e = mean_j exp(w_j)·log p_j + b, once it is switched on; the latest logits before that.
+
+    Args:
+        members: m, how many exits vote.
+        num_classes: K.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> vote, z_BK = mx.heads.Vote(members=2, num_classes=3), torch.rand(4, 3)
+        >>> torch.equal(vote(torch.rand(4, 2, 3).log(), z_BK), z_BK)  # it is off at first
+        True
+    """
 
     def __init__(self, members: int, num_classes: int):
         super().__init__()

@@ -14,6 +14,12 @@ class OwnHead(VectorHead):
 
     Args:
         classifier: its modules are shared, as the backbone's are.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> own = mx.Classifier(torch.nn.Linear(8, 3), num_classes=3, read="mean")
+        >>> mx.heads.OwnHead(own)(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, classifier: Classifier):

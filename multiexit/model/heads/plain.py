@@ -1,7 +1,6 @@
 """Heads that read their own feature alone.
 
-Letters: B batch rows, T tokens, H width, C channels (of a feature) or classes (of logits),
-K classes.
+Letters: B batch rows, T tokens, H width of a token, C channels, D a vector's width, K classes.
 """
 
 import torch
@@ -22,6 +21,14 @@ class LinearHead(VectorHead):
         shape, layout: of the feature, see `multiexit.backbones.layouts`.
         num_classes: K.
         pool: `"first"` or `"mean"`.
+
+    Raises:
+        ValueError: a shape whose layout can't be told, or a width that is not fixed.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> mx.heads.LinearHead((16, 8, 8), 10, pool="mean")(torch.rand(2, 16, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, shape: Shape, num_classes: int, pool: str, layout: str | None = None):
@@ -39,7 +46,18 @@ class PoolerHead(VectorHead):
 
     Args:
         pooler: `Linear(H, H)`; the same object in every head makes it a shared pooler.
+        num_classes: K.
+        pool: `"first"` or `"mean"`.
         layout: of the feature; None is by its number of dimensions.
+
+    Example:
+        Two exits with one pooler:
+
+        >>> import torch, multiexit as mx
+        >>> pooler = torch.nn.Linear(16, 16)
+        >>> heads = [mx.heads.PoolerHead(pooler, 3, pool="first") for _ in range(2)]
+        >>> heads[1](torch.rand(2, 5, 16)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, pooler: nn.Linear, num_classes: int, pool: str, layout: str | None = None):
@@ -58,7 +76,21 @@ class PoolerHead(VectorHead):
 class AttentionHead(VectorHead):
     """FastBERT's student: narrow to 128, self-attention of 2 heads, first token, two layers.
 
-    [B, T, H] → [B, K]. Reference: Liu et al., "FastBERT", ACL 2020, section 3.1, and its code.
+    [B, T, H] → [B, K].
+
+    Args:
+        shape: of the feature without the batch, `(None, H)`.
+        num_classes: K.
+        width: what the tokens are narrowed to.
+        num_heads: of the attention; it divides the width.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> head = mx.heads.AttentionHead((None, 16), num_classes=3)
+        >>> head(torch.rand(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)).shape
+        torch.Size([2, 3])
+
+    Reference: Liu et al., "FastBERT", ACL 2020, section 3.1, and its code.
     """
 
     def __init__(self, shape: Shape, num_classes: int, width: int = 128, num_heads: int = 2):
@@ -80,6 +112,17 @@ class MixedPoolHead(VectorHead):
 
     [B, C, H, W] → [B, K]. The kernel is H // 4 by W // 4, which leaves 4×4 positions where 4
     divides H and W; a feature below 8×8 is not pooled and has no α. α starts in U(0, 1).
+
+    Args:
+        shape: of the feature without the batch, in its layout.
+        num_classes: K.
+        layout: `"image"` or `"channels-last-image"`.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> head = mx.heads.MixedPoolHead((16, 32, 32), num_classes=10)
+        >>> head.kernel, head.linear.in_features
+        ((8, 8), 256)
 
     Reference: Kaya et al., "Shallow-Deep Networks", ICML 2019, section 4 and its code.
     """

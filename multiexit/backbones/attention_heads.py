@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from multiexit.backbones.families import FAMILIES, Family, part
+
 Heads = Sequence[Sequence[int]]
 """The heads of each attention module, in the order of `attentions`."""
 
@@ -38,10 +40,11 @@ class Attention(NamedTuple):
 
 def attentions(backbone: Encoder) -> list[Attention]:
     """Every attention module once, in the layers' order: one per layer, or per shared layer."""
-    kind, layers = backbone.config.model_type, backbone.layers
-    if kind == "albert":
-        return [_albert(layer) for group in layers for layer in _inside(group)]
-    return [_distilbert(layer) if kind == "distilbert" else _bert(layer) for layer in layers]
+    family = FAMILIES[backbone.config.model_type]
+    blocks: list[Any] = list(backbone.layers)
+    if family.blocks is not None:
+        blocks = [block for layer in blocks for block in part(layer, family.blocks)]
+    return [_attention(block, family) for block in blocks]
 
 
 def head_width(backbone: Encoder) -> int:
@@ -71,20 +74,6 @@ def _slice(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:
         linear.bias = part(linear.bias, 0)
 
 
-def _inside(group: Any) -> nn.ModuleList:
-    return group.albert_layers
-
-
-def _bert(layer: Any) -> Attention:
-    own = layer.attention.self
-    return Attention((own.query, own.key, own.value), layer.attention.output.dense)
-
-
-def _albert(layer: Any) -> Attention:
-    own = layer.attention
-    return Attention((own.query, own.key, own.value), own.dense)
-
-
-def _distilbert(layer: Any) -> Attention:
-    own = layer.attention
-    return Attention((own.q_lin, own.k_lin, own.v_lin), own.out_lin)
+def _attention(block: Any, family: Family) -> Attention:
+    queries, keys, values = (part(block, name) for name in family.inward)
+    return Attention((queries, keys, values), part(block, family.outward))

@@ -184,6 +184,11 @@ class Backbone(nn.Module, ABC):
     def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:
         """Valid inputs of `batch` rows, by name, for counting cost and checking shapes."""
 
+    def limits(self) -> tuple[dict[str, int], int | None]:
+        """Of inputs that are indices, by name, how many things they count; and how many tokens a
+        row may have. Nothing and None unless a class says otherwise."""
+        return {}, None
+
     def features(self, *args: Any, **inputs: Any) -> list[Tensor]:
         """The list of intermediate features, one per stage.
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from multiexit.backbones.classifier import Classifier, FirstToken
+from multiexit.backbones.families import FAMILIES, part
 
 ENDING = "ForSequenceClassification"
 
@@ -30,30 +31,20 @@ def classifier_of(model: Any) -> Classifier | None:
             f"{config.problem_type!r}), and an exit gives one of K classes or one number; to train "
             "another task wrap its encoder alone: model.base_model"
         )
-    kind, base = config.model_type, model.base_model
-    if kind in ("bert", "albert"):
-        if base.pooler is None:
-            return None
-        dense = base.pooler.dense if kind == "bert" else base.pooler
-        activation = base.pooler.activation if kind == "bert" else base.pooler_activation
-        read = FirstToken(pooler=dense, activation=activation, dropout=model.dropout)
-        linear = model.classifier
-    elif kind == "distilbert":
-        read = FirstToken(dense=model.pre_classifier, activation=nn.ReLU(), dropout=model.dropout)
-        linear = model.classifier
-    else:
-        own = model.classifier
-        if not _of_library(own):  # the user's own: the forward hands it the feature as it is
-            return Classifier(
-                own, config.num_labels, nn.Identity(), _labels(config, config.num_labels)
-            )
-        activation = own.activation if kind == "electra" else nn.Tanh()
-        read = FirstToken(
-            before=own.dropout, dense=own.dense, activation=activation, dropout=own.dropout
-        )
-        linear = own.out_proj
+    family = FAMILIES[config.model_type]
+    whole, _, _ = family.linear.rpartition(".")
+    own = part(model, whole) if whole else None
+    if own is not None and not _of_library(own):  # the forward hands it the feature as it is
+        return Classifier(own, config.num_labels, nn.Identity(), _labels(config, config.num_labels))
+    layers = {
+        name: part(model, layer) if isinstance(layer, str) else layer()
+        for name, layer in family.read.items()
+    }
+    if None in layers.values():  # a network without its pooler
+        return None
+    linear = part(model, family.linear)
     classes = linear.out_features if isinstance(linear, nn.Linear) else config.num_labels
-    return Classifier(linear, classes, read, _labels(config, classes))
+    return Classifier(linear, classes, FirstToken(**layers), _labels(config, classes))
 
 
 def _classifies(model: Any) -> bool:

@@ -17,10 +17,9 @@ from transformers.masking_utils import create_bidirectional_mask
 from multiexit.backbones import attention_heads, configs, task_heads, text_inputs
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.families import FAMILIES, Family, part
 from multiexit.backbones.verify import check_text
 from multiexit.files import schema
-
-SUPPORTED = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 
 MAY_NOT_LOOK = "allow_is_bidirectional_skip" in signature(create_bidirectional_mask).parameters
 """Whether this version of transformers can make a mask without a look at its values."""
@@ -37,7 +36,8 @@ class TransformerBackbone(Backbone):
     are kept once and used again: layer i runs group `⌊i / (layers / groups)⌋` (Lan et al. 2020).
 
     Args:
-        model: a bare encoder (`AutoModel`) or a task model around one, of a type in `SUPPORTED`;
+        model: a bare encoder (`AutoModel`) or a task model around one, of a type in
+            `multiexit.backbones.families.FAMILIES`;
             the classifier of a `…ForSequenceClassification` is kept.
         spec: where one is known that makes it again; else it is taken from the model, and is None
             if its modules aren't what its configuration says.
@@ -49,10 +49,10 @@ class TransformerBackbone(Backbone):
     def __init__(self, model: PreTrainedModel, spec: dict[str, Any] | None = None):
         encoder: Any = model.base_model
         config = encoder.config
-        if config.model_type not in SUPPORTED:
+        if config.model_type not in FAMILIES:
             raise ValueError(
                 f"can't stage a {config.model_type!r} model; of transformers, "
-                f"{', '.join(SUPPORTED)} can be wrapped. For others register an adapter: "
+                f"{', '.join(FAMILIES)} can be wrapped. For others register an adapter: "
                 "@multiexit.wrap.register(YourClass)"
             )
         if getattr(config, "is_decoder", False):
@@ -88,6 +88,11 @@ class TransformerBackbone(Backbone):
             self.set_classifier(classifier)
             check_text(self, model)
 
+    @property
+    def family(self) -> Family:
+        """What is particular to its type."""
+        return FAMILIES[self.config.model_type]
+
     @text_inputs.by_known_names
     def start(
         self,
@@ -111,7 +116,7 @@ class TransformerBackbone(Backbone):
         made = text_inputs.checked(given, self.embeddings, look and (infers or on_cpu))
         inputs = text_inputs.padding_last(made)
         valid_BT = inputs.pop("attention_mask")
-        if self.config.model_type == "distilbert":  # it knows no token types
+        if not self.family.segments:
             del inputs["token_type_ids"]
         x_BTH = self.projection(self.embeddings(**inputs))
         # By position: the second parameter's name changed within transformers 5.
@@ -127,8 +132,11 @@ class TransformerBackbone(Backbone):
     def stage_module(self, index: int) -> nn.Module:
         return self.layers[self.order[index]]
 
+    def limits(self) -> tuple[dict[str, int], int | None]:
+        return text_inputs.tables(self.embeddings)
+
     def example_inputs(self, batch: int = 1, tokens: int = 128) -> dict[str, Tensor]:
-        sizes, most = text_inputs.tables(self.embeddings)
+        sizes, most = self.limits()
         tokens = tokens if most is None else min(tokens, most)
         device = next(self.parameters()).device
         # 5 is an ordinary token in every vocabulary here: RoBERTa counts positions by padding.
@@ -277,7 +285,7 @@ def order_classes(backbone: Backbone, labels: Sequence[str]) -> None:
         )
         return
     backbone.set_classifier(ordered)
-    if backbone.spec is not None:
+    if backbone.spec is not None and "config" in backbone.spec:
         named = {str(index): label for index, label in enumerate(labels)}
         config = {**backbone.spec["config"], "id2label": named}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -287,23 +295,19 @@ def order_classes(backbone: Backbone, labels: Sequence[str]) -> None:
 def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:
     """The distinct layers, and which of them each stage runs."""
     config = encoder.config
-    if config.model_type == "albert":
-        depth, groups = config.num_hidden_layers, config.num_hidden_groups
-        return encoder.encoder.albert_layer_groups, [
-            int(i / (depth / groups)) for i in range(depth)
-        ]
-    trunk = encoder.transformer if config.model_type == "distilbert" else encoder.encoder
-    return trunk.layer, list(range(len(trunk.layer)))
+    family = FAMILIES[config.model_type]
+    layers = part(encoder, family.layers)
+    if family.groups is None:
+        return layers, list(range(len(layers)))
+    depth, groups = config.num_hidden_layers, getattr(config, family.groups)
+    return layers, [int(i / (depth / groups)) for i in range(depth)]
 
 
 def _projection(encoder: Any) -> nn.Module:
     """What takes embeddings to the layers' width, where they differ."""
-    config = encoder.config
-    if config.model_type == "albert":
-        return encoder.encoder.embedding_hidden_mapping_in
-    if config.model_type == "electra" and config.embedding_size != config.hidden_size:
-        return encoder.embeddings_project
-    return nn.Identity()
+    name = FAMILIES[encoder.config.model_type].projection
+    found = None if name is None else part(encoder, name)
+    return nn.Identity() if found is None else found
 
 
 def _pooler(encoder: Any) -> nn.Linear | None:

@@ -47,8 +47,8 @@ def keep_layers(backbone: TransformerBackbone, layers: Sequence[int]) -> Transfo
     short.feature_shapes = [backbone.feature_shapes[layer] for layer in layers]
     short.config.num_hidden_layers = len(layers)
     spec: dict[str, Any] = dict(backbone.spec or {})
-    if short.config.model_type == "albert":
-        short.config.num_hidden_groups = len(distinct)
+    if short.family.groups is not None:
+        setattr(short.config, short.family.groups, len(distinct))
         spec["order"] = short.order
     if per_layer:
         spec["heads"] = [

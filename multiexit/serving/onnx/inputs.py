@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from multiexit.backbones import Backbone, text_inputs
+from multiexit.backbones import Backbone
 from multiexit.data.text import TextDataset
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def inputs_of(
             raise ValueError(
                 f"{name} is {tensor.dtype}: exported inputs are {sorted(TYPES.values())}"
             )
-    below, limit = _table_sizes(model.backbone)
+    below, limit = model.backbone.limits()
     used_below = {name: rows for name, rows in below.items() if name in example}
     return Inputs({name: tensor.cpu() for name, tensor in example.items()}, used_below, limit)
 
@@ -99,18 +99,9 @@ def inputs_of(
 def _backbone_example(backbone: Backbone, tokenizer: Any) -> dict[str, Tensor]:
     """The backbone's example; of text, with token types where it knows several."""
     example = backbone.example_inputs(2)
-    if _table_sizes(backbone)[0].get("token_type_ids", 1) > 1:
+    if backbone.limits()[0].get("token_type_ids", 1) > 1:
         example["token_type_ids"] = torch.zeros_like(example["input_ids"])
     if tokenizer is None:
         return example
     fields = TextDataset.from_texts(tokenizer, ["a"]).fields
     return {name: tensor for name, tensor in example.items() if name in fields}
-
-
-def _table_sizes(backbone: Backbone) -> tuple[dict[str, int], int | None]:
-    """The sizes of an encoder's tables by input, and how many tokens it can take."""
-    from multiexit.backbones.transformer import TransformerBackbone
-
-    if not isinstance(backbone, TransformerBackbone):
-        return {}, None
-    return text_inputs.tables(backbone.embeddings)

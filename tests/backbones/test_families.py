@@ -1,0 +1,79 @@
+"""Every type of transformers' encoders in the table is staged as the library runs it."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+import multiexit as mx
+from multiexit import testing
+from multiexit.backbones.attention_heads import attentions, head_width
+from multiexit.backbones.families import FAMILIES, forgets_segments
+from multiexit.recipes import static
+
+TINY = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+    "embedding_size": 8,
+    "initializer_range": 0.3,
+    "num_labels": 3,
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def network(request):
+    """A tiny task model of this type."""
+    known = AutoConfig.for_model(request.param)
+    sizes = {name: value for name, value in TINY.items() if hasattr(known, name)}
+    config = AutoConfig.for_model(request.param, **sizes)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def test_stages_and_the_last_exit_say_what_the_library_says(network, text, tmp_path):
+    inputs = {name: value for name, value in text(5).items() if name != "token_type_ids"}
+    model = mx.MultiExitModel(mx.wrap(network), 3).eval()
+    with torch.no_grad():
+        # A copy: asked for its states, the library hangs hooks on its layers.
+        said = copy.deepcopy(network)(**inputs, output_hidden_states=True)
+        features, logits_MBC = model.backbone.features(**inputs), model(**inputs)
+    assert len(features) == len(said.hidden_states) - 1 == 3
+    for mine, theirs in zip(features, said.hidden_states[1:], strict=True):
+        assert torch.equal(mine, theirs)
+    assert torch.equal(logits_MBC[-1], said.logits)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(mx.MultiExitModel.from_pretrained(tmp_path)(**inputs), logits_MBC)
+
+
+def test_it_conforms_and_reads_the_segments_that_it_knows(network, text):
+    backbone, inputs = mx.wrap(network), text(5)
+    testing.check_backbone(backbone, inputs)
+    known, most = backbone.limits()
+    assert known["input_ids"] == 60
+    assert most is not None
+    assert most <= 40
+    others = {**inputs, "token_type_ids": 0 * inputs["token_type_ids"]}
+    same = torch.equal(backbone.features(**inputs)[0], backbone.features(**others)[0])
+    assert same == (known.get("token_type_ids", 1) == 1)
+
+
+def test_its_heads_and_its_layers_can_be_taken_out(network, text):
+    backbone = mx.wrap(network)
+    assert [attention.heads(head_width(backbone)) for attention in attentions(backbone)]
+    inputs = text(4)
+    short = static.keep_layers(backbone, [0, 2])
+    assert short.num_stages == 2
+    assert torch.equal(short.features(**inputs)[0], backbone.features(**inputs)[0])
+
+
+def test_a_tokenizer_that_forgets_segments_is_known_by_its_class():
+    named = [name for family in FAMILIES.values() for name in family.forgetful]
+    assert named
+    for name in named:
+        assert forgets_segments(type(name, (), {})())
+    assert not forgets_segments(object())

@@ -1,4 +1,7 @@
-"""multiexit: train networks with many exits and make them stop early, for text and for images."""
+"""multiexit: train networks with many exits and make them stop early, for text and for images.
+
+What the words and letters in names and docstrings mean is in `docs/words-and-letters.md`.
+"""
 
 from multiexit import starting as _starting  # noqa: F401 (first: importing torch takes seconds)
 

@@ -5,17 +5,21 @@ import importlib
 import pkgutil
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
+from textwrap import indent
 from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import torch
 import typer
+from transformers import TrainingArguments
 
 import multiexit
 from multiexit.cli import app
 from multiexit.evaluation.results import results_page
+from multiexit.training import trainer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -144,6 +148,12 @@ def test_names_in_prose_resolve(page):
                 pytest.fail(f"{page.name} names {name}, which is not there")
 
 
+@pytest.mark.parametrize("page", TEXTS, ids=with_name)
+def test_prose_is_wrapped(page):
+    long = [line for line in prose(page).splitlines() if len(line) > 100]
+    assert [line for line in long if not line.startswith(("|", "#", "!"))] == []
+
+
 def test_every_public_name_is_in_the_api():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", text, re.M))
@@ -173,6 +183,19 @@ def test_there_are_doctests():
         importlib.import_module(f"multiexit.{name}") for name in ("losses.matrix", "policies.base")
     )
     assert all(doctest.testmod(module).attempted > 0 for module in tried)
+
+
+def test_the_page_on_training_shows_the_trainers_loop():
+    (loop,) = blocks(ROOT / "docs" / "training.md", "text")
+    assert indent(loop.code, "    ") in trainer.__doc__
+
+
+def test_settings_go_by_these_names_in_transformers():
+    text = (ROOT / "docs" / "words-and-letters.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+)` \| `([a-z_0-9]+)` \|", text, re.M)
+    assert len(rows) > 10
+    assert {ours for ours, _ in rows} <= {field.name for field in fields(multiexit.TrainConfig)}
+    assert {theirs for _, theirs in rows} <= {field.name for field in fields(TrainingArguments)}
 
 
 def test_the_results_page_is_made_from_the_files_beside_it():

@@ -6,9 +6,11 @@ Letters: M exits. Θ are the network's parameters, Ω the loss weights.
         for each epoch
             cut the training set into D1 and D2, from (seed, epoch)
             for each batch B1 of D1
-                Θ ← Θ − λ1 ∇ (W ∘ A ∘ L_B1).sum()
-                Ω ← what its learner plans for this step
-            score every exit on the dev set; keep the best mean
+                L ← the loss matrix of B1, over all exits
+                Θ ← Θ − λ1 ∇ (W ∘ A ∘ L).sum()
+                Ω ← what its learner plans, from B1 and a batch B2 of D2, at λ2
+            score every exit on the dev set; keep the best mean over those that the phase trains
+            write a checkpoint
         go on from the best
 """
 

@@ -11,9 +11,9 @@ from multiexit.data.tasks import TaskData
 from multiexit.evaluation import guarantee, report
 from multiexit.evaluation.budget import Budget, budgeted
 from multiexit.evaluation.calibration import calibrate
-from multiexit.evaluation.grids import settings
+from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.judging import judge
-from multiexit.evaluation.outputs import Outputs, collect, cut
+from multiexit.evaluation.outputs import Outputs, collect, rows_in_share
 from multiexit.evaluation.targets import TARGETS, mean_ms, target
 from multiexit.evaluation.temperature_scaling import fit_temperatures
 from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
@@ -111,10 +111,10 @@ def run(
     """
     choose = _chooser(model, folder, policy, wanted)
     name, rows = next(iter(task.sets.items()))
-    used = cut(len(rows), share)  # type: ignore[arg-type]
+    used = rows_in_share(len(rows), share)  # type: ignore[arg-type]
     if temperatures and model.num_classes == 1:
         raise ValueError("temperatures are for classes, and this model has one output (regression)")
-    calibrating = used - cut(used, 0.5) if temperatures else used
+    calibrating = used - rows_in_share(used, 0.5) if temperatures else used
     if wanted.get("risk") is not None:
         guarantee.check_rows(calibrating, wanted["risk"], 1 - wanted["confidence"])
     outputs = collect(model, rows, task.metric)
@@ -168,8 +168,8 @@ def _chooser(
     target(**wanted)
     if wanted["risk"] is not None:
         guarantee.check_classes(model.num_classes)
-    tried = settings(policy, model.num_exits, model.num_classes)
-    tried[0].init(torch.zeros(1, model.num_classes))  # refuses regression where it can't be had
+    settings = policy_settings(policy, model.num_exits, model.num_classes)
+    settings[0].init(torch.zeros(1, model.num_classes))  # refuses regression where it can't be had
     return lambda outputs: calibrate(outputs, policy, **wanted)
 
 

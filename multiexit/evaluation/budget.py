@@ -45,14 +45,14 @@ def budgeted(outputs: "Outputs", speedup: float) -> MaxProb:
         raise ValueError("a budget goes by confidence, which regression (one output) has none of")
     warn_one_answer(outputs)
     sure_MB = outputs.logits_MBC.softmax(-1).amax(-1)
-    here_B = torch.ones(B, dtype=torch.bool)
+    remaining_B = torch.ones(B, dtype=torch.bool)
     thresholds = []
     for m in range(M - 1):
-        leave = int(B * share_M[m] + 1e-9)
-        sure_B = sure_MB[m][here_B].sort(descending=True).values
-        reached = 0 < leave <= len(sure_B)
-        thresholds.append(float(sure_B[leave - 1]) if reached else NOBODY)
-        here_B &= sure_MB[m] < thresholds[-1]
+        count = int(B * share_M[m] + 1e-9)
+        sure_B = sure_MB[m][remaining_B].sort(descending=True).values
+        reached = 0 < count <= len(sure_B)
+        thresholds.append(float(sure_B[count - 1]) if reached else NOBODY)
+        remaining_B &= sure_MB[m] < thresholds[-1]
     return MaxProb(tuple(thresholds))
 
 

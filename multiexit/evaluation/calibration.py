@@ -5,7 +5,7 @@ Letters: M exits, C classes.
 
 from typing import TYPE_CHECKING
 
-from multiexit.evaluation.grids import settings
+from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.guarantee import warn_one_answer
 from multiexit.evaluation.outputs import Outputs
 from multiexit.evaluation.targets import target
@@ -85,7 +85,7 @@ def calibrate(
         loss=loss,
     )
     M, _, C = outputs.logits_MBC.shape
-    tried = settings(policy, M, C)
-    check(tried[0], M, C)
+    settings = policy_settings(policy, M, C)
+    check(settings[0], M, C)
     warn_one_answer(outputs)
-    return choose(outputs, tried)
+    return choose(outputs, settings)

@@ -1,17 +1,12 @@
 """Which settings of a policy are tried."""
 
-from typing import TYPE_CHECKING
-
 from multiexit import policies
 from multiexit.evaluation.outputs import Outputs
 from multiexit.names import unknown
 from multiexit.policies import ExitPolicy, Known, one_number
 
-if TYPE_CHECKING:
-    pass
 
-
-def settings(policy: type[ExitPolicy] | ExitPolicy, M: int, C: int) -> list[ExitPolicy]:
+def policy_settings(policy: type[ExitPolicy] | ExitPolicy, M: int, C: int) -> list[ExitPolicy]:
     """A policy's settings by rising number, for so many exits and classes.
 
     Raises:
@@ -20,23 +15,23 @@ def settings(policy: type[ExitPolicy] | ExitPolicy, M: int, C: int) -> list[Exit
     return one_number(policy, Known(M, C))
 
 
-def default_policies(outputs: Outputs, own: ExitPolicy | None = None) -> list[ExitPolicy]:
+def default_policies(outputs: Outputs, model_policy: ExitPolicy | None = None) -> list[ExitPolicy]:
     """A sweep that fits the task: every patience, a range of thresholds, and no early exit.
 
     Args:
         outputs: of the model.
-        own: the model's own policy, which comes first.
+        model_policy: the model's own policy, which comes first.
     """
     M, _, C = outputs.logits_MBC.shape
-    kinds: list[type[ExitPolicy] | ExitPolicy] = [policies.Certainty] * _certain(outputs)
+    kinds: list[type[ExitPolicy] | ExitPolicy] = [policies.Certainty] * _has_certainty(outputs)
     if C == 1:
         kinds.append(policies.Patience(1, tolerance=0.1 * (_known(outputs).apart or 1.0)))
     else:
         kinds += [policies.Patience, policies.MaxProb, policies.Entropy]
-    chosen = [] if own is None else [own]
+    grid = [] if model_policy is None else [model_policy]
     for kind in kinds:
-        chosen += policies.sweep_settings(kind, _known(outputs), policies.FEW[1::2])
-    return list(dict.fromkeys([*chosen, policies.FixedExit(M - 1)]))
+        grid += policies.sweep_settings(kind, _known(outputs), policies.FEW[1::2])
+    return list(dict.fromkeys([*grid, policies.FixedExit(M - 1)]))
 
 
 def family(policy: str | type[ExitPolicy] | ExitPolicy, outputs: Outputs) -> list[ExitPolicy]:
@@ -63,5 +58,5 @@ def _known(outputs: Outputs) -> policies.Known:
     return policies.Known(M, C, float(moves.max()) if C == 1 and M > 1 else 1.0)
 
 
-def _certain(outputs: Outputs) -> bool:
+def _has_certainty(outputs: Outputs) -> bool:
     return outputs.certainty_MB is not None

@@ -73,16 +73,16 @@ def conformal(loss_SB: Tensor, risk: float) -> int | None:
     check_share("risk", risk)
     n = loss_SB.shape[1]
     mean_S = loss_SB.double().cummax(0).values.mean(1)
-    kept_S = (n * mean_S + 1) / (n + 1) <= risk
-    return int(kept_S.sum()) - 1 if kept_S[0] else None  # the means rise, so those kept are first
+    bounded_S = (n * mean_S + 1) / (n + 1) <= risk
+    return int(bounded_S.sum()) - 1 if bounded_S[0] else None  # the means rise: those come first
 
 
 def p_value(mean: float, n: int, risk: float) -> float:
     """How likely n losses in [0, 1] have so low a mean if the true one is above the risk."""
     a = min(mean, risk)
-    bits = a * math.log(a / risk) if a > 0 else 0.0
-    bits += (1 - a) * math.log((1 - a) / (1 - risk)) if a < 1 else 0.0
-    hoeffding = math.exp(-n * bits)
+    divergence = a * math.log(a / risk) if a > 0 else 0.0
+    divergence += (1 - a) * math.log((1 - a) / (1 - risk)) if a < 1 else 0.0
+    hoeffding = math.exp(-n * divergence)
     # Means of losses that are 0 or 1 come back as whole numbers only up to rounding.
     bentkus = math.e * float(binom.cdf(math.ceil(n * mean - 1e-9), n, risk))
     return min(1.0, hoeffding, bentkus)
@@ -138,18 +138,18 @@ def warn_one_answer(outputs: "Outputs") -> None:
     rows, C = outputs.logits_MBC.shape[1:]
     if C == 1 or rows < 2:
         return
-    said = outputs.logits_MBC[-1].argmax(-1).unique().tolist()
-    true = outputs.labels_B.unique().tolist()
-    if len(said) == 1:
+    answered = outputs.logits_MBC[-1].argmax(-1).unique().tolist()
+    labelled = outputs.labels_B.unique().tolist()
+    if len(answered) == 1:
         warnings.warn(
-            f"the last exit answers class {said[0]} on all {rows} rows, which have {len(true)} "
-            "different labels: that early exits agree with it, and a certificate of that, say "
-            "nothing about how good the answers are",
+            f"the last exit answers class {answered[0]} on all {rows} rows, which have "
+            f"{len(labelled)} different labels: that early exits agree with it, and a certificate "
+            "of that, say nothing about how good the answers are",
             stacklevel=3,
         )
-    elif len(true) == 1:
+    elif len(labelled) == 1:
         warnings.warn(
-            f"all {rows} rows to calibrate on have the label {true[0]}: what is chosen and "
+            f"all {rows} rows to calibrate on have the label {labelled[0]}: what is chosen and "
             "certified on them says nothing about other classes",
             stacklevel=3,
         )

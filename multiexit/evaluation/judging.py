@@ -17,7 +17,7 @@ from multiexit.evaluation.outputs import Outputs
 from multiexit.model.cost import Cost
 from multiexit.policies import ExitPolicy, check
 
-SAME = 0.01
+MOST_SEEN = 0.01
 """Share of rows that may equal ones calibrated on: halves of GLUE's dev sets share up to 0.4 %."""
 
 
@@ -66,7 +66,7 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
     """What one policy achieves on the collected outputs.
 
     Raises:
-        ValueError: a policy with a certificate, where over 1 % of the rows (`SAME`) are among
+        ValueError: a policy with a certificate, where over 1 % of the rows (`MOST_SEEN`) are among
             those that it was calibrated on.
     """
     check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
@@ -105,11 +105,11 @@ def sweep(outputs: Outputs, policies: Iterable[ExitPolicy]) -> list[Row]:
 def _check_unseen(outputs: Outputs, policy: ExitPolicy) -> None:
     if policy.certificate is None:
         return
-    seen, rows = int(outputs.seen(policy.certificate).sum()), len(outputs.labels_B)
-    if seen > SAME * rows:
+    count, rows = int(outputs.seen(policy.certificate).sum()), len(outputs.labels_B)
+    if count > MOST_SEEN * rows:
         raise ValueError(
-            f"{seen} of these {rows} rows are among those that {policy} was calibrated on, and its "
-            "bound is on new rows: judge it on outputs.without(policy.certificate)"
+            f"{count} of these {rows} rows are among those that {policy} was calibrated on, and "
+            "its bound is on new rows: judge it on outputs.without(policy.certificate)"
         )
 
 

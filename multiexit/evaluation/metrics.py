@@ -102,9 +102,11 @@ def check(metric: str | Metric | None, num_classes: int) -> None:
         ValueError: as `fitting` and `measure` do, or whatever the metric raises.
     """
     metric = fitting(metric, num_classes)
-    kinds = num_classes if num_classes > 1 else 3
-    labels_N = np.arange(4 * kinds) % kinds
-    predicted_N = np.where(np.arange(4 * kinds) < 2 * kinds, labels_N, np.roll(labels_N, 1))
+    num_labels = num_classes if num_classes > 1 else 3
+    labels_N = np.arange(4 * num_labels) % num_labels
+    predicted_N = np.where(
+        np.arange(4 * num_labels) < 2 * num_labels, labels_N, np.roll(labels_N, 1)
+    )
     if num_classes == 1:
         predicted_N, labels_N = (x.astype(np.float32) / 2 for x in (predicted_N, labels_N))
     with warnings.catch_warnings():
@@ -120,24 +122,26 @@ def measure(
     Raises:
         ValueError: no finite number, no dict of them with a `"score"`, or an error in the metric.
     """
-    how = METRICS[metric] if isinstance(metric, str) else metric
-    if how is accuracy_f1 and num_classes > 2:
-        how = accuracy_macro_f1
+    function = METRICS[metric] if isinstance(metric, str) else metric
+    if function is accuracy_f1 and num_classes > 2:
+        function = accuracy_macro_f1
     called = f"the metric {name(metric)!r}"
     try:
-        found = how(predicted_N, labels_N)
+        result = function(predicted_N, labels_N)
     except Exception as error:
         task = f"{num_classes} classes" if num_classes > 1 else "regression"
         raise ValueError(f"{called} can't judge {task}: {error}") from error
-    if isinstance(found, Mapping) and "score" not in found:
+    if isinstance(result, Mapping) and "score" not in result:
         raise ValueError(
-            f"{called} gives {sorted(found)}; one entry must be 'score', to compare by"
+            f"{called} gives {sorted(result)}; one entry must be 'score', to compare by"
         )
-    scores = dict(found) if isinstance(found, Mapping) else {"score": found, name(metric): found}
-    plain = {str(key): _number(value) for key, value in scores.items()}
-    if bad := {key: scores[key] for key, value in plain.items() if not isfinite(value)}:
+    scores = (
+        dict(result) if isinstance(result, Mapping) else {"score": result, name(metric): result}
+    )
+    values = {str(key): _as_float(value) for key, value in scores.items()}
+    if bad := {key: scores[key] for key, value in values.items() if not isfinite(value)}:
         raise ValueError(f"{called} must give finite numbers; it gives {bad}")
-    return {"score": plain["score"], **plain}
+    return {"score": values["score"], **values}
 
 
 def name(metric: str | Metric | None) -> str:
@@ -147,7 +151,7 @@ def name(metric: str | Metric | None) -> str:
     return getattr(metric, "__qualname__", None) or type(metric).__qualname__
 
 
-def _number(value: Any) -> float:
+def _as_float(value: Any) -> float:
     """A number of any library as a float; NaN for what is none."""
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()

@@ -72,7 +72,7 @@ class Outputs:
         Raises:
             ValueError: a share that leaves either part empty.
         """
-        first = cut(len(self.labels_B), share)
+        first = rows_in_share(len(self.labels_B), share)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.labels_B), generator=generator)
         return self.take(order[:first].sort().values), self.take(order[first:].sort().values)
@@ -98,7 +98,7 @@ class Outputs:
         return self.take(~seen_B)
 
 
-def cut(rows: int, share: float) -> int:
+def rows_in_share(rows: int, share: float) -> int:
     """How many rows a share of them is, rounded down; ValueError where either part is empty."""
     first = int(rows * share + 1e-9) if 0 < share < 1 else 0
     if first == 0:
@@ -137,30 +137,32 @@ def collect(
     metric = metrics.fitting(metric, model.num_classes)
     hub.check_names(data, model.labels, "the data set")
     device = next(model.parameters()).device
-    here = (processes().process_index, processes().num_processes) if spread else (0, 1)
-    batches, order = loader(on_device(data, device), batch_size, *here)
-    known = Columns(model.backbone.start)
-    said, row = [], None
+    process = (processes().process_index, processes().num_processes) if spread else (0, 1)
+    batches, order = loader(on_device(data, device), batch_size, *process)
+    columns = Columns(model.backbone.start)
+    parts, image_row = [], None
     with evaluating(model):
         for batch in batches:
-            args, inputs, labels_B = unpack(known(batch))
-            row = row or _image_row(model, move(args, device))
-            found = model.run(move(args, device), move(inputs, device))
-            sure_MB = None if found.certainty_MB is None else found.certainty_MB.float().cpu()
+            args, inputs, labels_B = unpack(columns(batch))
+            image_row = image_row or _image_row(model, move(args, device))
+            result = model.run(move(args, device), move(inputs, device))
+            sure_MB = result.certainty_MB
+            certainty_MB = None if sure_MB is None else sure_MB.float().cpu()
             keys_B = row_keys(args, inputs, len(labels_B)) if keys else None
-            said.append((policies.wide(found.logits_MBC).cpu(), labels_B.cpu(), sure_MB, keys_B))
+            logits_MBC = policies.wide(result.logits_MBC).cpu()
+            parts.append((logits_MBC, labels_B.cpu(), certainty_MB, keys_B))
     if spread and order is not None:
-        said, order = gather_object(said), gather_object(order)
-    if not said:
+        parts, order = gather_object(parts), gather_object(order)
+    if not parts:
         raise ValueError("no rows to evaluate: the data set is empty")
-    logits, labels, certainty, known = zip(*said, strict=True)
+    logits, labels, certainty, keys_of_batches = zip(*parts, strict=True)
     outputs = Outputs(
         torch.cat(logits, 1),
         torch.cat(labels),
-        model.cost(row),
+        model.cost(image_row),
         metric,
         None if certainty[0] is None else torch.cat(certainty, 1),
-        None if any(keys_B is None for keys_B in known) else torch.cat(known),
+        None if any(keys_B is None for keys_B in keys_of_batches) else torch.cat(keys_of_batches),
     )
     if order is not None:
         place = {row: index for index, row in enumerate(order)}  # of rows read twice, one

@@ -1,6 +1,8 @@
 """What came out, in pictures: scores, speed-ups, where inputs leave, and learned weights.
 
-Nothing is drawn on a screen and no global state of matplotlib is touched. Letters: M exits.
+Nothing is drawn on a screen and no global state of matplotlib is touched.
+
+Letters: M exits, S readings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +46,7 @@ def draw_curves(curves: Mapping[str, Sequence[Row]], path: Path, metric: str = "
 def draw_shares(rows: Row | Sequence[Row], path: Path) -> None:
     """Where the rows of the set leave, a panel per policy."""
     rows = [rows] if isinstance(rows, Row) else rows
-    _need(rows)
+    _check_any(rows)
 
     def draw(figure: "Figure") -> None:
         for axes, row in zip(figure.subplots(len(rows), squeeze=False).flat, rows, strict=True):
@@ -60,20 +62,20 @@ def draw_weights(W_MM: Weights, path: Path) -> None:
         W_MM: as `History.weights` holds them; None, for terms that don't count, stays grey.
         path: of the picture.
     """
-    W = _array(W_MM)
+    W = _weights_array(W_MM)
     _draw(path, (7.5, 6.5), lambda figure: _weights_panel(figure.subplots(), W))
 
 
 def draw_trajectory(history: History, path: Path) -> None:
     """Weights Ω over steps (of the last phase that learned any): own losses, and as a teacher."""
-    read = [row for row in history.steps if "W_MM" in row]
-    if not read:
+    readings = [row for row in history.steps if "W_MM" in row]
+    if not readings:
         raise ValueError("this history holds no learned weights")
-    read = [row for row in read if row["phase"] == read[-1]["phase"]]
-    W_SMM = np.stack([_array(row["W_MM"]) for row in read])
-    own_SMM = np.eye(W_SMM.shape[1], dtype=bool)[None].repeat(len(read), 0)
+    readings = [row for row in readings if row["phase"] == readings[-1]["phase"]]
+    W_SMM = np.stack([_weights_array(row["W_MM"]) for row in readings])
+    own_SMM = np.eye(W_SMM.shape[1], dtype=bool)[None].repeat(len(readings), 0)
     taught_SMM = np.ma.masked_invalid(np.where(own_SMM, np.nan, W_SMM))
-    steps = [row["step"] for row in read]
+    steps = [row["step"] for row in readings]
     panels = {
         "Weight of an exit's own loss": W_SMM.diagonal(axis1=1, axis2=2),
         "Weight as teacher, mean over students": taught_SMM.mean(1),
@@ -119,7 +121,7 @@ def draw_summary(
     scores = {"": [scores["score"] for scores in exit_scores(outputs)]}
     full = judge(outputs, FixedExit(outputs.num_exits - 1))
     curves = {name: [full, *rows] for name, rows in curves.items()}
-    W = None if W_MM is None else _array(W_MM)
+    W = None if W_MM is None else _weights_array(W_MM)
 
     def draw(figure: "Figure") -> None:
         figure.suptitle(title, fontsize=15, fontweight="bold")
@@ -134,7 +136,7 @@ def draw_summary(
 
 
 def _exits_panel(axes: "Axes", scores: Mapping[str, Sequence[float]], metric: str) -> None:
-    _need(scores)
+    _check_any(scores)
     for index, (name, score_M) in enumerate(scores.items()):
         score_M = [100 * score for score in score_M]
         axes.plot(score_M, label=name, **_line(index))
@@ -149,10 +151,10 @@ def _exits_panel(axes: "Axes", scores: Mapping[str, Sequence[float]], metric: st
 def _curves_panel(axes: "Axes", curves: Mapping[str, Sequence[Row]], metric: str) -> None:
     from matplotlib.ticker import MultipleLocator
 
-    _need(curves)
+    _check_any(curves)
     starred = False
     for index, (name, rows) in enumerate(curves.items()):
-        _need(rows)
+        _check_any(rows)
         rows = sorted(rows, key=lambda row: row.speedup_layers)
         points = [(row.speedup_layers, 100 * row.score) for row in rows]
         axes.plot(*zip(*points, strict=True), label=name, **_line(index))
@@ -209,7 +211,7 @@ def _weights_panel(axes: "Axes", W: NDArray[np.floating]) -> None:
     axes.set_yticks(_ticks(M))
 
 
-def _array(W_MM: Weights) -> NDArray[np.floating]:
+def _weights_array(W_MM: Weights) -> NDArray[np.floating]:
     """As an array, NaN where a term doesn't count."""
     W = np.array(W_MM.tolist() if isinstance(W_MM, Tensor) else W_MM, dtype=float)
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
@@ -252,6 +254,6 @@ def _draw(path: Path, size: tuple[float, float], draw: "Callable[[Figure], None]
         raise OSError(f"could not write {path}: {error}") from error
 
 
-def _need(rows: Any) -> None:
+def _check_any(rows: Any) -> None:
     if not rows:
         raise ValueError("nothing to draw: no rows, or no curves, were given")

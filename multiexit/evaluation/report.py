@@ -1,6 +1,8 @@
 """What came out, for people to read: tables, and a page made from results in JSON.
 
-Scores are kept in 0..1 and shown × 100. Exits are counted from 0. Letters: M exits.
+Scores are kept in 0..1 and shown × 100. Exits are counted from 0.
+
+Letters: M exits, S batch sizes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +46,7 @@ def exit_table(outputs: Outputs, markdown: bool = False) -> str:
 
     Layers, MACs and parameters are cumulated, all heads so far included (`multiexit.Cost`).
     """
-    return table(_exit_cells(_exits(outputs)), markdown)
+    return table(_exit_cells(_exit_rows(outputs)), markdown)
 
 
 def cost_table(cost: Cost) -> str:
@@ -73,10 +75,10 @@ def policy_table(rows: Sequence[Row], markdown: bool = False) -> str:
     Raises:
         ValueError: no rows.
     """
-    return table(_policy_cells(_policies(rows)), markdown)
+    return table(_policy_cells(_policy_rows(rows)), markdown)
 
 
-def _exits(outputs: Outputs) -> list[dict[str, Any]]:
+def _exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
     cost, answer_MB = outputs.cost, outputs.logits_MBC.argmax(-1)
     rows: list[dict[str, Any]] = [
         {"exit": m, "layers": layers, "macs": macs, "parameters": parameters, "scores": scores}
@@ -102,11 +104,11 @@ def _exit_cells(exits: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _cost_cells(exit: int, layers: int, macs: int, parameters: int) -> dict[str, str]:
-    counts = {"MACs": _readable(macs), "parameters": _readable(parameters)}
+    counts = {"MACs": _short_number(macs), "parameters": _short_number(parameters)}
     return {"exit": str(exit), "layers": str(layers), **counts}
 
 
-def _policies(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _policy_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError("no policies' rows were given: sweep at least one policy")
     return [row.to_json() for row in rows]
@@ -130,7 +132,7 @@ def _percents(scores: Mapping[str, float]) -> dict[str, str]:
     return {f"{name} (%)": f"{100 * value:.2f}" for name, value in named.items()}
 
 
-def _readable(count: float) -> str:
+def _short_number(count: float) -> str:
     for unit in ("", " k", " M", " G"):
         if count < 1000 - 0.05 * bool(unit):
             return f"{count:.1f}{unit}" if unit else str(count)

@@ -12,9 +12,9 @@ from multiexit.evaluation.outputs import Outputs
 from multiexit.evaluation.report import (
     SMALL,
     _exit_cells,
-    _exits,
-    _policies,
+    _exit_rows,
     _policy_cells,
+    _policy_rows,
     label,
     table,
 )
@@ -49,8 +49,8 @@ def results_json(
         "about": {"versions": versions(), **about},
         "metric": metrics.name(outputs.metric),
         "examples": len(outputs.labels_B),
-        "exits": _exits(outputs),
-        "policies": _policies(rows),
+        "exits": _exit_rows(outputs),
+        "policies": _policy_rows(rows),
         "epochs": [{k: v for k, v in row.items() if k != "exits"} for row in epochs],
         "weights": history.weights[-1][1] if history and history.weights else None,
     }
@@ -79,39 +79,39 @@ def results_page(folder: str | Path) -> str:
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise ValueError(f"no results (*.json) in {folder}")
-    compared, sections = [], []
+    comparison, sections = [], []
     for path in paths:
         data = read_results(path)
         try:
-            compared.append(_compared(path.stem, data))
+            comparison.append(_comparison_row(path.stem, data))
             sections.append(_section(path, data))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    top = ["# Results", "Made from the JSON files beside this page.", table(compared, True)]
+    top = ["# Results", "Made from the JSON files beside this page.", table(comparison, True)]
     return "\n\n".join([*top, *sections]) + "\n"
 
 
-def _compared(name: str, data: dict[str, Any]) -> dict[str, str]:
+def _comparison_row(name: str, data: dict[str, Any]) -> dict[str, str]:
     scores = [row["scores"]["score"] for row in data["exits"]]
-    near = min(data["policies"], key=lambda row: abs(row["speedup_layers"] - 2))
+    nearest = min(data["policies"], key=lambda row: abs(row["speedup_layers"] - 2))
     return {
         "results": str(data["about"].get("title", name)),
         "recipe": str(data["about"].get("recipe", "–")),
         "metric": label(data["metric"]),
         "mean over exits": f"{100 * sum(scores) / len(scores):.2f}",
         "last exit": f"{100 * scores[-1]:.2f}",
-        "nearest to 2×": f"{100 * near['score']:.2f}",
-        "its setting": f"{policy_name(near['policy'])}, {near['speedup_layers']:.2f}×",
+        "nearest to 2×": f"{100 * nearest['score']:.2f}",
+        "its setting": f"{policy_name(nearest['policy'])}, {nearest['speedup_layers']:.2f}×",
     }
 
 
 def _section(path: Path, data: dict[str, Any]) -> str:
     about = dict(data["about"])
-    title, note, command, used = (
+    title, note, command, libraries = (
         about.pop(key, None) for key in ("title", "note", "command", "versions")
     )
     name, picture = path.stem, path.with_suffix(".png")
-    facts = {**about, "examples": data["examples"], **(used or {})}
+    facts = {**about, "examples": data["examples"], **(libraries or {})}
     parts = [f"## {title or name}", note, command and f"```sh\n{command}\n```"]
     parts.append(" · ".join(f"{key} {value}" for key, value in facts.items()))
     if data["epochs"]:

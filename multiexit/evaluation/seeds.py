@@ -38,13 +38,13 @@ def gather(
     for name in sets:
         inside = "results.json" if len(sets) == 1 else f"{name}/results.json"
         runs = [results.read_results(folder / f"seed-{seed}" / inside) for seed in seeds]
-        by_set[name] = _together(runs, policy)
+        by_set[name] = _summary(runs, policy)
     data = {"format": FORMAT, "about": about, "seeds": list(seeds), "sets": by_set}
     write_json(folder / NAME, data)
     return data
 
 
-def _together(runs: list[dict[str, Any]], policy: str) -> dict[str, Any]:
+def _summary(runs: list[dict[str, Any]], policy: str) -> dict[str, Any]:
     scores_SM = [[row["scores"]["score"] for row in run["exits"]] for run in runs]
     nearest_S = [
         min(
@@ -146,20 +146,20 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         ValueError: runs on other tasks, sets or seeds, or too few seeds.
     """
     check_pair(other, one["about"]["task"], one["seeds"])
-    judged, judged_other = (
+    sets, other_sets = (
         {name: (rows["metric"], rows["examples"]) for name, rows in data["sets"].items()}
         for data in (one, other)
     )
-    if judged != judged_other:
-        raise ValueError(f"these runs were judged on {judged}, the others on {judged_other}")
+    if sets != other_sets:
+        raise ValueError(f"these runs were judged on {sets}, the others on {other_sets}")
     compared = {}
     for name, rows in one["sets"].items():
-        theirs = other["sets"][name]
-        mean = paired(rows["mean over exits"]["values"], theirs["mean over exits"]["values"])
+        other_rows = other["sets"][name]
+        mean = paired(rows["mean over exits"]["values"], other_rows["mean over exits"]["values"])
         exits = []
-        if len(rows["exits"]) == len(theirs["exits"]):
-            for mine, its in zip(rows["exits"], theirs["exits"], strict=True):
-                exits.append(paired(mine["values"], its["values"]))
+        if len(rows["exits"]) == len(other_rows["exits"]):
+            for exit, other_exit in zip(rows["exits"], other_rows["exits"], strict=True):
+                exits.append(paired(exit["values"], other_exit["values"]))
             for row, p in zip(exits, holm([row["p"] for row in exits]), strict=True):
                 row["p_holm"] = p
         compared[name] = {"mean over exits": mean, "exits": exits}
@@ -202,10 +202,10 @@ def holm(p_M: Sequence[float | None]) -> list[float | None]:
     [0.03, 0.06, None, 0.06]
     """
     adjusted: list[float | None] = [None] * len(p_M)
-    known = sorted((p, m) for m, p in enumerate(p_M) if p is not None)
+    defined = sorted((p, m) for m, p in enumerate(p_M) if p is not None)
     largest = 0.0
-    for rank, (p, m) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
+    for rank, (p, m) in enumerate(defined):
+        largest = max(largest, min(1.0, (len(defined) - rank) * p))
         adjusted[m] = largest
     return adjusted
 
@@ -243,8 +243,8 @@ def comparison_table(compared: dict[str, Any]) -> str:
                 "second (%)": _percent(row["other"]),
                 "difference": _percent(row["difference"], "+"),
                 "95 % interval": f"{_percent(row['low'], '+')} … {_percent(row['high'], '+')}",
-                "p": _p(row["p"]),
-                "p (Holm)": _p(row.get("p_holm")),
+                "p": _p_value(row["p"]),
+                "p (Holm)": _p_value(row.get("p_holm")),
             }
             for where, row in {"mean over exits": rows["mean over exits"], **lines}.items()
         ]
@@ -261,5 +261,5 @@ def _percent(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{100 * value:{sign}.2f}"
 
 
-def _p(value: float | None) -> str:
+def _p_value(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}"

@@ -39,23 +39,25 @@ def target(
 ) -> Choose:
     """The one target that is given, checked; see `multiexit.calibrate` for what each means."""
     each = zip(TARGETS, (speedup, score, milliseconds, risk), strict=True)
-    given = [name for name, value in each if value is not None]
-    if len(given) != 1:
+    names = [name for name, value in each if value is not None]
+    if len(names) != 1:
         raise ValueError(
             f"calibrate has one target: give one of {', '.join(TARGETS)}; got "
-            + (" and ".join(given) or "none")
+            + (" and ".join(names) or "none")
         )
     if risk is not None:
-        return _bounded(risk, confidence, loss)
+        return _risk_rule(risk, confidence, loss)
     if milliseconds is not None:
-        return _within(_positive("milliseconds", milliseconds), latency, batch_size)
+        return _milliseconds_rule(
+            _checked_positive("milliseconds", milliseconds), latency, batch_size
+        )
     speed = _speed(by, latency, batch_size)
     if speedup is not None:
-        if _positive("speedup", speedup) < 1:
+        if _checked_positive("speedup", speedup) < 1:
             raise ValueError(f"speedup is 1 without early exits; give more, got {speedup}")
-        return _fast(speedup, speed, by)
+        return _speedup_rule(speedup, speed, by)
     assert score is not None
-    return _good(score, speed, by)
+    return _score_rule(score, speed, by)
 
 
 def mean_ms(row: Row, latency: "Latency", batch_size: int) -> float:
@@ -74,12 +76,12 @@ def _speed(by: str, latency: "Latency | None", batch_size: int) -> Callable[[Row
         return lambda row: row.speedup_macs
     if by != "time":
         raise unknown("measure of speed called", by, BY)
-    table = _table(latency, batch_size)
+    table = _checked_table(latency, batch_size)
     full_ms = table.at(table.full_ms, batch_size)
     return lambda row: full_ms / mean_ms(row, table, batch_size)
 
 
-def _fast(speedup: float, speed: Callable[[Row], float], by: str) -> Choose:
+def _speedup_rule(speedup: float, speed: Callable[[Row], float], by: str) -> Choose:
     def choose(outputs: Outputs, settings: list[ExitPolicy]) -> ExitPolicy:
         rows = sweep(outputs, settings)
         fast = [row for row in rows if speed(row) >= speedup]
@@ -94,7 +96,7 @@ def _fast(speedup: float, speed: Callable[[Row], float], by: str) -> Choose:
     return choose
 
 
-def _good(score: float, speed: Callable[[Row], float], by: str) -> Choose:
+def _score_rule(score: float, speed: Callable[[Row], float], by: str) -> Choose:
     if not math.isfinite(score):
         raise ValueError(f"score must be a finite number, got {score}")
 
@@ -112,27 +114,27 @@ def _good(score: float, speed: Callable[[Row], float], by: str) -> Choose:
     return choose
 
 
-def _within(milliseconds: float, latency: "Latency | None", batch_size: int) -> Choose:
-    table = _table(latency, batch_size)
+def _milliseconds_rule(milliseconds: float, latency: "Latency | None", batch_size: int) -> Choose:
+    table = _checked_table(latency, batch_size)
 
     def choose(outputs: Outputs, settings: list[ExitPolicy]) -> ExitPolicy:
         rows = sweep(outputs, settings)
-        took = [mean_ms(row, table, batch_size) for row in rows]
-        fit = [(row, ms) for row, ms in zip(rows, took, strict=True) if ms <= milliseconds]
-        if not fit:
-            ms, best = min(zip(took, rows, strict=True), key=lambda pair: pair[0])
+        times = [mean_ms(row, table, batch_size) for row in rows]
+        within = [(row, ms) for row, ms in zip(rows, times, strict=True) if ms <= milliseconds]
+        if not within:
+            ms, best = min(zip(times, rows, strict=True), key=lambda pair: pair[0])
             raise ValueError(
                 f"no setting of {type(best.policy).__name__} takes {milliseconds} ms for a batch "
                 f"of {batch_size}; the fastest, {best.policy}, takes {ms:.3g} ms at a score of "
                 f"{best.score:.4f}, the network without early exits "
                 f"{table.at(table.full_ms, batch_size):.3g} ms"
             )
-        return max(fit, key=lambda pair: (pair[1], pair[0].score))[0].policy
+        return max(within, key=lambda pair: (pair[1], pair[0].score))[0].policy
 
     return choose
 
 
-def _bounded(risk: float, confidence: float | None, loss: str) -> Choose:
+def _risk_rule(risk: float, confidence: float | None, loss: str) -> Choose:
     guarantee.check_share("risk", risk)
     guarantee.check_loss(loss)
     if confidence is not None:
@@ -143,11 +145,11 @@ def _bounded(risk: float, confidence: float | None, loss: str) -> Choose:
         rows = len(outputs.labels_B)
         guarantee.check_rows(rows, risk, delta)
         logits_MBC, certainty_MB = outputs.logits_MBC, outputs.certainty_MB
-        left = [policies.answers(setting, logits_MBC, certainty_MB) for setting in settings]
+        answers = [policies.answers(setting, logits_MBC, certainty_MB) for setting in settings]
         # Numbers rise; whether that makes rows leave later or earlier, the two ends say.
-        if left[0][0].sum() < left[-1][0].sum():
-            settings, left = settings[::-1], left[::-1]
-        answer_SBC = torch.stack([answer_BC for _, answer_BC in left])
+        if answers[0][0].sum() < answers[-1][0].sum():
+            settings, answers = settings[::-1], answers[::-1]
+        answer_SBC = torch.stack([answer_BC for _, answer_BC in answers])
         loss_SB = guarantee.losses(answer_SBC, logits_MBC[-1], outputs.labels_B, loss)
         if delta is None:
             index = guarantee.conformal(loss_SB, risk)
@@ -167,7 +169,7 @@ def _bounded(risk: float, confidence: float | None, loss: str) -> Choose:
     return choose
 
 
-def _table(latency: "Latency | None", batch_size: int) -> "Latency":
+def _checked_table(latency: "Latency | None", batch_size: int) -> "Latency":
     if latency is None:
         raise ValueError(
             "by time or milliseconds it takes a latency table of the model on its machine: "
@@ -178,7 +180,7 @@ def _table(latency: "Latency | None", batch_size: int) -> "Latency":
     return latency
 
 
-def _positive(name: str, value: float) -> float:
+def _checked_positive(name: str, value: float) -> float:
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return value

@@ -39,10 +39,10 @@ def fit_temperatures(model: "MultiExitModel", outputs: "Outputs") -> None:
         raise ValueError("temperatures are for classes, and this model has one output (regression)")
     labels_B = outputs.labels_B.numpy()
     for exit, logits_BC in enumerate(outputs.logits_MBC.double().numpy()):
-        found: Any = minimize_scalar(
+        optimum: Any = minimize_scalar(
             _loss, bounds=(-RANGE, RANGE), args=(logits_BC, labels_B), method="bounded"
         )
-        model.temperature_M[exit] *= math.exp(found.x)
+        model.temperature_M[exit] *= math.exp(optimum.x)
 
 
 def _loss(log_temperature: float, logits_BC: np.ndarray, labels_B: np.ndarray) -> float:

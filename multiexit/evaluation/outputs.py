@@ -145,24 +145,22 @@ def collect(
         for batch in batches:
             args, inputs, labels_B = unpack(columns(batch))
             image_row = image_row or _image_row(model, move(args, device))
-            result = model.run(move(args, device), move(inputs, device))
-            sure_MB = result.certainty_MB
-            certainty_MB = None if sure_MB is None else sure_MB.float().cpu()
+            logits_MBC, sure_MB, _ = model.run(move(args, device), move(inputs, device))
+            sure_MB = None if sure_MB is None else sure_MB.float().cpu()
             keys_B = row_keys(args, inputs, len(labels_B)) if keys else None
-            logits_MBC = policies.wide(result.logits_MBC).cpu()
-            parts.append((logits_MBC, labels_B.cpu(), certainty_MB, keys_B))
+            parts.append((policies.wide(logits_MBC).cpu(), labels_B.cpu(), sure_MB, keys_B))
     if spread and order is not None:
         parts, order = gather_object(parts), gather_object(order)
     if not parts:
         raise ValueError("no rows to evaluate: the data set is empty")
-    logits, labels, certainty, keys_of_batches = zip(*parts, strict=True)
+    logits, labels, certainty, key_parts = zip(*parts, strict=True)
     outputs = Outputs(
         torch.cat(logits, 1),
         torch.cat(labels),
         model.cost(image_row),
         metric,
         None if certainty[0] is None else torch.cat(certainty, 1),
-        None if any(keys_B is None for keys_B in keys_of_batches) else torch.cat(keys_of_batches),
+        None if any(keys_B is None for keys_B in key_parts) else torch.cat(key_parts),
     )
     if order is not None:
         place = {row: index for index, row in enumerate(order)}  # of rows read twice, one

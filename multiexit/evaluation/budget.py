@@ -28,14 +28,29 @@ def budgeted(outputs: "Outputs", speedup: float) -> MaxProb:
     budget. Exit after exit, the threshold is the ⌊B·P_m⌋-th largest max p of the rows that are
     still there; ties leave together.
 
-    Args:
-        outputs: on held-out data that is not the evaluation's.
-        speedup: MACs of the full network with its last head alone ÷ the budget.
-
     Warns where the last exit answers one class only, or the rows are all of one class.
 
+    Args:
+        outputs: on held-out data that is not the evaluation's.
+        speedup: MACs of the full network with its last head alone ÷ the budget, which is MACs per
+            row on average.
+
+    Returns:
+        A policy with M − 1 thresholds; one of 2.0 lets nobody leave.
+
     Raises:
-        ValueError: a budget that leaving at the first exit alone exceeds, or regression.
+        ValueError: a budget that leaving at the first exit alone exceeds, or that is more than all
+            exits cost, or regression.
+
+    Example:
+        The surest of three rows, with a max p of 0.88, may leave at the first exit:
+
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[0.0, 0], [2, 0], [0, 1]], [[0, 9], [9, 0], [0, 9]]])
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=20)
+        >>> outputs = mx.Outputs(logits_MBC, torch.tensor([1, 0, 1]), cost)
+        >>> [round(threshold, 2) for threshold in mx.budgeted(outputs, speedup=1.3).threshold]
+        [0.88]
 
     Reference: Huang et al., "Multi-Scale Dense Networks", ICLR 2018, section 4, and its code.
     """
@@ -58,6 +73,13 @@ def budgeted(outputs: "Outputs", speedup: float) -> MaxProb:
 
 def shares(macs_M: tuple[int, ...], budget: float) -> Tensor:
     """P_m ∝ q^m, m = 1..M, such that Σ P_m·MACs_m = budget.
+
+    Args:
+        macs_M: cumulated MACs of leaving at each exit.
+        budget: MACs per row, on average.
+
+    Returns:
+        P, the share of rows that are to leave at each exit, float64 [M], summing to 1.
 
     Raises:
         ValueError: a budget below the first exit's MACs, or above all that can be spent.
@@ -82,7 +104,14 @@ def shares(macs_M: tuple[int, ...], budget: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Budget:
-    """Gives a trained model `budgeted` thresholds as its policy, when a recipe ends."""
+    """Gives a trained model `budgeted` thresholds as its policy, when a recipe ends.
+
+    Args:
+        speedup: MACs of the full network with its last head alone ÷ mean MACs, above 0.
+
+    Raises:
+        ValueError: a speed-up that isn't above 0.
+    """
 
     speedup: float
 
@@ -91,7 +120,7 @@ class Budget:
             raise ValueError(f"speedup must be above 0, got {self.speedup}")
 
     def check(self, model: "MultiExitModel") -> None:
-        """Refuse a budget that this model can't keep, before it is trained."""
+        """Refuse a budget that this model can't keep, before it is trained, by a ValueError."""
         cost = model.cost()
         shares(cost.macs_M, cost.full_macs / self.speedup)
 

@@ -60,18 +60,25 @@ def calibrate(
         loss: `"disagreement"` with the last exit, or `"accuracy"`: wrong where the last exit is
             right.
 
+    Returns:
+        A policy, with a certificate where a risk was the target.
+
     Raises:
         ValueError: no target or two, a class with more to choose, a target that no setting
             reaches (the message says what one reaches), a risk that these rows can't certify,
             time without a latency table.
 
     Example:
+        Three of four rows are sure enough to leave at the first of two exits:
+
         >>> import torch, multiexit as mx
-        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2)
-        >>> data = torch.utils.data.TensorDataset(torch.rand(60, 3, 32, 32), torch.arange(60) % 2)
-        >>> policy = mx.calibrate(mx.collect(model, data), mx.MaxProb, risk=0.1)
-        >>> policy.certificate.rows
-        60
+        >>> first_BC = torch.tensor([[0.0, 0], [0, 1], [2, 0], [0, 3]])
+        >>> last_BC = torch.tensor([[4.0, 0], [0, 4], [4, 0], [0, 4]])
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(torch.stack([first_BC, last_BC]), torch.tensor([0, 1, 0, 1]), cost)
+        >>> policy = mx.calibrate(outputs, mx.MaxProb, speedup=1.5)
+        >>> mx.judge(outputs, policy).speedup_layers
+        1.6
     """
     choose = target(
         speedup=speedup,

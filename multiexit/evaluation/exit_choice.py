@@ -28,16 +28,23 @@ def exits_that_pay(
         latency: from `multiexit.profile`, of the same model.
         batch_size: of the batches to come.
 
+    Returns:
+        Indices of exits, rising, counted from 0; for `multiexit.keep_exits`.
+
     Raises:
         ValueError: a latency table of other exits, or a policy with a number per exit.
 
     Example:
+        Nobody is sure at the second exit, and asking it takes 5 ms:
+
         >>> import torch, multiexit as mx
-        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2)
-        >>> data = torch.utils.data.TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8) % 2)
-        >>> latency = mx.profile(model, batch_sizes=(1,), repeats=1)
-        >>> kept = mx.exits_that_pay(mx.collect(model, data), mx.MaxProb(0.9), latency)
-        >>> smaller = mx.keep_exits(model, kept)
+        >>> logits_MBC = torch.tensor([[[9.0, 0], [0, 0]], [[0, 0], [0, 0]], [[9, 0], [9, 0]]])
+        >>> cost = mx.Cost((1, 2, 3), (1, 2, 3), (1, 2, 3), full_macs=3)
+        >>> outputs = mx.Outputs(logits_MBC, torch.tensor([0, 0]), cost)
+        >>> stages, check = ((9.0,), (9.0,), (9.0,)), ((1.0,), (5.0,), (1.0,))
+        >>> latency = mx.Latency("a CPU", (1,), (1.0,), stages, check, (0.1,), (29.0,))
+        >>> mx.exits_that_pay(outputs, mx.MaxProb(0.9), latency)
+        [0, 2]
     """
     M = outputs.num_exits
     if len(latency.stages_ms) != M:

@@ -9,6 +9,11 @@ from multiexit.policies import ExitPolicy, Known, one_number
 def policy_settings(policy: type[ExitPolicy] | ExitPolicy, M: int, C: int) -> list[ExitPolicy]:
     """A policy's settings by rising number, for so many exits and classes.
 
+    Args:
+        policy: a class with one number to choose, or a policy whose first number is chosen.
+        M: exits.
+        C: classes, 1 for regression.
+
     Raises:
         ValueError: a class with more than one number to choose, or nothing to choose.
     """

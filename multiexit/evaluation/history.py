@@ -1,4 +1,4 @@
-"""What a run did, step by step and epoch by epoch, as plain data.
+"""The log of a run, step by step and epoch by epoch, as plain data.
 
 Letters: M exits.
 """
@@ -21,8 +21,13 @@ class History:
             for terms that don't count.
         epochs: per epoch: phase, epoch, step, seconds, each exit's scores, and their mean
             over the exits that the phase trains.
-        best: the epoch of the last phase whose mean over the exits it trains was highest, or None
+        best: the best epoch of the last phase, by the mean over the exits that it trains; None
             without a dev set.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.History(steps=[{"step": 10, "loss": 0.7, "W_MM": [[1.0, 0.9], [1.1, 1.0]]}]).weights
+        [(10, [[1.0, 0.9], [1.1, 1.0]])]
     """
 
     steps: list[dict[str, Any]] = field(default_factory=list)

@@ -18,22 +18,32 @@ from multiexit.model.cost import Cost
 from multiexit.policies import ExitPolicy, check
 
 MOST_SEEN = 0.01
-"""Share of rows that may equal ones calibrated on: halves of GLUE's dev sets share up to 0.4 %."""
+"""Largest share of the judged rows that may also be rows calibrated on. It isn't 0, since GLUE's
+dev sets repeat rows: random halves of them have up to 0.4 % in common."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a policy achieves on a set: one row of a sweep.
+    """A policy's score and speed on a set: one row of a sweep.
 
     Args:
         policy: the policy.
-        score: the metric's main figure; `scores` holds all of them by name.
+        score: the metric's main figure; more is better.
+        scores: all figures by name, that one as `"score"`.
         mean_layers: stages run per input row, averaged.
         speedup_layers: stages of the full network ÷ mean_layers.
         speedup_macs: MACs of the full network with its last head alone ÷ mean MACs with all heads
             that were asked. Below 1 when heads cost and nobody leaves.
-        shares_M: which share of the rows left at each exit.
+        shares_M: the share of the rows that left at each exit, summing to 1.
         speedup_time: seconds of the full network ÷ seconds with the policy, where measured.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[0.0, 0], [2, 0]], [[0, 2], [2, 0]]])
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> row = mx.judge(mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost), mx.MaxProb(0.8))
+        >>> row.score, row.mean_layers, round(row.speedup_layers, 2), row.speedup_macs, row.shares_M
+        (1.0, 1.5, 1.33, 1.2, [0.5, 0.5])
     """
 
     policy: ExitPolicy
@@ -51,23 +61,68 @@ class Row:
 
 
 def score(logits_BC: Tensor, labels_B: Tensor, metric: str | Metric) -> dict[str, float]:
-    """A metric of logits [N, C] against labels [N]; `"score"` is the one to compare by."""
+    """Measure logits against labels.
+
+    Args:
+        logits_BC: of all N rows, [N, C], on the CPU.
+        labels_B: [N].
+        metric: a name in `multiexit.metrics.METRICS`, or a function.
+
+    Returns:
+        Figures by name; `"score"` is the one to compare by.
+
+    Raises:
+        ValueError: what `multiexit.metrics.measure` raises.
+    """
     C = logits_BC.shape[1]
     predicted_B = logits_BC[:, 0] if C == 1 else logits_BC.argmax(-1)
     return metrics.measure(metric, predicted_B.numpy(), labels_B.numpy(), C)
 
 
 def exit_scores(outputs: Outputs) -> list[dict[str, float]]:
-    """Each exit's scores, as if everyone left there."""
+    """Each exit's scores, as if everyone left there.
+
+    Args:
+        outputs: from `collect`.
+
+    Returns:
+        Per exit, the metric's figures by name; `"score"` is the one to compare by.
+
+    Raises:
+        ValueError: what the metric raises.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[1.0, 0], [2, 0]], [[0, 2], [2, 0]]])
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> mx.exit_scores(mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost))
+        [{'score': 0.5, 'accuracy': 0.5}, {'score': 1.0, 'accuracy': 1.0}]
+    """
     return [score(logits_BC, outputs.labels_B, outputs.metric) for logits_BC in outputs.logits_MBC]
 
 
 def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
-    """What one policy achieves on the collected outputs.
+    """Judge one policy on the collected outputs.
+
+    Args:
+        outputs: from `collect`.
+        policy: any `ExitPolicy`.
+
+    Returns:
+        Its score and its speed.
 
     Raises:
-        ValueError: a policy with a certificate, where over 1 % of the rows (`MOST_SEEN`) are among
-            those that it was calibrated on.
+        ValueError: a policy that doesn't fit the outputs; one with a certificate, where over 1 % of
+            the rows (`MOST_SEEN`) are among those that it was calibrated on.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[1.0, 0], [2, 0]], [[0, 2], [2, 0]]])
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost)
+        >>> row = mx.judge(outputs, mx.FixedExit(0))
+        >>> row.score, row.speedup_layers
+        (0.5, 2.0)
     """
     check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
     _check_unseen(outputs, policy)
@@ -89,10 +144,26 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
 
 
 def sweep(outputs: Outputs, policies: Iterable[ExitPolicy]) -> list[Row]:
-    """What each policy achieves; the model is not run again.
+    """Judge each of some policies; the model is not run again.
+
+    Args:
+        outputs: from `collect`.
+        policies: to judge; `multiexit.evaluation.grids.family` lists one policy's settings.
+
+    Returns:
+        A row per policy, in their order.
 
     Raises:
         ValueError: one policy or its class in place of a list, and as `judge`.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[1.0, 0], [2, 0]], [[0, 2], [2, 0]]])
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost)
+        >>> rows = mx.sweep(outputs, [mx.MaxProb(t) for t in (0.7, 0.8, 0.9)])
+        >>> [(row.policy.threshold, row.score, row.mean_layers) for row in rows]
+        [(0.7, 0.5, 1.0), (0.8, 1.0, 1.5), (0.9, 1.0, 2.0)]
     """
     if isinstance(policies, type | ExitPolicy):
         raise ValueError("sweep takes a list of policies, such as [MaxProb(0.5), MaxProb(0.9)]")
@@ -114,7 +185,7 @@ def _check_unseen(outputs: Outputs, policy: ExitPolicy) -> None:
 
 
 def relative_to(row: Row, own: Cost, full: Cost, time: float | None = None) -> Row:
-    """A static network's row with its speed-ups against the full network.
+    """Make a static network's row with its speed-ups against the full network.
 
     By itself a network of one exit has speed-up 1. Here they are L_full / L and MACs_full / MACs,
     so that the row can stand beside those of multi-exit methods on the full network.

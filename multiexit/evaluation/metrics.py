@@ -18,10 +18,17 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from multiexit.names import unknown
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float | Mapping[str, float]]
+"""`(predicted_N, labels_N) -> score`, or figures by name with a `"score"`."""
 
 
 def accuracy(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) -> dict[str, float]:
-    """Share of rows that are right (SST-2, MNLI, QNLI, RTE, CIFAR)."""
+    """Share of rows that are right, in 0..1 (SST-2, MNLI, QNLI, RTE, CIFAR).
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> mx.metrics.accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1]))
+        {'score': 0.75, 'accuracy': 0.75}
+    """
     value = float(accuracy_score(labels_N, predicted_N))
     return {"score": value, "accuracy": value}
 
@@ -29,7 +36,14 @@ def accuracy(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) ->
 def accuracy_f1(
     predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]
 ) -> dict[str, float]:
-    """Accuracy, F1 of class 1, and their mean as the score (MRPC, QQP)."""
+    """Accuracy, F1 of class 1, and their mean as the score, in 0..1 (MRPC, QQP).
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> scores = mx.metrics.accuracy_f1(np.array([1, 1, 0, 0]), np.array([1, 1, 1, 0]))
+        >>> {name: round(value, 3) for name, value in scores.items()}
+        {'score': 0.775, 'accuracy': 0.75, 'f1': 0.8}
+    """
     right = float(accuracy_score(labels_N, predicted_N))
     f1 = float(f1_score(labels_N, predicted_N, zero_division=0.0))  # type: ignore[arg-type]
     return {"score": (right + f1) / 2, "accuracy": right, "f1": f1}
@@ -38,14 +52,28 @@ def accuracy_f1(
 def accuracy_macro_f1(
     predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]
 ) -> dict[str, float]:
-    """Accuracy, F1 averaged over the classes that occur, and their mean as the score."""
+    """Accuracy, F1 averaged over the classes that occur, and their mean as the score, in 0..1.
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> scores = mx.metrics.accuracy_macro_f1(np.array([0, 1, 2, 0]), np.array([0, 1, 2, 2]))
+        >>> {name: round(value, 3) for name, value in scores.items()}
+        {'score': 0.764, 'accuracy': 0.75, 'macro_f1': 0.778}
+    """
     right = float(accuracy_score(labels_N, predicted_N))
     f1 = float(f1_score(labels_N, predicted_N, average="macro", zero_division=0.0))  # type: ignore[arg-type]
     return {"score": (right + f1) / 2, "accuracy": right, "macro_f1": f1}
 
 
 def matthews(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) -> dict[str, float]:
-    """Matthews' correlation coefficient (CoLA)."""
+    """Matthews' correlation coefficient, in −1..1 (CoLA).
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> scores = mx.metrics.matthews(np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0]))
+        >>> round(scores["mcc"], 3)
+        0.577
+    """
     value = float(matthews_corrcoef(labels_N, predicted_N))
     return {"score": value, "mcc": value}
 
@@ -53,9 +81,15 @@ def matthews(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) ->
 def pearson_spearman(
     predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]
 ) -> dict[str, float]:
-    """Pearson's and Spearman's correlations, and their mean as the score (STS-B).
+    """Pearson's and Spearman's correlations, and their mean as the score, in −1..1 (STS-B).
 
     A constant prediction correlates with nothing: 0.
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> scores = mx.metrics.pearson_spearman(np.array([1, 2, 9]), np.array([1, 2, 3]))
+        >>> {name: round(value, 3) for name, value in scores.items()}
+        {'score': 0.959, 'pearson': 0.918, 'spearman': 1.0}
     """
     if len(labels_N) < 2 or np.ptp(predicted_N) == 0 or np.ptp(labels_N) == 0:
         return {"score": 0.0, "pearson": 0.0, "spearman": 0.0}
@@ -79,8 +113,17 @@ OF_VALUES = ("pearson_spearman",)
 def fitting(metric: str | Metric | None, num_classes: int) -> str | Metric:
     """A metric that suits so many classes; for None accuracy, or Pearson and Spearman of one.
 
+    Args:
+        metric: a key of `METRICS`, a function, or None.
+        num_classes: C, 1 for regression.
+
     Raises:
         ValueError: an unknown name, or a metric of classes for regression or the other way round.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.metrics.fitting(None, num_classes=3), mx.metrics.fitting(None, num_classes=1)
+        ('accuracy', 'pearson_spearman')
     """
     suited, others = (OF_CLASSES, OF_VALUES) if num_classes > 1 else (OF_VALUES, OF_CLASSES)
     if metric is None:
@@ -98,8 +141,18 @@ def fitting(metric: str | Metric | None, num_classes: int) -> str | Metric:
 def check(metric: str | Metric | None, num_classes: int) -> None:
     """Try a metric on a few made-up rows, so that it doesn't fail after hours of training.
 
+    Args:
+        metric: a key of `METRICS`, a function, or None.
+        num_classes: C, 1 for regression.
+
     Raises:
-        ValueError: as `fitting` and `measure` do, or whatever the metric raises.
+        ValueError: as `fitting` and `measure` do.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.metrics.check(lambda predicted_N, labels_N: {"mean": 0.5}, num_classes=2)
+        Traceback (most recent call last):
+        ValueError: the metric '<lambda>' gives ['mean']; one entry must be 'score', to compare by
     """
     metric = fitting(metric, num_classes)
     num_labels = num_classes if num_classes > 1 else 3
@@ -117,10 +170,26 @@ def check(metric: str | Metric | None, num_classes: int) -> None:
 def measure(
     metric: str | Metric, predicted_N: NDArray[Any], labels_N: NDArray[Any], num_classes: int
 ) -> dict[str, float]:
-    """What a metric says, by name, `"score"` first.
+    """Judge answers by a metric.
+
+    Args:
+        metric: a key of `METRICS`, or a function.
+        predicted_N: the answers [N]: class numbers, or floats of regression.
+        labels_N: the labels [N].
+        num_classes: C, 1 for regression.
+
+    Returns:
+        Figures by name, `"score"` first; a function's single number under its own name too.
 
     Raises:
         ValueError: no finite number, no dict of them with a `"score"`, or an error in the metric.
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> def right(predicted_N, labels_N):
+        ...     return (predicted_N == labels_N).sum()
+        >>> mx.metrics.measure(right, np.array([0, 1, 1]), np.array([0, 1, 0]), num_classes=2)
+        {'score': 2.0, 'right': 2.0}
     """
     function = METRICS[metric] if isinstance(metric, str) else metric
     if function is accuracy_f1 and num_classes > 2:
@@ -145,7 +214,13 @@ def measure(
 
 
 def name(metric: str | Metric | None) -> str:
-    """What a metric is called: a function by its name."""
+    """The name of a metric; a function goes by its own.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.metrics.name(mx.metrics.matthews), mx.metrics.name("accuracy")
+        ('matthews', 'accuracy')
+    """
     if metric is None or isinstance(metric, str):
         return str(metric)
     return getattr(metric, "__qualname__", None) or type(metric).__qualname__

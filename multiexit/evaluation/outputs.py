@@ -1,6 +1,6 @@
-"""What a model said about a data set, and parts of it.
+"""The outputs of a model on a data set, and parts of them.
 
-Letters: M exits, B = N rows of the set, C classes.
+Letters: M exits, B rows of the set, C classes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,14 +32,22 @@ class Outputs:
     """Everything a model said about a data set.
 
     Args:
-        logits_MBC: all exits' logits over the whole set on the CPU, B = N rows in order; float32,
-            of a float64 model float64.
+        logits_MBC: all exits' logits on the CPU, B all rows of the set in its order; float32, of a
+            float64 model float64.
         labels_B: int64 classes, or float targets for regression.
         cost: what leaving at each exit costs.
         metric: a name in `multiexit.metrics.METRICS`, or a function.
-        certainty_MB: how sure each exit is of being right, of models that learn to exit.
+        certainty_MB: how sure each exit is of being right, in 0..1, of models that learn to exit.
         keys_B: a 64-bit key of each row's inputs, by which rows are known again; None where there
             are none.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(torch.zeros(2, 10, 3), torch.zeros(10, dtype=torch.long), cost)
+        >>> to_calibrate, to_judge = outputs.split(0.3)
+        >>> outputs.num_exits, len(to_calibrate.labels_B), len(to_judge.labels_B)
+        (2, 3, 7)
     """
 
     logits_MBC: Tensor
@@ -55,7 +63,11 @@ class Outputs:
         return len(self.logits_MBC)
 
     def take(self, rows: Tensor) -> "Outputs":
-        """Some of the rows: their numbers, or a mask [B]."""
+        """Take some of the rows.
+
+        Args:
+            rows: their numbers, or a bool mask [B].
+        """
         return replace(
             self,
             logits_MBC=self.logits_MBC[:, rows],
@@ -65,9 +77,16 @@ class Outputs:
         )
 
     def split(self, share: float, seed: int = 0) -> "tuple[Outputs, Outputs]":
-        """A random share of the rows, rounded down, and the rest.
+        """Split off a random share of the rows, rounded down, from the rest.
 
         Drawn plainly, not by class, as bounds on the risk need it.
+
+        Args:
+            share: in (0, 1).
+            seed: of the draw.
+
+        Returns:
+            The share, and the rest, each in the set's order.
 
         Raises:
             ValueError: a share that leaves either part empty.
@@ -78,13 +97,13 @@ class Outputs:
         return self.take(order[:first].sort().values), self.take(order[first:].sort().values)
 
     def seen(self, certificate: Certificate) -> Tensor:
-        """Which rows a policy was calibrated on, bool [B]; none where keys are missing."""
+        """Say which rows a policy was calibrated on, bool [B]; none where keys are missing."""
         if self.keys_B is None:
             return torch.zeros(len(self.labels_B), dtype=torch.bool)
         return certificate.seen(self.keys_B)
 
     def without(self, certificate: Certificate) -> "Outputs":
-        """The rows that a policy was not calibrated on.
+        """Take the rows that a policy was not calibrated on.
 
         Raises:
             ValueError: no row is left.
@@ -130,9 +149,20 @@ def collect(
         spread: share a data set's batches among the processes of this run, all of which must call
             this, and get the outputs on the whole set. An iterable is read by each of them.
 
+    Returns:
+        The outputs on the whole set, on the CPU.
+
     Raises:
-        ValueError: no rows, a metric that doesn't fit, labels outside the classes, or NaN or
-            infinite logits (named exit and row).
+        ValueError: no rows, a metric that doesn't fit, labels outside the classes, class names in
+            another order than the model's, or NaN or infinite logits (named exit and row).
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> backbone = mx.wrap(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)))
+        >>> model = mx.MultiExitModel(backbone, num_classes=3)
+        >>> outputs = mx.collect(model, [(torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1]))])
+        >>> outputs.logits_MBC.shape, outputs.cost.layers_M
+        (torch.Size([2, 5, 3]), (1, 2))
     """
     metric = metrics.fitting(metric, model.num_classes)
     hub.check_names(data, model.labels, "the data set")

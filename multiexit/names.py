@@ -10,7 +10,7 @@ def suggest(name: object, known: Iterable[str]) -> str | None:
     >>> suggest("leebret", ["joint", "leebert"])
     'leebert'
     """
-    by_lower = {one.lower(): one for one in known}
+    by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[near[0]] if near else None
 
@@ -23,5 +23,5 @@ def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     """
     known = list(known)
     near = suggest(name, known)
-    said = "; there" if near is None else f": did you mean {near!r}? There"
-    return ValueError(f"no {what} {name!r}{said} are {', '.join(known)}")
+    opening = "; there" if near is None else f": did you mean {near!r}? There"
+    return ValueError(f"no {what} {name!r}{opening} are {', '.join(known)}")

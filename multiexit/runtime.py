@@ -19,14 +19,14 @@ from multiexit import _version
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; outside, also after an error, every submodule has its own mode."""
-    with as_found(*modules):
+    with modes_kept(*modules):
         for module in modules:
             module.eval()
         yield
 
 
 @contextmanager
-def as_found(*modules: nn.Module) -> Iterator[None]:
+def modes_kept(*modules: nn.Module) -> Iterator[None]:
     """Whatever happens inside, modes and `requires_grad` are as before at the end."""
     modes = [(m, m.training) for module in modules for m in module.modules()]
     flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
@@ -55,17 +55,17 @@ def train_mode(model: nn.Module) -> None:
         train_mode(child)
 
 
-def compiled(function: Any, graphs: int, **how: Any) -> Any:
+def compiled(function: Any, graphs: int, **options: Any) -> Any:
     """`torch.compile`, with room for as many graphs; torch gives up at 8.
 
     Args:
         function: what is compiled.
         graphs: how many there may be, for all compiled functions of the process.
-        how: what else `torch.compile` takes.
+        options: what else `torch.compile` takes.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, graphs)
-    return torch.compile(function, **how)
+    return torch.compile(function, **options)
 
 
 TIMEOUT = timedelta(minutes=10)
@@ -83,17 +83,17 @@ def processes() -> PartialState:
     return PartialState(cpu, timeout=TIMEOUT)
 
 
-def first_alone(check: Callable[[], None]) -> None:
+def first_process_checks(check: Callable[[], None]) -> None:
     """Let the first process check what all share, such as a folder; what it raises, all do."""
-    refused: list[Exception | None] = [None]
+    refusals: list[Exception | None] = [None]
     if processes().is_main_process:
         try:
             check()
         except (ValueError, OSError) as error:
-            refused = [error]
-    (found,) = broadcast_object_list(refused)
-    if found is not None:
-        raise found
+            refusals = [error]
+    (refusal,) = broadcast_object_list(refusals)
+    if refusal is not None:
+        raise refusal
 
 
 def versions() -> dict[str, Any]:

@@ -9,24 +9,24 @@ import sys
 from typing import Any
 
 
-def end(*_: Any) -> None:
+def exit_as_interrupted(*_: Any) -> None:
     """End as Ctrl-C ends a program."""
     os._exit(128 + signal.SIGINT)
 
 
-def begin() -> None:
+def arm() -> None:
     """Arm, where this process is a command and Ctrl-C is neither ignored nor someone else's."""
     words = sys.orig_argv
-    module = "-m" in words and words[words.index("-m") + 1 :][:1] == ["multiexit.cli"]
-    script = os.path.basename(sys.argv[0] if sys.argv else "").partition(".")[0] == "multiexit"
-    if (module or script) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
+    is_module = "-m" in words and words[words.index("-m") + 1 :][:1] == ["multiexit.cli"]
+    is_script = os.path.basename(sys.argv[0] if sys.argv else "").partition(".")[0] == "multiexit"
+    if (is_module or is_script) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, exit_as_interrupted)
 
 
-def done() -> None:
+def disarm() -> None:
     """From here on Ctrl-C is a `KeyboardInterrupt` again."""
-    if signal.getsignal(signal.SIGINT) is end:
+    if signal.getsignal(signal.SIGINT) is exit_as_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-begin()
+arm()

@@ -60,8 +60,8 @@ def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows:
         for row in (exit_B != alone_B).nonzero().flatten().tolist():
             where = f"at exit {int(exit_B[row])} {how}, at {int(alone_B[row])} alone"
             raise AssertionError(f"{policy}: row {row} leaves {where}; no row may sway another")
-    back = policies.from_json(json.loads(json.dumps(policies.to_json(policy))), [type(policy)])
-    _require(back == policy, f"{policy} comes back from JSON as {back}")
+    loaded = policies.from_json(json.loads(json.dumps(policies.to_json(policy))), [type(policy)])
+    _require(loaded == policy, f"{policy} comes back from JSON as {loaded}")
 
 
 def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) -> None:
@@ -78,13 +78,13 @@ def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) 
         inputs = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in example.items()}
     rows = {len(value) for value in inputs.values()}
     _require(len(rows) == 1 and min(rows) >= 3, f"inputs need at least 3 rows each, have {rows}")
-    one = {len(value) for value in backbone.example_inputs().values()}
-    _require(one == {1}, f"example_inputs() gives {one} rows, not one")
+    example_rows = {len(value) for value in backbone.example_inputs().values()}
+    _require(example_rows == {1}, f"example_inputs() gives {example_rows} rows, not one")
     with torch.no_grad():
         _check_stages(backbone, inputs, min(rows))
     if backbone.spec is not None:
-        again = rebuild(json.loads(json.dumps(backbone.spec)))
-        mine, theirs = ({k: v.shape for k, v in b.state_dict().items()} for b in (backbone, again))
+        remade = rebuild(json.loads(json.dumps(backbone.spec)))
+        mine, theirs = ({k: v.shape for k, v in b.state_dict().items()} for b in (backbone, remade))
         wrong = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         _require(not wrong, f"what its spec rebuilds has other tensors: {wrong[:5]}; use spec=None")
 
@@ -99,18 +99,18 @@ def check_head(factory: heads.Factory, shape: heads.Shape, num_classes: int = 3)
     """
     head = factory(shape, num_classes).eval()
     feature = torch.randn(4, *(7 if size is None else size for size in shape))
-    told = isinstance(head, heads.Head) and len(shape) == 2
+    reads_valid = isinstance(head, heads.Head) and len(shape) == 2
     valid_BT = torch.arange(feature.shape[1]) < torch.tensor([[1], [3], [5], [7]])
 
-    def run(some: Tensor, valid_BT: Tensor) -> Tensor:
-        return head(some, valid_BT) if told else head(some)
+    def run(x: Tensor, valid_BT: Tensor) -> Tensor:
+        return head(x, valid_BT) if reads_valid else head(x)
 
     logits_BC = run(feature, valid_BT)
     sizes = tuple(logits_BC.shape)
     _require(sizes == (4, num_classes), f"logits must be {(4, num_classes)}, are {sizes}")
     near = torch.allclose(run(feature[3:], valid_BT[3:]), logits_BC[3:], atol=1e-5)
     _require(near, "a row's logits depend on other rows")
-    if told:
+    if reads_valid:
         noisy = torch.where(valid_BT.unsqueeze(-1), feature, 100.0)
         near = torch.allclose(run(noisy, valid_BT), logits_BC, atol=1e-5)
         _require(near, "logits depend on what stands in padding")
@@ -128,7 +128,7 @@ def check_learner(learner: Learner, exits: int = 4) -> None:
     _require(isinstance(weights, LossWeights), f"weights() gave a {type(weights).__name__}")
     again_MM = learner.weights(topology.lae(exits), 0)()
     _require(torch.equal(weights(), again_MM), "the same seed gives other weights")
-    omega, again = (Omega(learner, topology.lae(exits), 0.01, 0.5, seed) for seed in (0, 1))
+    omega, resumed = (Omega(learner, topology.lae(exits), 0.01, 0.5, seed) for seed in (0, 1))
     rows = [(torch.rand(exits, 8), torch.randn(exits, 8))] if learner.weighs_rows else []
     for step in range(12):
         before, plan = copy.deepcopy(omega.weights.state_dict()), omega.plan(step)
@@ -140,11 +140,11 @@ def check_learner(learner: Learner, exits: int = 4) -> None:
         W_MM = omega.value()
         _require(W_MM.shape == (exits, exits), f"weights have shape {tuple(W_MM.shape)}")
         _require(bool(W_MM.isfinite().all()), f"weights aren't finite after step {step}")
-        now = omega.weights.state_dict()
-        moved = any(not torch.equal(before[name], now[name]) for name in now)
+        after = omega.weights.state_dict()
+        moved = any(not torch.equal(before[name], after[name]) for name in after)
         _require(moved == (any(plan) and learner.learns), f"step {step}, {plan}: Ω moved: {moved}")
-    again.load_state_dict(omega.state_dict())
-    _require(torch.equal(again.value(), omega.value()), "Ω isn't the same after being saved")
+    resumed.load_state_dict(omega.state_dict())
+    _require(torch.equal(resumed.value(), omega.value()), "Ω isn't the same after being saved")
 
 
 def check_topology(made: Topology) -> None:
@@ -166,8 +166,8 @@ def _run(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor) -> Tensor
     for m in range(M - 1):
         if len(rows_B) == 0:
             break
-        here_BC, certain_B = logits_MBC[m, rows_B], certainty_MB[m, rows_B]
-        state, stop_B = policies.step(policy, state, here_BC, certain_B)
+        exit_logits_BC, certain_B = logits_MBC[m, rows_B], certainty_MB[m, rows_B]
+        state, stop_B = policies.step(policy, state, exit_logits_BC, certain_B)
         _require_rows(state, len(rows_B), f"{policy}.step's state")
         exit_B[rows_B[stop_B]] = m
         state, rows_B = select(state, ~stop_B), rows_B[~stop_B]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.backbones.running import random_rows
-from multiexit.runtime import as_found, evaluating
+from multiexit.runtime import evaluating, modes_kept
 
 Part = tuple[str, nn.Module]
 
@@ -251,7 +251,7 @@ def _check_rest(module: nn.Module, parts: Sequence[Part], x: Tensor) -> None:
     last = parts[-1][1]
     hooks.append(last.register_forward_hook(lambda *_: ended.append(True)))
     try:
-        with as_found(module), torch.enable_grad():
+        with modes_kept(module), torch.enable_grad():
             for p in module.parameters():
                 p.requires_grad_(p.is_floating_point())
             calls = _own_calls(module, parts, x)

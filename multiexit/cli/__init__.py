@@ -35,7 +35,7 @@ for command in (
 
 def main() -> None:
     """Run a command; what the user can mend is one line on stderr and exit code 2."""
-    starting.done()
+    starting.disarm()
     run = app
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's summary then names the reason
         from torch.distributed.elastic.multiprocessing.errors import record

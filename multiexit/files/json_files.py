@@ -47,8 +47,8 @@ def _no_constant(name: str) -> float:
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A table whose keys are each there once."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(n for n in names if names.count(n) > 1)[:80]!r} is there twice")
-    return made
+    return table

@@ -18,10 +18,10 @@ def place(path: str | Path) -> Path:
     Raises:
         ValueError: nobody says what the home folder is.
     """
-    found = home(path)
-    if found is None:
+    expanded = home(path)
+    if expanded is None:
         raise ValueError(f"nobody says what the home folder is in {str(path)!r}: write it out")
-    return found
+    return expanded
 
 
 def regular(path: str | Path, inside: Path | None = None) -> Path:

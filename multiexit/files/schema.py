@@ -68,7 +68,7 @@ def one_of(*allowed: Any) -> Check:
     """One of some values."""
 
     def check(key: str, value: Any) -> None:
-        if not any(type(value) is type(one) and value == one for one in allowed):
+        if not any(type(value) is type(choice) and value == choice for choice in allowed):
             raise wrong(key, value, f"one of {list(allowed)}")
 
     return check
@@ -93,14 +93,14 @@ def either(first: Check, second: Check) -> Check:
     return check
 
 
-def listed(each: Check, least: int = 0, most: int = 1_000_000) -> Check:
+def listed(entry_check: Check, least: int = 0, most: int = 1_000_000) -> Check:
     """A list of such values."""
 
     def check(key: str, value: Any) -> None:
         if not isinstance(value, list | tuple) or not least <= len(value) <= most:
             raise wrong(key, value, f"a list of {least} to {most} entries")
         for index, entry in enumerate(value):
-            each(f"{key}[{index}]", entry)
+            entry_check(f"{key}[{index}]", entry)
 
     return check
 
@@ -117,7 +117,7 @@ def table(
         others: what may be there.
         rest: for any other key; None refuses them.
     """
-    known = {**needed, **(others or {})}
+    checks = {**needed, **(others or {})}
 
     def check(key: str, value: Any) -> None:
         if not isinstance(value, Mapping):
@@ -126,13 +126,13 @@ def table(
         if missing:
             raise ValueError(f"{key or 'it'} lacks {', '.join(missing)}")
         for name, entry in value.items():
-            inner = known.get(name, rest)
-            if inner is None:
+            entry_check = checks.get(name, rest)
+            if entry_check is None:
                 raise ValueError(
                     f"{key or 'it'} has {short(name)}, which is not known here; known are "
-                    f"{', '.join(sorted(known))}"
+                    f"{', '.join(sorted(checks))}"
                 )
-            inner(f"{key}.{str(name)[:80]}".lstrip("."), entry)
+            entry_check(f"{key}.{str(name)[:80]}".lstrip("."), entry)
 
     return check
 

@@ -57,53 +57,54 @@ def bounded(stored: Mapping[str, Stored]) -> Iterator[None]:
     Raises:
         ValueError: there, at the parameter that is too much.
     """
-    most, made = 1000 + 8 * len(stored), 0
-    largest, size = 10**7 + 10 * sum(math.prod(one.shape) for one in stored.values()), 0
+    count, size = 0, 0
+    most = 1000 + 8 * len(stored)
+    largest = 10**7 + 10 * sum(math.prod(tensor.shape) for tensor in stored.values())
 
-    def count(module: nn.Module, name: str, p: Any) -> None:
-        nonlocal made, size
-        made, size = made + 1, size + (0 if p is None else p.numel())
-        if made > most or size > largest:
+    def count_parameter(module: nn.Module, name: str, p: Any) -> None:
+        nonlocal count, size
+        count, size = count + 1, size + (0 if p is None else p.numel())
+        if count > most or size > largest:
             raise ValueError(
-                f"it has over {made - 1} parameters of {size:,} numbers, for {len(stored)} tensors "
-                "stored"
+                f"it has over {count - 1} parameters of {size:,} numbers, for {len(stored)} "
+                "tensors stored"
             )
 
-    handle = register_module_parameter_registration_hook(count)
+    handle = register_module_parameter_registration_hook(count_parameter)
     try:
         yield
     finally:
         handle.remove()
 
 
-def check_fit(wanted: Mapping[str, Tensor], stored: Mapping[str, Stored], path: Path) -> None:
+def check_fit(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], path: Path) -> None:
     """Refuse a file whose tensors aren't those of a network.
 
     Args:
-        wanted: its parameters and buffers by all their names; shared ones are the same object,
-            and are stored under one of them.
+        expected: the network's parameters and buffers by all their names; shared ones are the same
+            object, and are stored under one of them.
         stored: the file's header.
         path: of the file.
 
     Raises:
         ValueError: which tensors are missing, left over, of another shape or no numbers.
     """
-    extra = sorted(stored.keys() - wanted.keys())
-    there = {id(tensor) for name, tensor in wanted.items() if name in stored}
-    missing = [name for name, tensor in wanted.items() if id(tensor) not in there]
+    extra = sorted(stored.keys() - expected.keys())
+    stored_ids = {id(tensor) for name, tensor in expected.items() if name in stored}
+    missing = [name for name, tensor in expected.items() if id(tensor) not in stored_ids]
     problems = []
     if missing:
-        problems.append(f"it lacks {_some(missing)}")
+        problems.append(f"it lacks {_first_few(missing)}")
     if extra:
-        problems.append(f"it has {_some(extra)} too many")
-    for name in sorted(stored.keys() & wanted.keys()):
-        found, tensor = stored[name], wanted[name]
-        if found.shape != tuple(tensor.shape):
-            problems.append(f"{name} is {list(found.shape)}, not {list(tensor.shape)}")
-        elif (found.dtype in FLOATING) != tensor.is_floating_point():
-            problems.append(f"{name} is stored as {found.dtype}, not as {tensor.dtype}")
+        problems.append(f"it has {_first_few(extra)} too many")
+    for name in sorted(stored.keys() & expected.keys()):
+        entry, tensor = stored[name], expected[name]
+        if entry.shape != tuple(tensor.shape):
+            problems.append(f"{name} is {list(entry.shape)}, not {list(tensor.shape)}")
+        elif (entry.dtype in FLOATING) != tensor.is_floating_point():
+            problems.append(f"{name} is stored as {entry.dtype}, not as {tensor.dtype}")
     if problems:
-        raise ValueError(f"{path} doesn't fit this model: {_some(problems, '; ')}")
+        raise ValueError(f"{path} doesn't fit this model: {_first_few(problems, '; ')}")
 
 
 def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> None:
@@ -112,11 +113,11 @@ def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> No
     Raises:
         ValueError: no file, one cut short, or tensors missing, left over or of another shape.
     """
-    own, there = model.state_dict(keep_vars=True), header(path, inside)
-    check_fit(own, there, path)
-    for name, one in there.items():
-        if one.dtype in FLOATING:
-            own[name].data = own[name].data.to(FLOATING[one.dtype])
+    tensors, stored = model.state_dict(keep_vars=True), header(path, inside)
+    check_fit(tensors, stored, path)
+    for name, entry in stored.items():
+        if entry.dtype in FLOATING:
+            tensors[name].data = tensors[name].data.to(FLOATING[entry.dtype])
     with _readable(path, inside):
         load_model(model, path)
 
@@ -141,6 +142,6 @@ def _readable(path: Path, inside: Path | None) -> Iterator[None]:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
 
 
-def _some(items: list[str], between: str = ", ") -> str:
+def _first_few(items: list[str], between: str = ", ") -> str:
     more = len(items) - 5
     return between.join(items[:5]) + (f" and {more} more" if more > 0 else "")

@@ -28,13 +28,13 @@ def write_all(writers: dict[Path, Callable[[Path], Any]]) -> None:
             mode = stat.S_IMODE(aside.stat().st_mode)
             writer(aside)
             aside.chmod(mode)
-        for path, written in temporary.items():
-            os.replace(written, path)
+        for path, aside in temporary.items():
+            os.replace(aside, path)
     except SafetensorError as error:  # its own name for a failed write
         raise OSError(f"could not write {[str(path) for path in writers]}: {error}") from error
     finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)
+        for aside in temporary.values():
+            aside.unlink(missing_ok=True)
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:

@@ -41,7 +41,7 @@ from multiexit.evaluation.judging import exit_scores
 from multiexit.evaluation.outputs import Outputs, collect
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
-from multiexit.runtime import as_found
+from multiexit.runtime import modes_kept
 from multiexit.training import checks, out_of_memory, precision, selection, sharding, signals
 from multiexit.training import phase as phases
 from multiexit.training.accelerator import accelerator
@@ -199,7 +199,7 @@ class Trainer:
         self.state.position = Position(phase=index, total=self.state.position.total)
         phase = self.recipe.phases[index]
         with (
-            as_found(self.model),
+            modes_kept(self.model),
             closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper,
         ):
             self._run_epochs(stepper, data, dev)

@@ -32,7 +32,7 @@ from multiexit.backbones import text_inputs
 from multiexit.data.images import on_device
 from multiexit.losses import matrix
 from multiexit.recipes.static import LayerDrop
-from multiexit.runtime import as_found
+from multiexit.runtime import modes_kept
 from multiexit.training.stepper import Stepper
 
 aten = torch.ops.aten
@@ -91,7 +91,10 @@ def test_no_step_reads_back_from_the_device(name, kind, monkeypatch):
     model, draw = make(recipe.head), batches_of(kind, rows())
     settings = config(optimizer="adamw", clip=1.0)
     for phase in recipe.phases:
-        with as_found(model), closing(Stepper(model, phase, settings, Accelerator(cpu=True))) as s:
+        with (
+            modes_kept(model),
+            closing(Stepper(model, phase, settings, Accelerator(cpu=True))) as s,
+        ):
             for step in (2, 3):  # an even and an odd one, the last of a cycle
                 micro, second = [draw()], draw()
                 with NoOps(), NoReading():

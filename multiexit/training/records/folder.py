@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from multiexit.model.folder import SETTINGS
-from multiexit.runtime import first_alone
+from multiexit.runtime import first_process_checks
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint, provenance
 
@@ -68,7 +68,7 @@ def held(config: TrainConfig) -> Iterator[None]:
         _check_run(config, folder, began)
 
     try:
-        first_alone(take)
+        first_process_checks(take)
         yield
     finally:
         for file in locked:

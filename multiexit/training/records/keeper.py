@@ -9,7 +9,7 @@ from multiexit.evaluation.history import History
 from multiexit.model.folder import backbone_spec, save_folder
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
-from multiexit.runtime import as_found
+from multiexit.runtime import modes_kept
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint, identity, provenance
 from multiexit.training.records import folder as runfolder
@@ -76,7 +76,7 @@ class Keeper:
         plain = recipe.finish is None and folder.exists()
         if not provenance.finished(self._output, self._kept[-1], otherwise=plain):
             return False
-        with as_found(self.model):
+        with modes_kept(self.model):
             try:
                 own = None if isinstance(self.model.head, str) else self.model.head
                 there = MultiExitModel.from_pretrained(

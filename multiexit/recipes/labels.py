@@ -144,8 +144,8 @@ def shallow_deep(threshold: float = 0.9) -> Recipe:
 
     Example:
         >>> import multiexit as mx
-        >>> made = mx.recipe("shallow-deep")
-        >>> made.phases[0].coefficients is mx.coefficients.scheduled, made.policy
+        >>> recipe = mx.recipe("shallow-deep")
+        >>> recipe.phases[0].coefficients is mx.coefficients.scheduled, recipe.policy
         (True, MostConfident(threshold=0.9))
     """
     return Recipe(
@@ -177,8 +177,8 @@ def right_tool(threshold: float = 0.9) -> Recipe:
 
     Example:
         >>> import multiexit as mx
-        >>> made = mx.recipe("right-tool")
-        >>> made.head, made.finish is mx.fit_temperatures
+        >>> recipe = mx.recipe("right-tool")
+        >>> recipe.head, recipe.finish is mx.fit_temperatures
         ('+mix', True)
     """
     return Recipe(
@@ -218,8 +218,8 @@ def berxit(threshold: float = 0.9, variant: Literal["paper", "code"] = "paper") 
 
     Example:
         >>> import multiexit as mx
-        >>> made = mx.recipe("berxit")
-        >>> made.policy, made.head
+        >>> recipe = mx.recipe("berxit")
+        >>> recipe.policy, recipe.head
         (Certainty(threshold=0.9), 'own-pooler+lte')
     """
     if variant not in ("paper", "code"):

@@ -95,8 +95,8 @@ def leebert_lle(temperature: float = 1.0, cycle: int = 4) -> Recipe:
         >>> mx.recipe("leebert-lle").phases[0].topology
         'lle'
     """
-    made = leebert(temperature, cycle, topology="lle")
-    return _named(made, "leebert-lle", "3.1.2", "later exits teach earlier ones, CLO-v2")
+    recipe = leebert(temperature, cycle, topology="lle")
+    return _renamed(recipe, "leebert-lle", "3.1.2", "later exits teach earlier ones, CLO-v2")
 
 
 def leebert_rand(temperature: float = 1.0) -> Recipe:
@@ -117,8 +117,8 @@ def leebert_rand(temperature: float = 1.0) -> Recipe:
         >>> mx.recipe("leebert-rand").phases[0].learner.learns
         False
     """
-    made = leebert(temperature, learner=weights.Random())
-    return _named(made, "leebert-rand", "4.4", "all teach all, random weights")
+    recipe = leebert(temperature, learner=weights.Random())
+    return _renamed(recipe, "leebert-rand", "4.4", "all teach all, random weights")
 
 
 def leebert_uniform(temperature: float = 1.0) -> Recipe:
@@ -139,8 +139,8 @@ def leebert_uniform(temperature: float = 1.0) -> Recipe:
         >>> mx.recipe("leebert-uniform").phases[0].learner
         Uniform(parametrization='softmax')
     """
-    made = leebert(temperature, learner=weights.Uniform())
-    return _named(made, "leebert-uniform", "4.4", "all teach all, uniform weights")
+    recipe = leebert(temperature, learner=weights.Uniform())
+    return _renamed(recipe, "leebert-uniform", "4.4", "all teach all, uniform weights")
 
 
 def leebert_slo(temperature: float = 1.0) -> Recipe:
@@ -160,8 +160,8 @@ def leebert_slo(temperature: float = 1.0) -> Recipe:
         >>> mx.recipe("leebert-slo").phases[0].learner.splits
         False
     """
-    made = leebert(temperature, learner=weights.SLO())
-    return _named(made, "leebert-slo", "3.3.1", "all teach all, weights by SLO")
+    recipe = leebert(temperature, learner=weights.SLO())
+    return _renamed(recipe, "leebert-slo", "3.3.1", "all teach all, weights by SLO")
 
 
 def leebert_blo(temperature: float = 1.0) -> Recipe:
@@ -181,8 +181,8 @@ def leebert_blo(temperature: float = 1.0) -> Recipe:
         >>> mx.recipe("leebert-blo").phases[0].learner.plan(0, rho=0.5)
         Plan(stepping=0.0, first=0.0, second=1.0, hyper=0.0)
     """
-    made = leebert(temperature, learner=weights.BLO())
-    return _named(made, "leebert-blo", "3.3.1", "all teach all, weights by BLO")
+    recipe = leebert(temperature, learner=weights.BLO())
+    return _renamed(recipe, "leebert-blo", "3.3.1", "all teach all, weights by BLO")
 
 
 def leebert_clo_v1(temperature: float = 1.0, fresh: bool = True) -> Recipe:
@@ -203,8 +203,8 @@ def leebert_clo_v1(temperature: float = 1.0, fresh: bool = True) -> Recipe:
         >>> mx.recipe("leebert-clo-v1").phases[0].learner.plan(0, rho=0.5)
         Plan(stepping=0.0, first=0.5, second=1.0, hyper=0.0)
     """
-    made = leebert(temperature, learner=weights.CLO1(fresh=fresh))
-    return _named(made, "leebert-clo-v1", "3.4", "all teach all, weights by CLO-v1")
+    recipe = leebert(temperature, learner=weights.CLO1(fresh=fresh))
+    return _renamed(recipe, "leebert-clo-v1", "3.4", "all teach all, weights by CLO-v1")
 
 
 def leebert_hyper(temperature: float = 1.0, cycle: int = 4) -> Recipe:
@@ -229,8 +229,8 @@ def leebert_hyper(temperature: float = 1.0, cycle: int = 4) -> Recipe:
         >>> mx.recipe("leebert-hyper").phases[0].learner.looks_back
         True
     """
-    made = leebert(temperature, learner=weights.Hyper(cycle=cycle))
-    return _named(made, "leebert-hyper", "3.3", "all teach all, weights by hypergradient")
+    recipe = leebert(temperature, learner=weights.Hyper(cycle=cycle))
+    return _renamed(recipe, "leebert-hyper", "3.3", "all teach all, weights by hypergradient")
 
 
 def fastbert_clo_v2(temperature: float = 1.0, cycle: int = 4) -> Recipe:
@@ -252,9 +252,9 @@ def fastbert_clo_v2(temperature: float = 1.0, cycle: int = 4) -> Recipe:
         >>> mx.recipe("fastbert-clo-v2").phases[0].topology
         'last'
     """
-    made = leebert(temperature, cycle, topology="last")
-    return _named(made, "fastbert-clo-v2", "4.4", "the last exit teaches, weights by CLO-v2")
+    recipe = leebert(temperature, cycle, topology="last")
+    return _renamed(recipe, "fastbert-clo-v2", "4.4", "the last exit teaches, weights by CLO-v2")
 
 
-def _named(made: Recipe, name: str, section: str, summary: str) -> Recipe:
-    return replace(made, name=name, section=section, summary=summary)
+def _renamed(recipe: Recipe, name: str, section: str, summary: str) -> Recipe:
+    return replace(recipe, name=name, section=section, summary=summary)

@@ -22,13 +22,13 @@ def check_options(name: str, make: Callable[..., Any], options: Mapping[str, Any
         ValueError: it names the option, the value, and what would be right.
     """
     kinds = get_type_hints(make)
-    known = list(inspect.signature(make).parameters)
+    names = list(inspect.signature(make).parameters)
     for option, value in options.items():
-        if option not in known:
-            raise unknown(f"option of recipe {name!r} called", option, known or ["none"])
+        if option not in names:
+            raise unknown(f"option of recipe {name!r} called", option, names or ["none"])
         if not _fits(value, kinds[option]):
             raise ValueError(
-                f"recipe {name!r}: {option} must be {_kind(kinds[option])}, got {value!r}"
+                f"recipe {name!r}: {option} must be {_kind_text(kinds[option])}, got {value!r}"
             )
 
 
@@ -53,10 +53,10 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _kind(kind: Any) -> str:
+def _kind_text(kind: Any) -> str:
     """An annotated kind in words."""
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_kind, get_args(kind))))
+        return " or ".join(dict.fromkeys(map(_kind_text, get_args(kind))))
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:

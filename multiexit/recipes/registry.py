@@ -74,8 +74,8 @@ def recipe(name: str, **options: Any) -> Recipe:
 
     Example:
         >>> import multiexit as mx
-        >>> made = mx.recipe("leebert-lle", temperature=4.0)
-        >>> made.policy, made.phases[0].temperature
+        >>> recipe = mx.recipe("leebert-lle", temperature=4.0)
+        >>> recipe.policy, recipe.phases[0].temperature
         (Patience(patience=4, tolerance=None), Constant(value=4.0))
     """
     if name not in RECIPES:

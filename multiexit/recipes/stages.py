@@ -146,8 +146,8 @@ def ztw(threshold: float = 0.9, pretrained: bool = False) -> Recipe:
 
     Example:
         >>> import multiexit as mx
-        >>> made = mx.recipe("ztw")
-        >>> len(made.phases), made.head
+        >>> recipe = mx.recipe("ztw")
+        >>> len(recipe.phases), recipe.head
         (3, 'linear+cascade')
     """
     return Recipe(
@@ -176,8 +176,8 @@ def cascade_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
     Raises:
         ValueError: heads without votes.
     """
-    kept = {*votes_alone(model), *model.heads[-1].parameters()}
-    return [p for head in model.heads[:-1] for p in head.parameters() if p not in kept]
+    untrained = {*votes_alone(model), *model.heads[-1].parameters()}
+    return [p for head in model.heads[:-1] for p in head.parameters() if p not in untrained]
 
 
 def votes_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:

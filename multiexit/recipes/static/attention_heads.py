@@ -41,7 +41,7 @@ def keep_heads(backbone: TransformerBackbone, kept: Heads) -> TransformerBackbon
     """
     check_encoder(backbone)
     pruned = copy.deepcopy(backbone)
-    _check(pruned, kept)
+    _check_heads(pruned, kept)
     cut(pruned, kept)
     spec: dict[str, Any] = dict(backbone.spec or {})
     before = spec.get("heads") or [range(backbone.config.num_attention_heads)] * len(kept)
@@ -50,11 +50,11 @@ def keep_heads(backbone: TransformerBackbone, kept: Heads) -> TransformerBackbon
     return pruned
 
 
-def _check(backbone: TransformerBackbone, kept: Heads) -> None:
-    there = attentions(backbone)
-    if len(kept) != len(there):
-        raise ValueError(f"heads of {len(kept)} layers were given; this encoder has {len(there)}")
-    for layer, (attention, heads) in enumerate(zip(there, kept, strict=True)):
+def _check_heads(backbone: TransformerBackbone, kept: Heads) -> None:
+    layers = attentions(backbone)
+    if len(kept) != len(layers):
+        raise ValueError(f"heads of {len(kept)} layers were given; this encoder has {len(layers)}")
+    for layer, (attention, heads) in enumerate(zip(layers, kept, strict=True)):
         A = attention.heads(head_width(backbone))
         rising = list(heads) == sorted(set(heads))
         if not heads or not rising or not 0 <= min(heads) <= max(heads) < A:

@@ -60,26 +60,26 @@ def head_importance(
     """
     check_encoder(model.backbone)
     backbone: Any = model.backbone
-    there = attentions(backbone)
+    layers = attentions(backbone)
     device = next(model.parameters()).device
-    sums = [torch.zeros(each.heads(head_width(backbone)), device=device) for each in there]
+    sums = [torch.zeros(layer.heads(head_width(backbone)), device=device) for layer in layers]
     rows = 0
     with evaluating(model):
         for batch in loader(data, batch_size)[0]:
             args, inputs, labels_B = unpack(batch)
             labels_B = labels_B.to(device)
-            with torch.enable_grad(), masks(there, head_width(backbone)) as used:
+            with torch.enable_grad(), masks(layers, head_width(backbone)) as used:
                 logits_MBC = model.run(move(args, device), move(inputs, device)).logits_MBC
                 loss = matrix.row_losses(logits_MBC[-1:], labels_B).sum()
-            order = [(index, mask) for index, masks_of in enumerate(used) for mask in masks_of]
-            slopes = torch.autograd.grad(loss, [mask for _, mask in order])
-            for (index, _), slope_B1A1 in zip(order, slopes, strict=True):
+            pairs = [(index, mask) for index, uses in enumerate(used) for mask in uses]
+            slopes = torch.autograd.grad(loss, [mask for _, mask in pairs])
+            for (index, _), slope_B1A1 in zip(pairs, slopes, strict=True):
                 sums[index] += slope_B1A1.float().abs().sum(0).flatten()
             rows += len(labels_B)
     if rows == 0:
         raise ValueError("no rows to measure the heads' importance on: the data set is empty")
-    found = [total_A / rows for total_A in sums]
-    return [_A / (_A.norm() + 1e-20) for _A in found] if normalise else found
+    means = [total_A / rows for total_A in sums]
+    return [_A / (_A.norm() + 1e-20) for _A in means] if normalise else means
 
 
 def heads_to_keep(importance: Sequence[Tensor], share: float) -> list[list[int]]:
@@ -103,45 +103,45 @@ def heads_to_keep(importance: Sequence[Tensor], share: float) -> list[list[int]]
     if not 0 <= share < 1:
         raise ValueError(f"the share of heads that go must be in [0, 1), got {share}")
     total = sum(len(each_A) for each_A in importance)
-    gone = int(share * total + 1e-9)
+    count = int(share * total + 1e-9)
     most = total - len(importance)
-    if gone > most:
+    if count > most:
         raise ValueError(
-            f"{gone} of {total} heads can't go: each of {len(importance)} layers keeps one, so "
+            f"{count} of {total} heads can't go: each of {len(importance)} layers keeps one, so "
             f"the share can be {most / total:.3f} at most, got {share}"
         )
     values = [each_A.tolist() for each_A in importance]
     ranked = sorted(
         (value, layer, head)
-        for layer, each in enumerate(values)
-        for head, value in enumerate(each)
-        if head != each.index(max(each))
+        for layer, layer_values in enumerate(values)
+        for head, value in enumerate(layer_values)
+        if head != layer_values.index(max(layer_values))
     )
-    lost = {(layer, head) for _, layer, head in ranked[:gone]}
+    dropped = {(layer, head) for _, layer, head in ranked[:count]}
     return [
-        [head for head in range(len(each)) if (layer, head) not in lost]
-        for layer, each in enumerate(values)
+        [head for head in range(len(layer_values)) if (layer, head) not in dropped]
+        for layer, layer_values in enumerate(values)
     ]
 
 
 @contextmanager
-def masks(there: Sequence[Attention], d: int) -> Iterator[list[list[Tensor]]]:
-    """Inside, each use of an attention has ones [B, 1, A, 1] on its heads' outputs, kept here."""
-    used: list[list[Tensor]] = [[] for _ in there]
+def masks(layers: Sequence[Attention], d: int) -> Iterator[list[list[Tensor]]]:
+    """Inside, each use of an attention has ones [B, 1, A, 1] on its heads' outputs, which are given."""
+    uses_of_layers: list[list[Tensor]] = [[] for _ in layers]
 
-    def hook(kept: list[Tensor]) -> Any:
+    def hook(uses: list[Tensor]) -> Any:
         def masked(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x_BTAd = args[0].unflatten(-1, (-1, d))
             B, _, A, _ = x_BTAd.shape
-            kept.append(torch.ones(B, 1, A, 1, device=x_BTAd.device, requires_grad=True))
-            return ((x_BTAd * kept[-1].to(x_BTAd.dtype)).flatten(-2), *args[1:])
+            uses.append(torch.ones(B, 1, A, 1, device=x_BTAd.device, requires_grad=True))
+            return ((x_BTAd * uses[-1].to(x_BTAd.dtype)).flatten(-2), *args[1:])
 
         return masked
 
-    pairs = zip(there, used, strict=True)
-    handles = [each.outward.register_forward_pre_hook(hook(kept)) for each, kept in pairs]
+    pairs = zip(layers, uses_of_layers, strict=True)
+    handles = [layer.outward.register_forward_pre_hook(hook(uses)) for layer, uses in pairs]
     try:
-        yield used
+        yield uses_of_layers
     finally:
         for handle in handles:
             handle.remove()

@@ -38,12 +38,12 @@ def keep_layers(backbone: TransformerBackbone, layers: Sequence[int]) -> Transfo
     wrong = [layer for layer in layers if not 0 <= layer < depth]
     if not layers or wrong or any(b <= a for a, b in pairwise(layers)):
         raise ValueError(f"layers to keep must rise within 0..{depth - 1}, got {layers}")
-    kept = [backbone.order[layer] for layer in layers]
-    distinct = sorted(set(kept))
+    modules = [backbone.order[layer] for layer in layers]
+    distinct = sorted(set(modules))
     short = copy.deepcopy(backbone)
     per_layer = len(backbone.spec.get("heads", [])) // len(backbone.layers) if backbone.spec else 0
     short.layers = nn.ModuleList(short.layers[index] for index in distinct)
-    short.order = [distinct.index(index) for index in kept]
+    short.order = [distinct.index(index) for index in modules]
     short.feature_shapes = [backbone.feature_shapes[layer] for layer in layers]
     short.config.num_hidden_layers = len(layers)
     spec: dict[str, Any] = dict(backbone.spec or {})

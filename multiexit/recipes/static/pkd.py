@@ -75,7 +75,7 @@ def pkd(
         >>> mx.static.pkd(teacher, layers=2).policy
         FixedExit(exit=1)
     """
-    depth = _check(teacher, layers, alpha, temperature, beta, pattern)
+    depth = _checked_depth(teacher, layers, alpha, temperature, beta, pattern)
     taught = teacher_layers(depth, layers, pattern)
 
     def labels_part(teaches_MM: Tensor, progress: float, shares_M: Sequence[float]) -> Tensor:
@@ -87,19 +87,19 @@ def pkd(
                 f"PKD reads the hidden states of all {layers} layers, and this student has "
                 f"{len(seen.features)} exits: make it with exits='all'"
             )
-        answers_BC, states_BnH = _ask(teacher, seen, taught)
-        own_BnH = torch.stack([feature[:, 0].float() for feature in seen.features[:-1]], 1)
-        if own_BnH.shape != states_BnH.shape:
+        answers_BC, teacher_BnH = _teacher_outputs(teacher, seen, taught)
+        student_BnH = torch.stack([feature[:, 0].float() for feature in seen.features[:-1]], 1)
+        if student_BnH.shape != teacher_BnH.shape:
             raise ValueError(
-                f"the student's states have width {own_BnH.shape[-1]}, the teacher's "
-                f"{states_BnH.shape[-1]}: they must be the same"
+                f"the student's states have width {student_BnH.shape[-1]}, the teacher's "
+                f"{teacher_BnH.shape[-1]}: they must be the same"
             )
         answers = F.kl_div(
             F.log_softmax(seen.logits_MBC[-1].float() / temperature, -1),
             F.softmax(answers_BC / temperature, -1),
             reduction="none",
         ).mean()
-        states = F.mse_loss(F.normalize(own_BnH, dim=-1), F.normalize(states_BnH, dim=-1))
+        states = F.mse_loss(F.normalize(student_BnH, dim=-1), F.normalize(teacher_BnH, dim=-1))
         return alpha * temperature**2 * answers + beta * states
 
     return Recipe(
@@ -131,7 +131,9 @@ def teacher_layers(depth: int, layers: int, pattern: str = "skip") -> list[int]:
 
 
 @torch.no_grad()
-def _ask(teacher: MultiExitModel, seen: Seen, taught: list[int]) -> tuple[Tensor, Tensor]:
+def _teacher_outputs(
+    teacher: MultiExitModel, seen: Seen, taught: list[int]
+) -> tuple[Tensor, Tensor]:
     """The teacher's last logits [B, C] and its first token's states [B, n − 1, H]."""
     with evaluating(teacher.to(seen.logits_MBC.device)):
         carry, states = teacher.backbone.start(*seen.args, **seen.inputs), []
@@ -144,7 +146,7 @@ def _ask(teacher: MultiExitModel, seen: Seen, taught: list[int]) -> tuple[Tensor
     return answers_BC, torch.stack([states[layer] for layer in taught], 1)
 
 
-def _check(
+def _checked_depth(
     teacher: MultiExitModel,
     layers: int,
     alpha: float,

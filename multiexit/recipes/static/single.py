@@ -34,25 +34,25 @@ def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> Mult
             f"the last head, {type(last).__name__}, reads what earlier heads left; it can't stand "
             "alone: train with another head"
         )
-    old_shape = model.backbone.feature_shapes[model.exits[-1]]
+    shape = model.backbone.feature_shapes[model.exits[-1]]
     trunk, exit = model.backbone, model.exits[-1]
     if backbone is not None:
         trunk, exit = backbone, backbone.num_stages - 1
-        if backbone.feature_shapes[exit] != old_shape:
+        if backbone.feature_shapes[exit] != shape:
             raise ValueError(
-                f"the head reads features {old_shape}, and this backbone gives "
+                f"the head reads features {shape}, and this backbone gives "
                 f"{backbone.feature_shapes[exit]}"
             )
         # A last exit that is the network's own head stays so, and no other becomes one.
-        own = model.backbone.classifier if isinstance(last, OwnHead) else None
-        trunk.set_classifier(copy.deepcopy(own))
-    made = MultiExitModel(trunk, model.num_classes, [exit], model.head, model.pool, model.labels)
-    made.heads[0].load_state_dict(last.state_dict())
-    made.temperature_M.copy_(model.temperature_M[-1:])
-    made.preprocessing = dict(model.preprocessing)
-    made.training = model.training
-    made.heads.train(last.training)
-    return made
+        classifier = model.backbone.classifier if isinstance(last, OwnHead) else None
+        trunk.set_classifier(copy.deepcopy(classifier))
+    single = MultiExitModel(trunk, model.num_classes, [exit], model.head, model.pool, model.labels)
+    single.heads[0].load_state_dict(last.state_dict())
+    single.temperature_M.copy_(model.temperature_M[-1:])
+    single.preprocessing = dict(model.preprocessing)
+    single.training = model.training
+    single.heads.train(last.training)
+    return single
 
 
 def fine_tune() -> Recipe:

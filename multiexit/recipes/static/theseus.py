@@ -125,8 +125,8 @@ def theseus(base: float = 0.3, reach: float = 1.0) -> Recipe:
 
     Example:
         >>> import multiexit as mx
-        >>> made = mx.static.theseus(base=0.3)
-        >>> len(made.phases), made.policy
+        >>> recipe = mx.static.theseus(base=0.3)
+        >>> len(recipe.phases), recipe.policy
         (2, FixedExit(exit=0))
 
     Reference: Xu et al., "BERT-of-Theseus: Compressing BERT by Progressive Module Replacing",

@@ -126,7 +126,7 @@ def heads_to_keep(importance: Sequence[Tensor], share: float) -> list[list[int]]
 
 @contextmanager
 def masks(layers: Sequence[Attention], d: int) -> Iterator[list[list[Tensor]]]:
-    """Inside, each use of an attention multiplies its heads' outputs by ones [B, 1, A, 1], given."""
+    """Inside, each use of an attention multiplies its heads' outputs by ones, [B, 1, A, 1]."""
     uses_of_layers: list[list[Tensor]] = [[] for _ in layers]
 
     def hook(uses: list[Tensor]) -> Any:

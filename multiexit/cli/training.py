@@ -55,7 +55,7 @@ def train(
     head: Annotated[
         str | None,
         typer.Option(
-            help="linear, pooler, own-pooler, attention, mixed-pool; +lte, +mix or +cascade behind"
+            help="linear, pooler, attention, …, with +lte, +mix, … behind; an unknown one lists all"
         ),
     ] = None,
     pool: Annotated[str | None, typer.Option(help="first or mean")] = None,

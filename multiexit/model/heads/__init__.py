@@ -2,6 +2,7 @@
 
 from multiexit.model.heads.base import ChainedHead as ChainedHead
 from multiexit.model.heads.base import Factory as Factory
+from multiexit.model.heads.base import Features as Features
 from multiexit.model.heads.base import Head as Head
 from multiexit.model.heads.base import Memory as Memory
 from multiexit.model.heads.base import Shape as Shape
@@ -10,6 +11,7 @@ from multiexit.model.heads.base import ask as ask
 from multiexit.model.heads.base import pool_feature as pool_feature
 from multiexit.model.heads.batched import classify as classify
 from multiexit.model.heads.batched import separable as separable
+from multiexit.model.heads.build import HEADS as HEADS
 from multiexit.model.heads.build import build as build
 from multiexit.model.heads.build import own_head as own_head
 from multiexit.model.heads.chained import CHAINED as CHAINED

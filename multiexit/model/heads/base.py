@@ -5,6 +5,7 @@ Letters: B batch rows, T tokens, D a vector's width, K classes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -142,3 +143,36 @@ class VectorHead(Head):
 
     def forward(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         return self.linear(self.vector(feature, valid_BT))
+
+
+class Features(NamedTuple):
+    """What heads by name are made for: the features of the exits, one of each in order.
+
+    Args:
+        shapes, layouts: of each exit's feature, see `multiexit.backbones.layouts`.
+        num_classes: K; 1 for regression.
+        pool: `"first"` or `"mean"`.
+        pooler: a pretrained one to start from, or None.
+        owns_pooler: whether the network's own head, behind these, has it.
+    """
+
+    shapes: list[Shape]
+    layouts: list[str]
+    num_classes: int
+    pool: str
+    pooler: nn.Linear | None = None
+    owns_pooler: bool = False
+
+    @property
+    def widths(self) -> list[int]:
+        """Each feature's width."""
+        return list(map(width_of, self.shapes, self.layouts))
+
+    def check_layouts(self, layouts: tuple[str, ...], requirement: str) -> None:
+        """Refuse features of other layouts."""
+        for shape, layout in zip(self.shapes, self.layouts, strict=True):
+            if layout not in layouts:
+                raise ValueError(
+                    f"{requirement}; this backbone's features have shape (B, {shape}), layout "
+                    f"{layout!r}"
+                )

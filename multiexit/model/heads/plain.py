@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from multiexit.backbones.layouts import Shape, usual, width_of
 from multiexit.backbones.pooling import pool_feature
-from multiexit.model.heads.base import VectorHead
+from multiexit.model.heads.base import Features, VectorHead
 
 DROPOUT = 0.1  # before a text classifier, as BERT's fine-tuning has it (Devlin et al. 2019)
 
@@ -143,3 +143,68 @@ class MixedPoolHead(VectorHead):
             most = F.max_pool2d(feature, self.kernel)
             feature = self.alpha * most + (1 - self.alpha) * F.avg_pool2d(feature, self.kernel)
         return feature.flatten(1)
+
+
+def linear(features: Features) -> list[LinearHead]:
+    """A linear head for each exit."""
+    K, pool = features.num_classes, features.pool
+    return [
+        LinearHead(shape, K, pool, layout)
+        for shape, layout in zip(features.shapes, features.layouts, strict=True)
+    ]
+
+
+def one_pooler(features: Features) -> list[PoolerHead]:
+    """Heads that share a pooler, with the network's own head too if that has the pretrained one.
+
+    Raises:
+        ValueError: features of several widths.
+    """
+    widths = features.widths
+    if features.owns_pooler and features.pooler is not None:
+        return _on_poolers(features, [features.pooler] * len(widths))
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"a shared pooler needs features of one width; these have {sorted(set(widths))}: "
+            "use head='own-pooler' or head='linear'"
+        )
+    return _on_poolers(features, [_pooler(width, features) for width in widths[:1]] * len(widths))
+
+
+def own_poolers(features: Features) -> list[PoolerHead]:
+    """Heads that have a pooler each."""
+    return _on_poolers(features, [_pooler(width, features) for width in features.widths])
+
+
+def attention(features: Features) -> list[AttentionHead]:
+    """FastBERT's head for each exit."""
+    features.check_layouts(
+        ("tokens",), "the attention head reads tokens [B, T, H] (images: head='linear')"
+    )
+    return [AttentionHead(shape, features.num_classes) for shape in features.shapes]
+
+
+def mixed_pool(features: Features) -> list[MixedPoolHead]:
+    """Shallow-Deep's head for each exit."""
+    features.check_layouts(
+        ("image", "channels-last-image"), "mixed pooling reads images [B, C, height, width]"
+    )
+    return [
+        MixedPoolHead(shape, features.num_classes, layout)
+        for shape, layout in zip(features.shapes, features.layouts, strict=True)
+    ]
+
+
+def _pooler(width: int, features: Features) -> nn.Linear:
+    """A new pooler, which starts from the pretrained one where that fits."""
+    pooler = nn.Linear(width, width)
+    if features.pooler is not None and features.pooler.weight.shape == pooler.weight.shape:
+        pooler.load_state_dict(features.pooler.state_dict())
+    return pooler
+
+
+def _on_poolers(features: Features, poolers: list[nn.Linear]) -> list[PoolerHead]:
+    return [
+        PoolerHead(pooler, features.num_classes, features.pool, layout)
+        for pooler, layout in zip(poolers, features.layouts, strict=True)
+    ]

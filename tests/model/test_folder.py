@@ -14,6 +14,7 @@ import torch
 from helpers import Table, command, config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from test_heads import OF_TEXT
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertTokenizer, DistilBertConfig, RobertaConfig
 
@@ -72,7 +73,7 @@ def test_every_backbone_comes_back_to_the_last_bit(kind, tmp_path, make_backbone
     ]
 
 
-@pytest.mark.parametrize("head", ["linear", "pooler", "own-pooler", "attention"])
+@pytest.mark.parametrize("head", OF_TEXT)
 def test_every_text_head_comes_back(head, tmp_path, make_backbone, text):
     model = mx.MultiExitModel(make_backbone("bert"), 1, head=head, pool="mean", exits=[1, 4])
     model.save_pretrained(tmp_path)

@@ -49,7 +49,7 @@ from multiexit.recipes import RECIPES
 from multiexit.training import accelerator as processes
 from multiexit.training import sharding as fsdp2
 
-TESTS = ROOT / "tests"
+PLACES = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 TINY = {
     "vocab_size": 60,
@@ -66,7 +66,7 @@ TINY = {
 SCRIPT = """
     import json, os, signal, sys
     from pathlib import Path
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     import torch
     from accelerate import PartialState
     from helpers import Stopped
@@ -135,7 +135,7 @@ SCRIPT = """
 
 DYING = """
     import sys
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     from test_distributed import interrupted, killed
 
     interrupted(sys.argv[1], killed)
@@ -327,7 +327,7 @@ def free_port():
 
 COMMON = {
     **os.environ,
-    "PYTHONPATH": str(TESTS.parent),
+    "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
     "ACCELERATE_USE_CPU": "true",
     "CUDA_VISIBLE_DEVICES": "",
@@ -339,7 +339,7 @@ def killed_run(tmp_path_factory):
     """A run of two processes, one of which is killed; and how `torchrun` ended."""
     folder = tmp_path_factory.mktemp("two")
     script = folder / "dying.py"
-    script.write_text(textwrap.dedent(DYING).format(tests=str(TESTS)))
+    script.write_text(textwrap.dedent(DYING).format(tests=PLACES))
     words = f"-m torch.distributed.run --nproc_per_node 2 --master_port {free_port()}".split()
     without = {name: value for name, value in COMMON.items() if name != "ACCELERATE_USE_CPU"}
     ended = subprocess.run(
@@ -365,7 +365,7 @@ def test_a_killed_process_ends_the_other_and_is_named(killed_run):
 def ran(killed_run):
     """The folder that two processes have written to, all cases in one start."""
     folder, _ = killed_run
-    code = textwrap.dedent(SCRIPT).format(tests=str(TESTS))
+    code = textwrap.dedent(SCRIPT).format(tests=PLACES)
     common = {
         **COMMON,
         "MASTER_ADDR": "127.0.0.1",

@@ -14,7 +14,7 @@ from multiexit.evaluation.calibration import calibrate
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.judging import judge
 from multiexit.evaluation.outputs import Outputs, collect, rows_in_share
-from multiexit.evaluation.targets import TARGETS, mean_ms, target
+from multiexit.evaluation.targets import TARGETS, Target, mean_ms
 from multiexit.evaluation.temperature_scaling import fit_temperatures
 from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
 from multiexit.model.latency import check_latency
@@ -77,7 +77,7 @@ def complete(wanted: dict[str, Any], share: float) -> dict[str, Any]:
     if wanted["budget"] is not None:
         Budget(wanted["budget"])
     elif targets[0] != "milliseconds" and filled["by"] != "time":  # these need the model's table
-        target(**{name: value for name, value in filled.items() if name != "budget"})
+        Target(**{name: value for name, value in filled.items() if name != "budget"})
     return filled
 
 
@@ -165,7 +165,7 @@ def _chooser(
             )
         check_latency(model, model.num_exits, model.latency)
         wanted["latency"] = model.latency
-    target(**wanted)
+    Target(**wanted)
     if wanted["risk"] is not None:
         guarantee.check_classes(model.num_classes)
     settings = policy_settings(policy, model.num_exits, model.num_classes)

@@ -4,24 +4,22 @@ Letters: M exits, B batch rows.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
 from multiexit.evaluation.guarantee import warn_one_answer
+from multiexit.evaluation.outputs import Outputs
+from multiexit.model.model import MultiExitModel
 from multiexit.policies import MaxProb
-
-if TYPE_CHECKING:
-    from multiexit.evaluation.outputs import Outputs
-    from multiexit.model.model import MultiExitModel
 
 NOBODY = 2.0  # a threshold that no probability reaches
 STEEPEST = 60.0
 
 
-def budgeted(outputs: "Outputs", speedup: float) -> MaxProb:
+def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
     """Thresholds of max p per exit by which rows spend a budget.
 
     Rows are to leave at exit m in the share P_m ∝ q^m, with q such that Σ P_m·MACs_m is the
@@ -119,10 +117,10 @@ class Budget:
         if not self.speedup > 0:
             raise ValueError(f"speedup must be above 0, got {self.speedup}")
 
-    def check(self, model: "MultiExitModel") -> None:
+    def check(self, model: MultiExitModel) -> None:
         """Refuse a budget that this model can't keep, before it is trained, by a ValueError."""
         cost = model.cost()
         shares(cost.macs_M, cost.full_macs / self.speedup)
 
-    def __call__(self, model: "MultiExitModel", outputs: "Outputs") -> None:
+    def __call__(self, model: MultiExitModel, outputs: Outputs) -> None:
         model.policy = budgeted(outputs, self.speedup)

@@ -3,16 +3,12 @@
 Letters: M exits, C classes.
 """
 
-from typing import TYPE_CHECKING
-
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.guarantee import warn_one_answer
 from multiexit.evaluation.outputs import Outputs
-from multiexit.evaluation.targets import target
+from multiexit.evaluation.targets import Target
+from multiexit.model.latency import Latency
 from multiexit.policies import ExitPolicy, check
-
-if TYPE_CHECKING:
-    from multiexit.model.latency import Latency
 
 
 def calibrate(
@@ -24,7 +20,7 @@ def calibrate(
     milliseconds: float | None = None,
     risk: float | None = None,
     by: str = "layers",
-    latency: "Latency | None" = None,
+    latency: Latency | None = None,
     batch_size: int = 1,
     confidence: float | None = 0.9,
     loss: str = "disagreement",
@@ -80,7 +76,7 @@ def calibrate(
         >>> mx.judge(outputs, policy).speedup_layers
         1.6
     """
-    choose = target(
+    target = Target(
         speedup=speedup,
         score=score,
         milliseconds=milliseconds,
@@ -95,4 +91,4 @@ def calibrate(
     settings = policy_settings(policy, M, C)
     check(settings[0], M, C)
     warn_one_answer(outputs)
-    return choose(outputs, settings)
+    return target.choose(outputs, settings)

@@ -6,8 +6,7 @@ Letters: M exits, B batch rows.
 from multiexit import policies
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.latency import Latency
-from multiexit.model.subset import policy_values
-from multiexit.policies import ExitPolicy
+from multiexit.policies import ExitPolicy, per_exit
 
 
 def exits_that_pay(
@@ -49,7 +48,7 @@ def exits_that_pay(
     M = outputs.num_exits
     if len(latency.stages_ms) != M:
         raise ValueError(f"the latency table has {len(latency.stages_ms)} exits, the outputs {M}")
-    if any(isinstance(value, tuple) for value in policy_values(policy)):
+    if per_exit(policy):
         raise ValueError(f"{policy} has a number per exit; give one with a single number")
 
     def mean_ms(exits: list[int]) -> float:

@@ -8,16 +8,13 @@ model not trained or selected on them.
 
 import math
 import warnings
-from typing import TYPE_CHECKING
 
 from scipy.stats import binom
 from torch import Tensor
 
+from multiexit.evaluation.outputs import Outputs
 from multiexit.names import unknown
-from multiexit.policies import ExitPolicy, answers
-
-if TYPE_CHECKING:
-    from multiexit.evaluation.outputs import Outputs
+from multiexit.policies import ExitPolicy
 
 
 def learn_then_test(loss_SB: Tensor, risk: float, delta: float) -> int | None:
@@ -129,7 +126,7 @@ def check_classes(C: int) -> None:
         raise ValueError("a bounded risk is for classes, and this model has one output")
 
 
-def warn_one_answer(outputs: "Outputs") -> None:
+def warn_one_answer(outputs: Outputs) -> None:
     """Warn where one class is all that is said, or all there is: agreement then says nothing.
 
     A model that answers one class whatever comes agrees with itself at every exit, and any bound
@@ -176,8 +173,8 @@ def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> 
     return ((full_B == labels_B) & (early_SB != labels_B)).double()
 
 
-def realised(outputs: "Outputs", policy: ExitPolicy, kind: str) -> float:
+def realised(outputs: Outputs, policy: ExitPolicy, kind: str) -> float:
     """The mean of these losses when rows leave where a policy says."""
-    logits_MBC = outputs.logits_MBC
-    _, answer_BC = answers(policy, logits_MBC, outputs.certainty_MB)
-    return float(losses(answer_BC[None], logits_MBC[-1], outputs.labels_B, kind).mean())
+    _, answer_BC = outputs.answers(policy)
+    loss_1B = losses(answer_BC[None], outputs.logits_MBC[-1], outputs.labels_B, kind)
+    return float(loss_1B.mean())

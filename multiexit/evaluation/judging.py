@@ -126,9 +126,9 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
     """
     check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
     _check_unseen(outputs, policy)
-    exit_B, answer_BC = policies.answers(policy, outputs.logits_MBC, outputs.certainty_MB)
+    _, answer_BC = outputs.answers(policy)
     scores = score(answer_BC, outputs.labels_B, outputs.metric)
-    shares_M = torch.bincount(exit_B, minlength=outputs.num_exits).double() / len(exit_B)
+    shares_M = outputs.shares(policy)
     cost = outputs.cost
     mean_layers = float(shares_M @ torch.tensor(cost.layers_M, dtype=torch.float64))
     mean_macs = float(shares_M @ torch.tensor(cost.macs_M, dtype=torch.float64))

@@ -23,7 +23,7 @@ from multiexit.evaluation.metrics import Metric
 from multiexit.losses.labels import check_labels
 from multiexit.model.cost import Cost
 from multiexit.model.model import MultiExitModel
-from multiexit.policies.certificate import Certificate
+from multiexit.policies import Certificate, ExitPolicy
 from multiexit.runtime import evaluating, processes
 
 
@@ -61,6 +61,15 @@ class Outputs:
     def num_exits(self) -> int:
         """M."""
         return len(self.logits_MBC)
+
+    def answers(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+        """Where each row leaves under a policy, int64 [B], and what it answers there, [B, C]."""
+        return policies.answers(policy, self.logits_MBC, self.certainty_MB)
+
+    def shares(self, policy: ExitPolicy) -> Tensor:
+        """Which share of the rows leaves at each exit under a policy, float64 [M]."""
+        exit_B, _ = self.answers(policy)
+        return torch.bincount(exit_B, minlength=self.num_exits).double() / len(exit_B)
 
     def take(self, rows: Tensor) -> "Outputs":
         """Take some of the rows.

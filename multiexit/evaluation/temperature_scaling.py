@@ -4,20 +4,19 @@ Letters: M exits, B batch rows, C classes.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-if TYPE_CHECKING:
-    from multiexit.evaluation.outputs import Outputs
-    from multiexit.model.model import MultiExitModel
+from multiexit.evaluation.outputs import Outputs
+from multiexit.model.model import MultiExitModel
 
 RANGE = math.log(100.0)
 
 
-def fit_temperatures(model: "MultiExitModel", outputs: "Outputs") -> None:
+def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
     """Divide each exit's logits by the temperature under which its labels are likeliest.
 
         T_m = argmin_T Σ_b −log softmax(z_mb / T)(y_b),    0.01 ≤ T ≤ 100

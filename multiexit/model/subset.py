@@ -5,13 +5,12 @@ Letters: M exits, B batch rows.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 
 from multiexit.model.heads import CertainHead, ChainedHead
 from multiexit.model.model import MultiExitModel
-from multiexit.policies import ExitPolicy, FixedExit
+from multiexit.policies import ExitPolicy, FixedExit, per_exit
 
 
 def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
@@ -66,8 +65,7 @@ def _subset_policy(policy: ExitPolicy | None, indices: list[int]) -> ExitPolicy 
     """What a model's policy is with fewer exits; none, with a warning, where it means another."""
     if isinstance(policy, FixedExit) and policy.exit in indices:
         return FixedExit(indices.index(policy.exit))
-    per_exit = any(isinstance(value, tuple) for value in policy_values(policy))
-    if not per_exit and not isinstance(policy, FixedExit):
+    if policy is None or not (per_exit(policy) or isinstance(policy, FixedExit)):
         return policy
     warnings.warn(
         f"the policy {policy} is of exits that aren't all kept: the model with exits {indices} has "
@@ -75,7 +73,3 @@ def _subset_policy(policy: ExitPolicy | None, indices: list[int]) -> ExitPolicy 
         stacklevel=3,
     )
     return None
-
-
-def policy_values(policy: ExitPolicy | None) -> list[object]:
-    return [] if policy is None else [getattr(policy, f.name) for f in fields(policy)]

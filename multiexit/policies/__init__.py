@@ -4,6 +4,7 @@ from multiexit.policies.base import ExitPolicy as ExitPolicy
 from multiexit.policies.base import State as State
 from multiexit.policies.base import answers as answers
 from multiexit.policies.base import check as check
+from multiexit.policies.base import per_exit as per_exit
 from multiexit.policies.base import simulate as simulate
 from multiexit.policies.base import step as step
 from multiexit.policies.base import wide as wide

@@ -34,7 +34,7 @@ class ExitPolicy(ABC):
     Example:
         Stop where the largest logit is large:
 
-        >>> from dataclasses import dataclass
+        >>> from dataclasses import dataclass, fields
         >>> import torch, multiexit as mx
         >>> @dataclass(frozen=True)
         ... class Loud(mx.ExitPolicy):
@@ -235,3 +235,8 @@ def need_classes(logits_BC: Tensor, what: str) -> None:
             f"{what} needs at least 2 classes, these logits have {logits_BC.shape[-1]}; for "
             "regression use Patience(patience, tolerance=…) or FixedExit"
         )
+
+
+def per_exit(policy: ExitPolicy) -> bool:
+    """Whether a policy has a number for each exit, in a tuple."""
+    return any(isinstance(getattr(policy, field.name), tuple) for field in fields(policy))

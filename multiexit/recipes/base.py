@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from multiexit.evaluation.outputs import Outputs
 from multiexit.losses import coefficients
 from multiexit.losses.coefficients import Coefficients
 from multiexit.losses.gradients import Branch, Surgery
@@ -13,14 +14,11 @@ from multiexit.losses.matrix import Divergence
 from multiexit.losses.temperature import Constant, Temperature
 from multiexit.losses.topology import Topology
 from multiexit.losses.weights.learners import Learner, Uniform
+from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 
-if TYPE_CHECKING:
-    from multiexit.evaluation.outputs import Outputs
-    from multiexit.model.model import MultiExitModel
-
 TRAIN = ("all", "last", "heads")
-Part = Callable[["MultiExitModel"], Iterable[nn.Parameter]]
+Part = Callable[[MultiExitModel], Iterable[nn.Parameter]]
 """`model -> parameters`: those that a phase trains."""
 
 
@@ -96,7 +94,7 @@ class Phase:
     extra: Callable[[Seen], Tensor] | None = None
     branch: Branch | None = None
     surgery: Surgery | None = None
-    before_step: Callable[["MultiExitModel", float], None] | None = None
+    before_step: Callable[[MultiExitModel, float], None] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.train) and self.train not in TRAIN:
@@ -165,7 +163,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     policy: ExitPolicy
     head: str | None = None
-    finish: Callable[["MultiExitModel", "Outputs"], None] | None = None
+    finish: Callable[[MultiExitModel, Outputs], None] | None = None
     pretrained: bool | None = None
 
     def __post_init__(self) -> None:

@@ -5,23 +5,21 @@ Letters: C channels.
 
 import copy
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from multiexit.model.model import MultiExitModel
 from multiexit.runtime import evaluating
-
-if TYPE_CHECKING:
-    from multiexit.model.model import MultiExitModel
 
 Pairs = list[tuple[str, str]]
 TOLERANCE = 1e-3  # of the largest logit; eight roundings where a type is coarser
 
 
 @torch.no_grad()
-def for_inference(model: "MultiExitModel") -> "MultiExitModel":
+def for_inference(model: MultiExitModel) -> MultiExitModel:
     """A faster model with the same answers; the model itself if there is nothing to gain.
 
     In evaluation a batch norm is a scale and a shift per channel, which the convolution before it
@@ -78,7 +76,7 @@ def _foldable_pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:
     return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
 
 
-def _folded_copy(model: "MultiExitModel", pairs: Pairs) -> "MultiExitModel":
+def _folded_copy(model: MultiExitModel, pairs: Pairs) -> MultiExitModel:
     folded = copy.deepcopy(model).eval()
     for conv, norm in pairs:
         before, after = folded.get_submodule(conv), folded.get_submodule(norm)

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -72,7 +73,7 @@ SCRIPT = """
     from helpers import Stopped
     from safetensors.torch import save_file
     from test_distributed import *
-    from multiexit import checkpoint
+    from multiexit.training.records import checkpoint
 
     folder = sys.argv[1]
     torch.set_num_threads(1)
@@ -347,7 +348,7 @@ def killed_run(tmp_path_factory):
         env=without,  # as a user on CPUs does who knows torchrun alone
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return folder, ended
 

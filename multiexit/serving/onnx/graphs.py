@@ -8,21 +8,18 @@ Letters: M exits, B batch rows, C classes.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from multiexit.model import exit_loop
+from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.serving.onnx import knobs
 from multiexit.serving.onnx.knobs import Knobs
 from multiexit.serving.onnx.tracing import ANY, trace
 from multiexit.serving.onnx.trees import Tree, filled, flat, form
-
-if TYPE_CHECKING:
-    from multiexit.model.model import MultiExitModel
-
 
 ROW_OUTPUTS = ("logits", "answer", "stop")
 """What a graph says of its rows; its other outputs are for the graphs behind it."""
@@ -37,7 +34,7 @@ class GraphFile(NamedTuple):
 
 
 def write(
-    model: "MultiExitModel",
+    model: MultiExitModel,
     policy: ExitPolicy,
     examples: Sequence[Mapping[str, Tensor]],
     folder: Path,
@@ -99,7 +96,7 @@ class ExitModule(nn.Module):
 
     def __init__(
         self,
-        model: "MultiExitModel",
+        model: MultiExitModel,
         policy: ExitPolicy,
         exit: int,
         before: Tree,
@@ -153,7 +150,7 @@ def _write_graph(
 
 
 def _decide(
-    model: "MultiExitModel", policy: ExitPolicy, exit: int, before: Tree
+    model: MultiExitModel, policy: ExitPolicy, exit: int, before: Tree
 ) -> exit_loop.Decision:
     if exit == 0:
         return model.decide(policy, 0, model.backbone.start(**before), {}, {})

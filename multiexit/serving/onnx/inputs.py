@@ -4,16 +4,14 @@ Letters: B batch rows, T tokens.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from multiexit.backbones import Backbone
 from multiexit.data.text import TextDataset
-
-if TYPE_CHECKING:
-    from multiexit.model.model import MultiExitModel
+from multiexit.model.model import MultiExitModel
 
 MASK = "attention_mask"
 TYPES = {torch.int64: "int64", torch.int32: "int32", torch.float32: "float32", torch.bool: "bool"}
@@ -71,7 +69,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(
-    model: "MultiExitModel", batch: Mapping[str, Tensor] | None = None, tokenizer: Any = None
+    model: MultiExitModel, batch: Mapping[str, Tensor] | None = None, tokenizer: Any = None
 ) -> Inputs:
     """What a model takes: a batch of the user's, or the backbone's own example.
 

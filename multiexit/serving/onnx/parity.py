@@ -4,18 +4,16 @@ Letters: M exits, B batch rows, C classes.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from multiexit import policies
+from multiexit.model.model import MultiExitModel
+from multiexit.model.passes import Pass
 from multiexit.policies import ExitPolicy
-
-if TYPE_CHECKING:
-    from multiexit.model.model import MultiExitModel
-    from multiexit.model.passes import Pass
-    from multiexit_runner import Runner
+from multiexit_runner import Runner
 
 ALONE = 256
 """Rows that are also run one at a time."""
@@ -50,9 +48,9 @@ class Parity(NamedTuple):
 
 
 def compare(
-    model: "MultiExitModel",
+    model: MultiExitModel,
     policy: ExitPolicy,
-    runner: "Runner",
+    runner: Runner,
     batches: Iterable[Mapping[str, Tensor]],
     exact: bool,
 ) -> Parity:
@@ -123,7 +121,7 @@ def compare(
 
 
 def _single_row_answers(
-    runner: "Runner", arrays: Mapping[str, Any], rows: int
+    runner: Runner, arrays: Mapping[str, Any], rows: int
 ) -> tuple[Tensor, Tensor]:
     """The first rows as batches of one: all exits' logits [M, B, C], and the answers [B, C]."""
     single = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(rows)]
@@ -131,7 +129,7 @@ def _single_row_answers(
     return logits_MBC, torch.cat([torch.from_numpy(runner.predict(**row)[0]) for row in single])
 
 
-def _near_threshold(policy: ExitPolicy, outputs: "Pass", noise: float) -> Tensor:
+def _near_threshold(policy: ExitPolicy, outputs: Pass, noise: float) -> Tensor:
     """Rows whose exit such a small change of the logits may move, bool [B]."""
     generator = torch.Generator().manual_seed(0)
 

@@ -51,26 +51,26 @@ def names(labels: Any, num_classes: int) -> list[Name] | None:
     listed = [_plain(name, index) for index, name in enumerate(labels)]
     if len(listed) != num_classes:
         raise ValueError(f"{len(listed)} label names for {num_classes} classes: {listed}")
-    seen = [str(name) for name in listed]
-    if repeated := sorted({name for name in seen if seen.count(name) > 1}):
+    texts = [str(name) for name in listed]
+    if repeated := sorted({name for name in texts if texts.count(name) > 1}):
         raise ValueError(f"labels must differ; {repeated} come more than once in {listed}")
     return listed
 
 
 def _by_number(labels: Mapping[Any, Any], num_classes: int) -> list[Any]:
     """The names of an `id2label` or a `label2id`, in the order of their numbers."""
-    wanted = list(range(num_classes))
+    numbers = list(range(num_classes))
     by_key = {_number(key): name for key, name in labels.items()}
     by_value = {
         int(number): name for name, number in labels.items() if isinstance(number, Integral)
     }
     readings = [
-        [found[number] for number in wanted]
-        for found in (by_key, by_value)
-        if len(found) == len(labels) and set(found) == set(wanted)
+        [mapping[number] for number in numbers]
+        for mapping in (by_key, by_value)
+        if len(mapping) == len(labels) and set(mapping) == set(numbers)
     ]
     if not readings or any(list(map(str, readings[0])) != list(map(str, r)) for r in readings):
-        why = "can be read either way" if readings else f"doesn't number the classes {wanted}"
+        why = "can be read either way" if readings else f"doesn't number the classes {numbers}"
         raise ValueError(
             f"labels={dict(labels)!r} {why}: map the numbers 0 to {num_classes - 1} to names, or "
             "names to these numbers, or give a list of names"

@@ -167,13 +167,13 @@ class Conflictless(Surgery):
 
     def merge(self, parts: Sequence[Sequence[Tensor]], shared: Sequence[bool]) -> list[Tensor]:
         pairs = list(zip(*parts, strict=True))
-        both = [pair for pair, common in zip(pairs, shared, strict=True) if common]
-        if not both:
+        shared_pairs = [pair for pair, common in zip(pairs, shared, strict=True) if common]
+        if not shared_pairs:
             return [g + e for g, e in pairs]
-        dot = torch.stack([(g * e).sum() for g, e in both]).sum()
-        norm = torch.stack([g.square().sum() for g, _ in both]).sum()
-        against = (dot / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=0)
+        dot = torch.stack([(g * e).sum() for g, e in shared_pairs]).sum()
+        norm = torch.stack([g.square().sum() for g, _ in shared_pairs]).sum()
+        projection = (dot / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=0)
         return [
-            g + e - against * g if common else g + e
+            g + e - projection * g if common else g + e
             for (g, e), common in zip(pairs, shared, strict=True)
         ]

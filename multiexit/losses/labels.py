@@ -38,5 +38,5 @@ def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> Non
             )
     unfit = labels.dtype == torch.bool and num_classes != 2
     if unfit or labels.is_complex() or floating != (num_classes == 1):
-        wanted = "float32 for regression" if num_classes == 1 else "int64 for classes"
-        raise ValueError(f"{where}: labels are {labels.dtype}; they must be {wanted}")
+        expected = "float32 for regression" if num_classes == 1 else "int64 for classes"
+        raise ValueError(f"{where}: labels are {labels.dtype}; they must be {expected}")

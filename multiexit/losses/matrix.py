@@ -59,7 +59,7 @@ def loss_matrix(
 
     Reference: Zhu, "LeeBERT", ACL 2021, section 3.1, eqs. 1–4.
     """
-    _check(logits_MBC, labels_B, temperature, divergence)
+    _check_arguments(logits_MBC, labels_B, temperature, divergence)
     M, _, C = logits_MBC.shape
     with torch.autocast(logits_MBC.device.type, enabled=False):
         logits_MBC = _wide(logits_MBC)
@@ -136,7 +136,7 @@ def _regression(logits_MB1: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Te
     return own_M, pairs_MM
 
 
-def _check(
+def _check_arguments(
     logits_MBC: Tensor, labels_B: Tensor | None, temperature: float | Tensor, divergence: str
 ) -> None:
     _check_shapes(logits_MBC, labels_B)

@@ -83,15 +83,15 @@ class LookBack:
             Per pass: its terms before the step, and the gradient, in the terms' shape.
         """
         assert self.slopes is not None
-        along = [slope * v for slope, v in zip(self.slopes, outer, strict=True)]
-        made = []
+        direction = [slope * v for slope, v in zip(self.slopes, outer, strict=True)]
+        gradients = []
         for batch, tau, random in self.passes:
             args = (batch, tau)
-            terms, moved = directional(
-                self.module, self.parameters, self.values, along, args, random
+            terms, derivative = directional(
+                self.module, self.parameters, self.values, direction, args, random
             )
-            made.append((terms, -moved))
-        return made
+            gradients.append((terms, -derivative))
+        return gradients
 
 
 def plain_attention() -> AbstractContextManager[object]:
@@ -149,7 +149,7 @@ def directional(
         ValueError: a parameter that isn't the module's.
     """
     device = values[0].device
-    now = _random_state(device)
+    before = _random_state(device)
     # Each place of a parameter once: functional_call's own way with tied weights leaves a module
     # that is reached by two names without its parameters.
     index_of = {p: index for index, p in enumerate(parameters)}
@@ -162,17 +162,17 @@ def directional(
     if len(set(places.values())) < len(parameters):
         raise ValueError("there are parameters that the module doesn't hold")
 
-    def terms(*given: Tensor) -> Tensor:
-        there = {name: given[index] for name, index in places.items()}
-        return functional_call(module, there, args, tie_weights=False)
+    def terms(*stepped: Tensor) -> Tensor:
+        by_name = {name: stepped[index] for name, index in places.items()}
+        return functional_call(module, by_name, args, tie_weights=False)
 
     _set_random(random, device)
     try:
         with torch.no_grad(), plain_attention():
-            found, moved, *_ = jvp(terms, tuple(values), tuple(along))
+            primal, tangent, *_ = jvp(terms, tuple(values), tuple(along))
     finally:
-        _set_random(now, device)
-    return found.detach(), moved.detach()
+        _set_random(before, device)
+    return primal.detach(), tangent.detach()
 
 
 def _slope(optimizer: torch.optim.Optimizer, group: dict[str, Any], p: Tensor) -> Tensor:

@@ -91,12 +91,12 @@ class Omega:
         """
         if self.optimizer is None or not any(plan):
             return
-        wanted = {name: factor for name, factor in plan._asdict().items() if factor != 0}
-        slope_MM = A_MM * sum(factor * terms[name] for name, factor in wanted.items())
+        factors = {name: factor for name, factor in plan._asdict().items() if factor != 0}
+        slope_MM = A_MM * sum(factor * terms[name] for name, factor in factors.items())
         objective = (self.weights() * slope_MM).sum()
         # The penalty belongs to losses that hold W: the hypergradient's outer loss does not.
-        held = sum(factor for name, factor in wanted.items() if name != "hyper")
-        objective = objective + held * self.weights.penalty(A_MM)
+        penalty_factor = sum(factor for name, factor in factors.items() if name != "hyper")
+        objective = objective + penalty_factor * self.weights.penalty(A_MM)
         if isinstance(self.weights, RowWeights):
             own_M = A_MM.diagonal()
             for own_MB, slope_MB in rows:

@@ -38,9 +38,9 @@ class _Thresholded(ExitPolicy):
         if not isinstance(self.threshold, tuple):
             return state, self._stops(state, logits_BC, self.threshold)
         exit_B = state["exit"]
-        each = torch.tensor(self.threshold, device=logits_BC.device)
-        threshold_B = each[exit_B.clamp(max=len(each) - 1)]
-        stop_B = self._stops(state, logits_BC, threshold_B) & (exit_B < len(each))
+        threshold_M = torch.tensor(self.threshold, device=logits_BC.device)
+        threshold_B = threshold_M[exit_B.clamp(max=len(threshold_M) - 1)]
+        stop_B = self._stops(state, logits_BC, threshold_B) & (exit_B < len(threshold_M))
         return {**state, "exit": exit_B + 1}, stop_B
 
     @abstractmethod

@@ -81,10 +81,10 @@ class Number:
                     f"{name} must be {self.whole} from {self.least}, got {value!r:.80}"
                 )
             return
-        each = value if self.per_exit and isinstance(value, tuple) else (value,)
-        if not each:
+        numbers = value if self.per_exit and isinstance(value, tuple) else (value,)
+        if not numbers:
             raise ValueError(f"{name} must be a number, or one per exit; got none")
-        for number in each:
+        for number in numbers:
             if type(number) not in (int, float) or not abs(number) < HUGE:
                 raise ValueError(f"{name} must be a finite number, got {number!r:.80}")
             if self.least is not None and not number > self.least:

@@ -14,7 +14,7 @@ from multiexit.policies.confidence import normalized_entropy
 from multiexit.policies.numbers import Known, number, unit
 
 
-def _changes(known: Known) -> tuple[float, float] | None:
+def _tolerance_range(known: Known) -> tuple[float, float] | None:
     """By how much a regression's value may change; classes have no such number."""
     return (0.0, known.apart) if known.num_classes == 1 else None
 
@@ -46,7 +46,7 @@ class Patience(ExitPolicy):
     patience: int = number(
         lambda known: (1, max(1, known.num_exits - 1)), whole="a whole number", least=1
     )
-    tolerance: float | None = number(_changes, default=None, least=0)
+    tolerance: float | None = number(_tolerance_range, default=None, least=0)
 
     def init(self, logits_BC: Tensor) -> State:
         if self.tolerance is None:
@@ -57,9 +57,9 @@ class Patience(ExitPolicy):
                 f"{logits_BC.shape[1]} classes: leave it out"
             )
         answer_B = self._answer(logits_BC)
-        never = -1 if self.tolerance is None else math.nan
+        no_answer = -1 if self.tolerance is None else math.nan
         return {
-            "answer": torch.full_like(answer_B, never),
+            "answer": torch.full_like(answer_B, no_answer),
             "count": torch.zeros_like(answer_B, dtype=torch.long),
         }
 

@@ -59,26 +59,26 @@ def parse(text: str) -> ExitPolicy:
     if name not in POLICIES:
         raise unknown("policy", name, sorted(POLICIES))
     kind = POLICIES[name]
-    known = field_types(kind)
-    given = [value for value in values.split(",") if value]
-    if len(given) > len(known):
+    types = field_types(kind)
+    texts = [value for value in values.split(",") if value]
+    if len(texts) > len(types):
         raise ValueError(
-            f"{name} takes {list(known)}, got {values!r}: write {name}={','.join(known).upper()}, "
+            f"{name} takes {list(types)}, got {values!r}: write {name}={','.join(types).upper()}, "
             "decimals with a point"
         )
     try:
         numbers = [
-            int(value) if wanted is int else _numbers(value)
-            for wanted, value in zip(known.values(), given, strict=False)
+            int(value) if field_type is int else _read_number(value)
+            for field_type, value in zip(types.values(), texts, strict=False)
         ]
         return kind(*numbers)
     except (TypeError, ValueError) as error:
-        wanted = ",".join(known).upper()
+        form = ",".join(types).upper()
         why = "" if isinstance(error, TypeError) else f" ({error})"  # too few numbers, or which
-        raise ValueError(f"can't read policy {text!r}: write {name}={wanted}{why}") from error
+        raise ValueError(f"can't read policy {text!r}: write {name}={form}{why}") from error
 
 
-def _numbers(text: str) -> float | tuple[float, ...]:
+def _read_number(text: str) -> float | tuple[float, ...]:
     return tuple(float(part) for part in text.split("/")) if "/" in text else float(text)
 
 
@@ -114,21 +114,21 @@ def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> 
             doesn't know, or values that it refuses.
     """
     TABLE("policy", data)
-    known = {kind.__name__: kind for kind in (*POLICIES.values(), *others)}
+    classes = {kind.__name__: kind for kind in (*POLICIES.values(), *others)}
     name = data["class"]
-    if name not in known:
+    if name not in classes:
         shown = schema.short(name).strip("'")
         raise ValueError(
             f"the saved policy is a {shown}, which is not built in: pass policies=[{shown}]"
         )
-    kind = known[name]
-    given = {key: data[key] for key in data if key not in ("class", "certificate")}
-    free = {f.name for f in fields(kind) if not (f.default is f.default_factory is MISSING)}
-    own = [f.name for f in fields(kind) if f.init]
-    needed = {key: schema.plain for key in own if key not in free}
-    schema.table(needed, {key: schema.plain for key in own if key in free})("policy", given)
+    kind = classes[name]
+    values = {key: data[key] for key in data if key not in ("class", "certificate")}
+    optional = {f.name for f in fields(kind) if not (f.default is f.default_factory is MISSING)}
+    names = [f.name for f in fields(kind) if f.init]
+    needed = {key: schema.plain for key in names if key not in optional}
+    schema.table(needed, {key: schema.plain for key in names if key in optional})("policy", values)
     try:
-        policy = kind(**given)
+        policy = kind(**values)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ValueError(f"policy is {schema.short(data)}: {error}") from error
     if "certificate" not in data:
@@ -146,14 +146,14 @@ def policy_name(policy: ExitPolicy | Mapping[str, Any]) -> str:
     kind = data.pop("class")
     data.pop("certificate", None)
     data = {name: value for name, value in data.items() if value is not None}
-    values = {k: _typed(v) for k, v in data.items()}
-    for name, known in POLICIES.items():
-        if known.__name__ == kind:
+    values = {k: _as_typed(v) for k, v in data.items()}
+    for name, policy_class in POLICIES.items():
+        if policy_class.__name__ == kind:
             return f"{name}={','.join(values.values())}"
     return f"{kind}({', '.join(f'{name}={value}' for name, value in values.items())})"
 
 
-def _typed(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     if isinstance(value, tuple | list):
-        return "/".join(_typed(number) for number in value)
+        return "/".join(_as_typed(number) for number in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

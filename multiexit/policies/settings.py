@@ -41,10 +41,10 @@ def sweep_settings(policy: Policy, known: Known, shares: Sequence[float] = FEW) 
         ValueError: nothing to choose, or a field that has neither a default nor a range.
     """
     if isinstance(policy, ExitPolicy):
-        return _made(policy, fields(policy)[:1], known, shares)
+        return _combinations(policy, fields(policy)[:1], known, shares)
     needed = _needed(policy)
     free = [f for f in fields(policy) if f in needed or _bounds(f, known) is not None]
-    return _made(policy, free, known, shares)
+    return _combinations(policy, free, known, shares)
 
 
 def one_number(policy: Policy, known: Known, shares: Sequence[float] = MANY) -> list[ExitPolicy]:
@@ -54,14 +54,14 @@ def one_number(policy: Policy, known: Known, shares: Sequence[float] = MANY) -> 
         ValueError: a class with more than one number to choose, or nothing to choose.
     """
     if isinstance(policy, ExitPolicy):
-        return _made(policy, fields(policy)[:1], known, shares)
+        return _combinations(policy, fields(policy)[:1], known, shares)
     needed = _needed(policy)
     if len(needed) != 1:
         raise ValueError(
             f"{policy.__name__} has {len(needed)} numbers to choose, calibrate chooses one: give "
             f"the others defaults, or pass a {policy.__name__} that has them"
         )
-    return _made(policy, needed, known, shares)
+    return _combinations(policy, needed, known, shares)
 
 
 def _needed(kind: type[ExitPolicy]) -> list[Field[Any]]:
@@ -71,31 +71,31 @@ def _needed(kind: type[ExitPolicy]) -> list[Field[Any]]:
     return [f for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
 
 
-def _made(
+def _combinations(
     policy: Policy, free: Sequence[Field[Any]], known: Known, shares: Sequence[float]
 ) -> list[ExitPolicy]:
     kind: Any = type(policy) if isinstance(policy, ExitPolicy) else policy
     names = [f.name for f in free]
-    kept: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
     if isinstance(policy, ExitPolicy):
-        kept = {f.name: getattr(policy, f.name) for f in fields(kind) if f.name not in names}
-    values = [_values(kind, f, known, shares, alone=len(free) == 1) for f in free]
-    made: dict[ExitPolicy, None] = {}
+        fixed = {f.name: getattr(policy, f.name) for f in fields(kind) if f.name not in names}
+    values = [_values(kind, f, known, shares, only_field=len(free) == 1) for f in free]
+    policies: dict[ExitPolicy, None] = {}
     for numbers in product(*values) if values else ():
         with suppress(ValueError):  # a value the policy doesn't allow
-            made[kind(**dict(zip(names, numbers, strict=True)), **kept)] = None
-    if not made:
+            policies[kind(**dict(zip(names, numbers, strict=True)), **fixed)] = None
+    if not policies:
         raise ValueError(f"{known.num_exits} exits leave nothing to choose for {kind.__name__}")
-    return list(made)
+    return list(policies)
 
 
 def _values(
-    kind: type[ExitPolicy], f: Field[Any], known: Known, shares: Sequence[float], alone: bool
+    kind: type[ExitPolicy], f: Field[Any], known: Known, shares: Sequence[float], only_field: bool
 ) -> list[Any]:
     """What one field may be, rising."""
-    wanted = field_types(kind)[f.name]
-    types = {wanted, *get_args(wanted)}
-    if wanted is bool:
+    field_type = field_types(kind)[f.name]
+    types = {field_type, *get_args(field_type)}
+    if field_type is bool:
         return [False, True]
     if not types & {int, float}:
         raise ValueError(
@@ -105,10 +105,10 @@ def _values(
     bounds = _bounds(f, known)
     if float in types:
         low, high = bounds or (0.0, max(1.0, nats(known)[1]))
-        each = [-BEYOND, *shares, 1 + BEYOND]
-        return [float(f"{low + (high - low) * share:.6g}") for share in each]
+        all_shares = [-BEYOND, *shares, 1 + BEYOND]
+        return [float(f"{low + (high - low) * share:.6g}") for share in all_shares]
     low, high = map(int, bounds or (0, known.num_exits))
-    if alone:
+    if only_field:
         return list(range(low, high + 1))
     return sorted({high, *(low + 2**k - 1 for k in range(31) if low + 2**k - 1 < high)})
 

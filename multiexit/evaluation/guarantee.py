@@ -75,7 +75,13 @@ def conformal(loss_SB: Tensor, risk: float) -> int | None:
 
 
 def p_value(mean: float, n: int, risk: float) -> float:
-    """How likely n losses in [0, 1] have so low a mean if the true one is above the risk."""
+    """A bound on how likely n losses in [0, 1] have so low a mean if the true one is the risk.
+
+    Args:
+        mean: of the losses.
+        n: how many.
+        risk: α, in (0, 1).
+    """
     a = min(mean, risk)
     divergence = a * math.log(a / risk) if a > 0 else 0.0
     divergence += (1 - a) * math.log((1 - a) / (1 - risk)) if a < 1 else 0.0
@@ -89,6 +95,13 @@ def rows_needed(risk: float, delta: float | None) -> int:
     """How many rows without any loss it takes to certify a risk.
 
     (1 − α)^n ≤ δ, or with no δ, `conformal`: 1 / (n + 1) ≤ α
+
+    Args:
+        risk: α, in (0, 1).
+        delta: δ, in (0, 1), or None.
+
+    >>> rows_needed(0.05, 0.1), rows_needed(0.05, None)
+    (45, 19)
     """
     if delta is None:
         return math.ceil(1 / risk - 1 - 1e-9)
@@ -96,7 +109,15 @@ def rows_needed(risk: float, delta: float | None) -> int:
 
 
 def check_rows(rows: int, risk: float, delta: float | None) -> None:
-    """Refuse fewer calibration rows than it takes at the least."""
+    """Refuse fewer calibration rows than it takes at the least.
+
+    Args:
+        rows: how many there are.
+        risk, delta: as for `rows_needed`.
+
+    Raises:
+        ValueError: with how many it takes.
+    """
     needed = rows_needed(risk, delta)
     if rows < needed:
         raise ValueError(
@@ -153,14 +174,17 @@ def warn_one_answer(outputs: Outputs) -> None:
 
 
 def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> Tensor:
-    """What leaving early costs on each row, 0 or 1, [S, B].
+    """The loss of leaving early on each row, 0 or 1.
 
     Args:
-        answer_SBC: what each setting answers.
-        full_BC: what the last exit answers.
-        labels_B: the classes.
+        answer_SBC: what each setting answers, logits [S, B, C].
+        full_BC: what the last exit answers, logits [B, C].
+        labels_B: the classes [B].
         kind: `"disagreement"`: another class than the last exit's. `"accuracy"`: wrong where the
             last exit is right, so that the mean bounds the loss of accuracy.
+
+    Returns:
+        0 or 1, float64 [S, B].
 
     Raises:
         ValueError: another kind, or regression.
@@ -174,7 +198,16 @@ def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> 
 
 
 def realised(outputs: Outputs, policy: ExitPolicy, kind: str) -> float:
-    """The mean of these losses when rows leave where a policy says."""
+    """The mean of `losses` when rows leave where a policy says.
+
+    Args:
+        outputs: from `multiexit.collect`.
+        policy: that stops the rows.
+        kind: of the loss.
+
+    Raises:
+        ValueError: another kind, or regression.
+    """
     _, answer_BC = outputs.answers(policy)
     loss_1B = losses(answer_BC[None], outputs.logits_MBC[-1], outputs.labels_B, kind)
     return float(loss_1B.mean())

@@ -1,4 +1,4 @@
-"""What came out, for people to read: tables, and a page made from results in JSON.
+"""Tables of exits, costs and policies, for people to read.
 
 Scores are kept in 0..1 and shown × 100. Exits are counted from 0.
 
@@ -25,7 +25,23 @@ METRICS = {
 
 
 def table(rows: Sequence[Mapping[str, str]], markdown: bool = False) -> str:
-    """Rows of named cells, as aligned text or as Markdown; a name that a row lacks is –."""
+    """Lay out rows of named cells, as aligned text or as Markdown; a name that a row lacks is –.
+
+    Args:
+        rows: cells by column name; columns come in the order in which names first occur.
+        markdown: as a Markdown table.
+
+    Raises:
+        ValueError: no rows.
+
+    Example:
+        >>> import multiexit as mx
+        >>> print(mx.report.table([{"exit": "0", "score": "61.5"}, {"exit": "1"}]))
+        exit  score
+        ----  -----
+           0   61.5
+           1      –
+    """
     if not rows:
         raise ValueError("no rows to put in a table")
     padded = []
@@ -42,21 +58,65 @@ def table(rows: Sequence[Mapping[str, str]], markdown: bool = False) -> str:
 
 
 def exit_table(outputs: Outputs, markdown: bool = False) -> str:
-    """A row per exit: layers, MACs, parameters, scores, and how often it says what the last says.
+    """A table with a row per exit: its cost, its scores, and how often it agrees with the last.
 
     Layers, MACs and parameters are cumulated, all heads so far included (`multiexit.Cost`).
+
+    Args:
+        outputs: from `multiexit.collect`.
+        markdown: as a Markdown table.
+
+    Raises:
+        ValueError: what the metric raises.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[1.0, 0], [2, 0]], [[0, 2], [2, 0]]])
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> print(mx.report.exit_table(mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost)))
+        exit  layers  MACs  parameters  accuracy (%)  agreement with the last exit (%)
+        ----  ------  ----  ----------  ------------  --------------------------------
+           0       1    10           5         50.00                             50.00
+           1       2    20          10        100.00                            100.00
     """
     return table(_exit_cells(_exit_rows(outputs)), markdown)
 
 
 def cost_table(cost: Cost) -> str:
-    """A row per exit: layers, MACs and parameters, cumulated, all heads so far included."""
+    """A table with a row per exit: layers, MACs and parameters, cumulated, all heads included.
+
+    Args:
+        cost: from `MultiExitModel.cost`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> print(mx.report.cost_table(mx.Cost((1, 2), (1500, 4_000_000), (5, 10), 18)))
+        exit  layers   MACs  parameters
+        ----  ------  -----  ----------
+           0       1  1.5 k           5
+           1       2  4.0 M          10
+    """
     columns = zip(cost.layers_M, cost.macs_M, cost.params_M, strict=True)
     return table([_cost_cells(m, *row) for m, row in enumerate(columns)])
 
 
 def latency_table(latency: Latency) -> str:
-    """Milliseconds until each exit's answer, and without early exits, by batch size."""
+    """A table of milliseconds until each exit's answer, and without early exits, by batch size.
+
+    Args:
+        latency: from `multiexit.profile`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> stages, check = ((2.0, 9.0), (2.0, 9.0)), ((0.5, 0.5), (0.5, 0.5))
+        >>> table = mx.Latency("a CPU", (1, 8), (1.0, 1.0), stages, check, (0.1, 0.1), (5.5, 19.5))
+        >>> print(mx.report.latency_table(table))
+        exit            batch of 1, ms  batch of 8, ms
+        --------------  --------------  --------------
+        0                          3.5            10.5
+        1                            6              20
+        no early exits             5.5            19.5
+    """
     sizes = latency.batch_sizes
     ms_SM = [[*latency.until_exit_ms(size), latency.at(latency.full_ms, size)] for size in sizes]
     heads = [f"batch of {size}, ms" for size in sizes]
@@ -70,10 +130,23 @@ def latency_table(latency: Latency) -> str:
 
 
 def policy_table(rows: Sequence[Row], markdown: bool = False) -> str:
-    """A row per policy: scores, mean layers, speed-up by layers, by MACs and by measured time.
+    """A table with a row per policy: scores, mean layers, speed-ups by layers, MACs, measured time.
+
+    Args:
+        rows: from `multiexit.sweep`.
+        markdown: as a Markdown table.
 
     Raises:
         ValueError: no rows.
+
+    Example:
+        >>> import multiexit as mx
+        >>> scores = {"score": 0.9, "accuracy": 0.9}
+        >>> row = mx.Row(mx.MaxProb(0.9), 0.9, scores, 1.5, 1.33, 1.2, [0.5, 0.5])
+        >>> print(mx.report.policy_table([row]))
+        policy        accuracy (%)  mean layers  speed-up, layers  speed-up, MACs
+        ------------  ------------  -----------  ----------------  --------------
+        max-prob=0.9         90.00         1.50             1.33×           1.20×
     """
     return table(_policy_cells(_policy_rows(rows)), markdown)
 
@@ -141,5 +214,11 @@ def _short_number(count: float) -> str:
 
 
 def label(metric: str) -> str:
-    """What an axis or column of this metric's score is called."""
+    """The name of an axis or column of this metric's score.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.report.label("accuracy"), mx.report.label("mine")
+        ('accuracy (%)', 'mine (%)')
+    """
     return METRICS.get(metric, f"{metric} (%)")

@@ -40,8 +40,20 @@ def results_json(
         about: `title`, `command`, `note`, `recipe`,
             and any other plain data, e.g. `machine`, `seconds`; `versions` are added.
 
+    Returns:
+        Plain data, with scores and shares in 0..1.
+
     Raises:
         ValueError: no rows, or something that JSON can't hold.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> logits_MBC = torch.tensor([[[1.0, 0], [2, 0]], [[0, 2], [2, 0]]])
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost)
+        >>> data = results_json(outputs, [mx.judge(outputs, mx.FixedExit(0))], recipe="joint")
+        >>> data["about"]["recipe"], data["examples"], data["policies"][0]["score"]
+        ('joint', 2, 0.5)
     """
     epochs = [] if history is None else history.epochs
     data = {
@@ -61,7 +73,20 @@ def results_json(
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """What `results_json` gave, from a file; ValueError names one that is something else."""
+    """Read a file that holds what `results_json` gave.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or something else.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "mrpc.json").write_text('{"format": 1, "exits": []}')
+        ...     read_results(f"{folder}/mrpc.json")
+        {'format': 1, 'exits': []}
+    """
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT or "exits" not in data:
         raise ValueError(f"{path} holds no results of `results_json` in format {FORMAT}")
@@ -69,12 +94,24 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def results_page(folder: str | Path) -> str:
-    """One Markdown page of all `*.json` in a folder: a comparison, then each run.
+    """Make one Markdown page of all `*.json` in a folder: a comparison, then each run.
 
     A picture of the same name (`mrpc.png` for `mrpc.json`) is shown with it.
 
     Raises:
         ValueError: no file there, or a damaged one, by its name.
+
+    Example:
+        >>> import tempfile, torch, multiexit as mx
+        >>> from pathlib import Path
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(torch.eye(2).expand(2, 2, 2), torch.tensor([0, 1]), cost)
+        >>> data = results_json(outputs, [mx.judge(outputs, mx.FixedExit(0))], title="RTE")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "rte.json").write_text(json.dumps(data))
+        ...     page = results_page(folder)
+        >>> [line for line in page.splitlines() if line.startswith("#")]
+        ['# Results', '## RTE']
     """
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:

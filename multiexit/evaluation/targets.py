@@ -23,10 +23,15 @@ Speed = Callable[[Row], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The one target that is given, checked; see `multiexit.calibrate` for what each means.
+    """The one target that is given, checked.
+
+    Args:
+        speedup, score, milliseconds, risk, by, latency, batch_size, confidence, loss: as
+            for `multiexit.calibrate`.
 
     Raises:
-        ValueError: no target or two, or one that makes no sense.
+        ValueError: no target or two, a value out of its range, an unknown `by` or `loss`, or time
+            without a latency table.
     """
 
     speedup: float | None = None
@@ -113,7 +118,16 @@ class Target:
 
 
 def mean_ms(row: Row, latency: Latency, batch_size: int) -> float:
-    """Milliseconds that a batch takes on average when rows leave in these shares."""
+    """Milliseconds that a batch takes on average when rows leave as in a judged row.
+
+    Args:
+        row: for the share of rows that leave at each exit.
+        latency: of the same model.
+        batch_size: B, at the start.
+
+    Raises:
+        ValueError: a table of another number of exits.
+    """
     measured, exits = len(latency.stages_ms), len(row.shares_M)
     if measured != exits:
         raise ValueError(f"the latency table has {measured} exits, these outputs have {exits}")

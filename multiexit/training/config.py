@@ -17,7 +17,7 @@ from multiexit.names import unknown
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a run trains; what it trains on which loss is the recipe's.
+    """The settings of a run; what it trains, and on which loss, is the recipe's.
 
     Args:
         epochs: passes over D1 (over the whole set where Ω needs no second half).
@@ -53,6 +53,17 @@ class TrainConfig:
         trackers: of accelerate: `"tensorboard"`, `"wandb"`, …
         workers: processes that prepare batches.
         progress: show a bar.
+
+    Raises:
+        ValueError: it names the setting, the value, and what would be right.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.TrainConfig(epochs=3, lr=5e-5, mixed_precision="bf16").clip
+        1.0
+        >>> mx.TrainConfig(lr=0)
+        Traceback (most recent call last):
+        ValueError: lr must be above 0, got 0
     """
 
     epochs: int = 3

@@ -8,7 +8,19 @@ from multiexit.training.config import TrainConfig
 
 
 class Table3(NamedTuple):
-    """A row of LeeBERT's Table 3: λ1, λ2, batch size, cross-level cycle length C."""
+    """A row of LeeBERT's Table 3.
+
+    Args:
+        lr: λ1, Θ's learning rate.
+        omega_lr: λ2, Ω's learning rate.
+        batch_size: rows per step.
+        cycle: C, the cross-level cycle's length in steps.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.presets.TABLE_3["mrpc"]
+        Table3(lr=1e-05, omega_lr=0.0001, batch_size=32, cycle=4)
+    """
 
     lr: float
     omega_lr: float
@@ -32,9 +44,19 @@ CIFAR_SCHEDULES = ("strong", "appendix-f")
 
 
 def glue(task: str) -> TrainConfig:
-    """AdamW on a line down to 0, with Table 3's rates and batch size; RTE's for STS-B.
+    """AdamW on a line down to 0, with Table 3's rates and batch size.
 
-    Small encoders want more: 5e-5 … 2e-4 for MiniLM.
+    Small encoders want a larger rate: 5e-5 … 2e-4 for MiniLM.
+
+    Args:
+        task: of GLUE, in any spelling; one that isn't in the table, such as STS-B, has RTE's row.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import multiexit as mx
+        >>> config = replace(mx.presets.glue("MRPC"), epochs=3)
+        >>> config.lr, config.batch_size, config.epochs
+        (1e-05, 32, 3)
     """
     row = TABLE_3.get(canonical(task), TABLE_3["rte"])
     return TrainConfig(epochs=5, lr=row.lr, omega_lr=row.omega_lr, batch_size=row.batch_size)
@@ -51,6 +73,12 @@ def cifar(schedule: str = "strong", epochs: int | None = None) -> TrainConfig:
 
     Raises:
         ValueError: another schedule.
+
+    Example:
+        >>> import multiexit as mx
+        >>> config = mx.presets.cifar("appendix-f")
+        >>> config.epochs, config.milestones
+        (100, (0.35, 0.6, 0.85))
     """
     if schedule not in CIFAR_SCHEDULES:
         raise unknown("schedule", schedule, CIFAR_SCHEDULES)

@@ -65,6 +65,16 @@ class Trainer:
     Raises:
         ValueError: a topology that doesn't fit the model's exits, a metric that can't judge it, or
             other parts that don't go together.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> backbone = mx.wrap(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)))
+        >>> model = mx.MultiExitModel(backbone, num_classes=2)
+        >>> rows = torch.utils.data.TensorDataset(torch.rand(8, 4), torch.arange(8) % 2)
+        >>> config = mx.TrainConfig(max_steps=2, batch_size=4, log_every=1, progress=False)
+        >>> history = mx.Trainer(model, mx.recipe("joint"), config).fit(rows)
+        >>> [row["step"] for row in history.steps], model.policy
+        ([1, 2], Entropy(threshold=0.3))
     """
 
     def __init__(
@@ -93,7 +103,7 @@ class Trainer:
 
     @property
     def history(self) -> History:
-        """What the run did so far."""
+        """The log of the run so far."""
         return self.state.history
 
     def fit(
@@ -162,7 +172,8 @@ class Trainer:
                 for index in range(self.state.first_phase, len(self.recipe.phases)):
                     with out_of_memory.explained(self.config, data_of[index], may_mix):
                         self._run_phase(index, data_of[index], dev)
-            self.model.to(self.accelerator.device)  # of sharded copies it was the whole
+            # Under FSDP2 only sharded copies were on the device; this model stayed on the CPU.
+            self.model.to(self.accelerator.device)
             for tracker in self.accelerator.trackers:  # end_training would end the group too
                 tracker.finish()
             if self.recipe.finish is not None:

@@ -24,7 +24,7 @@ from multiexit.names import unknown
 from multiexit.training.search.space import Choices, Range, Setting, Space, grid
 
 Judge = Callable[[Setting, int], float]
-"""The score of a setting on a fold; higher is better."""
+"""`(setting, fold) -> score`; higher is better."""
 
 SAMPLERS = ("tpe", "random", "grid")
 TRIALS = 20
@@ -39,7 +39,8 @@ class Trial:
     Args:
         setting: its values by name, as far as they are drawn.
         state: `"waiting"`, `"running"`, `"done"` or `"failed"`.
-        folds: the scores of the folds so far; `score` is their mean, once all are there.
+        folds: the scores of the folds so far.
+        score: their mean, once all are there.
         seconds: from start to end.
         error: why it failed.
     """
@@ -54,7 +55,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A search, as far as it is."""
+    """A search, as far as it is.
+
+    Args:
+        trials: by slot.
+
+    Example:
+        >>> done = [Trial({"lr": lr}, "done", score=score) for lr, score in ((1, 0.7), (2, 0.8))]
+        >>> Tuning((*done, Trial({"lr": 3}, "running"))).best.setting
+        {'lr': 2}
+    """
 
     trials: tuple[Trial, ...]
 
@@ -97,10 +107,22 @@ def tune(
         about: plain data that must be the same for a search to go on.
         watch: called after each trial that ended here.
 
+    Returns:
+        All trials, of all processes and calls.
+
     Raises:
-        ValueError: Optuna is missing, a database that can't be opened or holds something else, a
-            grid over a range.
+        ValueError: Optuna is missing, a database that can't be opened or holds something else, an
+            unknown sampler, nothing to search, a grid over a range, or folds or trials that are no
+            whole number from 1.
         OSError: the database can't be written any more, as on a full disk.
+
+    Example:
+        >>> import tempfile, multiexit as mx
+        >>> space = {"lr": mx.Choices((0.1, 0.2))}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tuning = mx.tune(lambda chosen, fold: -chosen["lr"], space, folder, sampler="grid")
+        >>> tuning.best.setting
+        {'lr': 0.1}
     """
     optuna = _optuna()
     slots = _slots(space, sampler, trials, seed)

@@ -1,4 +1,4 @@
-"""What a search may choose from: values by name."""
+"""The space of a search: what it may choose, by name."""
 
 import itertools
 import math
@@ -12,7 +12,19 @@ Setting = dict[str, Any]
 
 @dataclass(frozen=True)
 class Choices:
-    """One of these values."""
+    """One of these values.
+
+    Args:
+        values: strings, numbers, true and false or None.
+
+    Raises:
+        ValueError: no values, or repeated ones.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.Choices((1e-5, 2e-5, 5e-5)).values
+        (1e-05, 2e-05, 5e-05)
+    """
 
     values: tuple[Any, ...]
 
@@ -25,7 +37,20 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-    """A number from low to high, both included; whole if both are. `log`: evenly by magnitude."""
+    """A number from low to high, both included; whole if both are.
+
+    Args:
+        low, high: the ends.
+        log: draw evenly by magnitude.
+
+    Raises:
+        ValueError: ends that don't rise or aren't finite, or a magnitude of what isn't above 0.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.Range(1e-5, 1e-3, log=True).whole, mx.Range(1, 8).whole
+        (False, True)
+    """
 
     low: float
     high: float
@@ -52,6 +77,10 @@ def grid(space: Space) -> list[Setting]:
 
     Raises:
         ValueError: a range.
+
+    Example:
+        >>> grid({"lr": Choices((0.1, 0.2)), "clip": Choices((1.0,))})
+        [{'lr': 0.1, 'clip': 1.0}, {'lr': 0.2, 'clip': 1.0}]
     """
     values = []
     for name, dimension in space.items():

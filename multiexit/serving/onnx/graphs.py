@@ -57,6 +57,24 @@ def write(
         ValueError: a carry that can't cross from one graph to the next, or code that can't be
             traced.
     """
+    numbers = knobs.policy_numbers(policy)
+    try:
+        return _write(model, policy, numbers, examples, folder)
+    except ValueError:
+        traceable = knobs.traceable(policy, numbers, model.num_classes)
+        if traceable == numbers:
+            raise
+    return _write(model, policy, traceable, examples, folder)
+
+
+def _write(
+    model: "MultiExitModel",
+    policy: ExitPolicy,
+    numbers: Knobs,
+    examples: Sequence[Mapping[str, Tensor]],
+    folder: Path,
+) -> tuple[list[GraphFile], Knobs]:
+    """`write`, with these numbers as inputs."""
     last = model.num_exits - 1
     befores = [[dict(example) for example in examples]]
     afters = []
@@ -65,7 +83,6 @@ def write(
             decisions = [_decide(model, policy, exit, tree) for tree in befores[exit]]
         befores.append([_tree(decision) for decision in decisions])
         afters.append(_output_tensors(decisions[0]))
-    numbers = knobs.policy_numbers(policy, model.num_classes)
     graphs: list[GraphFile] = []
     needed: set[str] = set()
     for exit in reversed(range(model.num_exits)):

@@ -20,19 +20,25 @@ Knobs = dict[str, int | float]
 """Fields that are numbers, whole ones as int."""
 
 
-def policy_numbers(policy: ExitPolicy, num_classes: int) -> Knobs:
-    """The policy's numbers that can be inputs of a graph.
-
-    The others are built in: None, tuples, true and false, and what the policy's own code takes
-    decisions by in Python.
-    """
+def policy_numbers(policy: ExitPolicy) -> Knobs:
+    """The policy's numbers; None, tuples, true and false are none."""
     numbers: Knobs = {}
     for field, field_type in policies.field_types(type(policy)).items():
         value = getattr(policy, field)
         if isinstance(value, int | float) and not isinstance(value, bool):
             numbers[field] = value if field_type is int else float(value)
-    built_in = type(policy) in policies.POLICIES.values()
-    if built_in or _traceable(policy, numbers, num_classes):
+    return numbers
+
+
+def traceable(policy: ExitPolicy, numbers: Knobs, num_classes: int) -> Knobs:
+    """Those that can be inputs of a graph: not what the policy's code decides by in Python.
+
+    Args:
+        policy: whose numbers they are.
+        numbers: from `policy_numbers`.
+        num_classes: C.
+    """
+    if _traceable(policy, numbers, num_classes):
         return numbers
     return {
         field: number
@@ -85,7 +91,10 @@ class _Decision(nn.Module):
 def _traceable(policy: ExitPolicy, numbers: Knobs, num_classes: int) -> bool:
     if not numbers:
         return True
-    examples = [torch.randn(3, num_classes), torch.rand(3), *as_tensors(numbers)]
+    generator = torch.Generator().manual_seed(0)
+    logits_BC = torch.randn(3, num_classes, generator=generator)
+    certainty_B = torch.rand(3, generator=generator)
+    examples = [logits_BC, certainty_B, *as_tensors(numbers)]
     try:
         trace(_Decision(policy, list(numbers)), examples, [{0: ANY}] * 2 + [{}] * len(numbers))
     except Exception:  # a user's code may fail in any way on tensors in place of numbers

@@ -35,6 +35,14 @@ def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows:
         policy: what is checked.
         num_classes: C; 1 for policies of regression.
         exits, rows: M and B.
+
+    Raises:
+        AssertionError: with the row that another one sways, or what comes back from JSON.
+
+    Example:
+        >>> import multiexit as mx
+        >>> from multiexit import testing
+        >>> testing.check_policy(mx.Patience(2))
     """
     generator = torch.Generator().manual_seed(0)
     scale_B1 = torch.logspace(-2, 1.5, rows).unsqueeze(1)
@@ -71,6 +79,15 @@ def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) 
         backbone: what is checked, on a copy in evaluation mode.
         inputs: at least 3 rows by name; by default its own example with random numbers where the
             example has fractions. Text deserves real rows, with padding.
+
+    Raises:
+        AssertionError: with the stage and what is wrong there.
+
+    Example:
+        >>> from torch import nn
+        >>> import multiexit as mx
+        >>> from multiexit import testing
+        >>> testing.check_backbone(mx.wrap(nn.Sequential(nn.Linear(4, 8), nn.ReLU())))
     """
     backbone = copy.deepcopy(backbone).eval()
     if inputs is None:
@@ -96,6 +113,17 @@ def check_head(factory: heads.Factory, shape: heads.Shape, num_classes: int = 3)
         factory: `(feature shape without the batch, C) -> module`.
         shape: `(D,)`, `(None, H)` or `(channels, height, width)`.
         num_classes: C.
+
+    Raises:
+        AssertionError: with what is wrong.
+
+    Example:
+        >>> from torch import nn
+        >>> from multiexit import testing
+        >>> testing.check_head(lambda shape, C: nn.Linear(shape[0], C), (8,))
+        >>> testing.check_head(lambda shape, C: nn.Linear(shape[0], 7), (8,))
+        Traceback (most recent call last):
+        AssertionError: logits must be (4, 3), are (4, 7)
     """
     head = factory(shape, num_classes).eval()
     feature = torch.randn(4, *(7 if size is None else size for size in shape))
@@ -122,7 +150,17 @@ def check_head(factory: heads.Factory, shape: heads.Shape, num_classes: int = 3)
 def check_learner(learner: Learner, exits: int = 4) -> None:
     """Its weights fit the topology, its plans are numbers, Ω moves by them and can be resumed.
 
-    Args: the learner, and the number of exits M to try it with.
+    Args:
+        learner: what is checked.
+        exits: M, to try it with.
+
+    Raises:
+        AssertionError: with the step and what is wrong there.
+
+    Example:
+        >>> import multiexit as mx
+        >>> from multiexit import testing
+        >>> testing.check_learner(mx.weights.CLO2(cycle=3))
     """
     weights = learner.weights(topology.lae(exits), 0)
     _require(isinstance(weights, LossWeights), f"weights() gave a {type(weights).__name__}")
@@ -148,7 +186,22 @@ def check_learner(learner: Learner, exits: int = 4) -> None:
 
 
 def check_topology(made: Topology) -> None:
-    """`made(M)` is a bool matrix [M, M] in which no exit teaches itself, the same at each call."""
+    """`made(M)` is a bool matrix [M, M] in which no exit teaches itself, the same at each call.
+
+    Args:
+        made: what is checked.
+
+    Raises:
+        AssertionError: with M and what is wrong there.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> from multiexit import testing
+        >>> testing.check_topology(mx.topology.lle)
+        >>> testing.check_topology(lambda M: torch.eye(M).bool())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        AssertionError: at M = 1: an exit can't teach itself; ...
+    """
     for M in (1, 2, 3, 7, 12, 27):
         try:
             same = torch.equal(topology.resolve(made, M), made(M))

@@ -52,6 +52,17 @@ class Runner:
         settings: all that is known of the network, as plain data.
         labels: the classes' names, or None.
         preprocessing: how inputs were prepared, plain data.
+
+    Example:
+        >>> import tempfile, numpy as np, torch, multiexit as mx
+        >>> from multiexit_runner import Runner
+        >>> backbone = mx.wrap(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+        >>> model = mx.MultiExitModel(backbone, num_classes=2).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     parity = mx.export(model, f"{folder}/exported", mx.FixedExit(0))
+        ...     answer = Runner(f"{folder}/exported").predict(np.ones((3, 4), np.float32))
+        >>> answer.logits_BC.shape, answer.exit_B.tolist()
+        ((3, 2), [0, 0, 0])
     """
 
     def __init__(
@@ -126,6 +137,9 @@ class Runner:
             args, inputs: numpy arrays, named as the network's own inputs or in their order. An
                 empty batch gives an empty answer.
 
+        Returns:
+            The rows' logits [B, C] and exits [B], in the order that the rows came in.
+
         Raises:
             ValueError: inputs that the network wasn't exported for; NaN or infinite logits,
                 named by exit and row.
@@ -144,7 +158,7 @@ class Runner:
     def stream(
         self, batches: Iterable[Any], batch_size: int = 32, window: int = 8
     ) -> Iterator[Answer]:
-        """Answers for batch after batch, in order; inside, rows of different batches go together.
+        """Answer batch after batch, in order; inside, rows of different batches go together.
 
         Rows of up to `window` batches are sorted by length, and rows that wait at the same exit
         are put together until they fill a batch, so that deep graphs run full too. Where the
@@ -262,7 +276,14 @@ class Runner:
         return Answer(logits_BC, np.empty(rows, np.int64))
 
     def forward(self, *args: Any, **inputs: Any) -> np.ndarray:
-        """All exits' logits, [M, B, C]: nobody stops."""
+        """All exits' logits, float32 [M, B, C]: nobody stops.
+
+        Args:
+            args, inputs: as for `predict`.
+
+        Raises:
+            ValueError: inputs that the network wasn't exported for.
+        """
         arrays, numbers = self._cut(self._named(args, inputs)), self._numbers()
         logits = []
         if not _rows(arrays):

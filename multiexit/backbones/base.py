@@ -34,6 +34,7 @@ def select(tree: T, keep: Tensor) -> T:
 
     Example:
         >>> import torch
+        >>> from multiexit.backbones import select
         >>> carry = {"x": torch.tensor([[1], [2], [3]]), "mask": None}
         >>> select(carry, torch.tensor([True, False, True]))
         {'x': tensor([[1],

@@ -21,6 +21,7 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
             known.
 
     Example:
+        >>> from multiexit.backbones import cifar_resnet, rebuild
         >>> spec = cifar_resnet(20).spec
         >>> spec["kind"], rebuild(spec).num_stages
         ('cifar_resnet', 9)

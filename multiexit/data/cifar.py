@@ -84,6 +84,20 @@ def load(
     Raises:
         FileNotFoundError: data that isn't there; the message says where it was looked for.
         ValueError: an unknown name, or a damaged file (named, with the row).
+
+    Example:
+        A folder in the hub's layout, with one image in each split:
+
+        >>> import io, tempfile, PIL.Image, pyarrow, pyarrow.parquet
+        >>> from multiexit.data import cifar
+        >>> PIL.Image.new("RGB", (32, 32)).save(png := io.BytesIO(), "PNG")
+        >>> table = pyarrow.table({"img": [{"bytes": png.getvalue()}], "label": [3]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for split in ("train", "test"):
+        ...         pyarrow.parquet.write_table(table, f"{folder}/{split}-00000-of-00001.parquet")
+        ...     images = cifar.load("cifar10", folder)
+        >>> images.train.images.shape, images.train.labels
+        (torch.Size([1, 3, 32, 32]), tensor([3]))
     """
     key = canonical(name)
     if key not in _SOURCES:

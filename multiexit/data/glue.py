@@ -45,7 +45,7 @@ def load(
     data_dir: str | Path | None = None,
     max_length: int = 128,
 ) -> Glue:
-    """Read and tokenise one task of GLUE.
+    r"""Read and tokenise one task of GLUE.
 
     Args:
         task: `"mrpc"`, `"SST-2"`, …: a key of `TASKS` in any spelling.
@@ -62,6 +62,20 @@ def load(
     Raises:
         FileNotFoundError: data that isn't there; the message says where it was looked for.
         ValueError: an unknown task, or a damaged file (named, with the line).
+
+    Example:
+        >>> import pathlib, tempfile, tokenizers, transformers
+        >>> from multiexit.data import glue
+        >>> words = tokenizers.models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2}, "[UNK]")
+        >>> tokenizer = transformers.PreTrainedTokenizerFast(
+        ...     tokenizer_object=tokenizers.Tokenizer(words), pad_token="[PAD]")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("train", "dev"):
+        ...         file = pathlib.Path(folder, f"{name}.tsv")
+        ...         _ = file.write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+        ...     sst2 = glue.load("SST-2", tokenizer, folder)
+        >>> len(sst2.train), sst2.dev.labels, sst2.dev[0]["input_ids"]
+        (2, tensor([1, 0]), tensor([2]))
     """
     spec = find_task(task)
     if data_dir is None:

@@ -42,6 +42,15 @@ class ImageDataset(Dataset[Batch]):
 
     Raises:
         ValueError: tensors or lists that don't fit together.
+
+    Example:
+        >>> import torch
+        >>> from multiexit.data.images import ImageDataset
+        >>> images = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8)
+        >>> data = ImageDataset(images, [0, 1, 0, 1, 0, 1], mean=(0.5,), std=(0.25,))
+        >>> images_BCHW, labels_B = data.__getitems__([4, 5])
+        >>> images_BCHW.shape, images_BCHW.unique(), labels_B
+        (torch.Size([2, 1, 8, 8]), tensor([2.]), tensor([0, 1]))
     """
 
     lengths: list[int] | None = None
@@ -102,14 +111,18 @@ class ImageDataset(Dataset[Batch]):
         return items
 
     def to(self, device: torch.device) -> ImageDataset:
-        """The same rows on a device; batches are cut, augmented and normalised there."""
+        """Put the rows on a device; batches are cut, augmented and normalised there."""
         moved = copy.copy(self)
         for name in ("images", "labels", "_mean_C11", "_std_C11"):
             setattr(moved, name, getattr(self, name).to(device))
         return moved
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageDataset:
-        """The rows `indices`, in that order, with the same augmentation."""
+        """Take the rows `indices`, in that order, with the same augmentation.
+
+        Raises:
+            ValueError: a mask, a fraction, or a row that isn't there.
+        """
         rows = row_numbers(indices, len(self))
         return ImageDataset(
             self.images[rows], self.labels[rows], self.mean, self.std, self.augment, self.pad
@@ -169,6 +182,13 @@ def crop_and_mirror(images_BCHW: Tensor, pad: int) -> Tensor:
     """Shift each image by up to `pad` pixels, filling with 0, and mirror half of them.
 
     Draws from torch's global generator: B shifts down, B shifts right, B mirrorings.
+
+    Args:
+        images_BCHW: of any type.
+        pad: pixels.
+
+    Returns:
+        The images [B, C, H, W], of the same type.
     """
     batch, _, height, width = images_BCHW.shape
     down_B = torch.randint(2 * pad + 1, (batch,))
@@ -184,6 +204,14 @@ def crop_and_mirror(images_BCHW: Tensor, pad: int) -> Tensor:
 
 
 def normalise(images_BCHW: Tensor, mean_C11: Tensor, std_C11: Tensor) -> Tensor:
-    """`(images / 255 - mean) / std` per channel, as float32, to the same bits on every device."""
+    """`(images / 255 - mean) / std` per channel, to the same bits on every device.
+
+    Args:
+        images_BCHW: uint8.
+        mean_C11, std_C11: of pixels in 0..1.
+
+    Returns:
+        float32 [B, C, H, W].
+    """
     # By a number, a GPU would multiply by 1 / 255, which rounds otherwise.
     return (images_BCHW.float() / torch.full_like(mean_C11, 255) - mean_C11) / std_C11

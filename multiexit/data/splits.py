@@ -1,4 +1,4 @@
-"""What all splits share: checks of rows and labels, a held-out part, files in shards.
+"""Parts of a split: held out, or the folds of a cross-validation.
 
 Letters: N rows of a split.
 """
@@ -46,6 +46,15 @@ def holdout(split: AnySplit, fraction: float, seed: int = 0) -> tuple[AnySplit, 
 
     Raises:
         ValueError: a fraction outside (0, 1), or one that leaves a part empty.
+
+    Example:
+        >>> import torch
+        >>> from multiexit.data.images import ImageDataset
+        >>> from multiexit.data.splits import holdout
+        >>> images, labels = torch.zeros(10, 1, 8, 8, dtype=torch.uint8), [0] * 6 + [1] * 4
+        >>> rest, held_out = holdout(ImageDataset(images, labels, (0.5,), (0.25,)), 0.5)
+        >>> rest.labels.tolist(), held_out.labels.tolist()
+        ([0, 0, 0, 1, 1], [0, 0, 0, 1, 1])
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction!r} to hold out must be above 0 and below 1")
@@ -67,7 +76,7 @@ def holdout(split: AnySplit, fraction: float, seed: int = 0) -> tuple[AnySplit, 
 
 
 def fold(split: AnySplit, index: int, folds: int, seed: int = 0) -> tuple[AnySplit, AnySplit]:
-    """One of the parts of a cross-validation.
+    """Hold out one of the parts of a cross-validation.
 
     The held-out parts of all `index` are disjoint and make up the split; classes keep their shares
     in each. Float labels (regression) are drawn plainly.
@@ -83,6 +92,15 @@ def fold(split: AnySplit, index: int, folds: int, seed: int = 0) -> tuple[AnySpl
 
     Raises:
         ValueError: an index that isn't there, or more folds than rows.
+
+    Example:
+        >>> import torch
+        >>> from multiexit.data.images import ImageDataset
+        >>> from multiexit.data.splits import fold
+        >>> images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
+        >>> data = ImageDataset(images, [0, 1, 0, 1, 0, 1], (0.5,), (0.25,))
+        >>> [fold(data, index, folds=3)[1].labels.sort().values.tolist() for index in range(3)]
+        [[0, 1], [0, 1], [0, 1]]
     """
     if not 0 <= index < folds <= len(split):
         raise ValueError(f"no fold {index} of {folds} over {len(split)} rows")

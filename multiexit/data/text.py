@@ -37,6 +37,17 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         lengths: tokens in each of the N rows.
         labels: [N], int64 classes or float32 scores.
         starts: [N], where each row begins in the flat tensors; one after the other if not given.
+
+    Example:
+        >>> import tokenizers, transformers
+        >>> from multiexit.data.text import TextDataset
+        >>> words = tokenizers.models.WordLevel({"[PAD]": 0, "good": 1, "bad": 2}, "[PAD]")
+        >>> tokenizer = transformers.PreTrainedTokenizerFast(
+        ...     tokenizer_object=tokenizers.Tokenizer(words), pad_token="[PAD]")
+        >>> tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        >>> data = TextDataset.from_texts(tokenizer, ["good", "bad bad"], labels=[1, 0])
+        >>> data.collate([data[0], data[1]])["input_ids"].tolist()
+        [[1, 0], [2, 2]]
     """
 
     def __init__(
@@ -136,7 +147,11 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         return batch | {"labels": torch.stack([row["labels"] for row in rows])}
 
     def subset(self, indices: Sequence[int] | Tensor) -> TextDataset:
-        """The rows `indices`, in that order; the tokens are not copied."""
+        """Take the rows `indices`, in that order; the tokens are not copied.
+
+        Raises:
+            ValueError: a mask, a fraction, or a row that isn't there.
+        """
         rows = row_numbers(indices, len(self))
         return TextDataset(
             self.tokenizer,

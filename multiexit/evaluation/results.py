@@ -48,6 +48,7 @@ def results_json(
 
     Example:
         >>> import torch, multiexit as mx
+        >>> from multiexit.evaluation.results import results_json
         >>> logits_MBC = torch.tensor([[[1.0, 0], [2, 0]], [[0, 2], [2, 0]]])
         >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
         >>> outputs = mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost)
@@ -82,6 +83,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> from multiexit.evaluation.results import read_results
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "mrpc.json").write_text('{"format": 1, "exits": []}')
         ...     read_results(f"{folder}/mrpc.json")
@@ -102,8 +104,9 @@ def results_page(folder: str | Path) -> str:
         ValueError: no file there, or a damaged one, by its name.
 
     Example:
-        >>> import tempfile, torch, multiexit as mx
+        >>> import json, tempfile, torch, multiexit as mx
         >>> from pathlib import Path
+        >>> from multiexit.evaluation.results import results_json, results_page
         >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
         >>> outputs = mx.Outputs(torch.eye(2).expand(2, 2, 2), torch.tensor([0, 1]), cost)
         >>> data = results_json(outputs, [mx.judge(outputs, mx.FixedExit(0))], title="RTE")

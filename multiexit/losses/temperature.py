@@ -69,6 +69,7 @@ class Constant(Temperature):
 
     Example:
         >>> import torch
+        >>> from multiexit.losses.temperature import Constant
         >>> Constant(4.0).after(4.0, torch.zeros(2, 5, 3))
         4.0
     """
@@ -99,6 +100,7 @@ class Rising(Temperature):
 
     Example:
         >>> import torch
+        >>> from multiexit.losses.temperature import Rising
         >>> rule = Rising(factor=2.0)
         >>> tau = rule.start(torch.device("cpu"))
         >>> sure, unsure = torch.tensor([[[9.0, 0.0]]]), torch.zeros(1, 1, 2)

@@ -42,13 +42,19 @@ def profile(
         batch_sizes: rising.
         repeats: readings of each part.
 
-    Example:
-        >>> import multiexit as mx
-        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10)
-        >>> model.latency = mx.profile(model, batch_sizes=(1, 2), repeats=1)  # kept with the model
+    Returns:
+        The table, in milliseconds. As `model.latency` it is saved with the model.
 
     Raises:
         ValueError: batch sizes that don't rise from 1 at least, or a policy that doesn't fit.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> backbone = mx.wrap(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)))
+        >>> model = mx.MultiExitModel(backbone, num_classes=2)
+        >>> model.latency = mx.profile(model, batch_sizes=(1, 2), repeats=1)
+        >>> model.latency.batch_sizes, len(model.latency.stages_ms)
+        ((1, 2), 2)
     """
     sizes = tuple(batch_sizes)
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):

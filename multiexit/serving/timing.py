@@ -14,6 +14,13 @@ def paired_times(
     """Median seconds of two calls, run in turn after one warm-up of each.
 
     On a GPU the device is waited for before each reading.
+
+    Args:
+        first, second: the calls.
+        repeats: readings of each.
+
+    Returns:
+        Seconds of the first, and of the second.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for round in range(repeats + 1):
@@ -28,13 +35,18 @@ def paired_times(
 
 
 def wait() -> None:
-    """Until the device has done what it was given."""
+    """Block until the device has finished its queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def median_ms(repeats: int, call: Callable[[], Any]) -> float:
-    """The median of some readings; short calls are repeated within each."""
+    """Median milliseconds of a call; short calls are repeated within each reading.
+
+    Args:
+        repeats: readings.
+        call: what is timed, after one warm-up.
+    """
     call()
     wait()
     begin = time.perf_counter()

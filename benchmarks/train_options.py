@@ -110,19 +110,19 @@ def by_part(cycle: Cycle, repeats: int) -> dict[str, float]:
     """Milliseconds a step, by part; what Ω's passes take counts as Ω's."""
     cycle()
     parts, stepper = Parts(), cycle.stepper
-    losses_now = parts.timed("Ω", stepper._losses_now)
+    current_losses = parts.timed("Ω", stepper._current_losses)
     forward = parts.timed("forward", stepper._wrapped.forward)
     plain_forward = stepper._wrapped.forward
 
-    def omega_pass(some: list[Any]) -> Any:
+    def omega_pass(batches: list[Any]) -> Any:
         stepper._wrapped.forward = plain_forward
         try:
-            return losses_now(some)
+            return current_losses(batches)
         finally:
             stepper._wrapped.forward = forward
 
     stepper._wrapped.forward = forward
-    stepper._losses_now = omega_pass
+    stepper._current_losses = omega_pass
     stepper.omega.update = parts.timed("Ω", stepper.omega.update)
     stepper.accelerator.backward = parts.timed("backward", stepper.accelerator.backward)
     stepper.optimizer.step = parts.timed("optimiser", stepper.optimizer.step)

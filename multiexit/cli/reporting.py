@@ -19,7 +19,7 @@ from multiexit.policies import Certificate, ExitPolicy
 from multiexit.runtime import processes
 from multiexit.serving.speedup import measured_speedup
 from multiexit.training.experiment import backbone_for, config_for, recipe_for, train
-from multiexit.training.records import folder as runfolder
+from multiexit.training.records import run_folder
 
 
 def report_on(
@@ -92,7 +92,7 @@ def demo(folder: Path, epochs: int = 30, overwrite: bool = False) -> None:
     """Train, judge and plot a small multi-exit ResNet on scikit-learn's digits."""
     begin = time.perf_counter()
     config = replace(config_for("digits"), epochs=epochs, output=folder, overwrite=overwrite)
-    runfolder.check(config)
+    run_folder.check(config)
     task = tasks.load("digits")
     recipe = recipe_for("leebert", "digits", {})
     model, history = train(task, backbone_for(task, None), recipe, config)

@@ -140,7 +140,7 @@ def train(
     from multiexit.files import json_files
     from multiexit.runtime import processes, versions
     from multiexit.training import experiment
-    from multiexit.training.records import folder as runfolder
+    from multiexit.training.records import run_folder
     from multiexit.training.search import crossval
 
     kind = tasks.modality(task)
@@ -205,7 +205,7 @@ def train(
         repeats.check_pair(other, tasks.canonical(task), numbers)
     folders = [output if seeds is None else output / f"seed-{number}" for number in numbers]
     for folder in folders:
-        runfolder.check(replace(config, output=folder))
+        run_folder.check(replace(config, output=folder))
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
     data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
     for number, folder in zip(numbers, folders, strict=True):

@@ -23,35 +23,35 @@ OTHER_WAYS = {
 
 
 @contextmanager
-def apart(own: Accelerator | None = None) -> Iterator[None]:
+def apart(accelerator: Accelerator | None = None) -> Iterator[None]:
     """Inside, accelerate's state, which all of a process share otherwise, is a run's own.
 
     Whoever else has an `Accelerator` here keeps its precision and its accumulation, and a run has
     those of its configuration whatever came before it.
 
     Args:
-        own: whose state it is; None begins a new one.
+        accelerator: whose state it is; None begins a new one.
     """
-    there: Any = processes()._shared_state
+    shared_state: Any = processes()._shared_state
     kinds: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
-    before = [kind._shared_state for kind in kinds]
-    if own is None:
-        inside: list[dict[str, Any]] = [{}, {}, {}]
+    states_before = [kind._shared_state for kind in kinds]
+    if accelerator is None:
+        states: list[dict[str, Any]] = [{}, {}, {}]
     else:
-        state = own.state.__dict__
-        inside = [
-            {k: state.get(k, v) for k, v in there.items()},
+        state = accelerator.state.__dict__
+        states = [
+            {k: state.get(k, v) for k, v in shared_state.items()},
             state,
-            own.gradient_state.__dict__,
+            accelerator.gradient_state.__dict__,
         ]
-    for kind, shared in zip(kinds, inside, strict=True):
+    for kind, shared in zip(kinds, states, strict=True):
         kind._shared_state = shared
     try:
-        if own is None:
-            PartialState(before[0]["_cpu"], timeout=TIMEOUT)  # the process group stays
+        if accelerator is None:
+            PartialState(states_before[0]["_cpu"], timeout=TIMEOUT)  # the process group stays
         yield
     finally:
-        for kind, shared in zip(kinds, before, strict=True):
+        for kind, shared in zip(kinds, states_before, strict=True):
             kind._shared_state = shared
 
 
@@ -83,25 +83,25 @@ def _check_environment(config: TrainConfig) -> None:
     Raises:
         ValueError: a way of spreading that training doesn't know.
     """
-    for name, what in OTHER_WAYS.items():
+    for name, way in OTHER_WAYS.items():
         if parse_flag_from_env(name):
             raise ValueError(
-                f"{name} is set in the environment and asks for {what}; training knows DDP and "
+                f"{name} is set in the environment and asks for {way}; training knows DDP and "
                 "FSDP2: unset it, or launch with --multi_gpu or --use_fsdp --fsdp_version 2"
             )
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and processes().num_processes == 1:
         warnings.warn(
             "ACCELERATE_USE_FSDP is set, but this is one process: nothing is sharded", stacklevel=5
         )
-    for name, plain, wanted in (
-        ("ACCELERATE_MIXED_PRECISION", "no", ("mixed_precision", config.mixed_precision)),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", ("accumulation", config.accumulation)),
-        ("ACCELERATE_DYNAMO_BACKEND", "no", ("compile", config.compile)),
+    for name, plain, field in (
+        ("ACCELERATE_MIXED_PRECISION", "no", "mixed_precision"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", "accumulation"),
+        ("ACCELERATE_DYNAMO_BACKEND", "no", "compile"),
     ):
-        value, (field, own) = os.environ.get(name, plain).lower(), wanted
-        if value != plain and value != str(own) and not (field == "compile" and own):
+        value, configured = os.environ.get(name, plain).lower(), getattr(config, field)
+        if value != plain and value != str(configured) and not (field == "compile" and configured):
             warnings.warn(
                 f"{name}={value} in the environment has no effect: the run's configuration counts, "
-                f"and has {field}={own!r}",
+                f"and has {field}={configured!r}",
                 stacklevel=5,
             )

@@ -10,7 +10,7 @@ from torch import nn
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm normalises by the batch as in training, and its running statistics stay."""
-    norms = _norms(model)
+    norms = _batch_norms(model)
     tracking = [m.track_running_stats for m in norms]
     for m in norms:
         if m.training:
@@ -29,17 +29,17 @@ class RepeatedStatistics:
     """
 
     def __init__(self, model: nn.Module):
-        self._norms = _norms(model)
+        self._batch_norms = _batch_norms(model)
 
     def __enter__(self) -> None:
-        self._kept = [(m.momentum, m.num_batches_tracked) for m in self._norms]
-        for m in self._norms:
+        self._saved = [(m.momentum, m.num_batches_tracked) for m in self._batch_norms]
+        for m in self._batch_norms:
             m.momentum, m.num_batches_tracked = 0.0, None
 
     def __exit__(self, *_: object) -> None:
-        for m, kept in zip(self._norms, self._kept, strict=True):
-            m.momentum, m.num_batches_tracked = kept
+        for m, saved in zip(self._batch_norms, self._saved, strict=True):
+            m.momentum, m.num_batches_tracked = saved
 
 
-def _norms(model: nn.Module) -> list[Any]:
+def _batch_norms(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

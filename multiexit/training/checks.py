@@ -16,7 +16,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating
 from multiexit.training.config import TrainConfig
-from multiexit.training.phase import _terms, wanted
+from multiexit.training.phase import counted_terms, trained_parameters
 from multiexit.training.training_pass import TrainingPass
 
 
@@ -31,19 +31,21 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
     _check_network(model, recipe)
     for index, phase in enumerate(recipe.phases):
         where = f"phase {index} of {recipe.name!r}"
-        terms_MM = _terms(model, phase)
+        terms_MM = counted_terms(model, phase)
         if phase.extra is None and not terms_MM.any():
             raise ValueError(
                 f"{where} has no loss term for {M} exit(s), so nothing to learn: give the model "
                 "early exits, or use the recipe 'joint'"
             )
-        if not wanted(model, phase) & {p for p in model.parameters() if p.requires_grad}:
+        if not trained_parameters(model, phase) & {
+            p for p in model.parameters() if p.requires_grad
+        }:
             raise ValueError(
-                f"{where} trains {_who(phase)}, and this model has none of that to train: "
+                f"{where} trains {_trained_part(phase)}, and this model has none of that to train: "
                 f"it has {M} exit(s), head {model.head!r}"
             )
         if phase.extra is not None:
-            _try(model, phase)
+            _run_once(model, phase)
     chained = (recipe.head or "").partition("+")[2]
     if chained and isinstance(model.head, str) and not model.head.endswith(f"+{chained}"):
         raise ValueError(
@@ -57,7 +59,7 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
         )
     if isinstance(recipe.finish, Budget):
         recipe.finish.check(model)
-    _try_policy(model, recipe)
+    _check_policy(model, recipe)
 
 
 def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
@@ -147,12 +149,12 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
         )
 
 
-def _try_policy(model: MultiExitModel, recipe: Recipe) -> None:
+def _check_policy(model: MultiExitModel, recipe: Recipe) -> None:
     """Refuse a policy that this model can't be run by, on one row of the backbone's example."""
     with torch.no_grad(), evaluating(model):
-        said = model.run((), model.backbone.example_inputs())
+        outputs = model.run((), model.backbone.example_inputs())
     try:
-        policies.answers(recipe.policy, said.logits_MBC, said.certainty_MB)
+        policies.answers(recipe.policy, outputs.logits_MBC, outputs.certainty_MB)
     except ValueError as error:
         raise ValueError(
             f"{recipe.name!r} stops by {recipe.policy}, which can't serve this model of "
@@ -161,7 +163,7 @@ def _try_policy(model: MultiExitModel, recipe: Recipe) -> None:
         ) from error
 
 
-def _try(model: MultiExitModel, phase: Phase) -> None:
+def _run_once(model: MultiExitModel, phase: Phase) -> None:
     """One pass over one row of the backbone's own example: what the extra loss lacks, it says."""
     dtype = torch.float32 if model.num_classes == 1 else torch.int64
     batch = {**model.backbone.example_inputs(), "labels": torch.zeros(1, dtype=dtype)}
@@ -169,5 +171,5 @@ def _try(model: MultiExitModel, phase: Phase) -> None:
         TrainingPass(model, phase)(batch, 1.0)
 
 
-def _who(phase: Phase) -> str:
+def _trained_part(phase: Phase) -> str:
     return repr(phase.train) if isinstance(phase.train, str) else phase.train.__name__

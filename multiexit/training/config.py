@@ -104,29 +104,29 @@ class TrainConfig:
             ValueError: it names the setting, the value, and what would be right.
         """
         for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints", "log_every"):
-            self._whole(name, 1)
+            self._set_whole_number(name, 1)
         for name in ("max_steps", "checkpoint_every", "early_stopping"):
             if getattr(self, name) is not None:
-                self._whole(name, 1)
-        self._whole("workers", 0)
-        self._whole("seed", 0, 2**32)
+                self._set_whole_number(name, 1)
+        self._set_whole_number("workers", 0)
+        self._set_whole_number("seed", 0, 2**32)
         for name in ("lr", "omega_lr"):
-            if not self._number(name) > 0:
+            if not self._set_number(name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup", "momentum"):
-            if not 0 <= self._number(name) < 1:
+            if not 0 <= self._set_number(name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not self._number("weight_decay") >= 0:
+        if not self._set_number("weight_decay") >= 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
-        if self.clip is not None and not self._number("clip") > 0:
+        if self.clip is not None and not self._set_number("clip") > 0:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
         for name in ("compile", "channels_last", "checkpoint_gradients", "resume", "force"):
-            self._switch(name)
+            self._set_switch(name)
         for name in ("overwrite", "progress"):
-            self._switch(name)
-        self._several("milestones", "shares of the steps, such as (0.5, 0.75)")
-        object.__setattr__(self, "milestones", tuple(map(_share, self.milestones)))
-        self._several("trackers", "names, such as ('tensorboard',)")
+            self._set_switch(name)
+        self._set_tuple("milestones", "shares of the steps, such as (0.5, 0.75)")
+        object.__setattr__(self, "milestones", tuple(map(_checked_share, self.milestones)))
+        self._set_tuple("trackers", "names, such as ('tensorboard',)")
         if not all(isinstance(name, str) for name in self.trackers):
             raise ValueError(f"trackers are names, such as ('tensorboard',); got {self.trackers}")
         _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
@@ -137,13 +137,13 @@ class TrainConfig:
         if not (self.metric is None or isinstance(self.metric, str) or callable(self.metric)):
             raise ValueError(f"metric must be a name or a function, got {self.metric!r}")
         self._check_output()
-        self._name_idle()
+        self._warn_without_effect()
 
     def _check_output(self) -> None:
         output: object = self.output
         if isinstance(output, os.PathLike) and not isinstance(output, Path):
             object.__setattr__(self, "output", Path(os.fsdecode(output)))
-        elif output is not None and not (isinstance(output, Path) or _named(output)):
+        elif output is not None and not (isinstance(output, Path) or _is_folder_name(output)):
             raise ValueError(f"output is the name of a folder, or None for none; got {output!r}")
         if self.output is not None and str(self.output).startswith("~"):
             object.__setattr__(self, "output", place(self.output))
@@ -157,7 +157,7 @@ class TrainConfig:
         if self.force and not self.resume:
             raise ValueError("force=True is for resume=True: it lets another run's checkpoint pass")
 
-    def _name_idle(self) -> None:
+    def _warn_without_effect(self) -> None:
         """Warn of what was set and has no effect."""
         default = {f.name: f.default for f in fields(self)}
         for name, idle, why in (
@@ -166,10 +166,11 @@ class TrainConfig:
             ("checkpoint_every", self.output is None, "output=None"),
         ):
             if idle and getattr(self, name) != default[name]:
-                said = f"{name}={getattr(self, name)} has no effect with {why}"
-                warnings.warn(said, stacklevel=4)
+                warnings.warn(
+                    f"{name}={getattr(self, name)} has no effect with {why}", stacklevel=4
+                )
 
-    def _whole(self, name: str, least: int, below: int | None = None) -> None:
+    def _set_whole_number(self, name: str, least: int, below: int | None = None) -> None:
         value = getattr(self, name)
         whole = isinstance(value, Integral) and not isinstance(value, bool)
         if not whole or not least <= int(value) < (math.inf if below is None else below):
@@ -177,7 +178,7 @@ class TrainConfig:
             raise ValueError(f"{name} must be a whole number from {least}{upto}, got {value!r}")
         object.__setattr__(self, name, int(value))
 
-    def _number(self, name: str) -> float:
+    def _set_number(self, name: str) -> float:
         value = getattr(self, name)
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
@@ -185,13 +186,13 @@ class TrainConfig:
         object.__setattr__(self, name, plain)
         return plain
 
-    def _switch(self, name: str) -> None:
+    def _set_switch(self, name: str) -> None:
         value = getattr(self, name)
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} must be True or False, got {value!r}")
         object.__setattr__(self, name, bool(value))
 
-    def _several(self, name: str, what: str) -> None:
+    def _set_tuple(self, name: str, what: str) -> None:
         value = getattr(self, name)
         if isinstance(value, np.ndarray):
             value = value.tolist()
@@ -200,13 +201,13 @@ class TrainConfig:
         object.__setattr__(self, name, tuple(value))
 
 
-def _share(value: object) -> float:
+def _checked_share(value: object) -> float:
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < 1:
         raise ValueError(f"milestones are shares of the steps, 0..1, got {value!r}")
     return float(value)
 
 
-def _named(output: object) -> bool:
+def _is_folder_name(output: object) -> bool:
     return isinstance(output, str) and bool(output.strip()) and "\0" not in output
 
 

@@ -31,16 +31,16 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
         return recipes.recipe(name)  # says which there are
     defaults: dict[str, Any] = {}
     if name.startswith(("leebert", "fastbert-clo")):  # whose paper these are
-        known = inspect.signature(recipes.RECIPES[name]).parameters
+        options_of = inspect.signature(recipes.RECIPES[name]).parameters
         if tasks.modality(task) == "image":
             defaults["temperature"] = 4.0
-        if "cycle" in known and canonical(task) in presets.TABLE_3:
+        if "cycle" in options_of and canonical(task) in presets.TABLE_3:
             defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
-    made = recipes.recipe(name, **{**defaults, **options})
-    patient = isinstance(made.policy, policies.Patience) and made.policy.tolerance is None
+    recipe = recipes.recipe(name, **{**defaults, **options})
+    patient = isinstance(recipe.policy, policies.Patience) and recipe.policy.tolerance is None
     if patient and tasks.modality(task) == "text" and glue.find_task(task).num_classes == 1:
-        made = replace(made, policy=replace(made.policy, tolerance=0.5))
-    return made
+        recipe = replace(recipe, policy=replace(recipe.policy, tolerance=0.5))
+    return recipe
 
 
 def config_for(task: str, schedule: str | None = None) -> TrainConfig:
@@ -120,8 +120,8 @@ def train(
         backbone, task.num_classes, exits, head or recipe.head, pool, task.labels
     )
     model.preprocessing = task.preprocessing
-    rows, held = task.train, None
+    rows, dev = task.train, None
     if validation:
-        rows, held = holdout(task.train, validation, config.seed)
+        rows, dev = holdout(task.train, validation, config.seed)
     settings = replace(config, metric=task.metric)
-    return model, Trainer(model, recipe, settings, tokenizer).fit(rows, held)
+    return model, Trainer(model, recipe, settings, tokenizer).fit(rows, dev)

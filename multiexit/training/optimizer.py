@@ -10,7 +10,9 @@ from torch.distributed.tensor import DTensor
 from multiexit.training.config import TrainConfig
 
 
-def optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Sequence[nn.Parameter], config: TrainConfig
+) -> torch.optim.Optimizer:
     """AdamW, whose decay spares biases and norms, or SGD with momentum, whose decay does not."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
@@ -28,7 +30,7 @@ def optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.
     return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, fused=True)
 
 
-def laid_out(value: Tensor, p: Tensor) -> Tensor:
+def strided_as(value: Tensor, p: Tensor) -> Tensor:
     """The same values, strided as a parameter.
 
     Fused optimisers go through parameters, gradients and their own state in the order of memory,
@@ -37,15 +39,15 @@ def laid_out(value: Tensor, p: Tensor) -> Tensor:
     return value if value.stride() == p.stride() else torch.empty_like(p).copy_(value)
 
 
-def lay_out(optimizer: torch.optim.Optimizer) -> None:
+def restride(optimizer: torch.optim.Optimizer) -> None:
     """Give loaded state the parameters' strides: files keep none."""
     for p, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == p.shape:
-                state[name] = laid_out(value, p)
+                state[name] = strided_as(value, p)
 
 
-def rate(config: TrainConfig, step: int, steps: int) -> float:
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """The learning rate at step 0..steps − 1.
 
     After a linear warm-up over `warmup · steps`: constant; down to 0 on a line or half a cosine;

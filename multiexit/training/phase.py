@@ -32,27 +32,27 @@ def factors(
     return turns
 
 
-def labelled(model: MultiExitModel, phase: Phase) -> bool:
+def learns_from_labels(model: MultiExitModel, phase: Phase) -> bool:
     """Whether the phase learns from labels, so that its batches must have them."""
     needed = phase.extra is not None or phase.learner.looks_back
-    return needed or bool(_terms(model, phase).diagonal().any())
+    return needed or bool(counted_terms(model, phase).diagonal().any())
 
 
-def judged(model: MultiExitModel, phase: Phase) -> list[int]:
+def judged_exits(model: MultiExitModel, phase: Phase) -> list[int]:
     """The exits that the phase trains, whose mean score selects its best epoch."""
-    learned_M = _terms(model, phase).any(1)
-    found = learned_M.nonzero().flatten().tolist()
-    return found or list(range(model.num_exits))
+    learned_M = counted_terms(model, phase).any(1)
+    exits = learned_M.nonzero().flatten().tolist()
+    return exits or list(range(model.num_exits))
 
 
-def _terms(model: MultiExitModel, phase: Phase) -> Tensor:
+def counted_terms(model: MultiExitModel, phase: Phase) -> Tensor:
     """Which terms count at any time of the phase, bool [M, M]."""
     teaches_MM = topology.resolve(phase.topology, model.num_exits)
     turns = factors(phase, teaches_MM, 1.0, [1.0] * model.num_exits)
     return torch.stack([(A_MM != 0).cpu() for A_MM in turns]).any(0)
 
 
-def wanted(model: MultiExitModel, phase: Phase) -> set[nn.Parameter]:
+def trained_parameters(model: MultiExitModel, phase: Phase) -> set[nn.Parameter]:
     """The parameters that the phase trains, but for those that were frozen before."""
     if callable(phase.train):
         return set(phase.train(model))
@@ -74,18 +74,18 @@ def wanted(model: MultiExitModel, phase: Phase) -> set[nn.Parameter]:
     }[phase.train]
 
 
-def trainable(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
+def freeze_untrained(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
     """Switch gradients off for what the phase doesn't train, and list what it does.
 
     What was frozen before stays so.
     """
-    chosen = wanted(model, phase)
+    trained = trained_parameters(model, phase)
     for p in model.parameters():
-        p.requires_grad_(p.requires_grad and p in chosen)
+        p.requires_grad_(p.requires_grad and p in trained)
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def shared(model: MultiExitModel) -> set[nn.Parameter]:
+def shared_parameters(model: MultiExitModel) -> set[nn.Parameter]:
     """The trunk's weight matrices that an early exit and the last one both use."""
     early = range(model.exits[-2] + 1) if model.num_exits > 1 else range(0)
     return {

@@ -17,11 +17,11 @@ def trainable_weights(model: nn.Module) -> None:
         ValueError: weights that were made in inference mode, which can't be trained.
     """
     named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    made_there = [name for name, tensor in named.items() if tensor.is_inference()]
-    if made_there:
+    inference_tensors = [name for name, tensor in named.items() if tensor.is_inference()]
+    if inference_tensors:
         raise ValueError(
-            f"{made_there[0]} was made inside torch.inference_mode(), and such tensors can't be "
-            "trained: make the model outside of it"
+            f"{inference_tensors[0]} was made inside torch.inference_mode(), and such tensors "
+            "can't be trained: make the model outside of it"
         )
     half = {n: t for n, t in named.items() if t.is_floating_point() and t.element_size() < 4}
     if not half:

@@ -8,7 +8,7 @@ from multiexit.training.config import TrainConfig
 from multiexit.training.records.state import Position
 
 
-def length(phase: Phase, config: TrainConfig, batches: int) -> tuple[int, int]:
+def phase_length(phase: Phase, config: TrainConfig, batches: int) -> tuple[int, int]:
     """Epochs and steps of Θ of a phase, of so many batches an epoch."""
     per_epoch = math.ceil(batches / config.accumulation)
     if config.max_steps is not None:
@@ -17,12 +17,12 @@ def length(phase: Phase, config: TrainConfig, batches: int) -> tuple[int, int]:
     return epochs, epochs * per_epoch
 
 
-def over(position: Position, patience: int | None, epochs: int, steps: int) -> bool:
+def is_over(position: Position, patience: int | None, epochs: int, steps: int) -> bool:
     """Whether a phase is: all done, or no better epoch for long enough."""
-    enough = patience is not None and position.stale >= patience
-    return enough or position.epoch >= epochs or position.step >= steps
+    out_of_patience = patience is not None and position.stale >= patience
+    return out_of_patience or position.epoch >= epochs or position.step >= steps
 
 
-def better(row: dict[str, Any], best: dict[str, Any] | None) -> bool:
+def is_better(row: dict[str, Any], best: dict[str, Any] | None) -> bool:
     """Whether an epoch beats the best before it, which may be of another phase."""
     return best is None or best["phase"] != row["phase"] or row["mean"] > best["mean"]

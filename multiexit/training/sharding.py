@@ -74,34 +74,36 @@ def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
     The first process's parameters and buffers count. With the plugin's transformer-based policy
     each stage is gathered when it runs, and everything else when a pass begins.
     """
-    made: Any = deepcopy(model)
-    for tensor in (*made.parameters(), *made.buffers()):
+    sharded: Any = deepcopy(model)
+    for tensor in (*sharded.parameters(), *sharded.buffers()):
         tensor.data.copy_(broadcast(tensor.data.to(accelerator.device)))  # type: ignore[arg-type]
-    stages = map(made.backbone.stage_module, range(made.backbone.num_stages))
-    made._no_split_modules = sorted({type(stage).__name__ for stage in stages})
+    stages = map(sharded.backbone.stage_module, range(sharded.backbone.num_stages))
+    sharded._no_split_modules = sorted({type(stage).__name__ for stage in stages})
     plugin: Any = accelerator.state.fsdp_plugin
-    # Every process has all weights; and accelerate's way to do without trips over buffers.
+    # Every process has all parameters; and accelerate's way to do without trips over buffers.
     plugin.cpu_ram_efficient_loading = False
-    fsdp2_prepare_model(accelerator, made)
+    fsdp2_prepare_model(accelerator, sharded)
     for name in ("run", "cost"):  # what is called in place of forward
-        register_fsdp_forward_method(made, name)
-    return made
+        register_fsdp_forward_method(sharded, name)
+    return sharded
 
 
-def whole(tree: T) -> T:
+def gathered(tree: T) -> T:
     """Sharded tensors in nested dicts gathered; all processes must call it, with the same tree."""
-    return recursively_apply(_whole, tree)  # type: ignore[return-value]
+    return recursively_apply(_gathered, tree)  # type: ignore[return-value]
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
+def parameters(model: nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters and buffers on the CPU, whole; all processes must call it."""
-    return {name: _whole(t.detach()).cpu().clone() for name, t in model.state_dict().items()}
+    return {name: _gathered(t.detach()).cpu().clone() for name, t in model.state_dict().items()}
 
 
-def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load what `weights` gave, sharded as the model is."""
-    own = model.state_dict()
-    model.load_state_dict({name: _cut(value, own[name]) for name, value in weights.items()})
+def set_parameters(model: nn.Module, parameters: dict[str, Tensor]) -> None:
+    """Load what `parameters` gave, sharded as the model is."""
+    state = model.state_dict()
+    model.load_state_dict(
+        {name: _sharded_as(value, state[name]) for name, value in parameters.items()}
+    )
 
 
 def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]) -> None:
@@ -112,11 +114,11 @@ def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]
     """
     if not any(isinstance(p, DTensor) for p in parameters):
         return
-    for index, own in state.items():
+    for index, values in state.items():
         p = parameters[index]
-        for name, value in own.items():
+        for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == p.shape:
-                own[name] = _cut(value, p)
+                values[name] = _sharded_as(value, p)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -124,11 +126,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _cut(value: Tensor, like: Tensor) -> Tensor:
+def _sharded_as(value: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -20,7 +20,7 @@ ASKING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "S
 """What asks a process to end; SIGHUP comes when a terminal or a connection closes."""
 
 
-class Noted:
+class NotedSignal:
     """The number of the signal that asked the process to end, or 0."""
 
     number = 0
@@ -36,25 +36,25 @@ class Noted:
 
 
 @contextmanager
-def noted(wanted: bool = True) -> Iterator[Noted]:
+def noted(enabled: bool = True) -> Iterator[NotedSignal]:
     """Inside, the first such signal is only noted; a later one ends the process at once.
 
     A signal that is ignored, as Ctrl-C is in a shell's background and SIGHUP under nohup, still is.
 
     Args:
-        wanted: if not, and outside the main thread (which alone may handle signals), nothing
+        enabled: if not, and outside the main thread (which alone may handle signals), nothing
             changes.
     """
-    seen, first = Noted(), 0.0
-    if not wanted or current_thread() is not main_thread():
-        yield seen
+    noted_signal, first = NotedSignal(), 0.0
+    if not enabled or current_thread() is not main_thread():
+        yield noted_signal
         return
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first
         now = time.monotonic()
-        if not seen.number:
-            seen.number, first = number, now
+        if not noted_signal.number:
+            noted_signal.number, first = number, now
         elif now - first > ECHO:
             end(number)
 
@@ -63,7 +63,7 @@ def noted(wanted: bool = True) -> Iterator[Noted]:
     for number in before:
         signal.signal(number, note)
     try:
-        yield seen
+        yield noted_signal
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -43,11 +43,11 @@ from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import modes_kept
 from multiexit.training import checks, out_of_memory, precision, selection, sharding, signals
-from multiexit.training import phase as phases
 from multiexit.training.accelerator import accelerator
 from multiexit.training.config import TrainConfig
 from multiexit.training.finite import check_parameters
-from multiexit.training.records import folder
+from multiexit.training.phase import judged_exits, learns_from_labels
+from multiexit.training.records import run_folder
 from multiexit.training.records.keeper import Keeper
 from multiexit.training.records.state import Position, State
 from multiexit.training.stepper import Stepper
@@ -99,7 +99,7 @@ class Trainer:
             raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
         self._keeper = Keeper(model, self.config, tokenizer, self.accelerator.is_main_process)
         self.state = State()
-        self._asked = signals.Noted()
+        self._signal = signals.NotedSignal()
 
     @property
     def history(self) -> History:
@@ -147,31 +147,31 @@ class Trainer:
             self.config = replace(self.config, **loaders.settings(train))
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
-        known = Columns(self.model.backbone.start)
-        data = TrainingSet(train, self.model.num_classes, device, known)
-        alone = None if unlabelled is None else TrainingSet(unlabelled, None, device, known)
-        data_of = [
-            data if alone is None or phases.labelled(self.model, phase) else alone
+        columns = Columns(self.model.backbone.start)
+        data = TrainingSet(train, self.model.num_classes, device, columns)
+        no_labels = None if unlabelled is None else TrainingSet(unlabelled, None, device, columns)
+        phase_data = [
+            data if no_labels is None or learns_from_labels(self.model, phase) else no_labels
             for phase in self.recipe.phases
         ]
-        unread = unlabelled is not None and all(rows is data for rows in data_of)
-        checks.check_sets(self.model, self.recipe, train, dev, unread)
+        ignored = unlabelled is not None and all(rows is data for rows in phase_data)
+        checks.check_sets(self.model, self.recipe, train, dev, ignored)
         set_seed(self.config.seed + self.accelerator.process_index)
-        with folder.held(self.config):
+        with run_folder.held(self.config):
             sets, world = (train, dev, unlabelled), self.accelerator.num_processes
             self.state = State(self._keeper.begin(self.recipe, self.config, sets, world))
             precision.trainable_weights(self.model)
-            if self._was_finished(data_of[-1]) and self._keeper.take_finished(self.recipe):
+            if self._was_finished(phase_data[-1]) and self._keeper.load_finished(self.recipe):
                 self.model.to(self.accelerator.device)
-                self._keeper.write_down()
+                self._keeper.record_start()
                 self.state.history = History(**self.state.saved["history"])
                 return self.state.history
             self.model.policy = self.recipe.policy
             may_mix = sharding.may_mix(self.accelerator, self.model)
-            with signals.noted(self.config.output is not None) as self._asked:
+            with signals.noted(self.config.output is not None) as self._signal:
                 for index in range(self.state.first_phase, len(self.recipe.phases)):
-                    with out_of_memory.explained(self.config, data_of[index], may_mix):
-                        self._run_phase(index, data_of[index], dev)
+                    with out_of_memory.explained(self.config, phase_data[index], may_mix):
+                        self._run_phase(index, phase_data[index], dev)
             # Under FSDP2 only sharded copies were on the device; this model stayed on the CPU.
             self.model.to(self.accelerator.device)
             for tracker in self.accelerator.trackers:  # end_training would end the group too
@@ -187,16 +187,16 @@ class Trainer:
         if not self.state.saved:
             return False
         position, last = Position(**self.state.saved["position"]), len(self.recipe.phases) - 1
-        epochs, steps = self._length(self.recipe.phases[last], data)
-        return position.phase == last and self._over(position, epochs, steps)
+        epochs, steps = self._phase_length(self.recipe.phases[last], data)
+        return position.phase == last and self._phase_is_over(position, epochs, steps)
 
-    def _over(self, position: Position, epochs: int, steps: int) -> bool:
-        return selection.over(position, self.config.early_stopping, epochs, steps)
+    def _phase_is_over(self, position: Position, epochs: int, steps: int) -> bool:
+        return selection.is_over(position, self.config.early_stopping, epochs, steps)
 
-    def _length(self, phase: Phase, data: TrainingSet) -> tuple[int, int]:
+    def _phase_length(self, phase: Phase, data: TrainingSet) -> tuple[int, int]:
         """Epochs and steps of Θ of a phase."""
         first, _ = self._epoch(phase, data, 0)
-        return selection.length(phase, self.config, len(first))
+        return selection.phase_length(phase, self.config, len(first))
 
     def _epoch(
         self, phase: Phase, data: TrainingSet, epoch: int
@@ -217,29 +217,30 @@ class Trainer:
             self._share_buffers(stepper.model)
             best = self.state.best
             if best is not None or stepper.model is not self.model:
-                self.model.load_state_dict(best or sharding.weights(stepper.model))
+                self.model.load_state_dict(best or sharding.parameters(stepper.model))
 
     def _run_epochs(self, stepper: Stepper, data: TrainingSet, dev: Any) -> None:
         config, phase, state = self.config, stepper.phase, self.state
         rank = self.accelerator.process_index
         state.restore(stepper, rank, self.accelerator.device)
-        if self._keeper.write_down():
+        if self._keeper.record_start():
             self.accelerator.init_trackers("multiexit")
         position = state.position
-        epochs, steps = self._length(phase, data)
+        epochs, steps = self._phase_length(phase, data)
         shown = config.progress and self.accelerator.is_main_process
         hidden = None if shown else True  # None: shown on a terminal only
         bar = tqdm(total=steps, initial=position.step, desc=self.recipe.name, disable=hidden)
-        while not self._over(position, epochs, steps):
+        while not self._phase_is_over(position, epochs, steps):
             begin = time.perf_counter()
             stepper.begin_epoch((position.epoch + 1) / epochs)
             first, second = self._epoch(phase, data, position.epoch)
             done = position.batch * config.accumulation
             seed = (config.seed, position.phase, position.epoch, rank)
+            size = config.accumulation
             # Named nowhere else, so that its workers end with the loop, whatever ends that.
-            for micro in chunks(data.feed(first, config.workers, seed, done), config.accumulation):
+            for batches in chunks(data.feed(first, config.workers, seed, done), size):
                 draw = partial(self._draw, data, second, seed)
-                state.journal.add(position.step, stepper.step(micro, draw, position.step, steps))
+                state.unread.add(position.step, stepper.step(batches, draw, position.step, steps))
                 position.batch += 1
                 position.step += 1
                 position.total += 1
@@ -249,31 +250,31 @@ class Trainer:
                 if position.step == steps or position.batch * config.accumulation >= len(first):
                     break  # the epoch's end saves
                 every = config.checkpoint_every
-                asked = self._asked.agreed(self.accelerator, reading)
-                if asked or (every and position.step % every == 0):
+                signal_number = self._signal.agreed(self.accelerator, reading)
+                if signal_number or (every and position.step % every == 0):
                     self._checkpoint(stepper)
-                if asked:
-                    self._end(asked, bar)
+                if signal_number:
+                    self._end_by_signal(signal_number, bar)
             self._read_losses(stepper, bar)
             self._end_epoch(stepper.model, dev, time.perf_counter() - begin)
             position.epoch += 1
             position.batch = position.second = 0
             self._checkpoint(stepper)
-            if asked := self._asked.agreed(self.accelerator, True):
-                self._end(asked, bar)
+            if signal_number := self._signal.agreed(self.accelerator, True):
+                self._end_by_signal(signal_number, bar)
         bar.close()
 
-    def _end(self, asked: int, bar: Any) -> NoReturn:
+    def _end_by_signal(self, signal_number: int, bar: Any) -> NoReturn:
         """End as a signal asked for, behind a checkpoint."""
         bar.close()
         if self.accelerator.is_main_process:
-            position, name = self.state.position, signal.Signals(asked).name
+            position, name = self.state.position, signal.Signals(signal_number).name
             print(
                 f"stopped by {name}; saved in {self.config.output} after step {position.step} of "
                 f"phase {position.phase}: go on with resume=True (on the command line --resume)",
                 file=sys.stderr,
             )
-        signals.end(asked)
+        signals.end(signal_number)
 
     def _draw(self, data: TrainingSet, second: list[Indices], seed: tuple[int, ...]) -> Any:
         """The next batch of D2; after the last comes the first."""
@@ -283,14 +284,14 @@ class Trainer:
 
     def _read_losses(self, stepper: Stepper, bar: Any) -> None:
         """Bring the losses since the last reading from the device, check and log them."""
-        read = self.state.journal.read(stepper)
-        if not read:
+        row = self.state.unread.read(stepper)
+        if not row:
             return
         position = self.state.position
         place = {"phase": position.phase, "epoch": position.epoch, "step": position.step}
-        self.state.history.steps.append({**place, **read})
-        self.accelerator.log({"loss": read["loss"], "lr": read["lr"]}, step=position.total)
-        bar.set_postfix(loss=f"{read['loss']:.3f}")
+        self.state.history.steps.append({**place, **row})
+        self.accelerator.log({"loss": row["loss"], "lr": row["lr"]}, step=position.total)
+        bar.set_postfix(loss=f"{row['loss']:.3f}")
 
     def _end_epoch(self, model: MultiExitModel, dev: Any, seconds: float) -> None:
         """Score all exits, and keep the best."""
@@ -308,12 +309,12 @@ class Trainer:
         self._share_buffers(model)
         # What the first process sees decides for all.
         (row["exits"],) = broadcast_object_list([exit_scores(self._collect(model, dev))])
-        judged = phases.judged(self.model, self.recipe.phases[position.phase])
+        judged = judged_exits(self.model, self.recipe.phases[position.phase])
         row["mean"] = sum(row["exits"][m]["score"] for m in judged) / len(judged)
         self.accelerator.log({"mean over exits": row["mean"]}, step=position.total)
-        if selection.better(row, history.best):
+        if selection.is_better(row, history.best):
             history.best, position.stale = row, 0
-            self.state.best = sharding.weights(model)
+            self.state.best = sharding.parameters(model)
             if model is not self.model:
                 self.model.load_state_dict(self.state.best)
             self._keeper.save_model(history)
@@ -333,6 +334,6 @@ class Trainer:
     def _checkpoint(self, stepper: Stepper) -> None:
         if self.config.output is None:
             return
-        checked = self.state.checked(stepper, self.accelerator)
-        if checked is not None:
-            self._keeper.checkpoint(checked, self.state.history)
+        checkpoint = self.state.checkpoint(stepper, self.accelerator)
+        if checkpoint is not None:
+            self._keeper.checkpoint(checkpoint, self.state.history)

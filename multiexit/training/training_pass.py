@@ -61,12 +61,12 @@ class TrainingPass(nn.Module):
         self._labelled = labelled
         config = config or TrainConfig()
         self._channels_last = config.channels_last
-        self._stage = self._again if config.checkpoint_gradients else None
+        self._stage = self._recomputed_stage if config.checkpoint_gradients else None
         self._compiled = config.compile
         # A function is compiled, no module: names of parameters stay as they are.
-        self._found = self._losses
+        self._compute = self._losses
         if config.compile:  # phases, gradients on and off, and lengths of text are compiled apart
-            self._found = compiled(self._losses, 64)
+            self._compute = compiled(self._losses, 64)
             if phase.surgery is not None:  # goes backward more than once, so must keep its inputs
                 functorch.donated_buffer = False
 
@@ -90,22 +90,23 @@ class TrainingPass(nn.Module):
         args, inputs = batches.move((args, inputs), device)
         if self._channels_last:
             args, inputs = batches.channels_last((args, inputs))
-        return self._found(args, inputs, labels_B, tau)
+        return self._compute(args, inputs, labels_B, tau)
 
     def _losses(self, args: Any, inputs: Any, labels_B: Tensor | None, tau: float | Tensor) -> Any:
         phase = self._phase
-        seen = self.model.run(args, inputs, phase.branch, phase.extra is not None, self._stage)
-        L_MM = matrix.loss_matrix(seen.logits_MBC, labels_B, tau, phase.divergence)
+        logits_MBC, certainty_MB, features = self.model.run(
+            args, inputs, phase.branch, phase.extra is not None, self._stage
+        )
+        L_MM = matrix.loss_matrix(logits_MBC, labels_B, tau, phase.divergence)
         rows_MB = extra = None
         if phase.learner.weighs_rows and labels_B is not None:
-            rows_MB = matrix.row_losses(seen.logits_MBC, labels_B)
+            rows_MB = matrix.row_losses(logits_MBC, labels_B)
         if phase.extra is not None:
-            extra = phase.extra(
-                Seen(args, inputs, labels_B, seen.logits_MBC, seen.certainty_MB, seen.features)
-            )
-        return Losses(L_MM, rows_MB, extra, seen.logits_MBC, labels_B)
+            seen = Seen(args, inputs, labels_B, logits_MBC, certainty_MB, features)
+            extra = phase.extra(seen)
+        return Losses(L_MM, rows_MB, extra, logits_MBC, labels_B)
 
-    def _again(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
+    def _recomputed_stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
         """A stage that keeps nothing for the backward pass, where it is run again."""
         backbone = self.model.backbone
         if not torch.is_grad_enabled():
@@ -124,10 +125,10 @@ class TrainingPass(nn.Module):
 class Terms(nn.Module):
     """A training pass that gives its weighted terms alone: rows' losses, or the loss matrix."""
 
-    def __init__(self, passing: TrainingPass):
+    def __init__(self, training_pass: TrainingPass):
         super().__init__()
-        self.passing = passing
+        self.training_pass = training_pass
 
     def forward(self, batch: Any, tau: float | Tensor) -> Tensor:
-        found = self.passing(batch, tau)
-        return found.L_MM if found.rows_MB is None else found.rows_MB
+        losses = self.training_pass(batch, tau)
+        return losses.L_MM if losses.rows_MB is None else losses.rows_MB

@@ -11,28 +11,30 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from multiexit.training.finite import check_finite
-from multiexit.training.stepper import Step, Stepper
+from multiexit.training.stepper import Stepper, StepRecord
 
 
-class Journal:
+class UnreadLosses:
     """What was not read yet. Reading waits for the device, so it is done now and then."""
 
     def __init__(self) -> None:
-        self._unread: list[tuple[int, Step]] = []
+        self._steps: list[tuple[int, StepRecord]] = []
         self._warned = False
 
-    def add(self, number: int, step: Step) -> None:
+    def add(self, number: int, step: StepRecord) -> None:
         """What one step went by."""
-        self._unread.append((number, step))
+        self._steps.append((number, step))
 
     @property
-    def unread(self) -> list[tuple[int, Step]]:
+    def steps(self) -> list[tuple[int, StepRecord]]:
         """What `restore` takes, for a checkpoint between two readings."""
-        return list(self._unread)
+        return list(self._steps)
 
-    def restore(self, unread: list[tuple[int, Step]], device: torch.device) -> None:
+    def restore(self, steps: list[tuple[int, StepRecord]], device: torch.device) -> None:
         """Take back what was unread."""
-        self._unread = [(number, Step(*(t.to(device) for t in step))) for number, step in unread]
+        self._steps = [
+            (number, StepRecord(*(t.to(device) for t in step))) for number, step in steps
+        ]
 
     def check(self, stepper: Stepper) -> None:
         """Wait for the device, and look at what is unread without reading it.
@@ -42,13 +44,13 @@ class Journal:
         Raises:
             FloatingPointError: a term that counts, or a weight, is NaN or infinite.
         """
-        if not self._unread:
+        if not self._steps:
             return
-        numbers, steps = zip(*self._unread, strict=True)
-        loss, L, W, A, rows = (torch.stack(some) for some in zip(*steps, strict=True))
+        numbers, steps = zip(*self._steps, strict=True)
+        loss, L, W, A, rows = (torch.stack(values) for values in zip(*steps, strict=True))
         # Of all processes: what breaks one, all see.
-        loss, L = (reduce(some, "mean") for some in (loss, L))
-        self._unread = list(zip(numbers, map(Step, loss, L, W, A, rows), strict=True))  # type: ignore[arg-type]
+        loss, L = (reduce(values, "mean") for values in (loss, L))
+        self._steps = list(zip(numbers, map(StepRecord, loss, L, W, A, rows), strict=True))  # type: ignore[arg-type]
         check_finite(L.cpu(), A.cpu(), list(numbers))  # type: ignore[union-attr]
         if self._logs_weights(stepper) and not stepper.omega.value().isfinite().all():
             raise FloatingPointError(
@@ -65,14 +67,14 @@ class Journal:
         Raises:
             FloatingPointError: as `check` does.
         """
-        if not self._unread:
+        if not self._steps:
             return {}
         self.check(stepper)
-        steps = [step for _, step in self._unread]
-        loss, L, _, A, rows = (torch.stack(some).cpu() for some in zip(*steps, strict=True))
+        steps = [step for _, step in self._steps]
+        loss, L, _, A, rows = (torch.stack(values).cpu() for values in zip(*steps, strict=True))
         share_S = (rows / rows.sum()).to(L.dtype)  # a short step counts less
         own_M = share_S @ L.diagonal(dim1=1, dim2=2)
-        self._unread.clear()
+        self._steps.clear()
         row: dict[str, Any] = {
             "loss": float(share_S @ loss),
             "own_M": [round(value, 6) for value in own_M.tolist()],

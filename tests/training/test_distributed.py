@@ -47,8 +47,7 @@ from multiexit.files.weights import load_weights
 from multiexit.losses.temperature import Rising
 from multiexit.losses.weights.learners import Learner
 from multiexit.recipes import RECIPES
-from multiexit.training import accelerator as processes
-from multiexit.training import sharding as fsdp2
+from multiexit.training import sharding
 
 PLACES = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
@@ -101,7 +100,7 @@ SCRIPT = """
     stop("stopped")
     whole = interrupted(f"{{folder}}/whole")
     resumed = {{name: differences(name, whole) for name in ("stopped", "killed")}}
-    with sharding() as shard:
+    with fsdp2_launch() as shard:
         train({{**SHARDED, "sharded norms": NORMS, **OWN, **RECOMPUTED}})
         stop("sharded")
         whole = interrupted(f"{{folder}}/sharded whole")
@@ -298,7 +297,7 @@ def interrupted(output, end=None):
 
 
 @contextmanager
-def sharding(version=2, **options):
+def fsdp2_launch(version=2, **options):
     """As under accelerate's launcher with FSDP2, which it doesn't set up on CPUs by itself."""
 
     def accelerator(**settings):
@@ -312,8 +311,8 @@ def sharding(version=2, **options):
 
     try:
         with (
-            patch.object(processes, "Accelerator", accelerator),
-            patch.object(fsdp2, "shard", wraps=fsdp2.shard) as shard,
+            patch("multiexit.training.accelerator.Accelerator", accelerator),
+            patch.object(sharding, "shard", wraps=sharding.shard) as shard,
         ):
             yield shard
     finally:
@@ -479,20 +478,20 @@ def test_an_interrupted_run_of_two_goes_on_exactly(ran):
     ],
 )
 def test_what_sharding_cannot_train_is_refused_when_the_trainer_is_made(recipe, version, words):
-    with sharding(version), pytest.raises(ValueError, match=words):
+    with fsdp2_launch(version), pytest.raises(ValueError, match=words):
         mx.Trainer(chain(), mx.recipe(recipe), config())
 
 
 def test_activations_are_computed_again_by_the_setting_of_the_trainer():
     with (
-        sharding(activation_checkpointing=True),
+        fsdp2_launch(activation_checkpointing=True),
         pytest.raises(ValueError, match="checkpoint_gradients=True"),
     ):
         mx.Trainer(chain(), mx.recipe("joint"), config())
 
 
 def test_batch_statistics_do_not_go_with_shards_of_lower_precision():
-    with sharding(), pytest.raises(ValueError, match="BatchNorm"):
+    with fsdp2_launch(), pytest.raises(ValueError, match="BatchNorm"):
         mx.Trainer(convnet(), mx.recipe("joint"), config(mixed_precision="bf16"))
 
 

@@ -39,7 +39,7 @@ from multiexit.data.order import group, split_epoch
 from multiexit.evaluation import metrics
 from multiexit.losses import topology, weights
 from multiexit.losses.weights.learners import BLO, CLO1, CLO2, SLO, Uniform
-from multiexit.training import optimizer as optim
+from multiexit.training.optimizer import learning_rate
 from multiexit.training.records import checkpoint
 
 # Algorithms 1 and 2, SLO, BLO and uniform weights, transcribed
@@ -430,7 +430,7 @@ def test_a_long_gradient_is_cut_to_the_limit(limit):
 )
 def test_the_learning_rate_at_every_step(changes, wanted):
     settings = config(lr=2.0, **changes)
-    assert [optim.rate(settings, step, 10) for step in range(10)] == pytest.approx(wanted)
+    assert [learning_rate(settings, step, 10) for step in range(10)] == pytest.approx(wanted)
     settings = config(lr=2e-9, batch_size=8, **changes)
     history = fit(chain(), "joint", settings, Table())
     assert [row["lr"] for row in history.steps] == pytest.approx([1e-9 * rate for rate in wanted])
@@ -866,7 +866,7 @@ def test_what_has_no_effect_is_named(changes, said):
 @hypothesis_settings(deadline=None, max_examples=80)
 def test_rates_rise_once_and_then_never(schedule, warmup, steps):
     settings = config(lr=3.0, schedule=schedule, warmup=warmup)
-    rates = [optim.rate(settings, step, steps) for step in range(steps)]
+    rates = [learning_rate(settings, step, steps) for step in range(steps)]
     assert all(0 < rate <= 3.0 for rate in rates)
     warm = int(warmup * steps)
     assert rates[:warm] == sorted(rates[:warm])

@@ -31,8 +31,12 @@ def name_of(phase: int, step: int) -> str:
 
 def names(output: Path) -> list[str]:
     """The checkpoints of a run, the latest last."""
-    found = (path.name for path in (output / FOLDER).glob("phase-*"))
-    return sorted(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    folders = (output / FOLDER).glob("phase-*")
+    return sorted((path.name for path in folders), key=_numbers)
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> None:
@@ -44,8 +48,8 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
         OSError: the disk is full; the others stay.
     """
     folder = output / FOLDER
-    new, gone = folder / ".new", folder / ".gone"
-    for leftover in (new, gone):
+    new, replaced = folder / ".new", folder / ".gone"
+    for leftover in (new, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, tensors)
@@ -59,16 +63,16 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         if (folder / name).exists():  # of a run before this one, or damaged
-            (folder / name).rename(gone)
+            (folder / name).rename(replaced)
         new.rename(folder / name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        if gone.exists() and not (folder / name).exists():
-            gone.rename(folder / name)
-    for known in names(output):
-        if known not in (name, *keep):
-            shutil.rmtree(folder / known, ignore_errors=True)
-    shutil.rmtree(gone, ignore_errors=True)
+        if replaced.exists() and not (folder / name).exists():
+            replaced.rename(folder / name)
+    for other in names(output):
+        if other not in (name, *keep):
+            shutil.rmtree(folder / other, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load(

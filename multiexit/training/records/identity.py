@@ -25,14 +25,14 @@ ORIGIN = {"_name_or_path", "transformers_version"}
 """What a backbone's description says of where its settings came from."""
 
 
-def _tensor(key: str, value: Any) -> None:
+def _check_tensor(key: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise schema.wrong(key, value, "a tensor")
 
 
 _COUNT = schema.whole(0, 2**62)
 _ROWS = schema.listed(schema.table({}, rest=schema.anything))
-_WEIGHTS = schema.table({}, rest=_tensor)
+_WEIGHTS = schema.table({}, rest=_check_tensor)
 _STATE = schema.table(
     {
         "run": schema.table({}, rest=schema.anything),
@@ -88,55 +88,56 @@ FIXED = ("model exits", "model shapes", "config optimizer", "recipe phases")
 
 def identity(run: dict[str, Any]) -> dict[str, Any]:
     """Of what `provenance.describe` says of a run, by name, what must be the same to go on."""
-    kept = {
+    compared = {
         **{k: run[k] for k in ("recipe", "data", "backbone", "model", "processes")},
         "config": {k: v for k, v in run["config"].items() if k not in FREE},
         "versions": {k: v for k, v in run["versions"].items() if k in VERSIONS},
     }
-    return {k: v for k, v in _leaves(kept, "") if k.rpartition(" ")[2] not in ORIGIN}
+    return {k: v for k, v in _leaves(compared, "") if k.rpartition(" ")[2] not in ORIGIN}
 
 
-def saved_state(config: TrainConfig, here: dict[str, Any]) -> tuple[str, Any] | None:
+def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any] | None:
     """The checkpoint to go on from and its name, if that is wanted and there is one.
 
     Args:
         config: with `output`, `resume` and `force`.
-        here: the `identity` of this run.
+        current: the `identity` of this run.
 
     Raises:
         ValueError: it is of another run; the message names each difference.
     """
-    found = checkpoint.load(Path(str(config.output)), check_state) if config.resume else None
-    if found is None:
+    latest = checkpoint.load(Path(str(config.output)), check_state) if config.resume else None
+    if latest is None:
         return None
-    _uncover(found[1])
-    there = _by_field(found[1]["run"])
-    different = {key for key in {*there, *here} if there.get(key) != here.get(key)}
-    if PATIENCE in different and _more_patient(there, here, found[1]):
+    _reopen_phase(latest[1])
+    saved = _by_field(latest[1]["run"])
+    different = {key for key in {*saved, *current} if saved.get(key) != current.get(key)}
+    if PATIENCE in different and _more_patient(saved, current, latest[1]):
         different.discard(PATIENCE)
     if different := sorted(different):
-        said = f"the checkpoint in {config.output} is of another run; it differs in " + ", ".join(
-            f"{k} ({reprlib.repr(there.get(k))} there, {reprlib.repr(here.get(k))} here)"
+        differences = ", ".join(
+            f"{k} ({reprlib.repr(saved.get(k))} there, {reprlib.repr(current.get(k))} here)"
             for k in different
         )
+        message = f"the checkpoint in {config.output} is of another run; it differs in {differences}"
         if LENGTH & {*different}:
-            said += "; with another length it isn't the run that had it from the start"
+            message += "; with another length it isn't the run that had it from the start"
         if any(key.startswith(FIXED) for key in different):
-            raise ValueError(f"{said}; it can't go on as this one")
+            raise ValueError(f"{message}; it can't go on as this one")
         if not config.force:
-            raise ValueError(f"{said}; force=True (--force) goes on nevertheless")
-        warnings.warn(f"{said}; going on by force", stacklevel=3)
-    return found
+            raise ValueError(f"{message}; force=True (--force) goes on nevertheless")
+        warnings.warn(f"{message}; going on by force", stacklevel=3)
+    return latest
 
 
-def _more_patient(there: dict[str, Any], here: dict[str, Any], state: Any) -> bool:
+def _more_patient(saved: dict[str, Any], current: dict[str, Any], state: Any) -> bool:
     """Whether more patience from the start would have led to the same place."""
-    before, now = there.get(PATIENCE), here.get(PATIENCE)
+    old, new = saved.get(PATIENCE), current.get(PATIENCE)
     first = state["position"]["phase"] == 0  # a phase before may have ended too early
-    return first and before is not None and (now is None or now > before)
+    return first and old is not None and (new is None or new > old)
 
 
-def _uncover(state: Any) -> None:
+def _reopen_phase(state: Any) -> None:
     """Older checkpoints call a phase that ended early complete; put back where it was."""
     position = state["position"]
     rows = state["history"]["epochs"]
@@ -146,15 +147,15 @@ def _uncover(state: Any) -> None:
 
 def _by_field(run: dict[str, Any]) -> dict[str, Any]:
     """A run's identity with each of a phase's fields under its name."""
-    made: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in run.items():
         phase, _, last = key.rpartition(" ")
         if last == "rest" and isinstance(value, list) and len(value) == len(LISTED):
             pairs = zip(LISTED, value, strict=True)
-            made.update({f"{phase} {name}": WRITTEN.get(one, one) for name, one in pairs})
+            fields.update({f"{phase} {name}": WRITTEN.get(one, one) for name, one in pairs})
         else:
-            made[key] = value
-    return made
+            fields[key] = value
+    return fields
 
 
 def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:

@@ -11,8 +11,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
 from multiexit.runtime import modes_kept
 from multiexit.training.config import TrainConfig
-from multiexit.training.records import checkpoint, identity, provenance
-from multiexit.training.records import folder as runfolder
+from multiexit.training.records import checkpoint, identity, provenance, run_folder
 
 
 class Keeper:
@@ -39,48 +38,48 @@ class Keeper:
         Raises:
             ValueError: the checkpoint is of another run.
         """
-        self._config, self._begun = config, False
-        self._kept: list[str] = []
+        self._config, self._started = config, False
+        self._checkpoints: list[str] = []
         if config.output is None:
             return None
         self._output = Path(config.output)
         train, dev, unlabelled = sets
         data = {"train": train, "dev": dev, "unlabelled": unlabelled}
-        self._facts = provenance.describe(self.model, recipe, config, data, processes)
-        self._run = identity.identity(self._facts)
-        name, saved = identity.saved_state(config, self._run) or (None, None)
-        self._from = name
+        self._description = provenance.describe(self.model, recipe, config, data, processes)
+        self._identity = identity.identity(self._description)
+        name, saved = identity.saved_state(config, self._identity) or (None, None)
+        self._resumed_from = name
         if name is not None:
-            known = checkpoint.names(self._output)
-            self._kept = known[: known.index(name) + 1]
+            names = checkpoint.names(self._output)
+            self._checkpoints = names[: names.index(name) + 1]
         return saved
 
-    def write_down(self) -> bool:
+    def record_start(self) -> bool:
         """What the run is made from, where all is well and work starts; whether that was now."""
-        if self._begun:
+        if self._started:
             return False
-        self._begun = True
+        self._started = True
         if self._config.output is None or not self._first:
             return True
         if self._config.overwrite:
-            runfolder.clear(self._output)
-        provenance.record(self._output, self._facts, self._from)
-        if self._config.resume and self._from is None:
-            said = f"resume: nothing is saved in {self._output} yet, so the run starts anew"
-            print(said, file=sys.stderr)
+            run_folder.clear(self._output)
+        provenance.record(self._output, self._description, self._resumed_from)
+        if self._config.resume and self._resumed_from is None:
+            message = f"resume: nothing is saved in {self._output} yet, so the run starts anew"
+            print(message, file=sys.stderr)
         return True
 
-    def take_finished(self, recipe: Recipe) -> bool:
+    def load_finished(self, recipe: Recipe) -> bool:
         """Give the model what the finished run saved; False if that isn't whole."""
-        folder = self._output / runfolder.MODEL
+        folder = self._output / run_folder.MODEL
         plain = recipe.finish is None and folder.exists()
-        if not provenance.finished(self._output, self._kept[-1], otherwise=plain):
+        if not provenance.finished(self._output, self._checkpoints[-1], default=plain):
             return False
         with modes_kept(self.model):
             try:
-                own = None if isinstance(self.model.head, str) else self.model.head
-                there = MultiExitModel.from_pretrained(
-                    folder, self.model.backbone, own, [type(recipe.policy)]
+                head = None if isinstance(self.model.head, str) else self.model.head
+                finished = MultiExitModel.from_pretrained(
+                    folder, self.model.backbone, head, [type(recipe.policy)]
                 )
             except ValueError as error:
                 warnings.warn(
@@ -89,30 +88,31 @@ class Keeper:
                     stacklevel=4,
                 )
                 return False
-        self.model.load_state_dict(there.state_dict())
-        self.model.policy, self.model.latency = there.policy, there.latency
+        self.model.load_state_dict(finished.state_dict())
+        self.model.policy, self.model.latency = finished.policy, finished.latency
         if self._first:
-            said = f"resume: the run in {self._output} is complete, and stays as it is"
-            print(said, file=sys.stderr)
+            message = f"resume: the run in {self._output} is complete, and stays as it is"
+            print(message, file=sys.stderr)
         return True
 
     def checkpoint(self, state: dict[str, Any], history: History) -> None:
         """Write a state, and let go of those that aren't to be kept."""
         position, best = state["position"], history.best
         name = checkpoint.name_of(position["phase"], position["step"])
-        self._kept = [*self._kept, name][-self._config.keep_checkpoints :]
-        keep = [*self._kept, *([checkpoint.name_of(best["phase"], best["step"])] if best else [])]
-        checkpoint.save(self._output, name, {"run": self._run, **state}, keep)
-        history.save(self._output / runfolder.HISTORY)
+        self._checkpoints = [*self._checkpoints, name][-self._config.keep_checkpoints :]
+        best_name = [checkpoint.name_of(best["phase"], best["step"])] if best else []
+        keep = [*self._checkpoints, *best_name]
+        checkpoint.save(self._output, name, {"run": self._identity, **state}, keep)
+        history.save(self._output / run_folder.HISTORY)
 
     def save_model(self, history: History) -> None:
         """Write the model as it is, and the history."""
         if self._config.output is not None and self._first:
-            folder = self._output / runfolder.MODEL
+            folder = self._output / run_folder.MODEL
             save_folder(folder, self.model, self.model.settings(self._spec), self._tokenizer)
-            history.save(self._output / runfolder.HISTORY)
+            history.save(self._output / run_folder.HISTORY)
 
     def finish(self) -> None:
         """Write down that the run is complete."""
         if self._config.output is not None and self._first:
-            provenance.finish(self._output, self._kept[-1])
+            provenance.finish(self._output, self._checkpoints[-1])

@@ -24,8 +24,8 @@ from multiexit.losses import topology
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import versions
-from multiexit.training import phase as phases
 from multiexit.training.config import TrainConfig
+from multiexit.training.phase import factors
 
 NAME = "run.json"
 PLAIN = str | int | float | None
@@ -46,25 +46,27 @@ def describe(
         processes: how many train.
     """
     shapes = repr([(name, tuple(p.shape)) for name, p in model.named_parameters()])
-    described = {
+    run = {
         "recipe": {
             "name": recipe.name,
             "phases": len(recipe.phases),
-            **{f"phase {i}": _phase(model, phase) for i, phase in enumerate(recipe.phases)},
+            **{f"phase {i}": _phase_fields(model, phase) for i, phase in enumerate(recipe.phases)},
         },
         "config": {**vars(config), "metric": config.metric and metrics.name(config.metric)},
-        "data": {name: _data(name, some) for name, some in data.items() if some is not None},
+        "data": {
+            name: _data_identity(name, rows) for name, rows in data.items() if rows is not None
+        },
         "backbone": model.backbone.spec,
         "model": {
             "exits": model.exits,
-            "head": _written(model.head),
+            "head": _part_text(model.head),
             "pool": model.pool,
             "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
         },
         "processes": processes,
-        "versions": {**versions(), "code of multiexit": _code()},
+        "versions": {**versions(), "code of multiexit": _code_hash()},
     }
-    return json.loads(json.dumps(described, default=lambda part: _stable(str(part))))
+    return json.loads(json.dumps(run, default=lambda part: _without_addresses(str(part))))
 
 
 def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> None:
@@ -83,12 +85,12 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
         "command": shlex.join(sys.orig_argv),
         "folder": str(Path.cwd()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": _git(),
+        "git": _git_commit(),
         **run,
     }
     if resumed is not None and path.exists():
         try:
-            facts = _read(path)
+            facts = _read_run(path)
             facts.setdefault("resumed", []).append({"from": resumed, **now})
         except ValueError as error:
             raise ValueError(f"{error}; move {path.name} away to go on") from error
@@ -99,71 +101,71 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
 
 def finish(folder: Path, checkpoint: str) -> None:
     """Note in `run.json` that the run is done, model and all, behind its last checkpoint."""
-    facts = _read(folder / NAME)
+    facts = _read_run(folder / NAME)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / NAME, {**facts, "finished": {"checkpoint": checkpoint, "at": now}})
 
 
-def finished(folder: Path, checkpoint: str, otherwise: bool) -> bool:
+def finished(folder: Path, checkpoint: str, default: bool) -> bool:
     """Whether `finish` was noted behind this checkpoint.
 
     Args:
         folder, checkpoint: as there.
-        otherwise: what counts where nothing was ever noted.
+        default: what counts where nothing was ever noted.
     """
     try:
-        noted = _read(folder / NAME).get("finished")
+        noted = _read_run(folder / NAME).get("finished")
     except (OSError, ValueError):
         return False
     if noted is None:
-        return otherwise
+        return default
     return isinstance(noted, dict) and noted.get("checkpoint") == checkpoint
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_run(path: Path) -> dict[str, Any]:
     facts = read_json(path, finite=False)
     if not isinstance(facts, dict) or not isinstance(facts.get("resumed", []), list):
         raise ValueError(f"{path} is damaged: it says nothing of a run")
     return facts
 
 
-def _phase(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
+def _phase_fields(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
     """Every field of a phase; what depends on the number of exits as the matrices it makes."""
     teaches_MM = topology.resolve(phase.topology, model.num_exits)
-    turns = phases.factors(phase, teaches_MM, 0.5, model.cost().shares_M)
+    turns = factors(phase, teaches_MM, 0.5, model.cost().shares_M)
     return {
-        **{field.name: _written(getattr(phase, field.name)) for field in fields(phase)},
+        **{field.name: _part_text(getattr(phase, field.name)) for field in fields(phase)},
         "topology": teaches_MM.tolist(),
         "coefficients": [A_MM.tolist() for A_MM in turns],
     }
 
 
-def _written(part: Any) -> Any:
+def _part_text(part: Any) -> Any:
     """Plain values as they are, a function by its name and the plain values that it closes over."""
     if isinstance(part, PLAIN):
         return part
     if not inspect.isfunction(part):
-        return _stable(repr(part))
+        return _without_addresses(repr(part))
     cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
-    around = {name: _held(cell) for name, cell in cells}
+    around = {name: _cell_value(cell) for name, cell in cells}
     plain = [f"{n}={v!r}" for n, v in around.items() if v is not None and isinstance(v, PLAIN)]
     return part.__qualname__ + (f"({', '.join(plain)})" if plain else "")
 
 
-def _held(cell: Any) -> Any:
+def _cell_value(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # nothing yet
         return None
 
 
-def _stable(text: str) -> str:
+def _without_addresses(text: str) -> str:
     """Without addresses in memory, which each process has its own of."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 @cache
-def _code() -> str:
+def _code_hash() -> str:
     """A hash of the package's own source, which changes more often than its version does."""
     folder = Path(_version.__file__).parent
     digest = hashlib.sha256()
@@ -173,14 +175,14 @@ def _code() -> str:
     return digest.hexdigest()[:12]
 
 
-def _data(name: str, data: Any) -> dict[str, Any]:
+def _data_identity(name: str, data: Any) -> dict[str, Any]:
     rows: Any = data.dataset if isinstance(data, DataLoader) else data
     count = len(rows) if hasattr(rows, "__len__") else None
     order = loaders.identity(data) if isinstance(data, DataLoader) and name != "dev" else {}
     return {"rows": count, "hash": fingerprint(rows), **order}
 
 
-def _git() -> dict[str, Any] | None:
+def _git_commit() -> dict[str, Any] | None:
     """The commit of the repository around the working directory, and whether files differ."""
     try:
         commit, changed = (

@@ -13,7 +13,7 @@ from multiexit.evaluation.history import History
 from multiexit.training import sharding
 from multiexit.training.finite import check_parameters
 from multiexit.training.stepper import Stepper
-from multiexit.training.unread import Journal
+from multiexit.training.unread import UnreadLosses
 
 
 @dataclass
@@ -43,36 +43,36 @@ class State:
     Args:
         saved: a checkpoint's state that is still to be put back, into its phase's stepper.
         best: the weights of the phase's best epoch.
-        journal: the losses that weren't read yet.
+        unread: the losses that weren't read yet.
     """
 
     saved: Any = None
     position: Position = field(default_factory=Position)
     history: History = field(default_factory=History)
     best: dict[str, Tensor] | None = None
-    journal: Journal = field(default_factory=Journal)
+    unread: UnreadLosses = field(default_factory=UnreadLosses)
 
     @property
     def first_phase(self) -> int:
         """The phase to begin with."""
         return self.saved["position"]["phase"] if self.saved else 0
 
-    def checked(self, stepper: Stepper, accelerator: Accelerator) -> dict[str, Any] | None:
+    def checkpoint(self, stepper: Stepper, accelerator: Accelerator) -> dict[str, Any] | None:
         """All of it for a checkpoint, on the first process; all processes must call it.
 
         Raises:
             FloatingPointError: a loss or a parameter is NaN or infinite.
         """
-        self.journal.check(stepper)
+        self.unread.check(stepper)
         check_parameters(stepper.model, self.position.step)
-        moved = {"model": sharding.weights(stepper.model), "stepper": stepper.state_dict()}
+        moved = {"model": sharding.parameters(stepper.model), "stepper": stepper.state_dict()}
         random_by_process = gather_object([randomness.states()])
         if not accelerator.is_main_process:
             return None
         return {
             "position": asdict(self.position),
             "history": asdict(self.history),
-            "unread": self.journal.unread,
+            "unread": self.unread.steps,
             "best": self.best,
             **moved,
             "random": random_by_process,
@@ -89,10 +89,10 @@ class State:
             return
         try:
             stepper.load_state_dict(saved["stepper"])
-            sharding.set_weights(stepper.model, saved["model"])
+            sharding.set_parameters(stepper.model, saved["model"])
             self.best = saved["best"]
             self.history = History(**saved["history"])
-            self.journal.restore(saved["unread"], device)
+            self.unread.restore(saved["unread"], device)
             self.position = Position(**saved["position"])
             if rank < len(saved["random"]):  # there were fewer processes
                 randomness.set_states(saved["random"][rank])

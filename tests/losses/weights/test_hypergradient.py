@@ -498,13 +498,13 @@ def test_the_terms_that_rows_are_weighed_with_are_those_of_the_step(double):
     """What a look back calls the terms is what the step computed, dropout and all."""
     seen = {}
     stepper = stepper_of(chain(3, dropout=0.4), Hyper(), **ADAMW)
-    look_back = stepper._look_back
+    look_back = stepper._hypergradients
 
     def watch(look, second):
         seen["pairs"] = look_back(look, second)
         return seen["pairs"]
 
-    stepper._look_back = watch
+    stepper._hypergradients = watch
     gone_by = stepper.step([batch_of(5, 0)], lambda: batch_of(5, 1), 0, 1)
     ((terms_MM, _),) = seen["pairs"]
     torch.testing.assert_close(terms_MM, gone_by.L_MM, rtol=1e-12, atol=0)

@@ -235,7 +235,7 @@ def test_another_version_is_not_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_the_code_is_hashed_of_all_rooms(monkeypatch):
-    before, read = provenance._code.__wrapped__(), set()
+    before, read = provenance._code_hash.__wrapped__(), set()
     whole = Path.read_bytes
 
     def watched(path):
@@ -243,7 +243,7 @@ def test_the_code_is_hashed_of_all_rooms(monkeypatch):
         return whole(path)
 
     monkeypatch.setattr(Path, "read_bytes", watched)
-    assert provenance._code.__wrapped__() == before
+    assert provenance._code_hash.__wrapped__() == before
     assert read == set(Path(mx.__file__).parent.rglob("*.py"))
 
 

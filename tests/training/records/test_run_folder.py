@@ -24,8 +24,7 @@ from helpers import (
 import multiexit as mx
 import multiexit_runner as mx_runner
 from multiexit.training import trainer
-from multiexit.training.records import checkpoint
-from multiexit.training.records import folder as runfolder
+from multiexit.training.records import checkpoint, run_folder
 
 
 def contents(folder):
@@ -332,7 +331,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     child = os.fork()
     if child == 0:  # it must not come back to pytest
         try:
-            with runfolder.held(config(output=folder, resume=True)):
+            with run_folder.held(config(output=folder, resume=True)):
                 os.write(there, b"held")
                 signal.pause()
         finally:
@@ -361,11 +360,11 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
 
 def test_forked_workers_do_not_keep_the_lock(tmp_path):
     run(tmp_path / "a", workers=1)
-    with runfolder.held(config(output=tmp_path / "a", resume=True)):
+    with run_folder.held(config(output=tmp_path / "a", resume=True)):
         child = os.fork()
         if child == 0:
             signal.pause()
-    with runfolder.held(config(output=tmp_path / "a", resume=True)):
+    with run_folder.held(config(output=tmp_path / "a", resume=True)):
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -29,10 +29,10 @@ except ImportError:  # pragma: no cover (on systems without it, runs aren't kept
 MODEL = "model"
 HISTORY = "history.json"
 LOCK = ".lock"
-OURS = (checkpoint.FOLDER, MODEL, HISTORY, provenance.NAME, "results.json", "results.png")
+RUN_FILES = (checkpoint.FOLDER, MODEL, HISTORY, provenance.NAME, "results.json", "results.png")
 """What a run leaves behind, and `overwrite` clears away."""
 
-_mine: dict[str, int] = {}  # folders that this process has: a lock doesn't refuse its own process
+_holders: dict[str, int] = {}  # by folder, since a lock doesn't refuse its own process
 _guard = threading.Lock()
 
 
@@ -56,31 +56,32 @@ def held(config: TrainConfig) -> Iterator[None]:
         yield
         return
     folder = Path(config.output)
-    locked: list[IO[str]] = []
-    new: list[Path] = []
+    lock_files: list[IO[str]] = []
+    new_folders: list[Path] = []
 
-    def take() -> None:
+    def acquire() -> None:
         _check_place(folder)
-        new.extend(part for part in (folder, *folder.parents) if not part.exists())
-        began = folder in new or any((folder / name).exists() for name in (provenance.NAME, LOCK))
+        new_folders.extend(part for part in (folder, *folder.parents) if not part.exists())
+        traces = [folder / name for name in (provenance.NAME, LOCK)]
+        began = folder in new_folders or any(path.exists() for path in traces)
         folder.mkdir(parents=True, exist_ok=True)
-        locked.append(_lock(folder))
+        lock_files.append(_acquire_lock(folder))
         _check_run(config, folder, began)
 
     try:
-        first_process_checks(take)
+        first_process_checks(acquire)
         yield
     finally:
-        for file in locked:
-            _unlock(folder, file)
-        for part in new:  # where nothing was written
+        for file in lock_files:
+            _release_lock(folder, file)
+        for part in new_folders:  # where nothing was written
             with suppress(OSError):
                 part.rmdir()
 
 
 def clear(folder: Path) -> None:
     """Remove what another run left, as `overwrite` asks."""
-    for name in OURS:
+    for name in RUN_FILES:
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -89,15 +90,15 @@ def clear(folder: Path) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    there = folder
-    while not (there.exists() or there.is_symlink()) and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise ValueError(f"output {str(folder)!r} can't be made: {there} is no folder")
+    nearest = folder
+    while not (nearest.exists() or nearest.is_symlink()) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ValueError(f"output {str(folder)!r} can't be made: {nearest} is no folder")
     if (folder / SETTINGS).exists():
         raise ValueError(f"output {str(folder)!r} is a saved model, and no run's folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"output {str(folder)!r}: no permission to write in {there}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"output {str(folder)!r}: no permission to write in {nearest}")
 
 
 def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:
@@ -129,33 +130,33 @@ def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:
         )
 
 
-def _lock(folder: Path) -> IO[str]:
+def _acquire_lock(folder: Path) -> IO[str]:
     """The folder's lock, open as long as it is held."""
     key, path = str(folder.resolve()), folder / LOCK
     with _guard:
-        if _mine.get(key) == os.getpid():
+        if _holders.get(key) == os.getpid():
             raise ValueError(
                 f"another run of this very process is writing into {folder}: let it end first"
             )
-        file = _opened(path)
-        while not _got(file, folder):
+        file = _lock_file(path)
+        while not _try_lock(file, folder):
             file.close()  # whose it was has just removed it
-            file = _opened(path)
+            file = _lock_file(path)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}))
         file.flush()
-        _mine[key] = os.getpid()
+        _holders[key] = os.getpid()
         return file
 
 
-def _opened(path: Path) -> IO[str]:
+def _lock_file(path: Path) -> IO[str]:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ValueError(f"{path} is a run's lock, and no regular file there: remove it")
     return path.open("a+")
 
 
-def _got(file: IO[str], folder: Path) -> bool:
+def _try_lock(file: IO[str], folder: Path) -> bool:
     """Whether the lock is ours now; False for a file that is no longer the folder's."""
     try:
         if fcntl is not None:
@@ -165,11 +166,11 @@ def _got(file: IO[str], folder: Path) -> bool:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return True  # a file system without locks
         file.seek(0)
-        said = file.read()
+        owner = file.read()
         file.close()
         raise ValueError(
-            f"another run is writing into {folder}: {_owner(said)}; let it end, or name another "
-            "output"
+            f"another run is writing into {folder}: {_owner_text(owner)}; let it end, or name "
+            "another output"
         ) from error
     try:
         return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
@@ -177,16 +178,16 @@ def _got(file: IO[str], folder: Path) -> bool:
         return False
 
 
-def _unlock(folder: Path, file: IO[str]) -> None:
+def _release_lock(folder: Path, file: IO[str]) -> None:
     with _guard:
         (folder / LOCK).unlink(missing_ok=True)
         file.close()
-        _mine.pop(str(folder.resolve()), None)
+        _holders.pop(str(folder.resolve()), None)
 
 
-def _owner(said: str) -> str:
+def _owner_text(text: str) -> str:
     try:
-        owner: Any = json.loads(said)
+        owner: Any = json.loads(text)
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (KeyError, TypeError, ValueError):
         return "one that has just begun"

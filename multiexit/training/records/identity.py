@@ -119,7 +119,9 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
             f"{k} ({reprlib.repr(saved.get(k))} there, {reprlib.repr(current.get(k))} here)"
             for k in different
         )
-        message = f"the checkpoint in {config.output} is of another run; it differs in {differences}"
+        message = (
+            f"the checkpoint in {config.output} is of another run; it differs in {differences}"
+        )
         if LENGTH & {*different}:
             message += "; with another length it isn't the run that had it from the start"
         if any(key.startswith(FIXED) for key in different):

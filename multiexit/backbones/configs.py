@@ -44,7 +44,7 @@ ONLY = {"trust_remote_code": False, "use_safetensors": True}
 """With what everything is loaded that a name or a folder names."""
 
 
-def described(said: dict[str, Any], attention: str | None = None) -> PretrainedConfig:
+def config_from_spec(settings: dict[str, Any], attention: str | None = None) -> PretrainedConfig:
     """The settings that a saved description has, of those that this type of network knows.
 
     Others, such as where a checkpoint once came from, have no effect and are left out.
@@ -52,54 +52,55 @@ def described(said: dict[str, Any], attention: str | None = None) -> PretrainedC
     Raises:
         ValueError: code of its own, or values of another type than the network's usual ones.
     """
-    check(said, "backbone.config")
-    here = {
+    check_settings(settings, "backbone.config")
+    installed = {
         "flash_attention_2": is_flash_attn_2_available,
         "flash_attention_3": is_flash_attn_3_available,
     }
-    if attention in here and not here[attention]():  # transformers would fetch it from the hub
+    # One that is missing, transformers would fetch from the hub.
+    if attention in installed and not installed[attention]():
         raise ValueError(
             f"backbone.attention is {attention!r}, and flash_attn isn't installed here: install "
             "it, or write 'sdpa', which gives the same up to rounding"
         )
-    if said["model_type"] not in CONFIG_MAPPING:
+    if settings["model_type"] not in CONFIG_MAPPING:
         raise schema.wrong(
-            "backbone.config.model_type", said["model_type"], "a type that transformers knows"
+            "backbone.config.model_type", settings["model_type"], "a type that transformers knows"
         )
-    known = {**_usual(said["model_type"]), "model_type": ""}
-    missing = [key for key in NEEDED if key in known and key not in said]
+    defaults = {**_default_settings(settings["model_type"]), "model_type": ""}
+    missing = [key for key in NEEDED if key in defaults and key not in settings]
     if missing:
         raise ValueError(f"backbone.config lacks {', '.join(missing)}")
-    return AutoConfig.for_model(**{key: said[key] for key in said if key in known})
+    return AutoConfig.for_model(**{key: settings[key] for key in settings if key in defaults})
 
 
-def check(said: Any, where: str) -> None:
+def check_settings(settings: Any, where: str) -> None:
     """Refuse settings that name code or ask for another network, or have values of other types.
 
     Raises:
         ValueError: with the key, its value, and what would be right.
     """
-    schema.table({}, rest=schema.plain)(where, said)
-    check_code(said, where)
+    schema.table({}, rest=schema.plain)(where, settings)
+    check_code(settings, where)
     for key in ("attn_implementation", "_attn_implementation"):
         schema.optional(schema.one_of(*ATTENTION, "flex_attention"))(
-            f"{where}.{key}", said.get(key)
+            f"{where}.{key}", settings.get(key)
         )
     for key in FETCHED:
-        if said.get(key):
+        if settings.get(key):
             raise ValueError(f"{where} has {key!r}: such a network can't be taken apart")
-    usual = _usual(said.get("model_type"))
-    for key, value in said.items():
-        if key in usual and (value is not None or key in NEEDED):
-            _kind(key, usual[key])(f"{where}.{key}", value)
+    defaults = _default_settings(settings.get("model_type"))
+    for key, value in settings.items():
+        if key in defaults and (value is not None or key in NEEDED):
+            _value_check(key, defaults[key])(f"{where}.{key}", value)
 
 
-def check_code(said: dict[str, Any], where: str) -> None:
+def check_code(settings: dict[str, Any], where: str) -> None:
     """Refuse settings that name code of their own."""
     for key in CODE:
-        if said.get(key):
+        if settings.get(key):
             raise ValueError(
-                f"{where} names code of its own ({key}: {schema.short(said[key])}), and "
+                f"{where} names code of its own ({key}: {schema.short(settings[key])}), and "
                 "nothing that a folder names is run: load it yourself, if you trust it, and wrap "
                 "the instance"
             )
@@ -127,9 +128,9 @@ def check_source(name: str, **options: Any) -> dict[str, Any]:
                 f"{name} has its weights as a pickle, which could run code; convert it once, where "
                 f"you trust it: AutoModel.from_pretrained({name!r}).save_pretrained(FOLDER)"
             )
-    said, _ = PretrainedConfig.get_config_dict(name, **options)
-    check(said, f"{name}: config.json")
-    return said
+    settings, _ = PretrainedConfig.get_config_dict(name, **options)
+    check_settings(settings, f"{name}: config.json")
+    return settings
 
 
 def check_tokenizer(name: str) -> None:
@@ -141,13 +142,13 @@ def check_tokenizer(name: str) -> None:
     folder = Path(name)
     if folder.is_dir():
         check_folder(folder)
-    said = get_tokenizer_config(name)
-    check_code(said, f"{name}: tokenizer_config.json")
-    for key, value in said.items():
+    settings = get_tokenizer_config(name)
+    check_code(settings, f"{name}: tokenizer_config.json")
+    for key, value in settings.items():
         if not key.endswith("_file") or not isinstance(value, str):
             continue
-        named = folder / value
-        if named.exists() and not named.resolve().is_relative_to(folder.resolve()):
+        target = folder / value
+        if target.exists() and not target.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
                 f"{name}: tokenizer_config.json has {key} {value!r}, outside the folder: copy the "
                 "file there"
@@ -164,9 +165,9 @@ def check_folder(folder: Path) -> None:
         if path.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja", ".bin"):
             regular(path, folder)
         if path.name in READ:
-            said = read_json(path, folder, finite=False)
-            schema.table({}, rest=schema.plain)(str(path), said)
-            check_code(said, str(path))
+            settings = read_json(path, folder, finite=False)
+            schema.table({}, rest=schema.plain)(str(path), settings)
+            check_code(settings, str(path))
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"{folder} holds an adapter, not a network: merge it into its network first "
@@ -174,20 +175,20 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _usual(model_type: Any) -> dict[str, Any]:
+def _default_settings(model_type: Any) -> dict[str, Any]:
     """The settings that a type of network knows, with their usual values."""
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return {}
     return CONFIG_MAPPING[model_type]().to_dict()
 
 
-def _kind(key: str, usual: Any) -> schema.Check:
+def _value_check(key: str, default: Any) -> schema.Check:
     """A check for a setting: of its name, or of the type of its usual value."""
     if key in SPECIAL:
         return SPECIAL[key]
     if "dropout" in key:
         return schema.number(0, 1)
-    match usual:
+    match default:
         case bool():
             return schema.flag
         case int():

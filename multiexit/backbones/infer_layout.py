@@ -42,20 +42,20 @@ class Chain(NamedTuple):
                 tensor with a row for each row.
         """
         shape, rows = tuple(x.shape), len(x)
-        x = _applied(self.stem, x, shape)
+        x = _apply(self.stem, x, shape)
         for index, stage in enumerate(self.stages):
-            x = _applied(stage, x, shape)
+            x = _apply(stage, x, shape)
             if not isinstance(x, Tensor) or x.ndim < 2:
-                raise ValueError(f"stage {index} gives no [B, …] tensor but {_kind(x)}")
+                raise ValueError(f"stage {index} gives no [B, …] tensor but {_description(x)}")
             if len(x) != rows:
                 raise ValueError(
                     f"stage {index} gives {tuple(x.shape)} for {rows} rows: the batch must be the "
                     "first dimension"
                 )
-            yield _applied(self.norm, x, shape)
+            yield _apply(self.norm, x, shape)
 
 
-def _applied(module: nn.Module, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _apply(module: nn.Module, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     try:
         return module(x)
     except Exception as error:  # whatever a part says to an input that it doesn't take
@@ -65,7 +65,7 @@ def _applied(module: nn.Module, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         ) from error
 
 
-def _kind(x: Any) -> str:
+def _description(x: Any) -> str:
     return f"one of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
@@ -74,16 +74,16 @@ class _Call(NamedTuple):
 
     Args:
         width: the dimension of the width in what it makes, 1 or -1.
-        given, made: its input and output.
+        input, output: of the call.
     """
 
     width: int
-    given: Any
-    made: Tensor
+    input: Any
+    output: Tensor
 
 
 def infer(
-    chain: Chain, example: Tensor, named: str | Sequence[str] | None
+    chain: Chain, example: Tensor, layout: str | Sequence[str] | None
 ) -> tuple[list[tuple[int, ...]], list[str]]:
     """The shape (without the batch) and the layout of each stage's feature.
 
@@ -95,92 +95,92 @@ def infer(
     Args:
         chain: in evaluation mode.
         example: one input row.
-        named: the user's word: a layout for all stages whose rank it has, or one for each stage.
+        layout: the user's word: one for all stages whose rank it has, or one for each stage.
 
     Raises:
         ValueError: a layout that can't be told, or a named one that doesn't fit.
     """
     calls: list[_Call] = []
     features, ends = [], []
-    with _watched(chain, calls):
+    with _record_calls(chain, calls):
         for feature in chain.features(example):
             features.append(feature)
             ends.append(len(calls))
     shapes = [tuple(feature.shape[1:]) for feature in features]
-    fits_none = isinstance(named, str) and all(LAYOUTS[named].rank != len(s) for s in shapes)
-    if named is not None and (not isinstance(named, str) or fits_none):
-        return shapes, layouts.resolve(named, shapes)
-    moving: list[set[int]] = []
-    found = []
+    fits_none = isinstance(layout, str) and all(LAYOUTS[layout].rank != len(s) for s in shapes)
+    if layout is not None and (not isinstance(layout, str) or fits_none):
+        return shapes, layouts.resolve(layout, shapes)
+    varying: list[set[int]] = []
+    names = []
     for stage, (feature, end) in enumerate(zip(features, ends, strict=True)):
-        may_be = layouts.of_rank(feature.ndim - 1)
-        if named in may_be:
-            may_be = [named]
-        if len(may_be) > 1:
-            width = _by_layers(feature, calls, end)
+        candidates = layouts.of_rank(feature.ndim - 1)
+        if layout in candidates:
+            candidates = [layout]
+        if len(candidates) > 1:
+            width = _width_from_layers(feature, calls, end)
             if width is None:
-                moving = moving or _moving(chain, example, features)
-                still = set(range(1, feature.ndim)) - moving[stage]
-                width = still.pop() if len(still) == 1 else None
-            fit = [name for name in may_be if LAYOUTS[name].width + 1 == width]
+                varying = varying or _varying_dims(chain, example, features)
+                fixed = set(range(1, feature.ndim)) - varying[stage]
+                width = fixed.pop() if len(fixed) == 1 else None
+            fitting = [name for name in candidates if LAYOUTS[name].width + 1 == width]
         else:
-            fit = may_be
-        if len(fit) != 1:
+            fitting = candidates
+        if len(fitting) != 1:
             raise ValueError(
                 f"stage {stage} gives a feature of shape (B, {', '.join(map(str, shapes[stage]))}),"
                 " and it can't be told what its dimensions are: pass layout=, one of "
-                f"{layouts.listing(may_be or tuple(LAYOUTS))}"
+                f"{layouts.listing(candidates or tuple(LAYOUTS))}"
             )
-        found += fit
-    return shapes, found
+        names += fitting
+    return shapes, names
 
 
-def _by_layers(feature: Tensor, calls: Sequence[_Call], end: int) -> int | None:
+def _width_from_layers(feature: Tensor, calls: Sequence[_Call], end: int) -> int | None:
     """The dimension of the width, if the layers leave no doubt."""
-    made = [call for call in calls[:end] if call.made is feature]
-    reads = [call for call in calls[end:] if call.given is feature]
-    if made or reads:
-        return (made[-1:] + reads)[0].width % feature.ndim
+    makers = [call for call in calls[:end] if call.output is feature]
+    readers = [call for call in calls[end:] if call.input is feature]
+    if makers or readers:
+        return (makers[-1:] + readers)[0].width % feature.ndim
     last = calls[end - 1] if end else None
-    if last is None or (last.width == 1 and last.made.ndim != feature.ndim):
+    if last is None or (last.width == 1 and last.output.ndim != feature.ndim):
         return None
-    size, wanted = last.made.shape[last.width], last.width % feature.ndim
+    size, width = last.output.shape[last.width], last.width % feature.ndim
     places = [dim for dim in range(1, feature.ndim) if feature.shape[dim] == size]
-    return wanted if places == [wanted] else None
+    return width if places == [width] else None
 
 
-def _moving(chain: Chain, example: Tensor, features: Sequence[Tensor]) -> list[set[int]]:
+def _varying_dims(chain: Chain, example: Tensor, features: Sequence[Tensor]) -> list[set[int]]:
     """For each stage, the dimensions that change with a size of the input."""
-    moving: list[set[int]] = [set() for _ in features]
+    varying: list[set[int]] = [set() for _ in features]
     for dim in range(1, example.ndim):
         size = example.shape[dim]
         for other in (2 * size if size < 64 else size + 64, size // 2):
             shape = list(example.shape)
             shape[dim] = other
             try:
-                again = list(chain.features(example.new_zeros(shape)))
+                resized = list(chain.features(example.new_zeros(shape)))
             except ValueError:  # a size that it doesn't take
                 continue
-            if [f.ndim for f in again] != [f.ndim for f in features]:
+            if [f.ndim for f in resized] != [f.ndim for f in features]:
                 continue
-            for stage, (new, old) in enumerate(zip(again, features, strict=True)):
-                moving[stage] |= {d for d in range(old.ndim) if new.shape[d] != old.shape[d]}
+            for stage, (new, old) in enumerate(zip(resized, features, strict=True)):
+                varying[stage] |= {d for d in range(old.ndim) if new.shape[d] != old.shape[d]}
             break
-    return moving
+    return varying
 
 
 @contextmanager
-def _watched(chain: Chain, calls: list[_Call]) -> Iterator[None]:
+def _record_calls(chain: Chain, calls: list[_Call]) -> Iterator[None]:
     """Inside, calls of layers that say where the width is are written down in their order."""
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        made = output[0] if isinstance(output, tuple) else output
-        if isinstance(made, Tensor) and made.ndim > 1:
+        tensor = output[0] if isinstance(output, tuple) else output
+        if isinstance(tensor, Tensor) and tensor.ndim > 1:
             width = 1 if isinstance(module, _WIDTH_FIRST) else -1
-            calls.append(_Call(width, args[0] if args else None, made))
+            calls.append(_Call(width, args[0] if args else None, tensor))
 
     whole = nn.ModuleList([chain.stem, *chain.stages, chain.norm])
-    hooks = [layer.register_forward_hook(note) for layer in whole.modules() if _says(layer)]
+    hooks = [layer.register_forward_hook(note) for layer in whole.modules() if _shows_width(layer)]
     try:
         yield
     finally:
@@ -188,9 +188,9 @@ def _watched(chain: Chain, calls: list[_Call]) -> Iterator[None]:
             hook.remove()
 
 
-def _says(layer: nn.Module) -> bool:
+def _shows_width(layer: nn.Module) -> bool:
     """Whether it is a layer of torch whose own forward tells where the width is."""
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm) and len(layer.normalized_shape) != 1:
         return False
-    known = isinstance(layer, (*_WIDTH_FIRST, *_WIDTH_LAST))
-    return known and type(layer).forward.__module__.startswith("torch.nn.")
+    is_listed = isinstance(layer, (*_WIDTH_FIRST, *_WIDTH_LAST))
+    return is_listed and type(layer).forward.__module__.startswith("torch.nn.")

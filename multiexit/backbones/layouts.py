@@ -44,7 +44,7 @@ def listing(names: Sequence[str] = tuple(LAYOUTS)) -> str:
     return ", ".join(f"{name!r} {LAYOUTS[name].dims}" for name in names)
 
 
-def usual(shape: Shape) -> str:
+def default_layout(shape: Shape) -> str:
     """The layout that a shape alone stands for: `(D,)`, `(None, H)`, `(C, height, width)`.
 
     Raises:
@@ -56,11 +56,11 @@ def usual(shape: Shape) -> str:
         return "tokens"
     if len(shape) == 3:
         return "image"
-    may_be = of_rank(len(shape))
-    if not may_be:
+    candidates = of_rank(len(shape))
+    if not candidates:
         raise ValueError(f"a feature of shape {shape} has no layout; there are {listing()}")
     raise ValueError(
-        f"a feature of shape {shape} may be {listing(may_be)}: say which, with layouts="
+        f"a feature of shape {shape} may be {listing(candidates)}: say which, with layouts="
     )
 
 
@@ -71,23 +71,23 @@ def resolve(layouts: str | Sequence[str] | None, shapes: Sequence[Shape]) -> lis
         ValueError: an unknown layout, another number of them, one of another rank than its shape.
     """
     if layouts is None:
-        return [usual(shape) for shape in shapes]
-    named = [layouts] * len(shapes) if isinstance(layouts, str) else list(layouts)
-    for name in named:
-        check(name)
-    if len(named) != len(shapes):
-        raise ValueError(f"{len(named)} layouts for {len(shapes)} stages: give one, or one each")
-    for stage, (name, shape) in enumerate(zip(named, shapes, strict=True)):
+        return [default_layout(shape) for shape in shapes]
+    names = [layouts] * len(shapes) if isinstance(layouts, str) else list(layouts)
+    for name in names:
+        check_name(name)
+    if len(names) != len(shapes):
+        raise ValueError(f"{len(names)} layouts for {len(shapes)} stages: give one, or one each")
+    for stage, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         if LAYOUTS[name].rank != len(shape):
-            may_be = listing(of_rank(len(shape))) or "none"
+            candidates = listing(of_rank(len(shape))) or "none"
             raise ValueError(
                 f"layout {name!r} is {LAYOUTS[name].dims}, and stage {stage} gives a feature of "
-                f"shape (B, {', '.join(map(str, shape))}); of that rank there are: {may_be}"
+                f"shape (B, {', '.join(map(str, shape))}); of that rank there are: {candidates}"
             )
-    return named
+    return names
 
 
-def check(name: object) -> None:
+def check_name(name: object) -> None:
     """Refuse what is no layout's name."""
     if not isinstance(name, str) or name not in LAYOUTS:
         raise ValueError(f"no layout {name!r}; there are {listing()}")
@@ -99,7 +99,7 @@ def width_of(shape: Shape, layout: str | None = None) -> int:
     Raises:
         ValueError: a width that is not fixed.
     """
-    width = shape[LAYOUTS[layout or usual(shape)].width]
+    width = shape[LAYOUTS[layout or default_layout(shape)].width]
     if width is None:
         raise ValueError(f"a feature of shape {shape} has no fixed width")
     return width

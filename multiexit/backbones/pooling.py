@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multiexit.backbones.layouts import LAYOUTS
 
-_USUAL = {1: "vector", 2: "tokens", 3: "image", 4: "volume"}
+_DEFAULT_LAYOUT = {1: "vector", 2: "tokens", 3: "image", 4: "volume"}
 
 
 def pool_feature(
@@ -41,7 +41,7 @@ def pool_feature(
         >>> mx.heads.pool_feature(feature, "mean", valid_BT).tolist()
         [[2.0], [1.0]]
     """
-    layout = _USUAL.get(feature.ndim - 1, "none") if layout is None else layout
+    layout = _DEFAULT_LAYOUT.get(feature.ndim - 1, "none") if layout is None else layout
     if layout not in LAYOUTS or LAYOUTS[layout].rank != feature.ndim - 1:
         raise ValueError(
             f"a feature of shape {tuple(feature.shape)} where a {layout} was expected: when the "
@@ -51,18 +51,18 @@ def pool_feature(
     if layout == "vector":
         return feature
     if layout == "tokens":
-        return _tokens(feature, pool, valid_BT)
+        return _pool_tokens(feature, pool, valid_BT)
     width = 1 + LAYOUTS[layout].width
     positions = tuple(dim for dim in range(1, feature.ndim) if dim != width)
-    many = 1
+    num_positions = 1
     for dim in positions:
-        many = many * feature.shape[dim]
+        num_positions = num_positions * feature.shape[dim]
     # Not .mean: its backward writes out a whole feature map, that of a sum does not.
-    wide = torch.promote_types(feature.dtype, torch.float32)
-    return (feature.sum(positions, dtype=wide) / many).to(feature.dtype)
+    sum_dtype = torch.promote_types(feature.dtype, torch.float32)
+    return (feature.sum(positions, dtype=sum_dtype) / num_positions).to(feature.dtype)
 
 
-def _tokens(feature_BTH: Tensor, pool: str, valid_BT: Tensor | None) -> Tensor:
+def _pool_tokens(feature_BTH: Tensor, pool: str, valid_BT: Tensor | None) -> Tensor:
     if pool == "first":
         return feature_BTH[:, 0]
     if valid_BT is None:

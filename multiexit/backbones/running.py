@@ -24,8 +24,8 @@ def in_precision(x: Tensor, module: nn.Module) -> Tensor:
     dtype = next((p.dtype for p in module.parameters() if p.dtype in PRECISIONS), x.dtype)
     if dtype == x.dtype:
         return x
-    left = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
-    return x if left else x.to(dtype)
+    casts = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    return x if casts else x.to(dtype)
 
 
 def random_rows(example: Tensor, module: nn.Module, rows: int) -> Tensor:
@@ -36,8 +36,8 @@ def random_rows(example: Tensor, module: nn.Module, rows: int) -> Tensor:
         return like_parameters(torch.randn(shape, generator=generator), module)
     tables = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
     below = tables[0] if tables else int(example.max()) + 1
-    drawn = torch.randint(below, shape, generator=generator).to(example.dtype)
-    return like_parameters(drawn, module)
+    tokens = torch.randint(below, shape, generator=generator).to(example.dtype)
+    return like_parameters(tokens, module)
 
 
 def check_weights(module: nn.Module) -> None:

@@ -79,7 +79,7 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 """What computes attention; other names would be fetched from the hub."""
 
 
-def _named(pattern: str, right: str) -> Check:
+def _matching(pattern: str, right: str) -> Check:
     def check(key: str, value: Any) -> None:
         if not isinstance(value, str) or len(value) > 200 or not re.fullmatch(pattern, value):
             raise wrong(key, value, right)
@@ -96,8 +96,8 @@ def _input_shape(key: str, value: Any) -> None:
         raise wrong(key, value, f"an input row of at most {MOST_INPUTS} numbers")
 
 
-def _kwargs(known: Mapping[str, Check]) -> Check:
-    return table({}, {name: optional(inner) for name, inner in known.items()})
+def _kwargs(checks: Mapping[str, Check]) -> Check:
+    return table({}, {name: optional(check) for name, check in checks.items()})
 
 
 def _classifier(key: str, value: Any) -> None:
@@ -127,7 +127,7 @@ KINDS: dict[str, Check] = {
     "timm": table(
         {
             "kind": text,
-            "name": _named(r"\w+(\.\w+)?", "the plain name of a timm model"),
+            "name": _matching(r"\w+(\.\w+)?", "the plain name of a timm model"),
             "kwargs": _kwargs(TIMM),
         },
         {"input_shape": optional(_input_shape), "classifier": _classifier},
@@ -135,7 +135,7 @@ KINDS: dict[str, Check] = {
     "torchvision": table(
         {
             "kind": text,
-            "name": _named(
+            "name": _matching(
                 r"(resnet|resnext|wide_resnet|vit_)\w*|ResNet|VisionTransformer",
                 "the name of a ResNet or ViT of torchvision",
             ),

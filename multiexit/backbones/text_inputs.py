@@ -18,31 +18,31 @@ TABLES = {
 }
 NUMBERS = (torch.int64, torch.int32)
 
-Given = dict[str, Tensor | None]
+Inputs = dict[str, Tensor | None]
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def tables(embeddings: nn.Module) -> tuple[dict[str, int], int | None]:
     """The rows of an encoder's tables by input, and how many tokens it takes."""
-    found = dict(embeddings.named_children())
+    modules = dict(embeddings.named_children())
     sizes = {
-        name: int(found[table].num_embeddings)  # type: ignore[arg-type]
+        name: int(modules[table].num_embeddings)  # type: ignore[arg-type]
         for name, table in TABLES.items()
-        if hasattr(found.get(table), "num_embeddings")
+        if hasattr(modules.get(table), "num_embeddings")
     }
     if "position_ids" not in sizes:
         return sizes, None
     # RoBERTa counts positions from behind that of padding.
-    padding = getattr(found["position_embeddings"], "padding_idx", None)
+    padding = getattr(modules["position_embeddings"], "padding_idx", None)
     return sizes, sizes["position_ids"] - (0 if padding is None else padding + 1)
 
 
-def checked(given: Mapping[str, Any], embeddings: nn.Module, look: bool) -> Given:
+def checked(inputs: Mapping[str, Any], embeddings: nn.Module, look: bool) -> Inputs:
     """The inputs of an encoder, each [B, T] (embeddings [B, T, H]), the mask bool.
 
     Args:
-        given: by name, None for what wasn't given.
+        inputs: by name, None for what wasn't given.
         embeddings: the encoder's, whose tables say what is in range.
         look: look at values too, which waits for the device: numbers within the tables, masks of
             0 and 1, a real token in every row.
@@ -50,20 +50,20 @@ def checked(given: Mapping[str, Any], embeddings: nn.Module, look: bool) -> Give
     Raises:
         ValueError: names the input, what it is, and what would be right.
     """
-    _check_given(given)
-    there = {name: value for name, value in given.items() if value is not None}
+    _check_types(inputs)
+    tensors = {name: value for name, value in inputs.items() if value is not None}
     sizes, most = tables(embeddings)
-    shape_BT = _shape(there, embeddings)
+    shape_BT = _batch_shape(tensors, embeddings)
     B, T = shape_BT
     if T == 0:
         raise ValueError("rows of 0 tokens: each row needs at least one")
-    if most is not None and most < T and "position_ids" not in there:
+    if most is not None and most < T and "position_ids" not in tensors:
         raise ValueError(
             f"rows of {T} tokens, this network takes {most}: cut them "
             "(tokenizer(…, truncation=True, max_length=…), on the command line --max-length)"
         )
-    made: Given = dict(given)
-    for name, value in there.items():
+    checked_inputs: Inputs = dict(inputs)
+    for name, value in tensors.items():
         one_for_all = name not in ("input_ids", "inputs_embeds") and value.shape == (1, T)
         if name != "inputs_embeds" and value.shape != shape_BT and not one_for_all:
             raise ValueError(
@@ -71,38 +71,38 @@ def checked(given: Mapping[str, Any], embeddings: nn.Module, look: bool) -> Give
                 f"must be [rows, tokens], {(B, T)}"
             )
         if one_for_all:
-            made[name] = value.expand(B, T)
+            checked_inputs[name] = value.expand(B, T)
         if name in TABLES and value.dtype not in NUMBERS:
             raise ValueError(f"{name} must be whole numbers (torch.int64), not {value.dtype}")
     if look:
-        _look(there, sizes)
-    mask_BT = made["attention_mask"]
+        _check_values(tensors, sizes)
+    mask_BT = checked_inputs["attention_mask"]
     if mask_BT is not None:
-        source = there["input_ids"] if "input_ids" in there else there["inputs_embeds"]
-        made["attention_mask"] = mask_BT.to(source.device, torch.bool)
-    return made
+        source = tensors["input_ids"] if "input_ids" in tensors else tensors["inputs_embeds"]
+        checked_inputs["attention_mask"] = mask_BT.to(source.device, torch.bool)
+    return checked_inputs
 
 
-def padding_last(given: Given) -> Given:
+def padding_last(inputs: Inputs) -> Inputs:
     """Rows that begin with padding, turned so that it stands at their end.
 
     Position t of a row with its first real token at s is what was at (t + s) mod T: positions
     count from the first real token, which `[:, 0]` is, as in the row by itself. Other rows stay as
     they are.
     """
-    mask_BT = given["attention_mask"]
+    mask_BT = inputs["attention_mask"]
     if mask_BT is None:
-        return given
+        return inputs
     T = mask_BT.shape[1]
     start_B1 = mask_BT.int().argmax(1, keepdim=True)
     index_BT = torch.arange(T, device=mask_BT.device) + start_B1
     index_BT = torch.where(index_BT < T, index_BT, index_BT - T)
     return {
-        name: None if value is None else _taken(value, index_BT) for name, value in given.items()
+        name: None if value is None else _rotated(value, index_BT) for name, value in inputs.items()
     }
 
 
-def _taken(value: Tensor, index_BT: Tensor) -> Tensor:
+def _rotated(value: Tensor, index_BT: Tensor) -> Tensor:
     if value.ndim == 2:
         return value.gather(1, index_BT)
     return value.gather(1, index_BT.unsqueeze(-1).expand(-1, -1, value.shape[2]))
@@ -123,30 +123,30 @@ def by_known_names(start: Callable[P, R]) -> Callable[P, R]:
     return checked_start
 
 
-def _check_given(given: Mapping[str, Any]) -> None:
-    if (given["input_ids"] is None) == (given["inputs_embeds"] is None):
+def _check_types(inputs: Mapping[str, Any]) -> None:
+    if (inputs["input_ids"] is None) == (inputs["inputs_embeds"] is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
-    for name, value in given.items():
+    for name, value in inputs.items():
         if value is not None and not isinstance(value, Tensor):
             hint = "; pass a batch's entries by name, **batch" if isinstance(value, Mapping) else ""
             raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
-    meta = [value.is_meta for value in given.values() if value is not None]
+    meta = [value.is_meta for value in inputs.values() if value is not None]
     if any(meta) and not all(meta):
-        name = next(name for name, value in given.items() if value is not None and value.is_meta)
+        name = next(name for name, value in inputs.items() if value is not None and value.is_meta)
         raise ValueError(f"{name} is on the meta device, so it has no values")
 
 
-def _shape(there: Mapping[str, Tensor], embeddings: nn.Module) -> tuple[int, int]:
+def _batch_shape(tensors: Mapping[str, Tensor], embeddings: nn.Module) -> tuple[int, int]:
     """B and T."""
-    if "input_ids" in there:
-        ids_BT = there["input_ids"]
+    if "input_ids" in tensors:
+        ids_BT = tensors["input_ids"]
         if ids_BT.ndim != 2:
             raise ValueError(
                 f"input_ids has shape {tuple(ids_BT.shape)}: it must be [rows, tokens]"
                 + (", one row is input_ids[None]" if ids_BT.ndim == 1 else "")
             )
         return ids_BT.shape[0], ids_BT.shape[1]
-    x_BTH = there["inputs_embeds"]
+    x_BTH = tensors["inputs_embeds"]
     words: Any = dict(embeddings.named_children()).get("word_embeddings")
     width = getattr(words, "embedding_dim", x_BTH.shape[-1] if x_BTH.ndim else 0)
     if x_BTH.ndim != 3 or x_BTH.shape[2] != width or not x_BTH.is_floating_point():
@@ -157,22 +157,22 @@ def _shape(there: Mapping[str, Tensor], embeddings: nn.Module) -> tuple[int, int
     return x_BTH.shape[0], x_BTH.shape[1]
 
 
-def _look(there: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+def _check_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
     """Refuse values out of range, behind one wait for the device."""
-    found: dict[str, Tensor] = {}
+    flags: dict[str, Tensor] = {}
     for name in TABLES:
-        if name in there and name in sizes:
-            found[name] = ((there[name] < 0) | (there[name] >= sizes[name])).any()
-    mask_BT = there.get("attention_mask")
+        if name in tensors and name in sizes:
+            flags[name] = ((tensors[name] < 0) | (tensors[name] >= sizes[name])).any()
+    mask_BT = tensors.get("attention_mask")
     if mask_BT is not None:
         if mask_BT.dtype != torch.bool:
-            found["values"] = ((mask_BT != 0) & (mask_BT != 1)).any()
-        found["empty"] = (mask_BT == 0).all(1).any()
-    if not found or not bool(torch.stack([*found.values()]).any()):
+            flags["values"] = ((mask_BT != 0) & (mask_BT != 1)).any()
+        flags["empty"] = (mask_BT == 0).all(1).any()
+    if not flags or not bool(torch.stack([*flags.values()]).any()):
         return
-    wrong = next(name for name, flag in found.items() if bool(flag))
+    wrong = next(name for name, flag in flags.items() if bool(flag))
     if wrong in sizes:
-        values = there[wrong].flatten()
+        values = tensors[wrong].flatten()
         number = int(values[(values < 0) | (values >= sizes[wrong])][0])
         raise ValueError(
             f"{wrong} must be in 0..{sizes[wrong] - 1}, got {number}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multiexit.backbones.layouts import Shape, usual, width_of
+from multiexit.backbones.layouts import Shape, default_layout, width_of
 from multiexit.backbones.pooling import pool_feature
 from multiexit.model.heads.base import Features, VectorHead
 
@@ -34,7 +34,7 @@ class LinearHead(VectorHead):
     def __init__(self, shape: Shape, num_classes: int, pool: str, layout: str | None = None):
         super().__init__()
         self.pool = pool
-        self.layout = layout or usual(shape)
+        self.layout = layout or default_layout(shape)
         self.linear = nn.Linear(width_of(shape, self.layout), num_classes)
 
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:

@@ -52,10 +52,10 @@ def head_width(backbone: Encoder) -> int:
     return backbone.config.hidden_size // backbone.config.num_attention_heads
 
 
-def cut(backbone: Encoder, kept: Heads) -> None:
+def prune(backbone: Encoder, kept_heads: Heads) -> None:
     """Take the other heads out of an encoder, in place."""
     d = head_width(backbone)
-    for attention, heads in zip(attentions(backbone), kept, strict=True):
+    for attention, heads in zip(attentions(backbone), kept_heads, strict=True):
         columns = torch.cat([torch.arange(head * d, (head + 1) * d) for head in heads])
         for linear in attention.inward:
             _slice(linear, columns, 0)
@@ -65,13 +65,13 @@ def cut(backbone: Encoder, kept: Heads) -> None:
 
 
 def _slice(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:
-    def part(p: torch.Tensor, dim: int) -> nn.Parameter:
+    def sliced(p: torch.Tensor, dim: int) -> nn.Parameter:
         values = p.detach().index_select(dim, index.to(p.device)).clone()
         return nn.Parameter(values, p.requires_grad)
 
-    linear.weight = part(linear.weight, dim)
+    linear.weight = sliced(linear.weight, dim)
     if linear.bias is not None and dim == 0:
-        linear.bias = part(linear.bias, 0)
+        linear.bias = sliced(linear.bias, 0)
 
 
 def _attention(block: Any, family: Family) -> Attention:

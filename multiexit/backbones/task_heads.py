@@ -33,9 +33,11 @@ def classifier_of(model: Any) -> Classifier | None:
         )
     family = FAMILIES[config.model_type]
     whole, _, _ = family.linear.rpartition(".")
-    own = part(model, whole) if whole else None
-    if own is not None and not _of_library(own):  # the forward hands it the feature as it is
-        return Classifier(own, config.num_labels, nn.Identity(), _labels(config, config.num_labels))
+    head = part(model, whole) if whole else None
+    if head is not None and not _of_library(head):  # the forward hands it the feature as it is
+        return Classifier(
+            head, config.num_labels, nn.Identity(), _labels(config, config.num_labels)
+        )
     layers = {
         name: part(model, layer) if isinstance(layer, str) else layer()
         for name, layer in family.read.items()

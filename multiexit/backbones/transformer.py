@@ -64,7 +64,7 @@ class TransformerBackbone(Backbone):
             )
         layers, order = _layers(encoder)
         classifier = task_heads.classifier_of(model)
-        config = _current(model, order, classifier)
+        config = _current_config(model, order, classifier)
         super().__init__(
             feature_shapes=[(None, config.hidden_size)] * len(order),
             head="pooler",
@@ -79,12 +79,12 @@ class TransformerBackbone(Backbone):
         self.layers = layers
         self.order = order
         if spec is None:
-            made = {
+            own_spec = {
                 "kind": "transformers",
                 "config": config.to_dict(),
                 "attention": config._attn_implementation,
             }
-            self.spec = made if _comes_back(self, made) else None
+            self.spec = own_spec if _is_rebuilt_by(self, own_spec) else None
             self.set_classifier(classifier)
             check_text(self, model)
 
@@ -102,7 +102,7 @@ class TransformerBackbone(Backbone):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Carry:
-        given = {
+        inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
@@ -112,9 +112,9 @@ class TransformerBackbone(Backbone):
         # Values are looked at on a CPU, and in inference, where making a mask waits for the device.
         infers = not (self.training or torch.is_grad_enabled())
         look = not torch.compiler.is_compiling()
-        on_cpu = all(t.is_cpu for t in given.values() if isinstance(t, Tensor))
-        made = text_inputs.checked(given, self.embeddings, look and (infers or on_cpu))
-        inputs = text_inputs.padding_last(made)
+        on_cpu = all(t.is_cpu for t in inputs.values() if isinstance(t, Tensor))
+        inputs = text_inputs.checked(inputs, self.embeddings, look and (infers or on_cpu))
+        inputs = text_inputs.padding_last(inputs)
         valid_BT = inputs.pop("attention_mask")
         if not self.family.segments:
             del inputs["token_type_ids"]
@@ -156,50 +156,51 @@ def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
     Raises:
         ValueError: weights that lack a part of the encoder, or don't fit.
     """
-    said = configs.check_source(name, **kwargs)
-    called = [str(each) for each in said.get("architectures") or []]
-    tuned = any(each.endswith(task_heads.ENDING) for each in called)
-    auto = AutoModelForSequenceClassification if tuned else AutoModel
-    usual = {} if "torch_dtype" in kwargs else {"dtype": torch.float32}  # its old name
-    options = {**usual, **kwargs, **configs.ONLY, "output_loading_info": True}
+    config = configs.check_source(name, **kwargs)
+    architectures = [str(architecture) for architecture in config.get("architectures") or []]
+    is_classifier = any(architecture.endswith(task_heads.ENDING) for architecture in architectures)
+    auto = AutoModelForSequenceClassification if is_classifier else AutoModel
+    defaults = {} if "torch_dtype" in kwargs else {"dtype": torch.float32}  # its old name
+    options = {**defaults, **kwargs, **configs.ONLY, "output_loading_info": True}
     try:
         model, info = auto.from_pretrained(name, **options)
     except RuntimeError as error:
         raise ValueError(f"the weights of {name!r} don't fit: {error}") from error
-    drawn = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    return _whole(name, model, drawn)
+    random_keys = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return _without_random_parts(name, model, random_keys)
 
 
-def _whole(name: str, model: Any, drawn: set[str]) -> TransformerBackbone:
+def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> TransformerBackbone:
     """The backbone of a loaded model, without what was drawn at random in loading it."""
     encoder = model.base_model
-    inside = "" if model is encoder else f"{model.base_model_prefix}."
-    trunk = {f"{inside}{key}" for key in encoder.state_dict() if not key.startswith("pooler.")}
-    if lost := sorted(drawn & trunk):
+    prefix = "" if model is encoder else f"{model.base_model_prefix}."
+    trunk_keys = {f"{prefix}{key}" for key in encoder.state_dict() if not key.startswith("pooler.")}
+    if lost := sorted(random_keys & trunk_keys):
         raise ValueError(
             f"the weights of {name!r} lack {len(lost)} tensors of the encoder, such as {lost[:3]}: "
             "they would be random. If you mean it, load it yourself and wrap the instance"
         )
-    made = TransformerBackbone(model)
-    own = [] if made.classifier is None else [id(p) for p in made.classifier.parameters()]
-    gone = [key for key, p in model.named_parameters() if key in drawn and id(p) in own]
-    if gone:
+    backbone = TransformerBackbone(model)
+    head = backbone.classifier
+    head_ids = [] if head is None else [id(p) for p in head.parameters()]
+    missing = [k for k, p in model.named_parameters() if k in random_keys and id(p) in head_ids]
+    if missing:
         warnings.warn(
-            f"{name!r} calls itself a {type(model).__name__}, and its weights lack {gone}: the "
+            f"{name!r} calls itself a {type(model).__name__}, and its weights lack {missing}: the "
             "last exit starts anew, like the others",
             stacklevel=5,
         )
-        made.set_classifier(None)
-    if any(key.startswith(f"{inside}pooler.") for key in drawn):
-        made.set_pooler(None)
-    return made
+        backbone.set_classifier(None)
+    if any(key.startswith(f"{prefix}pooler.") for key in random_keys):
+        backbone.set_pooler(None)
+    return backbone
 
 
 def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
-    config = configs.described(spec["config"], spec.get("attention"))
+    config = configs.config_from_spec(spec["config"], spec.get("attention"))
     auto = AutoModelForSequenceClassification if spec.get("classifier") is True else AutoModel
-    made = TransformerBackbone(
+    backbone = TransformerBackbone(
         auto.from_config(
             config,
             dtype=torch.float32,
@@ -209,32 +210,31 @@ def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
         spec,
     )
     if "order" in spec:  # of some of ALBERT's layers
-        order, there = list(spec["order"]), len(made.layers)
-        if len(order) != made.num_stages or set(order) != set(range(there)):
-            raise schema.wrong(
-                "backbone.order", order, f"{made.num_stages} numbers, each of 0..{there - 1} in it"
-            )
-        made.order = order
+        order, num_layers = list(spec["order"]), len(backbone.layers)
+        if len(order) != backbone.num_stages or set(order) != set(range(num_layers)):
+            right = f"{backbone.num_stages} numbers, each of 0..{num_layers - 1} in it"
+            raise schema.wrong("backbone.order", order, right)
+        backbone.order = order
     if "heads" in spec:  # not all of them
-        attention_heads.cut(made, spec["heads"])
-    if made.classifier is None:
-        made.set_pooler(None)  # a random one
-    return made
+        attention_heads.prune(backbone, spec["heads"])
+    if backbone.classifier is None:
+        backbone.set_pooler(None)  # a random one
+    return backbone
 
 
-def _current(model: Any, order: list[int], classifier: Classifier | None) -> Any:
+def _current_config(model: Any, order: list[int], classifier: Classifier | None) -> Any:
     """A model's configuration, with the sizes that its modules have now."""
     encoder = model.base_model
     config = encoder.config
     sizes, _ = text_inputs.tables(encoder.embeddings)
-    named = {
+    current_sizes = {
         "vocab_size": sizes.get("input_ids"),
         "type_vocab_size": sizes.get("token_type_ids"),
         "max_position_embeddings": sizes.get("position_ids"),
         "num_hidden_layers": len(order),
         "num_labels": None if classifier is None else classifier.num_classes,
     }
-    stale = {k: v for k, v in named.items() if v is not None and getattr(config, k, v) != v}
+    stale = {k: v for k, v in current_sizes.items() if v is not None and getattr(config, k, v) != v}
     if not stale:
         return config
     config = copy.deepcopy(config)
@@ -243,17 +243,17 @@ def _current(model: Any, order: list[int], classifier: Classifier | None) -> Any
     return config
 
 
-def _comes_back(backbone: TransformerBackbone, spec: dict[str, Any]) -> bool:
+def _is_rebuilt_by(backbone: TransformerBackbone, spec: dict[str, Any]) -> bool:
     """Whether what a spec makes has the same modules, sizes and settings in them."""
     try:
         with torch.device("meta"):
-            again = from_spec({**spec, "classifier": backbone.classifier is not None})
+            rebuilt = from_spec({**spec, "classifier": backbone.classifier is not None})
     except ValueError:  # settings that can't be written, or that no longer go together
         return False
-    return _form(again) == _form(backbone)
+    return _structure(rebuilt) == _structure(backbone)
 
 
-def _form(backbone: TransformerBackbone) -> list[Any]:
+def _structure(backbone: TransformerBackbone) -> list[Any]:
     parts: list[nn.Module] = [backbone.embeddings, backbone.projection, backbone.layers]
     if backbone.classifier is not None:
         parts.append(backbone.classifier)
@@ -273,21 +273,21 @@ def _form(backbone: TransformerBackbone) -> list[Any]:
 
 def order_classes(backbone: Backbone, labels: Sequence[str]) -> None:
     """Put a network's own classes in a task's order, where both have the same names for them."""
-    own = backbone.classifier
-    if own is None or own.labels is None or own.num_classes != len(labels):
+    head = backbone.classifier
+    if head is None or head.labels is None or head.num_classes != len(labels):
         return
-    ordered = own.ordered(labels)
+    ordered = head.ordered(labels)
     if ordered is None:
         warnings.warn(
-            f"the network calls its classes {own.labels} and the task calls them {[*labels]}: "
+            f"the network calls its classes {head.labels} and the task calls them {[*labels]}: "
             "they are taken to be the same, in this order",
             stacklevel=3,
         )
         return
     backbone.set_classifier(ordered)
     if backbone.spec is not None and "config" in backbone.spec:
-        named = {str(index): label for index, label in enumerate(labels)}
-        config = {**backbone.spec["config"], "id2label": named}
+        id2label = {str(index): label for index, label in enumerate(labels)}
+        config = {**backbone.spec["config"], "id2label": id2label}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         backbone.spec["config"] = config
 
@@ -306,8 +306,8 @@ def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:
 def _projection(encoder: Any) -> nn.Module:
     """What takes embeddings to the layers' width, where they differ."""
     name = FAMILIES[encoder.config.model_type].projection
-    found = None if name is None else part(encoder, name)
-    return nn.Identity() if found is None else found
+    projection = None if name is None else part(encoder, name)
+    return nn.Identity() if projection is None else projection
 
 
 def _pooler(encoder: Any) -> nn.Linear | None:

@@ -6,7 +6,7 @@ Letters: H width, A heads, d width of a head.
 import copy
 from typing import Any
 
-from multiexit.backbones.attention_heads import Heads, attentions, cut, head_width
+from multiexit.backbones.attention_heads import Heads, attentions, head_width, prune
 from multiexit.backbones.transformer import TransformerBackbone
 from multiexit.recipes.static.layers import check_encoder
 
@@ -42,7 +42,7 @@ def keep_heads(backbone: TransformerBackbone, kept: Heads) -> TransformerBackbon
     check_encoder(backbone)
     pruned = copy.deepcopy(backbone)
     _check_heads(pruned, kept)
-    cut(pruned, kept)
+    prune(pruned, kept)
     spec: dict[str, Any] = dict(backbone.spec or {})
     before = spec.get("heads") or [range(backbone.config.num_attention_heads)] * len(kept)
     pairs = zip(before, kept, strict=True)

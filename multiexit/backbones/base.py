@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.backbones import layouts as layouts_
-from multiexit.backbones.classifier import Classifier, described
+from multiexit.backbones.classifier import Classifier, classifier_spec
 
 Carry = dict[str, Any]
 """What one stage hands to the next. Every tensor in it has the batch as its first dimension, so
 that finished rows can be dropped. `None` entries are kept as they are. The key `"valid_BT"` is
 reserved for text: True where a token is real, False where it is padding; heads pool with it."""
 
-T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 
-def select(tree: T, keep: Tensor) -> T:
+def select(tree: Tree, keep: Tensor) -> Tree:
     """Keep some rows of every batch-first tensor in a (nested) dict.
 
     Args:
@@ -151,7 +151,7 @@ class Backbone(nn.Module, ABC):
             return
         self.spec = {key: value for key, value in self.spec.items() if key != "classifier"}
         if classifier is not None:
-            self.spec["classifier"] = described(classifier)
+            self.spec["classifier"] = classifier_spec(classifier)
 
     @abstractmethod
     def start(self, *args: Any, **inputs: Any) -> Carry:

@@ -57,8 +57,8 @@ class Classifier(nn.Module):
 
     def check_labels(self, labels: Sequence[Any] | None) -> None:
         """Refuse the network's own names in another order than its own, by a ValueError."""
-        mine, given = _plain(self.labels), _plain(labels)
-        if mine != given and sorted(mine) == sorted(given):
+        own_names, names = _folded(self.labels), _folded(labels)
+        if own_names != names and sorted(own_names) == sorted(names):
             raise ValueError(
                 f"the labels {list(labels or [])} are the network's own in another order than its "
                 f"head has them, {self.labels}: give them in that order, or none"
@@ -69,11 +69,11 @@ class Classifier(nn.Module):
 
         Capitals, spaces and hyphens don't count.
         """
-        mine, wanted = _plain(self.labels), _plain(labels)
-        if sorted(mine) != sorted(wanted) or not isinstance(self.linear, nn.Linear):
+        own_names, names = _folded(self.labels), _folded(labels)
+        if sorted(own_names) != sorted(names) or not isinstance(self.linear, nn.Linear):
             return None
         index = torch.tensor(
-            [mine.index(name) for name in wanted], device=self.linear.weight.device
+            [own_names.index(name) for name in names], device=self.linear.weight.device
         )
         linear = copy.deepcopy(self.linear)
         with torch.no_grad():
@@ -82,7 +82,7 @@ class Classifier(nn.Module):
         return Classifier(linear, self.num_classes, self.read, labels)
 
 
-def _plain(labels: Sequence[Any] | None) -> list[str]:
+def _folded(labels: Sequence[Any] | None) -> list[str]:
     return [label.casefold().replace("-", "_").replace(" ", "_") for label in labels or ()]
 
 
@@ -140,7 +140,7 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(1) if x.ndim > 2 and x[0].numel() == x.shape[1] else x
 
 
-def described(classifier: Classifier) -> bool | dict[str, Any]:
+def classifier_spec(classifier: Classifier) -> bool | dict[str, Any]:
     """What a backbone's spec says of its classifier.
 
     Returns:
@@ -157,19 +157,19 @@ def described(classifier: Classifier) -> bool | dict[str, Any]:
     }
 
 
-def plain(described: Mapping[str, Any], layout: str) -> Classifier:
+def linear_classifier(sizes: Mapping[str, Any], layout: str) -> Classifier:
     """The classifier, with random weights, of such sizes."""
-    linear = nn.Linear(described["inputs"], described["classes"], described["bias"])
-    return Classifier(linear, described["classes"], described["pool"], layout=layout)
+    linear = nn.Linear(sizes["inputs"], sizes["classes"], sizes["bias"])
+    return Classifier(linear, sizes["classes"], sizes["pool"], layout=layout)
 
 
-def by_hand(
-    given: Any, module: Any, feature_shape: tuple[int | None, ...], layout: str, pool: str
+def user_classifier(
+    head: Any, module: Any, feature_shape: tuple[int | None, ...], layout: str, pool: str
 ) -> Classifier:
     """The classifier that a user passes: a `Classifier`, a module, or names of the network's parts.
 
     Args:
-        given: a module reads the pooled feature if it is an `nn.Linear`, else the feature itself;
+        head: a module reads the pooled feature if it is an `nn.Linear`, else the feature itself;
             the first of a list of names or modules, which run one after another, reads the feature.
         module: the network, in which names are looked up.
         feature_shape, layout: of the last stage; the shape without the batch.
@@ -178,41 +178,41 @@ def by_hand(
     Raises:
         ValueError: nothing of these, or what doesn't give [B, K] from the last feature.
     """
-    if isinstance(given, Classifier):
-        return given
-    if isinstance(given, list | tuple):
-        layers = [_found(one, module) for one in given]
+    if isinstance(head, Classifier):
+        return head
+    if isinstance(head, list | tuple):
+        layers = [_module_of(part, module) for part in head]
         if not layers:
             raise ValueError("classifier is an empty list; name the parts of the head")
-        *before, given = layers
+        *before, head = layers
         read: nn.Module | str = InTurn(*before, Flat())
     else:
-        given = _found(given, module)
-        read = pool if isinstance(given, nn.Linear) else nn.Identity()
-    made = Classifier(given, 0, read, layout=layout)
-    made.num_classes = _outputs(made, feature_shape)
-    return made
+        head = _module_of(head, module)
+        read = pool if isinstance(head, nn.Linear) else nn.Identity()
+    classifier = Classifier(head, 0, read, layout=layout)
+    classifier.num_classes = _num_outputs(classifier, feature_shape)
+    return classifier
 
 
-def _found(given: Any, module: nn.Module) -> nn.Module:
+def _module_of(part: Any, network: nn.Module) -> nn.Module:
     """A module, or the one of that name in the network."""
-    if isinstance(given, nn.Module):
-        return given
-    if not isinstance(given, str):
+    if isinstance(part, nn.Module):
+        return part
+    if not isinstance(part, str):
         raise ValueError(
             "classifier is a module, the name of one in the network, a list of these that run one "
-            f"after another, or a Classifier; got {given!r}"
+            f"after another, or a Classifier; got {part!r}"
         )
     try:
-        return module.get_submodule(given)
+        return network.get_submodule(part)
     except AttributeError as error:
-        names = [name for name, _ in module.named_children()]
+        names = [name for name, _ in network.named_children()]
         raise ValueError(
-            f"classifier: {type(module).__name__} has no module {given!r}; there are {names}"
+            f"classifier: {type(network).__name__} has no module {part!r}; there are {names}"
         ) from error
 
 
-def _outputs(classifier: Classifier, feature_shape: tuple[int | None, ...]) -> int:
+def _num_outputs(classifier: Classifier, feature_shape: tuple[int | None, ...]) -> int:
     """K, found by a run on zeros."""
     p = next(classifier.parameters(), torch.zeros(0))
     sizes = [8 if size is None else size for size in feature_shape]

@@ -4,7 +4,7 @@ from typing import Any
 
 from multiexit.backbones import specs
 from multiexit.backbones.base import Backbone
-from multiexit.backbones.classifier import plain
+from multiexit.backbones.classifier import linear_classifier
 from multiexit.backbones.resnet import cifar_resnet
 
 
@@ -27,14 +27,16 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
         ('cifar_resnet', 9)
     """
     specs.check(spec)
-    made = _made(spec)
-    own = spec.get("classifier")
-    if own is not True:  # it was none of the kind's own
-        made.set_classifier(plain(own, made.layouts[-1]) if own else None)
-    return made
+    backbone = _architecture(spec)
+    classifier = spec.get("classifier")
+    if classifier is not True:  # it was none of the kind's own
+        backbone.set_classifier(
+            linear_classifier(classifier, backbone.layouts[-1]) if classifier else None
+        )
+    return backbone
 
 
-def _made(spec: dict[str, Any]) -> Backbone:
+def _architecture(spec: dict[str, Any]) -> Backbone:
     rest = {key: value for key, value in spec.items() if key not in ("kind", "classifier")}
     match spec.get("kind"):
         case "transformers":

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from multiexit.backbones.base import Backbone
 
-_OWN = {  # of nn.Module, and what tells of weights or of how memory is saved, not of a network
+_IGNORED = {  # of nn.Module, and what tells of weights or of how memory is saved, not of a network
     *vars(nn.Module()),
     *("pretrained_cfg", "pretrained_model_args", "default_cfg", "_model_args", "_traits"),
     *("feature_info", "weight_init_mode", "fix_init", "num_classes", "_is_hf_initialized"),
@@ -30,48 +30,48 @@ _INITS = ("torch.nn.init", "transformers.initialization")  # which takes the fir
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def difference(one: nn.Module, other: nn.Module) -> str:
+def difference(remade: nn.Module, original: nn.Module) -> str:
     """The first difference between two networks, in words; nothing if they are the same.
 
     Values of parameters and of saved buffers aren't compared: these are loaded.
     """
-    ones, others = (dict(m.named_modules(remove_duplicate=False)) for m in (one, other))
-    for name in [*ones, *(name for name in others if name not in ones)]:
-        if name not in ones or name not in others:
+    mine, theirs = (dict(m.named_modules(remove_duplicate=False)) for m in (remade, original))
+    for name in [*mine, *(name for name in theirs if name not in mine)]:
+        if name not in mine or name not in theirs:
             return f"{name!r} is in one of them only"
-        found = _of_modules(ones[name], others[name], top=not name)
-        if found:
-            return f"{name or 'the backbone'}: {found}"
-    if _shared(one) != _shared(other):
+        mismatch = _module_difference(mine[name], theirs[name], top=not name)
+        if mismatch:
+            return f"{name or 'the backbone'}: {mismatch}"
+    if _shared(remade) != _shared(original):
         return "they share other parameters"
     return ""
 
 
-def not_made_again(backbone: Backbone, rebuild: Callable[[dict[str, Any]], Backbone]) -> str:
+def rebuild_difference(backbone: Backbone, rebuild: Callable[[dict[str, Any]], Backbone]) -> str:
     """How what a backbone's spec makes differs from the backbone; nothing if it doesn't."""
     assert backbone.spec is not None
     try:
-        with unfilled():
-            again = rebuild(backbone.spec)
+        with without_init():
+            remade = rebuild(backbone.spec)
     except Exception as error:  # whatever a library says to what it can't make
         return f"it can't be made again: {error}"
-    found = difference(again, backbone)
-    mine, theirs = again.classifier, backbone.classifier
-    if found or mine is None or theirs is None:
-        return found or ("" if mine is theirs else "its own head can't be made again")
-    found = difference(mine, theirs)
-    return f"its own head, {found}" if found else ""
+    mismatch = difference(remade, backbone)
+    mine, theirs = remade.classifier, backbone.classifier
+    if mismatch or mine is None or theirs is None:
+        return mismatch or ("" if mine is theirs else "its own head can't be made again")
+    mismatch = difference(mine, theirs)
+    return f"its own head, {mismatch}" if mismatch else ""
 
 
 @contextmanager
-def unfilled() -> Iterator[None]:
+def without_init() -> Iterator[None]:
     """Inside, the weights of networks that are made aren't drawn, and no warning is shown."""
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _Undrawn():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _SkipInit():
         warnings.simplefilter("ignore")
         yield
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     _DRAWS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.random_)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -88,24 +88,26 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _of_modules(one: nn.Module, other: nn.Module, top: bool) -> str:
+def _module_difference(remade: nn.Module, original: nn.Module, top: bool) -> str:
     """A difference between two modules, without what is in their children.
 
     The backbone itself may be one that runs the same layers otherwise in training.
     """
-    if not top and _class(one) is not _class(other):
-        return f"a {_class(other).__name__}, made again a {_class(one).__name__}"
+    if not top and _class(remade) is not _class(original):
+        return f"a {_class(original).__name__}, made again a {_class(remade).__name__}"
     for kind in ("_parameters", "_buffers"):
-        mine, theirs = getattr(one, kind), getattr(other, kind)
+        mine, theirs = getattr(remade, kind), getattr(original, kind)
         if mine.keys() != theirs.keys():
             return f"has {[*theirs]}, made again {[*mine]}"
         for name, tensor in mine.items():
-            found = _of_tensors(tensor, theirs[name], name in one._non_persistent_buffers_set)
-            if found:
-                return f"{name} {found}"
-    if _hooks(one) != _hooks(other):
+            mismatch = _tensor_difference(
+                tensor, theirs[name], name in remade._non_persistent_buffers_set
+            )
+            if mismatch:
+                return f"{name} {mismatch}"
+    if _hooks(remade) != _hooks(original):
         return "has hooks"
-    mine, theirs = _settings(one), _settings(other)
+    mine, theirs = _settings(remade), _settings(original)
     names = mine.keys() & theirs.keys() if top else mine.keys() | theirs.keys()
     for name in sorted(names):
         a, b = mine.get(name, _ABSENT), theirs.get(name, _ABSENT)
@@ -134,18 +136,18 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in _OWN and "_fsdp" not in name and "composable_api" not in name
+        if name not in _IGNORED and "_fsdp" not in name and "composable_api" not in name
     }
 
 
-def _of_tensors(one: Tensor | None, other: Tensor | None, values: bool) -> str:
-    if one is None or other is None:
-        return "" if one is other else "is in one of them only"
-    if one.shape != other.shape:
-        return f"has shape {tuple(other.shape)}, made again {tuple(one.shape)}"
-    if not values or other.is_meta:
+def _tensor_difference(remade: Tensor | None, original: Tensor | None, values: bool) -> str:
+    if remade is None or original is None:
+        return "" if remade is original else "is in one of them only"
+    if remade.shape != original.shape:
+        return f"has shape {tuple(original.shape)}, made again {tuple(remade.shape)}"
+    if not values or original.is_meta:
         return ""
-    same = torch.equal(one, other.detach().to(one.device, one.dtype))
+    same = torch.equal(remade, original.detach().to(remade.device, remade.dtype))
     return "" if same else "has other values"
 
 
@@ -157,39 +159,39 @@ def _shared(module: nn.Module) -> set[frozenset[str]]:
     return {frozenset(names) for names in groups.values() if len(names) > 1}
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(left: Any, right: Any) -> bool:
     """Whether two settings are the same: plain values, nested, functions and other objects."""
-    if one is other:
+    if left is right:
         return True
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        both = isinstance(one, Tensor) and isinstance(other, Tensor)
-        return both and one.shape == other.shape and torch.equal(one, other.to(one.device))
-    if isinstance(one, nn.Module) or isinstance(other, nn.Module):  # one outside of the tree
-        both = isinstance(one, nn.Module) and isinstance(other, nn.Module)
-        return both and not difference(one, other)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-6)  # a rate that was worked out from others
-    if type(one) is not type(other):
-        return isinstance(one, int | float) and isinstance(other, int | float) and one == other
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, functools.partial):
-        parts = [(p.func, p.args, p.keywords) for p in (one, other)]
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        both = isinstance(left, Tensor) and isinstance(right, Tensor)
+        return both and left.shape == right.shape and torch.equal(left, right.to(left.device))
+    if isinstance(left, nn.Module) or isinstance(right, nn.Module):  # one outside of the tree
+        both = isinstance(left, nn.Module) and isinstance(right, nn.Module)
+        return both and not difference(left, right)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=1e-6)  # a rate that was worked out from others
+    if type(left) is not type(right):
+        return isinstance(left, int | float) and isinstance(right, int | float) and left == right
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+    if isinstance(left, functools.partial):
+        parts = [(p.func, p.args, p.keywords) for p in (left, right)]
         return _equal(*parts)
-    if isinstance(one, MethodType):
-        return one.__func__ is other.__func__
-    if isinstance(one, FunctionType):
-        return _equal(_of_function(one), _of_function(other))
-    if isinstance(one, (set, frozenset, str, bytes, int, float, complex, type)):
-        return one == other
+    if isinstance(left, MethodType):
+        return left.__func__ is right.__func__
+    if isinstance(left, FunctionType):
+        return _equal(_function_parts(left), _function_parts(right))
+    if isinstance(left, (set, frozenset, str, bytes, int, float, complex, type)):
+        return left == right
     try:
-        return bool(one == other) or _equal(vars(one), vars(other))
+        return bool(left == right) or _equal(vars(left), vars(right))
     except Exception:  # what can't be compared isn't known to be the same
         return False
 
 
-def _of_function(function: FunctionType) -> Any:
+def _function_parts(function: FunctionType) -> Any:
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     return [function.__code__.co_code, function.__defaults__, cells]

@@ -16,7 +16,7 @@ from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.infer_layout import Chain, infer
 from multiexit.backbones.running import in_precision, like_parameters
-from multiexit.backbones.verify import check_parts, check_rows, named
+from multiexit.backbones.verify import check_parts, check_rows, part_names
 from multiexit.runtime import evaluating
 
 LARGEST_ROW = 2**30
@@ -66,11 +66,11 @@ class SequentialBackbone(Backbone):
         self.stages = nn.ModuleList(stages)
         self.norm = norm
         self._example = example
-        self._taken: set[torch.dtype] = set()  # beside the example's kind
+        self._accepted_dtypes: set[torch.dtype] = set()  # beside the example's kind
 
     def start(self, x: Tensor) -> Carry:
         if x.is_floating_point() != self._example.is_floating_point():
-            self._try(x.dtype)
+            self._check_dtype(x.dtype)
         return {"x": self.stem(in_precision(x, self))}
 
     def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
@@ -84,12 +84,12 @@ class SequentialBackbone(Backbone):
         example = like_parameters(self._example, self)
         return {"x": example.expand(batch, *example.shape[1:])}
 
-    def _try(self, dtype: torch.dtype) -> None:
+    def _check_dtype(self, dtype: torch.dtype) -> None:
         """Refuse a kind of number that isn't the example's and that the chain doesn't take.
 
         One row is run, once for each kind: a stem may turn whole numbers into fractions itself.
         """
-        if dtype in self._taken:
+        if dtype in self._accepted_dtypes:
             return
         row = like_parameters(self._example, self).to(dtype)
         try:
@@ -105,10 +105,10 @@ class SequentialBackbone(Backbone):
                 else f"the input is {dtype}, and this network starts with tokens: whole numbers, "
                 "torch.int64"
             ) from error
-        self._taken.add(dtype)
+        self._accepted_dtypes.add(dtype)
 
 
-def of_parts(
+def from_parts(
     module: nn.Module,
     stages: Sequence[str | nn.Module],
     stem: Sequence[str | nn.Module],
@@ -121,15 +121,18 @@ def of_parts(
         ValueError: a name that the module lacks, with the names at that level; parts that aren't
             run one after another; a network that mixes the rows of a batch.
     """
-    before, parts = [_find(module, part) for part in stem], [_find(module, p) for p in stages]
-    whole = nn.ModuleList([*before, *parts])
-    example = guess_example(whole) if input_shape is None else torch.zeros(1, *sizes(input_shape))
-    made = SequentialBackbone(nn.Sequential(*before), parts, example, layout=layout)
-    names = named(module, [*stem, *stages])
-    if type(module).forward is not nn.Sequential.forward or parts != list(module.children()):
-        check_parts(module, list(zip(names, whole, strict=True)), example)
-    check_rows(made.features, made, example)
-    return made
+    stem_modules = [_module_of(module, part) for part in stem]
+    stage_modules = [_module_of(module, part) for part in stages]
+    modules = nn.ModuleList([*stem_modules, *stage_modules])
+    example = guess_example(modules) if input_shape is None else torch.zeros(1, *sizes(input_shape))
+    first = nn.Sequential(*stem_modules)
+    backbone = SequentialBackbone(first, stage_modules, example, layout=layout)
+    names = part_names(module, [*stem, *stages])
+    is_chain = type(module).forward is nn.Sequential.forward
+    if not is_chain or stage_modules != list(module.children()):
+        check_parts(module, list(zip(names, modules, strict=True)), example)
+    check_rows(backbone.features, backbone, example)
+    return backbone
 
 
 def sizes(input_shape: Sequence[int]) -> list[int]:
@@ -138,19 +141,19 @@ def sizes(input_shape: Sequence[int]) -> list[int]:
     Raises:
         ValueError: anything but whole numbers from 1, or more of them than fit a machine.
     """
-    given = list(input_shape) if isinstance(input_shape, Iterable) else [input_shape]
-    whole = [isinstance(size, Integral) and not isinstance(size, bool) for size in given]
-    if not given or not all(whole) or min(given) < 1 or not isinstance(input_shape, Iterable):
+    shape = list(input_shape) if isinstance(input_shape, Iterable) else [input_shape]
+    are_whole = [isinstance(size, Integral) and not isinstance(size, bool) for size in shape]
+    if not shape or not all(are_whole) or min(shape) < 1 or not isinstance(input_shape, Iterable):
         raise ValueError(
             "input_shape is the shape of one input row, whole numbers from 1 such as (3, 32, 32); "
             f"got {input_shape!r}"
         )
-    if math.prod(map(int, given)) > LARGEST_ROW:
+    if math.prod(map(int, shape)) > LARGEST_ROW:
         raise ValueError(
-            f"input_shape {tuple(given)} is {math.prod(map(int, given)):,} numbers a row; at most "
+            f"input_shape {tuple(shape)} is {math.prod(map(int, shape)):,} numbers a row; at most "
             f"{LARGEST_ROW:,}"
         )
-    return [int(size) for size in given]
+    return [int(size) for size in shape]
 
 
 def guess_example(module: nn.Module) -> Tensor:
@@ -173,7 +176,7 @@ def guess_example(module: nn.Module) -> Tensor:
     )
 
 
-def _find(module: nn.Module, part: str | nn.Module) -> nn.Module:
+def _module_of(module: nn.Module, part: str | nn.Module) -> nn.Module:
     if isinstance(part, nn.Module):
         return part
     if not isinstance(part, str):
@@ -197,11 +200,11 @@ def _shapes_and_layouts(
     if not chain.stages:
         raise ValueError("a backbone needs at least one stage; got none")
     for name in [layout] if isinstance(layout, str) else layout or ():
-        layouts.check(name)
-    whole = nn.ModuleList([chain.stem, *chain.stages, chain.norm])
-    with evaluating(whole), torch.no_grad():
-        shapes, found = infer(chain, like_parameters(example, whole), layout)
+        layouts.check_name(name)
+    modules = nn.ModuleList([chain.stem, *chain.stages, chain.norm])
+    with evaluating(modules), torch.no_grad():
+        shapes, names = infer(chain, like_parameters(example, modules), layout)
     return [
         (None, shape[1]) if name == "tokens" else shape
-        for shape, name in zip(shapes, found, strict=True)
-    ], found
+        for shape, name in zip(shapes, names, strict=True)
+    ], names

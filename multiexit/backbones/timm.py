@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.parts import part_of
-from multiexit.backbones.same import unfilled
+from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
 from multiexit.backbones.verify import check_answers
@@ -25,15 +25,15 @@ class _ViTStem(nn.Module):
 
     def __init__(self, vit: VisionTransformer):
         super().__init__()
-        later = ("blocks", "norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
-        self.vit: Any = part_of(vit, without=later, parameters=True)
+        left_out = ("blocks", "norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
+        self.vit: Any = part_of(vit, without=left_out, parameters=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.vit._pos_embed(self.vit.patch_embed(x))
         return self.vit.norm_pre(self.vit.patch_drop(x))
 
 
-class _Read(nn.Module):
+class _HeadReader(nn.Module):
     """What a model's `forward_head` does before the last layer."""
 
     def __init__(self, model: Any):
@@ -78,17 +78,17 @@ def from_timm(
     Raises:
         ValueError: a model of another family, or one whose own forward does something else.
     """
-    made = stage(model, spec, input_shape)
+    backbone = stage(model, spec, input_shape)
     if spec is None:
-        made.spec = _spec(model, input_shape)
-        made.set_classifier(made.classifier)
-    headless = made.classifier is None and not _has_norm_pre(model)
-    check_answers(made, model, model.forward_features if headless else None)
-    return made
+        backbone.spec = _spec(model, input_shape)
+        backbone.set_classifier(backbone.classifier)
+    headless = backbone.classifier is None and not _has_norm_pre(model)
+    check_answers(backbone, model, model.forward_features if headless else None)
+    return backbone
 
 
 def _has_norm_pre(model: Any) -> bool:
-    return isinstance(model, ConvNeXt) and _has(model.norm_pre)
+    return isinstance(model, ConvNeXt) and _is_active(model.norm_pre)
 
 
 def stage(
@@ -135,8 +135,8 @@ def from_name(
     try:
         model = timm.create_model(name, **kwargs)
     except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:
-        given = kwargs or "its defaults"
-        raise ValueError(f"no timm model {name!r} with {given}: {error}") from error
+        shown = kwargs or "its defaults"
+        raise ValueError(f"no timm model {name!r} with {shown}: {error}") from error
     shape = None if input_shape is None else sizes(input_shape)
     arguments = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
     spec = {"kind": "timm", "name": name, "input_shape": shape, "kwargs": arguments}
@@ -159,7 +159,7 @@ def _classifier(model: Any) -> Classifier | None:
         return None
     if hasattr(model, "head_dist"):
         return Classifier(_DistilledHead(model), _classes(model), nn.Identity())
-    return Classifier(last, _classes(model), _Read(model)) if _pools(model) else None
+    return Classifier(last, _classes(model), _HeadReader(model)) if _pools(model) else None
 
 
 def _classes(model: Any) -> int:
@@ -193,15 +193,15 @@ def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | Non
     """A name, and what can be read off an instance; whether that is right is seen later."""
     family, readers = next((f, r) for f, r in READERS.items() if isinstance(model, f))
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    name = config.get("architecture") or _USUAL[family](model)
-    mine, kwargs = _read(model, readers), {}
+    name = config.get("architecture") or _DEFAULT_NAME[family](model)
+    mine, kwargs = _arguments_of(model, readers), {}
     for _ in range(2):  # an argument may change what another one is by default
         try:
-            with unfilled():
-                usual = timm.create_model(name, pretrained=False, **kwargs)
+            with without_init():
+                default_model = timm.create_model(name, pretrained=False, **kwargs)
         except Exception:  # a name that timm doesn't know, or what it can't make
             return None
-        theirs = _read(usual, readers)
+        theirs = _arguments_of(default_model, readers)
         differing = {key: value for key, value in mine.items() if value != theirs.get(key)}
         if not differing:
             break
@@ -210,19 +210,19 @@ def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | Non
     return {"kind": "timm", "name": name, "input_shape": shape, "kwargs": kwargs}
 
 
-def _read(model: Any, readers: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    found = {}
+def _arguments_of(model: Any, readers: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    arguments = {}
     for name, read in readers.items():
         try:
             value = read(model)
         except (AttributeError, IndexError, TypeError):  # what this instance doesn't have
             continue
         value = list(value) if isinstance(value, tuple) else value
-        found[name] = float(f"{value:.6g}") if isinstance(value, float) else value
-    return found
+        arguments[name] = float(f"{value:.6g}") if isinstance(value, float) else value
+    return arguments
 
 
-def _has(module: Any) -> bool:
+def _is_active(module: Any) -> bool:
     return not isinstance(module, nn.Identity)
 
 
@@ -237,18 +237,18 @@ _VIT: dict[str, Callable[[Any], Any]] = {
     "num_heads": lambda m: m.blocks[0].attn.num_heads,
     "mlp_ratio": lambda m: m.blocks[0].mlp.fc1.out_features / m.embed_dim,
     "qkv_bias": lambda m: m.blocks[0].attn.qkv.bias is not None,
-    "qk_norm": lambda m: _has(m.blocks[0].attn.q_norm),
-    "scale_attn_norm": lambda m: _has(m.blocks[0].attn.norm),
-    "scale_mlp_norm": lambda m: _has(m.blocks[0].mlp.norm),
+    "qk_norm": lambda m: _is_active(m.blocks[0].attn.q_norm),
+    "scale_attn_norm": lambda m: _is_active(m.blocks[0].attn.norm),
+    "scale_mlp_norm": lambda m: _is_active(m.blocks[0].mlp.norm),
     "proj_bias": lambda m: m.blocks[0].attn.proj.bias is not None,
-    "init_values": lambda m: m.blocks[0].ls1.init_values if _has(m.blocks[0].ls1) else None,
+    "init_values": lambda m: m.blocks[0].ls1.init_values if _is_active(m.blocks[0].ls1) else None,
     "class_token": lambda m: m.has_class_token,
     "pos_embed": lambda m: "none" if m.pos_embed is None else "learn",
     "no_embed_class": lambda m: m.no_embed_class,
     "reg_tokens": lambda m: m.num_reg_tokens,
-    "pre_norm": lambda m: _has(m.norm_pre),
-    "final_norm": lambda m: _has(m.norm) or _has(m.fc_norm),
-    "fc_norm": lambda m: _has(m.fc_norm),
+    "pre_norm": lambda m: _is_active(m.norm_pre),
+    "final_norm": lambda m: _is_active(m.norm) or _is_active(m.fc_norm),
+    "fc_norm": lambda m: _is_active(m.fc_norm),
     "pool_include_prefix": lambda m: m.pool_include_prefix,
     "dynamic_img_size": lambda m: m.dynamic_img_size,
     "dynamic_img_pad": lambda m: m.patch_embed.dynamic_img_pad,
@@ -279,11 +279,11 @@ _CONVNEXT: dict[str, Callable[[Any], Any]] = {
     "ls_init_value": lambda m: None if m.stages[0].blocks[0].gamma is None else 1e-6,
     "patch_size": lambda m: m.stem[0].kernel_size[0] if len(m.stem) == 2 else 4,
     "head_hidden_size": lambda m: m.head.hidden_size,
-    "head_norm_first": lambda m: _has(m.norm_pre),
+    "head_norm_first": lambda m: _is_active(m.norm_pre),
     "conv_mlp": lambda m: m.stages[0].blocks[0].use_conv_mlp,
     "conv_bias": lambda m: m.stem[0].bias is not None,
     "use_grn": lambda m: (
-        hasattr(m.stages[0].blocks[0].mlp, "grn") and _has(m.stages[0].blocks[0].mlp.grn)
+        hasattr(m.stages[0].blocks[0].mlp, "grn") and _is_active(m.stages[0].blocks[0].mlp.grn)
     ),
     "drop_rate": lambda m: m.drop_rate,
     "drop_path_rate": lambda m: getattr(m.stages[-1].blocks[-1].drop_path, "drop_prob", 0.0),
@@ -295,7 +295,7 @@ READERS: dict[type, dict[str, Callable[[Any], Any]]] = {
 }
 """By family, how each argument of `timm.create_model` is read off an instance."""
 
-_USUAL: dict[type, Callable[[Any], str]] = {  # for instances that their class made
+_DEFAULT_NAME: dict[type, Callable[[Any], str]] = {  # for instances that their class made
     VisionTransformer: lambda m: "vit_base_patch16_224",
     ResNet: lambda m: "resnet50" if hasattr(m.layer1[0], "conv3") else "resnet18",
     ConvNeXt: lambda m: "convnext_tiny",

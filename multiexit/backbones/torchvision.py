@@ -44,12 +44,12 @@ def from_torchvision(
     Raises:
         ValueError: a model of another family, or one whose own forward does something else.
     """
-    made = stage(model, spec, input_shape)
+    backbone = stage(model, spec, input_shape)
     if spec is None:
-        made.spec = _spec(model, input_shape)
-        made.set_classifier(made.classifier)
-    check_answers(made, model)
-    return made
+        backbone.spec = _spec(model, input_shape)
+        backbone.set_classifier(backbone.classifier)
+    check_answers(backbone, model)
+    return backbone
 
 
 def stage(
@@ -62,9 +62,11 @@ def stage(
         blocks = [block for group in groups for block in group]
         shape = (model.conv1.in_channels, 224, 224) if input_shape is None else sizes(input_shape)
         read = nn.Sequential(model.avgpool, nn.Flatten(1))
-        own = _classifier(model.fc, read)
+        classifier = _classifier(model.fc, read)
         example = torch.zeros(1, *shape)
-        return SequentialBackbone(stem, blocks, example, spec=spec, classifier=own, layout="image")
+        return SequentialBackbone(
+            stem, blocks, example, spec=spec, classifier=classifier, layout="image"
+        )
     if isinstance(model, VisionTransformer):
         size = model.image_size
         shape = (3, size, size) if input_shape is None else sizes(input_shape)
@@ -101,8 +103,8 @@ def from_name(
     try:
         model = get_model(name, **kwargs)
     except (ValueError, TypeError, NotImplementedError, KeyError, OSError) as error:
-        given = kwargs or "its defaults"
-        raise ValueError(f"no torchvision model {name!r} with {given}: {error}") from error
+        shown = kwargs or "its defaults"
+        raise ValueError(f"no torchvision model {name!r} with {shown}: {error}") from error
     shape = None if input_shape is None else sizes(input_shape)
     arguments = {k: v for k, v in kwargs.items() if k not in ("weights", "pretrained", "progress")}
     spec = {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": arguments}

@@ -22,8 +22,8 @@ class _Call(NamedTuple):
     """One call of a part: which it was, what it read and what it gave, as they were then."""
 
     part: nn.Module
-    given: Any
-    made: Any
+    input: Any
+    output: Any
     node: Any  # of the graph for gradients
 
 
@@ -47,10 +47,10 @@ def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> No
     with evaluating(module):
         for rows in (2, 1):
             x = random_rows(example, module, rows)
-            calls = _own_calls(module, parts, x)
+            calls = _record_calls(module, parts, x)
             with torch.no_grad():
                 _compare(module, parts, calls, x)
-        _check_rest(module, parts, random_rows(example, module, 2))
+        _check_outside(module, parts, random_rows(example, module, 2))
 
 
 def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, example: Tensor):
@@ -62,8 +62,8 @@ def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, ex
     x = random_rows(example, module, 3)
     with evaluating(module), torch.no_grad():
         together, alone = features(x), features(x[1:2])
-    for stage, (all_rows, one) in enumerate(zip(together, alone, strict=True)):
-        gap = _gap(all_rows[1:2], one, 1e-2 if one.element_size() < 4 else 1e-3)
+    for stage, (all_rows, row_alone) in enumerate(zip(together, alone, strict=True)):
+        gap = _gap(all_rows[1:2], row_alone, 1e-2 if row_alone.element_size() < 4 else 1e-3)
         if gap:
             raise ValueError(
                 f"stage {stage}: a row's feature depends on the other rows of its batch ({gap}); "
@@ -91,14 +91,14 @@ def check_answers(
     """
     (example,) = backbone.example_inputs().values()
     x = random_rows(example, model, 1)
-    own = backbone.classifier
+    head = backbone.classifier
     if not _has_forward(model):
         return
-    with evaluating(backbone, model, *([] if own is None else [own])), torch.no_grad():
+    with evaluating(backbone, model, *([] if head is None else [head])), torch.no_grad():
         feature = backbone.features(x)[-1]
-        if own is not None:
-            ours, theirs = own(feature), _run(model, x)
-            own.num_classes = ours.shape[1]
+        if head is not None:
+            ours, theirs = head(feature), _run(model, x)
+            head.num_classes = ours.shape[1]
         elif trunk is not None:
             ours, theirs = feature, trunk(x)
         else:
@@ -122,18 +122,18 @@ def check_text(backbone: Any, model: Any) -> None:
     Raises:
         ValueError: with the largest difference.
     """
-    own, encoder = backbone.classifier, model.base_model
+    head, encoder = backbone.classifier, model.base_model
     x = {key: rows.expand(2, -1) for key, rows in backbone.example_inputs(1, 8).items()}
     x["input_ids"] = random_rows(x["input_ids"], backbone, 2)
     with evaluating(model), torch.no_grad():
-        given = _run(encoder, **x)[0]
+        last_hidden = _run(encoder, **x)[0]
         feature = backbone.features(**x)[-1]
-        gap = _gap(feature, given)
-        if not gap and own is not None:
-            ours, theirs = own(feature), _run(model, **x)[0]
+        gap = _gap(feature, last_hidden)
+        if not gap and head is not None:
+            ours, theirs = head(feature), _run(model, **x)[0]
             gap = _gap(ours, theirs)
-            if ours.shape[-1] != own.num_classes:  # a head that was put there
-                own.num_classes, own.labels = ours.shape[-1], None
+            if ours.shape[-1] != head.num_classes:  # a head that was put there
+                head.num_classes, head.labels = ours.shape[-1], None
     if gap:
         raise ValueError(
             f"{type(model).__name__}'s own forward isn't its layers and head one after another: "
@@ -146,17 +146,17 @@ def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
-def _own_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_Call]:
+def _record_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_Call]:
     """All calls of the parts in one run of the module's own forward."""
     calls: list[_Call] = []
-    given: dict[int, list[Any]] = {}
+    inputs: dict[int, list[Any]] = {}
 
     def before(part: nn.Module, args: Any, kwargs: Any) -> None:
-        given.setdefault(id(part), []).append(_kept(args[0]) if args else None)
+        inputs.setdefault(id(part), []).append(_snapshot(args[0]) if args else None)
 
     def after(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         node = output.grad_fn if isinstance(output, Tensor) else None
-        calls.append(_Call(part, given[id(part)].pop(), _kept(output), node))
+        calls.append(_Call(part, inputs[id(part)].pop(), _snapshot(output), node))
 
     hooks = []
     for part in {id(part): part for _, part in parts}.values():
@@ -170,7 +170,7 @@ def _own_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_Cal
     return calls
 
 
-def _kept(value: Any) -> Any:
+def _snapshot(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else None
 
 
@@ -188,34 +188,34 @@ def _run(module: nn.Module, *args: Tensor, **inputs: Tensor) -> Any:
 
 def _compare(module: nn.Module, parts: Sequence[Part], calls: Sequence[_Call], x: Tensor) -> None:
     position, before = 0, "the network's input"
-    own = type(module).__name__
+    kind = type(module).__name__
     for name, part in parts:
-        later = [i for i in range(position, len(calls)) if calls[i].part is part]
-        if not later:
+        places = [i for i in range(position, len(calls)) if calls[i].part is part]
+        if not places:
             ran = any(call.part is part for call in calls)
             raise ValueError(
-                f"{own}'s forward runs {name!r} before {before}: name the parts in the order in "
+                f"{kind}'s forward runs {name!r} before {before}: name the parts in the order in "
                 "which they run"
                 if ran
-                else f"{own}'s forward doesn't run {name!r} after {before}, so it is no part of it"
+                else f"{kind}'s forward doesn't run {name!r} after {before}, so it is no part of it"
             )
-        call = calls[later[0]]
-        position = later[0] + 1
-        gap = _gap(x, call.given)
+        call = calls[places[0]]
+        position = places[0] + 1
+        gap = _gap(x, call.input)
         if gap:
             raise ValueError(
-                f"{own}'s forward doesn't hand {before} on to {name!r} as it is: {gap}. Something "
+                f"{kind}'s forward doesn't hand {before} on to {name!r} as it is: {gap}. Something "
                 "is done between them (a function, a sum, a permutation, a part that isn't named): "
                 "name a module that does it, in stem= or stages=, or write an adapter"
             )
-        made = part(x.clone())
-        gap = _gap(made, call.made)
+        output = part(x.clone())
+        gap = _gap(output, call.output)
         if gap:
             raise ValueError(
-                f"{name!r} gives something else by itself than in {own}'s forward: {gap}. Is it "
+                f"{name!r} gives something else by itself than in {kind}'s forward: {gap}. Is it "
                 "called there with more than one tensor? Then write an adapter"
             )
-        x, before = made, f"{name!r}"
+        x, before = output, f"{name!r}"
 
 
 def _gap(ours: Any, theirs: Any, tolerance: float | None = None) -> str:
@@ -232,10 +232,10 @@ def _gap(ours: Any, theirs: Any, tolerance: float | None = None) -> str:
     return "" if largest <= limit * size else f"largest difference {largest:.3g} of {size:.3g}"
 
 
-def _check_rest(module: nn.Module, parts: Sequence[Part], x: Tensor) -> None:
+def _check_outside(module: nn.Module, parts: Sequence[Part], x: Tensor) -> None:
     """Refuse parameters, and modules that act in training only, used outside of all parts."""
     inside = {id(m) for _, part in parts for m in part.modules()}
-    held = {id(p) for _, part in parts for p in part.parameters()}
+    part_parameters = {id(p) for _, part in parts for p in part.parameters()}
     left_out: list[str] = []
     ended: list[bool] = []
 
@@ -254,13 +254,15 @@ def _check_rest(module: nn.Module, parts: Sequence[Part], x: Tensor) -> None:
         with modes_kept(module), torch.enable_grad():
             for p in module.parameters():
                 p.requires_grad_(p.is_floating_point())
-            calls = _own_calls(module, parts, x)
+            calls = _record_calls(module, parts, x)
     finally:
         for hook in hooks:
             hook.remove()
     final = [call for call in calls if call.part is last][-1]
     used = _variables(final.node)
-    outside = [n for n, p in module.named_parameters() if id(p) in used and id(p) not in held]
+    outside = [
+        n for n, p in module.named_parameters() if id(p) in used and id(p) not in part_parameters
+    ]
     if outside:
         raise ValueError(
             f"{type(module).__name__}'s forward uses {outside[:5]} before the end of "
@@ -284,23 +286,23 @@ def _acts_in_training(module: nn.Module) -> bool:
 
 def _variables(node: Any) -> set[int]:
     """Ids of the parameters that a node of the graph for gradients comes from."""
-    found, seen = set(), set()
+    ids, visited = set(), set()
     queue: list[Any] = [node]
     while queue:
         node = queue.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        queue += [following for following, _ in node.next_functions]
-    return found
+            ids.add(id(node.variable))
+        queue += [successor for successor, _ in node.next_functions]
+    return ids
 
 
-def named(module: nn.Module, parts: Iterable[str | nn.Module]) -> list[str]:
+def part_names(module: nn.Module, parts: Iterable[str | nn.Module]) -> list[str]:
     """What to call parts in messages: their names in the module, or their classes."""
-    known = {id(m): name for name, m in module.named_modules(remove_duplicate=False)}
+    names = {id(m): name for name, m in module.named_modules(remove_duplicate=False)}
     return [
-        part if isinstance(part, str) else known.get(id(part), type(part).__name__)
+        part if isinstance(part, str) else names.get(id(part), type(part).__name__)
         for part in parts
     ]

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from multiexit.backbones.base import Backbone
-from multiexit.backbones.classifier import by_hand, described
+from multiexit.backbones.classifier import classifier_spec, user_classifier
 from multiexit.backbones.rebuilding import rebuild
 from multiexit.backbones.resnet import DEPTHS, cifar_resnet
 from multiexit.backbones.running import check_weights
-from multiexit.backbones.same import not_made_again
-from multiexit.backbones.sequential import of_parts
+from multiexit.backbones.same import rebuild_difference
+from multiexit.backbones.sequential import from_parts
 from multiexit.backbones.verify import check_answers, check_text
 from multiexit.names import unknown
 
@@ -87,28 +87,29 @@ def _(module: Backbone, *, classifier: nn.Module | None = None) -> Backbone:
 
 @wrap.register
 def _(module: str, *, classifier: nn.Module | None = None, **kwargs: Any) -> Backbone:
-    made = _of_name(module, **kwargs)
-    return _with_classifier(made, made, classifier)
+    backbone = _from_name(module, **kwargs)
+    return _with_classifier(backbone, backbone, classifier)
 
 
-def _with_classifier(made: Backbone, module: nn.Module, classifier: Any) -> Backbone:
+def _with_classifier(backbone: Backbone, module: nn.Module, classifier: Any) -> Backbone:
     """The backbone with a head that the user names or passes."""
     if classifier is not None:
-        own = by_hand(classifier, module, made.feature_shapes[-1], made.layouts[-1], made.pool)
-        made.set_classifier(own)
+        shape, layout = backbone.feature_shapes[-1], backbone.layouts[-1]
+        head = user_classifier(classifier, module, shape, layout, backbone.pool)
+        backbone.set_classifier(head)
         parts = {id(part) for part in module.modules()}
-        its_own = module is not made and all(id(part) in parts for part in own.linear.modules())
-        if its_own and own is not classifier:  # a Classifier is taken at its word
-            if "input_ids" in made.example_inputs():
-                check_text(made, module)
+        is_part = module is not backbone and all(id(p) in parts for p in head.linear.modules())
+        if is_part and head is not classifier:  # a Classifier is taken at its word
+            if "input_ids" in backbone.example_inputs():
+                check_text(backbone, module)
             else:
-                check_answers(made, module, tolerance=1e-5)
-        if not isinstance(described(own), dict):
-            made.spec = None  # which can't tell how it is made
-    return made
+                check_answers(backbone, module, tolerance=1e-5)
+        if not isinstance(classifier_spec(head), dict):
+            backbone.spec = None  # which can't tell how it is made
+    return backbone
 
 
-def _of_name(module: str, **kwargs: Any) -> Backbone:
+def _from_name(module: str, **kwargs: Any) -> Backbone:
     if "stages" in kwargs or "stem" in kwargs:
         raise ValueError("stages and stem name the parts of a module: make it first, then wrap it")
     library, colon, name = module.partition(":")
@@ -148,37 +149,37 @@ def _(
     layout: str | Sequence[str] | None = None,
     classifier: str | nn.Module | Sequence[str | nn.Module] | None = None,
 ) -> Backbone:
-    made = _of_module(module, stages, stem, input_shape, layout)
-    return _with_classifier(made, module, classifier)
+    backbone = _from_module(module, stages, stem, input_shape, layout)
+    return _with_classifier(backbone, module, classifier)
 
 
-def _of_module(
+def _from_module(
     module: nn.Module,
     stages: Sequence[str | nn.Module],
     stem: Sequence[str | nn.Module],
     input_shape: tuple[int, ...] | None,
     layout: str | Sequence[str] | None,
 ) -> Backbone:
-    stages, stem = _listed(stages, "stages"), _listed(stem, "stem")
+    stages, stem = _as_list(stages, "stages"), _as_list(stem, "stem")
     check_weights(module)
     if stem and not stages:
         raise ValueError("a stem without stages: name the stages too, stages=['…', …]")
     adapter = None if stages else _library_adapter(module)
     if adapter:
-        given = {"input_shape": input_shape, "layout": layout}
-        options = {name: value for name, value in given.items() if value is not None}
+        settings = {"input_shape": input_shape, "layout": layout}
+        options = {name: value for name, value in settings.items() if value is not None}
         takes = signature(adapter).parameters
         unknown = [name for name in options if name not in takes]
         if unknown:
             raise ValueError(f"{type(module).__name__} takes no {' and no '.join(unknown)}=")
-        made = adapter(module, **options)
-        if made.spec is not None and not_made_again(made, rebuild):
-            made.spec = None
-        return made
+        backbone = adapter(module, **options)
+        if backbone.spec is not None and rebuild_difference(backbone, rebuild):
+            backbone.spec = None
+        return backbone
     if stages:
-        return of_parts(module, stages, stem, input_shape, layout)
+        return from_parts(module, stages, stem, input_shape, layout)
     if isinstance(module, nn.Sequential):
-        return of_parts(module, list(module), [], input_shape, layout)
+        return from_parts(module, list(module), [], input_shape, layout)
     for name in ("_orig_mod", "module"):  # of torch.compile; of DataParallel and its like
         if isinstance(getattr(module, name, None), nn.Module):
             raise ValueError(
@@ -189,7 +190,7 @@ def _of_module(
     raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_HELP}")
 
 
-def _listed(parts: Any, what: str) -> list[str | nn.Module]:
+def _as_list(parts: Any, what: str) -> list[str | nn.Module]:
     """Parts as a list, from anything that can be gone through once."""
     if isinstance(parts, str) or not isinstance(parts, Iterable):
         raise ValueError(f"stages and stem are lists of names, got {what}={parts!r:.80}")

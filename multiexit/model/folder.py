@@ -11,7 +11,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from multiexit.backbones import Backbone, rebuild, specs
-from multiexit.backbones.same import not_made_again
+from multiexit.backbones.same import rebuild_difference
 from multiexit.files import weights
 from multiexit.files.paths import place
 from multiexit.files.writing import write, write_all
@@ -76,7 +76,7 @@ def backbone_spec(backbone: Backbone, stacklevel: int = 3) -> dict[str, Any] | N
     why = "it is one of your own, or of arguments that can't be written down"
     spec = backbone.spec
     if spec is not None and specs.describable(spec):
-        why = not_made_again(backbone, rebuild)
+        why = rebuild_difference(backbone, rebuild)
         if not why:
             return spec
     warnings.warn(

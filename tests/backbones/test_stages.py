@@ -28,7 +28,7 @@ from transformers import (
 
 import multiexit as mx
 from multiexit import testing
-from multiexit.backbones.same import unfilled
+from multiexit.backbones.same import without_init
 
 DATA = os.environ.get("MULTIEXIT_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="MULTIEXIT_DATA is not set")
@@ -198,7 +198,7 @@ def test_timm_of_other_channels_by_name():
 
 def test_what_is_made_to_be_compared_only_ends_whatever_lies_in_memory():
     """Initialisers that draw until every number is in range never would, of numbers not drawn."""
-    with unfilled():
+    with without_init():
         weight = nn.Parameter(torch.full((4, 4), 1e30))
         nn.init.trunc_normal_(weight)
     assert weight.isfinite().all()

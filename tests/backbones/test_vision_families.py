@@ -15,7 +15,7 @@ from torch import nn
 
 import multiexit as mx
 from multiexit.backbones import rebuild
-from multiexit.backbones.same import difference, not_made_again
+from multiexit.backbones.same import difference, rebuild_difference
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 7}
 TINY = "vit_tiny_patch16_224"
@@ -239,9 +239,9 @@ def test_numpy_numbers_are_plain_ones_and_classes_are_not_described(tmp_path):
 def test_what_differs_is_named():
     first, second = (mx.wrap(timm.create_model(TINY, **VIT)) for _ in range(2))
     assert difference(first, second) == ""
-    assert not_made_again(first, rebuild) == ""
+    assert rebuild_difference(first, rebuild) == ""
     second.stages[1].mlp.drop1.p = 0.3
     assert difference(first, second) == "stages.1.mlp.drop1: p is 0.3, made again 0.0"
     rng = torch.get_rng_state()
-    not_made_again(first, rebuild)
+    rebuild_difference(first, rebuild)
     assert torch.equal(torch.get_rng_state(), rng), "random numbers were drawn"

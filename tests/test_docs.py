@@ -8,7 +8,7 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 from textwrap import indent
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +17,7 @@ import typer
 from transformers import TrainingArguments
 
 import multiexit
+import multiexit_runner
 from multiexit.cli import app
 from multiexit.evaluation.results import results_page
 from multiexit.training import trainer
@@ -170,6 +171,7 @@ def test_every_recipe_is_in_the_methods_table():
 
 
 MODULES = ["multiexit", *(m.name for m in pkgutil.walk_packages(multiexit.__path__, "multiexit."))]
+MODULES.append(multiexit_runner.Runner.__module__)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -178,11 +180,26 @@ def test_doctests(name):
     assert failed == 0
 
 
-def test_there_are_doctests():
-    tried = (
-        importlib.import_module(f"multiexit.{name}") for name in ("losses.matrix", "policies.base")
-    )
-    assert all(doctest.testmod(module).attempted > 0 for module in tried)
+def definitions(name: str, value: object) -> dict[str, type | FunctionType]:
+    """A public class or function by its name; of a public module, those that it hands out."""
+    if not isinstance(value, ModuleType):
+        return {name: value}
+    return {
+        f"{name}.{inner}": thing
+        for inner, thing in vars(value).items()
+        if isinstance(thing, type | FunctionType)
+        and not inner.startswith("_")
+        and thing.__module__.startswith(value.__name__)
+    }
+
+
+@pytest.mark.parametrize("name", multiexit.__all__)
+def test_every_public_name_has_an_example_that_runs(name):
+    for called, thing in definitions(name, getattr(multiexit, name)).items():
+        (found,) = doctest.DocTestFinder(recurse=False, exclude_empty=False).find(thing, called)
+        examples = [e for e in found.examples if not e.options.get(doctest.SKIP)]
+        assert examples, f"the docstring of {called} has no example (>>>)"
+        assert thing.__module__ in MODULES, f"nobody runs the example of {called}"
 
 
 def test_the_page_on_training_shows_the_trainers_loop():

@@ -146,7 +146,7 @@ class VectorHead(Head):
 
 
 class Features(NamedTuple):
-    """What heads by name are made for: the features of the exits, one of each in order.
+    """The features of the exits, one of each in order, and what else heads are made from by name.
 
     Args:
         shapes, layouts: of each exit's feature, see `multiexit.backbones.layouts`.
@@ -154,6 +154,12 @@ class Features(NamedTuple):
         pool: `"first"` or `"mean"`.
         pooler: a pretrained one to start from, or None.
         owns_pooler: whether the network's own head, behind these, has it.
+
+    Example:
+        >>> import multiexit as mx
+        >>> shapes, layouts = [(None, 8), (16, 4, 4)], ["tokens", "image"]
+        >>> mx.heads.Features(shapes, layouts, num_classes=3, pool="mean").widths
+        [8, 16]
     """
 
     shapes: list[Shape]
@@ -169,7 +175,15 @@ class Features(NamedTuple):
         return list(map(width_of, self.shapes, self.layouts))
 
     def check_layouts(self, layouts: tuple[str, ...], requirement: str) -> None:
-        """Refuse features of other layouts."""
+        """Refuse features of other layouts.
+
+        Args:
+            layouts: that will do.
+            requirement: who needs them, for the message.
+
+        Raises:
+            ValueError: with the feature's shape and layout.
+        """
         for shape, layout in zip(self.shapes, self.layouts, strict=True):
             if layout not in layouts:
                 raise ValueError(

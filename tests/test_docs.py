@@ -149,6 +149,18 @@ def test_names_in_prose_resolve(page):
                 pytest.fail(f"{page.name} names {name}, which is not there")
 
 
+def test_a_new_parts_files_have_the_tables_it_is_added_to():
+    rows = re.findall(r"^\| an? .+$", prose(ROOT / "CONTRIBUTING.md"), re.M)
+    assert len(rows) > 8
+    for row in rows:
+        cells = re.findall(r"`([^`]+)`", row)
+        named = [name for name in FILES if any(f"/{name}".endswith(f"/{c}") for c in cells)]
+        code = "".join((ROOT / name).read_text(encoding="utf-8") for name in named)
+        for word in cells:
+            if word.isidentifier():
+                assert re.search(rf"\b{word}\b", code), f"{word} is in none of the files of {row}"
+
+
 @pytest.mark.parametrize("page", TEXTS, ids=with_name)
 def test_prose_is_wrapped(page):
     long = [line for line in prose(page).splitlines() if len(line) > 100]

@@ -15,7 +15,7 @@ import multiexit as mx
 from multiexit import policies
 from multiexit.data.row_keys import row_keys
 from multiexit.evaluation import guarantee
-from multiexit.evaluation.grids import settings
+from multiexit.evaluation.grids import policy_settings
 
 KINDS = [mx.MaxProb, mx.Entropy, mx.Margin, mx.Patience, mx.FixedExit]
 
@@ -40,7 +40,7 @@ def outputs():
 def every(outputs, kind):
     """Each setting that is tried, with its exits, score, layers, MACs and milliseconds by hand."""
     found = []
-    for setting in settings(kind, 4, 3):
+    for setting in policy_settings(kind, 4, 3):
         exits, answer_BC = policies.answers(setting, outputs.logits_MBC)
         right = int((answer_BC.argmax(-1) == outputs.labels_B).sum())
         counts = [exits.tolist().count(m) for m in range(4)]

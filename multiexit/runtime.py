@@ -1,4 +1,4 @@
-"""Modes of modules: evaluation for a while, train mode for what is trained."""
+"""What belongs to the process: modes of modules, compiling, other processes, versions."""
 
 import os
 import platform
@@ -75,16 +75,20 @@ TIMEOUT = timedelta(minutes=10)
 def processes() -> PartialState:
     """This process among the others; the first call joins them.
 
-    A process that neither answers nor ends, ends the others after `TIMEOUT`. For another limit call
+    If one process hangs, the others give up after `TIMEOUT`. For another limit call
     `accelerate.PartialState(timeout=…)` before anything of multiexit: the first call decides.
     """
-    # Not told so, accelerate takes the processes that torchrun starts on CPUs for runs of one each.
+    # Without cpu=True, accelerate treats processes that torchrun started on CPUs as separate runs.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu, timeout=TIMEOUT)
 
 
 def first_process_checks(check: Callable[[], None]) -> None:
-    """Let the first process check what all share, such as a folder; what it raises, all do."""
+    """Let the first process check what all share, such as a folder; what it raises, all raise.
+
+    Raises:
+        ValueError, OSError: as the check does.
+    """
     refusals: list[Exception | None] = [None]
     if processes().is_main_process:
         try:

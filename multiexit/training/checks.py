@@ -81,7 +81,14 @@ def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
 
 
 def check_parts(model: Any, recipe: Any, config: Any) -> None:
-    """Refuse what is no model, recipe or configuration, as names and swapped arguments are."""
+    """Refuse what is no model, recipe or configuration, as names and swapped arguments are.
+
+    Args:
+        model, recipe, config: what a trainer is given.
+
+    Raises:
+        ValueError: with the argument, what it is, and what would be right.
+    """
     for name, value, kind, such_as in (
         ("model", model, MultiExitModel, "MultiExitModel(multiexit.wrap(…), num_classes=2)"),
         ("recipe", recipe, Recipe, "recipe('joint')"),
@@ -96,8 +103,13 @@ def check_sets(model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unre
     """Refuse what would fail or be left out long after the start.
 
     Args:
-        model, recipe, train, dev: as the trainer has them.
+        model, recipe: of the trainer.
+        train, dev: the sets that `Trainer.fit` is given.
         unread: whether there are unlabelled rows that no phase would read.
+
+    Raises:
+        ValueError: an empty dev set or one that can be read once, none where the recipe ends on
+            one, class names in another order, labels outside the classes, or unread rows.
     """
     rows = dev.dataset if isinstance(dev, DataLoader) else dev
     if is_rows(rows) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
@@ -126,6 +138,9 @@ def check_sets(model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unre
 
 def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) -> None:
     """Refuse ways to run a training pass that this model or recipe doesn't go with.
+
+    Args:
+        model, recipe, config: of the trainer.
 
     Raises:
         ValueError: names the option, the recipe or backbone, and why.

@@ -22,10 +22,18 @@ from multiexit.training.trainer import Trainer
 
 
 def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
-    """A recipe with a task's own defaults.
+    """Make a recipe with a task's own defaults.
 
     LeeBERT and its variants: τ = 4 for images, Table 3's cycle length for GLUE. Patience on
     regression: answers closer than 0.5 count as equal.
+
+    Args:
+        name: of the recipe.
+        task: its name.
+        options: of the recipe's function, in place of the defaults.
+
+    Raises:
+        ValueError: an unknown recipe or task, or options that the recipe refuses.
     """
     if name not in recipes.RECIPES:
         return recipes.recipe(name)  # says which there are
@@ -72,10 +80,16 @@ def validation_for(task: str) -> float:
 def backbone_for(
     task: TaskData, name: str | None, weights: str | None = None, seed: int = 0
 ) -> Backbone:
-    """The backbone of a name, made for a task's inputs; random weights come from the seed.
+    """Make the backbone of a name, for a task's inputs.
+
+    Args:
+        task: whose inputs it reads.
+        name: as for `multiexit.wrap`; None is ALBERT-base for text, a CIFAR ResNet for images.
+        weights: a file to start a CIFAR ResNet from.
+        seed: of random weights.
 
     Raises:
-        ValueError: `weights` for anything but a CIFAR ResNet.
+        ValueError: `weights` for anything but a CIFAR ResNet, or what `multiexit.wrap` refuses.
     """
     torch.manual_seed(seed)
     text = task.preprocessing["kind"] == "text"
@@ -106,10 +120,21 @@ def train(
     """Put exits on a backbone and train them.
 
     Args:
-        task, backbone, recipe, config, exits, head, pool: as elsewhere.
+        task: its training set, classes and metric are used.
+        backbone: from `backbone_for`.
+        recipe: from `recipe_for`.
+        config: the run's settings.
+        exits, head, pool: of the model, as for `multiexit.MultiExitModel`; the head is by default
+            the recipe's.
         validation: share of the training set that selects the best epoch instead of being
             trained on, so that the reported sets stay unseen; 0 keeps the last epoch.
         tokenizer: saved with the model.
+
+    Returns:
+        The trained model, and the history.
+
+    Raises:
+        ValueError: parts that don't go together, as `multiexit.Trainer` raises it.
     """
     torch.manual_seed(config.seed)
     if task.labels is not None and task.preprocessing["kind"] == "text":

@@ -13,7 +13,12 @@ from multiexit.training.config import TrainConfig
 def build_optimizer(
     parameters: Sequence[nn.Parameter], config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """AdamW, whose decay spares biases and norms, or SGD with momentum, whose decay does not."""
+    """Make AdamW, whose decay spares biases and norms, or SGD with momentum, whose decay doesn't.
+
+    Args:
+        parameters: Θ.
+        config: with the optimiser's name, rate, decay and momentum.
+    """
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -31,7 +36,7 @@ def build_optimizer(
 
 
 def strided_as(value: Tensor, p: Tensor) -> Tensor:
-    """The same values, strided as a parameter.
+    """The same values, in the same shape, strided as a parameter.
 
     Fused optimisers go through parameters, gradients and their own state in the order of memory,
     without a look at strides.
@@ -52,6 +57,15 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
     After a linear warm-up over `warmup · steps`: constant; down to 0 on a line or half a cosine;
     or ×0.1 at each milestone, a fraction of the whole.
+
+    Args:
+        config: with the rate, the schedule and the warm-up.
+        step: of Θ in the phase, counted from 0.
+        steps: how many the phase has.
+
+    >>> config = TrainConfig(lr=1.0, schedule="linear", warmup=0.2)
+    >>> [learning_rate(config, step, steps=10) for step in (0, 1, 2, 6)]
+    [0.5, 1.0, 1.0, 0.5]
     """
     warm = int(config.warmup * steps)
     if step < warm:

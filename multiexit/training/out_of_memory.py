@@ -11,10 +11,12 @@ from multiexit.training.config import TrainConfig
 
 @contextmanager
 def explained(config: TrainConfig, data: TrainingSet, may_mix: bool = True) -> Iterator[None]:
-    """Inside, an error of memory comes with what to lower, and what it is now.
+    """Context manager: re-raises running out of memory with the settings to lower.
+
+    The message has their present values.
 
     Args:
-        config, data: the run's.
+        config, data: the run's settings and training set.
         may_mix: whether the network may train in mixed precision.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a phase means for a model: who is trained, on which factors, which exits are judged.
+"""The meaning of a phase for a model: who is trained, on which factors, which exits are judged.
 
 Letters: M exits.
 """
@@ -16,7 +16,16 @@ from multiexit.recipes import Phase
 def factors(
     phase: Phase, teaches_MM: Tensor, progress: float, shares_M: Sequence[float]
 ) -> list[Tensor]:
-    """The phase's matrices A that take turns, at this much of it.
+    """The phase's matrices A that take turns.
+
+    Args:
+        phase: with its rules for A.
+        teaches_MM: its topology, bool [M, M].
+        progress: the share of the phase that is done when the running epoch ends, in (0, 1].
+        shares_M: each exit's share of the network's MACs.
+
+    Returns:
+        A matrix [M, M] per turn.
 
     Raises:
         ValueError: one of another shape, or not finite.
@@ -78,6 +87,9 @@ def freeze_untrained(model: MultiExitModel, phase: Phase) -> list[nn.Parameter]:
     """Switch gradients off for what the phase doesn't train, and list what it does.
 
     What was frozen before stays so.
+
+    Returns:
+        The parameters that are trained, in the model's order.
     """
     trained = trained_parameters(model, phase)
     for p in model.parameters():

@@ -1,4 +1,4 @@
-"""Which epoch of a phase is the best, and when a phase is over."""
+"""The best epoch of a phase, and its end."""
 
 import math
 from typing import Any
@@ -9,7 +9,16 @@ from multiexit.training.records.state import Position
 
 
 def phase_length(phase: Phase, config: TrainConfig, batches: int) -> tuple[int, int]:
-    """Epochs and steps of Θ of a phase, of so many batches an epoch."""
+    """How long a phase is.
+
+    Args:
+        phase: with its own number of epochs, or the run's.
+        config: with `epochs`, `max_steps` and `accumulation`.
+        batches: of B1 in an epoch, on each process.
+
+    Returns:
+        Epochs, and steps of Θ.
+    """
     per_epoch = math.ceil(batches / config.accumulation)
     if config.max_steps is not None:
         return math.ceil(config.max_steps / per_epoch), config.max_steps
@@ -18,11 +27,22 @@ def phase_length(phase: Phase, config: TrainConfig, batches: int) -> tuple[int, 
 
 
 def is_over(position: Position, patience: int | None, epochs: int, steps: int) -> bool:
-    """Whether a phase is: all done, or no better epoch for long enough."""
+    """Whether a phase is over: all is done, or no epoch was better for long enough.
+
+    Args:
+        position: where the run is.
+        patience: epochs without a better one after which it stops, or None.
+        epochs, steps: how long the phase is.
+    """
     out_of_patience = patience is not None and position.stale >= patience
     return out_of_patience or position.epoch >= epochs or position.step >= steps
 
 
 def is_better(row: dict[str, Any], best: dict[str, Any] | None) -> bool:
-    """Whether an epoch beats the best before it, which may be of another phase."""
+    """Whether an epoch beats the best before it, which may be of another phase.
+
+    Args:
+        row: the epoch in the history, with `"phase"` and `"mean"`.
+        best: the best one so far, or None.
+    """
     return best is None or best["phase"] != row["phase"] or row["mean"] > best["mean"]

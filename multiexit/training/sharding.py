@@ -21,6 +21,10 @@ def check(
 ) -> None:
     """Refuse ways of spreading that training doesn't know, and what FSDP2 can't train.
 
+    Args:
+        accelerator: of the run, which knows how it was launched.
+        model, recipe, config: of the run.
+
     Raises:
         ValueError: FSDP of version 1, DeepSpeed, …; under FSDP2 surgery or hypergradients,
             BatchNorm in mixed precision, and options of the training pass.
@@ -80,7 +84,7 @@ def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
     stages = map(sharded.backbone.stage_module, range(sharded.backbone.num_stages))
     sharded._no_split_modules = sorted({type(stage).__name__ for stage in stages})
     plugin: Any = accelerator.state.fsdp_plugin
-    # Every process has all parameters; and accelerate's way to do without trips over buffers.
+    # Every process already holds all parameters, and low-memory loading fails on buffers.
     plugin.cpu_ram_efficient_loading = False
     fsdp2_prepare_model(accelerator, sharded)
     for name in ("run", "cost"):  # what is called in place of forward
@@ -94,7 +98,10 @@ def gathered(tree: T) -> T:
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers on the CPU, whole; all processes must call it."""
+    """A copy of all parameters and buffers on the CPU, by name, each in its whole shape.
+
+    All processes must call it.
+    """
     return {name: _gathered(t.detach()).cpu().clone() for name, t in model.state_dict().items()}
 
 
@@ -122,7 +129,7 @@ def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor."""
+    """This process's shard of a tensor; of one that isn't sharded, all of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather
 
 ECHO = 1.0
-"""Seconds in which a second signal is the first one again: launchers pass on what all have got."""
+"""A second signal within this many seconds is an echo: launchers forward a signal that the whole
+process group has already received."""
 
 
 ASKING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-"""What asks a process to end; SIGHUP comes when a terminal or a connection closes."""
+"""The signals that ask a process to end; SIGHUP comes when a terminal or a connection closes."""
 
 
 class NotedSignal:
@@ -26,7 +27,15 @@ class NotedSignal:
     number = 0
 
     def agreed(self, accelerator: Accelerator, meeting: bool) -> int:
-        """The same answer on every process: where they meet anyway they ask each other, else 0."""
+        """Give the same answer on every process.
+
+        Args:
+            accelerator: of the run's processes.
+            meeting: whether they wait for one another here anyway, so that they may ask each other.
+
+        Returns:
+            The number of the signal that one of them got, or 0; 0 where several don't meet.
+        """
         if accelerator.num_processes == 1:
             return self.number
         if not meeting:
@@ -70,7 +79,7 @@ def noted(enabled: bool = True) -> Iterator[NotedSignal]:
 
 
 def end(number: int) -> NoReturn:
-    """End as the signal would, with all that is to be closed closed.
+    """End the process as the signal would, with all that is to be closed closed.
 
     Raises:
         KeyboardInterrupt: for Ctrl-C.

@@ -36,9 +36,14 @@ from multiexit.training.training_pass import Losses, Terms, TrainingPass
 
 
 class StepRecord(NamedTuple):
-    """What a step of Θ went by: the loss it descended, its terms, their weights and factors.
+    """One optimiser step of Θ: its loss, and what that is made of, on the device.
 
-    `rows`, a float, is over how many rows the loss and its terms are means.
+    Args:
+        loss: the scalar that Θ descended.
+        L_MM: the loss matrix.
+        W_MM: the weights Ω that it used.
+        A_MM: the factors that it used.
+        rows: over how many rows the loss and its terms are means, a float.
     """
 
     loss: Tensor
@@ -52,7 +57,13 @@ class Stepper:
     """Trains one phase, a step at a time.
 
     Args:
-        model, phase, config, accelerator: as the trainer has them.
+        model: what is trained; changed in place, but under FSDP2.
+        phase: the phase of the recipe.
+        config: the run's settings.
+        accelerator: of the run.
+
+    Raises:
+        ValueError: a topology or factors that don't fit the model.
 
     Attributes:
         model: what is trained: the model given, or a sharded copy of it under FSDP2.
@@ -100,7 +111,11 @@ class Stepper:
         self.begin_epoch(1.0)
 
     def begin_epoch(self, progress: float) -> None:
-        """Set the factors A and the modules' modes, for an epoch at whose end this much is done."""
+        """Set the factors A and the modules' modes for an epoch.
+
+        Args:
+            progress: the share of the phase that is done when the epoch ends, in (0, 1].
+        """
         turns = factors(self.phase, self._teaches_MM, progress, self._shares_M)
         self._turns = [A_MM.to(self.accelerator.device) for A_MM in turns]
         self.A_MM = self._turns[0]
@@ -109,7 +124,7 @@ class Stepper:
     def step(
         self, batches: list[Any], draw: Callable[[], Any], step: int, steps: int
     ) -> StepRecord:
-        """Θ ← Θ − λ1 ∇ (W ∘ A ∘ L_B1).sum(), then what Ω's learner plans.
+        """Take a step: Θ ← Θ − λ1 ∇ (W ∘ A ∘ L_B1).sum(), then what Ω's learner plans.
 
         Args:
             batches: B1, in as many batches as are accumulated.
@@ -117,7 +132,7 @@ class Stepper:
             step, steps: this step of Θ, of how many.
 
         Returns:
-            What the step went by, on the device.
+            The step's losses and weights, on the device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.phase.lr * learning_rate(self.config, step, steps)
@@ -280,7 +295,7 @@ class Stepper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Take back what `state_dict` gave."""
         moments = deepcopy(state["optimizer"])
         sharding.shard_state(moments["state"], self._parameters)
         self.optimizer.load_state_dict(moments)

@@ -1,4 +1,4 @@
-"""What one pass over a batch gives the training loop, and checks of what it left.
+"""One pass over a batch, from its inputs to its losses.
 
 Letters: M exits, B batch rows, C classes.
 """
@@ -22,13 +22,13 @@ from multiexit.training.config import TrainConfig
 
 
 class Losses(NamedTuple):
-    """What a pass over a batch gives the training step.
+    """The losses of a pass over a batch.
 
     Args:
-        L_MM: the loss matrix.
-        rows_MB: each row's own loss at each exit, where the learner weighs rows.
-        extra: what the phase adds.
-        logits_MBC: all exits' logits.
+        L_MM: the loss matrix [M, M].
+        rows_MB: each row's own loss at each exit [M, B], where the learner weighs rows.
+        extra: what the phase adds, a scalar.
+        logits_MBC: all exits' logits [M, B, C].
         labels_B: on the logits' device, or None where the phase learns from none.
     """
 
@@ -40,10 +40,11 @@ class Losses(NamedTuple):
 
 
 class TrainingPass(nn.Module):
-    """A phase's pass over a batch, as one module: what spreads modules over devices sees it all.
+    """From a batch to its losses, as one module, so that DDP and FSDP wrap the whole computation.
 
     Args:
-        model, phase: as elsewhere.
+        model: what is trained.
+        phase: with its loss.
         labelled: whether the phase learns from labels; if not, batches need none.
         config: how the pass is run: compiled, with channels last, stages computed twice.
     """

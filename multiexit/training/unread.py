@@ -15,23 +15,31 @@ from multiexit.training.stepper import Stepper, StepRecord
 
 
 class UnreadLosses:
-    """What was not read yet. Reading waits for the device, so it is done now and then."""
+    """Losses of recent steps, still on the device.
+
+    Reading blocks until the device catches up, so it happens every `log_every` steps.
+    """
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, StepRecord]] = []
         self._warned = False
 
     def add(self, number: int, step: StepRecord) -> None:
-        """What one step went by."""
+        """Keep the record of a step.
+
+        Args:
+            number: of the step in its phase, counted from 0.
+            step: its losses and weights, on the device.
+        """
         self._steps.append((number, step))
 
     @property
     def steps(self) -> list[tuple[int, StepRecord]]:
-        """What `restore` takes, for a checkpoint between two readings."""
+        """The steps since the last reading, as `restore` takes them from a checkpoint."""
         return list(self._steps)
 
     def restore(self, steps: list[tuple[int, StepRecord]], device: torch.device) -> None:
-        """Take back what was unread."""
+        """Take back the steps that a checkpoint holds."""
         self._steps = [
             (number, StepRecord(*(t.to(device) for t in step))) for number, step in steps
         ]
@@ -48,7 +56,7 @@ class UnreadLosses:
             return
         numbers, steps = zip(*self._steps, strict=True)
         loss, L, W, A, rows = (torch.stack(values) for values in zip(*steps, strict=True))
-        # Of all processes: what breaks one, all see.
+        # Averaged over processes, so that a NaN on one is seen by all.
         loss, L = (reduce(values, "mean") for values in (loss, L))
         self._steps = list(zip(numbers, map(StepRecord, loss, L, W, A, rows), strict=True))  # type: ignore[arg-type]
         check_finite(L.cpu(), A.cpu(), list(numbers))  # type: ignore[union-attr]

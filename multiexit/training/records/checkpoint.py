@@ -25,7 +25,7 @@ FORMAT = 1
 
 
 def name_of(phase: int, step: int) -> str:
-    """What the checkpoint after so many steps of a phase is called."""
+    """The name of the checkpoint after so many steps of a phase."""
     return f"phase-{phase:02d}-step-{step:07d}"
 
 
@@ -43,6 +43,12 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
     """Write a state (nested dicts, lists, tuples, tensors, plain values) as a checkpoint.
 
     It is written beside the others; only when it is whole do those go that aren't to be kept.
+
+    Args:
+        output: the run's folder.
+        name: of the checkpoint.
+        state: what it holds.
+        keep: names of those that stay beside it.
 
     Raises:
         OSError: the disk is full; the others stay.

@@ -1,4 +1,7 @@
-"""What a run was made from, so that it can be told from others, and repeated: `run.json`."""
+"""The inputs of a run, to identify and repeat it: `run.json`.
+
+They are the command, the data, the code, the versions and the settings.
+"""
 
 import hashlib
 import inspect
@@ -41,7 +44,9 @@ def describe(
     """A run as plain data.
 
     Args:
-        model, recipe, config: as elsewhere.
+        model: before it is trained.
+        recipe: the method.
+        config: the run's settings.
         data: data sets by name; None where there is none.
         processes: how many train.
     """
@@ -70,7 +75,7 @@ def describe(
 
 
 def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> None:
-    """Write `run.json`; a run that goes on keeps it, and adds how it went on.
+    """Write `run.json`; a resumed run appends how it went on.
 
     Args:
         folder: the run's.

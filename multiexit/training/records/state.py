@@ -81,6 +81,11 @@ class State:
     def restore(self, stepper: Stepper, rank: int, device: torch.device) -> None:
         """Put everything back to where the checkpoint was taken, if there was one.
 
+        Args:
+            stepper: of the checkpoint's phase.
+            rank: this process's number.
+            device: where losses are kept.
+
         Raises:
             ValueError: it doesn't fit this run's network or optimisers.
         """

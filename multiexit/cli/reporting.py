@@ -83,7 +83,7 @@ def write_results(
     print(report.policy_table(rows))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results.results_json(outputs, rows, history, **about))
-    shown = min(rows, key=lambda row: abs(row.speedup_layers - 2))
+    shown = rows[results.nearest([row.speedup_layers for row in rows])]
     pictures.draw_summary(outputs, curves, shown, W_MM, folder / "results.png")
     print(f"\nwritten: {folder / 'results.json'}, {folder / 'results.png'}")
 

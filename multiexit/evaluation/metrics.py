@@ -106,6 +106,14 @@ METRICS: dict[str, Metric] = {
 }
 """Metrics by name. Of more than two classes `"accuracy_f1"` is `accuracy_macro_f1`."""
 
+LABELS = {
+    "accuracy": "accuracy (%)",
+    "accuracy_f1": "mean of accuracy and F1 (%)",
+    "matthews": "Matthews' correlation (× 100)",
+    "pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)",
+}
+"""What an axis or column of a metric's score is called."""
+
 OF_CLASSES = ("accuracy", "accuracy_f1", "matthews")
 OF_VALUES = ("pearson_spearman",)
 
@@ -231,3 +239,14 @@ def _as_float(value: Any) -> float:
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+
+
+def label(metric: str) -> str:
+    """The name of an axis or column of this metric's score.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.report.label("accuracy"), mx.report.label("mine")
+        ('accuracy (%)', 'mine (%)')
+    """
+    return LABELS.get(metric, f"{metric} (%)")

@@ -16,8 +16,9 @@ from torch import Tensor
 from multiexit.evaluation import metrics
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, exit_scores, judge
+from multiexit.evaluation.metrics import label
 from multiexit.evaluation.outputs import Outputs
-from multiexit.evaluation.report import SMALL, label
+from multiexit.evaluation.report import SMALL
 from multiexit.files.writing import write
 from multiexit.policies import FixedExit
 from multiexit.policies.registry import policy_name

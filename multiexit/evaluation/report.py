@@ -16,12 +16,6 @@ from multiexit.policies.registry import policy_name
 
 AGREEMENT = "agreement with the last exit"
 SMALL = 12  # up to so many exits the weights are written out as numbers
-METRICS = {
-    "accuracy": "accuracy (%)",
-    "accuracy_f1": "mean of accuracy and F1 (%)",
-    "matthews": "Matthews' correlation (× 100)",
-    "pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)",
-}
 
 
 def table(rows: Sequence[Mapping[str, str]], markdown: bool = False) -> str:
@@ -211,14 +205,3 @@ def _short_number(count: float) -> str:
             return f"{count:.1f}{unit}" if unit else str(count)
         count /= 1000
     return f"{count:.1f} T"
-
-
-def label(metric: str) -> str:
-    """The name of an axis or column of this metric's score.
-
-    Example:
-        >>> import multiexit as mx
-        >>> mx.report.label("accuracy"), mx.report.label("mine")
-        ('accuracy (%)', 'mine (%)')
-    """
-    return METRICS.get(metric, f"{metric} (%)")

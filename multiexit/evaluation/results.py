@@ -8,6 +8,7 @@ from typing import Any
 from multiexit.evaluation import metrics
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row
+from multiexit.evaluation.metrics import label
 from multiexit.evaluation.outputs import Outputs
 from multiexit.evaluation.report import (
     SMALL,
@@ -15,7 +16,6 @@ from multiexit.evaluation.report import (
     _exit_rows,
     _policy_cells,
     _policy_rows,
-    label,
     table,
 )
 from multiexit.files.json_files import read_json
@@ -131,17 +131,22 @@ def results_page(folder: str | Path) -> str:
     return "\n\n".join([*top, *sections]) + "\n"
 
 
+def nearest(speedups: Sequence[float], speedup: float = 2.0) -> int:
+    """The index of the speed-up that is nearest to another: results are compared at 2×."""
+    return min(range(len(speedups)), key=lambda index: abs(speedups[index] - speedup))
+
+
 def _comparison_row(name: str, data: dict[str, Any]) -> dict[str, str]:
     scores = [row["scores"]["score"] for row in data["exits"]]
-    nearest = min(data["policies"], key=lambda row: abs(row["speedup_layers"] - 2))
+    at_two = data["policies"][nearest([row["speedup_layers"] for row in data["policies"]])]
     return {
         "results": str(data["about"].get("title", name)),
         "recipe": str(data["about"].get("recipe", "–")),
         "metric": label(data["metric"]),
         "mean over exits": f"{100 * sum(scores) / len(scores):.2f}",
         "last exit": f"{100 * scores[-1]:.2f}",
-        "nearest to 2×": f"{100 * nearest['score']:.2f}",
-        "its setting": f"{policy_name(nearest['policy'])}, {nearest['speedup_layers']:.2f}×",
+        "nearest to 2×": f"{100 * at_two['score']:.2f}",
+        "its setting": f"{policy_name(at_two['policy'])}, {at_two['speedup_layers']:.2f}×",
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_rel
 
-from multiexit.evaluation import report, results
+from multiexit.evaluation import metrics, report, results
 from multiexit.files import schema
 from multiexit.files.json_files import read_json, write_json
 from multiexit.policies import registry
@@ -46,13 +46,8 @@ def gather(
 
 def _summary(runs: list[dict[str, Any]], policy: str) -> dict[str, Any]:
     scores_SM = [[row["scores"]["score"] for row in run["exits"]] for run in runs]
-    nearest_S = [
-        min(
-            (row for row in run["policies"] if row["policy"]["class"] == policy),
-            key=lambda row: abs(row["speedup_layers"] - 2),
-        )
-        for run in runs
-    ]
+    swept_S = [[row for row in run["policies"] if row["policy"]["class"] == policy] for run in runs]
+    nearest_S = [rows[results.nearest([row["speedup_layers"] for row in rows])] for rows in swept_S]
     return {
         "metric": runs[0]["metric"],
         "examples": runs[0]["examples"],
@@ -226,7 +221,7 @@ def table(data: dict[str, Any]) -> str:
             for where, row in lines.items()
         ]
         about = f"{data['about']['recipe']}, {len(data['seeds'])} seed(s), {name}"
-        parts.append(f"{about}: {report.label(rows['metric'])}\n{report.table(cells)}")
+        parts.append(f"{about}: {metrics.label(rows['metric'])}\n{report.table(cells)}")
     return "\n\n".join(parts)
 
 

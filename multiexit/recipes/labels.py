@@ -60,13 +60,13 @@ def branchynet(threshold: float | tuple[float, ...] = 0.3) -> Recipe:
         Entropy(threshold=(0.1, 0.4))
     """
     return Recipe(
-        "branchynet",
-        "Teerapittayanon et al., BranchyNet: Fast Inference via Early Exiting",
-        "III",
-        2016,
-        "every exit learns from the labels, all weights 1",
-        (Phase(),),
-        Entropy(threshold),
+        name="branchynet",
+        paper="Teerapittayanon et al., BranchyNet: Fast Inference via Early Exiting",
+        section="III",
+        year=2016,
+        summary="every exit learns from the labels, all weights 1",
+        phases=(Phase(),),
+        policy=Entropy(threshold),
     )
 
 
@@ -90,13 +90,13 @@ def pabee(patience: int = 4, tolerance: float | None = None) -> Recipe:
         Patience(patience=1, tolerance=0.5)
     """
     return Recipe(
-        "pabee",
-        "Zhou et al., BERT Loses Patience: Fast and Robust Inference with Early Exit",
-        "3.3",
-        2020,
-        "every exit learns from the labels, deeper ones weigh more",
-        (Phase(coefficients=coefficients.depth_weighted),),
-        Patience(patience, tolerance),
+        name="pabee",
+        paper="Zhou et al., BERT Loses Patience: Fast and Robust Inference with Early Exit",
+        section="3.3",
+        year=2020,
+        summary="every exit learns from the labels, deeper ones weigh more",
+        phases=(Phase(coefficients=coefficients.depth_weighted),),
+        policy=Patience(patience, tolerance),
     )
 
 
@@ -119,13 +119,15 @@ def pcee(threshold: float = 0.2, patience: int = 2) -> Recipe:
         PatientConfident(threshold=0.2, patience=3)
     """
     return Recipe(
-        "pcee",
-        "Zhang et al., PCEE-BERT: Accelerating BERT Inference via Patient and Confident Exiting",
-        "3",
-        2022,
-        "PABEE's training; several sure exits in a row end a row",
-        (Phase(coefficients=coefficients.depth_weighted),),
-        PatientConfident(threshold, patience),
+        name="pcee",
+        paper=(
+            "Zhang et al., PCEE-BERT: Accelerating BERT Inference via Patient and Confident Exiting"
+        ),
+        section="3",
+        year=2022,
+        summary="PABEE's training; several sure exits in a row end a row",
+        phases=(Phase(coefficients=coefficients.depth_weighted),),
+        policy=PatientConfident(threshold, patience),
     )
 
 
@@ -149,13 +151,13 @@ def shallow_deep(threshold: float = 0.9) -> Recipe:
         (True, MostConfident(threshold=0.9))
     """
     return Recipe(
-        "shallow-deep",
-        SHALLOW_DEEP,
-        "4",
-        2019,
-        "early exits' weights grow to their share of the compute",
-        (Phase(coefficients=coefficients.scheduled),),
-        MostConfident(threshold),
+        name="shallow-deep",
+        paper=SHALLOW_DEEP,
+        section="4",
+        year=2019,
+        summary="early exits' weights grow to their share of the compute",
+        phases=(Phase(coefficients=coefficients.scheduled),),
+        policy=MostConfident(threshold),
     )
 
 
@@ -182,13 +184,15 @@ def right_tool(threshold: float = 0.9) -> Recipe:
         ('+mix', True)
     """
     return Recipe(
-        "right-tool",
-        "Schwartz et al., The Right Tool for the Job: Matching Model and Instance Complexities",
-        "3",
-        2020,
-        "labels for all exits, each on a mix of layers, calibrated by temperatures",
-        (Phase(),),
-        MaxProb(threshold),
+        name="right-tool",
+        paper=(
+            "Schwartz et al., The Right Tool for the Job: Matching Model and Instance Complexities"
+        ),
+        section="3",
+        year=2020,
+        summary="labels for all exits, each on a mix of layers, calibrated by temperatures",
+        phases=(Phase(),),
+        policy=MaxProb(threshold),
         head="+mix",
         finish=fit_temperatures,
     )
@@ -226,13 +230,13 @@ def berxit(threshold: float = 0.9, variant: Literal["paper", "code"] = "paper") 
         raise ValueError(f"variant must be 'paper' or 'code', got {variant!r}")
     odd = coefficients.summed if variant == "paper" else coefficients.early_only
     return Recipe(
-        "berxit",
-        "Xin et al., BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extension",
-        "3",
-        2021,
-        "the last exit and all exits take turns; exits learn to be certain",
-        (Phase(coefficients=(coefficients.last_only, odd), extra=certainty_loss),),
-        Certainty(threshold),
+        name="berxit",
+        paper="Xin et al., BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extension",
+        section="3",
+        year=2021,
+        summary="the last exit and all exits take turns; exits learn to be certain",
+        phases=(Phase(coefficients=(coefficients.last_only, odd), extra=certainty_loss),),
+        policy=Certainty(threshold),
         head="own-pooler+lte",
     )
 
@@ -282,13 +286,13 @@ def elasticbert(threshold: float = 0.3) -> Recipe:
         True
     """
     return Recipe(
-        "elasticbert",
-        "Liu et al., Towards Efficient NLP: A Standard Evaluation and A Strong Baseline",
-        "3.2",
-        2022,
-        "labels for all exits, their gradients balanced over the trunk",
-        (Phase(branch=equilibrium),),
-        Entropy(threshold),
+        name="elasticbert",
+        paper="Liu et al., Towards Efficient NLP: A Standard Evaluation and A Strong Baseline",
+        section="3.2",
+        year=2022,
+        summary="labels for all exits, their gradients balanced over the trunk",
+        phases=(Phase(branch=equilibrium),),
+        policy=Entropy(threshold),
         head="own-pooler",
     )
 
@@ -314,13 +318,15 @@ def msdnet(speedup: float = 2.0) -> Recipe:
         Budget(speedup=1.5)
     """
     return Recipe(
-        "msdnet",
-        "Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification",
-        "4",
-        2018,
-        "labels for all exits; thresholds spend a budget of compute",
-        (Phase(),),
-        MaxProb(0.9),
+        name="msdnet",
+        paper=(
+            "Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification"
+        ),
+        section="4",
+        year=2018,
+        summary="labels for all exits; thresholds spend a budget of compute",
+        phases=(Phase(),),
+        policy=MaxProb(0.9),
         finish=Budget(speedup),
     )
 
@@ -349,13 +355,13 @@ def l2w_den(
         0.8
     """
     return Recipe(
-        "l2w-den",
-        "Han et al., Learning to Weight Samples for Dynamic Early-Exiting Networks",
-        "3",
-        2022,
-        "labels for all exits, rows weighed by a network that is learned by meta-gradient",
-        (Phase(learner=MetaWeights("softmax", epsilon, over, q, cycle)),),
-        MaxProb(0.9),
+        name="l2w-den",
+        paper="Han et al., Learning to Weight Samples for Dynamic Early-Exiting Networks",
+        section="3",
+        year=2022,
+        summary="labels for all exits, rows weighed by a network that is learned by meta-gradient",
+        phases=(Phase(learner=MetaWeights("softmax", epsilon, over, q, cycle)),),
+        policy=MaxProb(0.9),
     )
 
 

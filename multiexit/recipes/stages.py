@@ -46,13 +46,13 @@ def deebert(threshold: float = 0.3, pretrained: bool = False) -> Recipe:
         1
     """
     return Recipe(
-        "deebert",
-        "Xin et al., DeeBERT: Dynamic Early Exiting for Accelerating BERT Inference",
-        "2",
-        2020,
-        "fine-tune, then train the early heads on the frozen network",
-        _on_network(pretrained, NETWORK, EXITS),
-        Entropy(threshold),
+        name="deebert",
+        paper="Xin et al., DeeBERT: Dynamic Early Exiting for Accelerating BERT Inference",
+        section="2",
+        year=2020,
+        summary="fine-tune, then train the early heads on the frozen network",
+        phases=_on_network(pretrained, NETWORK, EXITS),
+        policy=Entropy(threshold),
         head="own-pooler",
         pretrained=pretrained,
     )
@@ -82,15 +82,21 @@ def fastbert(speed: float = 0.5, pretrained: bool = False) -> Recipe:
         >>> [(phase.train, phase.lr) for phase in mx.recipe("fastbert").phases]
         [('last', 1.0), ('heads', 10.0)]
     """
-    students = Phase("last", coefficients.teachers_only, divergence="kl", train="heads", lr=10.0)
+    students = Phase(
+        topology="last",
+        coefficients=coefficients.teachers_only,
+        divergence="kl",
+        train="heads",
+        lr=10.0,
+    )
     return Recipe(
-        "fastbert",
-        "Liu et al., FastBERT: a Self-distilling BERT with Adaptive Inference Time",
-        "3",
-        2020,
-        "fine-tune, then the last exit teaches the early heads, without labels",
-        _on_network(pretrained, NETWORK, students),
-        NormalizedEntropy(speed),
+        name="fastbert",
+        paper="Liu et al., FastBERT: a Self-distilling BERT with Adaptive Inference Time",
+        section="3",
+        year=2020,
+        summary="fine-tune, then the last exit teaches the early heads, without labels",
+        phases=_on_network(pretrained, NETWORK, students),
+        policy=NormalizedEntropy(speed),
         head="attention",
         pretrained=pretrained,
     )
@@ -117,13 +123,13 @@ def shallow_deep_heads(threshold: float = 0.9, pretrained: bool = False) -> Reci
         True
     """
     return Recipe(
-        "shallow-deep-heads",
-        SHALLOW_DEEP,
-        "4",
-        2019,
-        "train the network, then early heads on it; with pretrained=true these alone",
-        _on_network(pretrained, NETWORK, EXITS),
-        MostConfident(threshold),
+        name="shallow-deep-heads",
+        paper=SHALLOW_DEEP,
+        section="4",
+        year=2019,
+        summary="train the network, then early heads on it; with pretrained=true these alone",
+        phases=_on_network(pretrained, NETWORK, EXITS),
+        policy=MostConfident(threshold),
         pretrained=pretrained,
     )
 
@@ -151,12 +157,14 @@ def ztw(threshold: float = 0.9, pretrained: bool = False) -> Recipe:
         (3, 'linear+cascade')
     """
     return Recipe(
-        "ztw",
-        "Wolczyk et al., Zero Time Waste: Recycling Predictions in Early Exit Neural Networks",
-        "3",
-        2021,
-        "train the network, then early heads that read each other, then their vote",
-        _on_network(
+        name="ztw",
+        paper=(
+            "Wolczyk et al., Zero Time Waste: Recycling Predictions in Early Exit Neural Networks"
+        ),
+        section="3",
+        year=2021,
+        summary="train the network, then early heads that read each other, then their vote",
+        phases=_on_network(
             pretrained,
             replace(NETWORK, before_step=switch_off),
             Phase(
@@ -164,7 +172,7 @@ def ztw(threshold: float = 0.9, pretrained: bool = False) -> Recipe:
             ),
             Phase(coefficients=coefficients.early_only, train=votes_alone, before_step=switch_on),
         ),
-        MaxProb(threshold),
+        policy=MaxProb(threshold),
         head="linear+cascade",
         pretrained=pretrained,
     )

@@ -34,13 +34,15 @@ def dbt(temperature: float | None = None, mix: float = 0.5, threshold: float = 0
     """
     rule = Rising() if temperature is None else Constant(temperature)
     return Recipe(
-        "dbt",
-        "Phuong & Lampert, Distillation-Based Training for Multi-Exit Architectures",
-        "3",
-        2019,
-        "the last exit teaches, at a rising temperature",
-        (Phase("last", coefficients.distilled(mix), temperature=rule),),
-        MaxProb(threshold),
+        name="dbt",
+        paper="Phuong & Lampert, Distillation-Based Training for Multi-Exit Architectures",
+        section="3",
+        year=2019,
+        summary="the last exit teaches, at a rising temperature",
+        phases=(
+            Phase(topology="last", coefficients=coefficients.distilled(mix), temperature=rule),
+        ),
+        policy=MaxProb(threshold),
     )
 
 
@@ -78,20 +80,20 @@ def romebert(
         (Conflictless(anchor='early'), 'kl')
     """
     return Recipe(
-        "romebert",
-        "Geng et al., RomeBERT: Robust Training of Multi-Exit BERT",
-        "3",
-        2021,
-        "the last exit teaches, and no gradient pulls against its own",
-        (
+        name="romebert",
+        paper="Geng et al., RomeBERT: Robust Training of Multi-Exit BERT",
+        section="3",
+        year=2021,
+        summary="the last exit teaches, and no gradient pulls against its own",
+        phases=(
             Phase(
-                "last",
-                coefficients.blended(mix, kd_scale),
+                topology="last",
+                coefficients=coefficients.blended(mix, kd_scale),
                 temperature=Constant(temperature),
                 divergence="kl",
                 surgery=Conflictless(anchor),
             ),
         ),
-        Entropy(threshold),
+        policy=Entropy(threshold),
         head="own-pooler",
     )

@@ -94,7 +94,7 @@ class Trainer:
         metrics.check(self.config.metric, model.num_classes)
         checks.check_options(model, recipe, self.config)
         self.accelerator = accelerator(self.config)
-        sharding.check(self.accelerator, model, recipe, self.config)
+        checks.check_devices(self.accelerator, model, recipe, self.config)
         if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
         self._keeper = Keeper(model, self.config, tokenizer, self.accelerator.is_main_process)

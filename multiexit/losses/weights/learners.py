@@ -10,7 +10,7 @@ Equations, algorithms and sections without another name are those of Zhu, "LeeBE
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,6 +69,15 @@ class Learner(ABC):
         EveryOther(parametrization='softmax')
     """
 
+    splits: ClassVar[bool] = True
+    """Whether the training set is cut 5:5 into D1 and D2 at each epoch's start."""
+    learns: ClassVar[bool] = True
+    """Whether Ω changes at all."""
+    weighs_rows: ClassVar[bool] = False
+    """Whether its weights are `RowWeights`."""
+    looks_back: ClassVar[bool] = False
+    """Whether its plans ask for hypergradients."""
+
     parametrization: Literal["softmax", "raw", "uncertainty"] = "softmax"
 
     def __post_init__(self) -> None:
@@ -76,26 +85,6 @@ class Learner(ABC):
             raise ValueError(
                 f"no parametrization {self.parametrization!r}; there are {sorted(PARAMETRIZATIONS)}"
             )
-
-    @property
-    def splits(self) -> bool:
-        """Whether the training set is cut 5:5 into D1 and D2 at each epoch's start."""
-        return True
-
-    @property
-    def learns(self) -> bool:
-        """Whether Ω changes at all."""
-        return True
-
-    @property
-    def weighs_rows(self) -> bool:
-        """Whether its weights are `RowWeights`."""
-        return False
-
-    @property
-    def looks_back(self) -> bool:
-        """Whether its plans ask for hypergradients."""
-        return False
 
     def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
         """Make a new Ω.
@@ -138,13 +127,8 @@ class Uniform(Learner):
         [[1.0, 1.0], [1.0, 1.0]]
     """
 
-    @property
-    def splits(self) -> bool:
-        return False
-
-    @property
-    def learns(self) -> bool:
-        return False
+    splits: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
         return FixedWeights(torch.ones(teaches_MM.shape))
@@ -182,9 +166,7 @@ class SLO(Learner):
         (Plan(stepping=1.0, first=0.0, second=0.0, hyper=0.0), False)
     """
 
-    @property
-    def splits(self) -> bool:
-        return False
+    splits: ClassVar[bool] = False
 
     def plan(self, step: int, rho: float) -> Plan:
         return Plan(stepping=1.0)
@@ -301,9 +283,7 @@ class Hyper(Learner):
         super().__post_init__()
         check_cycle(self.cycle)
 
-    @property
-    def looks_back(self) -> bool:
-        return True
+    looks_back: ClassVar[bool] = True
 
     def plan(self, step: int, rho: float) -> Plan:
         return Plan(hyper=1.0) if (step + 1) % self.cycle == 0 else Plan()

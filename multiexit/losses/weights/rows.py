@@ -4,7 +4,7 @@ Letters: M exits, B batch rows, C classes.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,9 @@ class MetaWeights(Learner):
         0.693
     """
 
+    weighs_rows: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = True
+
     epsilon: float = 0.3
     over: Literal["batch", "exits"] = "batch"
     q: float = 0.75
@@ -94,14 +97,6 @@ class MetaWeights(Learner):
         if not self.q > 0:
             raise ValueError(f"q must be above 0, got {self.q}")
         check_cycle(self.cycle)
-
-    @property
-    def weighs_rows(self) -> bool:
-        return True
-
-    @property
-    def looks_back(self) -> bool:
-        return True
 
     def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:
         with torch.random.fork_rng(devices=[]):

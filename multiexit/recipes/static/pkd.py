@@ -103,13 +103,13 @@ def pkd(
         return alpha * temperature**2 * answers + beta * states
 
     return Recipe(
-        "pkd",
-        "Sun et al., Patient Knowledge Distillation for BERT Model Compression",
-        "3",
-        2019,
-        "one exit learns from the labels and from a longer network's answers and layers",
-        (Phase(coefficients=labels_part, train="last", extra=patience),),
-        FixedExit(layers - 1),
+        name="pkd",
+        paper="Sun et al., Patient Knowledge Distillation for BERT Model Compression",
+        section="3",
+        year=2019,
+        summary="one exit learns from the labels and from a longer network's answers and layers",
+        phases=(Phase(coefficients=labels_part, train="last", extra=patience),),
+        policy=FixedExit(layers - 1),
     )
 
 

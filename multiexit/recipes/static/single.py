@@ -71,11 +71,11 @@ def fine_tune() -> Recipe:
         True
     """
     return Recipe(
-        "fine-tune",
-        "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers",
-        "3.2",
-        2019,
-        "one exit learns from the labels",
-        (NETWORK,),
-        FixedExit(0),
+        name="fine-tune",
+        paper="Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers",
+        section="3.2",
+        year=2019,
+        summary="one exit learns from the labels",
+        phases=(NETWORK,),
+        policy=FixedExit(0),
     )

@@ -140,16 +140,16 @@ def theseus(base: float = 0.3, reach: float = 1.0) -> Recipe:
         _theseus(model).rate = min(1.0, base + (1 - base) * progress / reach)
 
     return Recipe(
-        "theseus",
-        "Xu et al., BERT-of-Theseus: Compressing BERT by Progressive Module Replacing",
-        "3",
-        2020,
-        "short layers replace a frozen network's blocks with rising probability",
-        tuple(
+        name="theseus",
+        paper="Xu et al., BERT-of-Theseus: Compressing BERT by Progressive Module Replacing",
+        section="3",
+        year=2020,
+        summary="short layers replace a frozen network's blocks with rising probability",
+        phases=tuple(
             Phase(coefficients=coefficients.last_only, train=successor_layers, before_step=step)
             for step in (replacing, _replaced)
         ),
-        FixedExit(0),
+        policy=FixedExit(0),
     )
 
 

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from multiexit.backbones import specs
+from multiexit.backbones import kinds
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import linear_classifier
-from multiexit.backbones.resnet import cifar_resnet
 
 
 def rebuild(spec: dict[str, Any]) -> Backbone:
@@ -26,31 +25,11 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
         >>> spec["kind"], rebuild(spec).num_stages
         ('cifar_resnet', 9)
     """
-    specs.check(spec)
-    backbone = _architecture(spec)
+    kinds.check(spec)
+    backbone: Backbone = kinds.KINDS[spec["kind"]].adapter().from_spec(spec)
     classifier = spec.get("classifier")
     if classifier is not True:  # it was none of the kind's own
         backbone.set_classifier(
             linear_classifier(classifier, backbone.layouts[-1]) if classifier else None
         )
     return backbone
-
-
-def _architecture(spec: dict[str, Any]) -> Backbone:
-    rest = {key: value for key, value in spec.items() if key not in ("kind", "classifier")}
-    match spec.get("kind"):
-        case "transformers":
-            from multiexit.backbones import transformer
-
-            return transformer.from_spec(spec)
-        case "cifar_resnet":
-            return cifar_resnet(**rest)
-        case "timm":
-            from multiexit.backbones import timm
-
-            return timm.from_spec(spec)
-        case "torchvision":
-            from multiexit.backbones import torchvision
-
-            return torchvision.from_spec(spec)
-    raise AssertionError(f"{spec['kind']} is described in specs, but not made here")

@@ -5,6 +5,7 @@ Letters: B batch rows, C channels, H height and width.
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from multiexit.backbones.sequential import SequentialBackbone
 from multiexit.files import weights as stored
+from multiexit.names import unknown
 
 DEPTHS = (20, 32, 44, 56, 110)
 
@@ -89,6 +91,27 @@ def cifar_resnet(
         spec={"kind": "cifar_resnet", "depth": depth, "in_channels": in_channels, "size": size},
         classifier=classifier,
     )
+
+
+def from_name(depth: str, **kwargs: Any) -> SequentialBackbone:
+    """Make the CIFAR ResNet of a depth as typed; `kwargs` go to `cifar_resnet`.
+
+    Raises:
+        ValueError: another depth, arguments that it doesn't take.
+    """
+    name = f"cifar-resnet-{depth}"
+    if depth not in map(str, DEPTHS):
+        raise unknown("backbone", name, [f"cifar-resnet-{d}" for d in DEPTHS])
+    try:
+        return cifar_resnet(int(depth), **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def from_spec(spec: dict[str, Any]) -> SequentialBackbone:
+    """Make the architecture of a saved spec, with random weights."""
+    sizes = {key: value for key, value in spec.items() if key not in ("kind", "classifier")}
+    return cifar_resnet(**sizes)
 
 
 def _load(path: str | Path, stem: nn.Sequential, blocks: list[BasicBlock]) -> nn.Linear | None:

@@ -1,9 +1,9 @@
 """What the saved description of a backbone may say: known names with plain values.
 
-The adapters write descriptions by these tables (`describable`), and `rebuild` reads them by the
-same ones (`check`), so a description can name an architecture and nothing else: no file, no
-address, no code. An argument that isn't listed can be used, but such a backbone has no
-description: who loads the model passes `backbone=`.
+One table per kind. The adapters write descriptions by them (`kinds.describable`), and `rebuild`
+reads them by the same ones (`kinds.check`), so a description can name an architecture and nothing
+else: no file, no address, no code. An argument that isn't listed can be used, but such a backbone
+has no description: who loads the model passes `backbone=`.
 """
 
 import re
@@ -38,7 +38,7 @@ DEPTHS = listed(DEPTH, 1, 16)
 RATE = number(0, 1)
 NUMBER = number()
 
-TIMM: dict[str, Check] = {
+TIMM_ARGUMENTS: dict[str, Check] = {
     **dict.fromkeys(("img_size", "patch_size", "kernel_sizes", "dims", "channels"), SIZES),
     **dict.fromkeys(("in_chans", "num_classes", "embed_dim", "num_heads", "reg_tokens"), SIZE),
     **dict.fromkeys(("output_stride", "cardinality", "base_width", "stem_width"), SIZE),
@@ -62,7 +62,7 @@ TIMM: dict[str, Check] = {
 }
 """Arguments of `timm.create_model` that shape a network; each may be null too."""
 
-TORCHVISION: dict[str, Check] = {
+TORCHVISION_ARGUMENTS: dict[str, Check] = {
     **dict.fromkeys(("num_classes", "groups", "width_per_group"), SIZE),
     **dict.fromkeys(("image_size", "representation_size"), SIZE),
     **dict.fromkeys(("dropout", "attention_dropout"), RATE),
@@ -106,67 +106,38 @@ def _classifier(key: str, value: Any) -> None:
     (table(sizes) if isinstance(value, Mapping) else one_of(True))(key, value)
 
 
-KINDS: dict[str, Check] = {
-    "transformers": table(
-        {"kind": text, "config": table({"model_type": text}, rest=plain)},
-        {
-            "attention": optional(one_of(*ATTENTION)),
-            "classifier": _classifier,
-            "order": listed(whole(0, 9999), 1, 10_000),
-            "heads": listed(listed(whole(0, 9999), 1, 10_000), 1, 10_000),
-        },
-    ),
-    "cifar_resnet": table(
-        {"kind": text, "depth": whole(1, 1000)},
-        {
-            "in_channels": whole(1, 10_000),
-            "size": whole(1, 4096),
-            "classifier": _classifier,
-        },
-    ),
-    "timm": table(
-        {
-            "kind": text,
-            "name": _matching(r"\w+(\.\w+)?", "the plain name of a timm model"),
-            "kwargs": _kwargs(TIMM),
-        },
-        {"input_shape": optional(_input_shape), "classifier": _classifier},
-    ),
-    "torchvision": table(
-        {
-            "kind": text,
-            "name": _matching(
-                r"(resnet|resnext|wide_resnet|vit_)\w*|ResNet|VisionTransformer",
-                "the name of a ResNet or ViT of torchvision",
-            ),
-            "kwargs": _kwargs(TORCHVISION),
-        },
-        {"input_shape": optional(_input_shape), "classifier": _classifier},
-    ),
-}
-"""A check of the whole description, by the kind of backbone."""
-
-
-def check(spec: Any, key: str = "backbone") -> None:
-    """Refuse a description that says anything but an architecture.
-
-    Raises:
-        ValueError: with the key, its value, and what would be right.
-    """
-    table({"kind": text}, rest=plain)(key, spec)
-    kind = spec["kind"]
-    if kind not in KINDS:
-        raise ValueError(f"no backbone of kind {kind[:80]!r} in this version of multiexit")
-    KINDS[kind](key, spec)
-
-
-def describable(spec: Any) -> bool:
-    """Whether a description can be saved: whether `check` would take it when it is read."""
-    try:
-        check(spec)
-    except ValueError:
-        return False
-    return True
+TRANSFORMERS = table(
+    {"kind": text, "config": table({"model_type": text}, rest=plain)},
+    {
+        "attention": optional(one_of(*ATTENTION)),
+        "classifier": _classifier,
+        "order": listed(whole(0, 9999), 1, 10_000),
+        "heads": listed(listed(whole(0, 9999), 1, 10_000), 1, 10_000),
+    },
+)
+CIFAR_RESNET = table(
+    {"kind": text, "depth": whole(1, 1000)},
+    {"in_channels": whole(1, 10_000), "size": whole(1, 4096), "classifier": _classifier},
+)
+TIMM = table(
+    {
+        "kind": text,
+        "name": _matching(r"\w+(\.\w+)?", "the plain name of a timm model"),
+        "kwargs": _kwargs(TIMM_ARGUMENTS),
+    },
+    {"input_shape": optional(_input_shape), "classifier": _classifier},
+)
+TORCHVISION = table(
+    {
+        "kind": text,
+        "name": _matching(
+            r"(resnet|resnext|wide_resnet|vit_)\w*|ResNet|VisionTransformer",
+            "the name of a ResNet or ViT of torchvision",
+        ),
+        "kwargs": _kwargs(TORCHVISION_ARGUMENTS),
+    },
+    {"input_shape": optional(_input_shape), "classifier": _classifier},
+)
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class _DistilledHead(nn.Module):
         return self.vit.forward_head(feature_BTH)
 
 
-def from_timm(
+def from_instance(
     model: Any,
     spec: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
@@ -94,7 +94,7 @@ def _has_norm_pre(model: Any) -> bool:
 def stage(
     model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
 ) -> SequentialBackbone:
-    """See `from_timm`; nothing is compared."""
+    """See `from_instance`; nothing is compared."""
     if not isinstance(model, FAMILIES):
         raise ValueError(
             f"can't stage timm's {type(model).__name__}; of timm, VisionTransformer (ViT, DeiT), "
@@ -140,7 +140,7 @@ def from_name(
     shape = None if input_shape is None else sizes(input_shape)
     arguments = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
     spec = {"kind": "timm", "name": name, "input_shape": shape, "kwargs": arguments}
-    return from_timm(model, spec, shape)
+    return from_instance(model, spec, shape)
 
 
 _WEIGHTS = ("pretrained", "checkpoint_path", "cache_dir")

@@ -32,7 +32,7 @@ class _ViTStem(nn.Module):
         return self.dropout(tokens + self.pos_embedding)
 
 
-def from_torchvision(
+def from_instance(
     model: nn.Module,
     spec: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
@@ -55,7 +55,7 @@ def from_torchvision(
 def stage(
     model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
 ) -> SequentialBackbone:
-    """See `from_torchvision`; nothing is compared."""
+    """See `from_instance`; nothing is compared."""
     if isinstance(model, ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
         groups: tuple[Any, ...] = (model.layer1, model.layer2, model.layer3, model.layer4)
@@ -108,7 +108,7 @@ def from_name(
     shape = None if input_shape is None else sizes(input_shape)
     arguments = {k: v for k, v in kwargs.items() if k not in ("weights", "pretrained", "progress")}
     spec = {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": arguments}
-    return from_torchvision(model, spec, shape)
+    return from_instance(model, spec, shape)
 
 
 def from_spec(spec: dict[str, Any]) -> SequentialBackbone:

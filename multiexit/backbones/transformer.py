@@ -147,6 +147,9 @@ class TransformerBackbone(Backbone):
         }
 
 
+from_instance = TransformerBackbone
+
+
 def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
     """Load a network from a hub name or a local folder, in float32 unless `dtype` says else.
 

@@ -9,20 +9,12 @@ from torch import nn
 
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import classifier_spec, user_classifier
+from multiexit.backbones.kinds import KINDS
 from multiexit.backbones.rebuilding import rebuild
-from multiexit.backbones.resnet import DEPTHS, cifar_resnet
 from multiexit.backbones.running import check_weights
 from multiexit.backbones.same import rebuild_difference
 from multiexit.backbones.sequential import from_parts
 from multiexit.backbones.verify import check_answers, check_text
-from multiexit.names import unknown
-
-_HELP = (
-    "What works: a hub name or folder of a BERT-like model, 'cifar-resnet-56', 'timm:NAME', "
-    "'torchvision:NAME'; an instance of these; an nn.Sequential; any module with "
-    "stages=['name', …] (and stem=['name', …]); a Backbone; or an adapter of your own, "
-    "@multiexit.wrap.register(YourClass)"
-)
 
 
 @singledispatch
@@ -77,7 +69,7 @@ def wrap(
         >>> mx.wrap("cifar-resnet-20").num_stages
         9
     """
-    raise ValueError(f"can't wrap a {type(module).__name__}. {_HELP}")
+    raise ValueError(f"can't wrap a {type(module).__name__}. {_help()}")
 
 
 @wrap.register
@@ -112,23 +104,9 @@ def _with_classifier(backbone: Backbone, module: nn.Module, classifier: Any) -> 
 def _from_name(module: str, **kwargs: Any) -> Backbone:
     if "stages" in kwargs or "stem" in kwargs:
         raise ValueError("stages and stem name the parts of a module: make it first, then wrap it")
-    library, colon, name = module.partition(":")
-    if colon and library == "timm":
-        from multiexit.backbones import timm
-
-        return timm.from_name(name, **kwargs)
-    if colon and library == "torchvision":
-        from multiexit.backbones import torchvision
-
-        return torchvision.from_name(name, **kwargs)
-    if module.startswith("cifar-resnet-"):
-        depth = module.removeprefix("cifar-resnet-")
-        if depth not in map(str, DEPTHS):
-            raise unknown("backbone", module, [f"cifar-resnet-{d}" for d in DEPTHS])
-        try:
-            return cifar_resnet(int(depth), **kwargs)
-        except TypeError as error:
-            raise ValueError(f"{module}: {error}") from error
+    for kind in KINDS.values():
+        if kind.prefix is not None and module.startswith(kind.prefix):
+            return kind.adapter().from_name(module.removeprefix(kind.prefix), **kwargs)
     from multiexit.backbones import transformer
 
     try:
@@ -136,7 +114,7 @@ def _from_name(module: str, **kwargs: Any) -> Backbone:
     except ValueError:
         raise
     except Exception as error:  # the library raises all kinds for a damaged folder
-        raise ValueError(f"no model {module!r}, or a damaged one: {error}\n{_HELP}") from error
+        raise ValueError(f"no model {module!r}, or a damaged one: {error}\n{_help()}") from error
 
 
 @wrap.register
@@ -187,7 +165,7 @@ def _from_module(
                 "compiling and spreading come after wrapping (TrainConfig(compile=True), "
                 "accelerate launch)"
             )
-    raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_HELP}")
+    raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_help()}")
 
 
 def _as_list(parts: Any, what: str) -> list[str | nn.Module]:
@@ -198,21 +176,21 @@ def _as_list(parts: Any, what: str) -> list[str | nn.Module]:
 
 
 def _library_adapter(module: nn.Module) -> Callable[..., Backbone] | None:
-    """The adapter for a class of transformers, timm or torchvision, or for one derived from it.
+    """The adapter for a class of a library in `KINDS`, or for one derived from it.
 
     The library is imported only when such a class turns up.
     """
     libraries = {base.__module__.partition(".")[0] for base in type(module).__mro__}
-    if "transformers" in libraries and hasattr(module, "base_model"):  # not a part of a model
-        from multiexit.backbones.transformer import TransformerBackbone
-
-        return TransformerBackbone
-    if "timm" in libraries:
-        from multiexit.backbones.timm import from_timm
-
-        return from_timm
-    if "torchvision" in libraries:
-        from multiexit.backbones.torchvision import from_torchvision
-
-        return from_torchvision
+    for kind in KINDS.values():
+        if kind.library in libraries and (kind.whole is None or hasattr(module, kind.whole)):
+            return kind.adapter().from_instance
     return None
+
+
+def _help() -> str:
+    names = [f"'{kind.prefix}{kind.example}'" for kind in KINDS.values() if kind.prefix]
+    return (
+        f"What works: a hub name or folder of a BERT-like model, {', '.join(names)}; an instance "
+        "of these; an nn.Sequential; any module with stages=['name', …] (and stem=['name', …]); a "
+        "Backbone; or an adapter of your own, @multiexit.wrap.register(YourClass)"
+    )

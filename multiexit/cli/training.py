@@ -39,7 +39,7 @@ def train(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, torchvision:NAME"),
+        typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, …"),
     ] = None,
     weights: Annotated[
         str | None,
@@ -265,9 +265,7 @@ def recipes() -> None:
 
 
 def info(
-    backbone: Annotated[
-        str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, torchvision:NAME")
-    ],
+    backbone: Annotated[str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, …")],
     classes: Annotated[int, typer.Option(min=1, max=100_000)] = 2,
     exits: Annotated[
         str, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0")

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.torch import save_model
 from torch import nn
 
-from multiexit.backbones import Backbone, rebuild, specs
+from multiexit.backbones import Backbone, kinds, rebuild, specs
 from multiexit.backbones.same import rebuild_difference
 from multiexit.files import weights
 from multiexit.files.paths import place
@@ -75,7 +75,7 @@ def backbone_spec(backbone: Backbone, stacklevel: int = 3) -> dict[str, Any] | N
     """The description that makes the backbone again; where there is none, a warning says so."""
     why = "it is one of your own, or of arguments that can't be written down"
     spec = backbone.spec
-    if spec is not None and specs.describable(spec):
+    if spec is not None and kinds.describable(spec):
         why = rebuild_difference(backbone, rebuild)
         if not why:
             return spec

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from multiexit.backbones import specs
+from multiexit.backbones import kinds, specs
 from multiexit.files import schema
 from multiexit.files.json_files import read_json
 from multiexit.model.latency import TABLE as LATENCY
@@ -39,7 +39,7 @@ def _head(key: str, value: Any) -> None:
 TABLE = schema.table(
     {
         "format": schema.whole(FORMAT, FORMAT),
-        "backbone": schema.optional(lambda key, value: specs.check(value, key)),
+        "backbone": schema.optional(lambda key, value: kinds.check(value, key)),
         "num_classes": schema.whole(1, MOST_CLASSES),
         "exits": schema.listed(schema.whole(0, 9999), 1, 10_000),
         "head": schema.optional(_head),

@@ -1,0 +1,86 @@
+"""Where backbones come from by name, by class and by description: a row for each library."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from multiexit.backbones import specs
+from multiexit.files.schema import Check, plain, table, text
+
+
+class Kind(NamedTuple):
+    """A library of networks, or an architecture of our own.
+
+    Args:
+        spec: checks a saved description.
+        adapter: imports the module that makes such backbones, when one is asked for. It has
+            `from_spec(spec)`; where there is a prefix `from_name(name, **kwargs)`, and where there
+            is a library `from_instance(module, …)`.
+        prefix: what its names begin with; None where they begin with nothing of their own.
+        example: what a name goes on with, for messages.
+        library: whose classes `from_instance` takes, as their modules' names begin.
+        whole: an attribute that the library's networks have, and their parts have not.
+    """
+
+    spec: Check
+    adapter: Callable[[], Any]
+    prefix: str | None = None
+    example: str = "NAME"
+    library: str | None = None
+    whole: str | None = None
+
+
+def _transformers() -> Any:
+    from multiexit.backbones import transformer
+
+    return transformer
+
+
+def _cifar_resnet() -> Any:
+    from multiexit.backbones import resnet
+
+    return resnet
+
+
+def _timm() -> Any:
+    from multiexit.backbones import timm
+
+    return timm
+
+
+def _torchvision() -> Any:
+    from multiexit.backbones import torchvision
+
+    return torchvision
+
+
+KINDS: dict[str, Kind] = {
+    "transformers": Kind(
+        specs.TRANSFORMERS, _transformers, library="transformers", whole="base_model"
+    ),
+    "cifar_resnet": Kind(specs.CIFAR_RESNET, _cifar_resnet, "cifar-resnet-", "56"),
+    "timm": Kind(specs.TIMM, _timm, "timm:", library="timm"),
+    "torchvision": Kind(specs.TORCHVISION, _torchvision, "torchvision:", library="torchvision"),
+}
+"""By the `kind` that a saved description has. Any name without a prefix is one of the hub."""
+
+
+def check(spec: Any, key: str = "backbone") -> None:
+    """Refuse a description that says anything but an architecture.
+
+    Raises:
+        ValueError: with the key, its value, and what would be right.
+    """
+    table({"kind": text}, rest=plain)(key, spec)
+    kind = spec["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"no backbone of kind {kind[:80]!r} in this version of multiexit")
+    KINDS[kind].spec(key, spec)
+
+
+def describable(spec: Any) -> bool:
+    """Whether a description can be saved: whether `check` would take it when it is read."""
+    try:
+        check(spec)
+    except ValueError:
+        return False
+    return True

@@ -18,6 +18,11 @@ def suggest(name: object, known: Iterable[str]) -> str | None:
 def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for a name that isn't known: it says which is near, and which there are.
 
+    Args:
+        what: the kind of thing, for the message.
+        name: that isn't known.
+        known: the names that are.
+
     >>> print(unknown("recipe", "leebret", ["joint", "leebert"]))
     no recipe 'leebret': did you mean 'leebert'? There are joint, leebert
     """

@@ -45,6 +45,11 @@ def to_bytes(rows: Rows) -> bytes:
 def from_bytes(data: bytes, settings: dict[str, Any], where: str) -> Rows:
     """The rows in a file's bytes.
 
+    Args:
+        data: the bytes.
+        settings: of the export.
+        where: what to call the file in the message.
+
     Raises:
         ValueError: what is no such file, or has other arrays than these settings ask for.
     """

@@ -50,6 +50,12 @@ def sessions(
 ) -> "list[InferenceSession]":
     """A session for each segment.
 
+    Args:
+        folder: of the export.
+        settings: of the export.
+        threads: of one call; None is as many as there are cores.
+        providers: onnxruntime's, checked.
+
     Raises:
         ValueError: a file that is no such graph, that names other files, or whose inputs and
             outputs aren't those of the settings; a provider that can't be used.
@@ -83,7 +89,15 @@ def sessions(
 
 
 def run(session: "InferenceSession", segment: dict[str, Any], given: Arrays) -> Arrays:
-    """What a graph says, by the settings' names.
+    """Run a graph.
+
+    Args:
+        session: of the graph.
+        segment: its inputs and outputs in the settings.
+        given: arrays by name, those that it reads among them.
+
+    Returns:
+        What it gives, by the settings' names.
 
     Raises:
         ValueError: whatever goes wrong in it.

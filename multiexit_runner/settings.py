@@ -36,7 +36,16 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 
 def check_knob(name: str, old: float, number: Any) -> None:
-    """Refuse a number of a policy that isn't of the kind of the old one."""
+    """Refuse a number of a policy that isn't of the kind of the old one.
+
+    Args:
+        name: of the number.
+        old: as it stands.
+        number: in its place.
+
+    Raises:
+        ValueError: with the name, the number and what would be right.
+    """
     if isinstance(old, int):
         whole = _is_whole(number) or (isinstance(number, float) and number.is_integer())
         _need(whole and abs(number) <= INT64, name, number, "a whole number of 64 bits")
@@ -45,7 +54,16 @@ def check_knob(name: str, old: float, number: Any) -> None:
 
 
 def check_range(name: str, limits: list[float] | None, number: float) -> None:
-    """Refuse a number that the policy can't have."""
+    """Refuse a number that the policy can't have.
+
+    Args:
+        name: of the number.
+        limits: the lowest and the highest, or None for any.
+        number: the new one.
+
+    Raises:
+        ValueError: with the name, the number and what would be right.
+    """
     if limits is not None:
         low, high = limits
         _need(low <= number <= high, name, number, f"from {low} to {high}")

@@ -35,7 +35,7 @@ class Chain(NamedTuple):
     norm: nn.Module
 
     def features(self, x: Tensor) -> Iterator[Tensor]:
-        """The feature of each stage in turn.
+        """The feature [B, …] of each stage in turn.
 
         Raises:
             ValueError: an input that they don't take, or a stage that gives something else than a

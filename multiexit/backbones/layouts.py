@@ -88,7 +88,7 @@ def resolve(layouts: str | Sequence[str] | None, shapes: Sequence[Shape]) -> lis
 
 
 def check_name(name: object) -> None:
-    """Refuse what is no layout's name."""
+    """Refuse what is no layout's name, by a ValueError."""
     if not isinstance(name, str) or name not in LAYOUTS:
         raise ValueError(f"no layout {name!r}; there are {listing()}")
 

@@ -1,4 +1,4 @@
-"""What a network is tried on: an example, or random rows like it, on its device and in its type."""
+"""Inputs that a network is tried on: an example, or random rows like it, on its device."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def like_parameters(example: Tensor, module: nn.Module) -> Tensor:
-    """On the module's device; numbers (not tokens) in its precision."""
+    """Put an example on a module's device; numbers (not tokens) in its precision. Same shape."""
     p = next((p for p in module.parameters() if p.is_floating_point()), None)
     if p is None:
         return example
@@ -15,9 +15,10 @@ def like_parameters(example: Tensor, module: nn.Module) -> Tensor:
 
 
 def in_precision(x: Tensor, module: nn.Module) -> Tensor:
-    """Fractions in the precision of the module's weights; under autocast that is torch's matter.
+    """Take fractions to the precision of a module's weights, in the same shape.
 
-    Float64, as numpy's tables are, is what autocast leaves alone.
+    Under autocast that is torch's matter, but for float64, as numpy's tables are, which autocast
+    leaves alone.
     """
     if x.dtype not in PRECISIONS:
         return x
@@ -29,7 +30,16 @@ def in_precision(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def random_rows(example: Tensor, module: nn.Module, rows: int) -> Tensor:
-    """Rows like one example row, of which none is like another: noise, or tokens it knows."""
+    """Make rows like one example row, of which none is like another: noise, or tokens it knows.
+
+    Args:
+        example: one row, [1, …].
+        module: whose device, precision and embeddings they suit.
+        rows: how many.
+
+    Returns:
+        [rows, …], the same at each call.
+    """
     generator = torch.Generator().manual_seed(0)
     shape = (rows, *example.shape[1:])
     if example.is_floating_point():

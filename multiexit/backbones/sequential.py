@@ -117,6 +117,12 @@ def from_parts(
 ) -> SequentialBackbone:
     """A module's parts as a chain, if that is what the module's own forward runs.
 
+    Args:
+        module: the network.
+        stages, stem: its parts, or their names, in order.
+        input_shape: of one input row; None is guessed from the first layer.
+        layout: of the features; None where the layers tell it.
+
     Raises:
         ValueError: a name that the module lacks, with the names at that level; parts that aren't
             run one after another; a network that mixes the rows of a batch.
@@ -157,7 +163,7 @@ def sizes(input_shape: Sequence[int]) -> list[int]:
 
 
 def guess_example(module: nn.Module) -> Tensor:
-    """One input row that fits the first layer with weights, for chains that come without one.
+    """One input row [1, …] that fits the first layer with weights, for chains without one.
 
     Convolutions get 32×32 images, linear layers a vector, embeddings eight tokens.
 

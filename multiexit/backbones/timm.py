@@ -75,6 +75,11 @@ def from_instance(
 
     The model's own head, whatever it looks like, is the backbone's classifier.
 
+    Args:
+        model: of timm.
+        spec: by which it is made again; None is found from the model.
+        input_shape: of one image, (C, height, width); None is the model's own.
+
     Raises:
         ValueError: a model of another family, or one whose own forward does something else.
     """
@@ -94,7 +99,14 @@ def _has_norm_pre(model: Any) -> bool:
 def stage(
     model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
 ) -> SequentialBackbone:
-    """See `from_instance`; nothing is compared."""
+    """Stage a timm model as `from_instance` does, but compare nothing.
+
+    Args:
+        model, spec, input_shape: as for `from_instance`.
+
+    Raises:
+        ValueError: a model of another family.
+    """
     if not isinstance(model, FAMILIES):
         raise ValueError(
             f"can't stage timm's {type(model).__name__}; of timm, VisionTransformer (ViT, DeiT), "
@@ -126,7 +138,12 @@ def stage(
 def from_name(
     name: str, input_shape: Sequence[int] | None = None, **kwargs: Any
 ) -> SequentialBackbone:
-    """Make a timm model by its name; `kwargs` go to `timm.create_model`.
+    """Make a timm model by its name, and stage it.
+
+    Args:
+        name: in timm.
+        input_shape: of one image, (C, height, width); None is the model's own.
+        kwargs: for `timm.create_model`.
 
     Raises:
         ValueError: an unknown name, arguments that it doesn't take.

@@ -41,6 +41,11 @@ def from_instance(
 
     The model's own head, whatever it looks like, is the backbone's classifier.
 
+    Args:
+        model: of torchvision.
+        spec: by which it is made again; None is found from the model.
+        input_shape: of one image, (C, height, width); None is the model's own.
+
     Raises:
         ValueError: a model of another family, or one whose own forward does something else.
     """
@@ -55,7 +60,14 @@ def from_instance(
 def stage(
     model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
 ) -> SequentialBackbone:
-    """See `from_instance`; nothing is compared."""
+    """Stage a torchvision model as `from_instance` does, but compare nothing.
+
+    Args:
+        model, spec, input_shape: as for `from_instance`.
+
+    Raises:
+        ValueError: a model of another family.
+    """
     if isinstance(model, ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
         groups: tuple[Any, ...] = (model.layer1, model.layer2, model.layer3, model.layer4)
@@ -94,7 +106,12 @@ def stage(
 def from_name(
     name: str, input_shape: Sequence[int] | None = None, **kwargs: Any
 ) -> SequentialBackbone:
-    """Make a torchvision model by its name; `kwargs` go to `torchvision.models.get_model`.
+    """Make a torchvision model by its name, and stage it.
+
+    Args:
+        name: in torchvision.
+        input_shape: of one image, (C, height, width); None is the model's own.
+        kwargs: for `torchvision.models.get_model`.
 
     Raises:
         ValueError: an unknown name, arguments that it doesn't take.

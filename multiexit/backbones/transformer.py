@@ -200,7 +200,11 @@ def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> Trans
 
 
 def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
-    """Make the architecture of a saved spec, with random weights and without any download."""
+    """Make the architecture of a saved spec, with random weights and without any download.
+
+    Raises:
+        ValueError: an order that its layers don't have.
+    """
     config = configs.config_from_spec(spec["config"], spec.get("attention"))
     auto = AutoModelForSequenceClassification if spec.get("classifier") is True else AutoModel
     backbone = TransformerBackbone(

@@ -56,6 +56,11 @@ def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> No
 def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, example: Tensor):
     """Refuse a network in which a row's features depend on the other rows of its batch.
 
+    Args:
+        features: from rows to each stage's feature.
+        module: the network, for its device, precision and modes.
+        example: one input row.
+
     Raises:
         ValueError: names the first stage where they do.
     """

@@ -92,7 +92,8 @@ def calibrate(
     milliseconds: Annotated[float | None, typer.Option(help="per batch, at most")] = None,
     risk: Annotated[float | None, typer.Option(help="mean loss on new rows, at most")] = None,
     budget: Annotated[
-        float | None, typer.Option(help="a threshold per exit, that spend 1/BUDGET of the MACs")
+        float | None,
+        typer.Option(help="thresholds, one per exit, that spend 1/BUDGET of the MACs"),
     ] = None,
     by: Annotated[
         str | None,

@@ -36,7 +36,8 @@ def report_on(
     """Judge a model on each of a task's sets, and write and print what came out.
 
     Args:
-        model, task: as elsewhere.
+        model: trained.
+        task: whose sets it is judged on.
         folder: for the results; with several sets, each has a folder in it.
         choose: the policies to judge, from what the model said.
         title, history, about: as in `multiexit.evaluation.results.results_json`.
@@ -69,7 +70,14 @@ def write_results(
     history: History | None = None,
     **about: Any,
 ) -> None:
-    """Save a run's results as `results.json` and `results.png`, and print the tables."""
+    """Save a run's results as `results.json` and `results.png`, and print the tables.
+
+    Args:
+        folder: for both files.
+        outputs: of the evaluation set.
+        rows: a sweep on it.
+        history, about: as in `multiexit.evaluation.results.results_json`.
+    """
     if not processes().is_main_process:
         return
     curves: dict[str, list[Row]] = {}

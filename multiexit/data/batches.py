@@ -38,7 +38,11 @@ def collate_of(dataset: Any) -> Any:
 
 
 def default_collate(rows: Any) -> Any:
-    """Torch's own, which says what to do where rows don't fit together."""
+    """Torch's own, which says what to do where rows don't fit together.
+
+    Raises:
+        ValueError: rows that don't.
+    """
     try:
         return torch_collate(rows)
     except (RuntimeError, TypeError, KeyError) as error:
@@ -123,6 +127,14 @@ def loader(
 
     What is not a `Dataset` is taken as batches already, all of them on every process; its rows are
     not known, so None. So are those of an `IterableDataset`.
+
+    Args:
+        data: a data set, or an iterable of batches.
+        batch_size: rows per batch, where `data` doesn't say.
+        rank, world: this process, of how many.
+
+    Returns:
+        The batches, and the rows in their order.
     """
     if not by_index(data):
         return in_order(data, batch_size), None
@@ -162,7 +174,7 @@ def named(batch: Any) -> Any:
 
 
 def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
-    """A batch as positional inputs, named inputs and labels.
+    """A batch as positional inputs, named inputs and labels [B].
 
     Raises:
         ValueError: neither a pair `(inputs, labels)` nor a mapping with `"labels"`.

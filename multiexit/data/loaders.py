@@ -54,13 +54,13 @@ def check(loader: DataLoader[Any]) -> None:
 
 
 def check_counted(dataset: Any) -> None:
-    """Refuse a set that is a stream."""
+    """Refuse a set that is a stream, by a ValueError."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise uncounted(dataset)
 
 
 def uncounted(dataset: Any) -> ValueError:
-    """What is said of anything that is no set of rows."""
+    """The error for anything that is no set of rows."""
     return ValueError(
         "train must be a torch Dataset or DataLoader whose rows can be counted and taken by index "
         f"(they are split anew each epoch); got {type(dataset).__name__}"
@@ -74,7 +74,7 @@ def settings(loader: DataLoader[Any]) -> dict[str, int]:
 
 
 def worker_settings(loader: DataLoader[Any]) -> dict[str, Any]:
-    """What a loader says of its workers, for another one."""
+    """A loader's settings of its workers, for another loader."""
     if not loader.num_workers:
         return {}
     names = ("timeout", "prefetch_factor", "multiprocessing_context")
@@ -115,7 +115,12 @@ class SamplerBatches:
         self._start()
 
     def epoch(self, seed: int, epoch: int, world: int = 1) -> Batches:
-        """The batches of an epoch, of all of `world` processes.
+        """Give the batches of an epoch, of all processes.
+
+        Args:
+            seed: what the sampler draws from, with the epoch.
+            epoch: counted from 0.
+            world: how many processes there are.
 
         Raises:
             ValueError: more or fewer batches than the sampler's length, an empty one, or a row that

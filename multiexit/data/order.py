@@ -13,6 +13,18 @@ def split_epoch(size: int, seed: int, epoch: int, halves: bool) -> tuple[Indices
     """A new random order of the rows; cut 5:5 into D1 and D2, or the whole as both.
 
     D1 has the odd row. Reference: LeeBERT, section 4.4 and footnote 2.
+
+    Args:
+        size: how many rows there are.
+        seed, epoch: what the order is drawn from.
+        halves: whether to cut it.
+
+    Returns:
+        The rows of D1, and of D2.
+
+    >>> first, second = split_epoch(5, seed=0, epoch=0, halves=True)
+    >>> len(first), sorted(first + second)
+    (3, [0, 1, 2, 3, 4])
     """
     order = np.random.default_rng([seed, epoch]).permutation(size).tolist()
     if not halves:
@@ -28,6 +40,15 @@ def group(
 
     Stretches of 50 batches are sorted by length, cut, and the batches shuffled, so that little is
     padded and every epoch still differs.
+
+    Args:
+        order: the rows.
+        batch_size: rows per batch; the last may have fewer.
+        lengths: tokens of every row of the set, or None, which keeps the order.
+        seed, epoch: what the batches' order is drawn from.
+
+    >>> group([0, 1, 2, 3, 4], 2, None, seed=0, epoch=0)
+    [[0, 1], [2, 3], [4]]
     """
     if lengths is None:
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -41,7 +62,15 @@ def group(
 
 
 def shard(batches: list[Indices], rank: int, world: int) -> list[Indices]:
-    """This process's part of each batch, all parts of one size (short ones start over)."""
+    """This process's part of each batch, all parts of one size (short ones start over).
+
+    Args:
+        batches: of all processes together.
+        rank, world: this process, of how many.
+
+    >>> shard([[0, 1, 2, 3], [4]], rank=1, world=2)
+    [[2, 3], [4]]
+    """
     if world == 1:
         return batches
     parts = []
@@ -53,7 +82,15 @@ def shard(batches: list[Indices], rank: int, world: int) -> list[Indices]:
 
 
 def deal(batches: list[Item], rank: int, world: int) -> list[Item]:
-    """This process's whole batches, as many as every other's (the first come again to even out)."""
+    """This process's whole batches, as many as every other's (the first come again to even out).
+
+    Args:
+        batches: of all processes.
+        rank, world: this process, of how many.
+
+    >>> deal(["a", "b", "c"], rank=1, world=2)
+    ['b', 'a']
+    """
     rounds = -(-len(batches) // world)
     return [batches[(turn * world + rank) % len(batches)] for turn in range(rounds)]
 

@@ -38,7 +38,13 @@ def trim(inputs: dict[str, Any], step: int = 1) -> dict[str, Any]:
 
 
 def rows_of(inputs: Any, index_B: Tensor, rows: int) -> Any:
-    """Some rows of a batch of `rows`; tensors with one row for all keep it."""
+    """Take some rows of a batch; tensors with one row for all keep it.
+
+    Args:
+        inputs: a tensor, or dicts, tuples and lists of these.
+        index_B: the rows' numbers.
+        rows: how many rows the batch has.
+    """
     if isinstance(inputs, Tensor):
         return inputs[index_B.to(inputs.device)] if len(inputs) == rows else inputs
     if isinstance(inputs, Mapping):
@@ -49,7 +55,15 @@ def rows_of(inputs: Any, index_B: Tensor, rows: int) -> Any:
 
 
 def join(batches: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
-    """Batches one under another, text padded to the longest."""
+    """Put batches one under another, text padded to the longest.
+
+    Args:
+        batches: inputs by name, the same in each.
+        sizes: their rows.
+
+    Raises:
+        ValueError: an input that has neither one row nor a row per row.
+    """
     masks = [batch.get("attention_mask") for batch in batches]
     if all(isinstance(mask, Tensor) and mask.ndim == 2 for mask in masks):
         longest = max(mask.shape[1] for mask in masks)  # type: ignore[union-attr]

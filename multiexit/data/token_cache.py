@@ -28,16 +28,19 @@ def cached_tokens(
     max_length: int,
     make: Callable[[], Fields],
 ) -> Fields:
-    """What `make` gives, or gave when the same texts were cut into tokens in the same way before.
+    """The tokens from `make`, or from the cache if these texts were tokenised the same way before.
 
     It lies in `~/.cache/multiexit/tokens`, named by a hash of the tokenizer, the texts and
     `max_length`; a file that can't be read is made anew, and one that can't be written is left out,
     as all are where nobody says what the home folder is.
 
     Args:
-        tokenizer: a fast one; of others nothing is kept, for what they do can't be read.
+        tokenizer: must be a fast tokenizer to be cached: a slow one's rules can't be hashed.
         texts, pairs, max_length: as in `TextDataset.from_texts`.
         make: tokenises.
+
+    Returns:
+        The flat fields of all rows, and their `lengths`.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or len(texts) < LEAST:

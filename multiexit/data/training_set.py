@@ -67,7 +67,16 @@ class TrainingSet:
     def epoch(
         self, seed: int, epoch: int, halves: bool, batch_size: int, rank: int, world: int
     ) -> tuple[list[Indices], list[Indices]]:
-        """This process's batches of D1 and of D2 in an epoch; `batch_size` rows on each process.
+        """Cut an epoch into this process's batches of D1 and of D2.
+
+        Args:
+            seed, epoch: what the order is drawn from.
+            halves: whether D1 and D2 are halves, or both the whole set.
+            batch_size: rows per batch on each process.
+            rank, world: this process, of how many.
+
+        Returns:
+            The rows of each batch of D1, and of D2.
 
         Raises:
             ValueError: what the loader's sampler draws is no epoch, or drop_last leaves nothing.
@@ -90,11 +99,11 @@ class TrainingSet:
         return first, second
 
     def fetch(self, rows: Indices, seed: tuple[int, ...]) -> Any:
-        """One batch, as a `DataLoader` would make it; what is drawn for it comes from the seed."""
+        """Make one batch, as a `DataLoader` would; what is drawn for it comes from the seed."""
         return self.select_columns(self.raw(rows, seed))
 
     def raw(self, rows: Indices, seed: tuple[int, ...]) -> Any:
-        """A batch with all of its columns."""
+        """Make a batch with all of its columns."""
         draw_seed = np.random.SeedSequence(seed).generate_state(1)[0]
         getitems = getattr(self.dataset, "__getitems__", None)
         with seeded(int(draw_seed)):
@@ -103,10 +112,16 @@ class TrainingSet:
     def feed(
         self, order: list[Indices], workers: int, seed: tuple[int, ...], start: int = 0
     ) -> Iterator[Any]:
-        """The batches of an order from number `start` on, one after another.
+        """Give the batches of an order, one after another.
 
         What is drawn at random for a batch comes from the seed and the batch's number alone,
         whoever prepares it and wherever an epoch was interrupted.
+
+        Args:
+            order: the rows of each batch.
+            workers: processes that prepare them; 0 is this one.
+            seed: of what is drawn.
+            start: the number of the first batch that is given.
         """
         loader = self._loader
         worker_init = None if loader is None else loader.worker_init_fn

@@ -136,13 +136,13 @@ LOSSES = ("disagreement", "accuracy")
 
 
 def check_loss(kind: str) -> None:
-    """Refuse what is no loss of `losses`."""
+    """Refuse what is no loss of `losses`, by a ValueError."""
     if kind not in LOSSES:
         raise unknown("loss", kind, LOSSES)
 
 
 def check_classes(C: int) -> None:
-    """Refuse regression."""
+    """Refuse regression, by a ValueError."""
     if C == 1:
         raise ValueError("a bounded risk is for classes, and this model has one output")
 

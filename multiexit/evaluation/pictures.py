@@ -32,20 +32,35 @@ Weights = Tensor | Sequence[Sequence[float | None]]
 
 
 def draw_exits(scores: Mapping[str, Sequence[float]], path: Path, metric: str = "score") -> None:
-    """Score of each exit, a line per name (e.g. per recipe)."""
+    """Draw the score of each exit, a line per name (e.g. per recipe).
+
+    Args:
+        scores: of the exits, in 0..1, by name.
+        path: of the picture.
+        metric: its name, for the axis.
+    """
     _draw(path, (7, 4.5), lambda figure: _exits_panel(figure.subplots(), scores, metric))
 
 
 def draw_curves(curves: Mapping[str, Sequence[Row]], path: Path, metric: str = "score") -> None:
-    """Score over speed-up by layers, a line per name (e.g. per recipe or kind of policy).
+    """Draw the score over the speed-up by layers, a line per name (e.g. per recipe or policy).
 
     A star marks the full network: a row whose policy let nobody leave early.
+
+    Args:
+        curves: rows of a sweep, by name.
+        path: of the picture.
+        metric: its name, for the axis.
     """
     _draw(path, (7, 4.5), lambda figure: _curves_panel(figure.subplots(), curves, metric))
 
 
 def draw_shares(rows: Row | Sequence[Row], path: Path) -> None:
-    """Where the rows of the set leave, a panel per policy."""
+    """Draw where the rows of the set leave, a panel per policy.
+
+    Raises:
+        ValueError: no policies.
+    """
     rows = [rows] if isinstance(rows, Row) else rows
     _check_any(rows)
 
@@ -68,7 +83,11 @@ def draw_weights(W_MM: Weights, path: Path) -> None:
 
 
 def draw_trajectory(history: History, path: Path) -> None:
-    """Weights Ω over steps (of the last phase that learned any): own losses, and as a teacher."""
+    """Draw the weights Ω over steps (of the last phase that learned any): own, and as a teacher.
+
+    Raises:
+        ValueError: a history without learned weights.
+    """
     readings = [row for row in history.steps if "W_MM" in row]
     if not readings:
         raise ValueError("this history holds no learned weights")

@@ -112,6 +112,10 @@ _results = schema.table(
 def check_pair(other: dict[str, Any], task: str, seeds: Sequence[int]) -> None:
     """Refuse what can't be compared seed by seed.
 
+    Args:
+        other: the other runs, of `read` or `gather`.
+        task, seeds: of these runs.
+
     Raises:
         ValueError: fewer than 2 seeds, other seeds, or another task.
     """

@@ -1,4 +1,4 @@
-"""What plain data from a file must look like: small checks, put together to larger ones.
+"""Checks of plain data from a file: small ones, put together to larger ones.
 
 A check takes a key and the value under it, and raises ValueError with the key, the value
 (shortened) and what would be right. `settings["exits"]` is checked under the key `exits`, what
@@ -22,7 +22,13 @@ def short(value: Any) -> str:
 
 
 def wrong(key: str, value: Any, right: str) -> ValueError:
-    """The one message of a value that won't do."""
+    """The one message of a value that won't do.
+
+    Args:
+        key: under which it lies.
+        value: shown shortened.
+        right: what it must be, in words.
+    """
     return ValueError(f"{key or 'it'} is {short(value)}; it must be {right}")
 
 

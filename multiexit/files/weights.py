@@ -41,7 +41,11 @@ def header(path: Path, inside: Path | None = None) -> dict[str, Stored]:
 
 
 def tensors(path: Path, inside: Path | None = None) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """All tensors of a safetensors file, by name, in their stored shapes and types.
+
+    Args:
+        path: of the file.
+        inside: the folder that it must lie in, or None.
 
     Raises:
         ValueError: no file, one of another format, or one cut short.
@@ -109,6 +113,11 @@ def check_fit(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], path
 
 def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> None:
     """Fill a model from a safetensors file; it gets the precision of what is stored.
+
+    Args:
+        model: changed in place.
+        path: of the file.
+        inside: the folder that it must lie in, or None.
 
     Raises:
         ValueError: no file, one cut short, or tensors missing, left over or of another shape.

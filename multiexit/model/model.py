@@ -323,7 +323,7 @@ class MultiExitModel(nn.Module):
         return cost.count(self.backbone, self.heads, self.exits, inputs)
 
     def example_inputs(self) -> dict[str, Tensor]:
-        """One row as the backbone reads it; an image in the size that `preprocessing` says."""
+        """One row [1, …] as the backbone reads it; an image in the size in `preprocessing`."""
         inputs = self.backbone.example_inputs()
         shape = self.preprocessing.get("shape")
         if shape is not None and list(inputs) == ["x"] and inputs["x"].ndim == 4:

@@ -50,6 +50,11 @@ def sweep_settings(policy: Policy, known: Known, shares: Sequence[float] = FEW) 
 def one_number(policy: Policy, known: Known, shares: Sequence[float] = MANY) -> list[ExitPolicy]:
     """By rising number: the one field that has no default, or the first of a policy that is given.
 
+    Args:
+        policy: a class with one such field, or a policy.
+        known: about the model.
+        shares: of the range of fractions. Whole numbers come all.
+
     Raises:
         ValueError: a class with more than one number to choose, or nothing to choose.
     """

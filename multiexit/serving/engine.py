@@ -117,7 +117,7 @@ class Engine:
 
     @torch.inference_mode()
     def predict(self, *args: Any, **inputs: Any) -> Prediction:
-        """One batch; see `MultiExitModel.predict`."""
+        """Answer one batch; see `MultiExitModel.predict`."""
         self._check_ready()
         rows = exit_loop.num_rows(args, inputs)
         answer = exit_loop.empty_prediction(
@@ -134,7 +134,7 @@ class Engine:
         batch_size: int = 32,
         window: int = 8,
     ) -> Iterator[Prediction]:
-        """Answers for batch after batch, in order; inside, rows of different batches go together.
+        """Answer batch after batch, in order; inside, rows of different batches go together.
 
         Rows of `window` batches are sorted by length, and rows that wait at the same exit are put
         together until they fill a batch, so that deep stages run full too. All answers of a window

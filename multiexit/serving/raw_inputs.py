@@ -29,10 +29,20 @@ def predict_lines(
     lines: Iterable[str],
     batch_size: int = 32,
 ) -> Iterator[dict[str, Any]]:
-    """One answer per line; where the task has sentence pairs, a tab is between them.
+    """Answer lines of text one by one; where the task has sentence pairs, a tab is between them.
 
     Lines that have come are answered as soon as no more come for 0.05 s, and never more than
     `batch_size` together; what has a length, such as a list, is answered in whole batches.
+
+    Args:
+        model: in evaluation mode.
+        policy: decides who stops.
+        tokenizer: of the model.
+        lines: of text.
+        batch_size: rows that go through the model together, at most.
+
+    Returns:
+        Per line, in order, plain data: the text, the answer and the exit.
 
     Raises:
         ValueError: a line without a tab where pairs are needed. All lines before it are answered.
@@ -69,9 +79,18 @@ def _chunks_at_hand(lines: Iterable[str], batch_size: int) -> Iterator[list[str]
 def predict_images(
     model: MultiExitModel, policy: ExitPolicy, files: Iterable[str | Path], batch_size: int = 32
 ) -> Iterator[dict[str, Any]]:
-    """One answer per image file, prepared as the model's `preprocessing` says, in order.
+    """Answer image files one by one, prepared as the model's `preprocessing` says.
 
     A file that is no readable image gets its reason under `"error"`; the others are answered.
+
+    Args:
+        model: in evaluation mode.
+        policy: decides who stops.
+        files: names of image files.
+        batch_size: rows that go through the model together, at most.
+
+    Returns:
+        Per file, in order, plain data: its name, the answer and the exit.
 
     Raises:
         ValueError: a description that images can't be prepared by.
@@ -95,7 +114,7 @@ def predict_images(
 
 
 def prepared(model: MultiExitModel, tokenizer: Any, inputs: Sequence[str]) -> Any:
-    """Rows as `predict_lines` and `predict_images` make them ready.
+    """Make rows ready as `predict_lines` and `predict_images` do.
 
     Args:
         model: says how, by its `preprocessing`.

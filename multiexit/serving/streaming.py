@@ -30,6 +30,9 @@ def named_inputs(source: Iterable[Any], columns: Callable[[Any], Any]) -> Iterat
     Args:
         source: of batches.
         columns: what of a batch the network takes.
+
+    Raises:
+        ValueError: a batch with other inputs than the first, named.
     """
     first: list[Any] = []
     for number, batch in enumerate(source):
@@ -77,7 +80,16 @@ def placed(before: Place) -> Iterator[None]:
 def by_length(
     batches: list[dict[Any, Any]], sizes: list[int], batch_size: int
 ) -> Iterator[tuple[dict[Any, Any], Tensor]]:
-    """Inputs of rows of like length, long ones first, and the rows' places among all."""
+    """Regroup rows of like length, long ones first.
+
+    Args:
+        batches: inputs by name or place, the same in each.
+        sizes: their rows.
+        batch_size: rows of each group; the last may have fewer.
+
+    Returns:
+        Per group, its inputs, and the rows' places among all, [B].
+    """
     rows = sum(sizes)
     if not rows:
         return

@@ -295,7 +295,7 @@ def _cross_level(rho: float, fresh: bool) -> Plan:
 
 
 def check_cycle(cycle: int) -> None:
-    """Refuse a cycle that is no whole number from 1."""
+    """Refuse a cycle that is no whole number from 1, by a ValueError."""
     if not isinstance(cycle, int) or cycle < 1:
         raise ValueError(f"cycle must be a whole number from 1, got {cycle!r}")
 

@@ -102,7 +102,7 @@ def spread_layers(depth: int, keep: int) -> list[int]:
 
 
 def check_encoder(backbone: Any) -> None:
-    """Refuse what is no plain transformers encoder."""
+    """Refuse what is no plain transformers encoder, by a ValueError."""
     if not isinstance(backbone, TransformerBackbone):
         raise ValueError(
             f"static baselines are made of multiexit.wrap(…) of a BERT-like encoder, got "
@@ -111,6 +111,6 @@ def check_encoder(backbone: Any) -> None:
 
 
 def check_depth(n: Any, depth: int) -> None:
-    """Refuse a number of layers that an encoder of this depth doesn't have."""
+    """Refuse a number of layers that an encoder of this depth doesn't have, by a ValueError."""
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= depth:
         raise ValueError(f"the number of layers must be a whole number in 1..{depth}, got {n!r}")

@@ -29,7 +29,7 @@ def facts(inner: TransformerBackbone) -> dict:
 
 
 def idle(x_BTH: Tensor, module: nn.Module) -> Tensor:
-    """x itself, with gradients of 0 for a module that is not run, where there were none.
+    """x itself [B, T, H], with gradients of 0 for a module that is not run, where there were none.
 
     So every parameter takes part in every step, on one device or many.
 

@@ -51,7 +51,16 @@ class Inputs(NamedTuple):
         return data
 
     def draw(self, rows: int, tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """A random batch; of text, rows are of all lengths up to the number of tokens."""
+        """Draw a random batch; of text, rows are of all lengths up to the number of tokens.
+
+        Args:
+            rows: B.
+            tokens: T, as far as the model takes so many.
+            generator: what is drawn from.
+
+        Returns:
+            Inputs by name, [B, …] each.
+        """
         sizes = {"B": rows, "T": min(tokens, self.max_tokens or tokens)}
         drawn = {}
         for name, tensor in self.example.items():

@@ -48,7 +48,16 @@ def traceable(policy: ExitPolicy, numbers: Knobs, num_classes: int) -> Knobs:
 
 
 def ranges(policy: ExitPolicy, names: Iterable[str], known: Known) -> dict[str, list[float]]:
-    """Between which values each may be turned, both included, where the policy's type says it."""
+    """The lowest and highest value of each number, where the policy's type says it.
+
+    Args:
+        policy: whose numbers they are.
+        names: of its fields.
+        known: about the model.
+
+    Returns:
+        By name, [lowest, highest], both included.
+    """
     rules = {f.name: f.metadata.get(Number) for f in fields(policy)}
     limits = {name: rule.limits(known) for name in names if (rule := rules[name]) is not None}
     return {name: list(pair) for name, pair in limits.items() if pair is not None}

@@ -24,7 +24,11 @@ def form(tree: Any, name: str = "") -> Any:
 
 
 def flat(tree: Any, name: str = "") -> dict[str, Tensor]:
-    """The tensors of a nested dict, by name."""
+    """The tensors of a nested dict, by name, as they are.
+
+    >>> flat({"a": {"b": 1.5, "c": Tensor([2.0])}})
+    {'a.c': tensor([2.])}
+    """
     if isinstance(tree, Tensor):
         return {name: tree}
     if not isinstance(tree, Mapping):

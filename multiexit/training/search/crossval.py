@@ -57,6 +57,11 @@ def paper_grid(recipe: str, task: str) -> Space:
 def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
     """Refuse a name or value that training won't take.
 
+    Args:
+        space: what may be chosen, by name.
+        recipe, task: their names.
+        config: of the run.
+
     Raises:
         ValueError: it names the value, or lists the names there are.
     """
@@ -86,6 +91,9 @@ def check_effect(recipe: str, task: str, config: TrainConfig, **given: Any) -> N
         recipe, task: their names.
         config: of the run.
         given: what was given, by name; None is what wasn't.
+
+    Raises:
+        ValueError: with the setting, and why.
     """
     if given.get("omega_lr") is not None:
         phases = experiment.recipe_for(recipe, task, {}).phases
@@ -106,7 +114,17 @@ def split(setting: Setting) -> tuple[dict[str, Any], dict[str, Any]]:
 def apply(
     setting: Setting, recipe: str, task: str, options: dict[str, Any], config: TrainConfig
 ) -> tuple[Recipe, TrainConfig]:
-    """The recipe and the configuration with a setting."""
+    """Make the recipe and the configuration of a setting.
+
+    Args:
+        setting: values by name.
+        recipe, task: their names.
+        options: the recipe's, which the setting's go before.
+        config: the fields that the setting leaves.
+
+    Raises:
+        ValueError: a value that the recipe or the configuration refuses.
+    """
     chosen, fields = split(setting)
     if fields.get("clip") == 0:  # as on the command line
         fields["clip"] = None

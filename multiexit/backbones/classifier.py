@@ -116,7 +116,7 @@ class FirstToken(nn.Module):
         return self.layers(feature[:, 0])
 
 
-class InTurn(nn.Sequential):
+class HeadChain(nn.Sequential):
     """Modules one after another; a pooled [B, C, 1, …] is flattened before a linear layer."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def user_classifier(
         if not layers:
             raise ValueError("classifier is an empty list; name the parts of the head")
         *before, head = layers
-        read: nn.Module | str = InTurn(*before, Flat())
+        read: nn.Module | str = HeadChain(*before, Flat())
     else:
         head = _module_of(head, module)
         read = pool if isinstance(head, nn.Linear) else nn.Identity()

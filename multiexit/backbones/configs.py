@@ -10,7 +10,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_
 from multiexit.backbones.specs import ATTENTION, LARGEST
 from multiexit.files import schema
 from multiexit.files.json_files import read_json
-from multiexit.files.paths import regular
+from multiexit.files.paths import regular_file
 
 NEEDED = (
     *("vocab_size", "max_position_embeddings", "num_hidden_layers", "n_layers", "hidden_size"),
@@ -163,7 +163,7 @@ def check_folder(folder: Path) -> None:
     """
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja", ".bin"):
-            regular(path, folder)
+            regular_file(path, folder)
         if path.name in READ:
             settings = read_json(path, folder, finite=False)
             schema.table({}, rest=schema.plain)(str(path), settings)

@@ -42,7 +42,7 @@ def difference(remade: nn.Module, original: nn.Module) -> str:
         mismatch = _module_difference(mine[name], theirs[name], top=not name)
         if mismatch:
             return f"{name or 'the backbone'}: {mismatch}"
-    if _shared(remade) != _shared(original):
+    if _shared_parameters(remade) != _shared_parameters(original):
         return "they share other parameters"
     return ""
 
@@ -151,7 +151,7 @@ def _tensor_difference(remade: Tensor | None, original: Tensor | None, values: b
     return "" if same else "has other values"
 
 
-def _shared(module: nn.Module) -> set[frozenset[str]]:
+def _shared_parameters(module: nn.Module) -> set[frozenset[str]]:
     """Groups of names that stand for one parameter."""
     groups: dict[int, set[str]] = {}
     for name, p in module.named_parameters(remove_duplicate=False):

@@ -20,7 +20,7 @@ def classifier_of(model: Any) -> Classifier | None:
     Raises:
         ValueError: a network that answers several things at once.
     """
-    if not _classifies(model):
+    if not _is_library_classifier(model):
         return None
     config = model.config
     if config.problem_type == "multi_label_classification" or (
@@ -32,9 +32,9 @@ def classifier_of(model: Any) -> Classifier | None:
             "another task wrap its encoder alone: model.base_model"
         )
     family = FAMILIES[config.model_type]
-    whole, _, _ = family.linear.rpartition(".")
-    head = part(model, whole) if whole else None
-    if head is not None and not _of_library(head):  # the forward hands it the feature as it is
+    head_name, _, _ = family.linear.rpartition(".")
+    head = part(model, head_name) if head_name else None
+    if head is not None and not _is_library_head(head):  # the forward hands it the feature as it is
         return Classifier(
             head, config.num_labels, nn.Identity(), _labels(config, config.num_labels)
         )
@@ -49,7 +49,7 @@ def classifier_of(model: Any) -> Classifier | None:
     return Classifier(linear, classes, FirstToken(**layers), _labels(config, classes))
 
 
-def _classifies(model: Any) -> bool:
+def _is_library_classifier(model: Any) -> bool:
     """Whether a model is the library's class for its type, with the library's own forward."""
     name = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model.config.model_type)
     for base in type(model).__mro__:
@@ -58,7 +58,7 @@ def _classifies(model: Any) -> bool:
     return False
 
 
-def _of_library(head: Any) -> bool:
+def _is_library_head(head: Any) -> bool:
     """Whether a head is the library's, with its own forward, so that its parts say what it does."""
     parts = all(hasattr(head, part) for part in ("dense", "dropout", "out_proj"))
     plain = type(head).__module__.startswith("transformers.") and "forward" not in vars(head)

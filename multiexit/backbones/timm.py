@@ -175,11 +175,11 @@ def _classifier(model: Any) -> Classifier | None:
     if not isinstance(last, nn.Module) or isinstance(last, nn.Identity):
         return None
     if hasattr(model, "head_dist"):
-        return Classifier(_DistilledHead(model), _classes(model), nn.Identity())
-    return Classifier(last, _classes(model), _HeadReader(model)) if _pools(model) else None
+        return Classifier(_DistilledHead(model), _num_classes(model), nn.Identity())
+    return Classifier(last, _num_classes(model), _HeadReader(model)) if _pools(model) else None
 
 
-def _classes(model: Any) -> int:
+def _num_classes(model: Any) -> int:
     """K, of the head that there is now."""
     last = model.head if isinstance(model, VisionTransformer) else model.get_classifier()
     if isinstance(last, nn.Identity):
@@ -247,7 +247,7 @@ _VIT: dict[str, Callable[[Any], Any]] = {
     "img_size": lambda m: m.patch_embed.img_size,
     "patch_size": lambda m: m.patch_embed.patch_size,
     "in_chans": lambda m: m.patch_embed.proj.in_channels,
-    "num_classes": _classes,
+    "num_classes": _num_classes,
     "global_pool": lambda m: m.global_pool,
     "embed_dim": lambda m: m.embed_dim,
     "depth": lambda m: len(m.blocks),
@@ -278,7 +278,7 @@ _VIT: dict[str, Callable[[Any], Any]] = {
 }
 _RESNET: dict[str, Callable[[Any], Any]] = {
     "in_chans": lambda m: m.in_chans,
-    "num_classes": _classes,
+    "num_classes": _num_classes,
     "global_pool": lambda m: m.global_pool.pool_type,
     "output_stride": lambda m: m.feature_info[-1]["reduction"],
     "layers": lambda m: [len(getattr(m, info["module"])) for info in m.feature_info[1:]],
@@ -287,7 +287,7 @@ _RESNET: dict[str, Callable[[Any], Any]] = {
 }
 _CONVNEXT: dict[str, Callable[[Any], Any]] = {
     "in_chans": lambda m: m.in_chans,
-    "num_classes": _classes,
+    "num_classes": _num_classes,
     "global_pool": lambda m: m.head.global_pool.pool_type,
     "output_stride": lambda m: m.feature_info[-1]["reduction"],
     "depths": lambda m: [len(stage.blocks) for stage in m.stages],

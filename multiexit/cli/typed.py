@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from multiexit.files.paths import regular
+from multiexit.files.paths import regular_file
 
 
 def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, Any]:
@@ -79,7 +79,7 @@ def lines(files: list[str] | None) -> Iterator[str]:
         return
     for name in files:
         if not name.startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):  # of the shell
-            regular(name)
+            regular_file(name)
         with Path(name).open("rb") as file:
             yield from _decoded(file, name)
 

@@ -115,7 +115,7 @@ def is_rows(data: Any) -> bool:
     return isinstance(data, Dataset) or hub.from_hub(data)
 
 
-def by_index(data: Any) -> bool:
+def is_indexable(data: Any) -> bool:
     """Whether it gives rows that can be counted and taken by their numbers."""
     return is_rows(data) and hasattr(data, "__len__") and not isinstance(data, IterableDataset)
 
@@ -136,7 +136,7 @@ def loader(
     Returns:
         The batches, and the rows in their order.
     """
-    if not by_index(data):
+    if not is_indexable(data):
         return in_order(data, batch_size), None
     size, lengths = len(data), lengths_of(data)
     order = list(range(size))
@@ -161,7 +161,7 @@ def in_order(data: Any, batch_size: int) -> Iterable[Any]:
     return DataLoader(data, batch_size, collate_fn=collate_of(data), generator=torch.Generator())
 
 
-def named(batch: Any) -> Any:
+def as_mapping(batch: Any) -> Any:
     """A pair `({…}, labels)` as one mapping, and a column `label` or `label_ids` as `labels`."""
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping):
         return {**batch[0], "labels": batch[1]}
@@ -179,7 +179,7 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     Raises:
         ValueError: neither a pair `(inputs, labels)` nor a mapping with `"labels"`.
     """
-    batch = named(batch)
+    batch = as_mapping(batch)
     if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
         return (), {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
@@ -192,7 +192,7 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
 
 def unpack_inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and named inputs of a batch whose labels, if it has any, don't matter."""
-    batch = named(batch)
+    batch = as_mapping(batch)
     if isinstance(batch, Tensor):
         return (batch,), {}
     if isinstance(batch, Mapping) and "labels" not in batch:

@@ -52,7 +52,7 @@ _SOURCES = {
 }
 
 
-class _Part(NamedTuple):
+class _Split(NamedTuple):
     """One split as it was read: uint8 images [N, 3, 32, 32], labels [N], class names."""
 
     images: Tensor
@@ -122,7 +122,7 @@ def load(
     )
 
 
-def _read(source: _Source, root: Path, download: bool) -> tuple[_Part, _Part]:
+def _read(source: _Source, root: Path, download: bool) -> tuple[_Split, _Split]:
     """Both splits, from the first place that has them."""
     folders = [root, root / source.name]
     folders += [folder / source.config for folder in folders]
@@ -142,7 +142,7 @@ def _read(source: _Source, root: Path, download: bool) -> tuple[_Part, _Part]:
     )
 
 
-def _read_official(source: _Source, root: Path, download: bool) -> tuple[_Part, _Part]:
+def _read_official(source: _Source, root: Path, download: bool) -> tuple[_Split, _Split]:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset_class = CIFAR10 if source.name == "cifar10" else CIFAR100
@@ -157,15 +157,15 @@ def _read_official(source: _Source, root: Path, download: bool) -> tuple[_Part, 
             f"{source.name} could not be read or downloaded in {root}: {error}\n"
             f"Without network, unpack the official archive there ({dataset_class.url})."
         ) from error
-    return _official_part(train), _official_part(test)
+    return _official_split(train), _official_split(test)
 
 
-def _official_part(part: Any) -> _Part:
-    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    return _Part(images, torch.tensor(part.targets), tuple(part.classes))
+def _official_split(dataset: Any) -> _Split:
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    return _Split(images, torch.tensor(dataset.targets), tuple(dataset.classes))
 
 
-def _read_parquet(source: _Source, folder: Path, split: str) -> _Part:
+def _read_parquet(source: _Source, folder: Path, split: str) -> _Split:
     files = shards(folder, split)
     if not files:
         remedy = "Fetch all files of the data set into that folder."
@@ -179,7 +179,7 @@ def _read_parquet(source: _Source, folder: Path, split: str) -> _Part:
         check_labels(labels[-1], source.classes, str(file))
         images.append(_decode(table["img"].to_pylist(), file))
         names = _class_names(table.schema.metadata, source) or names
-    return _Part(torch.cat(images), torch.cat(labels), names)
+    return _Split(torch.cat(images), torch.cat(labels), names)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, source: _Source) -> tuple[str, ...] | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any
 
-from multiexit.data.batches import named
+from multiexit.data.batches import as_mapping
 
 
 class Columns:
@@ -35,7 +35,7 @@ class Columns:
         Raises:
             ValueError: an input that the network needs isn't there.
         """
-        batch = named(batch)
+        batch = as_mapping(batch)
         if not isinstance(batch, Mapping) or self._all:
             return batch
         columns = {k: v for k, v in batch.items() if k in self._names or k == "labels"}

@@ -16,7 +16,7 @@ import torch
 
 from multiexit.data.glue_tasks import GlueTask
 from multiexit.data.sources import not_found, read_shard, shards
-from multiexit.files.paths import regular
+from multiexit.files.paths import regular_file
 from multiexit.losses.labels import check_labels
 
 HUB = "nyu-mll/glue"
@@ -194,7 +194,7 @@ def _label(task: GlueTask, text: str, file: Path, line: int) -> int | float:
 
 def _lines(file: Path) -> list[str]:
     """The lines of a UTF-8 file, without those that are empty at its end."""
-    data = regular(file).read_bytes().removeprefix(codecs.BOM_UTF8)
+    data = regular_file(file).read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from multiexit.data import given
+from multiexit.data import raw_values
 
 LABELS = ("labels", "label", "label_ids")
 """What the column of labels may be called, as transformers' collators have it."""
@@ -41,7 +41,7 @@ def labels(data: Any) -> Tensor | None:
     column = next((name for name in LABELS if name in (data.column_names or ())), None)
     if column is None or not hasattr(data, "__len__"):
         return None
-    return given.numbers(list(data.with_format(None)[column]), column)
+    return raw_values.numbers(list(data.with_format(None)[column]), column)
 
 
 def check_names(data: Any, labels: Sequence[Any] | None, what: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
-from multiexit.data import given
+from multiexit.data import raw_values
 from multiexit.data.batches import move
 from multiexit.data.splits import row_numbers
 
@@ -68,7 +68,7 @@ class ImageDataset(Dataset[Batch]):
             raise ValueError(
                 f"images must be uint8 [N, C, H, W], got {images.dtype} of {tuple(images.shape)}"
             )
-        labels = given.numbers(labels).to(images.device)
+        labels = raw_values.numbers(labels).to(images.device)
         if labels.shape != images.shape[:1]:
             raise ValueError(f"{len(images)} images need as many labels, got {tuple(labels.shape)}")
         if not len(mean) == len(std) == images.shape[1] or min(std) <= 0:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from multiexit.files.paths import regular
+from multiexit.files.paths import regular_file
 
 
 def canonical(name: str) -> str:
@@ -40,7 +40,7 @@ def read_shard(file: Path, columns: Iterable[str]):
     import pyarrow
     import pyarrow.parquet
 
-    regular(file)
+    regular_file(file)
     try:
         table = pyarrow.parquet.read_table(file)
     except (pyarrow.ArrowException, OSError) as error:

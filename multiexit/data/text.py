@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from multiexit.backbones.families import forgets_segments
-from multiexit.data import given
+from multiexit.data import raw_values
 from multiexit.data.splits import row_numbers
 from multiexit.data.token_cache import cached_tokens
 
@@ -92,12 +92,12 @@ class TextDataset(Dataset[dict[str, Tensor]]):
                 or makes no token, a label that is no number, a tokenizer without a padding token,
                 or a `max_length` that doesn't suit it.
         """
-        texts = given.strings(texts)
+        texts = raw_values.strings(texts)
         if pairs is not None:
-            pairs = given.strings(pairs, "pairs")
+            pairs = raw_values.strings(pairs, "pairs")
             _check_count(len(pairs), len(texts), "pairs")
         _check_tokenizer(tokenizer, max_length, pairs is not None)
-        values = given.numbers([-1] * len(texts) if labels is None else labels)
+        values = raw_values.numbers([-1] * len(texts) if labels is None else labels)
         _check_count(len(values), len(texts), "labels")
         fields = cached_tokens(
             tokenizer,

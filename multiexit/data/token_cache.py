@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multiexit.files.paths import CACHE, home, regular
+from multiexit.files.paths import CACHE, home, regular_file
 from multiexit.files.writing import write_tensors
 
 LEAST = 20_000
@@ -58,7 +58,7 @@ def cached_tokens(
         return make()
     path = cache / "tokens" / f"{digest.hexdigest()}.safetensors"
     with suppress(OSError, SafetensorError, ValueError):
-        return load_file(regular(path))
+        return load_file(regular_file(path))
     fields = make()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

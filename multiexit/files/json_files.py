@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from multiexit.files.paths import regular
+from multiexit.files.paths import regular_file
 from multiexit.files.writing import write
 
 LARGEST_JSON = 2**30
@@ -15,20 +15,20 @@ def read_json(path: str | Path, inside: Path | None = None, finite: bool = True)
     """The plain data of a JSON file.
 
     Args:
-        path, inside: as in `regular`.
+        path, inside: as in `regular_file`.
         finite: refuse NaN and infinities, which JSON doesn't know.
 
     Raises:
         ValueError: no regular file, or one that isn't JSON; a key that comes twice.
         OSError: it isn't there, or can't be read.
     """
-    path = regular(path, inside)
+    path = regular_file(path, inside)
     if path.stat().st_size > LARGEST_JSON:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, too many for what it is")
-    options: dict[str, Any] = {"parse_constant": _no_constant} if finite else {}
+    options: dict[str, Any] = {"parse_constant": _refuse_constant} if finite else {}
     try:
         data = path.read_bytes().decode("utf-8-sig")
-        return json.loads(data, object_pairs_hook=_unrepeated, **options)
+        return json.loads(data, object_pairs_hook=_unique_keys, **options)
     except RecursionError:
         raise ValueError(f"{path} is nested too deep to be read") from None
     except ValueError as error:
@@ -41,11 +41,11 @@ def write_json(path: Path, data: Any) -> None:
     write(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
-def _no_constant(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A table whose keys are each there once."""
     table = dict(pairs)
     if len(table) < len(pairs):

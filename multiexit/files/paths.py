@@ -12,7 +12,7 @@ def home(path: str | Path) -> Path | None:
         return None
 
 
-def place(path: str | Path) -> Path:
+def user_path(path: str | Path) -> Path:
     """A path that a user gives to the library, `~` filled in as a shell does.
 
     Raises:
@@ -24,7 +24,7 @@ def place(path: str | Path) -> Path:
     return expanded
 
 
-def regular(path: str | Path, inside: Path | None = None) -> Path:
+def regular_file(path: str | Path, inside: Path | None = None) -> Path:
     """The path of a file that can be read to its end.
 
     Args:

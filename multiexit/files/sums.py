@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from multiexit.files.paths import regular
+from multiexit.files.paths import regular_file
 
 
 def seal(folder: Path) -> None:
@@ -21,10 +21,10 @@ def check_seal(folder: Path) -> None:
     """
     if not (folder / SUMS).exists():  # of an older version
         return
-    for line in regular(folder / SUMS).read_text(encoding="utf-8").splitlines():
+    for line in regular_file(folder / SUMS).read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
         path = folder / name
-        if path.parent != folder or _checksum(regular(path)) != digest:
+        if path.parent != folder or _checksum(regular_file(path)) != digest:
             raise ValueError(f"{path.name[:80]} is not as it was written: its SHA-256 differs")
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from multiexit.files.paths import regular
+from multiexit.files.paths import regular_file
 
 FLOATING = {
     "F64": torch.float64,
@@ -135,7 +135,7 @@ def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> No
 def _readable(path: Path, inside: Path | None) -> Iterator[None]:
     if not path.exists():
         raise ValueError(f"no weights at {path}")
-    regular(path, inside)
+    regular_file(path, inside)
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):

@@ -13,7 +13,7 @@ from torch import nn
 from multiexit.backbones import Backbone, kinds, rebuild, specs
 from multiexit.backbones.same import rebuild_difference
 from multiexit.files import weights
-from multiexit.files.paths import place
+from multiexit.files.paths import user_path
 from multiexit.files.writing import write, write_all
 from multiexit.model import heads
 from multiexit.model.settings import read_settings, settings_text
@@ -158,7 +158,7 @@ def _check_weights(
 
 
 def _local_folder(folder: str | Path) -> Path:
-    path = place(folder)
+    path = user_path(folder)
     if path.is_dir():
         return path
     try:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from multiexit import policies
 from multiexit.backbones import Backbone, Carry, rebuild
 from multiexit.files import weights
-from multiexit.files.paths import place
+from multiexit.files.paths import user_path
 from multiexit.losses import class_names, gradients
 from multiexit.losses.gradients import Branch
 from multiexit.model import cost, exit_loop, heads
@@ -356,7 +356,7 @@ class MultiExitModel(nn.Module):
             MaxProb(threshold=0.9)
         """
         settings = self.settings(backbone_spec(self.backbone))
-        save_folder(place(folder), self, settings, tokenizer)
+        save_folder(user_path(folder), self, settings, tokenizer)
 
     def settings(self, spec: dict[str, Any] | None) -> dict[str, Any]:
         """Everything but the weights, as plain data: what `multiexit.json` holds.

@@ -42,7 +42,7 @@ def sweep_settings(policy: Policy, known: Known, shares: Sequence[float] = FEW) 
     """
     if isinstance(policy, ExitPolicy):
         return _combinations(policy, fields(policy)[:1], known, shares)
-    needed = _needed(policy)
+    needed = _required_fields(policy)
     free = [f for f in fields(policy) if f in needed or _bounds(f, known) is not None]
     return _combinations(policy, free, known, shares)
 
@@ -60,7 +60,7 @@ def one_number(policy: Policy, known: Known, shares: Sequence[float] = MANY) -> 
     """
     if isinstance(policy, ExitPolicy):
         return _combinations(policy, fields(policy)[:1], known, shares)
-    needed = _needed(policy)
+    needed = _required_fields(policy)
     if len(needed) != 1:
         raise ValueError(
             f"{policy.__name__} has {len(needed)} numbers to choose, calibrate chooses one: give "
@@ -69,7 +69,7 @@ def one_number(policy: Policy, known: Known, shares: Sequence[float] = MANY) -> 
     return _combinations(policy, needed, known, shares)
 
 
-def _needed(kind: type[ExitPolicy]) -> list[Field[Any]]:
+def _required_fields(kind: type[ExitPolicy]) -> list[Field[Any]]:
     """The fields without a default."""
     if not (isinstance(kind, type) and issubclass(kind, ExitPolicy)):
         raise ValueError(f"a policy or its class is wanted, such as MaxProb; got {kind!r}")

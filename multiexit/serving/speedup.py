@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
-from multiexit.data.batches import by_index, in_order, loader, move, unpack
+from multiexit.data.batches import in_order, is_indexable, loader, move, unpack
 from multiexit.data.columns import Columns
 from multiexit.model.exit_loop import num_rows
 from multiexit.model.model import MultiExitModel
@@ -54,7 +54,7 @@ def measured_speedup(
     """
     device = next(model.parameters()).device
     batches: Any = in_order(data, batch_size)
-    if by_index(data):
+    if is_indexable(data):
         first_rows = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
         batches, _ = loader(first_rows, batch_size)
     columns = Columns(model.backbone.start)

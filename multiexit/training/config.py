@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from multiexit.evaluation.metrics import METRICS, Metric
-from multiexit.files.paths import place
+from multiexit.files.paths import user_path
 from multiexit.names import unknown
 
 
@@ -146,7 +146,7 @@ class TrainConfig:
         elif output is not None and not (isinstance(output, Path) or _is_folder_name(output)):
             raise ValueError(f"output is the name of a folder, or None for none; got {output!r}")
         if self.output is not None and str(self.output).startswith("~"):
-            object.__setattr__(self, "output", place(self.output))
+            object.__setattr__(self, "output", user_path(self.output))
         if self.trackers and self.output is None:
             raise ValueError("trackers write to the run's folder: set output=")
         for name in ("resume", "overwrite"):

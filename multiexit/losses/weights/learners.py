@@ -214,7 +214,7 @@ class CLO1(Learner):
         _check_rho(self.rho)
 
     def plan(self, step: int, rho: float) -> Plan:
-        return _cross_level(rho if self.rho is None else self.rho, self.fresh)
+        return _cross_level_plan(rho if self.rho is None else self.rho, self.fresh)
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class CLO2(Learner):
     def plan(self, step: int, rho: float) -> Plan:
         rho = rho if self.rho is None else self.rho
         if (step + 1) % self.cycle == 0:
-            return _cross_level(rho, self.fresh)
+            return _cross_level_plan(rho, self.fresh)
         return Plan(stepping=rho) if self.in_cycle else Plan()
 
 
@@ -289,7 +289,7 @@ class Hyper(Learner):
         return Plan(hyper=1.0) if (step + 1) % self.cycle == 0 else Plan()
 
 
-def _cross_level(rho: float, fresh: bool) -> Plan:
+def _cross_level_plan(rho: float, fresh: bool) -> Plan:
     """ρ·L_B1 + L_B2 (eq. 9)."""
     return Plan(first=rho, second=1.0) if fresh else Plan(stepping=rho, second=1.0)
 

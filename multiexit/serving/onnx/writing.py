@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from multiexit import policies
 from multiexit.data.batches import in_order, unpack_inputs
-from multiexit.files.paths import place
+from multiexit.files.paths import user_path
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.policies.numbers import Known
@@ -85,7 +85,7 @@ def export(
         ...     mx.export(model, f"{folder}/exported", mx.MaxProb(0.9)).same_exit
         1.0
     """
-    folder = place(folder)
+    folder = user_path(folder)
     policy = model.policy if policy is None else policy
     _check_export(model, folder, policy, int8, target, agreement)
     from multiexit.serving.onnx import graphs

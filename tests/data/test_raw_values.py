@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from multiexit.data.given import numbers, strings
 from multiexit.data.images import ImageDataset
+from multiexit.data.raw_values import numbers, strings
 
 TABLE = pd.DataFrame({"text": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]})
 HALF = TABLE[TABLE.label == 1]  # without a row 0

@@ -1,4 +1,4 @@
-"""What belongs to the process: modes of modules, compiling, other processes, versions."""
+"""Services of the process: modes of modules, compiling, other processes, versions."""
 
 import os
 import platform
@@ -101,7 +101,7 @@ def first_process_checks(check: Callable[[], None]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Of what a result depends on: python, libraries, the number of CPUs and the device."""
+    """The versions that a result depends on, the number of CPUs, and the device."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -55,7 +55,7 @@ def read(folder: str | Path) -> Folder:
 
 
 def content(folder: Folder, name: str) -> bytes:
-    """What is in a file, which must be the one that was exported.
+    """The bytes of a file, which must be the one that was exported.
 
     Raises:
         ValueError: a file that isn't listed, that lies elsewhere, is no file, or was changed.

@@ -1,4 +1,4 @@
-"""What a network takes: checked, and cut where all rows are padding.
+"""A network's inputs: checked, and cut where all rows are padding.
 
 Letters: B batch rows, T tokens.
 """

@@ -11,7 +11,7 @@ PARTS = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
-"""Of each message of onnx.proto, the fields that tensors can lie in."""
+"""The fields of each message of onnx.proto that tensors can lie in."""
 
 EXTERNAL, LOCATION = 13, 14
 """Fields of a tensor: where its data lies, and that it lies there."""

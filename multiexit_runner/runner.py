@@ -306,7 +306,7 @@ class Runner:
         return {f"policy.{name}": np.array(knobs[name], types[type(knobs[name])]) for name in knobs}
 
     def _run(self, exit: int, arrays: Arrays, numbers: Arrays) -> tuple[Arrays, Arrays]:
-        """What later graphs read, and what this one says of its rows."""
+        """Run a graph: what later graphs read, and what this one says of its rows."""
         said = run(self._sessions[exit], self._segments[exit], {**arrays, **numbers})
         rows = _rows(arrays)
         if any(array.shape[:1] != (rows,) for array in said.values()) or (
@@ -323,7 +323,7 @@ def _rows(arrays: Arrays) -> int:
 
 
 def _broken(exit: int, rows_B: np.ndarray, logits_BC: np.ndarray) -> dict[int, str]:
-    """Of rows whose logits are NaN or infinite, by number, what to say."""
+    """The message for each row whose logits are NaN or infinite, by number."""
     broken_B = ~np.isfinite(logits_BC).all(1)
     return {
         int(row): f"exit {exit} gave NaN or infinite logits for {{row}}: {logits_C.tolist()}"

@@ -1,4 +1,4 @@
-"""What `export.json` must look like, checked in one place before anything is run."""
+"""The schema of `export.json`, checked in one place before anything is run."""
 
 import json
 import reprlib
@@ -8,7 +8,7 @@ from multiexit_runner.folder import plain
 
 FORMAT = 2
 OWN = ("logits", "answer", "stop")
-"""What a graph says of its rows; its other outputs are for the graphs behind it."""
+"""A graph's outputs about its rows; its others are for the graphs behind it."""
 
 KEYS = {
     "format", "versions", "num_classes", "exits", "labels", "preprocessing", "inputs",

@@ -1,4 +1,4 @@
-"""Where an encoder's attention heads are, and how some are taken out for good.
+"""An encoder's attention heads: found, and some of them taken out for good.
 
 Letters: H width, A heads, d width of a head.
 """
@@ -16,7 +16,7 @@ Heads = Sequence[Sequence[int]]
 
 
 class Encoder(Protocol):
-    """What a BERT-like backbone has of it."""
+    """The part of a BERT-like backbone that is used here."""
 
     config: Any
     layers: nn.ModuleList

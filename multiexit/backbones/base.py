@@ -14,7 +14,7 @@ from multiexit.backbones import layouts as layouts_
 from multiexit.backbones.classifier import Classifier, classifier_spec
 
 Carry = dict[str, Any]
-"""What one stage hands to the next. Every tensor in it has the batch as its first dimension, so
+"""Handed from one stage to the next. Every tensor in it has the batch as its first dimension, so
 that finished rows can be dropped. `None` entries are kept as they are. The key `"valid_BT"` is
 reserved for text: True where a token is real, False where it is padding; heads pool with it."""
 
@@ -124,7 +124,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def layouts(self) -> list[str]:
-        """What the dimensions of each stage's feature are."""
+        """The layout of each stage's feature, a name of `multiexit.backbones.layouts.LAYOUTS`."""
         return layouts_.resolve(self._layouts, self.feature_shapes)
 
     @property

@@ -141,7 +141,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 def classifier_spec(classifier: Classifier) -> bool | dict[str, Any]:
-    """What a backbone's spec says of its classifier.
+    """Describe a classifier for its backbone's spec.
 
     Returns:
         The sizes of a plain linear layer; or True, where the kind of backbone makes it again.

@@ -1,4 +1,4 @@
-"""What folders and descriptions say of a transformers network, and what of it is followed."""
+"""Settings of transformers networks, from folders and descriptions, checked and partly followed."""
 
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def check_settings(settings: Any, where: str) -> None:
 
 
 def check_code(settings: dict[str, Any], where: str) -> None:
-    """Refuse settings that name code of their own."""
+    """Refuse settings that name code of their own, by a ValueError."""
     for key in CODE:
         if settings.get(key):
             raise ValueError(

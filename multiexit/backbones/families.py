@@ -1,4 +1,4 @@
-"""What is particular to each type of transformers' encoders: a row is all that a new one takes.
+"""A row for each type of transformers' encoders, which is all that a new one takes.
 
 A type fits if its layers run one after another on hidden states and a mask. Parts are named as the
 library has them, with dots.
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Family(NamedTuple):
-    """Where the parts of one type's networks are, and what they read.
+    """The places of the parts of one type's networks, and what they read.
 
     Args:
         read: of a `…ForSequenceClassification`, what lies between the first token's feature and

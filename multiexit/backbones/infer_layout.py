@@ -1,4 +1,4 @@
-"""What the dimensions of a chain's features are, told by its layers or by runs on other sizes.
+"""Layouts of a chain's features, told by its layers or by runs on other sizes.
 
 Letters: B batch rows, C channels, L length, T tokens, H width.
 """

@@ -1,4 +1,4 @@
-"""Where backbones come from by name, by class and by description: a row for each library."""
+"""Sources of backbones by name, by class and by description: a row for each library."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Which dimension of a feature is its width, and which are positions.
+"""Layouts of features: which dimension is the width, and which are positions.
 
 Letters: B batch rows, D width of a vector, T tokens, H width of a token, C channels, L length.
 """

@@ -1,4 +1,4 @@
-"""What the saved description of a backbone may say: known names with plain values.
+"""The schema of a backbone's saved description: known names with plain values.
 
 One table per kind. The adapters write descriptions by them (`kinds.describable`), and `rebuild`
 reads them by the same ones (`kinds.check`), so a description can name an architecture and nothing
@@ -26,7 +26,7 @@ from multiexit.files.schema import (
 )
 
 LARGEST = 10_000_000
-"""Of any size, count or token number in an architecture."""
+"""The largest size, count or token number in an architecture."""
 
 MOST_INPUTS = 2**26
 """Numbers in one input row, as a colour image of 4,700 × 4,700 has."""
@@ -76,7 +76,7 @@ TORCHVISION_ARGUMENTS: dict[str, Check] = {
 """The same of `torchvision.models.get_model`, and of the classes `ResNet`, `VisionTransformer`."""
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
-"""What computes attention; other names would be fetched from the hub."""
+"""The implementations of attention; other names would be fetched from the hub."""
 
 
 def _matching(pattern: str, right: str) -> Check:

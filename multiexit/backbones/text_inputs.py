@@ -1,4 +1,4 @@
-"""What an encoder is given: checked once, and rows that begin with padding turned round.
+"""Inputs of an encoder: checked once, and rows that begin with padding turned round.
 
 Letters: B batch rows, T tokens, H width.
 """

@@ -34,7 +34,7 @@ class _ViTStem(nn.Module):
 
 
 class _HeadReader(nn.Module):
-    """What a model's `forward_head` does before the last layer."""
+    """The part of a model's `forward_head` before the last layer."""
 
     def __init__(self, model: Any):
         super().__init__()

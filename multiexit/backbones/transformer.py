@@ -90,7 +90,7 @@ class TransformerBackbone(Backbone):
 
     @property
     def family(self) -> Family:
-        """What is particular to its type."""
+        """The row of its type in `multiexit.backbones.families`."""
         return FAMILIES[self.config.model_type]
 
     @text_inputs.by_known_names
@@ -311,7 +311,7 @@ def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:
 
 
 def _projection(encoder: Any) -> nn.Module:
-    """What takes embeddings to the layers' width, where they differ."""
+    """The projection of embeddings to the layers' width, where they differ."""
     name = FAMILIES[encoder.config.model_type].projection
     projection = None if name is None else part(encoder, name)
     return nn.Identity() if projection is None else projection

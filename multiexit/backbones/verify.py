@@ -305,7 +305,7 @@ def _variables(node: Any) -> set[int]:
 
 
 def part_names(module: nn.Module, parts: Iterable[str | nn.Module]) -> list[str]:
-    """What to call parts in messages: their names in the module, or their classes."""
+    """The names of parts for messages: those that they have in the module, or their classes."""
     names = {id(m): name for name, m in module.named_modules(remove_duplicate=False)}
     return [
         part if isinstance(part, str) else names.get(id(part), type(part).__name__)

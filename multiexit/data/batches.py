@@ -1,4 +1,4 @@
-"""Which rows make up which batch, and how a batch is read.
+"""Batches of data sets: how they are made, and how one is read.
 
 A run's order depends on (seed, epoch) alone, so that it is the same on every process and after a
 restart. N rows of a set, B rows of a batch.
@@ -53,7 +53,7 @@ def default_collate(rows: Any) -> Any:
 
 
 def collate_by(loader: DataLoader[Any]) -> Any:
-    """What makes a loader's batches: its `collate_fn`, or if it was given none, the set's own."""
+    """The function that makes a loader's batches: its `collate_fn`, or else the set's own."""
     collate_fn = loader.collate_fn
     return collate_of(loader.dataset) if collate_fn is torch_collate else collate_fn
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 WRITTEN = (Number, PurePath, date, time, timedelta, Enum, range, slice)
-"""What is the same if it is written the same."""
+"""Types whose values are the same if they are written the same."""
 
 
 def fingerprint(data: Any) -> str:

@@ -1,4 +1,4 @@
-"""Where GLUE's rows come from: classic TSV files, parquet files in the hub's layout, or the hub.
+"""Sources of GLUE's rows: classic TSV files, parquet files in the hub's layout, or the hub.
 
 A source is a function from a split's hub name (`"train"`, `"validation"`, `"test"`, for MNLI with
 `_matched` or `_mismatched`) to its `GlueRows`.

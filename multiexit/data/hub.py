@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from multiexit.data import raw_values
 
 LABELS = ("labels", "label", "label_ids")
-"""What the column of labels may be called, as transformers' collators have it."""
+"""Names of the column of labels, as transformers' collators have them."""
 
 
 def from_hub(data: Any) -> bool:

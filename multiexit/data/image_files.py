@@ -32,7 +32,7 @@ from multiexit.data.images import normalise
 from multiexit.files import schema
 
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-"""What is read, by Pillow's names. Others are refused: some of them start programs."""
+"""The formats that are read, by Pillow's names. Others are refused: some of them start programs."""
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 PLAIN = INTERPOLATIONS[:3]  # that there are without antialias
@@ -170,7 +170,7 @@ def _eight_bits(
 
 
 def _size(image: Any, how: Mapping[str, Any]) -> tuple[int, int]:
-    """What an image is resized to: height, width."""
+    """The size that an image is resized to: height, width."""
     _, height, width = how["shape"]
     resize = how.get("resize") or (height, width)
     if not isinstance(resize, int):

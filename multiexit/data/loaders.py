@@ -1,4 +1,4 @@
-"""What of a user's `DataLoader` the trainer keeps, and in which order it draws rows.
+"""The settings of a user's `DataLoader` that the trainer keeps, and the order of its rows.
 
 N rows of a set, B rows of a batch.
 """
@@ -178,7 +178,7 @@ class SamplerBatches:
 
 
 def halves(batches: Batches, epoch: int) -> tuple[Batches, Batches]:
-    """Of each two batches one for D1 and one for D2, the other way round in the next epoch.
+    """Share batches out: of each two one for D1 and one for D2, in the next epoch swapped.
 
     An odd one goes to D1.
 
@@ -198,7 +198,7 @@ def halves(batches: Batches, epoch: int) -> tuple[Batches, Batches]:
 
 
 def identity(loader: DataLoader[Any]) -> dict[str, Any]:
-    """What tells a loader's order from others: what its sampler draws first, and `drop_last`."""
+    """The mark of a loader's order: what its sampler draws first, and `drop_last`."""
     if shuffles(loader):
         return {"drop_last": True} if loader.drop_last else {}
     first = fingerprint(SamplerBatches(loader).epoch(0, 0))

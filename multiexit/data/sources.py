@@ -61,6 +61,12 @@ def read_shard(file: Path, columns: Iterable[str]):
 
 
 def not_found(what: str, places: Iterable[Path], remedy: str) -> FileNotFoundError:
-    """The error for missing data: what was looked for, where, and how to get it."""
+    """The error for missing data.
+
+    Args:
+        what: was looked for.
+        places: where it was looked for.
+        remedy: how to get it, a sentence.
+    """
     looked = "\n".join(f"  {place}" for place in places)
     return FileNotFoundError(f"{what} not found. Looked in:\n{looked}\n{remedy}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Split(Protocol):
-    """What `holdout` needs of a split; `TextDataset` and `ImageDataset` have it."""
+    """The methods of a split that `holdout` needs; `TextDataset` and `ImageDataset` have them."""
 
     labels: Tensor
 
@@ -117,7 +117,7 @@ def fold(split: AnySplit, index: int, folds: int, seed: int = 0) -> tuple[AnySpl
 
 
 def row_numbers(indices: Sequence[int] | Tensor, total: int) -> Tensor:
-    """Row numbers as an int64 tensor.
+    """Row numbers as an int64 tensor [n].
 
     Args:
         indices: row numbers in 0..total-1, in any order, repeats allowed.

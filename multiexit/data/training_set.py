@@ -158,7 +158,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _begin_worker(worker_init: Callable[[int], Any] | None, worker: int) -> None:
-    """What the loader's own `worker_init_fn` does, and then what the trainer needs.
+    """Run the loader's own `worker_init_fn`, and then do what the trainer needs.
 
     Signals to a whole group of processes are the trainer's to answer, with workers alive.
     """

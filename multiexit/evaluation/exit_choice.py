@@ -1,4 +1,4 @@
-"""Which exits are worth what they cost.
+"""Choose the exits that are worth what they cost.
 
 Letters: M exits, B batch rows.
 """

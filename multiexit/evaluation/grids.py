@@ -1,4 +1,4 @@
-"""Which settings of a policy are tried."""
+"""Settings of policies to try."""
 
 from multiexit import policies
 from multiexit.evaluation.outputs import Outputs
@@ -57,7 +57,7 @@ def family(policy: str | type[ExitPolicy] | ExitPolicy, outputs: Outputs) -> lis
 
 
 def _known(outputs: Outputs) -> policies.Known:
-    """What decides over a sweep's range."""
+    """The facts that decide over a sweep's range."""
     M, _, C = outputs.logits_MBC.shape
     moves = outputs.logits_MBC.diff(dim=0).abs()
     return policies.Known(M, C, float(moves.max()) if C == 1 and M > 1 else 1.0)

@@ -127,7 +127,7 @@ def check_rows(rows: int, risk: float, delta: float | None) -> None:
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuse what is no number in (0, 1)."""
+    """Refuse what is no number in (0, 1), by a ValueError."""
     if not 0 < value < 1:
         raise ValueError(f"{name} must be in (0, 1), got {value}")
 

@@ -112,7 +112,7 @@ LABELS = {
     "matthews": "Matthews' correlation (× 100)",
     "pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)",
 }
-"""What an axis or column of a metric's score is called."""
+"""The name of an axis or column of a metric's score."""
 
 OF_CLASSES = ("accuracy", "accuracy_f1", "matthews")
 OF_VALUES = ("pearson_spearman",)

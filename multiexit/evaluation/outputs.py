@@ -63,11 +63,11 @@ class Outputs:
         return len(self.logits_MBC)
 
     def answers(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
-        """Where each row leaves under a policy, int64 [B], and what it answers there, [B, C]."""
+        """Find where each row leaves under a policy, int64 [B], and what it answers, [B, C]."""
         return policies.answers(policy, self.logits_MBC, self.certainty_MB)
 
     def shares(self, policy: ExitPolicy) -> Tensor:
-        """Which share of the rows leaves at each exit under a policy, float64 [M]."""
+        """The share of the rows that leaves at each exit under a policy, float64 [M]."""
         exit_B, _ = self.answers(policy)
         return torch.bincount(exit_B, minlength=self.num_exits).double() / len(exit_B)
 

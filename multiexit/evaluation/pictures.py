@@ -1,4 +1,4 @@
-"""What came out, in pictures: scores, speed-ups, where inputs leave, and learned weights.
+"""Pictures of results: scores, speed-ups, where inputs leave, and learned weights.
 
 Nothing is drawn on a screen and no global state of matplotlib is touched.
 

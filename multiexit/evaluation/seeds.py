@@ -68,7 +68,7 @@ def spread(values_S: Sequence[float]) -> dict[str, Any]:
 
 
 def read(folder: str | Path) -> dict[str, Any]:
-    """What `gather` wrote.
+    """Read what `gather` wrote.
 
     Raises:
         ValueError: nothing is there, or it is damaged.
@@ -230,7 +230,7 @@ def table(data: dict[str, Any]) -> str:
 
 
 def comparison_table(compared: dict[str, Any]) -> str:
-    """What `compare` found, for each set."""
+    """A table of what `compare` found, for each set."""
     one, other = compared["recipes"]
     parts = []
     for name, rows in compared["sets"].items():

@@ -1,4 +1,4 @@
-"""What a policy's setting is chosen for: a speed-up, a score, milliseconds, or a bounded risk.
+"""The targets of calibration: a speed-up, a score, milliseconds, or a bounded risk.
 
 Letters: S settings, B rows, C classes.
 """

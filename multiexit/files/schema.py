@@ -55,7 +55,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
 
 
 def anything(key: str, value: Any) -> None:
-    """What others look into."""
+    """Any value, which others look into."""
 
 
 def text(key: str, value: Any) -> None:

@@ -23,7 +23,7 @@ FLOATING = {
 
 
 class Stored(NamedTuple):
-    """What the header says of a tensor."""
+    """The entry of a tensor in the header."""
 
     dtype: str
     shape: tuple[int, ...]

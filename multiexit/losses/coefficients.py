@@ -1,4 +1,4 @@
-"""What counts, and how much: the fixed factors A of the loss terms, as methods set them.
+"""The fixed factors A of the loss terms, as methods set them.
 
 Each is a function of the topology, of how far training is, and of where the exits sit. The loss
 is (W ∘ A ∘ L).sum(), with W learned or 1. Letters: M exits, `teaches_MM` row = student.

@@ -1,4 +1,4 @@
-"""What happens to gradients between the loss and the optimiser.
+"""Changes of gradients between the loss and the optimiser.
 
 A *branch* scales them where an exit leaves the trunk. *Surgery* takes the loss apart, looks at
 each part's gradient, and puts them together. Letters: M exits.

@@ -1,4 +1,4 @@
-"""What labels must be."""
+"""Checks of labels."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What exits cost: layers, parameters, multiply-accumulates, and time on the clock.
+"""The cost of exits: layers, parameters, multiply-accumulates.
 
 Letters: M exits, B batch rows.
 """

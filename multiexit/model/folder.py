@@ -21,7 +21,7 @@ from multiexit.model.settings import read_settings, settings_text
 WEIGHTS = "model.safetensors"
 SETTINGS = "multiexit.json"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""What is taken from a repository of the hub."""
+"""The files that are taken from a repository of the hub."""
 
 
 def save_folder(

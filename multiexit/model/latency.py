@@ -29,7 +29,7 @@ TABLE = schema.table(
         **dict.fromkeys(("stages_ms", "check_ms"), _ROWS),
     }
 )
-"""What a saved table of latencies has."""
+"""The schema of a saved table of latencies."""
 
 
 @dataclass(frozen=True)

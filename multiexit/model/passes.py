@@ -1,4 +1,4 @@
-"""What a pass through exits gives."""
+"""The results of a pass through exits."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Pass(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What a segment gives: the carry and memory for the next one, and its exit's logits."""
+    """The results of a segment: the carry and memory for the next one, and its exit's logits."""
 
     carry: Carry
     logits_BC: Tensor

@@ -1,4 +1,4 @@
-"""Where exits sit: the stage of each, from any of the forms that a user gives."""
+"""The stages of exits, from any of the forms that a user gives."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise

@@ -62,7 +62,7 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
 
 
 def _subset_policy(policy: ExitPolicy | None, indices: list[int]) -> ExitPolicy | None:
-    """What a model's policy is with fewer exits; none, with a warning, where it means another."""
+    """A model's policy with fewer exits; none, with a warning, where it would mean another."""
     if isinstance(policy, FixedExit) and policy.exit in indices:
         return FixedExit(indices.index(policy.exit))
     if policy is None or not (per_exit(policy) or isinstance(policy, FixedExit)):

@@ -1,4 +1,4 @@
-"""What an exit policy is, and how one runs on stored logits.
+"""The base of exit policies, and how they run on stored logits.
 
 A policy sees the exits one after another and says which rows stop. Its state is a dict of
 batch-first tensors, so rows that stopped can be dropped from it like from everything else.
@@ -46,7 +46,7 @@ class ExitPolicy(ABC):
     """
 
     certificate: ClassVar[Certificate | None] = None
-    """What it was certified for. It is no field: other numbers make a policy that has none."""
+    """Its certificate, if it has one. It is no field: other numbers make a policy that has none."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -128,7 +128,7 @@ def step(
 
 
 def simulate(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None) -> Tensor:
-    """Where each row would leave, from stored logits of all exits.
+    """Find where each row would leave, from stored logits of all exits.
 
     Gives what `MultiExitModel.predict` gives, without running the model again.
 
@@ -156,7 +156,7 @@ def simulate(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None
 def answers(
     policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Where each row would leave, and what it answers there.
+    """Find where each row would leave, and what it answers there.
 
     Args:
         policy, logits_MBC, certainty_MB: as for `simulate`.
@@ -195,7 +195,7 @@ def answers(
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Take a tensor to float32 at least: bf16 is too coarse for thresholds near 1."""
+    """Take a tensor [B, …] to float32 at least: bf16 is too coarse for thresholds near 1."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

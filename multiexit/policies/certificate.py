@@ -1,4 +1,4 @@
-"""What a policy was certified for, kept with it.
+"""The certificate of a policy, kept with it.
 
 Letters: N rows it was calibrated on, B rows of other outputs.
 """
@@ -24,7 +24,7 @@ TABLE = schema.table(
         "keys": schema.optional(schema.text),
     }
 )
-"""What a saved certificate has."""
+"""The schema of a saved certificate."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a policy's numbers may be: said beside each field, read by all who set or try them.
+"""Rules for a policy's numbers: said beside each field, read by all who set or try them.
 
 Letters: M exits, C classes.
 """
@@ -14,7 +14,7 @@ HUGE = 3.4e38  # what a float32 holds
 
 
 class Known(NamedTuple):
-    """What says over which range a number makes a difference.
+    """The facts of a model that say over which range a number makes a difference.
 
     Args:
         num_exits: M.
@@ -48,7 +48,7 @@ def nats(known: Known) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Number:
-    """What one field may be.
+    """The rule for one field.
 
     Args:
         bounds: the range that a sweep covers.

@@ -33,7 +33,7 @@ POLICIES: dict[str, type[ExitPolicy]] = {
 }
 
 TABLE = schema.table({"class": schema.text}, {"certificate": CERTIFICATE}, rest=schema.plain)
-"""What a saved policy has: its class, and that class's fields."""
+"""The schema of a saved policy: its class, and that class's fields."""
 
 
 def parse(text: str) -> ExitPolicy:

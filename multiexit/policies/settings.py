@@ -97,7 +97,7 @@ def _combinations(
 def _values(
     kind: type[ExitPolicy], f: Field[Any], known: Known, shares: Sequence[float], only_field: bool
 ) -> list[Any]:
-    """What one field may be, rising."""
+    """The values of one field, rising."""
     field_type = field_types(kind)[f.name]
     types = {field_type, *get_args(field_type)}
     if field_type is bool:

@@ -1,4 +1,4 @@
-"""What a training method is: phases, each saying who is trained, on which terms, and how."""
+"""Training methods as data: phases, each saying who is trained, on which terms, and how."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What early exits gain on the clock."""
+"""The gain of early exits on the clock."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -19,7 +19,7 @@ OTHER_WAYS = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }
-"""What accelerate's environment may ask for and training doesn't know."""
+"""Ways that accelerate's environment may ask for and training doesn't know."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What to lower when memory runs out."""
+"""Advice on what to lower when memory runs out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

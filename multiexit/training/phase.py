@@ -55,7 +55,7 @@ def judged_exits(model: MultiExitModel, phase: Phase) -> list[int]:
 
 
 def counted_terms(model: MultiExitModel, phase: Phase) -> Tensor:
-    """Which terms count at any time of the phase, bool [M, M]."""
+    """The terms that count at any time of the phase, bool [M, M]."""
     teaches_MM = topology.resolve(phase.topology, model.num_exits)
     turns = factors(phase, teaches_MM, 1.0, [1.0] * model.num_exits)
     return torch.stack([(A_MM != 0).cpu() for A_MM in turns]).any(0)

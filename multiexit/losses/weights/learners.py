@@ -20,7 +20,7 @@ from multiexit.losses.weights.parametrisations import PARAMETRIZATIONS, FixedWei
 
 
 class Plan(NamedTuple):
-    """What goes into Ω's gradient at one step of Θ.
+    """The parts of Ω's gradient at one step of Θ.
 
         g = a·∂L_B1(Θ_t) + b·∂L_B1(Θ_t+1) + c·∂L_B2(Θ_t+1) + h·d outer_B2(Θ_t+1(Ω)) / dΩ
 

@@ -31,7 +31,7 @@ class LossWeights(nn.Module, ABC):
         """The weights [M, M]; what they hold where no term counts has no effect."""
 
     def penalty(self, A_MM: Tensor) -> Tensor:
-        """What Ω pays for itself, a scalar; 0 unless a parametrisation says otherwise.
+        """The price that Ω pays for itself, a scalar; 0 unless overridden.
 
         Args:
             A_MM: the factors of the terms [M, M]; 0 where no term counts.

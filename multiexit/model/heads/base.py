@@ -1,4 +1,4 @@
-"""What an exit head is: from a stage's feature to logits.
+"""The kinds of exit heads, from a stage's feature to logits.
 
 Letters: B batch rows, T tokens, D a vector's width, K classes.
 """
@@ -17,7 +17,7 @@ Factory = Callable[[Shape, int], nn.Module]
 """A head of the user's own: `(feature shape without the batch, K) -> module`."""
 
 Memory = dict[str, Tensor]
-"""What heads leave for the heads behind them: batch-first tensors by name, at first none.
+"""Left by heads for the heads behind them: batch-first tensors by name, at first none.
 `"certainty"` [B] is how sure an exit is of being right, for policies that go by that."""
 
 

@@ -1,4 +1,4 @@
-"""Which attention heads a network can do without.
+"""The importance of attention heads, and which a network can do without.
 
 Letters: B batch rows, T tokens, A heads, d width of a head.
 """

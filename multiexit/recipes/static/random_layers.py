@@ -1,4 +1,4 @@
-"""What backbones need that run other layers in training than afterwards."""
+"""Helpers of backbones that run other layers in training than afterwards."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ def adopt(outer: nn.Module, inner: TransformerBackbone) -> None:
 
 
 def facts(inner: TransformerBackbone) -> dict:
-    """What `Backbone.__init__` wants to know, as the inner one has it."""
+    """The arguments of `Backbone.__init__`, as the inner one has them."""
     return {
         "feature_shapes": inner.feature_shapes,
         "head": inner.head,

@@ -1,4 +1,4 @@
-"""What `MultiExitModel.decide` does at an exit, as ONNX graphs from named tensors to named tensors.
+"""ONNX graphs of `MultiExitModel.decide` at each exit, from named tensors to named tensors.
 
 Names: the model's own inputs before the first exit; behind it `carry.…`, `memory.…` and
 `state.…`, as they lie in these dicts; `policy.…` for the policy's numbers.
@@ -22,7 +22,7 @@ from multiexit.serving.onnx.tracing import ANY, trace
 from multiexit.serving.onnx.trees import Tree, filled, flat, form
 
 ROW_OUTPUTS = ("logits", "answer", "stop")
-"""What a graph says of its rows; its other outputs are for the graphs behind it."""
+"""A graph's outputs about its rows; its others are for the graphs behind it."""
 
 
 class GraphFile(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a model takes: described for whoever runs its graphs, and drawn at random for checks.
+"""A model's inputs: described for whoever runs its graphs, and drawn at random for checks.
 
 Letters: B batch rows, T tokens.
 """
@@ -18,7 +18,7 @@ TYPES = {torch.int64: "int64", torch.int32: "int32", torch.float32: "float32", t
 
 
 class Inputs(NamedTuple):
-    """What a model takes.
+    """A model's inputs.
 
     Args:
         example: one batch, by name.
@@ -80,9 +80,12 @@ class Inputs(NamedTuple):
 def inputs_of(
     model: MultiExitModel, batch: Mapping[str, Tensor] | None = None, tokenizer: Any = None
 ) -> Inputs:
-    """What a model takes: a batch of the user's, or the backbone's own example.
+    """Find a model's inputs: from a batch of the user's, or from the backbone's own example.
 
-    A tokenizer says which of the example's inputs it makes.
+    Args:
+        model: whose backbone gives the example.
+        batch: inputs by name, or None.
+        tokenizer: says which of the example's inputs it makes.
 
     Raises:
         ValueError: a batch that is no dict of tensors with a row per row.

@@ -78,7 +78,7 @@ def as_tensors(numbers: Knobs) -> list[Tensor]:
 
 
 def input_name(field: str) -> str:
-    """What the input of a field is called."""
+    """The name of a field's input."""
     return f"policy.{field}"
 
 

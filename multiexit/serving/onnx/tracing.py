@@ -20,7 +20,7 @@ def trace(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> torch.onnx.ONNXProgram:
-    """What a module with `forward(*tensors)` computes.
+    """Trace what a module with `forward(*tensors)` computes.
 
     Args:
         module: is put into evaluation mode for the while.

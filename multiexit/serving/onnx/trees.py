@@ -9,7 +9,7 @@ Tree = dict[str, Any]
 
 
 class Place(NamedTuple):
-    """Where a tensor goes in a nested dict."""
+    """The place of a tensor in a nested dict."""
 
     name: str
 

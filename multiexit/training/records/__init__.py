@@ -1,1 +1,1 @@
-"""What a run keeps in its folder: checkpoints, its history, what it was made from, its model."""
+"""The records of a run, in its folder: checkpoints, its history, its inputs, its model."""

@@ -1,4 +1,4 @@
-"""Which run a checkpoint belongs to: only the same one may go on from it."""
+"""The identity of a run: only the same one may go on from a checkpoint."""
 
 import reprlib
 import warnings
@@ -22,7 +22,7 @@ VERSIONS = {"multiexit", "code of multiexit", "torch", "transformers"}
 """Those on which a run's numbers depend."""
 
 ORIGIN = {"_name_or_path", "transformers_version"}
-"""What a backbone's description says of where its settings came from."""
+"""Entries of a backbone's description that say where its settings came from."""
 
 
 def _check_tensor(key: str, value: Any) -> None:
@@ -73,7 +73,7 @@ def check_state(key: str, state: Any) -> None:
 
 
 LENGTH = {"config epochs", "config max_steps"}
-"""What rates and curricula follow, so that a longer run is another one from its first step on."""
+"""Settings that rates and curricula follow: a longer run is another one from its first step on."""
 
 PATIENCE = "config early_stopping"
 
@@ -83,11 +83,11 @@ LISTED = ("divergence", "epochs", "lr", "train", "extra", "branch", "surgery", "
 WRITTEN = {"None": None, **{repr(name): name for name in TRAIN}}
 
 FIXED = ("model exits", "model shapes", "config optimizer", "recipe phases")
-"""What a checkpoint can't be put into if it differs, not even by force."""
+"""Entries that must be the same for a checkpoint to fit, even by force."""
 
 
 def identity(run: dict[str, Any]) -> dict[str, Any]:
-    """Of what `provenance.describe` says of a run, by name, what must be the same to go on."""
+    """The entries of `provenance.describe` that must be the same to go on, by name."""
     compared = {
         **{k: run[k] for k in ("recipe", "data", "backbone", "model", "processes")},
         "config": {k: v for k, v in run["config"].items() if k not in FREE},

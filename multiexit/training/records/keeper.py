@@ -1,4 +1,4 @@
-"""What a run keeps in its folder: what it was made from, checkpoints, its history, its model."""
+"""Keeps a run's records in its folder: its inputs, checkpoints, its history, its model."""
 
 import sys
 import warnings

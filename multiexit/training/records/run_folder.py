@@ -30,7 +30,7 @@ MODEL = "model"
 HISTORY = "history.json"
 LOCK = ".lock"
 RUN_FILES = (checkpoint.FOLDER, MODEL, HISTORY, provenance.NAME, "results.json", "results.png")
-"""What a run leaves behind, and `overwrite` clears away."""
+"""The files that a run leaves behind, which `overwrite` clears away."""
 
 _holders: dict[str, int] = {}  # by folder, since a lock doesn't refuse its own process
 _guard = threading.Lock()

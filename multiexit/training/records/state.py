@@ -1,4 +1,4 @@
-"""Where a run is and what it has so far: what a checkpoint holds, and how it is put back."""
+"""The state of a run: what a checkpoint holds, and how it is put back."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from multiexit.training.unread import UnreadLosses
 
 @dataclass
 class Position:
-    """Where a run is.
+    """The place that a run has reached.
 
     Args:
         phase, epoch: the running ones.
@@ -38,7 +38,7 @@ class Position:
 
 @dataclass
 class State:
-    """What moves during a run, beside its stepper.
+    """The moving parts of a run, beside its stepper.
 
     Args:
         saved: a checkpoint's state that is still to be put back, into its phase's stepper.

@@ -186,7 +186,7 @@ def _optuna() -> Any:
 
 
 def _slots(space: Space, sampler: str, trials: int | None, seed: int) -> list[Setting]:
-    """What is fixed of each trial: all of it for a grid, nothing for a sampler."""
+    """The part of each trial that is fixed: all of it for a grid, nothing for a sampler."""
     if sampler not in SAMPLERS:
         raise unknown("sampler", sampler, SAMPLERS)
     if not space:
@@ -201,7 +201,7 @@ def _slots(space: Space, sampler: str, trials: int | None, seed: int) -> list[Se
 
 
 def _storage_errors() -> tuple[type[Exception], ...]:
-    """What is raised where a database fails."""
+    """The errors of a database that fails."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -209,7 +209,7 @@ def _storage_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: BaseException) -> str:
-    """What a database itself said."""
+    """The database's own words."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).splitlines()[0]

@@ -69,7 +69,7 @@ class Range:
 
 
 Space = Mapping[str, Choices | Range]
-"""What may be chosen, by name."""
+"""The values that may be chosen, by name."""
 
 
 def grid(space: Space) -> list[Setting]:

@@ -289,7 +289,7 @@ def test_bad_command_lines_are_refused_shortly_and_leave_nothing(folder, tmp_pat
         raise Began
 
     for work in (
-        *("training.trainer.Trainer.fit", "training.search.queue._fill"),
+        *("training.trainer.Trainer.fit", "training.search.queue._fill_queue"),
         *("cli.reporting.report_on", "cli.reporting.demo", "cli.calibrating.collect"),
         *("serving.profiling.profile", "serving.onnx.export"),
     ):

@@ -17,7 +17,6 @@ from multiexit.names import unknown
 from multiexit.recipes import RECIPES, Recipe
 from multiexit.training import experiment
 from multiexit.training.config import TrainConfig
-from multiexit.training.search import crossval
 from multiexit.training.search.queue import Judge
 from multiexit.training.search.space import Choices, Setting, Space
 
@@ -51,7 +50,7 @@ def paper_grid(recipe: str, task: str) -> Space:
     phases = experiment.recipe_for(recipe, task, {}).phases
     lacking = set() if any(phase.learner.learns for phase in phases) else {"omega_lr"}
     lacking |= {"option.cycle"} - set(options_of(recipe))
-    return {name: values for name, values in crossval.SEARCHED.items() if name not in lacking}
+    return {name: values for name, values in SEARCHED.items() if name not in lacking}
 
 
 def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
@@ -65,10 +64,10 @@ def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
     Raises:
         ValueError: it names the value, or lists the names there are.
     """
-    known = [*FIELDS, *options_of(recipe)]
+    names = [*FIELDS, *options_of(recipe)]
     for name, dimension in space.items():
-        if name not in known:
-            raise unknown(f"setting of {recipe!r} called", name, known)
+        if name not in names:
+            raise unknown(f"setting of {recipe!r} called", name, names)
         ends = (
             dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
         )
@@ -84,24 +83,24 @@ def check(space: Space, recipe: str, task: str, config: TrainConfig) -> None:
     check_effect(recipe, task, config, **dict.fromkeys(space, True))
 
 
-def check_effect(recipe: str, task: str, config: TrainConfig, **given: Any) -> None:
+def check_effect(recipe: str, task: str, config: TrainConfig, **settings: Any) -> None:
     """Refuse settings that have no effect: with a recipe that has no such part, or beside others.
 
     Args:
         recipe, task: their names.
         config: of the run.
-        given: what was given, by name; None is what wasn't.
+        settings: those given, by name; None is what wasn't.
 
     Raises:
         ValueError: with the setting, and why.
     """
-    if given.get("omega_lr") is not None:
+    if settings.get("omega_lr") is not None:
         phases = experiment.recipe_for(recipe, task, {}).phases
         if not any(phase.learner.learns for phase in phases):
             raise ValueError(
                 f"omega_lr: {recipe!r} learns no weights of its loss terms: leave it out"
             )
-    if given.get("epochs") is not None and config.max_steps is not None:
+    if settings.get("epochs") is not None and config.max_steps is not None:
         raise ValueError("epochs and max_steps both say how long: give one")
 
 
@@ -125,10 +124,10 @@ def apply(
     Raises:
         ValueError: a value that the recipe or the configuration refuses.
     """
-    chosen, fields = split(setting)
+    searched, fields = split(setting)
     if fields.get("clip") == 0:  # as on the command line
         fields["clip"] = None
-    return experiment.recipe_for(recipe, task, {**options, **chosen}), replace(config, **fields)
+    return experiment.recipe_for(recipe, task, {**options, **searched}), replace(config, **fields)
 
 
 def judge(
@@ -138,7 +137,7 @@ def judge(
     config: TrainConfig,
     folds: int,
     backbone: str | None = None,
-    **how: Any,
+    **train_options: Any,
 ) -> Judge:
     """A function that trains as `train` would on the rest of a fold, and scores the fold.
 
@@ -151,16 +150,16 @@ def judge(
         config: with `output=None`.
         folds: how many, see `multiexit.data.splits.fold`.
         backbone: a name, see `multiexit.training.experiment.backbone_for`.
-        how: exits, head, pool and validation, see `multiexit.training.experiment.train`.
+        train_options: exits, head, pool and validation, see `multiexit.training.experiment.train`.
     """
 
     def scored(setting: Setting, index: int) -> float:
-        made, changed = apply(setting, recipe, task.name, options, config)
-        rest, held = fold(task.train, index, folds, config.seed)
-        inside = replace(task, train=rest, sets={})
-        start = experiment.backbone_for(inside, backbone, seed=config.seed)
-        model, _ = experiment.train(inside, start, made, changed, **how)
-        scores = exit_scores(collect(model, held, task.metric, keys=False))
+        tried, settings = apply(setting, recipe, task.name, options, config)
+        rest, held_out = fold(task.train, index, folds, config.seed)
+        fold_task = replace(task, train=rest, sets={})
+        network = experiment.backbone_for(fold_task, backbone, seed=config.seed)
+        model, _ = experiment.train(fold_task, network, tried, settings, **train_options)
+        scores = exit_scores(collect(model, held_out, task.metric, keys=False))
         return statistics.fmean(row["score"] for row in scores)
 
     return scored

@@ -124,7 +124,7 @@ def tune(
         >>> tuning.best.setting
         {'lr': 0.1}
     """
-    optuna = _optuna()
+    optuna = _import_optuna()
     slots = _slots(space, sampler, trials, seed)
     if folds < 1:
         raise ValueError(f"folds must be a whole number from 1, got {folds}")
@@ -133,17 +133,17 @@ def tune(
     _check_file(url)
     if storage is None:
         output.mkdir(parents=True, exist_ok=True)
-    study = _open(url, output.resolve().name)
-    own = {"space": repr(dict(space)), "folds": folds, "sampler": sampler, "seed": seed}
-    _same_search(study, {**own, **(about or {})})
+    study = _open_study(url, output.resolve().name)
+    search = {"space": repr(dict(space)), "folds": folds, "sampler": sampler, "seed": seed}
+    _check_same_search(study, {**search, **(about or {})})
     output.mkdir(parents=True, exist_ok=True)
 
     def objective(trial: Any) -> float:
         slot = trial.user_attrs.get("slot")
-        if slot is None or any(t.number < trial.number for t in _live(study, slot)):
+        if slot is None or any(t.number < trial.number for t in _live_trials(study, slot)):
             raise _Surplus
         study.sampler = _sampler(sampler, seed, slot)
-        setting = {name: _suggest(trial, name, values) for name, values in space.items()}
+        setting = {name: _drawn_value(trial, name, values) for name, values in space.items()}
         scores = list(trial.user_attrs["folds"])
         try:
             for fold in range(len(scores), folds):
@@ -158,7 +158,7 @@ def tune(
 
     while True:
         try:
-            _fill(study, slots)
+            _fill_queue(study, slots)
             states = {trial.state for trial in _tuning(study).trials}
             if "waiting" in states:
                 study.optimize(objective, n_trials=1, catch=(_Surplus,))
@@ -169,14 +169,14 @@ def tune(
             else:
                 return _tuning(study)
         except _storage_errors() as error:
-            raise OSError(f"the database of the search: {_reason(error)}") from error
+            raise OSError(f"the database of the search: {_database_reason(error)}") from error
 
 
 class _Surplus(Exception):
     """A trial too many: two processes filled or emptied the queue at once."""
 
 
-def _optuna() -> Any:
+def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
@@ -208,7 +208,7 @@ def _storage_errors() -> tuple[type[Exception], ...]:
     return StorageInternalError, SQLAlchemyError
 
 
-def _reason(error: BaseException) -> str:
+def _database_reason(error: BaseException) -> str:
     """The database's own words."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -235,7 +235,7 @@ def _check_file(url: str) -> None:
         )
 
 
-def _open(url: str, name: str) -> Any:
+def _open_study(url: str, name: str) -> Any:
     """The study of this name; several processes may make it at once."""
     import optuna
     from sqlalchemy.exc import ArgumentError
@@ -245,56 +245,58 @@ def _open(url: str, name: str) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                kept = optuna.storages.RDBStorage(
+                database = optuna.storages.RDBStorage(
                     url, waits, heartbeat_interval=HEARTBEAT, grace_period=GRACE
                 )
             if waits is not None:
-                _one_at_a_time(kept.engine)
+                _lock_at_begin(database.engine)
             return optuna.create_study(
-                storage=kept, study_name=name, direction="maximize", load_if_exists=True
+                storage=database, study_name=name, direction="maximize", load_if_exists=True
             )
         except (ArgumentError, ImportError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"the database of the search can't be opened: {reason}") from error
         except _storage_errors() as error:  # tables that another process just made
             if attempt == 4:
-                reason = _reason(error)
+                reason = _database_reason(error)
                 raise ValueError(f"the database of the search can't be opened: {reason}") from error
             time.sleep(0.2 * (attempt + 1))
 
 
-def _one_at_a_time(engine: Any) -> None:
+def _lock_at_begin(engine: Any) -> None:
     """SQLite's transactions take the lock when they begin; else two processes take one trial."""
     from sqlalchemy import event
 
     engine.dispose()  # connections that began otherwise
-    event.listen(engine, "connect", lambda made, _: setattr(made, "isolation_level", None))
-    event.listen(engine, "begin", lambda made: made.exec_driver_sql("BEGIN IMMEDIATE"))
+    event.listen(engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
+    event.listen(engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN IMMEDIATE"))
 
 
-def _same_search(study: Any, search: dict[str, Any]) -> None:
-    here = json.loads(json.dumps(search))
-    there = study.user_attrs.get("search")
+def _check_same_search(study: Any, search: dict[str, Any]) -> None:
+    current = json.loads(json.dumps(search))
+    stored = study.user_attrs.get("search")
     begun = study.user_attrs or study.get_trials(deepcopy=False)
-    foreign = [d.name for d in study.directions] != ["MAXIMIZE"] or (there is None and begun)
-    if foreign or not isinstance(there, dict | None):
+    foreign = [d.name for d in study.directions] != ["MAXIMIZE"] or (stored is None and begun)
+    if foreign or not isinstance(stored, dict | None):
         raise ValueError(
             f"the study {study.study_name!r} is of another program: take another output folder or "
             "storage"
         )
-    if there is None:
-        study.set_user_attr("search", here)
+    if stored is None:
+        study.set_user_attr("search", current)
         return
-    differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    differing = [key for key in {**stored, **current} if stored.get(key) != current.get(key)]
     if differing:
         raise ValueError(
             f"the study {study.study_name!r} is of another search; it differs in "
-            + ", ".join(f"{k} ({there.get(k)!r} there, {here.get(k)!r} here)" for k in differing)
+            + ", ".join(
+                f"{k} ({stored.get(k)!r} there, {current.get(k)!r} here)" for k in differing
+            )
             + ": take another output folder"
         )
 
 
-def _fill(study: Any, slots: list[Setting]) -> None:
+def _fill_queue(study: Any, slots: list[Setting]) -> None:
     """Every slot gets a trial, and a new one where the last was cut off."""
     import optuna
 
@@ -312,7 +314,7 @@ def _fill(study: Any, slots: list[Setting]) -> None:
             study.enqueue_trial(fixed, {"slot": slot, "folds": scores})
 
 
-def _live(study: Any, slot: int) -> list[Any]:
+def _live_trials(study: Any, slot: int) -> list[Any]:
     """The trials of a slot that were not cut off."""
     every = study.get_trials(deepcopy=False)
     return [t for t in every if t.user_attrs.get("slot") == slot and t.state.name != "FAIL"]
@@ -322,11 +324,11 @@ def _sampler(name: str, seed: int, slot: int) -> Any:
     import optuna
 
     drawn = random.Random(f"{seed} {slot}").getrandbits(32)
-    made = optuna.samplers.TPESampler if name == "tpe" else optuna.samplers.RandomSampler
-    return made(seed=drawn)
+    sampler_class = optuna.samplers.TPESampler if name == "tpe" else optuna.samplers.RandomSampler
+    return sampler_class(seed=drawn)
 
 
-def _suggest(trial: Any, name: str, dimension: Choices | Range) -> Any:
+def _drawn_value(trial: Any, name: str, dimension: Choices | Range) -> Any:
     if isinstance(dimension, Choices):
         return trial.suggest_categorical(name, dimension.values)
     suggest = trial.suggest_int if dimension.whole else trial.suggest_float

@@ -36,7 +36,7 @@ def save_folder(
         tokenizer: saved beside them.
 
     Raises:
-        ValueError: settings that `multiexit.model.settings.read` would refuse.
+        ValueError: settings that `multiexit.model.settings.read_settings` would refuse.
         OSError: the folder can't be written.
     """
     text = settings_text(settings)

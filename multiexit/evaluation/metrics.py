@@ -246,7 +246,7 @@ def label(metric: str) -> str:
 
     Example:
         >>> import multiexit as mx
-        >>> mx.report.label("accuracy"), mx.report.label("mine")
+        >>> mx.metrics.label("accuracy"), mx.metrics.label("mine")
         ('accuracy (%)', 'mine (%)')
     """
     return LABELS.get(metric, f"{metric} (%)")

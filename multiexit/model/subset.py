@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from multiexit.model.heads import CertainHead, ChainedHead
+from multiexit.model.heads import ChainedHead
 from multiexit.model.model import MultiExitModel
-from multiexit.policies import ExitPolicy, FixedExit, per_exit
+from multiexit.policies import ExitPolicy
 
 
 def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
@@ -41,8 +41,8 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
         or not 0 <= indices[0] <= indices[-1] < model.num_exits
     ):
         raise ValueError(f"exits to keep must rise within 0..{model.num_exits - 1}; got {indices}")
-    chained = next((h for h in model.heads if isinstance(h, ChainedHead)), None)
-    if chained is not None and not isinstance(chained, CertainHead):
+    readers = (h for h in model.heads if isinstance(h, ChainedHead) and h.reads_earlier)
+    if (chained := next(readers, None)) is not None:
         raise ValueError(
             f"a {type(chained).__name__} reads what all earlier heads left; exits can't be taken "
             "from under it: train with the exits you want"
@@ -63,10 +63,9 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
 
 def _subset_policy(policy: ExitPolicy | None, indices: list[int]) -> ExitPolicy | None:
     """A model's policy with fewer exits; none, with a warning, where it would mean another."""
-    if isinstance(policy, FixedExit) and policy.exit in indices:
-        return FixedExit(indices.index(policy.exit))
-    if policy is None or not (per_exit(policy) or isinstance(policy, FixedExit)):
-        return policy
+    same = None if policy is None else policy.with_exits(indices)
+    if policy is None or same is not None:
+        return same
     warnings.warn(
         f"the policy {policy} is of exits that aren't all kept: the model with exits {indices} has "
         "none; set its policy, or calibrate it again",

@@ -8,6 +8,7 @@ Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entrop
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -82,6 +83,18 @@ class ExitPolicy(ABC):
         Asked after `step`, but at the last exit without one.
         """
         return logits_BC
+
+    def with_exits(self, exits: Sequence[int]) -> Self | None:
+        """Make the same policy for a model that keeps these of its exits alone.
+
+        Args:
+            exits: indices of the exits that stay, rising.
+
+        Returns:
+            The policy itself, unless overridden; None where it would mean another one, as with a
+            number per exit.
+        """
+        return None if per_exit(self) else self
 
     def with_certificate(self, certificate: Certificate) -> Self:
         """Make the same policy with this certificate, which is saved and loaded with it."""

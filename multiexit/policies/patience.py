@@ -4,6 +4,7 @@ Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entrop
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,3 +136,6 @@ class FixedExit(ExitPolicy):
 
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
         return {"index": state["index"] + 1}, state["index"] >= self.exit
+
+    def with_exits(self, exits: Sequence[int]) -> "FixedExit | None":
+        return FixedExit(exits.index(self.exit)) if self.exit in exits else None

@@ -9,7 +9,6 @@ the training set into halves at each epoch, D1 for Θ and D2: an epoch is one pa
 """
 
 from dataclasses import replace
-from typing import Literal
 
 from torch import Tensor
 
@@ -21,6 +20,8 @@ from multiexit.losses.weights.learners import Learner
 from multiexit.policies import Patience
 from multiexit.recipes.base import Phase, Recipe
 
+PAPER = "Zhu, LeeBERT: Learned Early Exit for BERT with Cross-Level Optimization"
+
 
 def leebert(
     temperature: float = 1.0,
@@ -30,7 +31,7 @@ def leebert(
     divergence: Divergence = "ce",
     in_cycle: bool = True,
     rho: float | None = None,
-    parametrization: Literal["softmax", "raw", "uncertainty"] = "softmax",
+    parametrization: str = "softmax",
     fresh: bool = True,
 ) -> Recipe:
     """Every exit learns from every other; the weights are learned by CLO-v2 (LeeBERT, section 3).
@@ -68,7 +69,7 @@ def leebert(
     )
     return Recipe(
         name="leebert",
-        paper="Zhu, LeeBERT: Learned Early Exit for BERT with Cross-Level Optimization",
+        paper=PAPER,
         section="3",
         year=2021,
         summary="all exits teach all, weights by CLO-v2",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from multiexit import policies, recipes
+from multiexit import recipes
 from multiexit.backbones import Backbone, wrap
 from multiexit.data import glue, tasks
 from multiexit.data.sources import canonical
@@ -16,6 +16,7 @@ from multiexit.evaluation.history import History
 from multiexit.model.model import MultiExitModel
 from multiexit.model.placement import Exits
 from multiexit.recipes import Recipe
+from multiexit.recipes.leebert import PAPER
 from multiexit.training import presets
 from multiexit.training.config import TrainConfig
 from multiexit.training.trainer import Trainer
@@ -24,8 +25,8 @@ from multiexit.training.trainer import Trainer
 def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
     """Make a recipe with a task's own defaults.
 
-    LeeBERT and its variants: τ = 4 for images, Table 3's cycle length for GLUE. Patience on
-    regression: answers closer than 0.5 count as equal.
+    LeeBERT and its variants: τ = 4 for images, Table 3's cycle length for GLUE. A policy with a
+    tolerance on regression: answers closer than 0.5 count as equal.
 
     Args:
         name: of the recipe.
@@ -37,17 +38,19 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
     """
     if name not in recipes.RECIPES:
         return recipes.recipe(name)  # says which there are
-    defaults: dict[str, Any] = {}
-    if name.startswith(("leebert", "fastbert-clo")):  # whose paper these are
+    recipe = recipes.recipe(name, **options)
+    if recipe.paper == PAPER:
+        defaults: dict[str, Any] = {}
         options_of = inspect.signature(recipes.RECIPES[name]).parameters
         if tasks.modality(task) == "image":
             defaults["temperature"] = 4.0
         if "cycle" in options_of and canonical(task) in presets.TABLE_3:
             defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
-    recipe = recipes.recipe(name, **{**defaults, **options})
-    patient = isinstance(recipe.policy, policies.Patience) and recipe.policy.tolerance is None
-    if patient and tasks.modality(task) == "text" and glue.find_task(task).num_classes == 1:
-        recipe = replace(recipe, policy=replace(recipe.policy, tolerance=0.5))
+        recipe = recipes.recipe(name, **{**defaults, **options})
+    policy: Any = recipe.policy
+    intolerant = getattr(policy, "tolerance", 0) is None
+    if intolerant and tasks.modality(task) == "text" and glue.find_task(task).num_classes == 1:
+        recipe = replace(recipe, policy=replace(policy, tolerance=0.5))
     return recipe
 
 

@@ -10,7 +10,7 @@ Equations, algorithms and sections without another name are those of Zhu, "LeeBE
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Learner(ABC):
     """How Ω is learned beside Θ. Subclass it, answer `plan`, and it works in any recipe.
 
     Args:
-        parametrization: `"softmax"`, `"raw"` or `"uncertainty"`.
+        parametrization: a name of `multiexit.weights.PARAMETRIZATIONS`.
 
     Raises:
         ValueError: another parametrisation.
@@ -78,7 +78,7 @@ class Learner(ABC):
     looks_back: ClassVar[bool] = False
     """Whether its plans ask for hypergradients."""
 
-    parametrization: Literal["softmax", "raw", "uncertainty"] = "softmax"
+    parametrization: str = "softmax"
 
     def __post_init__(self) -> None:
         if self.parametrization not in PARAMETRIZATIONS:

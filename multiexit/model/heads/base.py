@@ -5,7 +5,7 @@ Letters: B batch rows, T tokens, D a vector's width, K classes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -68,6 +68,9 @@ class ChainedHead(nn.Module, ABC):
         >>> mx.heads.ask(Summed((8,), 3), torch.rand(2, 8), None, {})[1]["logits"].shape
         torch.Size([2, 3])
     """
+
+    reads_earlier: ClassVar[bool] = True
+    """Whether it reads what earlier heads left, so that these can't be taken out."""
 
     @abstractmethod
     def forward(

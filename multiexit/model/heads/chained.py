@@ -4,6 +4,7 @@ Letters: B batch rows, D width of what a head's last layer reads, K classes.
 """
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class CertainHead(ChainedHead):
         >>> memory["certainty"].shape
         torch.Size([2])
     """
+
+    reads_earlier: ClassVar[bool] = False
 
     def __init__(self, base: VectorHead, gate: nn.Linear):
         super().__init__()

@@ -132,7 +132,11 @@ def results_page(folder: str | Path) -> str:
 
 
 def nearest(speedups: Sequence[float], speedup: float = 2.0) -> int:
-    """The index of the speed-up that is nearest to another: results are compared at 2×."""
+    """The index of the speed-up that is nearest to another: results are compared at 2×.
+
+    >>> nearest([1.0, 1.8, 3.0])
+    1
+    """
     return min(range(len(speedups)), key=lambda index: abs(speedups[index] - speedup))
 
 

@@ -117,7 +117,18 @@ class Engine:
 
     @torch.inference_mode()
     def predict(self, *args: Any, **inputs: Any) -> Prediction:
-        """Answer one batch; see `MultiExitModel.predict`."""
+        """Answer one batch, as `MultiExitModel.predict` does.
+
+        Args:
+            args, inputs: what the model takes, by place and by name.
+
+        Returns:
+            The rows' logits [B, C] and exits [B], in the order that the rows came in.
+
+        Raises:
+            ValueError: what `MultiExitModel.predict` raises; a model that has changed since a copy
+                of it was made.
+        """
         self._check_ready()
         rows = exit_loop.num_rows(args, inputs)
         answer = exit_loop.empty_prediction(

@@ -36,46 +36,46 @@ ASIDE = {
 """What goes with a target: the default, and with which."""
 
 
-def complete(wanted: dict[str, Any], share: float) -> dict[str, Any]:
+def complete(target: dict[str, Any], share: float) -> dict[str, Any]:
     """A target as it was typed, with defaults for what goes with it.
 
     Args:
-        wanted: as for `run`, None for what wasn't given.
+        target: as for `run`, None for what wasn't given.
         share: of the rows.
 
     Raises:
         ValueError: no target or several, a number that none can have, or something that has no
             effect beside the target.
     """
-    given = {name for name, value in wanted.items() if value is not None}
-    targets = [name for name in ("budget", *TARGETS) if name in given]
+    names = {name for name, value in target.items() if value is not None}
+    targets = [name for name in ("budget", *TARGETS) if name in names]
     if len(targets) != 1:
         raise ValueError(
             f"calibrate has one target: give one of {', '.join((*TARGETS, 'budget'))}; got "
             + (" and ".join(targets) or "none")
         )
-    used = {
+    effective = {
         "by": targets[0] in ("speedup", "score"),
-        "batch_size": targets[0] == "milliseconds" or wanted["by"] == "time",
+        "batch_size": targets[0] == "milliseconds" or target["by"] == "time",
         "confidence": targets[0] == "risk",
         "loss": targets[0] == "risk",
     }
-    for name, has_effect in used.items():
-        if name in given and not has_effect:
+    for name, has_effect in effective.items():
+        if name in names and not has_effect:
             raise ValueError(
                 f"{name} goes with {ASIDE[name][1]}, and has no effect beside {targets[0]}: "
                 "leave it out"
             )
     defaults = {name: default for name, (default, _) in ASIDE.items()}
-    filled: dict[str, Any] = {n: defaults.get(n) if v is None else v for n, v in wanted.items()}
-    if wanted["score"] is not None and not 0 <= wanted["score"] <= 1:
-        raise ValueError(f"score is a share, in 0..1, got {wanted['score']}")
+    filled: dict[str, Any] = {n: defaults.get(n) if v is None else v for n, v in target.items()}
+    if target["score"] is not None and not 0 <= target["score"] <= 1:
+        raise ValueError(f"score is a share, in 0..1, got {target['score']}")
     if not 0 < share < 1:
         raise ValueError(f"share must be in (0, 1), got {share}")
-    if wanted["milliseconds"] is not None and not wanted["milliseconds"] > 0:
-        raise ValueError(f"milliseconds must be above 0, got {wanted['milliseconds']}")
-    if wanted["budget"] is not None:
-        Budget(wanted["budget"])
+    if target["milliseconds"] is not None and not target["milliseconds"] > 0:
+        raise ValueError(f"milliseconds must be above 0, got {target['milliseconds']}")
+    if target["budget"] is not None:
+        Budget(target["budget"])
     elif targets[0] != "milliseconds" and filled["by"] != "time":  # these need the model's table
         Target(**{name: value for name, value in filled.items() if name != "budget"})
     return filled
@@ -86,7 +86,7 @@ def run(
     folder: Path,
     task: TaskData,
     policy: type[ExitPolicy] | ExitPolicy,
-    wanted: dict[str, Any],
+    target: dict[str, Any],
     share: float = 0.5,
     seed: int = 0,
     temperatures: bool = False,
@@ -101,7 +101,7 @@ def run(
             are fitted, are saved there anew.
         task: whose first set is used.
         policy: as for `multiexit.calibrate`.
-        wanted: one target as for `multiexit.calibrate`, or `budget`, as for `multiexit.budgeted`.
+        target: one, as for `multiexit.calibrate`, or `budget`, as for `multiexit.budgeted`.
         share, seed: of the draw of rows.
         temperatures: fit them too.
 
@@ -109,23 +109,25 @@ def run(
         ValueError: what can't be had. All that can be known before is refused before the model
             runs; nothing is saved then.
     """
-    choose = _chooser(model, folder, policy, wanted)
+    choose = _policy_chooser(model, folder, policy, target)
     name, rows = next(iter(task.sets.items()))
     used = rows_in_share(len(rows), share)  # type: ignore[arg-type]
     if temperatures and model.num_classes == 1:
         raise ValueError("temperatures are for classes, and this model has one output (regression)")
     calibrating = used - rows_in_share(used, 0.5) if temperatures else used
-    if wanted.get("risk") is not None:
-        guarantee.check_rows(calibrating, wanted["risk"], 1 - wanted["confidence"])
+    if target.get("risk") is not None:
+        guarantee.check_rows(calibrating, target["risk"], 1 - target["confidence"])
     outputs = collect(model, rows, task.metric)
     if temperatures:
         fit_temperatures(model, outputs.split(share, seed)[0].split(0.5, seed)[0])
         outputs = collect(model, rows, task.metric)  # confidences have changed
-    ours, rest = outputs.split(share, seed)
-    chosen = choose(ours.split(0.5, seed)[1] if temperatures else ours)
+    calibration, rest = outputs.split(share, seed)
+    chosen = choose(calibration.split(0.5, seed)[1] if temperatures else calibration)
     certificate = chosen.certificate
-    if certificate is not None and ours.keys_B is not None:  # temperatures' rows were seen too
-        certificate = replace(certificate, keys=tuple(sorted(ours.keys_B.tolist())))
+    if (
+        certificate is not None and calibration.keys_B is not None
+    ):  # temperatures' rows were seen too
+        certificate = replace(certificate, keys=tuple(sorted(calibration.keys_B.tolist())))
         chosen = chosen.with_certificate(certificate)
         rest = rest.without(certificate)
     model.policy = chosen
@@ -134,46 +136,48 @@ def run(
     else:
         save_settings(folder, model.settings(backbone_spec(model.backbone)))
     print(f"{task.name} ({name}): {calibrating} rows calibrate, {len(rest.labels_B)} others judge")
-    print(_said(model, rest, chosen, wanted))
+    print(_report_text(model, rest, chosen, target))
     print(f"\nwritten: {folder / SETTINGS}, with the policy {registry.policy_name(chosen)}")
 
 
-def _chooser(
+def _policy_chooser(
     model: MultiExitModel,
     folder: Path,
     policy: type[ExitPolicy] | ExitPolicy,
-    wanted: dict[str, Any],
+    target: dict[str, Any],
 ) -> Callable[[Outputs], ExitPolicy]:
     """What picks the policy, after all that can be refused before the model runs."""
-    wanted = dict(wanted)
-    budget = wanted.pop("budget", None)
+    target = dict(target)
+    budget = target.pop("budget", None)
     if budget is not None:
         if policy is not MaxProb:
             raise ValueError("a budget sets thresholds of max-prob: leave --policy out")
-        others = [name for name in TARGETS if wanted[name] is not None]
+        others = [name for name in TARGETS if target[name] is not None]
         if others:
             raise ValueError(f"calibrate has one target, got budget and {', '.join(others)}")
         if model.num_classes == 1:
             raise ValueError("a budget goes by confidence, which regression has none of")
         Budget(budget).check(model)
         return lambda outputs: budgeted(outputs, budget)
-    if wanted["milliseconds"] is not None or wanted["by"] == "time":
+    if target["milliseconds"] is not None or target["by"] == "time":
         if model.latency is None:
             raise ValueError(
                 f"{folder} has no latency table, which milliseconds and time need: measure one "
                 f"with `multiexit profile {folder}`"
             )
         check_latency(model, model.num_exits, model.latency)
-        wanted["latency"] = model.latency
-    Target(**wanted)
-    if wanted["risk"] is not None:
+        target["latency"] = model.latency
+    Target(**target)
+    if target["risk"] is not None:
         guarantee.check_classes(model.num_classes)
     settings = policy_settings(policy, model.num_exits, model.num_classes)
     settings[0].init(torch.zeros(1, model.num_classes))  # refuses regression where it can't be had
-    return lambda outputs: calibrate(outputs, policy, **wanted)
+    return lambda outputs: calibrate(outputs, policy, **target)
 
 
-def _said(model: MultiExitModel, rest: Outputs, chosen: ExitPolicy, wanted: dict[str, Any]) -> str:
+def _report_text(
+    model: MultiExitModel, rest: Outputs, chosen: ExitPolicy, target: dict[str, Any]
+) -> str:
     """The policy beside no early exit, and how the bound or the time was kept."""
     row = judge(rest, chosen)
     lines = [report.policy_table([judge(rest, FixedExit(rest.num_exits - 1)), row])]
@@ -185,7 +189,7 @@ def _said(model: MultiExitModel, rest: Outputs, chosen: ExitPolicy, wanted: dict
             f"{100 * certificate.risk:g} % with confidence {certificate.confidence:g}"
         )
     if model.latency is not None:
-        size = wanted["batch_size"]
+        size = target["batch_size"]
         full_ms = model.latency.at(model.latency.full_ms, size)
         lines.append(
             f"a batch of {size}: {mean_ms(row, model.latency, size):.3g} ms, {full_ms:.3g} ms "

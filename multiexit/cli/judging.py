@@ -27,22 +27,22 @@ def evaluate(
     from multiexit.evaluation import grids
     from multiexit.policies import check, parse
 
-    named = [parse(text) for text in policy or []]
+    named_policies = [parse(text) for text in policy or []]
     if output is not None:
         typed.folder("--output", output)
     loaded, data = typed.load(model, task, data_dir)
-    for chosen in named:
-        check(chosen, loaded.num_exits, loaded.num_classes)
-    own = None if named else loaded.policy
+    for named_policy in named_policies:
+        check(named_policy, loaded.num_exits, loaded.num_classes)
+    model_policy = None if named_policies else loaded.policy
     folder = output or model.parent / "evaluation"
     reporting.report_on(
         loaded,
         data,
         folder,
-        lambda outputs: named or grids.default_policies(outputs, own),
+        lambda outputs: named_policies or grids.default_policies(outputs, model_policy),
         title=data.name,
         time_batch=time_batch,
-        certificate=None if own is None else own.certificate,
+        certificate=None if model_policy is None else model_policy.certificate,
         command=typed_command(),
     )
 
@@ -129,7 +129,7 @@ def calibrate(
     """
     from multiexit.cli import calibrating
 
-    wanted = {
+    target = {
         "speedup": speedup,
         "score": score,
         "milliseconds": milliseconds,
@@ -141,9 +141,9 @@ def calibrate(
         "loss": loss,
     }
     kind = calibrating.named(policy)
-    wanted = calibrating.complete(wanted, share)
+    target = calibrating.complete(target, share)
     loaded, data = typed.load(model, task, data_dir)
-    calibrating.run(loaded, model, data, kind, wanted, share, seed, temperatures)
+    calibrating.run(loaded, model, data, kind, target, share, seed, temperatures)
 
 
 def profile(
@@ -161,7 +161,7 @@ def profile(
     from multiexit import MultiExitModel
     from multiexit.evaluation import report
     from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
-    from multiexit.serving.profiling import profile as measure_latency
+    from multiexit.serving import profiling
 
     sizes = typed.whole_numbers("--batch-sizes", batch_sizes)
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
@@ -173,7 +173,7 @@ def profile(
         if tokens > most:
             raise ValueError(f"--tokens {tokens}: a row of the example has {most} at most")
         inputs = {name: value[:, :tokens] for name, value in inputs.items()}
-    loaded.latency = measure_latency(loaded, inputs=inputs, batch_sizes=sizes, repeats=repeats)
+    loaded.latency = profiling.profile(loaded, inputs=inputs, batch_sizes=sizes, repeats=repeats)
     save_settings(model, loaded.settings(backbone_spec(loaded.backbone)))
     print(report.latency_table(loaded.latency))
     print(f"\nwritten: {model / SETTINGS} ({loaded.latency.machine})")

@@ -46,12 +46,13 @@ def report_on(
     """
     for name, rows in task.sets.items():
         outputs = collect(model, rows, task.metric, spread=True)
-        if certificate is not None and (seen := int(outputs.seen(certificate).sum())):
+        if certificate is not None and (calibrated := int(outputs.seen(certificate).sum())):
             outputs = outputs.without(certificate)
-            kept = len(outputs.labels_B)
+            left = len(outputs.labels_B)
             if processes().is_main_process:
                 print(
-                    f"left out: {seen} rows that the policy was calibrated on; {kept} are judged\n"
+                    f"left out: {calibrated} rows that the policy was calibrated on; {left} are "
+                    "judged\n"
                 )
         judged = sweep(outputs, choose(outputs))
         if time_batch is not None:
@@ -59,8 +60,8 @@ def report_on(
                 replace(row, speedup_time=measured_speedup(model, row.policy, rows, time_batch))
                 for row in judged
             ]
-        where = folder if len(task.sets) == 1 else folder / name
-        write_results(where, outputs, judged, history, title=f"{title} ({name})", **about)
+        set_folder = folder if len(task.sets) == 1 else folder / name
+        write_results(set_folder, outputs, judged, history, title=f"{title} ({name})", **about)
 
 
 def write_results(

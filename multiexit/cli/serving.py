@@ -112,7 +112,7 @@ def export(
     """
     from multiexit import MultiExitModel
     from multiexit.policies import check, parse
-    from multiexit.serving.onnx import export as write
+    from multiexit.serving.onnx import export as export_onnx
     from multiexit.serving.onnx.int8 import TARGETS
 
     if data and (task is not None or data_dir is not None):
@@ -132,7 +132,7 @@ def export(
     if chosen is not None:
         check(chosen, loaded.num_exits, loaded.num_classes)
     share = 0.95 if agreement is None else agreement
-    parity = write(
+    parity = export_onnx(
         loaded,
         output,
         chosen,

@@ -1,14 +1,19 @@
 """Commands that train, and what can be trained."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from multiexit.cli import typed
 from multiexit.cli.words import LAST_SEED, DataDir, MaxLength, Task, typed_command
+
+if TYPE_CHECKING:
+    from multiexit.data.tasks import TaskData
+    from multiexit.recipes import Recipe
 
 
 def demo(
@@ -136,9 +141,7 @@ def train(
     from multiexit.cli import reporting
     from multiexit.data import tasks
     from multiexit.evaluation import grids
-    from multiexit.evaluation import seeds as repeats
-    from multiexit.files import json_files
-    from multiexit.runtime import processes, versions
+    from multiexit.runtime import processes
     from multiexit.training import experiment
     from multiexit.training.records import run_folder
     from multiexit.training.search import crossval
@@ -164,7 +167,7 @@ def train(
     if against is not None and seeds is None:
         raise ValueError("--against compares runs of several seeds: give --seeds")
     chosen = experiment.recipe_for(recipe, task, typed.options(option or []))
-    given = {
+    fields = {
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_size": batch_size,
@@ -193,16 +196,13 @@ def train(
         trackers=tuple(tracker or ()),
         progress=progress,
         workers=workers,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in fields.items() if value is not None},
     )
     if clip == 0:
         config = replace(config, clip=None)
     crossval.check_effect(recipe, task, config, omega_lr=omega_lr, epochs=epochs)
     numbers = range(seed, seed + (seeds or 1))
-    other = None
-    if against is not None:
-        other = repeats.read(against)
-        repeats.check_pair(other, tasks.canonical(task), numbers)
+    other = None if against is None else _other_seeds(against, tasks.canonical(task), numbers)
     folders = [output if seeds is None else output / f"seed-{number}" for number in numbers]
     for folder in folders:
         run_folder.check(replace(config, output=folder))
@@ -225,7 +225,7 @@ def train(
             model,
             data,
             folder,
-            lambda outputs, own=model.policy: grids.default_policies(outputs, own),
+            lambda outputs, policy=model.policy: grids.default_policies(outputs, policy),
             title=f"{chosen.name} on {data.name}",
             history=history,
             certificate=model.policy.certificate if model.policy else None,
@@ -234,21 +234,45 @@ def train(
             seconds=round(time.perf_counter() - begin, 1),
         )
     if seeds is not None and processes().is_main_process:
-        together = repeats.gather(
-            output,
-            numbers,
-            list(data.sets),
-            type(chosen.policy).__name__,
-            task=data.name,
-            recipe=chosen.name,
-            command=typed_command(),
-            versions=versions(),
-        )
-        print(f"\n{repeats.table(together)}\n\nwritten: {output / repeats.NAME}")
-        if other is not None:
-            compared = repeats.compare(together, other)
-            json_files.write_json(output / "against.json", compared)
-            print(f"\n{repeats.comparison_table(compared)}\n\nwritten: {output / 'against.json'}")
+        _report_seeds(output, numbers, data, chosen, other)
+
+
+def _other_seeds(folder: Path, task: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """The results of another run with the same seeds."""
+    from multiexit.evaluation import seeds
+
+    other = seeds.read(folder)
+    seeds.check_pair(other, task, numbers)
+    return other
+
+
+def _report_seeds(
+    output: Path,
+    numbers: Sequence[int],
+    data: "TaskData",
+    recipe: "Recipe",
+    other: dict[str, Any] | None,
+) -> None:
+    """Print and write the results of several seeds together, and beside another run's."""
+    from multiexit.evaluation import seeds
+    from multiexit.files import json_files
+    from multiexit.runtime import versions
+
+    together = seeds.gather(
+        output,
+        numbers,
+        list(data.sets),
+        type(recipe.policy).__name__,
+        task=data.name,
+        recipe=recipe.name,
+        command=typed_command(),
+        versions=versions(),
+    )
+    print(f"\n{seeds.table(together)}\n\nwritten: {output / seeds.NAME}")
+    if other is not None:
+        comparison = seeds.compare(together, other)
+        json_files.write_json(output / "against.json", comparison)
+        print(f"\n{seeds.comparison_table(comparison)}\n\nwritten: {output / 'against.json'}")
 
 
 def recipes() -> None:
@@ -259,9 +283,9 @@ def recipes() -> None:
     from multiexit.recipes import RECIPES
 
     for make in RECIPES.values():
-        made = make()
-        print(f"{made.name:<18} {made.summary}")
-        print(f"{'':<18} {made.paper} ({made.year}), section {made.section}")
+        recipe = make()
+        print(f"{recipe.name:<18} {recipe.summary}")
+        print(f"{'':<18} {recipe.paper} ({recipe.year}), section {recipe.section}")
 
 
 def info(

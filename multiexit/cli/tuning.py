@@ -85,8 +85,7 @@ def tune(
     from multiexit.files import json_files
     from multiexit.runtime import processes, versions
     from multiexit.training import experiment
-    from multiexit.training.search import crossval
-    from multiexit.training.search.queue import tune as search
+    from multiexit.training.search import crossval, queue
 
     kind = tasks.modality(task)
     tasks.check_options(
@@ -98,10 +97,10 @@ def tune(
     share = experiment.validation_for(task) if validation is None else validation
     if not 0 <= share < 1:
         raise ValueError(f"--validation is a share in 0..1, got {share}")
-    wanted = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
-    if not wanted:
+    dimensions = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
+    if not dimensions:
         raise ValueError("nothing to search: give --space NAME=VALUES, or --grid")
-    both = [name for name in options if crossval.OPTION + name in wanted]
+    both = [name for name in options if crossval.OPTION + name in dimensions]
     if both:
         raise ValueError(f"{both[0]} is searched by --space, so --option {both[0]} has no effect")
     if processes().num_processes > 1:
@@ -116,14 +115,14 @@ def tune(
         seed=seed,
         progress=progress,
     )
-    crossval.check(wanted, recipe, task, config)
+    crossval.check(dimensions, recipe, task, config)
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
     data = tasks.load(task, data_dir, tokenizer, max_length)
     if folds > len(data.train):
         raise ValueError(f"--folds {folds}: there are {len(data.train)} rows to be parted")
-    start = experiment.backbone_for(data, backbone, seed=seed)
-    MultiExitModel(start, data.num_classes, taps, head or chosen.head, pool)  # refuses now
-    own = {
+    network = experiment.backbone_for(data, backbone, seed=seed)
+    MultiExitModel(network, data.num_classes, taps, head or chosen.head, pool)  # refuses now
+    settings = {
         "task": data.name,
         "recipe": recipe,
         "option": option or [],
@@ -140,29 +139,35 @@ def tune(
         "checkpoint_gradients": checkpoint_gradients,
     }
 
-    def watch(found: "Tuning") -> None:
-        done = sum(trial.state in ("done", "failed") for trial in found.trials)
-        best = "" if found.best is None else f"; best so far {_cells(found.best)[SCORE]}"
-        print(f"{done} of {len(found.trials)} trials{best}", flush=True)
-        write(found)
+    def watch(tuning: "Tuning") -> None:
+        done = sum(trial.state in ("done", "failed") for trial in tuning.trials)
+        best = "" if tuning.best is None else f"; best so far {_cells(tuning.best)[SCORE]}"
+        print(f"{done} of {len(tuning.trials)} trials{best}", flush=True)
+        write(tuning)
 
-    def write(found: "Tuning") -> None:
-        written = {
+    def write(tuning: "Tuning") -> None:
+        record = {
             "format": results.FORMAT,
-            "about": {**own, "folds": folds, "seed": seed, "versions": versions()},
-            "best": None if found.best is None else asdict(found.best),
-            "train": None if found.best is None else train_command(found.best.setting),
-            "trials": [asdict(trial) for trial in found.trials],
+            "about": {**settings, "folds": folds, "seed": seed, "versions": versions()},
+            "best": None if tuning.best is None else asdict(tuning.best),
+            "train": None if tuning.best is None else train_command(tuning.best.setting),
+            "trials": [asdict(trial) for trial in tuning.trials],
         }
-        json_files.write_json(output / "tuning.json", written)
+        json_files.write_json(output / "tuning.json", record)
 
     def train_command(setting: dict[str, Any]) -> str:
-        own_options, fields = crossval.split(setting)
-        words = {**own, **fields, "data_dir": data_dir, "seed": seed, "output": output / "best"}
-        words["option"] = [f"{k}={json.dumps(v)}" for k, v in {**options, **own_options}.items()]
+        recipe_options, fields = crossval.split(setting)
+        words = {
+            **settings,
+            **fields,
+            "data_dir": data_dir,
+            "seed": seed,
+            "output": output / "best",
+        }
+        words["option"] = [f"{k}={json.dumps(v)}" for k, v in {**options, **recipe_options}.items()]
         return _typed("train", training.train, words)
 
-    found = search(
+    tuning = queue.tune(
         crossval.judge(
             data,
             recipe,
@@ -175,23 +180,23 @@ def tune(
             pool=pool,
             validation=share,
         ),
-        wanted,
+        dimensions,
         output,
         folds,
         trials,
         sampler or ("grid" if grid else "tpe"),
         seed,
         storage,
-        about={**own, "rows": len(data.train)},
+        about={**settings, "rows": len(data.train)},
         watch=watch,
     )
-    write(found)
-    rows = sorted(found.trials, key=lambda trial: -(trial.score or 0.0))
+    write(tuning)
+    rows = sorted(tuning.trials, key=lambda trial: -(trial.score or 0.0))
     print("\n" + report.table([_cells(trial) for trial in rows]))
-    if found.best is None:
+    if tuning.best is None:
         raise ValueError(f"every trial failed; {output / 'tuning.json'} says why")
     print(f"\nwritten: {output / 'tuning.json'}; the best setting:\n")
-    print(train_command(found.best.setting))
+    print(train_command(tuning.best.setting))
 
 
 def compare(
@@ -229,10 +234,10 @@ def _cells(trial: "Trial") -> dict[str, str]:
 
 def _typed(name: str, command: Callable[..., None], words: dict[str, Any]) -> str:
     """A command as one would type it; what is its default is left out."""
-    known = inspect.signature(command).parameters
+    parameters = inspect.signature(command).parameters
     typed_words = ["multiexit", name]
     for word, value in words.items():
-        if value in (None, []) or value == known[word].default:
+        if value in (None, []) or value == parameters[word].default:
             continue
         for one in value if isinstance(value, list) else [value]:
             typed_words += [f"--{word.replace('_', '-')}", *([] if one is True else [str(one)])]

@@ -46,9 +46,9 @@ def folder(option: str, path: Path) -> None:
         ValueError: a file, or something below one.
     """
     parts = (path, *path.absolute().parents)
-    there = next(part for part in parts if part.exists() or part.is_symlink())
-    if not there.is_dir():
-        raise ValueError(f"{option} {path}: {there} is no folder")
+    nearest = next(part for part in parts if part.exists() or part.is_symlink())
+    if not nearest.is_dir():
+        raise ValueError(f"{option} {path}: {nearest} is no folder")
 
 
 def tokenizer(name: str | Path) -> Any:
@@ -142,7 +142,7 @@ def space(pairs: list[str]) -> dict[str, Any]:
     """`NAME=A,B,C`, `NAME=LOW..HIGH` and `NAME=LOW..HIGH:log` as a space to search."""
     from multiexit.training.search.space import Choices, Range
 
-    made: dict[str, Any] = {}
+    dimensions: dict[str, Any] = {}
     for name, text in _pairs("--space", pairs):
         ends, colon, scale = text.partition(":")
         low, dots, high = ends.partition("..")
@@ -150,27 +150,27 @@ def space(pairs: list[str]) -> dict[str, Any]:
             parts = text.split(",")
             if not all(part.strip() for part in parts):
                 raise ValueError(f"can't read --space {name}={text}: a value is empty")
-            made[name] = Choices(tuple(map(_value, parts)))
+            dimensions[name] = Choices(tuple(map(_value, parts)))
             continue
         numbers = [_value(low), _value(high)]
         if any(type(n) not in (int, float) for n in numbers) or (colon and scale != "log"):
             raise ValueError(
                 f"can't read --space {name}={text}: write A,B,C or LOW..HIGH or LOW..HIGH:log"
             )
-        made[name] = Range(*numbers, log=bool(colon))
-    return made
+        dimensions[name] = Range(*numbers, log=bool(colon))
+    return dimensions
 
 
 def _pairs(option: str, pairs: list[str]) -> Iterator[tuple[str, str]]:
-    seen = set()
+    names = set()
     for pair in pairs:
         typed_name, equals, text = pair.partition("=")
         name = typed_name.strip().replace("-", "_")
         if not equals or not name or not text.strip():
             raise ValueError(f"can't read {option} {pair!r}: write NAME=VALUE")
-        if name in seen:
+        if name in names:
             raise ValueError(f"{option} {name} is given twice: give it once")
-        seen.add(name)
+        names.add(name)
         yield name, text
 
 

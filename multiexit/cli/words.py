@@ -63,10 +63,10 @@ def finite(command: Callable[..., None]) -> Callable[..., None]:
     """The command, refusing NaN and infinite numbers."""
 
     @functools.wraps(command)
-    def checked(**given: Any) -> None:
-        for name, value in given.items():
+    def checked(**arguments: Any) -> None:
+        for name, value in arguments.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
-        command(**given)
+        command(**arguments)
 
     return checked

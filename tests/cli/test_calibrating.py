@@ -11,7 +11,7 @@ from helpers import Table, chain, command
 from torch.utils.data import TensorDataset
 
 import multiexit as mx
-from multiexit.cli import calibrating as calibrate_run
+from multiexit.cli import calibrating
 from multiexit.data import tasks
 from multiexit.evaluation import guarantee
 from multiexit.model.latency import machine_of
@@ -115,7 +115,7 @@ def test_rows_that_repeat_do_not_judge_either(tmp_path, capsys):
     rows = TensorDataset(twice.x.repeat(2, 1), twice.labels.repeat(2))
     task = tasks.TaskData("table", None, {"dev": rows}, 3, "accuracy", None)
     model = chain()
-    calibrate_run.run(model, tmp_path, task, mx.MaxProb, {**DEFAULTS, "risk": 0.2})
+    calibrating.run(model, tmp_path, task, mx.MaxProb, {**DEFAULTS, "risk": 0.2})
     used = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:100] % 100
     others = 2 * (100 - len(used.unique()))
     assert f"100 rows calibrate, {others} others judge" in capsys.readouterr().out

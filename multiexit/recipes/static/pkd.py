@@ -76,7 +76,7 @@ def pkd(
         FixedExit(exit=1)
     """
     depth = _checked_depth(teacher, layers, alpha, temperature, beta, pattern)
-    taught = teacher_layers(depth, layers, pattern)
+    taught = tuple(teacher_layers(depth, layers, pattern))
 
     def labels_part(teaches_MM: Tensor, progress: float, shares_M: Sequence[float]) -> Tensor:
         return (1 - alpha) * coefficients.last_only(teaches_MM, progress, shares_M)
@@ -132,7 +132,7 @@ def teacher_layers(depth: int, layers: int, pattern: str = "skip") -> list[int]:
 
 @torch.no_grad()
 def _teacher_outputs(
-    teacher: MultiExitModel, seen: Seen, taught: list[int]
+    teacher: MultiExitModel, seen: Seen, taught: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """The teacher's last logits [B, C] and its first token's states [B, n − 1, H]."""
     with evaluating(teacher.to(seen.logits_MBC.device)):

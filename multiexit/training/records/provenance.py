@@ -32,6 +32,8 @@ from multiexit.training.phase import factors
 
 NAME = "run.json"
 PLAIN = str | int | float | None
+CITED = ("name", "paper", "section", "year", "summary", "phases")
+"""Fields of a recipe that say where it comes from, and its phases, which are told one by one."""
 
 
 def describe(
@@ -55,6 +57,11 @@ def describe(
         "recipe": {
             "name": recipe.name,
             "phases": len(recipe.phases),
+            **{
+                field.name: _part_text(getattr(recipe, field.name))
+                for field in fields(recipe)
+                if field.name not in CITED
+            },
             **{f"phase {i}": _phase_fields(model, phase) for i, phase in enumerate(recipe.phases)},
         },
         "config": {**vars(config), "metric": config.metric and metrics.name(config.metric)},
@@ -135,26 +142,39 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _phase_fields(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
-    """Every field of a phase; what depends on the number of exits as the matrices it makes."""
+    """Every field of a phase; what depends on the number of exits as the matrices it makes too."""
     teaches_MM = topology.resolve(phase.topology, model.num_exits)
     turns = factors(phase, teaches_MM, 0.5, model.cost().shares_M)
     return {
         **{field.name: _part_text(getattr(phase, field.name)) for field in fields(phase)},
         "topology": teaches_MM.tolist(),
         "coefficients": [A_MM.tolist() for A_MM in turns],
+        "rules": [_part_text(rule) for rule in phase.turns],
     }
 
 
 def _part_text(part: Any) -> Any:
-    """Plain values as they are, a function by its name and the plain values that it closes over."""
+    """Plain values as they are, a function by its name and the plain values that come with it.
+
+    Those are its defaults, and what it closes over.
+    """
     if isinstance(part, PLAIN):
         return part
     if not inspect.isfunction(part):
         return _without_addresses(repr(part))
     cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
-    around = {name: _cell_value(cell) for name, cell in cells}
-    plain = [f"{n}={v!r}" for n, v in around.items() if v is not None and isinstance(v, PLAIN)]
+    parameters = inspect.signature(part).parameters.values()
+    values = {parameter.name: parameter.default for parameter in parameters}
+    values |= {name: _cell_value(cell) for name, cell in cells}
+    plain = [f"{name}={value!r}" for name, value in values.items() if _is_plain(value)]
     return part.__qualname__ + (f"({', '.join(plain)})" if plain else "")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that says all of itself, a number or words or several."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is not None and isinstance(value, PLAIN)
 
 
 def _cell_value(cell: Any) -> Any:

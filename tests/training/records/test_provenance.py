@@ -249,7 +249,7 @@ def test_the_code_is_hashed_of_all_rooms(monkeypatch):
 
 def test_changed_code_is_not_gone_on_with(tmp_path, monkeypatch):
     fit(chain(), "joint", config(output=tmp_path, epochs=1), Table())
-    monkeypatch.setattr(provenance, "_code", lambda: "other")
+    monkeypatch.setattr(provenance, "_code_hash", lambda: "other")
     settings = config(output=tmp_path, epochs=1, resume=True)
     with pytest.raises(ValueError, match=r"code of multiexit \('\w{12}' there, 'other' here\)"):
         fit(chain(), "joint", settings, Table())
@@ -342,9 +342,45 @@ def scaled(factor):
     return lambda seen: factor * seen.logits_MBC.mean()
 
 
-def test_what_a_hook_closes_over_tells_runs_apart():
-    assert phase_with(extra=scaled(0.5)) == phase_with(extra=scaled(0.5))
-    assert phase_with(extra=scaled(0.5)) != phase_with(extra=scaled(0.25))
+def scaled_by_default(factor):
+    """The same, by a default."""
+    return lambda seen, factor=factor: factor * seen.logits_MBC.mean()
+
+
+@pytest.mark.parametrize("hook", [scaled, scaled_by_default])
+@pytest.mark.parametrize("values", [(0.5, 0.25), ((1.0, 0.5), (1.0, 0.25))])
+def test_what_a_hook_closes_over_tells_runs_apart(hook, values):
+    one, other = values
+    assert phase_with(extra=hook(one)) == phase_with(extra=hook(one))
+    assert phase_with(extra=hook(one)) != phase_with(extra=hook(other))
+
+
+def rising_until(share):
+    """Coefficients that are alike in the middle of a phase."""
+
+    def coefficients_of(teaches_MM, progress, shares_M):
+        return min(1.0, progress / share) * torch.eye(len(teaches_MM))
+
+    return coefficients_of
+
+
+def test_coefficients_that_differ_early_alone_tell_runs_apart():
+    one, other = (phase_with(coefficients=rising_until(share)) for share in (0.25, 0.5))
+    assert {key for key in one if one[key] != other[key]} == {"recipe phase 0 rules"}
+
+
+def run_of(recipe):
+    return identity.identity(provenance.describe(chain(), recipe, config(), {}, 1))
+
+
+def test_what_a_recipe_ends_with_tells_runs_apart():
+    plain = mx.recipe("msdnet")
+    for changed, name in (
+        (mx.recipe("msdnet", speedup=3.0), "finish"),
+        (replace(plain, policy=mx.MaxProb(0.5)), "policy"),
+    ):
+        one, other = run_of(plain), run_of(changed)
+        assert {key for key in one if one[key] != other[key]} == {f"recipe {name}"}
 
 
 def test_a_checkpoint_with_a_phases_fields_in_a_list_goes_on(tmp_path):

@@ -23,7 +23,7 @@ class Folder(NamedTuple):
     sums: dict[str, str]
 
 
-def read(folder: str | Path) -> Folder:
+def read_folder(folder: str | Path) -> Folder:
     """A folder's list of files, all of which are there.
 
     Raises:
@@ -33,34 +33,34 @@ def read(folder: str | Path) -> Folder:
         path = Path(folder).expanduser().resolve()
     except (TypeError, OSError, RuntimeError) as error:
         raise ValueError(f"{folder!r} is no folder: {error}") from error
-    if not _there(path / SUMS):
+    if not _exists(path / SUMS):
         raise ValueError(f"no {SUMS} in {path}: not a folder that multiexit.serving.onnx wrote")
     try:
-        lines = _bytes(path, SUMS).decode("utf-8").splitlines()
+        lines = _file_bytes(path, SUMS).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path / SUMS} is no UTF-8 text: {error}") from error
     sums: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition("  ")
-        if not re.fullmatch("[0-9a-f]{64}", digest) or not plain(name) or name in sums:
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not is_plain_name(name) or name in sums:
             raise ValueError(
                 f"{path / SUMS}: line {number} is {line[:120]!r}; it must be a SHA-256, two spaces "
                 "and a plain file name of this folder, each once"
             )
         sums[name] = digest
     for name in (SETTINGS, ROWS, *sums):
-        if not _there(path / name):
+        if not _exists(path / name):
             raise ValueError(f"{path / name} is missing: export the model again")
     return Folder(path, sums)
 
 
-def content(folder: Folder, name: str) -> bytes:
+def read_file(folder: Folder, name: str) -> bytes:
     """The bytes of a file, which must be the one that was exported.
 
     Raises:
         ValueError: a file that isn't listed, that lies elsewhere, is no file, or was changed.
     """
-    data = _bytes(folder.path, name)
+    data = _file_bytes(folder.path, name)
     if hashlib.sha256(data).hexdigest() != folder.sums.get(name):
         raise ValueError(
             f"{folder.path / name} is not the file that was exported (its SHA-256 isn't the one in "
@@ -69,7 +69,7 @@ def content(folder: Folder, name: str) -> bytes:
     return data
 
 
-def plain(name: object) -> bool:
+def is_plain_name(name: object) -> bool:
     """Whether a name is that of a file in the folder itself."""
     if not isinstance(name, str) or name in (".", "..", SUMS):
         return False
@@ -79,18 +79,18 @@ def plain(name: object) -> bool:
 def seal(folder: Path) -> None:
     """Write the checksums of all files in a folder."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
-    lines = [f"{hashlib.sha256(_bytes(folder, name)).hexdigest()}  {name}\n" for name in names]
+    lines = [f"{hashlib.sha256(_file_bytes(folder, name)).hexdigest()}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):  # names that the file system can't have
         return False
 
 
-def _bytes(folder: Path, name: str) -> bytes:
+def _file_bytes(folder: Path, name: str) -> bytes:
     """The bytes of a regular file, which no link leads out of the folder for."""
     path = folder / name
     try:

@@ -25,10 +25,10 @@ def names_files(data: bytes) -> bool:
     Raises:
         ValueError: bytes that are no such graph.
     """
-    return _any(memoryview(data), "model", 0)
+    return _refers_to_file(memoryview(data), "model", 0)
 
 
-def _any(data: memoryview, kind: str, depth: int) -> bool:
+def _refers_to_file(data: memoryview, kind: str, depth: int) -> bool:
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     for field, value in _fields(data):
@@ -38,39 +38,39 @@ def _any(data: memoryview, kind: str, depth: int) -> bool:
         elif field in PARTS[kind]:
             if isinstance(value, int):
                 raise ValueError("it is no ONNX graph")
-            if _any(value, PARTS[kind][field], depth + 1):
+            if _refers_to_file(value, PARTS[kind][field], depth + 1):
                 return True
     return False
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """A message's fields: numbers as such, everything else as bytes."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
         if tag & 7 == 0:
-            value, at = _varint(data, at)
+            value, position = _varint(data, position)
             yield tag >> 3, value
             continue
         if tag & 7 == 2:
-            size, at = _varint(data, at)
+            size, position = _varint(data, position)
         elif tag & 7 in (1, 5):
             size = 8 if tag & 7 == 1 else 4
         else:
             raise ValueError("it is no ONNX graph")
-        if size > len(data) - at:
+        if size > len(data) - position:
             raise ValueError("it is cut off")
-        yield tag >> 3, data[at : at + size]
-        at += size
+        yield tag >> 3, data[position : position + size]
+        position += size
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
     number = shift = 0
     while True:
-        if at >= len(data) or shift > 63:
+        if position >= len(data) or shift > 63:
             raise ValueError("it is cut off, or no ONNX graph")
-        byte = data[at]
+        byte = data[position]
         number |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        position, shift = position + 1, shift + 7
         if byte < 128:
-            return number, at
+            return number, position

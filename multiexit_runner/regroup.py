@@ -43,22 +43,22 @@ class Waiting:
 
     def add(self, group: Group) -> None:
         """Let rows wait with those whose arrays differ in the number of rows alone."""
-        kind = tuple((name, array.shape[1:]) for name, array in group.arrays.items())
-        self.groups[group.exit].setdefault(kind, []).append(group)
+        shapes = tuple((name, array.shape[1:]) for name, array in group.arrays.items())
+        self.groups[group.exit].setdefault(shapes, []).append(group)
 
     def full(self) -> Group | None:
         """The deepest rows that fill a batch, or None."""
-        for here in reversed(self.groups):
-            for kind, groups in here.items():
+        for by_shape in reversed(self.groups):
+            for shapes, groups in by_shape.items():
                 if sum(len(group.rows_B) for group in groups) >= self.batch_size:
-                    return _merged(here.pop(kind))
+                    return _merged(by_shape.pop(shapes))
         return None
 
     def any(self) -> Group | None:
         """The shallowest rows, so that they meet those that wait deeper; None if there are none."""
-        for here in self.groups:
-            for kind in here:
-                return _merged(here.pop(kind))
+        for by_shape in self.groups:
+            for shapes in by_shape:
+                return _merged(by_shape.pop(shapes))
         return None
 
 
@@ -74,13 +74,13 @@ def join(batches: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def pad(batches: Sequence[Arrays], wanted: Mapping[str, dict[str, Any]]) -> list[Arrays]:
+def pad(batches: Sequence[Arrays], specs: Mapping[str, dict[str, Any]]) -> list[Arrays]:
     """Batches of text filled up with zeros to the longest of them."""
-    long = {name for name in batches[0] if wanted[name]["shape"][1:2] == ["T"]}
-    length = max((batch[name].shape[1] for batch in batches for name in long), default=0)
+    text_names = {name for name in batches[0] if specs[name]["shape"][1:2] == ["T"]}
+    length = max((batch[name].shape[1] for batch in batches for name in text_names), default=0)
 
     def fill(name: str, array: np.ndarray) -> np.ndarray:
-        if name not in long:
+        if name not in text_names:
             return array
         return np.pad(array, [(0, 0), (0, length - array.shape[1]), *[(0, 0)] * (array.ndim - 2)])
 

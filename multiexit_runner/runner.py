@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multiexit_runner import folder as folders
-from multiexit_runner import rows as kept
-from multiexit_runner import settings as described
-from multiexit_runner.inputs import Arrays, named, trim
+from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
+from multiexit_runner.inputs import Arrays, named_arrays, trim
 from multiexit_runner.reading import windows
 from multiexit_runner.regroup import Group, Waiting, join, long_first, pad
-from multiexit_runner.sessions import check_providers, run, sessions
+from multiexit_runner.rows import from_bytes
+from multiexit_runner.sessions import check_providers, open_sessions, run
+from multiexit_runner.settings import check_knob, check_range, parse_settings
 
 
 class Answer(NamedTuple):
@@ -76,33 +76,33 @@ class Runner:
         if not isinstance(check, bool):
             raise ValueError(f"check must be True or False, got {check!r}")
         chosen = check_providers(providers)
-        where = folders.read(folder)
-        text = folders.content(where, folders.SETTINGS)
-        self.settings = described.parse(text, str(where.path / folders.SETTINGS))
+        export = read_folder(folder)
+        text = read_file(export, SETTINGS)
+        self.settings = parse_settings(text, str(export.path / SETTINGS))
         self.labels: list[str] | None = self.settings["labels"]
         self.preprocessing: dict[str, Any] = self.settings["preprocessing"]
         self._knobs: dict[str, int | float] = self.settings["knobs"]
         self._segments = self.settings["segments"]
-        self._sessions = sessions(where, self.settings, threads, chosen)
-        read = {folders.SETTINGS, *(segment["file"] for segment in self._segments)}
-        others = {name: folders.content(where, name) for name in where.sums if name not in read}
+        self._sessions = open_sessions(export, self.settings, threads, chosen)
+        read = {SETTINGS, *(segment["file"] for segment in self._segments)}
+        others = {name: read_file(export, name) for name in export.sums if name not in read}
         if check:
-            self._check(others, str(where.path / folders.ROWS), chosen)
+            self._check_rows(others, str(export.path / ROWS), chosen)
 
-    def _check(self, files: Mapping[str, bytes], path: str, providers: list[Any]) -> None:
+    def _check_rows(self, files: Mapping[str, bytes], path: str, providers: list[Any]) -> None:
         """Run the rows that the folder keeps."""
-        if folders.ROWS not in files:
-            raise ValueError(f"{path} isn't listed in {folders.SUMS}: export the model again")
-        rows = kept.from_bytes(files[folders.ROWS], self.settings, path)
+        if ROWS not in files:
+            raise ValueError(f"{path} isn't listed in {SUMS}: export the model again")
+        rows = from_bytes(files[ROWS], self.settings, path)
         difference = float(np.abs(self.forward(**rows.inputs) - rows.exported_MBC).max())
         if not difference <= rows.allowed:
             int8 = self.settings["int8"]
-            made = "" if int8 is None else f", and its int8 is for {int8['machines']}"
+            int8_note = "" if int8 is None else f", and its int8 is for {int8['machines']}"
             raise ValueError(
                 f"this machine gives other answers than the one where {path} was made: with "
                 f"{providers}, logits of those rows differ by up to {difference:.2g} "
-                f"({rows.allowed:.2g} is allowed){made}. Export with target='auto', which is right "
-                "on any CPU, or name other providers"
+                f"({rows.allowed:.2g} is allowed){int8_note}. Export with target='auto', which is "
+                "right on any CPU, or name other providers"
             )
 
     @property
@@ -121,8 +121,8 @@ class Runner:
                 raise ValueError(
                     f"no number {name!r} to set; this policy has {sorted(self._knobs)}"
                 )
-            described.check_knob(name, self._knobs[name], number)
-            described.check_range(name, self.settings["ranges"].get(name), number)
+            check_knob(name, self._knobs[name], number)
+            check_range(name, self.settings["ranges"].get(name), number)
         self._knobs = {
             **self._knobs,
             **{name: type(self._knobs[name])(number) for name, number in knobs.items()},
@@ -144,9 +144,9 @@ class Runner:
             ValueError: inputs that the network wasn't exported for; NaN or infinite logits,
                 named by exit and row.
         """
-        arrays, numbers = self._cut(self._named(args, inputs)), self._numbers()
+        arrays, numbers = self._trimmed(self._named_arrays(args, inputs)), self._numbers()
         rows = _rows(arrays)
-        answer = self._blank(rows)
+        answer = self._empty_answer(rows)
         group = Group(0, np.arange(rows), arrays) if rows else None
         while group is not None:
             group, broken = self._advance(group, numbers, answer)
@@ -189,38 +189,40 @@ class Runner:
     def _stream(
         self, batches: Iterable[Any], batch_size: int, window: int, numbers: Arrays
     ) -> Iterator[Answer]:
-        number = first = 0  # of the next batch, and of its first row
-        for some in windows(batches, window):
-            read, error = [], some.error
-            for batch in some.batches:
+        batches_before = rows_before = 0
+        for at_hand, error in windows(batches, window):
+            read = []
+            for batch in at_hand:
                 try:
-                    read.append(self._read(batch))
+                    read.append(self._batch_arrays(batch))
                 except ValueError as wrong:
-                    error = ValueError(f"batch {number + len(read)} of the stream: {wrong}")
+                    error = ValueError(f"batch {batches_before + len(read)} of the stream: {wrong}")
                     break
-            for answer in self._window(read, batch_size, numbers, first) if read else ():
+            answers = self._window_answers(read, batch_size, numbers, rows_before) if read else ()
+            for answer in answers:
                 yield answer
-                number, first = number + 1, first + len(answer.exit_B)
+                batches_before += 1
+                rows_before += len(answer.exit_B)
             if error is not None:
                 raise error
 
-    def _read(self, batch: Any) -> Arrays:
+    def _batch_arrays(self, batch: Any) -> Arrays:
         args, inputs = ((), batch) if isinstance(batch, Mapping) else ((batch,), {})
-        return self._cut(self._named(args, inputs))
+        return self._trimmed(self._named_arrays(args, inputs))
 
-    def _window(
-        self, read: Sequence[Arrays], batch_size: int, numbers: Arrays, first: int
+    def _window_answers(
+        self, batches: Sequence[Arrays], batch_size: int, numbers: Arrays, rows_before: int
     ) -> Iterator[Answer]:
         """Answers of some batches, up to the first in which a row broke.
 
         Args:
-            read: inputs by name.
+            batches: inputs by name.
             batch_size, numbers: as for `stream` and for the graphs.
-            first: the number of the first row.
+            rows_before: the number of the first row.
         """
-        sizes = [_rows(arrays) for arrays in read]
+        sizes = [_rows(arrays) for arrays in batches]
         rows = sum(sizes)
-        answer, waiting = self._blank(rows), Waiting(len(self._segments), batch_size)
+        answer, waiting = self._empty_answer(rows), Waiting(len(self._segments), batch_size)
         broken: dict[int, str] = {}
 
         def step(group: Group) -> None:
@@ -229,12 +231,12 @@ class Runner:
             if after is not None:
                 waiting.add(after)
 
-        arrays = join(pad(read, self.settings["inputs"]))
+        arrays = join(pad(batches, self.settings["inputs"]))
         order_B = long_first(arrays, rows)
         for start in range(0, rows, batch_size):
-            some = Group(0, np.arange(rows), arrays).take(order_B[start : start + batch_size])
-            some.arrays = self._cut(some.arrays)
-            waiting.add(some)
+            group = Group(0, np.arange(rows), arrays).take(order_B[start : start + batch_size])
+            group.arrays = self._trimmed(group.arrays)
+            waiting.add(group)
             while (group := waiting.full()) is not None:
                 step(group)
         while (group := waiting.any()) is not None:
@@ -244,7 +246,8 @@ class Runner:
         parts = zip(*(np.split(part, ends[:-1]) for part in answer), strict=True)
         for end, (logits_BC, exit_B) in zip(ends, parts, strict=True):
             if end > worst:
-                raise ValueError(broken[worst].format(row=f"row {first + worst} of the stream"))
+                row = f"row {rows_before + worst} of the stream"
+                raise ValueError(broken[worst].format(row=row))
             yield Answer(logits_BC, exit_B)
 
     def _advance(
@@ -256,13 +259,13 @@ class Runner:
         """
         exit, rows_B = group.exit, group.rows_B
         try:
-            arrays, said = self._run(exit, group.arrays, numbers)
+            arrays, outputs = self._run(exit, group.arrays, numbers)
         except ValueError as error:
             what = str(error).replace("{", "{{").replace("}", "}}")
             return None, {int(row): f"{{row}}: {what}" for row in rows_B}
-        broken = _broken(exit, rows_B, said["logits"])
-        stop_B = said.get("stop", np.ones(len(rows_B), bool))
-        answer.logits_BC[rows_B[stop_B]] = said.get("answer", said["logits"])[stop_B]
+        broken = _broken_rows(exit, rows_B, outputs["logits"])
+        stop_B = outputs.get("stop", np.ones(len(rows_B), bool))
+        answer.logits_BC[rows_B[stop_B]] = outputs.get("answer", outputs["logits"])[stop_B]
         answer.exit_B[rows_B[stop_B]] = exit
         stays_B = ~stop_B & ~np.isin(rows_B, list(broken))
         after = Group(exit + 1, rows_B, arrays)
@@ -270,7 +273,7 @@ class Runner:
             return None, broken
         return (after if stays_B.all() else after.take(stays_B)), broken
 
-    def _blank(self, rows: int) -> Answer:
+    def _empty_answer(self, rows: int) -> Answer:
         """Answers to be filled in."""
         logits_BC = np.empty((rows, self.settings["num_classes"]), np.float32)
         return Answer(logits_BC, np.empty(rows, np.int64))
@@ -284,19 +287,19 @@ class Runner:
         Raises:
             ValueError: inputs that the network wasn't exported for.
         """
-        arrays, numbers = self._cut(self._named(args, inputs)), self._numbers()
+        arrays, numbers = self._trimmed(self._named_arrays(args, inputs)), self._numbers()
         logits = []
         if not _rows(arrays):
             return np.empty((len(self._segments), 0, self.settings["num_classes"]), np.float32)
         for exit in range(len(self._segments)):
-            arrays, said = self._run(exit, arrays, numbers)
-            logits.append(said["logits"])
+            arrays, outputs = self._run(exit, arrays, numbers)
+            logits.append(outputs["logits"])
         return np.stack(logits)
 
-    def _named(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> Arrays:
-        return named(self.settings["inputs"], args, inputs)
+    def _named_arrays(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> Arrays:
+        return named_arrays(self.settings["inputs"], args, inputs)
 
-    def _cut(self, arrays: Arrays) -> Arrays:
+    def _trimmed(self, arrays: Arrays) -> Arrays:
         return trim(arrays, self.settings["inputs"], self.settings["max_tokens"])
 
     def _numbers(self) -> Arrays:
@@ -307,22 +310,22 @@ class Runner:
 
     def _run(self, exit: int, arrays: Arrays, numbers: Arrays) -> tuple[Arrays, Arrays]:
         """Run a graph: what later graphs read, and what this one says of its rows."""
-        said = run(self._sessions[exit], self._segments[exit], {**arrays, **numbers})
+        outputs = run(self._sessions[exit], self._segments[exit], {**arrays, **numbers})
         rows = _rows(arrays)
-        if any(array.shape[:1] != (rows,) for array in said.values()) or (
-            "stop" in said and said["stop"].ndim != 1
+        if any(array.shape[:1] != (rows,) for array in outputs.values()) or (
+            "stop" in outputs and outputs["stop"].ndim != 1
         ):
             raise ValueError(f"{self._segments[exit]['file']} doesn't give a row per row")
         read = {name for later in self._segments[exit + 1 :] for name in later["inputs"]}
-        known = {**arrays, **said}
-        return {name: known[name] for name in known if name in read}, said
+        both = {**arrays, **outputs}
+        return {name: both[name] for name in both if name in read}, outputs
 
 
 def _rows(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _broken(exit: int, rows_B: np.ndarray, logits_BC: np.ndarray) -> dict[int, str]:
+def _broken_rows(exit: int, rows_B: np.ndarray, logits_BC: np.ndarray) -> dict[int, str]:
     """The message for each row whose logits are NaN or infinite, by number."""
     broken_B = ~np.isfinite(logits_BC).all(1)
     return {

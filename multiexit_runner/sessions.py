@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multiexit_runner.folder import Folder, content
+from multiexit_runner.folder import Folder, read_file
 from multiexit_runner.inputs import Arrays
 from multiexit_runner.protobuf import names_files
-from multiexit_runner.settings import OWN
+from multiexit_runner.settings import ROW_OUTPUTS
 
 if TYPE_CHECKING:  # the readers of streams beside it need none
     from onnxruntime import InferenceSession
@@ -31,21 +31,21 @@ def check_providers(providers: Sequence[Any] | None) -> list[Any]:
 
     listed = list(providers) if isinstance(providers, list | tuple) else []
     names = [each[0] if isinstance(each, tuple) and each else each for each in listed]
-    there = ort.get_available_providers()
+    available = ort.get_available_providers()
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(
             f"providers must be a list of names such as ['{CPU}'], each alone or as a pair (name, "
             f"options); got {providers!r}"
         )
-    missing = [name for name in names if name not in there]
+    missing = [name for name in names if name not in available]
     if missing:
         raise ValueError(
-            f"no provider {missing[0]!r} in this onnxruntime; it has {', '.join(there)}"
+            f"no provider {missing[0]!r} in this onnxruntime; it has {', '.join(available)}"
         )
     return listed
 
 
-def sessions(
+def open_sessions(
     folder: Folder, settings: dict[str, Any], threads: int | None, providers: list[Any]
 ) -> "list[InferenceSession]":
     """A session for each segment.
@@ -67,9 +67,9 @@ def sessions(
     options.log_severity_level = 4  # what goes wrong is raised
     # Each session has its own threads: those of one must not spin while the next one works.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    made = []
+    sessions = []
     for exit, segment in enumerate(settings["segments"]):
-        path, data = folder.path / segment["file"], content(folder, segment["file"])
+        path, data = folder.path / segment["file"], read_file(folder, segment["file"])
         try:
             if names_files(data):
                 raise ValueError("it has weights in another file, and graphs hold all of theirs")
@@ -83,18 +83,18 @@ def sessions(
                 f"{unused[0]} is in this onnxruntime but can't be used on this machine (are its "
                 "drivers and libraries there?): name other providers"
             )
-        _check(session, settings, exit, str(path))
-        made.append(session)
-    return made
+        _check_session(session, settings, exit, str(path))
+        sessions.append(session)
+    return sessions
 
 
-def run(session: "InferenceSession", segment: dict[str, Any], given: Arrays) -> Arrays:
+def run(session: "InferenceSession", segment: dict[str, Any], arrays: Arrays) -> Arrays:
     """Run a graph.
 
     Args:
         session: of the graph.
         segment: its inputs and outputs in the settings.
-        given: arrays by name, those that it reads among them.
+        arrays: by name, those that it reads among them.
 
     Returns:
         What it gives, by the settings' names.
@@ -102,7 +102,7 @@ def run(session: "InferenceSession", segment: dict[str, Any], given: Arrays) -> 
     Raises:
         ValueError: whatever goes wrong in it.
     """
-    feed = {name: given[name] for name in segment["inputs"]}
+    feed = {name: arrays[name] for name in segment["inputs"]}
     try:
         values = session.run(None, feed)
     except Exception as error:  # onnxruntime's are of many kinds
@@ -110,19 +110,21 @@ def run(session: "InferenceSession", segment: dict[str, Any], given: Arrays) -> 
     return dict(zip(segment["outputs"], map(np.asarray, values), strict=True))
 
 
-def _check(session: Any, settings: dict[str, Any], exit: int, path: str) -> None:
+def _check_session(session: Any, settings: dict[str, Any], exit: int, path: str) -> None:
     """Refuse a graph with other inputs and outputs than the settings say."""
     segment = settings["segments"][exit]
     inputs = {each.name: each.type for each in session.get_inputs()}
     outputs = {each.name: each for each in session.get_outputs()}
-    wanted = [name if name in OWN else f"next.{name}" for name in segment["outputs"]]
-    for what, has, says in (
+    graph_outputs = [name if name in ROW_OUTPUTS else f"next.{name}" for name in segment["outputs"]]
+    for verb, actual, expected in (
         ("reads", sorted(inputs), sorted(segment["inputs"])),
-        ("gives", list(outputs), wanted),
+        ("gives", list(outputs), graph_outputs),
     ):
-        if has != says:
-            raise ValueError(f"{path} {what} {has}, but export.json says {says}: export again")
-    types = {name: want["dtype"] for name, want in settings["inputs"].items()}
+        if actual != expected:
+            raise ValueError(
+                f"{path} {verb} {actual}, but export.json says {expected}: export again"
+            )
+    types = {name: spec["dtype"] for name, spec in settings["inputs"].items()}
     for name, number in settings["knobs"].items():
         types[f"policy.{name}"] = "int64" if isinstance(number, int) else "float32"
     for name, kind in inputs.items():

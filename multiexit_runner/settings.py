@@ -4,10 +4,10 @@ import json
 import reprlib
 from typing import Any
 
-from multiexit_runner.folder import plain
+from multiexit_runner.folder import is_plain_name
 
 FORMAT = 2
-OWN = ("logits", "answer", "stop")
+ROW_OUTPUTS = ("logits", "answer", "stop")
 """A graph's outputs about its rows; its others are for the graphs behind it."""
 
 KEYS = {
@@ -19,7 +19,7 @@ INT64 = 2**63 - 1
 FLOAT32 = 3.4e38
 
 
-def parse(data: bytes, where: str) -> dict[str, Any]:
+def parse_settings(data: bytes, where: str) -> dict[str, Any]:
     """The settings in a file's bytes.
 
     Raises:
@@ -27,8 +27,10 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
             would be right.
     """
     try:
-        settings = json.loads(data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
-        _check(settings)
+        settings = json.loads(
+            data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unrepeated
+        )
+        _check_settings(settings)
     except (ValueError, RecursionError) as error:
         what = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise ValueError(f"{where}: {what}") from error
@@ -69,90 +71,92 @@ def check_range(name: str, limits: list[float] | None, number: float) -> None:
         _need(low <= number <= high, name, number, f"from {low} to {high}")
 
 
-def _ranges(ranges: Any, knobs: dict[str, Any]) -> None:
-    for name, limits in _table("ranges", ranges).items():
+def _check_ranges(ranges: Any, knobs: dict[str, Any]) -> None:
+    for name, limits in _checked_table("ranges", ranges).items():
         pair = isinstance(limits, list) and len(limits) == 2 and all(map(_is_number, limits))
         _need(name in knobs and pair, f"ranges.{name}", limits, "two numbers, of one of the knobs")
         check_range(f"knobs.{name}", limits, knobs[name])
 
 
-def _check(settings: Any) -> None:
+def _check_settings(settings: Any) -> None:
     _need(isinstance(settings, dict), "the whole", settings, "a JSON object")
     if settings.get("format") != FORMAT or isinstance(settings["format"], bool):
         raise ValueError(
             f"it has format {reprlib.repr(settings.get('format'))}; this version reads {FORMAT}: "
             "export the model again, or use the multiexit_runner of the version that wrote it"
         )
-    _keys("the whole", settings, KEYS, {"ranges"})  # which older folders lack
-    _whole("num_classes", settings["num_classes"], 1)
+    _check_keys("the whole", settings, KEYS, {"ranges"})  # which older folders lack
+    _check_whole("num_classes", settings["num_classes"], 1)
     for key in ("versions", "preprocessing", "policy"):
         _need(isinstance(settings[key], dict), key, settings[key], "a table")
     classes, labels = settings["num_classes"], settings["labels"]
     if labels is not None:
-        _names("labels", labels, distinct=False)
+        _check_names("labels", labels, distinct=False)
         _need(len(labels) == classes, "labels", labels, f"null or {classes} strings")
     if settings["max_tokens"] is not None:
-        _whole("max_tokens", settings["max_tokens"], 1)
-    _inputs(settings["inputs"])
+        _check_whole("max_tokens", settings["max_tokens"], 1)
+    _check_inputs(settings["inputs"])
     _need(isinstance(settings["knobs"], dict), "knobs", settings["knobs"], "a table of numbers")
     for name, number in settings["knobs"].items():
         check_knob(f"knobs.{name}", number, number)
-    _ranges(settings.setdefault("ranges", {}), settings["knobs"])
-    _segments(settings)
+    _check_ranges(settings.setdefault("ranges", {}), settings["knobs"])
+    _check_segments(settings)
     exits = settings["exits"]
     many = isinstance(exits, list) and len(exits) == len(settings["segments"])
     _need(many and all(map(_is_whole, exits)), "exits", exits, "a whole number for each segment")
     if settings["int8"] is not None:
-        _keys("int8", settings["int8"], {"target", "machines"})
+        _check_keys("int8", settings["int8"], {"target", "machines"})
         for key, value in settings["int8"].items():
             _need(isinstance(value, str), f"int8.{key}", value, "a string")
-    for key, value in _table("parity", settings["parity"]).items():
+    for key, value in _checked_table("parity", settings["parity"]).items():
         _need(key == "on" or _is_number(value), f"parity.{key}", value, "a finite number")
 
 
-def _inputs(inputs: Any) -> None:
-    _need(bool(_table("inputs", inputs)), "inputs", inputs, "a table with at least one input")
-    for name, want in inputs.items():
+def _check_inputs(inputs: Any) -> None:
+    _need(
+        bool(_checked_table("inputs", inputs)), "inputs", inputs, "a table with at least one input"
+    )
+    for name, spec in inputs.items():
         key = f"inputs.{name}"
-        _keys(key, want, {"dtype", "shape"}, {"below"})
-        _need(want["dtype"] in TYPES, f"{key}.dtype", want["dtype"], f"one of {', '.join(TYPES)}")
-        shape = want["shape"]
+        _check_keys(key, spec, {"dtype", "shape"}, {"below"})
+        _need(spec["dtype"] in TYPES, f"{key}.dtype", spec["dtype"], f"one of {', '.join(TYPES)}")
+        shape = spec["shape"]
         right = (
             isinstance(shape, list)
             and shape[:1] == ["B"]
             and all(size == "T" or (_is_whole(size) and size >= 0) for size in shape[1:])
         )
         _need(right, f"{key}.shape", shape, 'a list that begins with "B", then "T" or numbers')
-        if "below" in want:
-            _whole(f"{key}.below", want["below"], 1)
+        if "below" in spec:
+            _check_whole(f"{key}.below", spec["below"], 1)
 
 
-def _segments(settings: dict[str, Any]) -> None:
+def _check_segments(settings: dict[str, Any]) -> None:
     """Each segment reads what is there, and says what it must."""
     segments = settings["segments"]
     _need(isinstance(segments, list) and segments, "segments", segments, "a list of segments")
-    known = {*settings["inputs"], *(f"policy.{name}" for name in settings["knobs"])}
+    readable = {*settings["inputs"], *(f"policy.{name}" for name in settings["knobs"])}
     for exit, segment in enumerate(segments):
         key = f"segments[{exit}]"
-        _keys(key, segment, {"file", "inputs", "outputs"})
+        _check_keys(key, segment, {"file", "inputs", "outputs"})
         file = segment["file"]
-        _need(plain(file), f"{key}.file", file, "a plain file name of this folder")
-        _names(f"{key}.inputs", segment["inputs"])
-        _names(f"{key}.outputs", segment["outputs"])
-        unknown = [name for name in segment["inputs"] if name not in known]
-        _need(not unknown, f"{key}.inputs", unknown, f"among {sorted(known)}")
+        _need(is_plain_name(file), f"{key}.file", file, "a plain file name of this folder")
+        _check_names(f"{key}.inputs", segment["inputs"])
+        _check_names(f"{key}.outputs", segment["outputs"])
+        unknown = [name for name in segment["inputs"] if name not in readable]
+        _need(not unknown, f"{key}.inputs", unknown, f"among {sorted(readable)}")
         must = {"logits"} if exit == len(segments) - 1 else {"logits", "stop"}
         says = set(segment["outputs"]) & {"logits", "stop"}
         _need(says == must, f"{key}.outputs", segment["outputs"], f"names with {sorted(must)}")
-        known |= set(segment["outputs"]) - set(OWN)
+        readable |= set(segment["outputs"]) - set(ROW_OUTPUTS)
 
 
-def _need(right: Any, key: str, value: Any, wanted: str) -> None:
+def _need(right: Any, key: str, value: Any, expected: str) -> None:
     if not right:
-        raise ValueError(f"{key} is {reprlib.repr(value)}; it must be {wanted}")
+        raise ValueError(f"{key} is {reprlib.repr(value)}; it must be {expected}")
 
 
-def _whole(key: str, value: Any, low: int) -> None:
+def _check_whole(key: str, value: Any, low: int) -> None:
     _need(_is_whole(value) and low <= value <= INT64, key, value, f"a whole number from {low}")
 
 
@@ -165,29 +169,29 @@ def _is_number(value: Any) -> bool:
     return real and abs(value) <= FLOAT32
 
 
-def _names(key: str, value: Any, distinct: bool = True) -> None:
+def _check_names(key: str, value: Any, distinct: bool = True) -> None:
     right = isinstance(value, list) and all(isinstance(name, str) for name in value)
     right = right and (not distinct or len(set(value)) == len(value))
     _need(right, key, value, "a list of strings" + ", none of them twice" * distinct)
 
 
-def _table(key: str, value: Any) -> dict[str, Any]:
+def _checked_table(key: str, value: Any) -> dict[str, Any]:
     _need(isinstance(value, dict), key, value, "a table")
     return value
 
 
-def _keys(key: str, value: Any, needed: set[str], others: set[str] = frozenset()) -> None:  # type: ignore
-    wrong = sorted(set(_table(key, value)) ^ needed - others)
+def _check_keys(key: str, value: Any, needed: set[str], others: set[str] = frozenset()) -> None:  # type: ignore
+    wrong = sorted(set(_checked_table(key, value)) ^ needed - others)
     if wrong := [name for name in wrong if name not in others]:
         _need(False, f"{key}: the key {reprlib.repr(wrong[0])}", value.get(wrong[0], "missing"),
               f"one of {sorted(needed | others)}, all of them there")  # fmt: skip
 
 
-def _refuse(constant: str) -> None:
+def _no_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON; numbers must be finite")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         raise ValueError(f"a key is there twice, in a table with the keys {sorted(table)[:20]}")

@@ -29,7 +29,7 @@ from transformers import AutoModel as Auto
 
 import multiexit as mx
 from multiexit_runner import Runner
-from multiexit_runner import folder as folders
+from multiexit_runner.folder import seal
 
 SIZES = {"vocab_size": 60, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 LAYERS = {"num_hidden_layers": 3, "max_position_embeddings": 40}
@@ -410,7 +410,7 @@ def test_a_damaged_folder_is_refused(exported, tmp_path):
     newer = copy("newer")
     settings = json.loads((newer / "export.json").read_text())
     (newer / "export.json").write_text(json.dumps({**settings, "format": 99}))
-    folders.seal(newer)
+    seal(newer)
     for folder, message in (
         (missing, "exit-1.onnx is missing"),
         (altered, "exit-2.onnx is not the file"),

@@ -17,7 +17,7 @@ from torch import nn
 import multiexit as mx
 from multiexit.serving.onnx import int8
 from multiexit_runner import Runner
-from multiexit_runner import folder as folders
+from multiexit_runner.folder import seal
 from multiexit_runner.reading import windows
 
 WIDTH = 64
@@ -141,7 +141,7 @@ def _change(folder, name, change):
     """Change a file and write the checksums anew, as an attacker would."""
     path = folder / name
     path.write_bytes(change(path.read_bytes()))
-    folders.seal(folder)
+    seal(folder)
 
 
 def test_a_machine_that_answers_otherwise_is_refused(exported, tmp_path):
@@ -156,7 +156,7 @@ def test_a_machine_that_answers_otherwise_is_refused(exported, tmp_path):
         for logits_MBC in moved.values():
             logits_MBC[1, 2, 0] += shift
         np.savez(folder / "check.npz", **{**arrays, **moved})
-        folders.seal(folder)
+        seal(folder)
         if not refused:
             Runner(folder)
             continue
@@ -353,7 +353,7 @@ def test_any_flipped_or_missing_bytes_are_answered_or_refused(folder, name):
         ):
             (folder / name).write_bytes(change(good))
             if name != "SHA256SUMS":
-                folders.seal(folder)
+                seal(folder)
             _ends_well(folder, (name, at))
 
 
@@ -372,7 +372,7 @@ def test_weights_in_other_files_are_refused(folder):
 def test_compressed_rows_are_refused(folder):
     with np.load(folder / "check.npz") as kept:
         np.savez_compressed(folder / "check.npz", **dict(kept))
-    folders.seal(folder)
+    seal(folder)
     with pytest.raises(ValueError, match="compressed"):
         Runner(folder)
 
@@ -495,9 +495,9 @@ def test_numbers_outside_of_the_policy_s_range_are_refused(tmp_path):
     said = json.loads(path.read_text())
     del said["ranges"]  # as older folders
     path.write_text(json.dumps(said))
-    folders.seal(path.parent)
+    seal(path.parent)
     assert Runner(path.parent).knobs == {"patience": 1}
     path.write_text(json.dumps({**said, "ranges": {"patience": [2, 3]}}))
-    folders.seal(path.parent)
+    seal(path.parent)
     with pytest.raises(ValueError, match=r"knobs\.patience is 1; it must be from 2 to 3"):
         Runner(path.parent)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 import multiexit as mx
+from multiexit import presets, report
 from multiexit.data import digits
-from multiexit.evaluation import report
-from multiexit.training import presets
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import multiexit as mx
-from multiexit.evaluation import report
-from multiexit.losses import weights
+from multiexit import report, weights
 from multiexit.runtime import versions
 
 D, C, WIDTH = 10, 4, 32

@@ -20,13 +20,12 @@ from torch.utils.data import Subset
 from transformers import AutoTokenizer
 
 import multiexit as mx
+from multiexit import presets, static
 from multiexit.cli import reporting
 from multiexit.data import tasks
 from multiexit.data.batches import loader, move, unpack
 from multiexit.data.splits import holdout
-from multiexit.recipes import static
 from multiexit.serving.timing import paired_times
-from multiexit.training import presets
 
 METHODS = ("first", "layerdrop", "headprune", "pkd", "theseus", "distilbert")
 

@@ -12,10 +12,9 @@ import torch
 from transformers import AutoTokenizer
 
 import multiexit as mx
+from multiexit import presets, report
 from multiexit.data import glue
 from multiexit.data.splits import holdout
-from multiexit.evaluation import report
-from multiexit.training import presets
 
 
 def main() -> None:

@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 
 import multiexit as mx
+from multiexit import presets, report
 from multiexit.data import cifar, digits
-from multiexit.evaluation import report
-from multiexit.training import presets
 
 
 def main() -> None:

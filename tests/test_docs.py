@@ -193,6 +193,22 @@ def test_every_recipe_is_in_the_methods_table():
         assert f"| `{name}` | `recipes.{make.__name__}` |" in text
 
 
+@pytest.mark.parametrize(
+    ("table", "page", "shown"),
+    [
+        (multiexit.policies.POLICIES, "policies.md", "`{}="),
+        (multiexit.heads.HEADS, "heads.md", '| `"{}"` |'),
+        (multiexit.heads.CHAINED, "heads.md", '| `"…+{}"` |'),
+        (multiexit.topology.NAMES, "losses-and-topologies.md", '`"{}"`'),
+        (multiexit.weights.PARAMETRIZATIONS, "loss-weights.md", '`"{}"`'),
+    ],
+    ids=["policies", "heads", "chained heads", "topologies", "parametrisations"],
+)
+def test_every_name_is_in_its_page(table, page, shown):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert [name for name in table if shown.format(name) not in text] == []
+
+
 MODULES = ["multiexit", *(m.name for m in pkgutil.walk_packages(multiexit.__path__, "multiexit."))]
 MODULES.append(multiexit_runner.Runner.__module__)
 

@@ -23,22 +23,22 @@ def windows(source: Iterable[Any], most: int) -> Iterator[Window]:
     The source is read in a thread of its own, no more than `most` items ahead of what was handed
     out and done with.
     """
-    came: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     free, stopped = threading.Semaphore(most), threading.Event()
 
     def read() -> None:
         try:
-            each = iter(source)
+            items_of = iter(source)
             while free.acquire() and not stopped.is_set():
-                came.put(("item", next(each)))
+                messages.put(("item", next(items_of)))
         except StopIteration:
-            came.put(("end", None))
+            messages.put(("end", None))
         except BaseException as error:  # whatever it is, it belongs to whoever asks for the rows
-            came.put(("end", error))
+            messages.put(("end", error))
 
     threading.Thread(target=read, name="multiexit-stream", daemon=True).start()
     try:
-        kind, value = came.get()
+        kind, value = messages.get()
         while True:
             items: list[Any] = []
             while kind == "item":
@@ -46,7 +46,7 @@ def windows(source: Iterable[Any], most: int) -> Iterator[Window]:
                 if len(items) == most:
                     break
                 try:
-                    kind, value = came.get(timeout=PATIENCE)
+                    kind, value = messages.get(timeout=PATIENCE)
                 except queue.Empty:
                     break
             ended = kind == "end"
@@ -55,7 +55,7 @@ def windows(source: Iterable[Any], most: int) -> Iterator[Window]:
             if ended:
                 return
             free.release(len(items))
-            kind, value = came.get()
+            kind, value = messages.get()
     finally:
         stopped.set()
         free.release()

@@ -75,7 +75,7 @@ class Runner:
         threads = None if threads is None else _count("threads", threads)
         if not isinstance(check, bool):
             raise ValueError(f"check must be True or False, got {check!r}")
-        chosen = check_providers(providers)
+        checked_providers = check_providers(providers)
         export = read_folder(folder)
         text = read_file(export, SETTINGS)
         self.settings = parse_settings(text, str(export.path / SETTINGS))
@@ -83,11 +83,11 @@ class Runner:
         self.preprocessing: dict[str, Any] = self.settings["preprocessing"]
         self._knobs: dict[str, int | float] = self.settings["knobs"]
         self._segments = self.settings["segments"]
-        self._sessions = open_sessions(export, self.settings, threads, chosen)
+        self._sessions = open_sessions(export, self.settings, threads, checked_providers)
         read = {SETTINGS, *(segment["file"] for segment in self._segments)}
         others = {name: read_file(export, name) for name in export.sums if name not in read}
         if check:
-            self._check_rows(others, str(export.path / ROWS), chosen)
+            self._check_rows(others, str(export.path / ROWS), checked_providers)
 
     def _check_rows(self, files: Mapping[str, bytes], path: str, providers: list[Any]) -> None:
         """Run the rows that the folder keeps."""

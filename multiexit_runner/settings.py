@@ -145,9 +145,11 @@ def _check_segments(settings: dict[str, Any]) -> None:
         _check_names(f"{key}.outputs", segment["outputs"])
         unknown = [name for name in segment["inputs"] if name not in readable]
         _need(not unknown, f"{key}.inputs", unknown, f"among {sorted(readable)}")
-        must = {"logits"} if exit == len(segments) - 1 else {"logits", "stop"}
-        says = set(segment["outputs"]) & {"logits", "stop"}
-        _need(says == must, f"{key}.outputs", segment["outputs"], f"names with {sorted(must)}")
+        needed = {"logits"} if exit == len(segments) - 1 else {"logits", "stop"}
+        answers = set(segment["outputs"]) & {"logits", "stop"}
+        _need(
+            answers == needed, f"{key}.outputs", segment["outputs"], f"names with {sorted(needed)}"
+        )
         readable |= set(segment["outputs"]) - set(ROW_OUTPUTS)
 
 

@@ -111,33 +111,34 @@ def run(
     """
     choose = _policy_chooser(model, folder, policy, target)
     name, rows = next(iter(task.sets.items()))
-    used = rows_in_share(len(rows), share)  # type: ignore[arg-type]
+    rows_used = rows_in_share(len(rows), share)  # type: ignore[arg-type]
     if temperatures and model.num_classes == 1:
         raise ValueError("temperatures are for classes, and this model has one output (regression)")
-    calibrating = used - rows_in_share(used, 0.5) if temperatures else used
+    rows_calibrating = rows_used - rows_in_share(rows_used, 0.5) if temperatures else rows_used
     if target.get("risk") is not None:
-        guarantee.check_rows(calibrating, target["risk"], 1 - target["confidence"])
+        guarantee.check_rows(rows_calibrating, target["risk"], 1 - target["confidence"])
     outputs = collect(model, rows, task.metric)
     if temperatures:
         fit_temperatures(model, outputs.split(share, seed)[0].split(0.5, seed)[0])
         outputs = collect(model, rows, task.metric)  # confidences have changed
     calibration, rest = outputs.split(share, seed)
-    chosen = choose(calibration.split(0.5, seed)[1] if temperatures else calibration)
-    certificate = chosen.certificate
+    calibrated = choose(calibration.split(0.5, seed)[1] if temperatures else calibration)
+    certificate = calibrated.certificate
     if (
         certificate is not None and calibration.keys_B is not None
     ):  # temperatures' rows were seen too
         certificate = replace(certificate, keys=tuple(sorted(calibration.keys_B.tolist())))
-        chosen = chosen.with_certificate(certificate)
+        calibrated = calibrated.with_certificate(certificate)
         rest = rest.without(certificate)
-    model.policy = chosen
+    model.policy = calibrated
     if temperatures:
         model.save_pretrained(folder)
     else:
         save_settings(folder, model.settings(backbone_spec(model.backbone)))
-    print(f"{task.name} ({name}): {calibrating} rows calibrate, {len(rest.labels_B)} others judge")
-    print(_report_text(model, rest, chosen, target))
-    print(f"\nwritten: {folder / SETTINGS}, with the policy {registry.policy_name(chosen)}")
+    rows_judging = len(rest.labels_B)
+    print(f"{task.name} ({name}): {rows_calibrating} rows calibrate, {rows_judging} others judge")
+    print(_report_text(model, rest, calibrated, target))
+    print(f"\nwritten: {folder / SETTINGS}, with the policy {registry.policy_name(calibrated)}")
 
 
 def _policy_chooser(
@@ -176,14 +177,14 @@ def _policy_chooser(
 
 
 def _report_text(
-    model: MultiExitModel, rest: Outputs, chosen: ExitPolicy, target: dict[str, Any]
+    model: MultiExitModel, rest: Outputs, policy: ExitPolicy, target: dict[str, Any]
 ) -> str:
     """The policy beside no early exit, and how the bound or the time was kept."""
-    row = judge(rest, chosen)
+    row = judge(rest, policy)
     lines = [report.policy_table([judge(rest, FixedExit(rest.num_exits - 1)), row])]
-    certificate = chosen.certificate
+    certificate = policy.certificate
     if certificate is not None:
-        mean = guarantee.realised(rest, chosen, certificate.loss)
+        mean = guarantee.realised(rest, policy, certificate.loss)
         lines.append(
             f"loss ({certificate.loss}) on these rows: {100 * mean:.2f} %; bound: "
             f"{100 * certificate.risk:g} % with confidence {certificate.confidence:g}"

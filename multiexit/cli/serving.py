@@ -35,8 +35,8 @@ def predict(
     from multiexit.serving.raw_inputs import predict_images, predict_lines
 
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
-    chosen = parse(policy) if policy else loaded.policy
-    if chosen is None:
+    exit_policy = parse(policy) if policy else loaded.policy
+    if exit_policy is None:
         raise ValueError(
             "this model was saved without a policy: give one, e.g. --policy patience=4"
         )
@@ -49,10 +49,10 @@ def predict(
     if kind == "image":
         if not inputs:
             raise ValueError("give image files to predict")
-        answers = predict_images(loaded, chosen, [Path(name) for name in inputs], batch_size)
+        answers = predict_images(loaded, exit_policy, [Path(name) for name in inputs], batch_size)
     else:
         reader, lines = typed.tokenizer(model), typed.lines(inputs)
-        answers = predict_lines(loaded, chosen, reader, lines, batch_size)
+        answers = predict_lines(loaded, exit_policy, reader, lines, batch_size)
     failed = 0
     for answer in answers:
         if "error" in answer:
@@ -119,7 +119,7 @@ def export(
         raise ValueError("--data names the rows: leave out --task and --data-dir")
     if agreement is not None and not (int8 and (data or task or data_dir)):
         raise ValueError("--agreement is measured with --int8 on rows: give --data or --task too")
-    chosen = parse(policy) if policy else None
+    exit_policy = parse(policy) if policy else None
     reads = (model / "tokenizer_config.json").is_file()
     reader = typed.tokenizer(model) if reads else None
     rows = None
@@ -127,15 +127,15 @@ def export(
         loaded = MultiExitModel.from_pretrained(model)
         rows = _rows(loaded, reader, data) if data else None
     else:
-        loaded, loads = typed.load(model, task, data_dir)
-        rows = next(iter(loads.sets.values()))
-    if chosen is not None:
-        check(chosen, loaded.num_exits, loaded.num_classes)
+        loaded, task_data = typed.load(model, task, data_dir)
+        rows = next(iter(task_data.sets.values()))
+    if exit_policy is not None:
+        check(exit_policy, loaded.num_exits, loaded.num_classes)
     share = 0.95 if agreement is None else agreement
     parity = export_onnx(
         loaded,
         output,
-        chosen,
+        exit_policy,
         tokenizer=reader,
         rows=rows,
         int8=int8,

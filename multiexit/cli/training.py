@@ -158,7 +158,7 @@ def train(
         max_length=max_length,
     )
     typed.folder("--output", output)
-    taps = typed.exits(exits)
+    places = typed.exits(exits)
     share = experiment.validation_for(task) if validation is None else validation
     if not 0 <= share < 1:
         raise ValueError(f"--validation is a share in 0..1, got {share}")
@@ -166,7 +166,7 @@ def train(
         raise ValueError("--early-stopping needs epochs to be judged: give --validation 0.1")
     if against is not None and seeds is None:
         raise ValueError("--against compares runs of several seeds: give --seeds")
-    chosen = experiment.recipe_for(recipe, task, typed.options(option or []))
+    method = experiment.recipe_for(recipe, task, typed.options(option or []))
     fields = {
         "epochs": epochs,
         "max_steps": max_steps,
@@ -213,9 +213,9 @@ def train(
         model, history = experiment.train(
             data,
             experiment.backbone_for(data, backbone, weights, number),
-            chosen,
+            method,
             replace(config, output=folder, seed=number),
-            exits=taps,
+            exits=places,
             head=head,
             pool=pool,
             validation=share,
@@ -226,15 +226,15 @@ def train(
             data,
             folder,
             lambda outputs, policy=model.policy: grids.default_policies(outputs, policy),
-            title=f"{chosen.name} on {data.name}",
+            title=f"{method.name} on {data.name}",
             history=history,
             certificate=model.policy.certificate if model.policy else None,
-            recipe=chosen.name,
+            recipe=method.name,
             command=typed_command(),
             seconds=round(time.perf_counter() - begin, 1),
         )
     if seeds is not None and processes().is_main_process:
-        _report_seeds(output, numbers, data, chosen, other)
+        _report_seeds(output, numbers, data, method, other)
 
 
 def _other_seeds(folder: Path, task: str, numbers: Sequence[int]) -> dict[str, Any]:

@@ -92,17 +92,17 @@ def tune(
         task, data_dir=data_dir, channels_last=channels_last or None, max_length=max_length
     )
     typed.folder("--output", output)
-    options, taps = typed.options(option or []), typed.exits(exits)
-    chosen = experiment.recipe_for(recipe, task, options)
+    options, places = typed.options(option or []), typed.exits(exits)
+    method = experiment.recipe_for(recipe, task, options)
     share = experiment.validation_for(task) if validation is None else validation
     if not 0 <= share < 1:
         raise ValueError(f"--validation is a share in 0..1, got {share}")
     dimensions = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
     if not dimensions:
         raise ValueError("nothing to search: give --space NAME=VALUES, or --grid")
-    both = [name for name in options if crossval.OPTION + name in dimensions]
-    if both:
-        raise ValueError(f"{both[0]} is searched by --space, so --option {both[0]} has no effect")
+    for name in options:
+        if crossval.OPTION + name in dimensions:
+            raise ValueError(f"{name} is searched by --space, so --option {name} has no effect")
     if processes().num_processes > 1:
         raise ValueError("a trial runs in one process: start `multiexit tune` several times")
     config = replace(
@@ -121,7 +121,7 @@ def tune(
     if folds > len(data.train):
         raise ValueError(f"--folds {folds}: there are {len(data.train)} rows to be parted")
     network = experiment.backbone_for(data, backbone, seed=seed)
-    MultiExitModel(network, data.num_classes, taps, head or chosen.head, pool)  # refuses now
+    MultiExitModel(network, data.num_classes, places, head or method.head, pool)  # refuses now
     settings = {
         "task": data.name,
         "recipe": recipe,
@@ -140,9 +140,9 @@ def tune(
     }
 
     def watch(tuning: "Tuning") -> None:
-        done = sum(trial.state in ("done", "failed") for trial in tuning.trials)
+        ended = sum(trial.state in ("done", "failed") for trial in tuning.trials)
         best = "" if tuning.best is None else f"; best so far {_cells(tuning.best)[SCORE]}"
-        print(f"{done} of {len(tuning.trials)} trials{best}", flush=True)
+        print(f"{ended} of {len(tuning.trials)} trials{best}", flush=True)
         write(tuning)
 
     def write(tuning: "Tuning") -> None:
@@ -175,7 +175,7 @@ def tune(
             config,
             folds,
             backbone,
-            exits=taps,
+            exits=places,
             head=head,
             pool=pool,
             validation=share,

@@ -17,14 +17,16 @@ def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, An
     from multiexit.data import tasks
 
     model = MultiExitModel.from_pretrained(folder).to(device())
-    how = model.preprocessing
-    name = task or how.get("task")
+    preprocessing = model.preprocessing
+    name = task or preprocessing.get("task")
     if name is None:
         raise ValueError(f"{folder} doesn't say what it was trained on: pass --task")
     tasks.check_options(name, data_dir=data_dir)
-    reader = tokenizer(folder) if tasks.modality(name) == "text" else None
-    words = how if how.get("kind") == ("image" if reader is None else "text") else {}
-    data = tasks.load(name, data_dir, reader, words.get("max_length"), words.get("normalisation"))
+    modality = tasks.modality(name)
+    reader = tokenizer(folder) if modality == "text" else None
+    defaults = preprocessing if preprocessing.get("kind") == modality else {}
+    max_length, normalisation = defaults.get("max_length"), defaults.get("normalisation")
+    data = tasks.load(name, data_dir, reader, max_length, normalisation)
     if data.num_classes != model.num_classes:
         raise ValueError(f"{name} has {data.num_classes} classes, the model {model.num_classes}")
     return model, data

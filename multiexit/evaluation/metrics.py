@@ -202,22 +202,22 @@ def measure(
     function = METRICS[metric] if isinstance(metric, str) else metric
     if function is accuracy_f1 and num_classes > 2:
         function = accuracy_macro_f1
-    called = f"the metric {name(metric)!r}"
+    title = f"the metric {name(metric)!r}"
     try:
         result = function(predicted_N, labels_N)
     except Exception as error:
         task = f"{num_classes} classes" if num_classes > 1 else "regression"
-        raise ValueError(f"{called} can't judge {task}: {error}") from error
+        raise ValueError(f"{title} can't judge {task}: {error}") from error
     if isinstance(result, Mapping) and "score" not in result:
         raise ValueError(
-            f"{called} gives {sorted(result)}; one entry must be 'score', to compare by"
+            f"{title} gives {sorted(result)}; one entry must be 'score', to compare by"
         )
     scores = (
         dict(result) if isinstance(result, Mapping) else {"score": result, name(metric): result}
     )
     values = {str(key): _as_float(value) for key, value in scores.items()}
     if bad := {key: scores[key] for key, value in values.items() if not isfinite(value)}:
-        raise ValueError(f"{called} must give finite numbers; it gives {bad}")
+        raise ValueError(f"{title} must give finite numbers; it gives {bad}")
     return {"score": values["score"], **values}
 
 

@@ -177,8 +177,8 @@ class Engine:
         self._check_ready()
         columns = Columns(self._original.backbone.start)
         source = named_inputs(in_order(data, int(batch_size)), columns)
-        read = windows_at_hand if isinstance(data, Dataset | Sized) else windows
-        return self._stream(read(source, int(window)), int(batch_size))
+        read_windows = windows_at_hand if isinstance(data, Dataset | Sized) else windows
+        return self._stream(read_windows(source, int(window)), int(batch_size))
 
     def _stream(self, source: Iterable[Window], batch_size: int) -> Iterator[Prediction]:
         before = Place(0, 0)

@@ -41,8 +41,10 @@ def _contents(module: nn.Module) -> Iterator[dict[str, Any]]:
     yield module._buffers
 
 
-def _same_items(now: dict[str, Any], then: list[tuple[str, Any]]) -> bool:
-    return len(now) == len(then) and all(now.get(key) is value for key, value in then)
+def _same_items(current: dict[str, Any], recorded: list[tuple[str, Any]]) -> bool:
+    return len(current) == len(recorded) and all(
+        current.get(key) is value for key, value in recorded
+    )
 
 
 def _places(tensors: list[Tensor]) -> list[Any]:

@@ -33,8 +33,8 @@ def apart(accelerator: Accelerator | None = None) -> Iterator[None]:
         accelerator: whose state it is; None begins a new one.
     """
     shared_state: Any = processes()._shared_state
-    kinds: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
-    states_before = [kind._shared_state for kind in kinds]
+    classes: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
+    states_before = [kind._shared_state for kind in classes]
     if accelerator is None:
         states: list[dict[str, Any]] = [{}, {}, {}]
     else:
@@ -44,14 +44,14 @@ def apart(accelerator: Accelerator | None = None) -> Iterator[None]:
             state,
             accelerator.gradient_state.__dict__,
         ]
-    for kind, shared in zip(kinds, states, strict=True):
+    for kind, shared in zip(classes, states, strict=True):
         kind._shared_state = shared
     try:
         if accelerator is None:
             PartialState(states_before[0]["_cpu"], timeout=TIMEOUT)  # the process group stays
         yield
     finally:
-        for kind, shared in zip(kinds, states_before, strict=True):
+        for kind, shared in zip(classes, states_before, strict=True):
             kind._shared_state = shared
 
 

@@ -182,9 +182,9 @@ class TrainConfig:
         value = getattr(self, name)
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
-        plain = int(value) if isinstance(value, Integral) else float(value)
-        object.__setattr__(self, name, plain)
-        return plain
+        number = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(self, name, number)
+        return number
 
     def _set_switch(self, name: str) -> None:
         value = getattr(self, name)

@@ -70,12 +70,12 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     warm = int(config.warmup * steps)
     if step < warm:
         return config.lr * (step + 1) / warm
-    left = (steps - step) / max(steps - warm, 1)
+    remaining = (steps - step) / max(steps - warm, 1)
     match config.schedule:
         case "linear":
-            return config.lr * left
+            return config.lr * remaining
         case "cosine":
-            return config.lr * (1 + math.cos(math.pi * (1 - left))) / 2
+            return config.lr * (1 + math.cos(math.pi * (1 - remaining))) / 2
         case "step":
             return config.lr * 0.1 ** sum(step >= m * steps for m in config.milestones)
         case _:

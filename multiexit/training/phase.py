@@ -65,7 +65,7 @@ def trained_parameters(model: MultiExitModel, phase: Phase) -> set[nn.Parameter]
     """The parameters that the phase trains, but for those that were frozen before."""
     if callable(phase.train):
         return set(phase.train(model))
-    run, behind = (
+    reached, unreached = (
         {p for stage in stages for p in model.backbone.stage_module(stage).parameters()}
         for stages in (
             range(model.exits[-1] + 1),
@@ -73,7 +73,7 @@ def trained_parameters(model: MultiExitModel, phase: Phase) -> set[nn.Parameter]
         )
     )
     # Stages behind the last exit are never run, so never trained.
-    trunk = set(model.backbone.parameters()) - (behind - run)
+    trunk = set(model.backbone.parameters()) - (unreached - reached)
     last_head = set(model.heads[-1].parameters())
     early_heads = set(model.heads.parameters()) - last_head
     return {

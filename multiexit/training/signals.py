@@ -40,8 +40,8 @@ class NotedSignal:
             return self.number
         if not meeting:
             return 0
-        mine = torch.tensor([self.number], device=accelerator.device)
-        return int(gather(mine).max())  # type: ignore[union-attr]
+        number = torch.tensor([self.number], device=accelerator.device)
+        return int(gather(number).max())  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -234,11 +234,11 @@ class Trainer:
             begin = time.perf_counter()
             stepper.begin_epoch((position.epoch + 1) / epochs)
             first, second = self._epoch(phase, data, position.epoch)
-            done = position.batch * config.accumulation
+            skipped = position.batch * config.accumulation
             seed = (config.seed, position.phase, position.epoch, rank)
             size = config.accumulation
             # Named nowhere else, so that its workers end with the loop, whatever ends that.
-            for batches in chunks(data.feed(first, config.workers, seed, done), size):
+            for batches in chunks(data.feed(first, config.workers, seed, skipped), size):
                 draw = partial(self._draw, data, second, seed)
                 state.unread.add(position.step, stepper.step(batches, draw, position.step, steps))
                 position.batch += 1

@@ -122,11 +122,11 @@ def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:
             "go on from: overwrite=True (--overwrite) clears it away and starts anew"
         )
     if config.resume and not began:
-        what = "holds no run" if any(p.name != LOCK for p in folder.iterdir()) else "is empty"
+        problem = "holds no run" if any(p.name != LOCK for p in folder.iterdir()) else "is empty"
         raise ValueError(
-            f"{folder} {what}, so there is nothing that resume=True (--resume) could go on with: "
-            "leave it out, or look whether the name is right (a folder that doesn't exist yet is "
-            "begun anew)"
+            f"{folder} {problem}, so there is nothing that resume=True (--resume) could go on "
+            "with: leave it out, or look whether the name is right (a folder that doesn't exist "
+            "yet is begun anew)"
         )
 
 

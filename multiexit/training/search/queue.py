@@ -275,8 +275,8 @@ def _lock_at_begin(engine: Any) -> None:
 def _check_same_search(study: Any, search: dict[str, Any]) -> None:
     current = json.loads(json.dumps(search))
     stored = study.user_attrs.get("search")
-    begun = study.user_attrs or study.get_trials(deepcopy=False)
-    foreign = [d.name for d in study.directions] != ["MAXIMIZE"] or (stored is None and begun)
+    in_use = study.user_attrs or study.get_trials(deepcopy=False)
+    foreign = [d.name for d in study.directions] != ["MAXIMIZE"] or (stored is None and in_use)
     if foreign or not isinstance(stored, dict | None):
         raise ValueError(
             f"the study {study.study_name!r} is of another program: take another output folder or "

@@ -109,6 +109,8 @@ def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) 
 def check_head(factory: heads.Factory, shape: heads.Shape, num_classes: int = 3) -> None:
     """A head gives logits [B, C], row by row and blind to padding, and every parameter learns.
 
+    One that reads what earlier heads left stands behind another one of its kind.
+
     Args:
         factory: `(feature shape without the batch, C) -> module`.
         shape: `(D,)`, `(None, H)` or `(channels, height, width)`.
@@ -127,11 +129,17 @@ def check_head(factory: heads.Factory, shape: heads.Shape, num_classes: int = 3)
     """
     head = factory(shape, num_classes).eval()
     feature = torch.randn(4, *(7 if size is None else size for size in shape))
-    reads_valid = isinstance(head, heads.Head) and len(shape) == 2
+    chained = isinstance(head, heads.ChainedHead)
+    before = factory(shape, num_classes).eval() if chained else None
+    reads_valid = isinstance(head, heads.Head | heads.ChainedHead) and len(shape) == 2
     valid_BT = torch.arange(feature.shape[1]) < torch.tensor([[1], [3], [5], [7]])
 
     def run(x: Tensor, valid_BT: Tensor) -> Tensor:
-        return head(x, valid_BT) if reads_valid else head(x)
+        valid = valid_BT if reads_valid else None
+        if before is not None:
+            _, memory = heads.ask(before, x, valid, {})
+            return heads.ask(head, x, valid, memory)[0]
+        return head(x, valid) if reads_valid else head(x)
 
     logits_BC = run(feature, valid_BT)
     sizes = tuple(logits_BC.shape)

@@ -69,6 +69,10 @@ class Summed(heads.ChainedHead):
         return logits_BK + 0.1 * memory.get("logits", 0), {**memory, "logits": logits_BK}
 
 
+def summed(shape, num_classes):
+    return Summed(SineHead(shape, num_classes))
+
+
 class Layers(mx.Backbone):
     """Linear layers on flattened images."""
 
@@ -316,6 +320,7 @@ def test_the_dummies_can_be_exported(run, tmp_path):
 def test_the_dummies_conform(rows):
     testing.check_policy(Loud(0.5))
     testing.check_head(SineHead, (8,))
+    testing.check_head(summed, (8,))
     testing.check_topology(neighbours)
     testing.check_learner(Alternate("dummy"))
     testing.check_backbone(mx.wrap("dummy:3", input_shape=(1, 2, 2)), {"x": torch.randn(4, 4)})
@@ -325,14 +330,14 @@ def test_the_dummies_conform(rows):
 def test_without_a_row_the_parts_are_passed_in(tmp_path):
     train = Table()
     models = []
+    recipe = replace(dummy(), head=SineHead)
     for seed in (1, 2):
         torch.manual_seed(seed)
-        backbone = mx.wrap(Layers(3, 6))
-        models.append(mx.MultiExitModel(backbone, CLASSES, head=SineHead))
+        models.append(mx.MultiExitModel(mx.wrap(Layers(3, 6)), CLASSES, head=recipe.head))
     model, fresh = models
     settings = config(max_steps=2, output=tmp_path)
     with pytest.warns(UserWarning, match="can't be made again"):
-        fit(model, dummy(), settings, train)
+        fit(model, recipe, settings, train)
     parts = {"backbone": fresh.backbone, "head": SineHead, "policies": [Loud]}
     again = mx.MultiExitModel.from_pretrained(tmp_path / "model", **parts)
     assert_same(tensors(again), tensors(model))

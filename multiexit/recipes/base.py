@@ -14,6 +14,7 @@ from multiexit.losses.matrix import Divergence
 from multiexit.losses.temperature import Constant, Temperature
 from multiexit.losses.topology import Topology
 from multiexit.losses.weights.learners import Learner, Uniform
+from multiexit.model.heads import Factory
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 
@@ -162,7 +163,7 @@ class Recipe:
     summary: str
     phases: tuple[Phase, ...]
     policy: ExitPolicy
-    head: str | None = None
+    head: str | Factory | None = None
     finish: Callable[[MultiExitModel, Outputs], None] | None = None
     pretrained: bool | None = None
 

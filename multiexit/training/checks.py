@@ -49,7 +49,7 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             )
         if phase.extra is not None:
             _run_once(model, phase)
-    chained = (recipe.head or "").partition("+")[2]
+    chained = recipe.head.partition("+")[2] if isinstance(recipe.head, str) else ""
     if chained and isinstance(model.head, str) and not model.head.endswith(f"+{chained}"):
         raise ValueError(
             f"{recipe.name!r} trains heads that are chained by '+{chained}', and this model's are "

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from multiexit.evaluation.guarantee import warn_one_answer
@@ -96,6 +95,8 @@ def shares(macs_M: tuple[int, ...], budget: float) -> Tensor:
             f"a budget of {budget:.0f} MACs per row can't be spent: leaving at the first exit "
             f"costs {macs_M[0]}, at the last {macs_M[-1]}"
         )
+    from scipy.optimize import brentq  # which takes a second to import
+
     log_q: Any = brentq(over, -STEEPEST, STEEPEST)
     return spread(log_q)
 

@@ -9,7 +9,6 @@ model not trained or selected on them.
 import math
 import warnings
 
-from scipy.stats import binom
 from torch import Tensor
 
 from multiexit.evaluation.outputs import Outputs
@@ -82,6 +81,8 @@ def p_value(mean: float, n: int, risk: float) -> float:
         n: how many.
         risk: α, in (0, 1).
     """
+    from scipy.stats import binom  # which takes a second to import
+
     a = min(mean, risk)
     divergence = a * math.log(a / risk) if a > 0 else 0.0
     divergence += (1 - a) * math.log((1 - a) / (1 - risk)) if a < 1 else 0.0

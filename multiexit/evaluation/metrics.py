@@ -2,6 +2,8 @@
 
 A metric takes answers [N] and labels [N] as arrays: class numbers, or for regression floats. It
 gives a number, or a dict of numbers in which `"score"` is the one to compare by: more is better.
+
+scikit-learn and SciPy are imported where they are used: together they take as long as torch.
 """
 
 import warnings
@@ -12,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from multiexit.names import unknown
 
@@ -29,6 +29,8 @@ def accuracy(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) ->
         >>> mx.metrics.accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1]))
         {'score': 0.75, 'accuracy': 0.75}
     """
+    from sklearn.metrics import accuracy_score
+
     value = float(accuracy_score(labels_N, predicted_N))
     return {"score": value, "accuracy": value}
 
@@ -44,6 +46,8 @@ def accuracy_f1(
         >>> {name: round(value, 3) for name, value in scores.items()}
         {'score': 0.775, 'accuracy': 0.75, 'f1': 0.8}
     """
+    from sklearn.metrics import accuracy_score, f1_score
+
     right = float(accuracy_score(labels_N, predicted_N))
     f1 = float(f1_score(labels_N, predicted_N, zero_division=0.0))  # type: ignore[arg-type]
     return {"score": (right + f1) / 2, "accuracy": right, "f1": f1}
@@ -60,6 +64,8 @@ def accuracy_macro_f1(
         >>> {name: round(value, 3) for name, value in scores.items()}
         {'score': 0.764, 'accuracy': 0.75, 'macro_f1': 0.778}
     """
+    from sklearn.metrics import accuracy_score, f1_score
+
     right = float(accuracy_score(labels_N, predicted_N))
     f1 = float(f1_score(labels_N, predicted_N, average="macro", zero_division=0.0))  # type: ignore[arg-type]
     return {"score": (right + f1) / 2, "accuracy": right, "macro_f1": f1}
@@ -74,6 +80,8 @@ def matthews(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) ->
         >>> round(scores["mcc"], 3)
         0.577
     """
+    from sklearn.metrics import matthews_corrcoef
+
     value = float(matthews_corrcoef(labels_N, predicted_N))
     return {"score": value, "mcc": value}
 
@@ -91,6 +99,8 @@ def pearson_spearman(
         >>> {name: round(value, 3) for name, value in scores.items()}
         {'score': 0.959, 'pearson': 0.918, 'spearman': 1.0}
     """
+    from scipy.stats import pearsonr, spearmanr
+
     if len(labels_N) < 2 or np.ptp(predicted_N) == 0 or np.ptp(labels_N) == 0:
         return {"score": 0.0, "pearson": 0.0, "spearman": 0.0}
     pearson = float(pearsonr(predicted_N, labels_N)[0])  # type: ignore[arg-type]

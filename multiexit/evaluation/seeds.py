@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_rel
 
 from multiexit.evaluation import metrics, report, results
 from multiexit.files import schema
@@ -184,6 +183,8 @@ def paired(one_S: Sequence[float], other_S: Sequence[float]) -> dict[str, Any]:
     }
     if np.ptp(one - other) < 1e-12:
         return {**row, "low": None, "high": None, "p": None}
+    from scipy.stats import ttest_rel  # which takes a second to import
+
     test: Any = ttest_rel(one, other)
     interval = test.confidence_interval(CONFIDENCE)
     return {

@@ -7,8 +7,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.model import MultiExitModel
@@ -47,6 +45,8 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
     """
     if model.num_classes == 1:
         raise ValueError("temperatures are for classes, and this model has one output (regression)")
+    from scipy.optimize import minimize_scalar  # which takes a second to import
+
     labels_B = outputs.labels_B.numpy()
     for exit, logits_BC in enumerate(outputs.logits_MBC.double().numpy()):
         optimum: Any = minimize_scalar(
@@ -57,6 +57,8 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
 
 def _loss(log_temperature: float, logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
     """Mean negative log-likelihood of logits divided by the temperature."""
+    from scipy.special import logsumexp
+
     z_BC = logits_BC / math.exp(log_temperature)
     likely_B = z_BC[np.arange(len(labels_B)), labels_B]
     return float((logsumexp(z_BC, axis=1) - likely_B).mean())

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import DataLoader
 
 from multiexit import policies
@@ -194,6 +193,8 @@ def check_devices(
                 f"{option} is not known to go with FSDP2: leave it out, or train with DDP "
                 "(--multi_gpu)"
             )
+    from torch.distributed.fsdp import CPUOffloadPolicy  # which takes a second to import
+
     plugin: Any = accelerator.state.fsdp_plugin
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError("sharded parameters stay on their devices: set fsdp_offload_params: false")

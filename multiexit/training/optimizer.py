@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from multiexit.training.config import TrainConfig
+from multiexit.training.sharding import is_sharded
 
 
 def build_optimizer(
@@ -26,7 +26,7 @@ def build_optimizer(
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=False,
-            fused=not any(isinstance(p, DTensor) for p in parameters),  # has no rule for shards
+            fused=not any(map(is_sharded, parameters)),  # has no rule for shards
         )
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},

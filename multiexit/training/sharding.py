@@ -1,15 +1,19 @@
-"""FSDP2: a network's parameters cut into shards, one on each process, and put together again."""
+"""FSDP2: a network's parameters cut into shards, one on each process, and put together again.
+
+torch's own part for this is imported where it is used: that takes as long as half of torch.
+"""
 
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast, fsdp2_prepare_model, recursively_apply
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from multiexit.model.model import MultiExitModel
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -26,6 +30,8 @@ def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
     The first process's parameters and buffers count. With the plugin's transformer-based policy
     each stage is gathered when it runs, and everything else when a pass begins.
     """
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
     sharded: Any = deepcopy(model)
     for tensor in (*sharded.parameters(), *sharded.buffers()):
         tensor.data.copy_(broadcast(tensor.data.to(accelerator.device)))  # type: ignore[arg-type]
@@ -67,7 +73,7 @@ def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]
     Raises:
         IndexError: there are fewer parameters.
     """
-    if not any(isinstance(p, DTensor) for p in parameters):
+    if not any(map(is_sharded, parameters)):
         return
     for index, values in state.items():
         p = parameters[index]
@@ -76,16 +82,25 @@ def shard_state(state: dict[int, dict[str, Any]], parameters: list[nn.Parameter]
                 values[name] = _sharded_as(value, p)
 
 
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether this process has no more than a shard of a tensor."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a tensor; of one that isn't sharded, all of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def _sharded_as(value: Tensor, like: Tensor) -> Tensor:
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _gathered(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -23,10 +23,10 @@ from two_processes import (
     SHARDED,
     UNEQUAL,
     Case,
+    fsdp2_launch,
     model_for,
     recipe_for,
     said,
-    sharding,
     trained,
 )
 
@@ -60,8 +60,8 @@ def ran(tmp_path_factory):
                 timeout=900,
             )
             ended.write_text(json.dumps([done.returncode, done.stderr]))
-    code, said = json.loads(ended.read_text())
-    assert code == 0, said
+    code, errors = json.loads(ended.read_text())
+    assert code == 0, errors
     return folder
 
 
@@ -160,20 +160,20 @@ def test_an_interrupted_run_of_two_goes_on_exactly(ran):
     ],
 )
 def test_what_sharding_cannot_train_is_refused_when_the_trainer_is_made(recipe, version, words):
-    with sharding(version), pytest.raises(ValueError, match=words):
+    with fsdp2_launch(version), pytest.raises(ValueError, match=words):
         mx.Trainer(chain(), mx.recipe(recipe), config())
 
 
 def test_activations_are_computed_again_by_the_setting_of_the_trainer():
     with (
-        sharding(activation_checkpointing=True),
+        fsdp2_launch(activation_checkpointing=True),
         pytest.raises(ValueError, match="checkpoint_gradients=True"),
     ):
         mx.Trainer(chain(), mx.recipe("joint"), config())
 
 
 def test_batch_statistics_do_not_go_with_shards_of_lower_precision():
-    with sharding(), pytest.raises(ValueError, match="BatchNorm"):
+    with fsdp2_launch(), pytest.raises(ValueError, match="BatchNorm"):
         mx.Trainer(convnet(), mx.recipe("joint"), config(mixed_precision="bf16"))
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import CLASSES, Table, Text, assert_same, command, config, fit, tensors
+from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import multiexit as mx
 from multiexit import policies, testing
-from multiexit.backbones import families, kinds
+from multiexit.backbones import families, kinds, timm_families
 from multiexit.files import schema
 from multiexit.losses import gradients, temperature, topology, weights
 from multiexit.model import heads
@@ -373,3 +374,23 @@ def test_a_family_is_a_row(monkeypatch, tmp_path, text):
     again = mx.MultiExitModel.from_pretrained(tmp_path / "model")
     assert_same(tensors(again), tensors(model))
     assert keep_layers(again.backbone, [1]).num_stages == 1
+
+
+def test_a_family_of_timm_is_a_row(monkeypatch):
+    """Its MLP-Mixer, which no file of ours names."""
+    sizes = {"img_size": 32, "embed_dim": 8, "num_blocks": 2, "num_classes": CLASSES}
+    mixer = MlpMixer(patch_size=16, **sizes).eval()
+    nn.init.normal_(mixer.head.weight)  # zeros when it is made
+    with pytest.raises(ValueError, match="can't stage timm's MlpMixer"):
+        mx.wrap(mixer)
+
+    def trunk(model):
+        options = {"norm": model.norm, "pool": "mean", "layout": "tokens"}
+        return timm_families.Trunk(model.stem, list(model.blocks), options)
+
+    row = timm_families.Family(trunk, {}, lambda model: "mixer_s32_224")
+    monkeypatch.setitem(timm_families.FAMILIES, MlpMixer, row)
+    model = mx.MultiExitModel(mx.wrap(mixer, input_shape=(3, 32, 32)), CLASSES).eval()
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x)[-1], mixer(x))

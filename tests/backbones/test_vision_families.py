@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 import multiexit as mx
-from multiexit.backbones import rebuild
+from multiexit.backbones import rebuild, specs, timm_families
 from multiexit.backbones.same import difference, rebuild_difference
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 7}
@@ -101,6 +101,11 @@ def test_the_last_exit_is_the_library_s_own_and_comes_back(name, tmp_path):
     assert {p.data_ptr() for p in model.backbone.parameters()} <= {
         p.data_ptr() for p in net.parameters()
     }, "weights were copied"
+
+
+def test_what_is_read_off_an_instance_can_be_saved():
+    for family in timm_families.FAMILIES.values():
+        assert family.arguments.keys() <= specs.TIMM_ARGUMENTS.keys()
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet", "convnext", "torchvision resnet"])

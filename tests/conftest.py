@@ -1,5 +1,7 @@
 """Networks small enough for every test, whose exits disagree enough to tell policies apart."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,13 @@ TINY = {
     "intermediate_size": 32,
     "max_position_embeddings": 40,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """What was imported so far is not searched for garbage, which every run ends with."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

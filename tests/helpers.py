@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import sklearn.metrics  # noqa: F401 (this and what torch compiles with: training imports them)
 import torch
+import torch._dynamo
 import typer.main
 from torch import nn
 from torch.utils.data import Dataset

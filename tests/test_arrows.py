@@ -11,7 +11,7 @@ HOUSE = Path(multiexit.__file__).parent
 GROUND = {"_version", "files", "names", "randomness", "runtime", "starting"}
 MAY = {
     **dict.fromkeys((*GROUND, "policies", "losses", "backbones"), GROUND),
-    "data": GROUND | {"backbones", "losses"},
+    "data": GROUND | {"losses"},
     "model": GROUND | {"backbones", "losses", "policies"},
     "testing": GROUND | {"backbones", "losses", "model", "policies"},
     "serving": GROUND | {"backbones", "data", "losses", "model", "policies"},

@@ -25,8 +25,6 @@ class Family(NamedTuple):
         outward: of a block, the attention's output.
         projection: of the encoder, from the embeddings' width to the layers', where they differ.
         segments: whether the embeddings read `token_type_ids`.
-        forgetful: the tokenizers that give `token_type_ids` only on request, though the network
-            reads them (transformers 5, its issue 48128).
     """
 
     read: Mapping[str, str | type[nn.Module]]
@@ -42,7 +40,6 @@ class Family(NamedTuple):
     outward: str = "attention.output.dense"
     projection: str | None = None
     segments: bool = True
-    forgetful: tuple[str, ...] = ()
 
 
 _BERT = Family(
@@ -77,7 +74,6 @@ FAMILIES: dict[str, Family] = {
         inward=("attention.query", "attention.key", "attention.value"),
         outward="attention.dense",
         projection="encoder.embedding_hidden_mapping_in",
-        forgetful=("AlbertTokenizer", "AlbertTokenizerFast"),
     ),
     "bert": _BERT,
     "camembert": _ROBERTA,
@@ -104,9 +100,3 @@ def part(module: Any, name: str) -> Any:
     for step in name.split("."):
         module = getattr(module, step, None)
     return module
-
-
-def forgets_segments(tokenizer: Any) -> bool:
-    """Whether a tokenizer must be asked for the `token_type_ids` that its network reads."""
-    name = type(tokenizer).__name__
-    return any(name in family.forgetful for family in FAMILIES.values())

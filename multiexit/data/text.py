@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from multiexit.backbones.families import forgets_segments
 from multiexit.data import raw_values
 from multiexit.data.splits import row_numbers
 from multiexit.data.token_cache import cached_tokens
@@ -24,6 +23,10 @@ if TYPE_CHECKING:
 
 CHUNK = 10_000
 """Rows that are tokenised in one call: enough for full speed, and memory stays bounded."""
+
+FORGET_SEGMENTS = {"AlbertTokenizer", "AlbertTokenizerFast"}
+"""Tokenizers that give `token_type_ids` only on request, though their network reads them
+(transformers 5, its issue 48128)."""
 
 
 class TextDataset(Dataset[dict[str, Tensor]]):
@@ -173,7 +176,7 @@ def _tokenise(
     max_length: int,
 ) -> dict[str, Tensor]:
     """The flat fields of all rows, and the rows' `lengths`."""
-    segments = True if forgets_segments(tokenizer) else None  # None: its default
+    segments = True if type(tokenizer).__name__ in FORGET_SEGMENTS else None  # None: its default
     parts: dict[str, list[Tensor]] = {}
     lengths: list[int] = []
     for start in range(0, len(texts), CHUNK):

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import multiexit as mx
 from multiexit import testing
 from multiexit.backbones.attention_heads import attentions, head_width
-from multiexit.backbones.families import FAMILIES, forgets_segments
+from multiexit.backbones.families import FAMILIES
 from multiexit.recipes import static
 
 TINY = {
@@ -69,11 +69,3 @@ def test_its_heads_and_its_layers_can_be_taken_out(network, text):
     short = static.keep_layers(backbone, [0, 2])
     assert short.num_stages == 2
     assert torch.equal(short.features(**inputs)[0], backbone.features(**inputs)[0])
-
-
-def test_a_tokenizer_that_forgets_segments_is_known_by_its_class():
-    named = [name for family in FAMILIES.values() for name in family.forgetful]
-    assert named
-    for name in named:
-        assert forgets_segments(type(name, (), {})())
-    assert not forgets_segments(object())

@@ -186,8 +186,12 @@ class Backbone(nn.Module, ABC):
         """Valid inputs of `batch` rows, by name, for counting cost and checking shapes."""
 
     def limits(self) -> tuple[dict[str, int], int | None]:
-        """Of inputs that are indices, by name, how many things they count; and how many tokens a
-        row may have. Nothing and None unless a class says otherwise."""
+        """Give the limits of the inputs; there are none unless a class overrides this.
+
+        Returns:
+            Of inputs that are indices, by name, how many things they count; and the most tokens
+            that a row may have, or None.
+        """
         return {}, None
 
     def features(self, *args: Any, **inputs: Any) -> list[Tensor]:

@@ -1,15 +1,23 @@
 """Networks small enough for every test, whose exits disagree enough to tell policies apart."""
 
 import gc
+import logging
+import os
+from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
 import multiexit as mx
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+gc.set_threshold(100_000)  # a search through all that the libraries made takes long
+# pytest listens to loggers that don't propagate; heard, torch writes down all that it compiles.
+logging.getLogger("torch.__trace").propagate = True
 
 TINY = {
     "vocab_size": 60,
@@ -109,3 +117,36 @@ def make_backbone():
 def text():
     """`text(rows)`: padded token ids, masks and segments."""
     return _text
+
+
+# What takes seconds to make
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """`once(name, make)`: the path that `make(path)` made, once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    root.mkdir(exist_ok=True)
+
+    def get(name, make):
+        path, part = root / name, root / f"{name}.part"
+        with FileLock(root / f"{name}.lock"):
+            if not path.exists():
+                make(part)
+                part.rename(path)
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def onnx_operators():
+    """torch makes its table of ONNX operators anew for each graph: with this, once."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry as Registry
+    except ImportError:  # another version keeps it elsewhere
+        yield
+        return
+    with patch.object(Registry, "from_torchlib", staticmethod(cache(Registry.from_torchlib))):
+        yield

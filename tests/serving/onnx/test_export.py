@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,6 +30,8 @@ from transformers import AutoModel as Auto
 import multiexit as mx
 from multiexit_runner import Runner
 from multiexit_runner.folder import seal
+
+pytestmark = pytest.mark.usefixtures("onnx_operators")
 
 SIZES = {"vocab_size": 60, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 LAYERS = {"num_hidden_layers": 3, "max_position_embeddings": 40}
@@ -122,7 +124,7 @@ CASES = {
     "roberta, learned": (lambda: _text("roberta"), "pooler+lte", [0, 1], mx.Certainty(0.5)),
     "electra": (lambda: _text("electra"), "linear", [0, 1], mx.PatientConfident(0.9, 1)),
     "cifar, mixed-pool": (
-        lambda: mx.cifar_resnet(20), "mixed-pool", [1, 4], mx.MostConfident(0.4)),
+        lambda: mx.cifar_resnet(20), "mixed-pool", [0, 1], mx.MostConfident(0.4)),
     "vit of timm, mix": (_vit, "linear+mix", [0, 1], mx.Margin(0.1)),
     "resnet of timm": (
         lambda: mx.wrap(timm.create_model("resnet10t", num_classes=0), input_shape=(3, 32, 32)),
@@ -184,19 +186,16 @@ def _assert_same(model, policy, runner, inputs):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(once):
     """`exported(name)`: a case's model, its policy and its folder, made once."""
-    made = {}
 
+    @cache
     def get(name):
-        if name not in made:
-            make, head, exits, policy = CASES[name]
-            folder = tmp_path_factory.mktemp("export") / "graphs"
-            model = _model(make, head, exits, 1 if "regression" in name else 3)
-            policy = _spread(model, policy)
-            mx.export(model, folder, policy)
-            made[name] = SimpleNamespace(model=model, policy=policy, folder=folder)
-        return made[name]
+        make, head, exits, policy = CASES[name]
+        model = _model(make, head, exits, 1 if "regression" in name else 3)
+        policy = _spread(model, policy)
+        folder = once(f"export {name}", lambda folder: mx.export(model, folder, policy))
+        return SimpleNamespace(model=model, policy=policy, folder=folder)
 
     return get
 
@@ -240,6 +239,26 @@ def test_the_policys_numbers_can_be_turned(exported):
         with pytest.raises(ValueError, match=message):
             runner.set(**wrong)
     assert runner.knobs == {"threshold": 0.9}
+
+
+def test_numbers_outside_of_the_policys_range_are_refused(exported, tmp_path):
+    folder = _copied(exported("mlp, regression").folder, tmp_path / "graphs")
+    runner = Runner(folder)
+    runner.set(patience=2)
+    for number in (0, -3, 2**40):
+        with pytest.raises(ValueError, match=rf"patience is {number}; it must be from 1 to"):
+            runner.set(patience=number)
+    assert runner.knobs["patience"] == 2
+    path = folder / "export.json"
+    said = json.loads(path.read_text())
+    del said["ranges"]  # as older folders
+    path.write_text(json.dumps(said))
+    seal(folder)
+    assert Runner(folder).knobs["patience"] == 1
+    path.write_text(json.dumps({**said, "ranges": {"patience": [2, 3]}}))
+    seal(folder)
+    with pytest.raises(ValueError, match=r"knobs\.patience is 1; it must be from 2 to 3"):
+        Runner(folder)
 
 
 def test_a_users_policy_can_be_turned_where_it_is_no_python_decision(exported):
@@ -397,7 +416,7 @@ def test_infinite_logits_are_refused(exported):
 
 def test_a_damaged_folder_is_refused(exported, tmp_path):
     def copy(name):
-        return Path(_copied(exported("a user's backbone").folder, tmp_path / name))
+        return _copied(exported("a user's backbone").folder, tmp_path / name)
 
     missing = copy("missing")
     (missing / "exit-1.onnx").unlink()
@@ -471,17 +490,76 @@ def test_what_cannot_be_exported_is_refused_at_once(mlp, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_int8_is_near_and_compared_on_rows(tmp_path):
+def test_int8_that_changes_too_many_answers_is_refused(tmp_path):
+    model = _model(_mlp, "linear", [1])
+    _spread(model, mx.FixedExit(0))
+    rows = [_inputs(model, 300), _inputs(model, 200)]
+    with pytest.raises(ValueError, match=r"of the 500 rows .* 100\.0% must"):
+        mx.export(model, tmp_path / "no", mx.MaxProb(0.5), int8=True, rows=rows, agreement=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model that was saved with its tokenizer: the folder and both."""
     model = _model(lambda: _text("bert"), "pooler", [0])
-    rows = [_inputs(model, 20), _inputs(model, 12)]
-    parity = mx.export(model, tmp_path / "int8", mx.MaxProb(0.5), int8=True, rows=rows, agreement=0)
+    model.labels, model.preprocessing = ["a", "b", "c"], {"kind": "text", "max_length": 32}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(55))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    model.save_pretrained(tmp_path / "model", tokenizer)
+    return tmp_path / "model", model, tokenizer
+
+
+def test_the_command_line(saved, tmp_path):
+    folder, model, _ = saved
+    words = ["export", folder, tmp_path / "out", "--policy", "max-prob=0.6"]
+    ended = command(*words)
+    assert ended.code == 0, ended.err
+    assert "1 graphs" in ended.out
+    runner = Runner(tmp_path / "out")
+    assert (runner.labels, runner.preprocessing) == (model.labels, model.preprocessing)
+    encoded = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode("w1 w30", "w7")
+    inputs = {
+        "input_ids": torch.tensor([encoded.ids]),
+        "attention_mask": torch.tensor([encoded.attention_mask]),
+        "token_type_ids": torch.tensor([encoded.type_ids]),
+    }
+    _assert_same(model, mx.MaxProb(0.6), runner, inputs)
+    again = command(*words)
+    assert again.code == 2
+    assert "exists already" in again.err
+    for more, message in (
+        (["--target", "vnni"], "int8 alone"),
+        (["--target", "z80", "--int8"], "no int8 target 'z80'"),
+        (["--agreement", "0.9"], "--data or --task"),
+        (["--data", "x", "--task", "mrpc"], "leave out --task"),
+    ):
+        wrong = command("export", folder, tmp_path / "no", *words[3:], *more)
+        assert wrong.code == 2
+        assert message in wrong.err
+
+
+def test_int8_is_near_and_compared_on_rows(saved, tmp_path):
+    folder, model, tokenizer = saved
+    lines = [" ".join(f"w{7 * i * (i + j) % 55}" for j in range(1 + i % 7)) for i in range(32)]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    words = ["export", folder, tmp_path / "int8", "--policy", "max-prob=0.5", "--int8"]
+    ended = command(*words, "--data", tmp_path / "lines.txt", "--agreement", "0")
+    assert ended.code == 0, ended.err
+    assert "Over 32 rows" in ended.out
+    assert "int8 for any CPU" in ended.out
     kinds = {node.op_type for node in onnx.load(tmp_path / "int8" / "exit-0.onnx").graph.node}
     assert "MatMulInteger" in kinds
     assert "Gemm" not in kinds
     runner = Runner(tmp_path / "int8")
     assert runner.settings["int8"] == {"target": "auto", "machines": "any CPU"}
-    assert runner.settings["parity"] == {"on": "rows", **parity._asdict()}
-    assert parity.rows == 32
+    parity = SimpleNamespace(**runner.settings["parity"])
+    assert (parity.on, parity.rows) == ("rows", 32)
+    some = (lines[:20], lines[20:])
+    rows = [dict(tokenizer(part, padding=True, return_tensors="pt")) for part in some]
+    kept = np.load(tmp_path / "int8" / "check.npz", allow_pickle=False)
+    np.testing.assert_array_equal(kept["input.input_ids"][0, :3], rows[0]["input_ids"][0, :3])
     logits_BC = torch.cat([model(**batch)[0] for batch in rows]).detach().numpy()
     graph_BC = np.concatenate([runner.predict(**_arrays(batch)).logits_BC for batch in rows])
     apart = np.abs(graph_BC - logits_BC).max()
@@ -499,56 +577,6 @@ def test_int8_is_near_and_compared_on_rows(tmp_path):
         np.testing.assert_allclose(alone, together, atol=1e-5)
         (streamed,) = runner.stream([arrays], batch_size=5)
         np.testing.assert_allclose(streamed.logits_BC, together, atol=1e-5)
-
-
-def test_int8_that_changes_too_many_answers_is_refused(tmp_path):
-    model = _model(_mlp, "linear", [0, 2])
-    rows = [_inputs(model, 300), _inputs(model, 200)]
-    with pytest.raises(ValueError, match=r"of the 500 rows .* 100\.0% must"):
-        mx.export(model, tmp_path / "no", mx.MaxProb(0.5), int8=True, rows=rows, agreement=1.0)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_line(tmp_path):
-    model = _model(lambda: _text("bert"), "pooler", [0])
-    model.labels, model.preprocessing = ["a", "b", "c"], {"kind": "text", "max_length": 32}
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(55))]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
-    model.save_pretrained(tmp_path / "model", tokenizer)
-    words = ["export", tmp_path / "model", tmp_path / "out", "--policy", "max-prob=0.6"]
-    ended = command(*words)
-    assert ended.code == 0, ended.err
-    assert "1 graphs" in ended.out
-    runner = Runner(tmp_path / "out")
-    assert (runner.labels, runner.preprocessing) == (model.labels, model.preprocessing)
-    encoded = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode("w1 w30", "w7")
-    inputs = {
-        "input_ids": torch.tensor([encoded.ids]),
-        "attention_mask": torch.tensor([encoded.attention_mask]),
-        "token_type_ids": torch.tensor([encoded.type_ids]),
-    }
-    _assert_same(model, mx.MaxProb(0.6), runner, inputs)
-    again = command(*words)
-    assert again.code == 2
-    assert "exists already" in again.err
-    (tmp_path / "lines.txt").write_text("w1 w30\nw7 w8 w9\n" * 3)
-    rows = ["--int8", "--data", tmp_path / "lines.txt", "--agreement", "0"]
-    ended = command("export", tmp_path / "model", tmp_path / "int8", *words[3:], *rows)
-    assert ended.code == 0, ended.err
-    assert "Over 6 rows" in ended.out
-    assert "int8 for any CPU" in ended.out
-    kept = np.load(tmp_path / "int8" / "check.npz", allow_pickle=False)
-    np.testing.assert_array_equal(kept["input.input_ids"][0], [2, 6, 35, 3, 0])
-    for more, message in (
-        (["--target", "vnni"], "int8 alone"),
-        (["--target", "z80", "--int8"], "no int8 target 'z80'"),
-        (["--agreement", "0.9"], "--data or --task"),
-        (["--data", "x", "--task", "mrpc"], "leave out --task"),
-    ):
-        wrong = command("export", tmp_path / "model", tmp_path / "no", *words[3:], *more)
-        assert wrong.code == 2
-        assert message in wrong.err
 
 
 def test_one_batch_is_no_list_of_batches(tmp_path):

@@ -45,11 +45,11 @@ class Target:
     loss: str = "disagreement"
 
     def __post_init__(self) -> None:
-        given = [name for name in TARGETS if getattr(self, name) is not None]
-        if len(given) != 1:
+        names = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(names) != 1:
             raise ValueError(
                 f"calibrate has one target: give one of {', '.join(TARGETS)}; got "
-                + (" and ".join(given) or "none")
+                + (" and ".join(names) or "none")
             )
         if self.risk is not None:
             guarantee.check_share("risk", self.risk)

@@ -7,8 +7,8 @@ from typing import Any
 from multiexit.backbones import kinds, specs
 from multiexit.files import schema
 from multiexit.files.json_files import read_json
-from multiexit.model.latency import TABLE as LATENCY
-from multiexit.policies.registry import TABLE as POLICY
+from multiexit.model import latency
+from multiexit.policies import registry
 
 FORMAT = 1
 MOST_CLASSES = 2**24
@@ -46,9 +46,9 @@ TABLE = schema.table(
         "pool": schema.one_of("first", "mean"),
         "labels": schema.optional(schema.listed(schema.plain, 0, MOST_CLASSES)),
         "preprocessing": PREPROCESSING,
-        "policy": schema.optional(POLICY),
+        "policy": schema.optional(registry.TABLE),
     },
-    {"latency": schema.optional(LATENCY)},
+    {"latency": schema.optional(latency.TABLE)},
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def states() -> dict[str, Any]:
@@ -28,6 +29,20 @@ def set_states(states: dict[str, Any]) -> None:
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     random.setstate(states["python"])
+
+
+def torch_states(device: torch.device) -> list[Tensor]:
+    """The states of the generators that layers on a device draw from: the CPU's and its own."""
+    if device.type == "cuda":
+        return [torch.get_rng_state(), torch.cuda.get_rng_state(device)]
+    return [torch.get_rng_state()]
+
+
+def set_torch_states(states: list[Tensor], device: torch.device) -> None:
+    """Set what `torch_states` read."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 @contextmanager

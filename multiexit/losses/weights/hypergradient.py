@@ -11,7 +11,7 @@ teachers that the terms hold constant stay constant.
 Reference: for the setting, Liu et al., "DARTS", ICLR 2019, eq. 7, which takes finite differences.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Mean = Callable[[Tensor], Tensor]
+from multiexit.randomness import set_torch_states, torch_states
 
 
 class Moment(NamedTuple):
@@ -57,7 +57,7 @@ class LookBack:
 
         Call it before each forward pass that the step's gradient is made of.
         """
-        self.passes.append(Moment(batch, tau, _random_state(self.values[0].device)))
+        self.passes.append(Moment(batch, tau, torch_states(self.values[0].device)))
 
     def stepped(self, optimizer: torch.optim.Optimizer, clipped: float | Tensor) -> None:
         """Remember the derivative of the step.
@@ -149,7 +149,7 @@ def directional(
         ValueError: a parameter that isn't the module's.
     """
     device = values[0].device
-    before = _random_state(device)
+    before = torch_states(device)
     # Each place of a parameter once: functional_call's own way with tied weights leaves a module
     # that is reached by two names without its parameters.
     index_of = {p: index for index, p in enumerate(parameters)}
@@ -166,12 +166,12 @@ def directional(
         by_name = {name: stepped[index] for name, index in places.items()}
         return functional_call(module, by_name, args, tie_weights=False)
 
-    _set_random(random, device)
+    set_torch_states(random, device)
     try:
         with torch.no_grad(), plain_attention():
             primal, tangent, *_ = jvp(terms, tuple(values), tuple(along))
     finally:
-        _set_random(before, device)
+        set_torch_states(before, device)
     return primal.detach(), tangent.detach()
 
 
@@ -200,17 +200,3 @@ def _slope(optimizer: torch.optim.Optimizer, group: dict[str, Any], p: Tensor) -
     bottom = root + group["eps"]
     bend = second * m_hat * p.grad / (root.clamp(min=torch.finfo(p.dtype).tiny) * bottom)
     return group["lr"] * (first - torch.where(root > 0, bend, 0.0)) / bottom
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    """The state of what dropout draws from."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _set_random(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

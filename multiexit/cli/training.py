@@ -9,7 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiexit.cli import typed
-from multiexit.cli.words import LAST_SEED, DataDir, MaxLength, Task, typed_command
+from multiexit.cli.words import (
+    LAST_SEED,
+    BackboneName,
+    ChannelsLast,
+    CheckpointGradients,
+    Compile,
+    DataDir,
+    Exits,
+    HeadName,
+    MaxLength,
+    MaxSteps,
+    MixedPrecision,
+    Pool,
+    Progress,
+    RecipeName,
+    Task,
+    typed_command,
+)
 
 if TYPE_CHECKING:
     from multiexit.data.tasks import TaskData
@@ -38,14 +55,11 @@ def train(
     output: Annotated[Path, typer.Option(help="the run's folder")],
     data_dir: DataDir = None,
     download: Annotated[bool, typer.Option(help="fetch CIFAR into the data folder")] = False,
-    recipe: Annotated[str, typer.Option(help="see `multiexit recipes`")] = "leebert",
+    recipe: RecipeName = "leebert",
     option: Annotated[
         list[str] | None, typer.Option(help="a recipe's own option, e.g. temperature=2")
     ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, …"),
-    ] = None,
+    backbone: BackboneName = None,
     weights: Annotated[
         str | None,
         typer.Option(help="safetensors to start a CIFAR ResNet from (see --normalisation)"),
@@ -54,20 +68,11 @@ def train(
         str | None,
         typer.Option(help="of CIFAR's images: imagenet for published weights; default: its own"),
     ] = None,
-    exits: Annotated[
-        str, typer.Option(help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0")
-    ] = "all",
-    head: Annotated[
-        str | None,
-        typer.Option(
-            help="linear, pooler, attention, …, with +lte, +mix, … behind; an unknown one lists all"
-        ),
-    ] = None,
-    pool: Annotated[str | None, typer.Option(help="first or mean")] = None,
+    exits: Exits = "all",
+    head: HeadName = None,
+    pool: Pool = None,
     epochs: Annotated[int | None, typer.Option()] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="steps per phase, in place of epochs")
-    ] = None,
+    max_steps: MaxSteps = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate of the network")] = None,
     omega_lr: Annotated[
@@ -89,14 +94,10 @@ def train(
     schedule: Annotated[
         str | None, typer.Option(help="CIFAR: strong (the default) or appendix-f")
     ] = None,
-    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
-    compile: Annotated[bool, typer.Option(help="compile the training pass")] = False,
-    channels_last: Annotated[
-        bool, typer.Option(help="images: lay out channels innermost, faster on many machines")
-    ] = False,
-    checkpoint_gradients: Annotated[
-        bool, typer.Option(help="less memory, about a third more time")
-    ] = False,
+    mixed_precision: MixedPrecision = "no",
+    compile: Compile = False,
+    channels_last: ChannelsLast = False,
+    checkpoint_gradients: CheckpointGradients = False,
     accumulation: Annotated[int, typer.Option(help="batches per step")] = 1,
     validation: Annotated[
         float | None,
@@ -126,7 +127,7 @@ def train(
         bool, typer.Option(help="resume a run with another recipe, settings, data or versions")
     ] = False,
     tracker: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb, …")] = None,
-    progress: Annotated[bool, typer.Option(help="show a bar")] = True,
+    progress: Progress = True,
 ) -> None:
     """Put exits on a backbone, train it by a recipe, and report every exit and many policies.
 

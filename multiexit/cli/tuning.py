@@ -11,7 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiexit.cli import training, typed
-from multiexit.cli.words import LAST_SEED, DataDir, MaxLength, Task
+from multiexit.cli.words import (
+    LAST_SEED,
+    BackboneName,
+    ChannelsLast,
+    CheckpointGradients,
+    Compile,
+    DataDir,
+    Exits,
+    HeadName,
+    MaxLength,
+    MaxSteps,
+    MixedPrecision,
+    Pool,
+    Progress,
+    RecipeName,
+    Task,
+)
 
 if TYPE_CHECKING:
     from multiexit.training.search.queue import Trial, Tuning
@@ -45,28 +61,26 @@ def tune(
         typer.Option(help="a database for many machines, postgresql://…; default: OUTPUT/study.db"),
     ] = None,
     data_dir: DataDir = None,
-    recipe: Annotated[str, typer.Option(help="see `multiexit recipes`")] = "leebert",
+    recipe: RecipeName = "leebert",
     option: Annotated[list[str] | None, typer.Option(help="a recipe's option that stays")] = None,
-    backbone: Annotated[str | None, typer.Option(help="as for `train`")] = None,
-    exits: Annotated[str, typer.Option(help="as for `train`")] = "all",
-    head: Annotated[str | None, typer.Option(help="as for `train`")] = None,
-    pool: Annotated[str | None, typer.Option(help="first or mean")] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="steps per phase, in place of epochs")
-    ] = None,
+    backbone: BackboneName = None,
+    exits: Exits = "all",
+    head: HeadName = None,
+    pool: Pool = None,
+    max_steps: MaxSteps = None,
     validation: Annotated[
         float | None, typer.Option(help="share of the rest that selects the epoch, as for `train`")
     ] = None,
     max_length: MaxLength = None,
-    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
-    compile: Annotated[bool, typer.Option(help="as for `train`")] = False,
-    channels_last: Annotated[bool, typer.Option(help="as for `train`")] = False,
-    checkpoint_gradients: Annotated[bool, typer.Option(help="as for `train`")] = False,
+    mixed_precision: MixedPrecision = "no",
+    compile: Compile = False,
+    channels_last: ChannelsLast = False,
+    checkpoint_gradients: CheckpointGradients = False,
     seed: Annotated[
         int,
         typer.Option(min=0, max=LAST_SEED, help="of the draws, the folds and every training"),
     ] = 0,
-    progress: Annotated[bool, typer.Option(help="show a bar")] = True,
+    progress: Progress = True,
 ) -> None:
     """Search the setting whose mean over the exits is best, by cross-validation inside train.
 

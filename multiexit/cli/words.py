@@ -26,6 +26,28 @@ Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="patience=4, max-prob=0.9, …; may be repeated")
 ]
 Policy = Annotated[str | None, typer.Option(help="default: the model's own")]
+RecipeName = Annotated[str, typer.Option(help="see `multiexit recipes`")]
+BackboneName = Annotated[
+    str | None, typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, …")
+]
+Exits = Annotated[
+    str, typer.Option(help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0")
+]
+HeadName = Annotated[
+    str | None,
+    typer.Option(
+        help="linear, pooler, attention, …, with +lte, +mix, … behind; an unknown one lists all"
+    ),
+]
+Pool = Annotated[str | None, typer.Option(help="first or mean")]
+MaxSteps = Annotated[int | None, typer.Option(help="steps per phase, in place of epochs")]
+MixedPrecision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
+Compile = Annotated[bool, typer.Option(help="compile the training pass")]
+ChannelsLast = Annotated[
+    bool, typer.Option(help="images: lay out channels innermost, faster on many machines")
+]
+CheckpointGradients = Annotated[bool, typer.Option(help="less memory, about a third more time")]
+Progress = Annotated[bool, typer.Option(help="show a bar")]
 
 
 def typed_command() -> str:

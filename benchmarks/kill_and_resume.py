@@ -12,6 +12,7 @@ just behind the step from one phase to the next.
 """
 
 import argparse
+import gc
 import multiprocessing
 import random
 import shlex
@@ -24,8 +25,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import sklearn.metrics  # noqa: F401 (this and the next: else every process imports them anew)
 import torch
-import torch._dynamo  # what every process would import for itself else
+import torch._dynamo
 from common import report
 from safetensors.torch import load_file
 from torch import nn
@@ -172,6 +174,7 @@ def main() -> None:
     parser.add_argument("--output")
     args = parser.parse_args()
     draw = random.Random(args.seed)
+    gc.freeze()  # or every process searches all that was imported for garbage
     rows = [killed(name, args.times, args.epochs, draw) for name in SETTINGS]
     report(rows, args.output, shlex.join(["benchmarks/kill_and_resume.py", *sys.argv[1:]]))
     if not all(row["identical"] for row in rows):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -56,7 +57,7 @@ def heads_alone():
 
 
 RUNS = {
-    # name: (recipe, changes of the settings); 20 or 40 rows an epoch in batches of 8.
+    # name: (recipe, changes of the settings); 2 epochs of 20 or 40 rows in batches of 8, or 3.
     "clo-v2": (mx.recipes.leebert(cycle=3), {"checkpoint_every": 2}),
     "clo-v2, every step": (mx.recipes.leebert(cycle=4), {"checkpoint_every": 1}),
     "clo-v1, accumulated": (
@@ -67,8 +68,8 @@ RUNS = {
         mx.recipe("leebert-lle"),
         {"optimizer": "adamw", "lr": 0.01, "schedule": "cosine", "warmup": 0.3, "clip": 0.5},
     ),
-    "rising temperature": (rising(), {"checkpoint_every": 3}),
-    "growing weights": (mx.recipe("shallow-deep"), {"checkpoint_every": 2, "max_steps": 12}),
+    "rising temperature": (rising(), {"checkpoint_every": 3, "epochs": 3}),
+    "growing weights": (mx.recipe("shallow-deep"), {"checkpoint_every": 2, "max_steps": 7}),
     "phases": (two_phases(), {"checkpoint_every": 2}),
     "read rarely": (mx.recipe("leebert"), {"checkpoint_every": 3, "log_every": 20}),
 }
@@ -78,7 +79,7 @@ def whole(name, folder, dev=None):
     """The run without interruption: its history, its model's tensors, its batches read."""
     recipe, changes = RUNS[name]
     model, watched = convnet(), Watched(images())
-    settings = config(epochs=3, output=folder, **changes)
+    settings = config(output=folder, **changes)
     history = fit(model, recipe, settings, watched, dev)
     return history, tensors(model), watched.reads
 
@@ -90,7 +91,7 @@ def interrupted(name, folder, stops, dev=None):
         model = convnet(seed=7)  # other weights: all must come from the checkpoint
         if not checkpoint.names(folder):
             model = convnet()
-        settings = config(epochs=3, output=folder, resume=True, **changes)
+        settings = config(output=folder, resume=True, **changes)
         if stop is not None:
             with pytest.raises(Stopped):
                 fit(model, recipe, settings, Watched(images(), stop), dev)
@@ -101,8 +102,8 @@ def interrupted(name, folder, stops, dev=None):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_stopped_run_ends_as_if_it_never_was(name, tmp_path):
     history, wanted, reads = whole(name, tmp_path / "whole")
-    # Early, in the first epoch, in the middle, and once more soon after going on.
-    for part, stops in enumerate([(1,), (reads // 3,), (reads - 2,), (reads // 2, 1, 3)]):
+    # Before anything is saved, near the end, in the middle, and soon after going on.
+    for part, stops in enumerate([(1, reads - 2), (reads // 3, 1, 3)]):
         folder = tmp_path / str(part)
         again, mine = interrupted(name, folder, stops)
         assert_same(mine, wanted)
@@ -117,8 +118,9 @@ def test_rising_temperature_is_really_under_way(tmp_path):
     assert 1 < tau < 1.05 ** (len(history.steps) - 1)
 
 
-@pytest.mark.parametrize("stop", range(0, 19, 3))
-def test_early_stopping_and_the_best_epoch_survive(stop, tmp_path, monkeypatch):
+def test_early_stopping_and_the_best_epoch_survive(tmp_path, monkeypatch):
+    """Stopped at the start, within each of the epochs of 3 steps, and at a border."""
+
     # By epoch: 0.3, 0.6, 0.5, 0.4; with patience 2 the fourth is the last.
     def score(predicted, labels):
         epoch = len(json.loads((folder / "history.json").read_text())["epochs"])
@@ -140,18 +142,19 @@ def test_early_stopping_and_the_best_epoch_survive(stop, tmp_path, monkeypatch):
 
     monkeypatch.setitem(metrics.METRICS, "crafted", score)
     folder, model = tmp_path / "whole", chain(dropout=0.2)
-    history = run(model, Table(), resume=False)
+    history = run(model, Table(24), resume=False)
     assert [row["epoch"] for row in history.epochs] == [0, 1, 2, 3]
     assert history.best["epoch"] == 1
-    folder, mine = tmp_path / "parts", chain(dropout=0.2)
-    with pytest.raises(Stopped):
-        run(mine, Watched(Table(), stop), resume=False)
-    mine = chain(dropout=0.2)
-    again = run(mine, Table(), resume=True)
-    assert again.steps == history.steps
-    assert again.best["epoch"] == 1
-    assert_same(tensors(mine), tensors(model))
-    assert not differences(saved_state(folder), saved_state(tmp_path / "whole"))
+    for stop in (0, 2, 5, 6, 8, 10):
+        folder, mine = tmp_path / str(stop), chain(dropout=0.2)
+        with pytest.raises(Stopped):
+            run(mine, Watched(Table(24), stop), resume=False)
+        mine = chain(dropout=0.2)
+        again = run(mine, Table(24), resume=True)
+        assert again.steps == history.steps, stop
+        assert again.best["epoch"] == 1
+        assert_same(tensors(mine), tensors(model))
+        assert not differences(saved_state(folder), saved_state(tmp_path / "whole")), stop
 
 
 def test_killed_processes_go_on(tmp_path):
@@ -183,7 +186,7 @@ def test_workers_and_interruptions_change_no_crop(tmp_path):
 def test_a_finished_run_stays_as_it_is(tmp_path):
     history, wanted, _ = whole("clo-v2", tmp_path, images(12, augment=False))
     watched, model = Watched(images(), 0), convnet(seed=7)
-    settings = config(epochs=3, output=tmp_path, resume=True, checkpoint_every=2)
+    settings = config(output=tmp_path, resume=True, checkpoint_every=2)
     again = fit(model, RUNS["clo-v2"][0], settings, watched, images(12, augment=False))
     assert watched.reads == 0
     assert again == history
@@ -208,6 +211,18 @@ def test_overwriting_an_old_run_looks_at_none_of_it(tmp_path):
 # Checkpoints of other runs
 
 
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """What LeeBERT left: whole, after its first epoch alone, and stopped within its second."""
+    folder = tmp_path_factory.mktemp("left")
+    fit(chain(), "leebert", config(output=folder / "whole"), Table())
+    fit(chain(), "leebert", config(output=folder / "epoch", epochs=1), Table())
+    settings = config(output=folder / "stopped", epochs=3, checkpoint_every=1)
+    with pytest.raises(Stopped):
+        fit(chain(), "leebert", settings, Watched(Table(), 3))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "rows", "exits", "named"),
     [
@@ -226,22 +241,20 @@ def test_overwriting_an_old_run_looks_at_none_of_it(tmp_path):
         (mx.recipe("leebert"), {}, 40, 3, "exits"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(recipe, changes, rows, exits, named, tmp_path):
-    fit(chain(), "leebert", config(output=tmp_path), Table())
-    before = saved_state(tmp_path)
+def test_a_checkpoint_of_another_run_is_refused(recipe, changes, rows, exits, named, left):
+    before = saved_state(left / "whole")
     model = chain(exits)
     untouched = tensors(model)
-    settings = config(output=tmp_path, resume=True, **changes)
+    settings = config(output=left / "whole", resume=True, **changes)
     with pytest.raises(ValueError, match=f"another run.*{named}"):
         fit(model, recipe, settings, Table(rows))
     assert_same(tensors(model), untouched)
-    assert not differences(saved_state(tmp_path), before)
+    assert not differences(saved_state(left / "whole"), before)
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    fit(chain(), "leebert", config(output=tmp_path), Table())
+def test_a_checkpoint_of_another_network_is_refused(left):
     with pytest.raises(ValueError, match="checkpoint"):
-        fit(chain(classes=5), "leebert", config(output=tmp_path, resume=True), Table())
+        fit(chain(classes=5), "leebert", config(output=left / "whole", resume=True), Table())
 
 
 def test_what_has_no_effect_on_the_result_may_change(tmp_path):
@@ -272,13 +285,12 @@ def test_what_has_no_effect_on_the_result_may_change(tmp_path):
         (mx.recipes.leebert(cycle=3), {}, 40, "recipe phase 0 learner"),
     ],
 )
-def test_force_goes_on_and_says_what_differs(recipe, changes, rows, named, tmp_path):
-    settings = config(output=tmp_path, epochs=3, checkpoint_every=1)
-    with pytest.raises(Stopped):
-        fit(chain(), "leebert", settings, Watched(Table(), 3))
+def test_force_goes_on_and_says_what_differs(recipe, changes, rows, named, left, tmp_path):
+    shutil.copytree(left / "stopped", tmp_path, dirs_exist_ok=True)
     step = saved_state(tmp_path)["position"]["step"]
     assert step > 0
-    settings = replace(settings, resume=True, force=True, **changes)
+    wanted = config(output=tmp_path, epochs=3, checkpoint_every=1, resume=True, force=True)
+    settings = replace(wanted, **changes)
     with pytest.warns(UserWarning, match=f"{named}.*by force"):
         history = fit(chain(), recipe, settings, Table(rows))
     assert history.steps[step - 1] != history.steps[step]
@@ -301,8 +313,8 @@ def test_force_goes_on_and_says_what_differs(recipe, changes, rows, named, tmp_p
         (heads_alone(), {}, 4, "optimisers or loss weights don't fit.*parameter group"),
     ],
 )
-def test_what_does_not_fit_is_refused_even_by_force(recipe, changes, exits, named, tmp_path):
-    fit(chain(), "leebert", config(output=tmp_path, epochs=1), Table())
+def test_what_does_not_fit_is_refused_even_by_force(recipe, changes, exits, named, left, tmp_path):
+    shutil.copytree(left / "epoch", tmp_path, dirs_exist_ok=True)
     model = chain(exits)
     before = tensors(model)
     settings = config(output=tmp_path, epochs=2, resume=True, force=True, **changes)

@@ -20,6 +20,11 @@ class Group:
     rows_B: np.ndarray
     arrays: Arrays
 
+    @property
+    def running(self) -> int:
+        """How many rows: those that stop leave at once."""
+        return len(self.rows_B)
+
     def take(self, chosen_B: np.ndarray) -> "Group":
         """Some of the rows."""
         return Group(
@@ -29,44 +34,15 @@ class Group:
         )
 
 
-class Waiting:
-    """Groups that wait at exits until they fill a batch.
-
-    Args:
-        num_exits: how many exits there are.
-        batch_size: rows that make a full one.
-    """
-
-    def __init__(self, num_exits: int, batch_size: int):
-        self.batch_size = batch_size
-        self.groups: list[dict[Any, list[Group]]] = [{} for _ in range(num_exits)]
-
-    def add(self, group: Group) -> None:
-        """Let rows wait with those whose arrays differ in the number of rows alone."""
-        shapes = tuple((name, array.shape[1:]) for name, array in group.arrays.items())
-        self.groups[group.exit].setdefault(shapes, []).append(group)
-
-    def full(self) -> Group | None:
-        """The deepest rows that fill a batch, or None."""
-        for by_shape in reversed(self.groups):
-            for shapes, groups in by_shape.items():
-                if sum(len(group.rows_B) for group in groups) >= self.batch_size:
-                    return _merged(by_shape.pop(shapes))
-        return None
-
-    def any(self) -> Group | None:
-        """The shallowest rows, so that they meet those that wait deeper; None if there are none."""
-        for by_shape in self.groups:
-            for shapes in by_shape:
-                return _merged(by_shape.pop(shapes))
-        return None
-
-
-def _merged(groups: Sequence[Group]) -> Group:
-    if len(groups) == 1:
-        return groups[0]
+def merge(groups: Sequence[Group]) -> Group:
+    """Groups at the same exit as one."""
     rows_B = np.concatenate([group.rows_B for group in groups])
     return Group(groups[0].exit, rows_B, join([group.arrays for group in groups]))
+
+
+def shape_key(group: Group) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What groups must share to be merged: the shapes of their arrays but for the rows."""
+    return tuple((name, array.shape[1:]) for name, array in group.arrays.items())
 
 
 def join(batches: Sequence[Arrays]) -> Arrays:

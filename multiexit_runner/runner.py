@@ -13,10 +13,11 @@ import numpy as np
 from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
 from multiexit_runner.inputs import Arrays, named_arrays, trim
 from multiexit_runner.reading import windows
-from multiexit_runner.regroup import Group, Waiting, join, long_first, pad
+from multiexit_runner.regroup import Group, join, long_first, merge, pad, shape_key
 from multiexit_runner.rows import from_bytes
 from multiexit_runner.sessions import check_providers, open_sessions, run
 from multiexit_runner.settings import check_knob, check_range, parse_settings
+from multiexit_runner.waiting import Waiting
 
 
 class Answer(NamedTuple):
@@ -222,7 +223,8 @@ class Runner:
         """
         sizes = [_rows(arrays) for arrays in batches]
         rows = sum(sizes)
-        answer, waiting = self._empty_answer(rows), Waiting(len(self._segments), batch_size)
+        answer = self._empty_answer(rows)
+        waiting = Waiting(len(self._segments), batch_size, shape_key, merge)
         broken: dict[int, str] = {}
 
         def step(group: Group) -> None:

@@ -26,7 +26,6 @@ from multiexit.runtime import compiled
 from multiexit.serving.folding import for_inference
 from multiexit.serving.streaming import (
     Place,
-    Waiting,
     by_length,
     named_inputs,
     placed,
@@ -34,6 +33,7 @@ from multiexit.serving.streaming import (
 )
 from multiexit.serving.unchanged import unchanged
 from multiexit_runner.reading import Window, windows
+from multiexit_runner.waiting import Waiting
 
 LENGTH_STEP = 16  # compiled engines see lengths of so many tokens apart
 
@@ -206,7 +206,7 @@ class Engine:
         answer = exit_loop.empty_prediction(
             sum(sizes), self.model.num_classes, next(self.model.parameters())
         )
-        waiting = Waiting(self.model.num_exits, batch_size)
+        waiting = Waiting(self.model.num_exits, batch_size, exit_loop.shape_key, exit_loop.merge)
         for inputs, rows_B in by_length(batches, sizes, batch_size):
             waiting.add(self._first_group(inputs, rows_B))
             while (group := waiting.full()) is not None:
@@ -224,7 +224,9 @@ class Engine:
                 "make a new Engine"
             )
 
-    def _advance(self, group: exit_loop.Group, answer: Prediction, waiting: Waiting) -> None:
+    def _advance(
+        self, group: exit_loop.Group, answer: Prediction, waiting: Waiting[exit_loop.Group]
+    ) -> None:
         if self.compiled and len(group.rows_B) != _power_of_two(group.running):  # merged
             group = exit_loop.resize(group, _power_of_two(group.running))
         finished, after = exit_loop.advance(group, self._decide, self._batch_size)

@@ -100,39 +100,3 @@ def by_length(
         order_B = length_B.cpu().argsort(stable=True, descending=True)
     for rows_B in order_B.split(batch_size):
         yield padding.rows_of(inputs, rows_B, rows), rows_B
-
-
-class Waiting:
-    """Groups that wait at exits until they fill a batch.
-
-    Args:
-        num_exits: M.
-        batch_size: rows that make a full one.
-    """
-
-    def __init__(self, num_exits: int, batch_size: int):
-        self.batch_size = batch_size
-        self.groups: list[dict[Any, list[exit_loop.Group]]] = [{} for _ in range(num_exits)]
-
-    def add(self, group: exit_loop.Group) -> None:
-        """Let a group wait with those it can be merged with."""
-        self.groups[group.exit].setdefault(exit_loop.shape_key(group), []).append(group)
-
-    def full(self) -> exit_loop.Group | None:
-        """The deepest rows that fill a batch, or None."""
-        for by_shape in reversed(self.groups):
-            for shape, groups in by_shape.items():
-                if sum(group.running for group in groups) >= self.batch_size:
-                    return _merged(by_shape.pop(shape))
-        return None
-
-    def any(self) -> exit_loop.Group | None:
-        """The shallowest rows, so that they meet those that wait deeper; None if there are none."""
-        for by_shape in self.groups:
-            for shape in by_shape:
-                return _merged(by_shape.pop(shape))
-        return None
-
-
-def _merged(groups: list[exit_loop.Group]) -> exit_loop.Group:
-    return groups[0] if len(groups) == 1 else exit_loop.merge(groups)

@@ -67,8 +67,14 @@ class Outputs:
         return policies.answers(policy, self.logits_MBC, self.certainty_MB)
 
     def shares(self, policy: ExitPolicy) -> Tensor:
-        """The share of the rows that leaves at each exit under a policy, float64 [M]."""
+        """The share of the rows that leaves at each exit under a policy, float64 [M].
+
+        Raises:
+            ValueError: there are no rows.
+        """
         exit_B, _ = self.answers(policy)
+        if not len(exit_B):
+            raise ValueError("no rows, so no shares of them: these outputs are empty")
         return torch.bincount(exit_B, minlength=self.num_exits).double() / len(exit_B)
 
     def take(self, rows: Tensor) -> "Outputs":

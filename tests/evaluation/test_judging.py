@@ -318,3 +318,20 @@ class Late(mx.ExitPolicy):
 
 def test_a_whole_number_may_be_annotated_as_a_string(outputs):
     assert mx.calibrate(outputs, Late, speedup=5.0) == Late(0)
+
+
+def test_outputs_say_where_rows_leave_as_a_loop_over_them_does():
+    logits_MBC = torch.randn(3, 40, 3, generator=torch.Generator().manual_seed(0))
+    cost = mx.Cost((1, 2, 3), (10, 20, 30), (5, 10, 15), full_macs=25)
+    outputs = mx.Outputs(logits_MBC, logits_MBC[-1].argmax(-1), cost)
+    policy = mx.MaxProb(0.6)
+    exits = []
+    for row in range(40):
+        sure = [float(logits_MBC[m, row].softmax(-1).max()) >= 0.6 for m in range(3)]
+        exits.append(sure.index(True) if any(sure) else 2)
+    exit_B, answer_BC = outputs.answers(policy)
+    assert exit_B.tolist() == exits
+    assert torch.equal(answer_BC, torch.stack([logits_MBC[m, row] for row, m in enumerate(exits)]))
+    assert outputs.shares(policy).tolist() == [exits.count(m) / 40 for m in range(3)]
+    with pytest.raises(ValueError, match="no rows"):
+        outputs.take(torch.tensor([], dtype=torch.long)).shares(policy)

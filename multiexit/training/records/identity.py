@@ -116,8 +116,8 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
         different.discard(PATIENCE)
     if different := sorted(different):
         differences = ", ".join(
-            f"{k} ({reprlib.repr(saved.get(k))} there, {reprlib.repr(current.get(k))} here)"
-            for k in different
+            f"{key} ({_recorded(saved, key)} there, {_recorded(current, key)} here)"
+            for key in different
         )
         message = (
             f"the checkpoint in {config.output} is of another run; it differs in {differences}"
@@ -130,6 +130,11 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
             raise ValueError(f"{message}; force=True (--force) goes on nevertheless")
         warnings.warn(f"{message}; going on by force", stacklevel=3)
     return latest
+
+
+def _recorded(facts: dict[str, Any], key: str) -> str:
+    """What a run says of itself under a key; runs of older versions say less."""
+    return reprlib.repr(facts[key]) if key in facts else "not recorded"
 
 
 def _more_patient(saved: dict[str, Any], current: dict[str, Any], state: Any) -> bool:

@@ -184,9 +184,15 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
         return (), {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
         return (batch[0],), {}, batch[1]
+    got = f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        labels = batch[1]
+    if isinstance(labels, tuple | list) and labels and isinstance(labels[0], str):
+        got = f"words such as {labels[0]!r}: give class numbers, classes.index(name)"
     raise ValueError(
         "a batch is (inputs, labels) or a dict with 'labels', and its labels are a tensor [B]; got "
-        + (f"keys {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__)
+        + got
     )
 
 

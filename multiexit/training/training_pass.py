@@ -86,7 +86,7 @@ class TrainingPass(nn.Module):
             args, inputs = batches.unpack_inputs(batch)
         if labels_B is not None:
             if self._compiled or device.type != "cpu":  # where the loss matrix doesn't look
-                labels.check_labels(labels_B, self.model.num_classes)
+                labels.check_labels(labels_B, self.model.num_classes, "a batch of training")
             labels_B = batches.move(labels_B, device)
         args, inputs = batches.move((args, inputs), device)
         if self._channels_last:

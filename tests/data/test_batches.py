@@ -222,3 +222,16 @@ def test_a_loader_reads_long_rows_first_and_says_where_they_belong():
     plain = mx.collect(chain(), DataLoader(Table(), 7))
     torch.testing.assert_close(outputs.logits_MBC, plain.logits_MBC)
     assert outputs.logits_MBC.shape == (4, 40, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (torch.zeros(2, 3), ["a", "b"]),
+        [torch.zeros(2, 3), ("a", "b")],
+        {"x": torch.zeros(2, 3), "labels": ["a", "b"]},
+    ],
+)
+def test_labels_that_are_words_are_named(batch):
+    with pytest.raises(ValueError, match=r"got words such as 'a': give class numbers"):
+        batches.unpack(batch)

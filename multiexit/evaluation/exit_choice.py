@@ -4,7 +4,7 @@ Letters: M exits, B batch rows.
 """
 
 from multiexit import policies
-from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.outputs import Outputs, exit_shares
 from multiexit.model.latency import Latency
 from multiexit.policies import ExitPolicy, per_exit
 
@@ -54,7 +54,7 @@ def exits_that_pay(
     def mean_ms(exits: list[int]) -> float:
         certainty = None if outputs.certainty_MB is None else outputs.certainty_MB[exits]
         exit_B, _ = policies.answers(policy, outputs.logits_MBC[exits], certainty)
-        shares_M = exit_B.bincount(minlength=len(exits)).double() / len(exit_B)
+        shares_M = exit_shares(exit_B, len(exits))
         return latency.with_exits(exits).expected_ms(shares_M.tolist(), batch_size)
 
     exits = list(range(M))

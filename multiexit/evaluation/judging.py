@@ -13,7 +13,7 @@ from torch import Tensor
 from multiexit import policies
 from multiexit.evaluation import metrics
 from multiexit.evaluation.metrics import Metric
-from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.outputs import Outputs, exit_shares
 from multiexit.model.cost import Cost
 from multiexit.policies import ExitPolicy, check
 
@@ -126,9 +126,9 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
     """
     check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
     _check_unseen(outputs, policy)
-    _, answer_BC = outputs.answers(policy)
+    exit_B, answer_BC = outputs.answers(policy)
     scores = score(answer_BC, outputs.labels_B, outputs.metric)
-    shares_M = outputs.shares(policy)
+    shares_M = exit_shares(exit_B, outputs.num_exits)
     cost = outputs.cost
     mean_layers = float(shares_M @ torch.tensor(cost.layers_M, dtype=torch.float64))
     mean_macs = float(shares_M @ torch.tensor(cost.macs_M, dtype=torch.float64))

@@ -75,7 +75,7 @@ class Outputs:
         exit_B, _ = self.answers(policy)
         if not len(exit_B):
             raise ValueError("no rows, so no shares of them: these outputs are empty")
-        return torch.bincount(exit_B, minlength=self.num_exits).double() / len(exit_B)
+        return exit_shares(exit_B, self.num_exits)
 
     def take(self, rows: Tensor) -> "Outputs":
         """Take some of the rows.
@@ -130,6 +130,11 @@ class Outputs:
                 "calibrated on: judge it on others"
             )
         return self.take(~seen_B)
+
+
+def exit_shares(exit_B: Tensor, num_exits: int) -> Tensor:
+    """The share of the rows that left at each exit, float64 [M], from where each left, [B]."""
+    return torch.bincount(exit_B, minlength=num_exits).double() / len(exit_B)
 
 
 def rows_in_share(rows: int, share: float) -> int:

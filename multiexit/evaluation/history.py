@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multiexit.files import schema
-from multiexit.files.json_files import read_json, write_json
+from multiexit.files.json_files import read_table, write_json
 
 
 @dataclass
@@ -50,12 +50,7 @@ class History:
         Raises:
             ValueError: it is damaged, or something else.
         """
-        data = read_json(path, finite=False)
-        try:
-            _HISTORY("", data)
-        except ValueError as error:
-            raise ValueError(f"{path} holds no history of a run: {error}") from error
-        return cls(**data)
+        return cls(**read_table(path, "history of a run", _HISTORY, finite=False))
 
 
 _ROWS = schema.listed(schema.table({}, rest=schema.anything))

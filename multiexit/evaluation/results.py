@@ -18,7 +18,8 @@ from multiexit.evaluation.report import (
     _policy_rows,
     table,
 )
-from multiexit.files.json_files import read_json
+from multiexit.files import schema
+from multiexit.files.json_files import read_table
 from multiexit.policies.registry import policy_name
 from multiexit.runtime import versions
 
@@ -89,10 +90,12 @@ def read_results(path: str | Path) -> dict[str, Any]:
         ...     read_results(f"{folder}/mrpc.json")
         {'format': 1, 'exits': []}
     """
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != FORMAT or "exits" not in data:
-        raise ValueError(f"{path} holds no results of `results_json` in format {FORMAT}")
-    return data
+    return read_table(path, "results of `results_json`", _RESULTS, format=FORMAT)
+
+
+_RESULTS = schema.table(
+    {"format": schema.anything, "exits": schema.listed(schema.anything)}, rest=schema.anything
+)
 
 
 def results_page(folder: str | Path) -> str:

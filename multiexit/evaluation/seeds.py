@@ -12,7 +12,7 @@ import numpy as np
 
 from multiexit.evaluation import metrics, report, results
 from multiexit.files import schema
-from multiexit.files.json_files import read_json, write_json
+from multiexit.files.json_files import read_table, write_json
 from multiexit.policies import registry
 
 FORMAT = 1
@@ -74,21 +74,16 @@ def read(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / NAME
     try:
-        data = read_json(path)
+        return read_table(path, "results of several seeds", _RESULTS, format=FORMAT)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"no {path}: `multiexit train --seeds N --output {folder}`") from error
-    try:
-        _results("results", data)
-    except ValueError as error:
-        raise ValueError(f"{path} holds no results of several seeds: {error}") from error
-    return data
 
 
 _number = schema.number()
 _spread = schema.table({"values": schema.listed(_number, 1)}, rest=schema.plain)
-_results = schema.table(
+_RESULTS = schema.table(
     {
-        "format": schema.one_of(FORMAT),
+        "format": schema.anything,
         "about": schema.table({"task": schema.text, "recipe": schema.text}, rest=schema.plain),
         "seeds": schema.listed(schema.whole(0, 2**64), 1),
         "sets": schema.table(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from multiexit.files import schema
 from multiexit.files.paths import regular_file
 from multiexit.files.writing import write
 
@@ -33,6 +34,42 @@ def read_json(path: str | Path, inside: Path | None = None, finite: bool = True)
         raise ValueError(f"{path} is nested too deep to be read") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
+
+
+def read_table(
+    path: str | Path,
+    what: str,
+    check: schema.Check,
+    *,
+    format: int | None = None,
+    inside: Path | None = None,
+    finite: bool = True,
+) -> dict[str, Any]:
+    """The table in a JSON file that the library wrote.
+
+    Args:
+        path, inside, finite: as in `read_json`.
+        what: it is, for the message.
+        check: of the table; where there is a format, it asks for the key.
+        format: the one that can be read, compared before the check; None where files have none.
+
+    Raises:
+        ValueError: as `read_json`; another format, or what the check refuses.
+        OSError: it isn't there, or can't be read.
+    """
+    data = read_json(path, inside, finite)
+    if format is not None and isinstance(data, dict) and "format" in data:
+        stated = data["format"]
+        if type(stated) is not int or stated != format:
+            raise ValueError(
+                f"{path} has format {schema.short(stated)}; this version of multiexit reads "
+                f"{format}: install the version that wrote it"
+            )
+    try:
+        check("", data)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no {what}: {error}") from error
+    return data
 
 
 def write_json(path: Path, data: Any) -> None:

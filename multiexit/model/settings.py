@@ -6,7 +6,7 @@ from typing import Any
 
 from multiexit.backbones import kinds, specs
 from multiexit.files import schema
-from multiexit.files.json_files import read_json
+from multiexit.files.json_files import read_table
 from multiexit.model import latency
 from multiexit.policies import registry
 
@@ -66,18 +66,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         elif (path.parent / "config.json").exists():
             hint = "; put exits on it by multiexit.wrap, or `multiexit train --backbone`"
         raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel{hint}")
-    settings = read_json(path, path.parent)
-    version = settings.get("format") if isinstance(settings, dict) else None
-    if type(version) is not int or version != FORMAT:
-        raise ValueError(
-            f"{path} has format {schema.short(version)}; this version of multiexit reads {FORMAT}: "
-            "install the version that wrote it"
-        )
-    try:
-        check(settings)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return settings
+    return read_table(
+        path, "settings of a model", lambda _, data: check(data), format=FORMAT, inside=path.parent
+    )
 
 
 def check(settings: dict[str, Any]) -> None:

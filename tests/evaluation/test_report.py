@@ -243,7 +243,9 @@ def test_plain_data_only(rows):
     [
         ('{"format": 1, "exi', "damaged or cut short"),
         ("[]", "no results"),
-        ('{"format": 2, "exits": []}', "format 1"),
+        ('{"format": 2, "exits": []}', "format 2; this version of multiexit reads 1"),
+        ('{"exits": []}', "lacks format"),
+        ('{"format": 1, "exits": 3}', "exits is 3; it must be a list"),
         ('{"format": 1, "exits": [{"exit": 0}]}', "damaged"),
         ('{"format": 1, "exits": [], "policies": [], "about": {}}', "damaged"),
     ],

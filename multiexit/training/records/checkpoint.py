@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from multiexit.files import schema, weights
-from multiexit.files.json_files import read_json
+from multiexit.files.json_files import read_table
 from multiexit.files.sums import check_seal, seal
 from multiexit.files.writing import write_tensors
 
@@ -113,16 +113,16 @@ def load(
 def _read(path: Path, check: Callable[[str, Any], None]) -> Any:
     try:
         check_seal(path)
-        tree = read_json(path / "state.json", finite=False)
-        version = tree.get("format") if isinstance(tree, dict) else None
-        if version != FORMAT:
-            raise ValueError(f"format {schema.short(version)}, this version reads {FORMAT}")
+        tree = read_table(path / "state.json", "state", _STATE, format=FORMAT, finite=False)
         state = _unpack(tree["state"], weights.tensors(path / "state.safetensors"))
         check("state", state)
         return state
     except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else error
         raise ValueError(f"the checkpoint in {path} can't be read: {reason}") from error
+
+
+_STATE = schema.table({"format": schema.anything, "state": schema.anything})
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

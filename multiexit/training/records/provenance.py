@@ -22,7 +22,8 @@ from multiexit import _version
 from multiexit.data import loaders
 from multiexit.data.fingerprint import fingerprint
 from multiexit.evaluation import metrics
-from multiexit.files.json_files import read_json, write_json
+from multiexit.files import schema
+from multiexit.files.json_files import read_table, write_json
 from multiexit.losses import topology
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
@@ -135,10 +136,10 @@ def finished(folder: Path, checkpoint: str, default: bool) -> bool:
 
 
 def _read_run(path: Path) -> dict[str, Any]:
-    facts = read_json(path, finite=False)
-    if not isinstance(facts, dict) or not isinstance(facts.get("resumed", []), list):
-        raise ValueError(f"{path} is damaged: it says nothing of a run")
-    return facts
+    return read_table(path, "record of a run", _RUN, finite=False)
+
+
+_RUN = schema.table({}, {"resumed": schema.listed(schema.anything)}, rest=schema.anything)
 
 
 def _phase_fields(model: MultiExitModel, phase: Phase) -> dict[str, Any]:

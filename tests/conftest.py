@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 from functools import cache
 from unittest.mock import patch
 
@@ -117,6 +118,18 @@ def make_backbone():
 def text():
     """`text(rows)`: padded token ids, masks and segments."""
     return _text
+
+
+@pytest.fixture
+def foreground():
+    """Signals as in a shell's foreground: its background ignores Ctrl-C, and nohup SIGHUP."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # What takes seconds to make

@@ -1,9 +1,6 @@
 """Which precision trains, and accelerate's and torch's switches around a run."""
 
-import os
 import re
-import subprocess
-import sys
 import warnings
 from contextlib import nullcontext
 
@@ -11,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from helpers import ROOT, Table, assert_same, chain, config, convnet, fit, images, tensors
+from helpers import Table, assert_same, chain, config, convnet, fit, images, tensors
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -329,34 +326,3 @@ def test_sharding_of_one_process_is_named(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.warns(UserWarning, match="nothing is sharded"):
         fit(chain(), "joint", config(max_steps=1), Table())
-
-
-# Ctrl-C at the start
-
-
-@pytest.mark.parametrize("words", [["-m", "multiexit.cli", "recipes"]])
-def test_ctrl_c_while_the_libraries_load_is_quiet(words, tmp_path):
-    """Sent by the first library that is imported, to its own process."""
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (ended.returncode, ended.stderr) == (130, "")
-    as_library = [sys.executable, "-c", "import multiexit"]
-    ended = subprocess.run(
-        as_library,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "KeyboardInterrupt" in ended.stderr

@@ -26,14 +26,7 @@ from multiexit.training import signals
 from multiexit.training.records import checkpoint
 
 ENDS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt, signal.SIGHUP: SystemExit}
-
-
-@pytest.fixture(autouse=True)
-def handled():
-    """As in a shell's foreground: in its background Ctrl-C is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("foreground")
 
 
 def sends(*numbers):

@@ -15,13 +15,16 @@ def suggest(name: object, known: Iterable[str]) -> str | None:
     return by_lower[near[0]] if near else None
 
 
-def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
+def unknown(
+    what: str, name: object, known: Iterable[str], listed_by: str | None = None
+) -> ValueError:
     """The error for a name that isn't known: it says which is near, and which there are.
 
     Args:
         what: the kind of thing, for the message.
         name: that isn't known.
         known: the names that are.
+        listed_by: what lists them, where they are too many for a message.
 
     >>> print(unknown("recipe", "leebret", ["joint", "leebert"]))
     no recipe 'leebret': did you mean 'leebert'? There are joint, leebert
@@ -29,4 +32,5 @@ def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     known = list(known)
     near = suggest(name, known)
     opening = "; there" if near is None else f": did you mean {near!r}? There"
-    return ValueError(f"no {what} {name!r}{opening} are {', '.join(known)}")
+    there = ", ".join(known) if listed_by is None else f"{len(known)}, see {listed_by}"
+    return ValueError(f"no {what} {name!r}{opening} are {there}")

@@ -4,6 +4,7 @@ Letters: M exits, B batch rows, C classes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,8 +120,10 @@ class Runner:
         """
         for name, number in knobs.items():
             if name not in self._knobs:
+                near = get_close_matches(name, self._knobs, n=1)
+                opening = f": did you mean {near[0]!r}? This" if near else "; this"
                 raise ValueError(
-                    f"no number {name!r} to set; this policy has {sorted(self._knobs)}"
+                    f"no number {name!r} to set{opening} policy has {sorted(self._knobs)}"
                 )
             check_knob(name, self._knobs[name], number)
             check_range(name, self.settings["ranges"].get(name), number)

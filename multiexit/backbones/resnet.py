@@ -3,6 +3,7 @@
 Letters: B batch rows, C channels, H height and width.
 """
 
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 
 from multiexit.backbones.sequential import SequentialBackbone
 from multiexit.files import weights as stored
-from multiexit.names import unknown
 
 DEPTHS = (20, 32, 44, 56, 110)
 
@@ -65,7 +65,7 @@ def cifar_resnet(
     Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
     """
     if depth not in DEPTHS:
-        raise ValueError(f"no CIFAR ResNet of depth {depth}; there are {DEPTHS}")
+        raise _no_depth(depth)
     stem = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False),
@@ -99,13 +99,23 @@ def from_name(depth: str, **kwargs: Any) -> SequentialBackbone:
     Raises:
         ValueError: another depth, arguments that it doesn't take.
     """
-    name = f"cifar-resnet-{depth}"
     if depth not in map(str, DEPTHS):
-        raise unknown("backbone", name, [f"cifar-resnet-{d}" for d in DEPTHS])
+        raise _no_depth(int(depth) if re.fullmatch("[0-9]{1,4}", depth) else depth)
     try:
         return cifar_resnet(int(depth), **kwargs)
     except TypeError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"cifar-resnet-{depth}: {error}") from error
+
+
+def _no_depth(depth: Any) -> ValueError:
+    """The error for another depth: it says which is nearest, and which there are."""
+    near = ""
+    if isinstance(depth, int):
+        near = f", the nearest is {min(DEPTHS, key=lambda known: abs(known - depth))}"
+    return ValueError(
+        f"no CIFAR ResNet of depth {depth!r}{near}; depths are 6n + 2: "
+        f"{', '.join(map(str, DEPTHS))}"
+    )
 
 
 def from_spec(spec: dict[str, Any]) -> SequentialBackbone:

@@ -14,6 +14,7 @@ from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
 from multiexit.backbones.timm_families import Family, family_of, num_classes
 from multiexit.backbones.verify import check_answers
+from multiexit.names import unknown
 
 
 class _DistilledHead(nn.Module):
@@ -96,6 +97,8 @@ def from_name(
         ValueError: an unknown name, arguments that it doesn't take.
     """
     kwargs = plain_values(kwargs)
+    if not set(name) & set(":/") and not timm.is_model(name):  # others are of hub or folder
+        raise unknown("timm model", name, timm.list_models(), "timm.list_models()")
     try:
         model = timm.create_model(name, **kwargs)
     except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet, VisionTransformer, get_model
+from torchvision.models import ResNet, VisionTransformer, get_model, list_models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from multiexit.backbones.classifier import Classifier, FirstToken
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
 from multiexit.backbones.verify import check_answers
+from multiexit.names import unknown
 
 BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
 
@@ -117,6 +118,8 @@ def from_name(
         ValueError: an unknown name, arguments that it doesn't take.
     """
     kwargs = plain_values(kwargs)
+    if name.lower() not in list_models():
+        raise unknown("torchvision model", name, list_models(), "torchvision.models.list_models()")
     try:
         model = get_model(name, **kwargs)
     except (ValueError, TypeError, NotImplementedError, KeyError, OSError) as error:

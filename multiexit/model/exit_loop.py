@@ -271,10 +271,15 @@ def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
     sizes = [len(tensor) for tensor in tensors if tensor.ndim]
     if not sizes:
         got = ", ".join(type(value).__name__ for value in values) or "nothing"
-        by_name = any(isinstance(value, Mapping) for value in values)
+        if any(isinstance(value, Mapping) for value in values):
+            remedy = "pass a batch's entries by name, **batch"
+        elif any(hasattr(value, "__array__") for value in values):
+            remedy = "make tensors of arrays, torch.from_numpy(x)"
+        else:
+            remedy = "tokenise texts first"
         raise ValueError(
-            f"predict needs at least one input tensor, with a row per row [B, …]; got {got}: "
-            + ("pass a batch's entries by name, **batch" if by_name else "tokenise texts first")
+            "predict needs at least one input tensor, with a row per row [B, …]; got "
+            f"{got}: {remedy}"
         )
     return 0 if 0 in sizes else max(sizes)
 

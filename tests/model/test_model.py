@@ -331,6 +331,10 @@ def test_a_half_precision_backbone_gets_heads_of_its_kind(make_backbone, text):
     [
         (({"input_ids": torch.ones(2, 3)},), r"got dict: pass a batch's entries by name"),
         ((["a fine film"],), r"got list: tokenise texts first"),
+        (
+            (np.zeros((1, 3, 32, 32)),),
+            r"got ndarray: make tensors of arrays, torch.from_numpy\(x\)",
+        ),
     ],
 )
 def test_inputs_that_are_no_tensors_are_named(args, message):

@@ -208,6 +208,18 @@ def test_knobs_are_finite_numbers(exported, number):
     assert runner.knobs == {"threshold": 0.4}
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("treshold", r"'treshold' to set: did you mean 'threshold'\? This policy has"),
+        ("x", r"'x' to set; this policy has \['threshold'\]"),
+    ],
+)
+def test_unknown_knobs_are_named_beside_the_nearest(exported, name, message):
+    with pytest.raises(ValueError, match=message):
+        Runner(exported / "float").set(**{name: 0.5})
+
+
 # Damaged folders
 
 

@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all: aside first, then renamed."""
+"""Files and folders that are written whole or not at all: aside first, then renamed."""
 
 import os
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,47 @@ def write_all(writers: dict[Path, Callable[[Path], Any]]) -> None:
     finally:
         for aside in temporary.values():
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, aside: Path, replaced: Path | None = None) -> Iterator[Path]:
+    """A folder that is filled aside, then flushed to the disk and renamed: all of it or nothing.
+
+    Args:
+        path: where it appears.
+        aside: where it is filled, on the same disk. What is there, of a process that was ended, is
+            removed first.
+        replaced: where the folder that it replaces lies between the renames, removed alike; None
+            where there mustn't be one.
+
+    Yields:
+        The folder to fill, empty.
+
+    Raises:
+        OSError: the disk is full or can't be written, or there is a folder that isn't to be
+            replaced; what was there before stays.
+    """
+    others = (aside,) if replaced is None else (aside, replaced)
+    _remove(*others)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+        if replaced is not None and path.exists():
+            path.rename(replaced)
+        aside.rename(path)
+    finally:
+        if replaced is not None and replaced.exists() and not path.exists():
+            replaced.rename(path)
+        _remove(*others)
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:

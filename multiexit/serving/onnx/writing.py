@@ -6,7 +6,6 @@ Letters: B batch rows, T tokens.
 import copy
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 from multiexit import policies
 from multiexit.data.batches import in_order, unpack_inputs
 from multiexit.files.paths import user_path
+from multiexit.files.writing import whole_folder
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.policies.numbers import Known
@@ -104,9 +104,8 @@ def export(
     examples = [spec.draw(5, tokens, generator), spec.draw(3, max(1, tokens - 4), generator)]
     random_batches = [spec.draw(*size, generator) for size in (*SIZES, (1, spec.max_tokens or 1))]
 
-    partial = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
-    partial.mkdir(parents=True)
-    try:
+    aside = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with whole_folder(folder, aside) as partial:
         segments, numbers = graphs.write(model, policy, examples, partial)
         if int8:
             for segment in segments:
@@ -139,9 +138,6 @@ def export(
         (partial / ROWS).write_bytes(to_bytes(_stored_rows(model, runner, stored)))
         on = "random inputs" if batches is None else "rows"
         _write_settings(partial, settings | {"parity": {"on": on, **parity._asdict()}})
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return parity
 
 

@@ -5,7 +5,6 @@ Each has the checksums of its files.
 """
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -18,7 +17,7 @@ from torch import Tensor
 from multiexit.files import schema, weights
 from multiexit.files.json_files import read_table
 from multiexit.files.sums import check_seal, seal
-from multiexit.files.writing import write_tensors
+from multiexit.files.writing import whole_folder, write_tensors
 
 FOLDER = "checkpoints"
 FORMAT = 1
@@ -54,31 +53,17 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
         OSError: the disk is full; the others stay.
     """
     folder = output / FOLDER
-    new, replaced = folder / ".new", folder / ".gone"
-    for leftover in (new, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, tensors)
-    try:
-        new.mkdir(parents=True)
+    # One of the same name is of a run before this one, or damaged.
+    with whole_folder(folder / name, folder / ".new", folder / ".gone") as new:
         write_tensors(new / "state.safetensors", tensors)
         text = json.dumps({"format": FORMAT, "state": tree})
         (new / "state.json").write_text(text, encoding="utf-8")
         seal(new)
-        for path in new.iterdir():  # on the disk itself before it counts
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        if (folder / name).exists():  # of a run before this one, or damaged
-            (folder / name).rename(replaced)
-        new.rename(folder / name)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if replaced.exists() and not (folder / name).exists():
-            replaced.rename(folder / name)
     for other in names(output):
         if other not in (name, *keep):
             shutil.rmtree(folder / other, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load(

@@ -1,0 +1,69 @@
+"""Folders that appear whole or not at all."""
+
+import pytest
+
+from multiexit.files.writing import whole_folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fill(folder, text, replaced=None, error=None):
+    with whole_folder(folder, folder.with_name("aside"), replaced) as aside:
+        assert names(aside) == []
+        (aside / "inner").mkdir()
+        (aside / "inner" / "text").write_text(text)
+        if error is not None:
+            raise error
+
+
+def text_in(folder):
+    return (folder / "inner" / "text").read_text()
+
+
+def test_a_folder_appears_when_it_is_filled(tmp_path):
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "aside" / "left").write_text("of a process that was ended")
+    fill(tmp_path / "new", "all")
+    assert names(tmp_path) == ["new"]
+    assert names(tmp_path / "new") == ["inner"]
+    assert text_in(tmp_path / "new") == "all"
+
+
+def test_one_that_mustn_t_be_replaced_stays(tmp_path):
+    fill(tmp_path / "new", "first")
+    with pytest.raises(OSError, match="not empty"):
+        fill(tmp_path / "new", "second")
+    assert names(tmp_path) == ["new"]
+    assert text_in(tmp_path / "new") == "first"
+
+
+@pytest.mark.parametrize("error", [None, OSError(28, "No space left"), KeyboardInterrupt()])
+def test_another_is_replaced_or_stays(error, tmp_path):
+    folder, gone = tmp_path / "new", tmp_path / "gone"
+    for text in ("first", "second"):
+        fill(folder, text, gone)
+        assert text_in(folder) == text
+    if error is not None:
+        with pytest.raises(type(error)):
+            fill(folder, "third", gone, error)
+        assert text_in(folder) == "second"
+    assert names(tmp_path) == ["new"]
+
+
+def test_what_was_replaced_comes_back_where_the_second_rename_fails(tmp_path, monkeypatch):
+    folder, gone = tmp_path / "new", tmp_path / "gone"
+    fill(folder, "first", gone)
+    real = type(folder).rename
+
+    def rename(path, to):
+        if path.name == "aside":
+            raise OSError(5, "Input/output error")
+        return real(path, to)
+
+    monkeypatch.setattr(type(folder), "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        fill(folder, "second", gone)
+    assert names(tmp_path) == ["new"]
+    assert text_in(folder) == "first"

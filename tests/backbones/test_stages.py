@@ -451,7 +451,7 @@ def mlp() -> nn.Sequential:
         (lambda: mx.wrap("cifar-resnet-x"), r"depth 'x'; depths are 6n \+ 2: 20, 32, 44, 56, 110"),
         (lambda: mx.cifar_resnet(18), r"no CIFAR ResNet of depth 18, the nearest is 20"),
         (lambda: mx.wrap("timm:resnet50d_x"), r"'resnet50d_x': did you mean 'resnet50d'.*list_mod"),
-        (lambda: mx.wrap("timm:zzz"), r"no timm model 'zzz'; there are \d+, see timm.list_models()"),
+        (lambda: mx.wrap("timm:zzz"), r"timm model 'zzz'; there are \d+, see timm.list_models"),
         (lambda: mx.wrap("torchvision:resnte18"), r"no torchvision .*did you mean 'resnet18'\?"),
         (lambda: mx.wrap("timm:test_mambaout"), r"can't stage timm's .*name the parts"),
         (lambda: mx.wrap("torchvision:squeezenet1_1"), r"torchvision's .*name the parts"),

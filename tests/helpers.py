@@ -1,4 +1,4 @@
-"""Small networks and data sets that the training tests share."""
+"""Small networks, data sets and commands that the tests share."""
 
 import atexit
 import gc
@@ -68,6 +68,14 @@ class Table(Dataset):
         return self.x[row], self.labels[row]
 
 
+class Scores(Table):
+    """The same rows with a number to tell."""
+
+    def __init__(self, rows=40):
+        super().__init__(rows)
+        self.labels = self.x.sum(1)
+
+
 class Text(Dataset):
     """Random tokens of 3 to 9, padded by batch."""
 
@@ -130,6 +138,24 @@ def chain(exits=4, dropout=0.0, classes=CLASSES, seed=1, head=None) -> mx.MultiE
     return mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), classes, head=head)
 
 
+def linear_chain(head=None, exits="all", classes=CLASSES, stages=4, seed=1) -> mx.MultiExitModel:
+    """Linear stages with a head of one's choice, nothing random in it."""
+    model = mx.MultiExitModel(chain(stages, seed=seed).backbone, classes, exits, head)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def stage_features(model: mx.MultiExitModel, x: torch.Tensor) -> list[torch.Tensor]:
+    """The feature after each stage."""
+    features = []
+    for stage in range(model.backbone.num_stages):
+        x = model.backbone.stage_module(stage)(x)
+        features.append(x)
+    return features
+
+
 def convnet(dropout=0.1, exits="all", head=None, seed=1) -> mx.MultiExitModel:
     """Four stages of convolution, BatchNorm and dropout, for grey 8×8 images."""
     torch.manual_seed(seed)
@@ -170,6 +196,11 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, f"{different} differ"
+
+
+def changed(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
+    """The names of what differs in its last bit."""
+    return {name for name in one if not torch.equal(one[name], other[name])}
 
 
 def saved_state(folder) -> dict:

@@ -1,0 +1,42 @@
+"""Calibrated confidences."""
+
+import math
+
+import numpy as np
+import torch
+from helpers import CLASSES, Table, linear_chain
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import multiexit as mx
+
+M = 4
+
+
+def nll(logits_BC, labels_B, temperature):
+    log_p = (logits_BC.double() / temperature).log_softmax(-1)
+    return float(-log_p[torch.arange(len(labels_B)), labels_B].mean())
+
+
+@given(seed=st.integers(0, 99_999), scale=st.floats(0.05, 20))
+@settings(max_examples=12, deadline=None)
+def test_temperatures_make_labels_likeliest(seed, scale):
+    model, train = linear_chain(seed=seed), Table(30, seed)
+    train.labels = torch.randint(CLASSES, (30,), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for head in model.heads:
+            head.linear.weight.mul_(scale)
+            head.linear.bias.mul_(scale)
+    raw = mx.collect(model, train)
+    mx.fit_temperatures(model, raw)
+    calibrated = mx.collect(model, train)
+    assert torch.equal(raw.logits_MBC.argmax(-1), calibrated.logits_MBC.argmax(-1))
+    grid = np.exp(np.linspace(math.log(0.01), math.log(100), 400))
+    for m in range(M):
+        best = min(nll(raw.logits_MBC[m], train.labels, t) for t in grid)
+        assert nll(calibrated.logits_MBC[m], train.labels, 1.0) <= best + 1e-5
+    # What is calibrated stays as it is.
+    once = model.temperature_M.clone()
+    mx.fit_temperatures(model, calibrated)
+    inside = (once > 0.011) & (once < 99)
+    torch.testing.assert_close(model.temperature_M[inside], once[inside], rtol=1e-2, atol=0)

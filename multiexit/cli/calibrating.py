@@ -16,7 +16,7 @@ from multiexit.evaluation.judging import judge
 from multiexit.evaluation.outputs import Outputs, collect, rows_in_share
 from multiexit.evaluation.targets import TARGETS, Target, mean_ms
 from multiexit.evaluation.temperature_scaling import fit_temperatures
-from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
+from multiexit.model.folder import SETTINGS, WEIGHTS, backbone_spec, save_settings
 from multiexit.model.latency import check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import POLICIES, ExitPolicy, FixedExit, MaxProb, parse, registry
@@ -139,6 +139,9 @@ def run(
     print(f"{task.name} ({name}): {rows_calibrating} rows calibrate, {rows_judging} others judge")
     print(_report_text(model, rest, calibrated, target))
     print(f"\nwritten: {folder / SETTINGS}, with the policy {registry.policy_name(calibrated)}")
+    if temperatures:
+        fitted = ", ".join(f"{temperature:.3g}" for temperature in model.temperature_M.tolist())
+        print(f"written: {folder / WEIGHTS}, with the exits' temperatures {fitted}")
 
 
 def _policy_chooser(

@@ -152,6 +152,10 @@ def test_temperatures_have_rows_of_their_own(folder):
     mx.fit_temperatures(wanted, fitting)
     saved = mx.MultiExitModel.from_pretrained(folder)
     assert torch.allclose(saved.temperature_M, wanted.temperature_M)
+    fitted = ", ".join(f"{temperature:.3g}" for temperature in saved.temperature_M.tolist())
+    wrote = f"written: {folder / 'model.safetensors'}, with the exits' temperatures {fitted}\n"
+    assert ended.out.endswith(wrote)
+    assert f"written: {folder / 'multiexit.json'}, with the policy max-prob=" in ended.out
     after = collected(folder)
     _, calibrating = after.split(0.5, 0)[0].split(0.5, 0)
     assert saved.policy == mx.calibrate(calibrating, mx.MaxProb, risk=0.2)

@@ -3,7 +3,7 @@
 Letters: M exits, S batch sizes, B batch rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from multiexit.model.latency import Latency, machine_of, nested
 from multiexit.model.model import MultiExitModel
 from multiexit.runtime import evaluating
 from multiexit.serving.folding import for_inference
-from multiexit.serving.timing import median_ms
+from multiexit.serving.timing import median_seconds
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 UNREACHED = 2.0  # no probability is that large
@@ -87,7 +87,10 @@ def _column(
     model: MultiExitModel, policy: policies.ExitPolicy, inputs: dict[str, Tensor], repeats: int
 ) -> tuple[float, list[float], list[float], float, float]:
     """All parts at one batch size."""
-    milliseconds = partial(median_ms, repeats)
+
+    def milliseconds(call: Callable[[], Any]) -> float:
+        return 1e3 * median_seconds([call], repeats, least=0.002)[0]
+
     carry = model.backbone.start(**inputs)
     start = milliseconds(lambda: model.backbone.start(**inputs))
     memory, state = {}, {}

@@ -9,7 +9,6 @@ from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
 import multiexit as mx
 from multiexit.model import cost
-from multiexit.serving import timing
 
 
 def test_a_chain_of_linear_layers():
@@ -104,11 +103,3 @@ def test_stage_shares_rise_to_one(make_backbone):
     shares = cost.stage_shares(make_backbone("resnet"))
     assert sorted(shares) == shares
     assert shares[-1] == 1
-
-
-def test_paired_times_runs_both_in_turn():
-    calls = []
-    ours, theirs = timing.paired_times(lambda: calls.append("a"), lambda: calls.append("b"), 4)
-    assert "".join(calls) == "ab" * 5
-    assert ours >= 0
-    assert theirs >= 0

@@ -232,9 +232,9 @@ def definitions(name: str, value: object) -> dict[str, type | FunctionType]:
     }
 
 
-@pytest.mark.parametrize("name", multiexit.__all__)
+@pytest.mark.parametrize("name", sorted({*multiexit.__all__, *DOORS} - {"mx", "multiexit"}))
 def test_every_public_name_has_an_example_that_runs(name):
-    for called, thing in definitions(name, getattr(multiexit, name)).items():
+    for called, thing in definitions(name, pkgutil.resolve_name(f"multiexit.{name}")).items():
         (found,) = doctest.DocTestFinder(recurse=False, exclude_empty=False).find(thing, called)
         examples = [e for e in found.examples if not e.options.get(doctest.SKIP)]
         assert examples, f"the docstring of {called} has no example (>>>)"

@@ -31,35 +31,74 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 Weights = Tensor | Sequence[Sequence[float | None]]
 
 
-def draw_exits(scores: Mapping[str, Sequence[float]], path: Path, metric: str = "score") -> None:
+def draw_exits(
+    scores: Mapping[str, Sequence[float]], path: str | Path, metric: str = "score"
+) -> None:
     """Draw the score of each exit, a line per name (e.g. per recipe).
 
     Args:
         scores: of the exits, in 0..1, by name.
-        path: of the picture.
+        path: of the picture: `.png`, `.svg` or `.pdf`.
         metric: its name, for the axis.
+
+    Raises:
+        ValueError: nothing to draw, or a picture of another kind.
+        OSError: the path can't be written.
+
+    Example:
+        >>> import tempfile, multiexit as mx
+        >>> scores = {"joint": [0.61, 0.72, 0.74], "leebert": [0.66, 0.74, 0.75]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mx.pictures.draw_exits(scores, f"{folder}/exits.png", metric="accuracy")
     """
     _draw(path, (7, 4.5), lambda figure: _exits_panel(figure.subplots(), scores, metric))
 
 
-def draw_curves(curves: Mapping[str, Sequence[Row]], path: Path, metric: str = "score") -> None:
+def draw_curves(
+    curves: Mapping[str, Sequence[Row]], path: str | Path, metric: str = "score"
+) -> None:
     """Draw the score over the speed-up by layers, a line per name (e.g. per recipe or policy).
 
     A star marks the full network: a row whose policy let nobody leave early.
 
     Args:
         curves: rows of a sweep, by name.
-        path: of the picture.
+        path: of the picture: `.png`, `.svg` or `.pdf`.
         metric: its name, for the axis.
+
+    Raises:
+        ValueError: nothing to draw, or a picture of another kind.
+        OSError: the path can't be written.
+
+    Example:
+        >>> import tempfile, torch, multiexit as mx
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(torch.randn(2, 8, 3), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), cost)
+        >>> rows = mx.sweep(outputs, [mx.MaxProb(0.4), mx.MaxProb(0.6), mx.FixedExit(1)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mx.pictures.draw_curves({"max-prob": rows}, f"{folder}/curves.png", "accuracy")
     """
     _draw(path, (7, 4.5), lambda figure: _curves_panel(figure.subplots(), curves, metric))
 
 
-def draw_shares(rows: Row | Sequence[Row], path: Path) -> None:
+def draw_shares(rows: Row | Sequence[Row], path: str | Path) -> None:
     """Draw where the rows of the set leave, a panel per policy.
 
+    Args:
+        rows: one or several, of `multiexit.judge` or `multiexit.sweep`.
+        path: of the picture: `.png`, `.svg` or `.pdf`.
+
     Raises:
-        ValueError: no policies.
+        ValueError: nothing to draw, or a picture of another kind.
+        OSError: the path can't be written.
+
+    Example:
+        >>> import tempfile, torch, multiexit as mx
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(torch.randn(2, 8, 3), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), cost)
+        >>> row = mx.judge(outputs, mx.MaxProb(0.6))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mx.pictures.draw_shares(row, f"{folder}/shares.png")
     """
     rows = [rows] if isinstance(rows, Row) else rows
     _check_any(rows)
@@ -71,22 +110,45 @@ def draw_shares(rows: Row | Sequence[Row], path: Path) -> None:
     _draw(path, (7, 1 + 2.8 * len(rows)), draw)
 
 
-def draw_weights(W_MM: Weights, path: Path) -> None:
+def draw_weights(W_MM: Weights, path: str | Path) -> None:
     """Map of the weights Ω: row = student, column = teacher, outlined = an exit's own loss.
 
     Args:
         W_MM: as `History.weights` holds them; None, for terms that don't count, stays grey.
-        path: of the picture.
+        path: of the picture: `.png`, `.svg` or `.pdf`.
+
+    Raises:
+        ValueError: weights that are no square, or a picture of another kind.
+        OSError: the path can't be written.
+
+    Example:
+        >>> import tempfile, multiexit as mx
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mx.pictures.draw_weights([[1.2, None], [0.7, 1.1]], f"{folder}/weights.svg")
     """
     W = _weights_array(W_MM)
     _draw(path, (7.5, 6.5), lambda figure: _weights_panel(figure.subplots(), W))
 
 
-def draw_trajectory(history: History, path: Path) -> None:
+def draw_trajectory(history: History, path: str | Path) -> None:
     """Draw the weights Ω over steps (of the last phase that learned any): own, and as a teacher.
 
+    Args:
+        history: of a run.
+        path: of the picture: `.png`, `.svg` or `.pdf`.
+
     Raises:
-        ValueError: a history without learned weights.
+        ValueError: a history without learned weights, or a picture of another kind.
+        OSError: the path can't be written.
+
+    Example:
+        >>> import tempfile, multiexit as mx
+        >>> history = mx.History()
+        >>> for step, own in enumerate((1.0, 1.2, 1.3)):
+        ...     W_MM = [[own, None], [2 - own, own]]
+        ...     history.steps.append({"step": step, "phase": 0, "W_MM": W_MM})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mx.pictures.draw_trajectory(history, f"{folder}/trajectory.png")
     """
     readings = [row for row in history.steps if "W_MM" in row]
     if not readings:
@@ -125,7 +187,7 @@ def draw_summary(
     curves: Mapping[str, Sequence[Row]],
     shares_row: Row,
     W_MM: Weights | None,
-    path: Path,
+    path: str | Path,
     title: str = "",
 ) -> None:
     """One picture: score per exit, score over speed-up, where rows leave, and learned weights.
@@ -135,8 +197,21 @@ def draw_summary(
         curves: sweeps on it by name; the full network is added.
         shares_row: the policy whose exits are shown.
         W_MM: learned weights; None leaves their panel out.
-        path: of the picture.
+        path: of the picture: `.png`, `.svg` or `.pdf`.
         title: above it all.
+
+    Raises:
+        ValueError: nothing to draw, weights that are no square, or a picture of another kind.
+        OSError: the path can't be written.
+
+    Example:
+        >>> import tempfile, torch, multiexit as mx
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(torch.randn(2, 8, 3), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), cost)
+        >>> rows = mx.sweep(outputs, [mx.MaxProb(0.4), mx.MaxProb(0.6)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/summary.png"
+        ...     mx.pictures.draw_summary(outputs, {"max-prob": rows}, rows[0], None, path)
     """
     scores = {"": [scores["score"] for scores in exit_scores(outputs)]}
     full = judge(outputs, FixedExit(outputs.num_exits - 1))
@@ -257,7 +332,7 @@ def _ticks(M: int) -> range:
     return range(0, M, -(-M // 14))
 
 
-def _draw(path: Path, size: tuple[float, float], draw: "Callable[[Figure], None]") -> None:
+def _draw(path: str | Path, size: tuple[float, float], draw: "Callable[[Figure], None]") -> None:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

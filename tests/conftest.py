@@ -10,8 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from filelock import FileLock
-from torch import nn
-from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
+from networks import MAKE
 
 import multiexit as mx
 
@@ -19,15 +18,6 @@ torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 gc.set_threshold(100_000)  # a search through all that the libraries made takes long
 # pytest listens to loggers that don't propagate; heard, torch writes down all that it compiles.
 logging.getLogger("torch.__trace").propagate = True
-
-TINY = {
-    "vocab_size": 60,
-    "hidden_size": 16,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,22 +41,6 @@ def _text(rows: int) -> dict[str, torch.Tensor]:
         "attention_mask": mask.long(),
         "token_type_ids": (torch.arange(9) >= 2).long().expand(rows, 9) * mask,
     }
-
-
-def _bert() -> mx.Backbone:
-    return mx.wrap(BertModel(BertConfig(**TINY, initializer_range=0.5)))
-
-
-def _albert() -> mx.Backbone:
-    config = AlbertConfig(**TINY, embedding_size=8, num_hidden_groups=2, initializer_range=0.5)
-    return mx.wrap(AlbertModel(config))
-
-
-def _mlp() -> mx.Backbone:
-    return mx.wrap(nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(5))))
-
-
-MAKE = {"bert": _bert, "albert": _albert, "resnet": lambda: mx.cifar_resnet(20), "mlp": _mlp}
 
 
 def _network(kind: str, num_classes: int, rows: int = 24):

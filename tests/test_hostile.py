@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MAKE
 from helpers import ROOT, command
+from networks import MAKE
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 

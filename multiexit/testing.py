@@ -25,7 +25,7 @@ from multiexit.policies import ExitPolicy
 
 
 def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows: int = 40) -> None:
-    """A row's exit is the same in any batch, and the policy survives being saved.
+    """It is a frozen dataclass, a row's exit is the same in any batch, and saving loses nothing.
 
     Random logits [M, B, C], from unsure to sure, with ties and with answers that last, and random
     certainties [M, B] are decided row by row, as one batch, shuffled, and in a batch that stopped
@@ -37,13 +37,19 @@ def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows:
         exits, rows: M and B.
 
     Raises:
-        AssertionError: with the row that another one sways, or what comes back from JSON.
+        AssertionError: another class, the row that another one sways, or what comes back from
+            JSON.
 
     Example:
         >>> import multiexit as mx
         >>> from multiexit import testing
         >>> testing.check_policy(mx.Patience(2))
     """
+    _require(
+        "__dataclass_params__" in vars(type(policy)),
+        f"{type(policy).__name__} must be a frozen dataclass, so that its fields are saved and "
+        "compared: write @dataclass(frozen=True) over the class",
+    )
     generator = torch.Generator().manual_seed(0)
     scale_B1 = torch.logspace(-2, 1.5, rows).unsqueeze(1)
     logits_MBC = scale_B1 * torch.randn(exits, rows, num_classes, generator=generator)
@@ -180,6 +186,16 @@ def check_learner(learner: Learner, exits: int = 4) -> None:
         before, plan = copy.deepcopy(omega.weights.state_dict()), omega.plan(step)
         _require(isinstance(plan, Plan), f"plan({step}) must be a Plan, is {plan!r}")
         _require(bool(torch.tensor(plan).isfinite().all()), f"plan({step}) isn't finite: {plan}")
+        _require(
+            not plan.hyper or learner.looks_back,
+            f"plan({step}) asks for a hypergradient: set looks_back = True, so that phases refuse "
+            "what can't go with one",
+        )
+        _require(
+            learner.splits or not (plan.second or plan.hyper),
+            f"plan({step}) reads a second batch, and with splits = False D2 is all of D1: leave "
+            "splits at True",
+        )
         if any(plan):
             terms = {name: torch.rand(exits, exits) for name in Plan._fields}
             omega.update(plan, torch.ones(exits, exits), terms, rows)

@@ -69,7 +69,7 @@ def wrap(
         >>> mx.wrap("cifar-resnet-20").num_stages
         9
     """
-    raise ValueError(f"can't wrap a {type(module).__name__}. {_help()}")
+    raise ValueError(f"can't wrap this {type(module).__name__}. {_help()}")
 
 
 @wrap.register
@@ -165,7 +165,7 @@ def _from_module(
                 "compiling and spreading come after wrapping (TrainConfig(compile=True), "
                 "accelerate launch)"
             )
-    raise ValueError(f"can't wrap a {type(module).__name__} by itself. {_help()}")
+    raise ValueError(f"can't wrap this {type(module).__name__} by itself. {_help()}")
 
 
 def _as_list(parts: Any, what: str) -> list[str | nn.Module]:

@@ -6,6 +6,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 from multiexit.data.batches import as_mapping
+from multiexit.runtime import user_level
 
 
 class Columns:
@@ -59,6 +60,6 @@ class Columns:
             warnings.warn(
                 f"columns that the network doesn't take are left out: {', '.join(dropped)}; it "
                 f"takes {', '.join(self._names)}",
-                stacklevel=3,
+                stacklevel=user_level(),
             )
         return columns

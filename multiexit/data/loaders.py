@@ -63,7 +63,9 @@ def uncounted(dataset: Any) -> ValueError:
     """The error for anything that is no set of rows."""
     return ValueError(
         "train must be a torch Dataset or DataLoader whose rows can be counted and taken by index "
-        f"(they are split anew each epoch); got {type(dataset).__name__}"
+        f"(they are split anew each epoch); got {type(dataset).__name__}: put tensors into a "
+        "torch.utils.data.TensorDataset(inputs, labels), other rows into a Dataset of your own "
+        "with __len__ and __getitem__"
     )
 
 

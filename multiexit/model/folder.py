@@ -17,6 +17,7 @@ from multiexit.files.paths import user_path
 from multiexit.files.writing import write, write_all
 from multiexit.model import heads
 from multiexit.model.settings import read_settings, settings_text
+from multiexit.runtime import user_level
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "multiexit.json"
@@ -71,7 +72,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise OSError(f"could not write the tokenizer to {folder}: {error}") from error
 
 
-def backbone_spec(backbone: Backbone, stacklevel: int = 3) -> dict[str, Any] | None:
+def backbone_spec(backbone: Backbone) -> dict[str, Any] | None:
     """The description that makes the backbone again; where there is none, a warning says so."""
     why = "it is one of your own, or of arguments that can't be written down"
     spec = backbone.spec
@@ -82,7 +83,7 @@ def backbone_spec(backbone: Backbone, stacklevel: int = 3) -> dict[str, Any] | N
     warnings.warn(
         f"the backbone can't be made again from its description ({why}), so none is saved: whoever "
         "loads the model must pass backbone=, wrapped as before",
-        stacklevel=stacklevel,
+        stacklevel=user_level(),
     )
     return None
 

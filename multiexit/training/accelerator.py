@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
-from multiexit.runtime import TIMEOUT, processes
+from multiexit.runtime import TIMEOUT, processes, user_level
 from multiexit.training.config import TrainConfig
 
 OTHER_WAYS = {
@@ -91,7 +91,8 @@ def _check_environment(config: TrainConfig) -> None:
             )
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and processes().num_processes == 1:
         warnings.warn(
-            "ACCELERATE_USE_FSDP is set, but this is one process: nothing is sharded", stacklevel=5
+            "ACCELERATE_USE_FSDP is set, but this is one process: nothing is sharded",
+            stacklevel=user_level(),
         )
     for name, plain, field in (
         ("ACCELERATE_MIXED_PRECISION", "no", "mixed_precision"),
@@ -103,5 +104,5 @@ def _check_environment(config: TrainConfig) -> None:
             warnings.warn(
                 f"{name}={value} in the environment has no effect: the run's configuration counts, "
                 f"and has {field}={configured!r}",
-                stacklevel=5,
+                stacklevel=user_level(),
             )

@@ -15,7 +15,7 @@ from multiexit.evaluation.budget import Budget
 from multiexit.losses.labels import check_labels
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
-from multiexit.runtime import evaluating
+from multiexit.runtime import evaluating, user_level
 from multiexit.training import sharding
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import counted_terms, trained_parameters
@@ -78,7 +78,7 @@ def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
             f"this network's last exit is trained already, and {recipe.name!r} begins by training "
             "the whole network again: pretrained=True (on the command line --option "
             "pretrained=true) keeps it as it is and trains the early exits",
-            stacklevel=4,
+            stacklevel=user_level(),
         )
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from multiexit.runtime import user_level
+
 
 def trainable_weights(model: nn.Module) -> None:
     """Make half-precision weights float32, in place, and say so; others stay as they are.
@@ -33,7 +35,7 @@ def trainable_weights(model: nn.Module) -> None:
         f"{len(half)} of {len(named)} tensors of the model come in {', '.join(kinds)}, in which "
         "small steps vanish: they are float32 from here on. For speed and memory train with "
         "mixed_precision='bf16', which keeps float32 weights",
-        stacklevel=3,
+        stacklevel=user_level(),
     )
 
 

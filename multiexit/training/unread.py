@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
+from multiexit.runtime import user_level
 from multiexit.training.finite import check_finite
 from multiexit.training.stepper import Stepper, StepRecord
 
@@ -104,7 +105,7 @@ class UnreadLosses:
             warnings.warn(
                 f"a loss weight has fallen to {float(least):.3f}: its term no longer trains, or "
                 "trains backwards; parametrization='softmax' has no such end",
-                stacklevel=4,
+                stacklevel=user_level(),
             )
         return [
             [round(w, 5) if a != 0 else None for w, a in zip(ws, factors, strict=True)]

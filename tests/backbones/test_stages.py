@@ -416,7 +416,7 @@ class TowerBackbone(mx.Backbone):
 
 
 def test_an_adapter_is_registered_with_one_function():
-    with pytest.raises(ValueError, match=r"can't wrap a Tower.*wrap.register"):
+    with pytest.raises(ValueError, match=r"can't wrap this Tower.*wrap.register"):
         mx.wrap(Tower())
 
     @mx.wrap.register(Tower)
@@ -445,8 +445,8 @@ def mlp() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mx.wrap(3), "can't wrap a int. What works: a hub name"),
-        (lambda: mx.wrap(nn.Conv2d(3, 3, 1)), r"can't wrap a Conv2d by itself.*stages="),
+        (lambda: mx.wrap(3), "can't wrap this int. What works: a hub name"),
+        (lambda: mx.wrap(nn.Conv2d(3, 3, 1)), r"can't wrap this Conv2d by itself.*stages="),
         (lambda: mx.wrap("cifar-resnet-21"), r"of depth 21, the nearest is 20; depths are 6n \+ 2"),
         (lambda: mx.wrap("cifar-resnet-x"), r"depth 'x'; depths are 6n \+ 2: 20, 32, 44, 56, 110"),
         (lambda: mx.cifar_resnet(18), r"no CIFAR ResNet of depth 18, the nearest is 20"),

@@ -381,10 +381,17 @@ class Listed(Stubborn):
         return {}
 
 
+class Undecorated(mx.Entropy):
+    """A field that isn't one, for want of the decorator."""
+
+    margin: float = 0.0
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
         (Herd(), "no row may sway another"),
+        (Undecorated(0.5), "Undecorated must be a frozen dataclass"),
         (Stubborn(), r"'seen'\] must have 1 rows"),
         (Listed(), "comes back from JSON"),
         (Returns("floats"), "torch.bool"),

@@ -733,7 +733,10 @@ class Bare(Table):
     [
         (Table(1), "at least 2 rows, got 1"),
         (Table(0), "at least 2 rows, got 0"),
-        ([(torch.zeros(WIDTH), 0)] * 8, "Dataset or DataLoader.*list"),
+        (
+            [(torch.zeros(WIDTH), 0)] * 8,
+            "Dataset or DataLoader.*list: put tensors into a .*TensorDataset",
+        ),
         (Endless(), "Dataset"),
         (Triples(), r"a batch is \(inputs, labels\)"),
         (Unlabelled(), r"a batch is \(inputs, labels\).*keys \['x'\]"),

@@ -18,6 +18,7 @@ from multiexit.files import schema, weights
 from multiexit.files.json_files import read_table
 from multiexit.files.sums import check_seal, seal
 from multiexit.files.writing import whole_folder, write_tensors
+from multiexit.runtime import user_level
 
 FOLDER = "checkpoints"
 FORMAT = 1
@@ -88,7 +89,7 @@ def load(
             broken.append(error)
             continue
         if broken:
-            warnings.warn(f"{broken[0]}; going on from {name}, before it", stacklevel=2)
+            warnings.warn(f"{broken[0]}; going on from {name}, before it", stacklevel=user_level())
         return name, state
     if broken:
         raise broken[0]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from multiexit.files import schema
 from multiexit.recipes.base import TRAIN
+from multiexit.runtime import user_level
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint
 
@@ -128,7 +129,7 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
             raise ValueError(f"{message}; it can't go on as this one")
         if not config.force:
             raise ValueError(f"{message}; force=True (--force) goes on nevertheless")
-        warnings.warn(f"{message}; going on by force", stacklevel=3)
+        warnings.warn(f"{message}; going on by force", stacklevel=user_level())
     return latest
 
 

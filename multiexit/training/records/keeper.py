@@ -9,7 +9,7 @@ from multiexit.evaluation.history import History
 from multiexit.model.folder import backbone_spec, save_folder
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
-from multiexit.runtime import modes_kept
+from multiexit.runtime import modes_kept, user_level
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint, identity, provenance, run_folder
 
@@ -25,7 +25,7 @@ class Keeper:
     def __init__(self, model: MultiExitModel, config: TrainConfig, tokenizer: Any, first: bool):
         self.model, self._tokenizer, self._first = model, tokenizer, first
         saves = config.output is not None and first
-        self._spec = backbone_spec(model.backbone, stacklevel=4) if saves else None
+        self._spec = backbone_spec(model.backbone) if saves else None
 
     def begin(
         self, recipe: Recipe, config: TrainConfig, sets: tuple[Any, Any, Any], processes: int
@@ -85,7 +85,7 @@ class Keeper:
                 warnings.warn(
                     f"the finished model can't be read ({error}); it is made again from the "
                     "last checkpoint",
-                    stacklevel=4,
+                    stacklevel=user_level(),
                 )
                 return False
         self.model.load_state_dict(finished.state_dict())

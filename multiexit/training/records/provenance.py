@@ -79,7 +79,7 @@ def describe(
         "processes": processes,
         "versions": {**versions(), "code of multiexit": _code_hash()},
     }
-    return json.loads(json.dumps(run, default=lambda part: _without_addresses(str(part))))
+    return json.loads(json.dumps(run, default=lambda part: _reproducible(str(part))))
 
 
 def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> None:
@@ -162,7 +162,7 @@ def _part_text(part: Any) -> Any:
     if isinstance(part, PLAIN):
         return part
     if not inspect.isfunction(part):
-        return _without_addresses(repr(part))
+        return _reproducible(repr(part))
     cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
     parameters = inspect.signature(part).parameters.values()
     values = {parameter.name: parameter.default for parameter in parameters}
@@ -185,9 +185,10 @@ def _cell_value(cell: Any) -> Any:
         return None
 
 
-def _without_addresses(text: str) -> str:
-    """Without addresses in memory, which each process has its own of."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+def _reproducible(text: str) -> str:
+    """The same in every process: without addresses in memory, and what stands in braces sorted."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return re.sub(r"\{([^{}]+)\}", lambda m: f"{{{', '.join(sorted(m[1].split(', ')))}}}", text)
 
 
 @cache

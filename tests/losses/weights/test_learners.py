@@ -320,8 +320,27 @@ class Bare(SLO):
         return (1.0, 0.0, 0.0)
 
 
+class Blind(Hyper):
+    """Hypergradients that no phase is told of."""
+
+    looks_back = False
+
+
+class Whole(BLO):
+    """A second batch from rows that the first is drawn from too."""
+
+    splits = False
+
+
 @pytest.mark.parametrize(
-    ("learner", "message"), [(Loose(), "shape"), (Endless(), "finite"), (Bare(), "must be a Plan")]
+    ("learner", "message"),
+    [
+        (Loose(), "shape"),
+        (Endless(), "finite"),
+        (Bare(), "must be a Plan"),
+        (Blind(), r"plan\(0\) asks for a hypergradient: set looks_back = True"),
+        (Whole(), r"plan\(0\) reads a second batch, .* leave splits at True"),
+    ],
 )
 def test_the_check_catches_wrong_ones(learner, message):
     with pytest.raises(AssertionError, match=message):

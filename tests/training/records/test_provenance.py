@@ -421,6 +421,14 @@ def test_what_is_written_with_its_address_is_the_same_in_each_process():
     assert provenance.describe(chain(), recipe, config(), {"train": Table()}, 1) != said[0]
 
 
+def test_the_order_of_a_set_in_a_hook_does_not_count():
+    one, other = (partial(share, by=2.0, other=kept) for kept in ({0, 8}, {8, 0}))
+    assert repr(one) != repr(other)
+    recipes = [replace(mx.recipes.joint(), phases=(mx.Phase(extra=e),)) for e in (one, other)]
+    said = [provenance.describe(chain(), r, config(), {"train": Table()}, 1) for r in recipes]
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize("text", ["", '{"command": "mul', "[]", '{"resumed": 1}'])
 def test_a_damaged_file_is_named_when_a_run_goes_on(tmp_path, text):
     fit(chain(), "joint", config(output=tmp_path, epochs=1), Table())

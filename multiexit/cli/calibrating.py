@@ -20,6 +20,7 @@ from multiexit.model.folder import SETTINGS, WEIGHTS, backbone_spec, save_settin
 from multiexit.model.latency import check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import POLICIES, ExitPolicy, FixedExit, MaxProb, parse, registry
+from multiexit.policies.base import need_classes
 
 
 def named(text: str) -> type[ExitPolicy] | ExitPolicy:
@@ -112,8 +113,8 @@ def run(
     choose = _policy_chooser(model, folder, policy, target)
     name, rows = next(iter(task.sets.items()))
     rows_used = rows_in_share(len(rows), share)  # type: ignore[arg-type]
-    if temperatures and model.num_classes == 1:
-        raise ValueError("temperatures are for classes, and this model has one output (regression)")
+    if temperatures:
+        need_classes(model.num_classes, "--temperatures")
     rows_calibrating = rows_used - rows_in_share(rows_used, 0.5) if temperatures else rows_used
     if target.get("risk") is not None:
         guarantee.check_rows(rows_calibrating, target["risk"], 1 - target["confidence"])
@@ -159,8 +160,6 @@ def _policy_chooser(
         others = [name for name in TARGETS if target[name] is not None]
         if others:
             raise ValueError(f"calibrate has one target, got budget and {', '.join(others)}")
-        if model.num_classes == 1:
-            raise ValueError("a budget goes by confidence, which regression has none of")
         Budget(budget).check(model)
         return lambda outputs: budgeted(outputs, budget)
     if target["milliseconds"] is not None or target["by"] == "time":

@@ -13,6 +13,7 @@ from multiexit.evaluation.guarantee import warn_one_answer
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import MaxProb
+from multiexit.policies.base import need_classes
 
 NOBODY = 2.0  # a threshold that no probability reaches
 STEEPEST = 60.0
@@ -51,10 +52,9 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
 
     Reference: Huang et al., "Multi-Scale Dense Networks", ICLR 2018, section 4, and its code.
     """
-    share_M = shares(outputs.cost.macs_M, outputs.cost.full_macs / speedup)
     M, B, C = outputs.logits_MBC.shape
-    if C == 1:
-        raise ValueError("a budget goes by confidence, which regression (one output) has none of")
+    _check_classes(C)
+    share_M = shares(outputs.cost.macs_M, outputs.cost.full_macs / speedup)
     warn_one_answer(outputs)
     sure_MB = outputs.logits_MBC.softmax(-1).amax(-1)
     remaining_B = torch.ones(B, dtype=torch.bool)
@@ -101,6 +101,10 @@ def shares(macs_M: tuple[int, ...], budget: float) -> Tensor:
     return spread(log_q)
 
 
+def _check_classes(C: int) -> None:
+    need_classes(C, "a budget", "Patience(patience, tolerance=…), calibrated to a speedup")
+
+
 @dataclass(frozen=True)
 class Budget:
     """Gives a trained model `budgeted` thresholds as its policy, when a recipe ends.
@@ -120,6 +124,7 @@ class Budget:
 
     def check(self, model: MultiExitModel) -> None:
         """Refuse a budget that this model can't keep, before it is trained, by a ValueError."""
+        _check_classes(model.num_classes)
         cost = model.cost()
         shares(cost.macs_M, cost.full_macs / self.speedup)
 

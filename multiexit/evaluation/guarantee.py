@@ -14,6 +14,7 @@ from torch import Tensor
 from multiexit.evaluation.outputs import Outputs
 from multiexit.names import unknown
 from multiexit.policies import ExitPolicy
+from multiexit.policies.base import need_classes
 
 
 def learn_then_test(loss_SB: Tensor, risk: float, delta: float) -> int | None:
@@ -144,8 +145,7 @@ def check_loss(kind: str) -> None:
 
 def check_classes(C: int) -> None:
     """Refuse regression, by a ValueError."""
-    if C == 1:
-        raise ValueError("a bounded risk is for classes, and this model has one output")
+    need_classes(C, "a bounded risk", "Patience(patience, tolerance=…) with a speedup or a score")
 
 
 def warn_one_answer(outputs: Outputs) -> None:

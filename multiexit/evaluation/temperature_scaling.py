@@ -10,6 +10,7 @@ import numpy as np
 
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.model import MultiExitModel
+from multiexit.policies.base import need_classes
 
 RANGE = math.log(100.0)
 
@@ -43,8 +44,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
     Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; per exit in
     Schwartz et al., "The Right Tool for the Job", ACL 2020, section 3.
     """
-    if model.num_classes == 1:
-        raise ValueError("temperatures are for classes, and this model has one output (regression)")
+    need_classes(model.num_classes, "a temperature")
     from scipy.optimize import minimize_scalar  # which takes a second to import
 
     labels_B = outputs.labels_B.numpy()

@@ -233,20 +233,30 @@ def check(policy: ExitPolicy, num_exits: int, num_classes: int) -> None:
     policy.init(torch.zeros(1, num_classes))
 
 
-def need_classes(logits_BC: Tensor, what: str) -> None:
-    """Refuse regression.
+def need_classes(
+    num_classes: int,
+    what: str,
+    instead: str = "Patience(patience, tolerance=…) or FixedExit",
+) -> None:
+    """Refuse regression, whose one output has no confidence.
 
     Args:
-        logits_BC: some logits, for C, their last dimension.
-        what: who needs classes, for the message.
+        num_classes: C, 1 for regression.
+        what: needs classes, for the message.
+        instead: what does for regression.
 
     Raises:
-        ValueError: C is 1.
+        ValueError: C is 1; with both.
+
+    Example:
+        >>> from multiexit.policies.base import need_classes
+        >>> need_classes(1, "PKD", instead="Theseus")
+        Traceback (most recent call last):
+        ValueError: PKD needs at least 2 classes, got 1; for regression use Theseus
     """
-    if logits_BC.shape[-1] < 2:
+    if num_classes < 2:
         raise ValueError(
-            f"{what} needs at least 2 classes, these logits have {logits_BC.shape[-1]}; for "
-            "regression use Patience(patience, tolerance=…) or FixedExit"
+            f"{what} needs at least 2 classes, got {num_classes}; for regression use {instead}"
         )
 
 

@@ -29,7 +29,7 @@ class _Thresholded(ExitPolicy):
 
     def init(self, logits_BC: Tensor) -> State:
         if self.of_classes:
-            need_classes(logits_BC, type(self).__name__)
+            need_classes(logits_BC.shape[-1], type(self).__name__)
         if not isinstance(self.threshold, tuple):
             return {}
         return {"exit": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
@@ -145,7 +145,7 @@ class MostConfident(ExitPolicy):
     threshold: float = number(probability)
 
     def init(self, logits_BC: Tensor) -> State:
-        need_classes(logits_BC, "MostConfident")
+        need_classes(logits_BC.shape[-1], "MostConfident")
         return {"best": logits_BC, "sure": logits_BC.new_full((len(logits_BC),), -1.0)}
 
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
@@ -223,7 +223,7 @@ def entropy(logits_BC: Tensor) -> Tensor:
     Raises:
         ValueError: logits [B, C] of one class.
     """
-    need_classes(logits_BC, "entropy")
+    need_classes(logits_BC.shape[-1], "entropy")
     log_p = logits_BC.log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1)
 

@@ -51,7 +51,7 @@ class Patience(ExitPolicy):
 
     def init(self, logits_BC: Tensor) -> State:
         if self.tolerance is None:
-            need_classes(logits_BC, "Patience without a tolerance")
+            need_classes(logits_BC.shape[-1], "Patience without a tolerance")
         elif logits_BC.shape[1] != 1:
             raise ValueError(
                 f"tolerance={self.tolerance} is for regression (one output); these logits have "
@@ -102,7 +102,7 @@ class PatientConfident(ExitPolicy):
     patience: int = number(lambda known: (1, known.num_exits), whole="a whole number", least=1)
 
     def init(self, logits_BC: Tensor) -> State:
-        need_classes(logits_BC, "PatientConfident")
+        need_classes(logits_BC.shape[-1], "PatientConfident")
         return {"count": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
 
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:

@@ -14,6 +14,7 @@ from multiexit.data.batches import is_rows, labels_of
 from multiexit.evaluation.budget import Budget
 from multiexit.losses.labels import check_labels
 from multiexit.model.model import MultiExitModel
+from multiexit.policies.base import need_classes
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating, user_level
 from multiexit.training import sharding
@@ -54,11 +55,8 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             f"{recipe.name!r} trains heads that are chained by '+{chained}', and this model's are "
             f"{model.head!r}: make it with head='{model.head}+{chained}'"
         )
-    if recipe.finish is not None and C == 1:
-        raise ValueError(
-            f"{recipe.name!r} calibrates confidences, which regression (one output) has none of: "
-            "use 'berxit', or 'pabee' with a tolerance"
-        )
+    if recipe.finish is not None:  # calibrates confidences
+        need_classes(C, f"the recipe {recipe.name!r}", "'berxit', or 'pabee' with a tolerance")
     if isinstance(recipe.finish, Budget):
         recipe.finish.check(model)
     _check_policy(model, recipe)

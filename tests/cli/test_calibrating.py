@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Table, chain, command
+from helpers import Table, chain, command, linear_chain
 from torch.utils.data import TensorDataset
 
 import multiexit as mx
@@ -235,6 +235,28 @@ def test_what_is_wrong_is_refused_before_the_model_runs(words, naming, folder, m
     assert re.search(naming, ended.err)
     assert (ended.err.count("\n"), ended.out) == (1, "")
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "temperatures", "message"),
+    [
+        ("budget", False, r"a budget needs at least 2 classes, got 1; .*use Patience\(.*a speedup"),
+        ("risk", False, r"a bounded risk needs at least 2 classes, got 1; .*use Patience\(.*score"),
+        ("speedup", True, "--temperatures needs at least 2 classes, got 1; .*use Patience"),
+        ("speedup", False, "MaxProb needs at least 2 classes, got 1; .*use Patience"),
+    ],
+)
+def test_what_goes_by_confidence_is_refused_for_regression(
+    target, temperatures, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("multiexit.cli.calibrating.collect", None)
+    policy = mx.Patience(1, 0.1) if temperatures else mx.MaxProb
+    task = replace(tasks.load("digits"), sets={"test": range(40)})
+    wanted = {**DEFAULTS, target: {"risk": 0.3}.get(target, 1.5)}
+    with pytest.raises(ValueError, match=message):
+        calibrating.run(
+            linear_chain(classes=1), tmp_path, task, policy, wanted, temperatures=temperatures
+        )
 
 
 @pytest.mark.parametrize("words", [("--speedup", 40), ("--score", 1)])

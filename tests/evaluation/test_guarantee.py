@@ -177,6 +177,9 @@ def test_what_cannot_be_certified_is_refused():
         mx.calibrate(outputs_of(), mx.MaxProb, risk=0.1, confidence=1.0)
     with pytest.raises(ValueError, match="no loss 'f1'"):
         mx.calibrate(outputs_of(), mx.MaxProb, risk=0.1, loss="f1")
+    values = torch.zeros(2, 3, 1)
+    with pytest.raises(ValueError, match=r"bounded risk needs at least 2 classes.*a speedup"):
+        guarantee.losses(values, values[0], torch.zeros(3), "disagreement")
 
 
 def test_a_model_that_answers_one_class_is_warned_about():

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from helpers import CLASSES, Table, linear_chain
 from hypothesis import given, settings
@@ -40,3 +41,10 @@ def test_temperatures_make_labels_likeliest(seed, scale):
     mx.fit_temperatures(model, calibrated)
     inside = (once > 0.011) & (once < 99)
     torch.testing.assert_close(model.temperature_M[inside], once[inside], rtol=1e-2, atol=0)
+
+
+def test_values_have_no_temperature():
+    model = linear_chain(classes=1)
+    outputs = mx.Outputs(torch.zeros(M, 2, 1), torch.zeros(2), model.cost())
+    with pytest.raises(ValueError, match=r"a temperature needs at least 2 classes.*Patience"):
+        mx.fit_temperatures(model, outputs)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from multiexit.model.heads.base import ChainedHead, Memory, VectorHead
 from multiexit.names import unknown
+from multiexit.policies.base import need_classes
 
 
 class CertainHead(ChainedHead):
@@ -191,8 +192,7 @@ def _mixed_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
 
 
 def _cascaded_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
-    if _last_layer(heads[0]).out_features == 1:
-        raise ValueError("a cascade votes on classes, and this model has one output (regression)")
+    need_classes(_last_layer(heads[0]).out_features, "'+cascade'", "heads without it")
     return [CascadedHead(head, exit, head is heads[-1]) for exit, head in enumerate(heads)]
 
 

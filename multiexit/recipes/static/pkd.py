@@ -15,6 +15,7 @@ from multiexit.losses.coefficients import check_share
 from multiexit.model import heads
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import FixedExit
+from multiexit.policies.base import need_classes
 from multiexit.recipes import Phase, Recipe, Seen
 from multiexit.recipes.static.layers import check_depth
 from multiexit.runtime import evaluating
@@ -155,8 +156,7 @@ def _checked_depth(
     pattern: str,
 ) -> int:
     """The teacher's depth, if all is well."""
-    if teacher.num_classes == 1:
-        raise ValueError("PKD distils classes; this teacher has one output, for regression")
+    need_classes(teacher.num_classes, "PKD", "static.Theseus")
     depth = teacher.exits[-1] + 1
     check_depth(layers, depth)
     if layers < 2:

@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import multiexit as mx
 from multiexit import policies, testing
 from multiexit.backbones import families, kinds, timm_families
+from multiexit.data import tasks
+from multiexit.data.images import ImageDataset, Images
 from multiexit.files import schema
 from multiexit.losses import gradients, temperature, topology, weights
 from multiexit.model import heads
@@ -355,6 +357,26 @@ def test_without_a_row_the_parts_are_passed_in(tmp_path):
         pytest.warns(UserWarning, match="can't be made again"),
     ):
         fit(model, dummy(weight=2.0), replace(settings, resume=True), train)
+
+
+def spots() -> Images:
+    """Grey 8×8 images of three classes, each with another corner bright."""
+    labels = torch.arange(24) % CLASSES
+    images = torch.zeros(24, 1, 8, 8, dtype=torch.uint8)
+    for row, label in enumerate(labels.tolist()):
+        images[row, 0, label // 2 * 4 :, label % 2 * 4 :] = 200
+    rows = ImageDataset(images, labels, (0.5,), (0.3,))
+    return Images(rows, rows, ("a", "b", "c"), (0.5,), (0.3,))
+
+
+def test_a_data_set_is_a_row(rows, monkeypatch, tmp_path):
+    monkeypatch.setitem(tasks.IMAGES, "spots", tasks.ImageSet(spots))
+    words = ("train", "--task", "spots", "--recipe", "joint", "--backbone", "dummy:2")
+    ended = command(*words, *STEPS, tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert mx.MultiExitModel.from_pretrained(tmp_path / "run" / "model").labels == ["a", "b", "c"]
+    refused = command(*words, "--data-dir", "x", *STEPS, tmp_path / "other")
+    assert "is for text, cifar10, cifar100, and has no effect for spots" in refused.err
 
 
 def test_a_family_is_a_row(monkeypatch, tmp_path, text):

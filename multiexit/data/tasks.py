@@ -1,17 +1,18 @@
 """Data sets by name, ready for a model: GLUE's tasks, CIFAR-10 and -100, and the digits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
 from multiexit.data import cifar, digits, glue
+from multiexit.data.images import Images
 from multiexit.data.sources import canonical
 from multiexit.names import unknown
 from multiexit.runtime import processes
-
-IMAGES = ("cifar10", "cifar100", "digits")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,34 @@ class TaskData:
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
+def _cifar(name: str, **options: Any) -> Images:
+    with processes().main_process_first():  # one process downloads
+        return cifar.load(name, **options)
+
+
+class ImageSet(NamedTuple):
+    """A data set of images.
+
+    Args:
+        load: by the options of `load` that it takes.
+        options: those it takes, beside `IMAGE_OPTIONS`.
+    """
+
+    load: Callable[..., Images]
+    options: tuple[str, ...] = ()
+
+
+TEXT_OPTIONS = ("data_dir", "max_length")
+IMAGE_OPTIONS = ("weights", "channels_last")
+CIFAR_OPTIONS = ("data_dir", "download", "normalisation", "schedule")
+
+IMAGES = {
+    "cifar10": ImageSet(partial(_cifar, "cifar10"), CIFAR_OPTIONS),
+    "cifar100": ImageSet(partial(_cifar, "cifar100"), CIFAR_OPTIONS),
+    "digits": ImageSet(digits.load),
+}
+
+
 def modality(name: str) -> str:
     """`"text"` or `"image"`.
 
@@ -51,36 +80,32 @@ def modality(name: str) -> str:
     raise unknown("task", name, [*glue.TASKS, *IMAGES])
 
 
-CIFAR = ("cifar10", "cifar100")
-OPTION_TASKS = {
-    "data_dir": ("text, cifar10 and cifar100", (*glue.TASKS, *CIFAR)),
-    "download": ("cifar10 and cifar100", CIFAR),
-    "normalisation": ("cifar10 and cifar100", CIFAR),
-    "schedule": ("cifar10 and cifar100", CIFAR),
-    "max_length": ("text", tuple(glue.TASKS)),
-    "weights": ("images", IMAGES),
-    "channels_last": ("images", IMAGES),
-}
-"""For which tasks an option is."""
-
-
 def check_options(name: str, **options: Any) -> None:
     """Refuse what has no effect for a task.
 
     Args:
         name: the task.
-        options: those of `OPTION_TASKS`; None is one that wasn't given.
+        options: as `load`, training and the command line have them; None is one that wasn't given.
 
     Raises:
         ValueError: an unknown task, or an option that is for others.
     """
-    modality(name)
+    taken = _options_of(name)
     for option, value in options.items():
-        what, tasks = OPTION_TASKS[option]
-        if value is not None and canonical(name) not in tasks:
+        if value is not None and option not in taken:
+            images = [image for image in IMAGES if option in _options_of(image)]
+            takers = ["images"] if len(images) == len(IMAGES) else images
+            takers = ["text", *takers] if option in TEXT_OPTIONS else takers
             raise ValueError(
-                f"{option} {value} is for {what}, and has no effect for {name}: leave it out"
+                f"{option} {value} is for {', '.join(takers)}, and has no effect for {name}: "
+                "leave it out"
             )
+
+
+def _options_of(name: str) -> tuple[str, ...]:
+    if modality(name) == "text":
+        return TEXT_OPTIONS
+    return (*IMAGE_OPTIONS, *IMAGES[canonical(name)].options)
 
 
 def load(
@@ -113,11 +138,9 @@ def load(
     name = canonical(name)
     if modality(name) == "text":
         return _load_text(name, data_dir, tokenizer, 128 if max_length is None else max_length)
-    if name == "digits":
-        data = digits.load()
-    else:
-        with processes().main_process_first():  # one process downloads
-            data = cifar.load(name, data_dir, download, normalisation=normalisation)
+    given = {"data_dir": data_dir, "download": download, "normalisation": normalisation}
+    images = IMAGES[name]
+    data = images.load(**{option: given[option] for option in given if option in images.options})
     preprocessing = {**data.preprocessing, "task": name, "normalisation": normalisation}
     return TaskData(
         name,

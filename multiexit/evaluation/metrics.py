@@ -116,16 +116,13 @@ METRICS: dict[str, Metric] = {
 }
 """Metrics by name. Of more than two classes `"accuracy_f1"` is `accuracy_macro_f1`."""
 
-LABELS = {
+OF_CLASSES = {
     "accuracy": "accuracy (%)",
     "accuracy_f1": "mean of accuracy and F1 (%)",
     "matthews": "Matthews' correlation (× 100)",
-    "pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)",
 }
-"""The name of an axis or column of a metric's score."""
-
-OF_CLASSES = ("accuracy", "accuracy_f1", "matthews")
-OF_VALUES = ("pearson_spearman",)
+OF_VALUES = {"pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)"}
+"""What a metric of `METRICS` judges, with the name of an axis or column of its score."""
 
 
 def fitting(metric: str | Metric | None, num_classes: int) -> str | Metric:
@@ -145,7 +142,7 @@ def fitting(metric: str | Metric | None, num_classes: int) -> str | Metric:
     """
     suited, others = (OF_CLASSES, OF_VALUES) if num_classes > 1 else (OF_VALUES, OF_CLASSES)
     if metric is None:
-        return suited[0]
+        return next(iter(suited))
     if callable(metric):
         return metric
     if metric not in METRICS:
@@ -259,4 +256,4 @@ def label(metric: str) -> str:
         >>> mx.metrics.label("accuracy"), mx.metrics.label("mine")
         ('accuracy (%)', 'mine (%)')
     """
-    return LABELS.get(metric, f"{metric} (%)")
+    return {**OF_CLASSES, **OF_VALUES}.get(metric, f"{metric} (%)")

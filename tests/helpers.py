@@ -76,6 +76,14 @@ class Scores(Table):
         self.labels = self.x.sum(1)
 
 
+class Tainted(Table):
+    """The same rows, of which some are NaN."""
+
+    def __init__(self, bad_rows, rows=40):
+        super().__init__(rows)
+        self.x[list(bad_rows)] = torch.nan
+
+
 class Text(Dataset):
     """Random tokens of 3 to 9, padded by batch."""
 
@@ -178,6 +186,12 @@ def images(rows=40, augment=True) -> ImageDataset:
     pixels = torch.randint(256, (rows, 1, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.randint(CLASSES, (rows,), generator=generator)
     return ImageDataset(pixels, labels, (0.5,), (0.3,), augment)
+
+
+def phased(*phases: dict) -> mx.Recipe:
+    """A recipe of these phases, each as the arguments of `Phase`."""
+    made = tuple(mx.Phase(**phase) for phase in phases)
+    return replace(mx.recipe("joint"), name="phased", phases=made)
 
 
 def fit(model, recipe, settings, train, dev=None) -> mx.History:

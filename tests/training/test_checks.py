@@ -1,7 +1,24 @@
 """What is refused before anything is trained."""
 
+import re
+
 import pytest
-from helpers import Scores, Table, assert_same, config, fit, linear_chain, tensors
+import torch
+from helpers import (
+    CLASSES,
+    PLAIN,
+    WIDTH,
+    Scores,
+    Table,
+    assert_same,
+    chain,
+    config,
+    fit,
+    linear_chain,
+    phased,
+    tensors,
+)
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 import multiexit as mx
 
@@ -24,11 +41,7 @@ REFUSED = {
     "confident exits of one output": ("pcee", regressor, ANOTHER),
     "agreement of one output": ("pabee", regressor, ANOTHER),
     "the surest of one output": ("shallow-deep", regressor, ANOTHER),
-    "temperatures of one output": (
-        "right-tool",
-        lambda: regressor("+mix"),
-        "right-tool.*berxit",
-    ),
+    "temperatures of one output": ("right-tool", lambda: regressor("+mix"), "right-tool.*berxit"),
     "a budget of one output": ("msdnet", regressor, "'msdnet' needs at least 2 classes.*berxit"),
     "DeeBERT with one exit": ("deebert", one_exit, "1 exit.*give the model early exits"),
     "FastBERT with one exit": ("fastbert", one_exit, "1 exit.*give the model early exits"),
@@ -57,3 +70,116 @@ def test_a_budget_that_no_network_like_this_can_keep_is_refused_before_it_trains
     with pytest.raises(ValueError, match="can't be spent"):
         fit(model, mx.recipe("msdnet", speedup=50.0), config(), Table(), Table(10))
     assert_same(before, tensors(model))
+
+
+# Data
+
+
+def refused(message, train, model=None, settings=PLAIN, recipe="leebert", dev=None):
+    model = model or chain()
+    before = tensors(model)
+    with pytest.raises(ValueError, match=message):
+        fit(model, recipe, settings, train, dev)
+    assert_same(before, tensors(model))
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+@pytest.mark.parametrize("known", [True, False])
+def test_labels_outside_the_classes_stop_it_before_the_first_step(label, known):
+    train = Table()
+    train.labels[17] = label
+    row = "row 17"
+    if not known:  # the set has no `labels`: they are seen when they come
+        train, row = TensorDataset(train.x, train.labels), "row"
+    refused(re.escape(f"label {label} in {row}"), train, settings=config(batch_size=40))
+
+
+def test_labels_must_be_integers():
+    train = Table()
+    train.labels = train.labels.float()
+    refused("labels are torch.float32.*int64", train)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(WIDTH), 0
+
+
+class Triples(Table):
+    def __getitem__(self, row):
+        return self.x[row], self.labels[row], row
+
+
+class Unlabelled(Table):
+    def __getitem__(self, row):
+        return {"x": self.x[row]}
+
+
+class Bare(Table):
+    def __getitem__(self, row):
+        return self.x[row]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (Table(1), "at least 2 rows, got 1"),
+        (Table(0), "at least 2 rows, got 0"),
+        (
+            [(torch.zeros(WIDTH), 0)] * 8,
+            "Dataset or DataLoader.*list: put tensors into a .*TensorDataset",
+        ),
+        (Endless(), "Dataset"),
+        (Triples(), r"a batch is \(inputs, labels\)"),
+        (Unlabelled(), r"a batch is \(inputs, labels\).*keys \['x'\]"),
+        (Bare(), r"a batch is \(inputs, labels\).*Tensor"),
+    ],
+    ids=["one row", "no row", "list", "iterable", "triples", "unlabelled", "bare"],
+)
+def test_data_of_another_form_is_refused(train, message):
+    refused(message, train)
+
+
+def _mislabelled():
+    rows = Table()
+    rows.labels = torch.full((40,), 5)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("dev", "words"), [(Subset(Table(), []), "empty"), (_mislabelled(), "label 5")]
+)
+def test_an_unusable_dev_set_is_refused_before_training(dev, words):
+    refused(words, Table(), dev=dev)
+
+
+# Models, recipes and configurations
+
+
+def test_a_topology_that_does_not_fit_is_refused_when_the_trainer_is_made():
+    recipe = mx.recipes.leebert(topology=torch.zeros(3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"4 exits.*\[4, 4\]"):
+        mx.Trainer(chain(), recipe)
+
+
+def test_a_phase_with_nothing_to_train_is_refused():
+    model = chain(exits=1)
+    before = tensors(model)
+    with pytest.raises(ValueError, match=r"phase 1 of 'phased' trains 'heads'.*1 exit"):
+        fit(model, phased({}, {"train": "heads"}), config(), Table())
+    assert_same(tensors(model), before)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (lambda model, recipe: (model, "joint"), "recipe must be .* got 'joint'"),
+        (lambda model, recipe: (model, mx.recipes.joint), "recipe must be .* got function"),
+        (lambda model, recipe: (model, mx.TrainConfig(), recipe), "recipe must be .* TrainConfig"),
+        (lambda model, recipe: (model.backbone, recipe), "model must be .* got "),
+        (lambda model, recipe: (model, recipe, {"epochs": 3}), "config must be .* got dict"),
+    ],
+)
+def test_what_is_no_model_recipe_or_configuration_is_named(parts, message):
+    with pytest.raises(ValueError, match=message):
+        mx.Trainer(*parts(chain(), mx.recipes.joint()))

@@ -326,3 +326,25 @@ def test_sharding_of_one_process_is_named(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.warns(UserWarning, match="nothing is sharded"):
         fit(chain(), "joint", config(max_steps=1), Table())
+
+
+# Mixed precision
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])  # one after the other in one process
+def test_mixed_precision_trains(precision):
+    model = chain()
+    settings = config(mixed_precision=precision, epochs=6, lr=0.2)
+    history = fit(model, "leebert", settings, Table(80))
+    first, last = (sum(history.steps[i]["own_M"]) for i in (0, -1))
+    assert last < 0.85 * first
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model(Table(4).x).dtype == torch.float32
+    assert "autocast" not in repr(model.forward)
+
+
+def test_half_precision_of_gpus_is_refused_without_one():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="fp16"):
+        fit(chain(), "joint", config(mixed_precision="fp16"), Table())

@@ -24,7 +24,7 @@ Part = Callable[[MultiExitModel], Iterable[nn.Parameter]]
 
 
 class Seen(NamedTuple):
-    """A batch and what the exits made of it, for a phase's extra loss to look at.
+    """A batch and what the exits made of it, a `Pass`'s fields, for a phase's extra loss.
 
     Args:
         args, inputs: what the model was given, by place and by name.

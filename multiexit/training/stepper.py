@@ -36,21 +36,25 @@ from multiexit.training.training_pass import Losses, Terms, TrainingPass
 
 
 class StepRecord(NamedTuple):
-    """One optimiser step of Θ: its loss, and what that is made of, on the device.
+    """One optimiser step of Θ: its loss, and what that is made of; tensors stay on the device.
 
     Args:
         loss: the scalar that Θ descended.
         L_MM: the loss matrix.
-        W_MM: the weights Ω that it used.
         A_MM: the factors that it used.
-        rows: over how many rows the loss and its terms are means, a float.
+        W_MM: the weights Ω after it, where the terms' weights are learned.
+        rows: over how many rows the loss and its terms are means.
+        lr: Θ's learning rate.
+        labelled: whether it learned from labels.
     """
 
     loss: Tensor
     L_MM: Tensor
-    W_MM: Tensor
     A_MM: Tensor
-    rows: Tensor
+    W_MM: Tensor | None
+    rows: int
+    lr: float
+    labelled: bool
 
 
 class Stepper:
@@ -134,8 +138,9 @@ class Stepper:
         Returns:
             The step's losses and weights, on the device.
         """
+        lr = self.phase.lr * learning_rate(self.config, step, steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.phase.lr * learning_rate(self.config, step, steps)
+            group["lr"] = lr
         if self.phase.before_step is not None:
             self.phase.before_step(self.model, step / steps)
         self.A_MM = self._turns[step % len(self._turns)]
@@ -145,8 +150,9 @@ class Stepper:
         loss, L_MM = self._move_theta(batches, W_MM * self.A_MM, look_back)
         if any(plan):
             self._move_omega(plan, batches, draw, L_MM, look_back)
-        rows = torch.tensor(float(sum(map(num_rows, batches))))
-        return StepRecord(loss, L_MM, W_MM, self.A_MM, rows)
+        learned_MM = self.omega.value() if self.omega.learns_terms else None
+        rows = sum(map(num_rows, batches))
+        return StepRecord(loss, L_MM, self.A_MM, learned_MM, rows, lr, self.labelled)
 
     def _move_theta(
         self, batches: list[Any], factors_MM: Tensor, look_back: LookBack | None

@@ -246,7 +246,7 @@ class Trainer:
                 position.total += 1
                 bar.update()
                 if reading := position.step % config.log_every == 0:
-                    self._read_losses(stepper, bar)
+                    self._read_losses(bar)
                 if position.step == steps or position.batch * config.accumulation >= len(first):
                     break  # the epoch's end saves
                 every = config.checkpoint_every
@@ -255,7 +255,7 @@ class Trainer:
                     self._checkpoint(stepper)
                 if signal_number:
                     self._end_by_signal(signal_number, bar)
-            self._read_losses(stepper, bar)
+            self._read_losses(bar)
             self._end_epoch(stepper.model, dev, time.perf_counter() - begin)
             position.epoch += 1
             position.batch = position.second = 0
@@ -282,9 +282,9 @@ class Trainer:
         self.state.position.second += 1
         return data.fetch(second[number % len(second)], (*seed, number, 2))
 
-    def _read_losses(self, stepper: Stepper, bar: Any) -> None:
+    def _read_losses(self, bar: Any) -> None:
         """Bring the losses since the last reading from the device, check and log them."""
-        row = self.state.unread.read(stepper)
+        row = self.state.unread.read()
         if not row:
             return
         position = self.state.position

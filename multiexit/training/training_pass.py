@@ -95,17 +95,14 @@ class TrainingPass(nn.Module):
 
     def _losses(self, args: Any, inputs: Any, labels_B: Tensor | None, tau: float | Tensor) -> Any:
         phase = self._phase
-        logits_MBC, certainty_MB, features = self.model.run(
-            args, inputs, phase.branch, phase.extra is not None, self._stage
-        )
-        L_MM = matrix.loss_matrix(logits_MBC, labels_B, tau, phase.divergence)
+        exits = self.model.run(args, inputs, phase.branch, phase.extra is not None, self._stage)
+        L_MM = matrix.loss_matrix(exits.logits_MBC, labels_B, tau, phase.divergence)
         rows_MB = extra = None
         if phase.learner.weighs_rows and labels_B is not None:
-            rows_MB = matrix.row_losses(logits_MBC, labels_B)
+            rows_MB = matrix.row_losses(exits.logits_MBC, labels_B)
         if phase.extra is not None:
-            seen = Seen(args, inputs, labels_B, logits_MBC, certainty_MB, features)
-            extra = phase.extra(seen)
-        return Losses(L_MM, rows_MB, extra, logits_MBC, labels_B)
+            extra = phase.extra(Seen(args, inputs, labels_B, *exits))
+        return Losses(L_MM, rows_MB, extra, exits.logits_MBC, labels_B)
 
     def _recomputed_stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
         """A stage that keeps nothing for the backward pass, where it is run again."""

@@ -1,6 +1,6 @@
 """The losses and weights of steps, kept on the device until they are read, checked and logged.
 
-Letters: M exits.
+Letters: S steps, M exits.
 """
 
 import warnings
@@ -10,9 +10,10 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
+from multiexit.data.batches import move
 from multiexit.runtime import user_level
 from multiexit.training.finite import check_finite
-from multiexit.training.stepper import Stepper, StepRecord
+from multiexit.training.stepper import StepRecord
 
 
 class UnreadLosses:
@@ -41,11 +42,9 @@ class UnreadLosses:
 
     def restore(self, steps: list[tuple[int, StepRecord]], device: torch.device) -> None:
         """Take back the steps that a checkpoint holds."""
-        self._steps = [
-            (number, StepRecord(*(t.to(device) for t in step))) for number, step in steps
-        ]
+        self._steps = [(number, StepRecord(*move(step, device))) for number, step in steps]
 
-    def check(self, stepper: Stepper) -> None:
+    def check(self) -> None:
         """Wait for the device, and look at what is unread without reading it.
 
         All processes must call it; losses are their means.
@@ -56,19 +55,23 @@ class UnreadLosses:
         if not self._steps:
             return
         numbers, steps = zip(*self._steps, strict=True)
-        loss, L, W, A, rows = (torch.stack(values) for values in zip(*steps, strict=True))
         # Averaged over processes, so that a NaN on one is seen by all.
-        loss, L = (reduce(values, "mean") for values in (loss, L))
-        self._steps = list(zip(numbers, map(StepRecord, loss, L, W, A, rows), strict=True))  # type: ignore[arg-type]
-        check_finite(L.cpu(), A.cpu(), list(numbers))  # type: ignore[union-attr]
-        if self._logs_weights(stepper) and not stepper.omega.value().isfinite().all():
+        loss_S = reduce(torch.stack([step.loss for step in steps]), "mean")
+        L_SMM = reduce(torch.stack([step.L_MM for step in steps]), "mean")
+        A_SMM, W_MM = torch.stack([step.A_MM for step in steps]), steps[-1].W_MM
+        self._steps = [
+            (number, step._replace(loss=loss, L_MM=L_MM))
+            for number, step, loss, L_MM in zip(numbers, steps, loss_S, L_SMM, strict=True)  # type: ignore[arg-type]
+        ]
+        check_finite(L_SMM.cpu(), A_SMM.cpu(), list(numbers))  # type: ignore[union-attr]
+        if W_MM is not None and not W_MM.isfinite().all():
             raise FloatingPointError(
                 f"the loss weights are NaN or infinite after step {numbers[-1] + 1}, so a loss on "
                 "D2 was: look for broken inputs, or lower the learning rates; the last checkpoint "
                 "stands"
             )
 
-    def read(self, stepper: Stepper) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         """The steps since the last reading as one row of the history; {} if there were none.
 
         Losses are means over these steps' rows.
@@ -78,25 +81,22 @@ class UnreadLosses:
         """
         if not self._steps:
             return {}
-        self.check(stepper)
+        self.check()
         steps = [step for _, step in self._steps]
-        loss, L, _, A, rows = (torch.stack(values).cpu() for values in zip(*steps, strict=True))
-        share_S = (rows / rows.sum()).to(L.dtype)  # a short step counts less
-        own_M = share_S @ L.diagonal(dim1=1, dim2=2)
         self._steps.clear()
-        row: dict[str, Any] = {
-            "loss": float(share_S @ loss),
-            "own_M": [round(value, 6) for value in own_M.tolist()],
-            "lr": stepper.optimizer.param_groups[0]["lr"],
-        }
-        if not stepper.labelled:
-            row.pop("own_M")
-        if self._logs_weights(stepper):
-            row["W_MM"] = self._weights(stepper.omega.value().cpu(), A[-1])
+        loss_S = torch.stack([step.loss for step in steps]).cpu()
+        L_SMM = torch.stack([step.L_MM for step in steps]).cpu()
+        rows_S = torch.tensor([float(step.rows) for step in steps])
+        share_S = (rows_S / rows_S.sum()).to(L_SMM.dtype)  # a short step counts less
+        row: dict[str, Any] = {"loss": float(share_S @ loss_S)}
+        last = steps[-1]
+        if last.labelled:
+            own_M = share_S @ L_SMM.diagonal(dim1=1, dim2=2)
+            row["own_M"] = [round(value, 6) for value in own_M.tolist()]
+        row["lr"] = last.lr
+        if last.W_MM is not None:
+            row["W_MM"] = self._weights(last.W_MM.cpu(), last.A_MM.cpu())
         return row
-
-    def _logs_weights(self, stepper: Stepper) -> bool:
-        return stepper.omega.learner.learns and not stepper.omega.weighs_rows
 
     def _weights(self, W_MM: Tensor, A_MM: Tensor) -> list[list[float | None]]:
         least = W_MM[A_MM != 0].min()

@@ -6,6 +6,8 @@ import multiexit as mx
 from multiexit.losses import weights
 from multiexit.losses.gradients import Conflictless, equilibrium
 from multiexit.losses.weights.rows import MetaWeights
+from multiexit.model import Pass
+from multiexit.recipes import Seen
 from multiexit.recipes.labels import certainty_loss
 
 
@@ -22,3 +24,7 @@ from multiexit.recipes.labels import certainty_loss
 def test_parts_that_would_leave_each_other_out_are_refused(options):
     with pytest.raises(ValueError, match=r"surgery|branches"):
         mx.Phase(**options)
+
+
+def test_an_extra_loss_sees_all_of_a_pass():
+    assert Seen._fields[3:] == Pass._fields

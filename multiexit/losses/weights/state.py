@@ -53,9 +53,9 @@ class Omega:
         return self.learner.plan(step, self.rho)
 
     @property
-    def weighs_rows(self) -> bool:
-        """Whether each row has a weight of its own."""
-        return isinstance(self.weights, RowWeights)
+    def learns_terms(self) -> bool:
+        """Whether the weights of terms change; where rows are weighed, they don't."""
+        return self.optimizer is not None and not isinstance(self.weights, RowWeights)
 
     def rows(self, own_MB: Tensor) -> Tensor:
         """The rows' weights [M, B], cut from their graph.

@@ -63,7 +63,7 @@ class State:
         Raises:
             FloatingPointError: a loss or a parameter is NaN or infinite.
         """
-        self.unread.check(stepper)
+        self.unread.check()
         check_parameters(stepper.model, self.position.step)
         moved = {"model": sharding.parameters(stepper.model), "stepper": stepper.state_dict()}
         random_by_process = gather_object([randomness.states()])

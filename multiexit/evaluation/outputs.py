@@ -22,6 +22,7 @@ from multiexit.evaluation import metrics
 from multiexit.evaluation.metrics import Metric
 from multiexit.losses.labels import check_labels
 from multiexit.model.cost import Cost
+from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
 from multiexit.runtime import evaluating, processes
@@ -215,7 +216,8 @@ def collect(
     if order is not None:
         place = {row: index for index, row in enumerate(order)}  # of rows read twice, one
         outputs = outputs.take(torch.tensor([place[row] for row in range(len(place))]))
-    _check_finite(outputs.logits_MBC)
+    for exit, logits_BC in enumerate(outputs.logits_MBC):
+        check_finite(exit, logits_BC)
     check_labels(outputs.labels_B, model.num_classes, "the data set")
     if model.num_classes > 1:  # booleans and short integers too
         return replace(outputs, labels_B=outputs.labels_B.long())
@@ -227,12 +229,3 @@ def _image_row(model: MultiExitModel, args: Sequence[Any]) -> dict[str, Tensor] 
     names = list(model.backbone.example_inputs())
     alone = len(args) == len(names) == 1 and isinstance(args[0], Tensor) and args[0].ndim == 4
     return {names[0]: args[0][:1]} if alone else None
-
-
-def _check_finite(logits_MBC: Tensor) -> None:
-    bad = (~torch.isfinite(logits_MBC)).any(-1).nonzero()
-    if len(bad):
-        m, row = bad[0].tolist()
-        raise ValueError(
-            f"exit {m} gave NaN or infinite logits for row {row}: {logits_MBC[m, row].tolist()}"
-        )

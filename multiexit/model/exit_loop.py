@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.backbones.base import Carry, select
+from multiexit.model.finite import check_finite
 from multiexit.model.heads import Memory
 from multiexit.policies import State
 
@@ -134,7 +135,8 @@ def advance(
     # A sum is finite only if all it adds is.
     leaving, total = _read(leave_B.sum(), decision.logits_BC.sum())
     if not math.isfinite(total):
-        _check_finite(group, decision.logits_BC)
+        running_B = group.running_B
+        check_finite(exit, decision.logits_BC[running_B], group.rows_B[running_B])
     after = Group(
         exit + 1,
         group.running - int(leaving),
@@ -282,25 +284,3 @@ def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
             f"{got}: {remedy}"
         )
     return 0 if 0 in sizes else max(sizes)
-
-
-class NotFinite(ValueError):
-    """NaN or infinite logits of a row."""
-
-    def __init__(self, exit: int, row: int, logits_C: list[float], where: str = ""):
-        self.exit, self.row, self.logits_C = exit, row, logits_C
-        super().__init__(
-            f"exit {exit} gave NaN or infinite logits for row {row}{where}: {logits_C}"
-        )
-
-    def shifted(self, rows: int, where: str) -> "NotFinite":
-        """The same of a row behind so many others."""
-        return NotFinite(self.exit, self.row + rows, self.logits_C, where)
-
-
-def _check_finite(group: Group, logits_BC: Tensor) -> None:
-    broken_B = ~logits_BC.isfinite().all(1) & group.running_B
-    if broken_B.any():
-        rows_B = group.rows_B[broken_B]
-        first = rows_B.argmin()
-        raise NotFinite(group.exit, int(rows_B[first]), logits_BC[broken_B][first].tolist())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multiexit.data import padding
 from multiexit.data.batches import unpack_inputs
-from multiexit.model import exit_loop
+from multiexit.model.finite import NotFinite
 from multiexit_runner.reading import Window
 
 
@@ -68,7 +68,7 @@ def placed(before: Place) -> Iterator[None]:
     where = f"batch {before.batch} of the stream"
     try:
         yield
-    except exit_loop.NotFinite as error:
+    except NotFinite as error:
         raise error.shifted(before.row, f" ({where})") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multiexit import policies
+from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
 from multiexit.model.passes import Pass
 from multiexit.policies import ExitPolicy
@@ -74,8 +75,8 @@ def compare(
         model_BC, model_exit_B = model.predict(policy, **batch)
         graph_MBC = torch.from_numpy(runner.forward(**arrays))
         graph_BC, graph_exit_B = map(torch.from_numpy, runner.predict(**arrays))
-        if not graph_MBC.isfinite().all():
-            raise ValueError("the exported graphs give NaN or infinite logits")
+        for exit, logits_BC in enumerate(graph_MBC):
+            check_finite(exit, logits_BC, where=" in its graph")
         difference = float((outputs.logits_MBC - graph_MBC).abs().max())
         count = min(remaining, len(model_exit_B))
         if count:

@@ -233,7 +233,7 @@ def move(tree: Any, device: Any) -> Any:
             tensor = tensor.pin_memory()  # from other memory the copy would wait
         return tensor.to(device, non_blocking=True)
 
-    return _map_tensors(tree, moved)
+    return map_tensors(tree, moved)
 
 
 def channels_last(tree: Any) -> Any:
@@ -242,16 +242,17 @@ def channels_last(tree: Any) -> Any:
     def laid_out(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-    return _map_tensors(tree, laid_out)
+    return map_tensors(tree, laid_out)
 
 
-def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure, of dicts, tuples and lists, with each of its tensors changed."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, Mapping):
-        return {key: _map_tensors(value, change) for key, value in tree.items()}
+        return {key: map_tensors(value, change) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(_map_tensors(value, change) for value in tree)
+        return type(tree)(map_tensors(value, change) for value in tree)
     return tree
 
 

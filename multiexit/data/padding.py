@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from multiexit.data.batches import map_tensors
+
 
 def lengths(inputs: Mapping[str, Any]) -> Tensor | None:
     """Tokens of each row up to its last real one, [B]; None without an `attention_mask` [B, T]."""
@@ -45,13 +47,7 @@ def rows_of(inputs: Any, index_B: Tensor, rows: int) -> Any:
         index_B: the rows' numbers.
         rows: how many rows the batch has.
     """
-    if isinstance(inputs, Tensor):
-        return inputs[index_B.to(inputs.device)] if len(inputs) == rows else inputs
-    if isinstance(inputs, Mapping):
-        return {key: rows_of(value, index_B, rows) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(rows_of(value, index_B, rows) for value in inputs)
-    return inputs
+    return map_tensors(inputs, lambda x: x[index_B.to(x.device)] if len(x) == rows else x)
 
 
 def join(batches: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:

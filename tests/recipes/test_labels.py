@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import CLASSES, Scores, Table, config, fit, linear_chain, stage_features
+from helpers import (
+    CLASSES,
+    Scores,
+    Table,
+    changed,
+    config,
+    fit,
+    images,
+    linear_chain,
+    stage_features,
+    tensors,
+)
 
 import multiexit as mx
 from multiexit.recipes.base import Seen
@@ -92,3 +103,15 @@ def test_regression_has_its_own_methods(recipe, head, tmp_path):
     x = Scores(8).x
     said, wanted = again.eval().predict(again.policy, x), model.eval().predict(recipe.policy, x)
     assert torch.equal(said.logits_BC, wanted.logits_BC)
+
+
+# Shallow-Deep
+
+
+def test_shallow_deeps_head_learns_how_to_pool():
+    torch.manual_seed(0)
+    backbone = mx.cifar_resnet(20, in_channels=1, size=8)
+    model = mx.MultiExitModel(backbone, 3, exits=[0, 4, 8], head="mixed-pool")
+    before = tensors(model)
+    fit(model, "shallow-deep", config(max_steps=3), images())
+    assert "heads.0.alpha" in changed(before, tensors(model))

@@ -1,36 +1,19 @@
-"""Every recipe: its loss written out as its paper has it, and a battery over all of them."""
+"""Every recipe's loss and step, written out as its paper has it."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import pytest
 import torch
-from helpers import (
-    CLASSES,
-    Table,
-    Text,
-    assert_same,
-    chain,
-    config,
-    differences,
-    fit,
-    images,
-    saved_state,
-    tensors,
-)
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers import CLASSES, Scores, Table, chain, config, fit, stage_features
 from torch import nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel
 
 import multiexit as mx
-from multiexit import policies, recipes
+from multiexit import recipes
 from multiexit.data.order import split_epoch
-from multiexit.losses import coefficients, topology
-from multiexit.losses.temperature import Constant, Rising
+from multiexit.losses import topology
 
 M, ROWS = 4, 40
 
@@ -149,19 +132,10 @@ def both(linear):
     return linear.weight.detach(), linear.bias.detach()
 
 
-def through(model, x):
-    """The trunk's feature at each exit, stage by stage."""
-    found = []
-    for stage in range(M):
-        x = model.backbone.stage_module(stage)(x)
-        found.append(x)
-    return found
-
-
 def certainty(model, x, z, y):
     """BERxiT's J: how far what an exit thinks of itself is from what it should, squared."""
     total = 0.0
-    for m, feature in enumerate(through(model, x)):
+    for m, feature in enumerate(stage_features(model, x)):
         head = model.heads[m]
         pooled = torch.tanh(feature @ head.base.pooler.weight.T + head.base.pooler.bias)
         for row in range(len(y)):
@@ -325,14 +299,6 @@ WITH_OPTIONS = {
 CASES = {name: (mx.recipe(name), phases) for name, phases in WRITTEN_OUT.items()} | WITH_OPTIONS
 
 
-class Scores(Table):
-    """The same rows with a number to tell."""
-
-    def __init__(self, rows):
-        super().__init__(rows)
-        self.labels = self.x[:, 0] - 0.5 * self.x[:, 1]
-
-
 def network(recipe, classes=CLASSES):
     """A chain of M stages with the recipe's head, nothing random in it."""
     # Vectors are not read by attention: any head of its own will do for who learns what.
@@ -427,49 +393,6 @@ def test_shallow_deep_grows_by_the_epoch():
     assert by_hand == pytest.approx(2.5 * 0.6931472)
 
 
-# A rising temperature
-
-
-def logits_with(p, rows=2):
-    """Two classes, the larger with probability p, at a single exit."""
-    return torch.tensor([[[p / (1 - p), 1.0]] * rows]).log()
-
-
-def test_temperature_rises_by_hand():
-    rule, device = Rising(factor=2.0, above=0.7), torch.device("cpu")
-    tau = rule.start(device)
-    assert float(tau) == 1.0
-    # p = 0.9 has odds 9; at τ = 2 odds 3, p = 0.75; at τ = 4 odds √3, p = 0.634.
-    seen = []
-    for p in (0.6, 0.9, 0.9, 0.9, 0.6, 0.999):
-        tau = rule.after(tau, logits_with(p))
-        seen.append(float(tau))
-    assert seen == [1.0, 2.0, 4.0, 4.0, 4.0, 8.0]  # 0.999: odds 999, at τ = 4 5.6, p = 0.85
-
-
-def test_the_temperature_looks_at_the_last_exit_and_the_mean():
-    rule, sure, unsure = Rising(), logits_with(0.9), logits_with(0.501)
-    one = torch.tensor(1.0)
-    assert float(rule.after(one, torch.cat([sure, unsure.new_zeros(1, 2, 2)]))) == 1.0  # p = 0.5
-    assert float(rule.after(one, torch.cat([unsure.new_zeros(1, 2, 2), sure]))) == pytest.approx(
-        1.05
-    )
-    mixed = torch.cat([logits_with(0.9, 1), logits_with(0.5, 1)], 1)
-    assert float(Rising(above=0.69).after(one, mixed)) == pytest.approx(1.05)
-    assert float(Rising(above=0.71).after(one, mixed)) == 1.0
-
-
-@settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), steps=st.integers(1, 30))
-def test_a_rising_temperature_never_falls(seed, steps):
-    generator = torch.Generator().manual_seed(seed)
-    rule, tau = Rising(), torch.tensor(1.0)
-    for _ in range(steps):
-        after = rule.after(tau, 5 * torch.randn(2, 3, 4, generator=generator))
-        assert float(after) == pytest.approx(float(tau) * (1.05 if after > tau else 1.0))
-        tau = after
-
-
 def test_dbt_trains_at_the_temperature_it_has_reached():
     """The network rests; the temperature, so the loss, goes up as long as the teacher is sure."""
     model, train = chain(M), Table(8)
@@ -482,198 +405,3 @@ def test_dbt_trains_at_the_temperature_it_has_reached():
         if float((z[-1] / tau).softmax(-1).amax(-1).mean()) > 0.5:
             tau *= 1.05
     assert 1.05**2 < tau < 1.05**39, "this teacher must become unsure on the way"
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_temperatures_must_be_above_zero(value):
-    with pytest.raises(ValueError, match="temperature"):
-        Constant(value)
-    with pytest.raises(ValueError, match="temperature"):
-        mx.recipe("leebert", temperature=value)
-
-
-# Battery
-
-
-def text_model(head):
-    torch.manual_seed(1)
-    sizes = {
-        "vocab_size": 60,
-        "hidden_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 40,
-    }
-    return mx.MultiExitModel(mx.wrap(BertModel(BertConfig(**sizes))), 3, head=head)
-
-
-def image_model(head):
-    """Poolers and attention are for text; vectors are shared or mixed at one width alone."""
-    torch.manual_seed(1)
-    backbone = mx.cifar_resnet(20, in_channels=1, size=8)
-    head = head and head.replace("own-pooler", "linear").replace("attention", "linear")
-    of_one_width = head is not None and head.endswith(("+mix", "+lte"))
-    return mx.MultiExitModel(backbone, 3, [0, 1, 2] if of_one_width else [0, 4, 8], head)
-
-
-def image_rows():
-    return images(24)
-
-
-KINDS = {"text": (text_model, Text), "images": (image_model, image_rows)}
-LEARN = {
-    "leebert",
-    "leebert-lle",
-    "leebert-slo",
-    "leebert-blo",
-    "leebert-clo-v1",
-    "leebert-hyper",
-    "fastbert-clo-v2",
-    "l2w-den",
-}
-EVERY_STEP = LEARN - {"leebert-hyper", "l2w-den"}
-IDLE = {"right-tool": {"heads.0.mix"}}  # the share of one vector alone is 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", recipes.RECIPES)
-def test_every_recipe_trains_saves_loads_and_predicts(name, kind, tmp_path):
-    make, rows = KINDS[kind]
-    recipe = mx.recipe(name)
-    model, train = make(recipe.head), rows()
-    dev = None if recipe.finish is None else train if kind == "text" else train.for_evaluation()
-    before = tensors(model)
-    run = config(max_steps=5, batch_size=4, lr=0.05, output=tmp_path, clip=1.0)
-    history = fit(model, recipe, run, train, dev)
-
-    assert [row["phase"] for row in history.steps] == [
-        phase for phase in range(len(recipe.phases)) for _ in range(5)
-    ]
-    assert all(torch.tensor(row["loss"]).isfinite() for row in history.steps)
-    still = {k for k, v in model.named_parameters() if torch.equal(v, before[k])}
-    behind = range(model.exits[-1] + 1, model.backbone.num_stages)
-    never_run = ("embeddings", *(f"stages.{stage}." for stage in behind))
-    idle = {k for k in still if not any(part in k for part in never_run)}
-    assert idle == IDLE.get(name, set()), f"not trained: {idle}"
-
-    (learner,) = {phase.learner for phase in recipe.phases}
-    teaches_MM = topology.resolve(recipe.phases[0].topology, model.num_exits)
-    first = learner.weights(teaches_MM, seed=0).state_dict()
-    omega = saved_state(tmp_path)["stepper"]["omega"]["weights"]
-    assert (differences(first, omega) != []) == learner.learns == (name in LEARN)
-    weights = [W_MM for _, W_MM in history.weights]
-    assert len(weights) == (5 if name in LEARN - {"l2w-den"} else 0)
-    if name in EVERY_STEP:
-        assert all(a != b for a, b in pairwise(weights))
-        assert all(w != 1 for row in weights[:1] for w in row if w is not None)
-
-    again = mx.MultiExitModel.from_pretrained(tmp_path / "model")
-    assert_same(tensors(again), tensors(model))
-    assert again.policy == model.policy
-    if name == "msdnet":
-        assert len(again.policy.threshold) == model.num_exits - 1, "a threshold for each early exit"
-    else:
-        assert again.policy == recipe.policy
-    outputs = mx.collect(model, train if kind == "text" else train.for_evaluation())
-    batch = train.collate([train[row] for row in range(6)]) if kind == "text" else None
-    inputs = (
-        {k: v for k, v in batch.items() if k != "labels"}
-        if batch
-        else {"x": train.for_evaluation().__getitems__(range(6))[0]}
-    )
-    prediction = again.predict(again.policy, **inputs)
-    certainty_MB = outputs.certainty_MB
-    assert (certainty_MB is not None) == (name == "berxit")
-    exit_B, answer_BC = policies.answers(
-        again.policy,
-        outputs.logits_MBC[:, :6],
-        None if certainty_MB is None else certainty_MB[:, :6],
-    )
-    assert torch.equal(prediction.exit_B, exit_B)
-    torch.testing.assert_close(prediction.logits_BC, answer_BC, atol=1e-4, rtol=1e-4)
-
-
-def test_clo_v2_without_in_cycle_updates_moves_omega_at_every_cth_step_alone():
-    learner = mx.weights.CLO2(cycle=3, in_cycle=False)
-    history = fit(chain(), mx.recipes.leebert(learner=learner), config(epochs=4), Table())
-    values = [W_MM for _, W_MM in history.weights]
-    moved = [step for step in range(1, 12) if values[step] != values[step - 1]]
-    assert moved == [2, 5, 8, 11]
-    assert all(w == 1 for row in values[0] for w in row)
-
-
-# Recipes as data
-
-
-@pytest.mark.parametrize("name", recipes.RECIPES)
-def test_a_recipe_says_where_it_comes_from(name):
-    made = mx.recipe(name)
-    assert made.name == name
-    assert len(made.paper) > 20
-    assert made.section
-    assert 2016 <= made.year <= 2022
-    assert made.summary
-    assert recipes.RECIPES[name].__doc__
-    assert isinstance(made.policy, mx.ExitPolicy)
-    assert mx.recipe(name) == made or name in ("dbt", "romebert")  # a closure of its own
-
-
-def test_unknown_names_and_options_are_refused():
-    with pytest.raises(ValueError, match=r"no recipe 'leeberd'.*leebert-clo-v1"):
-        mx.recipe("leeberd")
-    with pytest.raises(ValueError, match=r"pabee.*temperature"):
-        mx.recipe("pabee", temperature=2.0)
-    with pytest.raises(ValueError, match="mix"):
-        mx.recipe("dbt", mix=1.5)
-    with pytest.raises(ValueError, match="cycle"):
-        mx.recipe("leebert", cycle=0)
-    with pytest.raises(ValueError, match="'all', 'last', 'heads' or"):
-        mx.Phase(train="trunk")
-    with pytest.raises(ValueError, match="at least 1 epoch"):
-        mx.Phase(epochs=0)
-    with pytest.raises(ValueError, match="no phases"):
-        replace(mx.recipe("joint"), phases=())
-    with pytest.raises(ValueError, match="divergence"):
-        mx.recipe("leebert", divergence="js")
-
-
-def test_a_recipe_of_ones_own():
-    """Labels for all, the last exit teaches by KL, twice as strong, the first exit counts half."""
-
-    def half(teaches_MM, progress, shares_M):
-        A_MM = coefficients.summed(teaches_MM, 0.0, ()) * 2
-        A_MM[0, 0] = 0.5
-        return A_MM
-
-    phase = mx.Phase("last", half, divergence="kl", temperature=Constant(2.0))
-    recipe = replace(mx.recipe("joint"), name="own", phases=(phase,))
-    model, train = chain(M), Table(ROWS)
-    z, y = [logits.detach() for logits in model(train.x)], train.labels
-    order = split_epoch(ROWS, 0, 0, halves=False)[0]
-    assert sorted(order) == list(range(ROWS))
-    wanted = 0.5 * ce(z[0], y) + 2 * sum(ce(z[m], y) for m in range(1, M))
-    for m in range(M - 1):
-        kl = F.kl_div((z[m] / 2).log_softmax(-1), (z[-1] / 2).softmax(-1), reduction="batchmean")
-        wanted = wanted + 2 / M * 4 * kl
-    history = fit(model, recipe, config(max_steps=1, batch_size=ROWS), train)
-    assert history.steps[0]["loss"] == pytest.approx(float(wanted), rel=1e-5)
-
-
-def test_shallow_deeps_head_learns_how_to_pool():
-    torch.manual_seed(0)
-    backbone = mx.cifar_resnet(20, in_channels=1, size=8)
-    model = mx.MultiExitModel(backbone, 3, exits=[0, 4, 8], head="mixed-pool")
-    before = tensors(model)
-    fit(model, "shallow-deep", config(max_steps=3), images())
-    changed = {k for k, v in model.named_parameters() if not torch.equal(v, before[k])}
-    assert "heads.0.alpha" in changed
-
-
-def test_two_runs_of_a_recipe_share_nothing():
-    recipe = mx.recipe("leebert")
-    first, second = chain(), chain()
-    one = fit(first, recipe, config(), Table())
-    two = fit(second, recipe, config(), Table())
-    assert_same(tensors(first), tensors(second))
-    assert not differences(one.steps, two.steps)

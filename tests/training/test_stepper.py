@@ -214,6 +214,15 @@ def test_an_own_learner_is_asked_at_every_step():
     assert same == [False, True, False, True]
 
 
+def test_clo_v2_without_in_cycle_updates_moves_omega_at_every_cth_step_alone():
+    learner = mx.weights.CLO2(cycle=3, in_cycle=False)
+    history = fit(chain(), mx.recipes.leebert(learner=learner), config(epochs=4), Table())
+    values = [W_MM for _, W_MM in history.weights]
+    moved = [step for step in range(1, 12) if values[step] != values[step - 1]]
+    assert moved == [2, 5, 8, 11]
+    assert all(w == 1 for row in values[0] for w in row)
+
+
 # Θ's gradient
 
 

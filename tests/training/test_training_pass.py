@@ -21,7 +21,7 @@ from helpers import (
     tensors,
 )
 from safetensors.torch import load_file
-from test_recipes import KINDS
+from test_every_recipe import KINDS
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Subset

@@ -1,11 +1,8 @@
 """Exit policies: against plain loops, and predict == simulate == one row at a time, for all."""
 
-import json
 import math
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -402,93 +399,7 @@ def test_the_check_catches_wrong_ones(policy, message):
         testing.check_policy(policy)
 
 
-# Words and numbers
-
-
-@pytest.mark.parametrize("policy", [*CLASSIFY, *REGRESS], ids=repr)
-def test_json_and_back(policy):
-    text = json.dumps(policies.to_json(policy))
-    assert policies.from_json(json.loads(text)) == policy
-
-
-def test_a_saved_policy_of_ones_own_must_be_passed():
-    data = policies.to_json(Gap(0.5))
-    with pytest.raises(ValueError, match=r"pass policies=\[Gap\]"):
-        policies.from_json(data)
-    assert policies.from_json(data, [Gap]) == Gap(0.5)
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("patience=4", mx.Patience(4)),
-        ("patience=4,0.5", mx.Patience(4, 0.5)),
-        ("entropy=0.3", mx.Entropy(0.3)),
-        ("max-prob=0.9", mx.MaxProb(0.9)),
-        ("patient-confident=0.2,3", mx.PatientConfident(0.2, 3)),
-        ("fixed=5", mx.FixedExit(5)),
-    ],
-)
-def test_read_as_typed(text, wanted):
-    assert policies.parse(text) == wanted
-
-
-@pytest.mark.parametrize(
-    "text", ["", "patience", "patience=x", "patience=0", "patience=1.5", "sure=1", "entropy=nan",
-             "fixed=-1", "patience=1,2,3", "patient-confident=0.2", "margin=1,2"],
-)  # fmt: skip
-def test_what_cannot_be_read_is_named(text):
-    with pytest.raises(ValueError, match=r"no policy|can't read policy|takes") as refused:
-        policies.parse(text)
-    assert "__init__" not in str(refused.value)
-
-
-BAD = [
-    (lambda: mx.Entropy(math.nan), "threshold must be a finite number, got nan"),
-    (lambda: mx.MaxProb("0.5"), "threshold must be a finite number, got '0.5'"),
-    (lambda: mx.Margin(math.inf), "finite"),
-    (lambda: mx.Patience(0), "patience must be a whole number from 1, got 0"),
-    (lambda: mx.Patience(2.0), "whole number"),
-    (lambda: mx.Patience(True), "whole number"),
-    (lambda: mx.Patience(1, tolerance=math.nan), "tolerance must be a finite number"),
-    (lambda: mx.PatientConfident(0.5, 0), "whole number"),
-    (lambda: mx.FixedExit(-1), "exit must be an index from 0, got -1"),
-    (lambda: mx.FixedExit(1.0), "index from 0"),
-    (lambda: mx.MaxProb(True), "threshold must be a finite number, got True"),
-    (lambda: mx.MaxProb(np.float32("nan")), "threshold must be a finite number, got nan"),
-    (lambda: mx.MaxProb(10**400), "finite number"),
-    (lambda: mx.MaxProb((0.5, math.nan)), "threshold must be a finite number, got nan"),
-    (lambda: mx.MaxProb(()), "one per exit; got none"),
-    (lambda: mx.MostConfident((0.5, 0.6)), "finite number"),
-    (lambda: mx.Patience(10**30), "whole number"),
-    (lambda: mx.Patience(np.float64(2)), "whole number from 1, got 2.0"),
-    (lambda: mx.Patience(1, tolerance=0.0), "tolerance must be above 0, got 0.0"),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), BAD)
-def test_bad_numbers_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("made", "wanted"),
-    [
-        (lambda: mx.MaxProb(np.float64(0.5)), mx.MaxProb(0.5)),
-        (lambda: mx.MaxProb(np.array([0.5, 0.25])), mx.MaxProb((0.5, 0.25))),
-        (lambda: mx.MaxProb([torch.tensor(0.5), np.float32(0.25)]), mx.MaxProb((0.5, 0.25))),
-        (lambda: mx.Patience(np.int32(3)), mx.Patience(3)),
-        (lambda: mx.Patience(3, np.float32(0.5)), mx.Patience(3, 0.5)),
-        (lambda: mx.FixedExit(torch.tensor(2)), mx.FixedExit(2)),
-        (lambda: Gap(np.float64(0.5)), Gap(0.5)),
-        (lambda: mx.Entropy(Fraction(1, 4)), mx.Entropy(0.25)),
-    ],
-)
-def test_numbers_of_numpy_and_torch_become_plain(made, wanted):
-    policy = made()
-    assert repr(policy) == repr(wanted)
-    assert policies.from_json(json.loads(json.dumps(policies.to_json(policy))), [Gap]) == wanted
+# What doesn't fit
 
 
 MISFITS = [
@@ -521,87 +432,6 @@ def test_what_does_not_fit_a_model_is_refused_wherever_they_meet(policy, message
             way()
 
 
-# Sweeps
-
-
-@dataclass(frozen=True)
-class Spread(mx.ExitPolicy):
-    """Ours, with its own range: stops where logits differ enough, at so many exits in a row."""
-
-    threshold: float = policies.number(lambda known: (0.0, 50.0))
-    times: int = policies.number(
-        lambda known: (1, known.num_exits), whole="a whole number", least=1
-    )
-
-    def init(self, logits_BC):
-        return {"count": logits_BC.new_zeros(len(logits_BC), dtype=torch.long)}
-
-    def step(self, state, logits_BC):
-        apart_B = logits_BC.amax(1) - logits_BC.amin(1)
-        count_B = (state["count"] + 1) * (apart_B >= self.threshold)
-        return {"count": count_B}, count_B >= self.times
-
-
-@dataclass(frozen=True)
-class Named(Spread):
-    """A field that nobody can try over a range."""
-
-    mode: str
-
-    def __init__(self, mode):
-        object.__setattr__(self, "mode", mode)
-
-
-SWEPT = [*policies.POLICIES.values(), Spread]
-LOWEST = {mx.Patience: 1}  # it compares two exits
-
-
-@pytest.mark.parametrize("kind", SWEPT, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize(("M", "C"), [(1, 2), (2, 2), (6, 2), (6, 7)])
-def test_a_sweep_reaches_both_ends(kind, M, C):
-    generator = torch.Generator().manual_seed(0)
-    logits_MBC = torch.logspace(-2, 1, 30)[:, None] * torch.randn(M, 30, C, generator=generator)
-    logits_MBC[:, 0], logits_MBC[:, 1, 0] = 0.0, 1e4  # as unsure, and as sure, as can be
-    if kind is mx.Patience:
-        logits_MBC = logits_MBC[:1].expand(M, -1, -1)  # who changes their mind can't leave early
-    certainty_MB = torch.rand(M, 30, generator=generator)
-    certainty_MB[:, 0], certainty_MB[:, 1] = 0.0, 1.0
-    known = policies.Known(M, C)
-    tried = policies.sweep_settings(kind, known)
-    means = [mx.simulate(p, logits_MBC, certainty_MB).double().mean().item() for p in tried]
-    assert max(means) == M - 1
-    assert min(means) == min(M - 1, LOWEST.get(kind, 0))
-    assert len(tried) == len(set(tried)) <= 120
-    if M > 2:
-        assert len({round(mean, 6) for mean in means}) > 4  # and much between
-
-
-def test_a_sweep_of_regression_goes_over_patience_and_tolerance():
-    generator = torch.Generator().manual_seed(0)
-    logits_MB1 = 30 * torch.randn(6, 40, 1, generator=generator)
-    apart = float(logits_MB1.diff(dim=0).abs().max())
-    tried = policies.sweep_settings(mx.Patience, policies.Known(6, 1, apart))
-    means = [mx.simulate(p, logits_MB1).double().mean().item() for p in tried]
-    assert min(means) == 1
-    assert max(means) == 5
-    for kind in (mx.Patience(1, tolerance=0.5), mx.FixedExit):
-        numbers = policies.sweep_settings(kind, policies.Known(6, 1))
-        assert len(numbers) == (5 if isinstance(kind, mx.Patience) else 6)
-
-
-def test_the_range_of_a_threshold_is_that_of_its_figure():
-    for kind, C, low, high in ((mx.Entropy, 7, 0, math.log(7)), (mx.MaxProb, 4, 0.25, 1)):
-        tried = [p.threshold for p in policies.sweep_settings(kind, policies.Known(6, C))]
-        assert tried == sorted(tried)
-        assert tried[0] < low < tried[1]
-        assert tried[-2] < high < tried[-1]
-
-
-def test_what_cannot_be_swept_is_named():
-    with pytest.raises(ValueError, match=r"Named's mode is no number.*give it a default"):
-        policies.sweep_settings(Named, policies.Known(6, 3))
-
-
 @pytest.mark.parametrize(
     "policy",
     [
@@ -625,29 +455,3 @@ def test_what_needs_classes_refuses_regression(policy, regressor):
 def test_a_tolerance_refuses_classes():
     with pytest.raises(ValueError, match=r"tolerance=0.5 is for regression.*3 classes"):
         mx.simulate(mx.Patience(1, tolerance=0.5), torch.zeros(3, 4, 3))
-
-
-@pytest.mark.parametrize(
-    ("made", "wanted"),
-    [
-        (mx.MaxProb(np.float32(0.5)), mx.MaxProb(0.5)),
-        (mx.MaxProb(torch.tensor(0.5)), mx.MaxProb(0.5)),
-        (mx.Margin(np.array([0.5, 0.25])), mx.Margin((0.5, 0.25))),
-        (mx.Entropy([np.float16(0.5), 1]), mx.Entropy((0.5, 1))),
-        (mx.MostConfident(np.float64(0.5)), mx.MostConfident(0.5)),
-        (mx.Patience(np.int64(3), np.float32(0.5)), mx.Patience(3, 0.5)),
-        (mx.PatientConfident(np.float32(0.5), np.int8(2)), mx.PatientConfident(0.5, 2)),
-        (mx.FixedExit(np.int32(2)), mx.FixedExit(2)),
-    ],
-)
-def test_numbers_of_numpy_and_tensors_are_taken_as_plain_ones(made, wanted):
-    assert made == wanted
-    assert hash(made) == hash(wanted)
-    json.dumps(mx.policies.to_json(made))
-
-
-@pytest.mark.parametrize("value", [True, None, "a", np.nan, 10**400, -(10**400), np.array([]), {}])
-def test_what_is_no_number_makes_no_policy(value):
-    for kind in (mx.MaxProb, mx.Entropy, mx.MostConfident, mx.Patience, mx.FixedExit):
-        with pytest.raises(ValueError, match=r"threshold|patience|exit"):
-            kind(value)

@@ -1,0 +1,47 @@
+"""Policies as JSON, and as they are typed."""
+
+import json
+
+import pytest
+from test_policies import CLASSIFY, REGRESS, Gap
+
+import multiexit as mx
+from multiexit import policies
+
+
+@pytest.mark.parametrize("policy", [*CLASSIFY, *REGRESS], ids=repr)
+def test_json_and_back(policy):
+    text = json.dumps(policies.to_json(policy))
+    assert policies.from_json(json.loads(text)) == policy
+
+
+def test_a_saved_policy_of_ones_own_must_be_passed():
+    data = policies.to_json(Gap(0.5))
+    with pytest.raises(ValueError, match=r"pass policies=\[Gap\]"):
+        policies.from_json(data)
+    assert policies.from_json(data, [Gap]) == Gap(0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("patience=4", mx.Patience(4)),
+        ("patience=4,0.5", mx.Patience(4, 0.5)),
+        ("entropy=0.3", mx.Entropy(0.3)),
+        ("max-prob=0.9", mx.MaxProb(0.9)),
+        ("patient-confident=0.2,3", mx.PatientConfident(0.2, 3)),
+        ("fixed=5", mx.FixedExit(5)),
+    ],
+)
+def test_read_as_typed(text, wanted):
+    assert policies.parse(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "patience", "patience=x", "patience=0", "patience=1.5", "sure=1", "entropy=nan",
+             "fixed=-1", "patience=1,2,3", "patient-confident=0.2", "margin=1,2"],
+)  # fmt: skip
+def test_what_cannot_be_read_is_named(text):
+    with pytest.raises(ValueError, match=r"no policy|can't read policy|takes") as refused:
+        policies.parse(text)
+    assert "__init__" not in str(refused.value)

@@ -256,7 +256,7 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
-def shares(batches: Sequence[Any]) -> list[float]:
-    """Each batch's share of the rows of all."""
+def with_shares(batches: Sequence[Any]) -> list[tuple[Any, float]]:
+    """Batches, each with its share of the rows of all."""
     rows = [num_rows(batch) for batch in batches]
-    return [count / sum(rows) for count in rows]
+    return [(batch, count / sum(rows)) for batch, count in zip(batches, rows, strict=True)]

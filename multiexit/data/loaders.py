@@ -70,7 +70,12 @@ def uncounted(dataset: Any) -> ValueError:
 
 
 def settings(loader: DataLoader[Any]) -> dict[str, int]:
-    """The trainer's settings that a loader has too."""
+    """The trainer's settings that a loader has too.
+
+    Raises:
+        ValueError: as `check` does.
+    """
+    check(loader)
     settings = {"batch_size": _batch_size(loader)}
     return {**settings, "workers": loader.num_workers} if loader.num_workers else settings
 

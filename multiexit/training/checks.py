@@ -19,7 +19,7 @@ from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating, user_level
 from multiexit.training import sharding
 from multiexit.training.config import TrainConfig
-from multiexit.training.phase import counted_terms, trained_parameters
+from multiexit.training.phase import counted_terms, learns_from_labels, trained_parameters
 from multiexit.training.training_pass import TrainingPass
 
 
@@ -99,17 +99,19 @@ def check_parts(model: Any, recipe: Any, config: Any) -> None:
             raise ValueError(f"{name} must be such as multiexit.{such_as}; got {got}")
 
 
-def check_sets(model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unread: bool) -> None:
+def check_sets(
+    model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unlabelled: Any
+) -> None:
     """Refuse what would fail or be left out long after the start.
 
     Args:
         model, recipe: of the trainer.
-        train, dev: the sets that `Trainer.fit` is given.
-        unread: whether there are unlabelled rows that no phase would read.
+        train, dev, unlabelled: the sets that `Trainer.fit` is given.
 
     Raises:
         ValueError: an empty dev set or one that can be read once, none where the recipe ends on
-            one, class names in another order, labels outside the classes, or unread rows.
+            one, class names in another order, labels outside the classes, or unlabelled rows that
+            no phase would read.
     """
     rows = dev.dataset if isinstance(dev, DataLoader) else dev
     if is_rows(rows) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
@@ -129,7 +131,7 @@ def check_sets(model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unre
             f"{recipe.name!r} calibrates the trained model on a dev set: pass dev= "
             "(on the command line --validation 0.1)"
         )
-    if unread:
+    if unlabelled is not None and all(learns_from_labels(model, p) for p in recipe.phases):
         raise ValueError(
             f"every phase of {recipe.name!r} learns from labels: unlabelled= is for "
             "phases that learn from teachers alone, such as FastBERT's second"

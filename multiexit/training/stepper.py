@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from multiexit.data.batches import num_rows, shares
+from multiexit.data.batches import num_rows, with_shares
 from multiexit.losses import topology
 from multiexit.losses.weights.hypergradient import LookBack, plain_attention
 from multiexit.losses.weights.learners import Plan
@@ -33,6 +33,9 @@ from multiexit.training.phase import (
     shared_parameters,
 )
 from multiexit.training.training_pass import Losses, Terms, TrainingPass
+
+Shared = list[tuple[Any, float]]
+"""Batches, each with its share of the rows of all."""
 
 
 class StepRecord(NamedTuple):
@@ -96,6 +99,7 @@ class Stepper:
         self._shared = [p in shared for p in self._parameters]
         self.labelled = learns_from_labels(model, phase)
         self._pass = TrainingPass(self.model, phase, self.labelled, config)
+        self._terms = Terms(self._pass)
         with warnings.catch_warnings():  # the keyword that replaces it is newer than torch 2.11
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
             with apart(accelerator):
@@ -146,22 +150,23 @@ class Stepper:
         self.A_MM = self._turns[step % len(self._turns)]
         W_MM = self.omega.value()
         plan = self.omega.plan(step)
-        look_back = LookBack(Terms(self._pass), self._parameters) if plan.hyper else None
-        loss, L_MM = self._move_theta(batches, W_MM * self.A_MM, look_back)
+        first = with_shares(batches)
+        look_back = LookBack(self._terms, self._parameters) if plan.hyper else None
+        loss, L_MM = self._move_theta(first, W_MM * self.A_MM, look_back)
         if any(plan):
-            self._move_omega(plan, batches, draw, L_MM, look_back)
+            self._move_omega(plan, first, draw, L_MM, look_back)
         learned_MM = self.omega.value() if self.omega.learns_terms else None
         rows = sum(map(num_rows, batches))
         return StepRecord(loss, L_MM, self.A_MM, learned_MM, rows, lr, self.labelled)
 
     def _move_theta(
-        self, batches: list[Any], factors_MM: Tensor, look_back: LookBack | None
+        self, batches: Shared, factors_MM: Tensor, look_back: LookBack | None
     ) -> tuple[Tensor, Tensor]:
         """One step of Θ; the loss and L_MM before it, as means over the rows of all batches."""
         surgery = self.phase.surgery
         total, total_MM = torch.zeros_like(factors_MM[0, 0]), torch.zeros_like(factors_MM)
         parts = []
-        for index, (batch, share) in enumerate(zip(batches, shares(batches), strict=True)):
+        for index, (batch, share) in enumerate(batches):
             if look_back is not None:
                 look_back.note(batch, self.tau)
             synced = index == len(batches) - 1 and surgery is None
@@ -229,7 +234,7 @@ class Stepper:
     def _move_omega(
         self,
         plan: Plan,
-        batches: list[Any],
+        batches: Shared,
         draw: Callable[[], Any],
         stepping_MM: Tensor,
         look_back: LookBack | None,
@@ -237,12 +242,12 @@ class Stepper:
         terms, rows = {"stepping": stepping_MM}, []
         if plan.first:
             terms["first"] = self._current_losses(batches)
-        second = [draw() for _ in batches] if plan.second or plan.hyper else []
+        second = with_shares([draw() for _ in batches] if plan.second or plan.hyper else [])
         if plan.second:
             terms["second"] = self._current_losses(second)
         if look_back is not None:
-            pairs = zip(self._hypergradients(look_back, second), shares(batches), strict=True)
-            gradients = [(losses, share * gradient) for (losses, gradient), share in pairs]
+            pairs = zip(self._hypergradients(look_back, second), batches, strict=True)
+            gradients = [(losses, share * gradient) for (losses, gradient), (_, share) in pairs]
             if self.accelerator.scaler is not None and not self._all_finite(gradients):
                 return  # fp16 overflowed
             if self.phase.learner.weighs_rows:
@@ -254,13 +259,11 @@ class Stepper:
         terms = {name: self._mean(term_MM) for name, term_MM in terms.items()}
         self.omega.update(plan, self.A_MM, terms, rows, self._mean)
 
-    def _hypergradients(
-        self, look_back: LookBack, second: list[Any]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _hypergradients(self, look_back: LookBack, second: Shared) -> list[tuple[Tensor, Tensor]]:
         """Per batch of B1: the terms, and the outer loss's gradient on B2 by their factors."""
         outer = [torch.zeros_like(p) for p in self._parameters]
         with frozen_statistics(self.model):
-            for batch, share in zip(second, shares(second), strict=True):
+            for batch, share in second:
                 losses = self._pass(batch, self.tau)
                 loss = self.phase.learner.outer(losses.logits_MBC.float(), losses.labels_B)
                 (gradients,) = self._gradients([share * loss])
@@ -274,12 +277,11 @@ class Stepper:
         finite = torch.stack([gradient.isfinite().all() for _, gradient in gradients]).all()
         return float(self._mean(finite.float())) == 1.0
 
-    def _current_losses(self, batches: list[Any]) -> Tensor:
+    def _current_losses(self, batches: Shared) -> Tensor:
         """L_MM over the rows of batches with the present Θ, in train mode, without gradient."""
         with torch.no_grad(), frozen_statistics(self.model):
-            matrices = [self._wrapped(batch, self.tau).L_MM for batch in batches]
-        pairs = zip(matrices, shares(batches), strict=True)
-        return torch.stack([share * L_MM for L_MM, share in pairs]).sum(0)
+            parts = [share * self._wrapped(batch, self.tau).L_MM for batch, share in batches]
+        return torch.stack(parts).sum(0)
 
     def _mean(self, value: Tensor) -> Tensor:
         """The mean over processes."""

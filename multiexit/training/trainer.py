@@ -142,8 +142,8 @@ class Trainer:
             return self._fit(train, dev, unlabelled)
 
     def _fit(self, train: Any, dev: Any, unlabelled: Any) -> History:
+        checks.check_sets(self.model, self.recipe, train, dev, unlabelled)
         if isinstance(train, DataLoader):
-            loaders.check(train)
             self.config = replace(self.config, **loaders.settings(train))
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
@@ -154,8 +154,6 @@ class Trainer:
             data if no_labels is None or learns_from_labels(self.model, phase) else no_labels
             for phase in self.recipe.phases
         ]
-        ignored = unlabelled is not None and all(rows is data for rows in phase_data)
-        checks.check_sets(self.model, self.recipe, train, dev, ignored)
         set_seed(self.config.seed + self.accelerator.process_index)
         with run_folder.held(self.config):
             sets, world = (train, dev, unlabelled), self.accelerator.num_processes

@@ -12,7 +12,7 @@ from helpers import WIDTH, Table, chain, config, fit, tensors
 from torch import Tensor, nn
 
 import multiexit as mx
-from multiexit.data.batches import num_rows, shares
+from multiexit.data.batches import num_rows, with_shares
 from multiexit.recipes import RECIPES
 
 BY_BATCH = {
@@ -76,7 +76,8 @@ def test_a_reading_over_steps_is_the_mean_over_their_rows():
 
 def test_equal_batches_have_equal_shares():
     x = torch.zeros(4, WIDTH)
-    assert shares([(x, x[:, 0])] * 3) == [1 / 3] * 3
-    assert shares([{"input_ids": x[:1], "labels": x[:, 0]}, x]) == [0.5, 0.5]
+    assert [share for _, share in with_shares([(x, x[:, 0])] * 3)] == [1 / 3] * 3
+    named = {"input_ids": x[:1], "labels": x[:, 0]}
+    assert [share for _, share in with_shares([named, x])] == [0.5, 0.5]
     assert num_rows((x, {"positions": x[:1]})) == 4
     assert num_rows("nothing") == 1

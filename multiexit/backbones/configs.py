@@ -40,6 +40,9 @@ READ = (
 )
 """The files of a folder that steer what is loaded."""
 
+TOKENIZER = ("*tokenizer*", "*vocab*", "*.model")
+"""The files of a folder of which a tokenizer has one at least."""
+
 ONLY = {"trust_remote_code": False, "use_safetensors": True}
 """With what everything is loaded that a name or a folder names."""
 
@@ -137,11 +140,13 @@ def check_tokenizer(name: str) -> None:
     """Refuse a hub name or folder whose tokenizer needs code or files from elsewhere.
 
     Raises:
-        ValueError: what it names, and what to do.
+        ValueError: what it names, and what to do; a folder without a tokenizer's files.
     """
     folder = Path(name)
     if folder.is_dir():
         check_folder(folder)
+        if not any(path for kind in TOKENIZER for path in folder.glob(kind)):
+            raise ValueError("the folder holds none: save it there, tokenizer.save_pretrained(…)")
     settings = get_tokenizer_config(name)
     check_code(settings, f"{name}: tokenizer_config.json")
     for key, value in settings.items():

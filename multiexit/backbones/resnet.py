@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from multiexit.backbones.sequential import SequentialBackbone
 from multiexit.files import weights as stored
+from multiexit.files.unreadable import one_line
 
 DEPTHS = (20, 32, 44, 56, 110)
 
@@ -147,7 +148,8 @@ def _load(path: str | Path, stem: nn.Sequential, blocks: list[BasicBlock]) -> nn
     try:
         whole.load_state_dict(renamed)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {path} don't fit this ResNet: {error}") from error
+        why = one_line(error)
+        raise ValueError(f"the weights in {path} don't fit this ResNet: {why}") from error
     if "linear.weight" not in tensors or "linear.bias" not in tensors:
         return None
     weight, bias = tensors["linear.weight"], tensors["linear.bias"]

@@ -4,8 +4,10 @@ Letters: B batch rows, T tokens, H width.
 """
 
 import copy
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -20,6 +22,7 @@ from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.families import FAMILIES, Family, part
 from multiexit.backbones.verify import check_text
 from multiexit.files import schema
+from multiexit.files.unreadable import one_line
 
 MAY_NOT_LOOK = "allow_is_bidirectional_skip" in signature(create_bidirectional_mask).parameters
 """Whether this version of transformers can make a mask without a look at its values."""
@@ -49,12 +52,7 @@ class TransformerBackbone(Backbone):
     def __init__(self, model: PreTrainedModel, spec: dict[str, Any] | None = None):
         encoder: Any = model.base_model
         config = encoder.config
-        if config.model_type not in FAMILIES:
-            raise ValueError(
-                f"can't stage a {config.model_type!r} model; of transformers, "
-                f"{', '.join(FAMILIES)} can be wrapped. For others register an adapter: "
-                "@multiexit.wrap.register(YourClass)"
-            )
+        _check_type(config.model_type)
         if getattr(config, "is_decoder", False):
             raise ValueError("can't stage a decoder: set is_decoder=False in its configuration")
         if config._attn_implementation == "flex_attention":
@@ -147,6 +145,14 @@ class TransformerBackbone(Backbone):
         }
 
 
+def _check_type(model_type: str) -> None:
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"can't stage a {model_type!r} model; of transformers, {', '.join(FAMILIES)} can be "
+            "wrapped. For others register an adapter: @multiexit.wrap.register(YourClass)"
+        )
+
+
 from_instance = TransformerBackbone
 
 
@@ -157,20 +163,47 @@ def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
     any other the encoder is taken.
 
     Raises:
-        ValueError: weights that lack a part of the encoder, or don't fit.
+        ValueError: a network of another type; weights that lack a part of the encoder, or don't
+            fit.
     """
     config = configs.check_source(name, **kwargs)
+    if "model_type" not in config:
+        raise ValueError(
+            f"no model {name!r}: it has no config.json with a model_type, as a network's "
+            "save_pretrained writes it"
+        )
+    _check_type(config["model_type"])
     architectures = [str(architecture) for architecture in config.get("architectures") or []]
     is_classifier = any(architecture.endswith(task_heads.ENDING) for architecture in architectures)
     auto = AutoModelForSequenceClassification if is_classifier else AutoModel
     defaults = {} if "torch_dtype" in kwargs else {"dtype": torch.float32}  # its old name
-    options = {**defaults, **kwargs, **configs.ONLY, "output_loading_info": True}
+    options = {**defaults, **kwargs, **configs.ONLY}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = auto.from_pretrained(name, **options)
+        with _quiet():
+            model, info = auto.from_pretrained(name, **options)
     except RuntimeError as error:
-        raise ValueError(f"the weights of {name!r} don't fit: {error}") from error
+        raise ValueError(f"the weights of {name!r} don't fit: {one_line(error)}") from error
+    if info["mismatched_keys"] and not kwargs.get("ignore_mismatched_sizes"):
+        key, there, needed = min(info["mismatched_keys"])
+        raise ValueError(
+            f"the weights of {name!r} don't fit: {key} has the shape {[*there]}, and by the "
+            f"configuration it must be {[*needed]}"
+        )
     random_keys = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return _without_random_parts(name, model, random_keys)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's tables of tensors that lack or don't fit: what matters is said here."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> TransformerBackbone:

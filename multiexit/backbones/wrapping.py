@@ -15,6 +15,7 @@ from multiexit.backbones.running import check_weights
 from multiexit.backbones.same import rebuild_difference
 from multiexit.backbones.sequential import from_parts
 from multiexit.backbones.verify import check_answers, check_text
+from multiexit.files.unreadable import reason
 
 
 @singledispatch
@@ -114,7 +115,9 @@ def _from_name(module: str, **kwargs: Any) -> Backbone:
     except ValueError:
         raise
     except Exception as error:  # the library raises all kinds for a damaged folder
-        raise ValueError(f"no model {module!r}, or a damaged one: {error}\n{_help()}") from error
+        raise ValueError(
+            f"no model {module!r}: {reason(module, error)}. What works: {_names()}"
+        ) from error
 
 
 @wrap.register
@@ -188,9 +191,13 @@ def _library_adapter(module: nn.Module) -> Callable[..., Backbone] | None:
 
 
 def _help() -> str:
-    names = [f"'{kind.prefix}{kind.example}'" for kind in KINDS.values() if kind.prefix]
     return (
-        f"What works: a hub name or folder of a BERT-like model, {', '.join(names)}; an instance "
-        "of these; an nn.Sequential; any module with stages=['name', …] (and stem=['name', …]); a "
-        "Backbone; or an adapter of your own, @multiexit.wrap.register(YourClass)"
+        f"What works: {_names()}; an instance of these; an nn.Sequential; any module with "
+        "stages=['name', …] (and stem=['name', …]); a Backbone; or an adapter of your own, "
+        "@multiexit.wrap.register(YourClass)"
     )
+
+
+def _names() -> str:
+    names = [f"'{kind.prefix}{kind.example}'" for kind in KINDS.values() if kind.prefix]
+    return f"a hub name or folder of a BERT-like model, {', '.join(names)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from multiexit.files.paths import regular_file
+from multiexit.files.unreadable import reason
 
 
 def load(folder: Path, task: str | None, data_dir: Path | None) -> tuple[Any, Any]:
@@ -63,7 +64,7 @@ def tokenizer(name: str | Path) -> Any:
         check_tokenizer(str(name))
         return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except Exception as error:  # the library's parts raise all kinds for a damaged file
-        raise ValueError(f"no tokenizer for {str(name)!r}: {error}") from error
+        raise ValueError(f"no tokenizer for {str(name)!r}: {reason(name, error)}") from error
 
 
 def lines(files: list[str] | None) -> Iterator[str]:

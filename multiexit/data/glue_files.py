@@ -17,6 +17,7 @@ import torch
 from multiexit.data.glue_tasks import GlueTask
 from multiexit.data.sources import not_found, read_shard, shards
 from multiexit.files.paths import regular_file
+from multiexit.files.unreadable import one_line
 from multiexit.losses.labels import check_labels
 
 HUB = "nyu-mll/glue"
@@ -54,8 +55,9 @@ def hub_source(task: GlueTask) -> Source:
         data = datasets.load_dataset(HUB, task.name)
     except OSError as error:
         raise FileNotFoundError(
-            f"GLUE {task.folder} could not be fetched from the hub ({HUB}, {task.name}): {error}\n"
-            f"Without network, give a folder that has it (data_dir). {_remedy(task)}"
+            f"GLUE {task.folder} could not be fetched from the hub ({HUB}, {task.name}): "
+            f"{one_line(error)}. Without network, give a folder that has it (data_dir), such as "
+            f"the TSV files of {task.folder} from https://gluebenchmark.com/tasks"
         ) from error
 
     def read_split(split: str) -> GlueRows:

@@ -14,6 +14,7 @@ from multiexit.backbones import Backbone, kinds, rebuild, specs
 from multiexit.backbones.same import rebuild_difference
 from multiexit.files import weights
 from multiexit.files.paths import user_path
+from multiexit.files.unreadable import reason
 from multiexit.files.writing import write, write_all
 from multiexit.model import heads
 from multiexit.model.settings import read_settings, settings_text
@@ -165,6 +166,4 @@ def _local_folder(folder: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(folder), allow_patterns=list(HUB_FILES)))
     except (OSError, HFValidationError) as error:
-        raise ValueError(
-            f"no folder {str(folder)!r}, and no such repository on the hub: {error}"
-        ) from error
+        raise ValueError(f"no model {str(folder)!r}: {reason(folder, error)}") from error

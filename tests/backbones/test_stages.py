@@ -455,7 +455,7 @@ def mlp() -> nn.Sequential:
         (lambda: mx.wrap("torchvision:resnte18"), r"no torchvision .*did you mean 'resnet18'\?"),
         (lambda: mx.wrap("timm:test_mambaout"), r"can't stage timm's .*name the parts"),
         (lambda: mx.wrap("torchvision:squeezenet1_1"), r"torchvision's .*name the parts"),
-        (lambda: mx.wrap("no such name"), r"no model 'no such name'.*\n?.*What works"),
+        (lambda: mx.wrap("no such name"), r"no model 'no such name': it is no folder.*What works"),
         (lambda: mx.wrap(nn.Sequential(), input_shape=(3,)), "at least one stage"),
         (lambda: mx.wrap(nn.Sequential(nn.ReLU())), "pass input_shape="),
         (lambda: mx.wrap(nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 3))), "don't run as a chain"),

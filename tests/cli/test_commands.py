@@ -6,6 +6,8 @@ import json
 import math
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -106,6 +108,51 @@ def test_recipes_lists_every_method_with_its_paper():
     for name, make in RECIPES.items():
         assert f"\n{name} " in "\n" + ended.out
         assert f"{make().paper} ({make().year})" in ended.out
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """Folders that transformers can't read, each in another way."""
+    place = tmp_path_factory.mktemp("broken")
+    shape = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    for name in ("empty", "alien", "bare", "torn", "other"):
+        (place / name).mkdir()
+    (place / "alien" / "config.json").write_text('{"model_type": "nope"}')
+    BertModel(shape).save_pretrained(place / "bare")
+    shape.save_pretrained(place / "torn")
+    (place / "torn" / "tokenizer.json").write_text('{"model_type": "bert"}')
+    shape.hidden_size = 16
+    shape.save_pretrained(place / "other")
+    shutil.copy(place / "bare" / "model.safetensors", place / "other")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("info", "bert-base-uncasd"), "hub can't be reached.* What works: a hub name or folder"),
+        (("info", "a b"), "no model 'a b': it is no folder, and can't be a name of the hub"),
+        (("info", "empty"), "it has no config.json with a model_type"),
+        (("info", "alien"), "can't stage a 'nope' model; of transformers, albert, bert"),
+        (("info", "torn"), "no model '.*torn': .*no file named model.safetensors"),
+        (("info", "other"), r"'.*other' don't fit: .* has the shape \[8\], .* it must be \[16\]"),
+        (("predict", "nosuch/model", "x"), "no model 'nosuch/model': .*hub can't be reached"),
+        (("predict", "a b", "x"), "no model 'a b': it is no folder, and can't be"),
+        (("train", "bert-base-uncasd"), "no tokenizer for 'bert-base-uncasd': it is no folder, "),
+        (("train", "bare"), "no tokenizer for '.*bare': the folder holds none: save it there"),
+        (("train", "torn"), "no tokenizer for '.*torn': KeyError: 'added_tokens'"),
+    ],
+)
+def test_what_the_libraries_cannot_read_is_refused_in_one_line(
+    words, said, broken, tmp_path, caplog
+):
+    words = [str(broken / word) if (broken / word).is_dir() else word for word in words]
+    if words[0] == "train":
+        words = ["train", "--task", "mrpc", "--output", tmp_path / "run", "--backbone", words[1]]
+    ended = command(*words)
+    assert ended.code == 2
+    assert re.fullmatch(f"(\rLoading weights.*\n)?multiexit: .*{said}.*\n", ended.err), ended.err
+    assert caplog.text == ""
 
 
 def test_info_counts_macs_and_parameters():
@@ -440,11 +487,11 @@ TRAIN = ("train", "--output", "run")
         ((*TRAIN, "--task", "digits", "--head", "pointer"), "pointer"),
         ((*TRAIN, "--task", "digits", "--head", "attention"), "attention"),
         ((*TRAIN, "--task", "digits", "--pool", "max"), "max"),
-        ((*TRAIN, "--task", "digits", "--backbone", "cifar-resnet-21"), "cifar-resnet-21"),
+        ((*TRAIN, "--task", "digits", "--backbone", "cifar-resnet-21"), "nearest is 20"),
         ((*TRAIN, "--task", "digits", "--weights", "none.safetensors"), "none.safetensors"),
         ((*TRAIN, "--task", "digits", "--validation", "2"), "2"),
         ((*TRAIN, "--task", "digits", "--tracker", "bogus"), "bogus"),
-        (("info", "cifar-resnet-21"), "cifar-resnet-21"),
+        (("info", "cifar-resnet-21"), "of depth 21, the nearest is 20"),
         (("info", "cifar-resnet-20", "--exits", "0"), "0"),
         (("evaluate", "nowhere/model"), "nowhere"),
         (("sweep", "nowhere/model"), "nowhere"),

@@ -271,7 +271,7 @@ def test_a_tensor_of_another_shape(saved):
 
 def test_no_such_folder(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refused(Path("no/such/folder"), "no folder 'no/such/folder'")
+    refused(Path("no/such/folder"), "no model 'no/such/folder': it is no folder")
 
 
 # A disk that fills up

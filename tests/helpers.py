@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 import multiexit as mx
 from multiexit.data.images import ImageDataset
+from multiexit.model.latency import machine_of
 from multiexit.training.records import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +216,19 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 def changed(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
     """The names of what differs in its last bit."""
     return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def same_answers(got: mx.Prediction, wanted: mx.Prediction) -> None:
+    """The same exits, and logits that are the same but for how sums are rounded."""
+    assert torch.equal(got.exit_B, wanted.exit_B)
+    torch.testing.assert_close(got.logits_BC, wanted.logits_BC, atol=1e-4, rtol=1e-4)
+
+
+def latency_table(model, stages, drop, sizes=(1, 24)) -> mx.Latency:
+    """A latency table in which each stage takes `stages` ms at each size."""
+    M, S = model.num_exits, len(sizes)
+    zero = (0.0,) * S
+    return mx.Latency(machine_of(model), sizes, zero, (stages,) * M, (zero,) * M, (drop,) * S, zero)
 
 
 def saved_state(folder) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 import multiexit
 
 HOUSE = Path(multiexit.__file__).parent
-GROUND = {"_version", "files", "names", "randomness", "runtime", "starting"}
+GROUND = {"_version", "arguments", "files", "randomness", "runtime", "starting"}
 MAY = {
     **dict.fromkeys((*GROUND, "policies", "losses", "backbones"), GROUND),
     "data": GROUND | {"losses"},

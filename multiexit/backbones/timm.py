@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from multiexit.arguments import unknown
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
@@ -14,7 +15,6 @@ from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
 from multiexit.backbones.timm_families import Family, family_of, num_classes
 from multiexit.backbones.verify import check_answers
-from multiexit.names import unknown
 
 
 class _DistilledHead(nn.Module):

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer, get_model, list_models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from multiexit.arguments import unknown
 from multiexit.backbones.classifier import Classifier, FirstToken
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
 from multiexit.backbones.verify import check_answers
-from multiexit.names import unknown
 
 BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
 

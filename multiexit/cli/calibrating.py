@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from multiexit.arguments import check_share
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation import guarantee, report
 from multiexit.evaluation.budget import Budget, budgeted
@@ -69,10 +70,9 @@ def complete(target: dict[str, Any], share: float) -> dict[str, Any]:
             )
     defaults = {name: default for name, (default, _) in ASIDE.items()}
     filled: dict[str, Any] = {n: defaults.get(n) if v is None else v for n, v in target.items()}
-    if target["score"] is not None and not 0 <= target["score"] <= 1:
-        raise ValueError(f"score is a share, in 0..1, got {target['score']}")
-    if not 0 < share < 1:
-        raise ValueError(f"share must be in (0, 1), got {share}")
+    if target["score"] is not None:
+        check_share("score", target["score"], "[0, 1]")
+    check_share("share", share, "(0, 1)")
     if target["milliseconds"] is not None and not target["milliseconds"] > 0:
         raise ValueError(f"milliseconds must be above 0, got {target['milliseconds']}")
     if target["budget"] is not None:

@@ -60,9 +60,9 @@ def sweep(
 
     Example: multiexit sweep runs/mrpc/model --policy entropy --data-dir data
     """
+    from multiexit.arguments import unknown
     from multiexit.cli import reporting
     from multiexit.evaluation import grids
-    from multiexit.names import unknown
     from multiexit.policies import POLICIES
 
     if policy not in POLICIES:

@@ -160,9 +160,7 @@ def train(
     )
     typed.folder("--output", output)
     places = typed.exits(exits)
-    share = experiment.validation_for(task) if validation is None else validation
-    if not 0 <= share < 1:
-        raise ValueError(f"--validation is a share in 0..1, got {share}")
+    share = experiment.validation_for(task, validation)
     if early_stopping is not None and not share:
         raise ValueError("--early-stopping needs epochs to be judged: give --validation 0.1")
     if against is not None and seeds is None:

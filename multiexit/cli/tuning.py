@@ -108,9 +108,7 @@ def tune(
     typed.folder("--output", output)
     options, places = typed.options(option or []), typed.exits(exits)
     method = experiment.recipe_for(recipe, task, options)
-    share = experiment.validation_for(task) if validation is None else validation
-    if not 0 <= share < 1:
-        raise ValueError(f"--validation is a share in 0..1, got {share}")
+    share = experiment.validation_for(task, validation)
     dimensions = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
     if not dimensions:
         raise ValueError("nothing to search: give --space NAME=VALUES, or --grid")

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiexit.arguments import unknown
 from multiexit.data.digits import load as digits
 from multiexit.data.images import ImageDataset, Images
 from multiexit.data.sources import canonical, not_found, read_shard, shards
 from multiexit.files.paths import CACHE, home
 from multiexit.losses.labels import check_labels
-from multiexit.names import unknown
 
 __all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
 

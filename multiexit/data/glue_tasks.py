@@ -6,8 +6,8 @@ Understanding", ICLR 2019. WNLI is left out, as in LeeBERT, section 4.1.
 
 from dataclasses import dataclass
 
+from multiexit.arguments import unknown
 from multiexit.data.sources import canonical
-from multiexit.names import unknown
 
 
 @dataclass(frozen=True)

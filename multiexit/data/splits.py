@@ -9,6 +9,8 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from multiexit.arguments import check_share
+
 
 class Split(Protocol):
     """The methods of a split that `holdout` needs; `TextDataset` and `ImageDataset` have them."""
@@ -56,8 +58,7 @@ def holdout(split: AnySplit, fraction: float, seed: int = 0) -> tuple[AnySplit, 
         >>> rest.labels.tolist(), held_out.labels.tolist()
         ([0, 0, 0, 1, 1], [0, 0, 0, 1, 1])
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction!r} to hold out must be above 0 and below 1")
+    check_share("the fraction to hold out", fraction, "(0, 1)")
     labels_N = split.labels
     classes = [None] if labels_N.is_floating_point() else labels_N.unique().tolist()
     generator = torch.Generator().manual_seed(seed)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
+from multiexit.arguments import unknown
 from multiexit.data import cifar, digits, glue
 from multiexit.data.images import Images
 from multiexit.data.sources import canonical
-from multiexit.names import unknown
 from multiexit.runtime import processes
 
 

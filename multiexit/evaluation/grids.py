@@ -1,8 +1,8 @@
 """Settings of policies to try."""
 
 from multiexit import policies
+from multiexit.arguments import unknown
 from multiexit.evaluation.outputs import Outputs
-from multiexit.names import unknown
 from multiexit.policies import ExitPolicy, Known, one_number
 
 

@@ -11,8 +11,8 @@ import warnings
 
 from torch import Tensor
 
+from multiexit.arguments import check_share, unknown
 from multiexit.evaluation.outputs import Outputs
-from multiexit.names import unknown
 from multiexit.policies import ExitPolicy
 from multiexit.policies.base import need_classes
 
@@ -40,8 +40,8 @@ def learn_then_test(loss_SB: Tensor, risk: float, delta: float) -> int | None:
     Reference: Angelopoulos et al., "Learn then Test", 2021, section 3; for early exits, Schuster et
     al., "Confident Adaptive Language Modeling", NeurIPS 2022, section 4.
     """
-    check_share("risk", risk)
-    check_share("delta", delta)
+    check_share("risk", risk, "(0, 1)")
+    check_share("delta", delta, "(0, 1)")
     certified = None
     for index, mean in enumerate(loss_SB.double().mean(1).tolist()):
         if p_value(mean, loss_SB.shape[1], risk) > delta:
@@ -67,7 +67,7 @@ def conformal(loss_SB: Tensor, risk: float) -> int | None:
 
     Reference: Angelopoulos et al., "Conformal Risk Control", ICLR 2024, section 2.
     """
-    check_share("risk", risk)
+    check_share("risk", risk, "(0, 1)")
     n = loss_SB.shape[1]
     mean_S = loss_SB.double().cummax(0).values.mean(1)
     bounded_S = (n * mean_S + 1) / (n + 1) <= risk
@@ -126,12 +126,6 @@ def check_rows(rows: int, risk: float, delta: float | None) -> None:
             f"{rows} rows can't certify a risk of {risk}: even without any loss it takes {needed} "
             "rows to calibrate on"
         )
-
-
-def check_share(name: str, value: float) -> None:
-    """Refuse what is no number in (0, 1), by a ValueError."""
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be in (0, 1), got {value}")
 
 
 LOSSES = ("disagreement", "accuracy")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multiexit.names import unknown
+from multiexit.arguments import unknown
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float | Mapping[str, float]]
 """`(predicted_N, labels_N) -> score`, or figures by name with a `"score"`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multiexit import policies
+from multiexit.arguments import check_share
 from multiexit.data import hub
 from multiexit.data.batches import loader, move, unpack
 from multiexit.data.columns import Columns
@@ -140,11 +141,10 @@ def exit_shares(exit_B: Tensor, num_exits: int) -> Tensor:
 
 def rows_in_share(rows: int, share: float) -> int:
     """How many rows a share of them is, rounded down; ValueError where either part is empty."""
-    first = int(rows * share + 1e-9) if 0 < share < 1 else 0
-    if first == 0:
-        raise ValueError(
-            f"share must be in (0, 1) and leave rows in both parts; {share} of {rows} doesn't"
-        )
+    check_share("share", share, "(0, 1)")
+    first = int(rows * share + 1e-9)
+    if not 0 < first < rows:
+        raise ValueError(f"a share of {share} of {rows} rows leaves one of the two parts empty")
     return first
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from multiexit.arguments import check_share, unknown
 from multiexit.evaluation import guarantee
 from multiexit.evaluation.judging import Row, sweep
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.latency import Latency
-from multiexit.names import unknown
 from multiexit.policies import Certificate, ExitPolicy
 
 TARGETS = ("speedup", "score", "milliseconds", "risk")
@@ -52,10 +52,10 @@ class Target:
                 + (" and ".join(names) or "none")
             )
         if self.risk is not None:
-            guarantee.check_share("risk", self.risk)
+            check_share("risk", self.risk, "(0, 1)")
             guarantee.check_loss(self.loss)
             if self.confidence is not None:
-                guarantee.check_share("confidence", self.confidence)
+                check_share("confidence", self.confidence, "(0, 1)")
             return
         if self.milliseconds is not None:
             _check_positive("milliseconds", self.milliseconds)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from multiexit.arguments import check_share
+
 Coefficients = Callable[[Tensor, float, Sequence[float]], Tensor]
 """`(teaches_MM, progress, shares_M) -> A_MM`: who teaches whom, bool [M, M]; the share of the phase
 that is done when the running epoch ends, in (0, 1]; each exit's share of the network's MACs, in
@@ -154,7 +156,7 @@ def blended(mix: float, scale: float = 1.0) -> Coefficients:
         >>> mx.coefficients.blended(0.25)(mx.topology.last(2), 1.0, ()).tolist()
         [[0.75, 0.25], [0.0, 1.0]]
     """
-    check_share("mix", mix)
+    check_share("mix", mix, "[0, 1]")
 
     def coefficients(teaches_MM: Tensor, progress: float, shares_M: Sequence[float]) -> Tensor:
         last_MM = last_only(teaches_MM, progress, shares_M)
@@ -182,29 +184,10 @@ def distilled(mix: float = 0.5, scale: float = 10.0) -> Coefficients:
         >>> mx.coefficients.distilled(mix=0.5)(mx.topology.last(2), 1.0, ()).tolist()
         [[2.5, 2.5], [0.0, 2.5]]
     """
-    check_share("mix", mix)
+    check_share("mix", mix, "[0, 1]")
 
     def coefficients(teaches_MM: Tensor, progress: float, shares_M: Sequence[float]) -> Tensor:
         own_MM = torch.eye(len(teaches_MM), device=teaches_MM.device)
         return scale / len(teaches_MM) * ((1 - mix) * own_MM + mix * teaches_MM)
 
     return coefficients
-
-
-def check_share(name: str, value: float) -> None:
-    """Refuse what is no number in [0, 1].
-
-    Args:
-        name: what the number is called in the message.
-        value: the number.
-
-    Raises:
-        ValueError: with the name and the number.
-
-    Example:
-        >>> check_share("mix", 1.5)
-        Traceback (most recent call last):
-        ValueError: mix must be in [0, 1], got 1.5
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")

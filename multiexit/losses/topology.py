@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multiexit.names import unknown
+from multiexit.arguments import unknown
 
 Topology = Callable[[int], Tensor]
 """`M -> teaches_MM`, bool [M, M]: True where the column's exit teaches the row's."""

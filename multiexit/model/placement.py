@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from numbers import Integral
 
+from multiexit.arguments import check_share
 from multiexit.backbones import Backbone
 from multiexit.model import cost
 
@@ -54,9 +55,8 @@ def resolve_exits(exits: Exits, backbone: Backbone) -> tuple[int, ...]:
 
 
 def _at_fractions(fractions: Sequence[float], backbone: Backbone) -> tuple[int, ...]:
-    wrong = [fraction for fraction in fractions if not 0 < fraction <= 1]
-    if wrong:
-        raise ValueError(f"fractions of compute must be in (0, 1], got {wrong}")
+    for fraction in fractions:
+        check_share("a fraction of compute", fraction, "(0, 1]")
     shares = cost.stage_shares(backbone)
     return tuple(
         next(stage for stage, share in enumerate(shares) if share >= fraction - 1e-9)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any, get_type_hints
 
+from multiexit.arguments import unknown
 from multiexit.files import schema
-from multiexit.names import unknown
 from multiexit.policies.base import ExitPolicy
 from multiexit.policies.certificate import TABLE as CERTIFICATE
 from multiexit.policies.certificate import Certificate

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from multiexit.names import unknown
+from multiexit.arguments import unknown
 
 
 def check_options(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:

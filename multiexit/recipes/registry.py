@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from multiexit.names import unknown
+from multiexit.arguments import unknown
 from multiexit.recipes.base import Recipe
 from multiexit.recipes.labels import (
     berxit,

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from multiexit.arguments import check_share, unknown
 from multiexit.evaluation.metrics import METRICS, Metric
 from multiexit.files.paths import user_path
-from multiexit.names import unknown
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ class TrainConfig:
             if not self._set_number(name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup", "momentum"):
-            if not 0 <= self._set_number(name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+            check_share(name, self._set_number(name), "[0, 1)")
         if not self._set_number("weight_decay") >= 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         if self.clip is not None and not self._set_number("clip") > 0:
@@ -125,7 +124,9 @@ class TrainConfig:
         for name in ("overwrite", "progress"):
             self._set_switch(name)
         self._set_tuple("milestones", "shares of the steps, such as (0.5, 0.75)")
-        object.__setattr__(self, "milestones", tuple(map(_checked_share, self.milestones)))
+        for milestone in self.milestones:
+            check_share("each of milestones", milestone, "(0, 1)")
+        object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
         self._set_tuple("trackers", "names, such as ('tensorboard',)")
         if not all(isinstance(name, str) for name in self.trackers):
             raise ValueError(f"trackers are names, such as ('tensorboard',); got {self.trackers}")
@@ -199,12 +200,6 @@ class TrainConfig:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{name} are {what}; got {value!r}")
         object.__setattr__(self, name, tuple(value))
-
-
-def _checked_share(value: object) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < 1:
-        raise ValueError(f"milestones are shares of the steps, 0..1, got {value!r}")
-    return float(value)
 
 
 def _is_folder_name(output: object) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from multiexit import recipes
+from multiexit.arguments import check_share
 from multiexit.backbones import Backbone, wrap
 from multiexit.data import glue, tasks
 from multiexit.data.sources import canonical
@@ -75,9 +76,21 @@ def config_for(task: str, schedule: str | None = None) -> TrainConfig:
     return presets.cifar(schedule)
 
 
-def validation_for(task: str) -> float:
-    """The share of train that selects the epoch: a tenth for text; images keep the last."""
-    return 0.1 if tasks.modality(task) == "text" else 0.0
+def validation_for(task: str, validation: float | None) -> float:
+    """The share of train that selects the epoch.
+
+    Args:
+        task: its name.
+        validation: what is asked for; None is a tenth for text, and 0 for images: their last epoch
+            is kept.
+
+    Raises:
+        ValueError: a share outside [0, 1).
+    """
+    if validation is None:
+        return 0.1 if tasks.modality(task) == "text" else 0.0
+    check_share("validation", validation, "[0, 1)")
+    return validation
 
 
 def backbone_for(

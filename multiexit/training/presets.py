@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from multiexit.arguments import unknown
 from multiexit.data.sources import canonical
-from multiexit.names import unknown
 from multiexit.training.config import TrainConfig
 
 

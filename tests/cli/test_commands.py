@@ -489,7 +489,7 @@ TRAIN = ("train", "--output", "run")
         ((*TRAIN, "--task", "digits", "--pool", "max"), "max"),
         ((*TRAIN, "--task", "digits", "--backbone", "cifar-resnet-21"), "nearest is 20"),
         ((*TRAIN, "--task", "digits", "--weights", "none.safetensors"), "none.safetensors"),
-        ((*TRAIN, "--task", "digits", "--validation", "2"), "2"),
+        ((*TRAIN, "--task", "digits", "--validation", "2"), "must be a number in [0, 1)"),
         ((*TRAIN, "--task", "digits", "--tracker", "bogus"), "bogus"),
         (("info", "cifar-resnet-21"), "of depth 21, the nearest is 20"),
         (("info", "cifar-resnet-20", "--exits", "0"), "0"),

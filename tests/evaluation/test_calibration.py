@@ -246,7 +246,7 @@ def test_a_few_rows_may_repeat(seen, refused, certified, collected):
 @given(st.integers(2, 200), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_a_split_parts_the_rows(rows, share, seed):
     if int(rows * share + 1e-9) == 0:
-        with pytest.raises(ValueError, match="leave rows in both parts"):
+        with pytest.raises(ValueError, match="leaves one of the two parts empty"):
             outputs_of(rows).split(share, seed)
         return
     numbered = replace(outputs_of(rows), keys_B=torch.arange(rows))
@@ -263,7 +263,10 @@ def test_splits_differ_by_seed():
     numbered = replace(outputs_of(100), keys_B=torch.arange(100))
     assert len({tuple(numbered.split(0.5, seed)[0].keys_B.tolist()) for seed in range(9)}) == 9
     for share in (0.0, 1.0, -0.5, math.nan):
-        with pytest.raises(ValueError, match=r"share must be in \(0, 1\)"):
+        with pytest.raises(ValueError, match=r"share must be a number in \(0, 1\)"):
+            numbered.split(share)
+    for share in (0.001, 1 - 1e-12):
+        with pytest.raises(ValueError, match=r"of 100 rows leaves one of the two parts empty"):
             numbered.split(share)
 
 

@@ -171,7 +171,7 @@ def test_what_cannot_be_certified_is_refused():
         mx.calibrate(outputs_of(), mx.MaxProb)
     with pytest.raises(ValueError, match="one target"):
         mx.calibrate(outputs_of(), mx.MaxProb, risk=0.1, speedup=2.0)
-    with pytest.raises(ValueError, match=r"risk must be in \(0, 1\), got 1.5"):
+    with pytest.raises(ValueError, match=r"risk must be a number in \(0, 1\), got 1.5"):
         mx.calibrate(outputs_of(), mx.MaxProb, risk=1.5)
     with pytest.raises(ValueError, match="confidence must be"):
         mx.calibrate(outputs_of(), mx.MaxProb, risk=0.1, confidence=1.0)

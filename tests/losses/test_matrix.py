@@ -221,7 +221,7 @@ def test_dbt_mixes_labels_and_the_last_exit():
         for j in range(5):
             wanted = 2 * 0.7 if i == j else 2 * 0.3 if j == 4 else 0.0
             assert float(A_MM[i, j]) == pytest.approx(wanted)
-    with pytest.raises(ValueError, match=r"mix must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"mix must be a number in \[0, 1\]"):
         coefficients.distilled(mix=1.5)
 
 

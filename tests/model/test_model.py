@@ -291,9 +291,9 @@ BAD = [
     ([-1], r"\[-1\] are out of range"),
     ([2, 1], r"rise and not repeat; got stages \[2, 1\]"),
     ([2, 2], "rise and not repeat"),
-    ([0.0, 1.0], r"in \(0, 1\], got \[0.0\]"),
-    ([0.5, 1.5], r"in \(0, 1\], got \[1.5\]"),
-    ([math.nan], r"in \(0, 1\], got \[nan\]"),
+    ([0.0, 1.0], r"in \(0, 1\], got 0.0"),
+    ([0.5, 1.5], r"in \(0, 1\], got 1.5"),
+    ([math.nan], r"in \(0, 1\], got nan"),
     ([0.81, 0.9], "rise and not repeat"),
 ]
 

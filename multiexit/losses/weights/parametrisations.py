@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from multiexit.arguments import check_share
+
 
 class LossWeights(nn.Module, ABC):
     """Ω as a module: `forward() -> W_MM`. Uniform Ω gives 1 for every term that counts.
@@ -91,8 +93,7 @@ class SoftmaxWeights(LossWeights):
 
     def __init__(self, teaches_MM: Tensor, floor: float = 0.1):
         super().__init__()
-        if not 0 <= floor < 1:
-            raise ValueError(f"floor must be in [0, 1), got {floor}")
+        check_share("floor", floor, "[0, 1)")
         M = len(teaches_MM)
         self.floor = floor
         self.own_M = nn.Parameter(torch.zeros(M))

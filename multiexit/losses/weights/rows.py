@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from multiexit.arguments import check_share
 from multiexit.losses.matrix import row_losses
 from multiexit.losses.weights.learners import Learner, Plan, check_cycle
 from multiexit.losses.weights.parametrisations import LossWeights, RowWeights
@@ -90,8 +91,7 @@ class MetaWeights(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.epsilon <= 1:
-            raise ValueError(f"epsilon must be in (0, 1], got {self.epsilon}")
+        check_share("epsilon", self.epsilon, "(0, 1]")
         if self.over not in ("batch", "exits"):
             raise ValueError(f"over must be 'batch' or 'exits', got {self.over!r}")
         if not self.q > 0:

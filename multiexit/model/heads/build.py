@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from multiexit.arguments import unknown
 from multiexit.backbones.base import Backbone
 from multiexit.model.heads import chained, plain
 from multiexit.model.heads.base import ChainedHead, Factory, Features, Head, VectorHead
 from multiexit.model.heads.own import OwnHead
-from multiexit.names import unknown
 
 HEADS: dict[str, Callable[[Features], Sequence[VectorHead]]] = {
     "linear": plain.linear,

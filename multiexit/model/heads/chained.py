@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multiexit.arguments import unknown
 from multiexit.model.heads.base import ChainedHead, Memory, VectorHead
-from multiexit.names import unknown
 from multiexit.policies.base import need_classes
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from multiexit.arguments import check_share
 from multiexit.backbones.attention_heads import Attention, attentions, head_width
 from multiexit.data.batches import loader, move, unpack
 from multiexit.losses import matrix
@@ -100,8 +101,7 @@ def heads_to_keep(importance: Sequence[Tensor], share: float) -> list[list[int]]
 
     Reference: as `head_importance`, section 4, and its code with one head per layer at least.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"the share of heads that go must be in [0, 1), got {share}")
+    check_share("the share of heads that go", share, "[0, 1)")
     total = sum(len(each_A) for each_A in importance)
     count = int(share * total + 1e-9)
     most = total - len(importance)

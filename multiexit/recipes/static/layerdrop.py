@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multiexit.arguments import check_share
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.transformer import TransformerBackbone
 from multiexit.recipes.static.layers import check_encoder
-from multiexit.recipes.static.random_layers import adopt, check_rate, facts, idle
+from multiexit.recipes.static.random_layers import adopt, facts, idle
 
 
 class LayerDrop(Backbone):
@@ -52,7 +53,7 @@ class LayerDrop(Backbone):
 
     def __init__(self, backbone: TransformerBackbone, rate: float = 0.2):
         check_encoder(backbone)
-        check_rate("LayerDrop's rate", rate, below=True)
+        check_share("LayerDrop's rate", rate, "[0, 1)")
         super().__init__(**facts(backbone))
         adopt(self, backbone)
         self.rate = rate

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from multiexit.arguments import check_share
 from multiexit.losses import coefficients
-from multiexit.losses.coefficients import check_share
 from multiexit.model import heads
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import FixedExit
@@ -161,9 +161,7 @@ def _checked_depth(
     check_depth(layers, depth)
     if layers < 2:
         raise ValueError("PKD needs 2 layers or more: the last one learns from no hidden state")
-    check_share("alpha", alpha)
-    if alpha == 1:
-        raise ValueError("alpha must be below 1: the labels must count too")
+    check_share("alpha", alpha, "[0, 1)")  # below 1: the labels must count too
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if not 0 <= beta < float("inf"):

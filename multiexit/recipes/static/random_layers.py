@@ -45,19 +45,3 @@ def idle(x_BTH: Tensor, module: nn.Module) -> Tensor:
     if not trained or not torch.is_grad_enabled():
         return x_BTH
     return x_BTH + 0 * torch.stack([p.sum() for p in trained]).sum().to(x_BTH.dtype)
-
-
-def check_rate(name: str, rate: float, below: bool) -> None:
-    """Refuse what is no probability.
-
-    Args:
-        name: what the number is called in the message.
-        rate: the number.
-        below: refuse 1 too.
-
-    Raises:
-        ValueError: with the name and the number.
-    """
-    good = 0 <= rate < 1 if below else 0 <= rate <= 1
-    if not good:
-        raise ValueError(f"{name} must be in [0, 1{')' if below else ']'}, got {rate}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multiexit.arguments import check_share
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.transformer import TransformerBackbone
 from multiexit.losses import coefficients
@@ -17,7 +18,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies import FixedExit
 from multiexit.recipes import Phase, Recipe
 from multiexit.recipes.static.layers import check_depth, check_encoder, first_layers
-from multiexit.recipes.static.random_layers import adopt, check_rate, facts, idle
+from multiexit.recipes.static.random_layers import adopt, facts, idle
 from multiexit.recipes.static.single import single_exit
 
 
@@ -132,9 +133,8 @@ def theseus(base: float = 0.3, reach: float = 1.0) -> Recipe:
     Reference: Xu et al., "BERT-of-Theseus: Compressing BERT by Progressive Module Replacing",
     EMNLP 2020, section 3.
     """
-    check_rate("the first probability of replacement", base, below=False)
-    if not 0 < reach <= 1:
-        raise ValueError(f"reach is a share of the phase in (0, 1], got {reach}")
+    check_share("base", base, "[0, 1]")
+    check_share("reach", reach, "(0, 1]")
 
     def replacing(model: MultiExitModel, progress: float) -> None:
         _theseus(model).rate = min(1.0, base + (1 - base) * progress / reach)

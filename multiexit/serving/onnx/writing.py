@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multiexit import policies
+from multiexit.arguments import check_share
 from multiexit.data.batches import in_order, unpack_inputs
 from multiexit.files.paths import user_path
 from multiexit.files.writing import whole_folder
@@ -211,8 +212,7 @@ def _check_export(
         raise ValueError(
             f"this model is in {other.pop()}: call model.float() first (and save it again)"
         )
-    if not 0 <= agreement <= 1:
-        raise ValueError(f"agreement is a share in 0..1, got {agreement}")
+    check_share("agreement", agreement, "[0, 1]")
     if int8:
         from multiexit.serving.onnx.int8 import check
 

@@ -8,12 +8,12 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
+from multiexit.arguments import unknown
 from multiexit.data import tasks
 from multiexit.data.splits import fold
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation.judging import exit_scores
 from multiexit.evaluation.outputs import collect
-from multiexit.names import unknown
 from multiexit.recipes import RECIPES, Recipe
 from multiexit.training import experiment
 from multiexit.training.config import TrainConfig

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from multiexit.names import unknown
+from multiexit.arguments import unknown
 from multiexit.training.search.space import Choices, Range, Setting, Space, grid
 
 Judge = Callable[[Setting, int], float]

@@ -96,7 +96,7 @@ def test_softmax_weights_keep_their_sums_and_their_floor(teaches_MM, seed, floor
 
 def test_a_floor_must_leave_room():
     for floor in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"floor must be in \[0, 1\)"):
+        with pytest.raises(ValueError, match=r"floor must be a number in \[0, 1\)"):
             weights.SoftmaxWeights(topology.lae(3), floor)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import multiexit as mx
 from multiexit.losses import topology
-from multiexit.losses.weights.rows import WeightNet, allot
+from multiexit.losses.weights.rows import MetaWeights, WeightNet, allot
 from multiexit.training.stepper import Stepper
 
 
@@ -106,3 +106,18 @@ def test_the_weighting_net_descends_the_gradient_through_the_network_s_own_step(
         assert g.abs().max() > 1e-6
         # The step is small beside the parameter it is taken from: single precision's grain.
         torch.testing.assert_close(moved, g, atol=2e-7, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": 0.0}, r"epsilon must be a number in \(0, 1\], got 0.0"),
+        ({"epsilon": 1.1}, r"epsilon must be a number in \(0, 1\], got 1.1"),
+        ({"over": "rows"}, "over must be 'batch' or 'exits', got 'rows'"),
+        ({"q": 0.0}, "q must be above 0, got 0.0"),
+    ],
+)
+def test_what_no_rows_weigh_by_is_refused(options, message):
+    assert MetaWeights(epsilon=1.0).epsilon == 1
+    with pytest.raises(ValueError, match=message):
+        MetaWeights(**options)

@@ -87,8 +87,8 @@ def test_pkds_layers_are_the_papers():
     [
         ({"layers": 7}, r"1\.\.6"),
         ({"layers": 1}, "2 layers"),
-        ({"alpha": 1.0}, "below 1"),
-        ({"alpha": 1.5}, "alpha"),
+        ({"alpha": 1.0}, r"alpha must be a number in \[0, 1\), got 1.0"),
+        ({"alpha": -0.1}, r"alpha must be a number in \[0, 1\), got -0.1"),
         ({"temperature": 0.0}, "temperature"),
         ({"beta": -1.0}, "beta"),
         ({"pattern": "odd"}, "pattern"),

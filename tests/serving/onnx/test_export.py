@@ -1,6 +1,7 @@
 """Exported graphs say what the model says, without torch, and refuse what they weren't made for."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -484,6 +485,10 @@ def test_what_cannot_be_exported_is_refused_at_once(mlp, tmp_path):
         mx.export(model.train(), tmp_path / "out", mx.MaxProb(0.9))
     with pytest.raises(ValueError, match=r"model\.float"):
         mx.export(model.eval().double(), tmp_path / "out", mx.MaxProb(0.9))
+    model.float()
+    for agreement in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"agreement must be a number in \[0, 1\], got"):
+            mx.export(model, tmp_path / "out", mx.MaxProb(0.9), int8=True, agreement=agreement)
     images = mx.MultiExitModel(mx.cifar_resnet(20), 3).eval()
     with pytest.raises(ValueError, match="convolutions"):
         mx.export(images, tmp_path / "out", mx.MaxProb(0.9), int8=True)

@@ -1,7 +1,10 @@
-"""Names that a user types, and the nearest known one where a name is unknown."""
+"""Arguments that a user gives: an unknown name, and the nearest known one; shares of a whole."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any, Literal
 
 
 def suggest(name: object, known: Iterable[str]) -> str | None:
@@ -34,3 +37,27 @@ def unknown(
     opening = "; there" if near is None else f": did you mean {near!r}? There"
     there = ", ".join(known) if listed_by is None else f"{len(known)}, see {listed_by}"
     return ValueError(f"no {what} {name!r}{opening} are {there}")
+
+
+def check_share(
+    name: str, value: object, within: Literal["[0, 1]", "[0, 1)", "(0, 1]", "(0, 1)"]
+) -> None:
+    """Refuse what is no number between 0 and 1.
+
+    Args:
+        name: what the number is called in the message.
+        value: the number.
+        within: whether 0 and 1 belong to it.
+
+    Raises:
+        ValueError: with the name, the bounds and the number.
+
+    >>> check_share("mix", 1, "[0, 1]")
+    >>> check_share("mix", 1, "[0, 1)")
+    Traceback (most recent call last):
+    ValueError: mix must be a number in [0, 1), got 1
+    """
+    share: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    opens = (share == 0 and within[0] == "(") or (share == 1 and within[-1] == ")")
+    if opens or not 0 <= share <= 1:
+        raise ValueError(f"{name} must be a number in {within}, got {value!r}")

@@ -256,6 +256,11 @@ def differences(one, other, where="") -> list[str]:
     return [] if one == other else [f"{where}: {one!r} and {other!r}"]
 
 
+def written(folder: Path) -> set[str]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 class Ended(NamedTuple):
     """How a command ended."""
 

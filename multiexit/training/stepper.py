@@ -42,6 +42,7 @@ class StepRecord(NamedTuple):
     """One optimiser step of Θ: its loss, and what that is made of; tensors stay on the device.
 
     Args:
+        step: its number in the phase, counted from 0.
         loss: the scalar that Θ descended.
         L_MM: the loss matrix.
         A_MM: the factors that it used.
@@ -51,6 +52,7 @@ class StepRecord(NamedTuple):
         labelled: whether it learned from labels.
     """
 
+    step: int
     loss: Tensor
     L_MM: Tensor
     A_MM: Tensor
@@ -157,7 +159,7 @@ class Stepper:
             self._move_omega(plan, first, draw, L_MM, look_back)
         learned_MM = self.omega.value() if self.omega.learns_terms else None
         rows = sum(map(num_rows, batches))
-        return StepRecord(loss, L_MM, self.A_MM, learned_MM, rows, lr, self.labelled)
+        return StepRecord(step, loss, L_MM, self.A_MM, learned_MM, rows, lr, self.labelled)
 
     def _move_theta(
         self, batches: Shared, factors_MM: Tensor, look_back: LookBack | None

@@ -238,7 +238,7 @@ class Trainer:
             # Named nowhere else, so that its workers end with the loop, whatever ends that.
             for batches in chunks(data.feed(first, config.workers, seed, skipped), size):
                 draw = partial(self._draw, data, second, seed)
-                state.unread.add(position.step, stepper.step(batches, draw, position.step, steps))
+                state.unread.steps.append(stepper.step(batches, draw, position.step, steps))
                 position.batch += 1
                 position.step += 1
                 position.total += 1

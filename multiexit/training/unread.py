@@ -10,7 +10,6 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
-from multiexit.data.batches import move
 from multiexit.runtime import user_level
 from multiexit.training.finite import check_finite
 from multiexit.training.stepper import StepRecord
@@ -20,29 +19,14 @@ class UnreadLosses:
     """Losses of recent steps, still on the device.
 
     Reading blocks until the device catches up, so it happens every `log_every` steps.
+
+    Attributes:
+        steps: those since the last reading.
     """
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, StepRecord]] = []
+        self.steps: list[StepRecord] = []
         self._warned = False
-
-    def add(self, number: int, step: StepRecord) -> None:
-        """Keep the record of a step.
-
-        Args:
-            number: of the step in its phase, counted from 0.
-            step: its losses and weights, on the device.
-        """
-        self._steps.append((number, step))
-
-    @property
-    def steps(self) -> list[tuple[int, StepRecord]]:
-        """The steps since the last reading, as `restore` takes them from a checkpoint."""
-        return list(self._steps)
-
-    def restore(self, steps: list[tuple[int, StepRecord]], device: torch.device) -> None:
-        """Take back the steps that a checkpoint holds."""
-        self._steps = [(number, StepRecord(*move(step, device))) for number, step in steps]
 
     def check(self) -> None:
         """Wait for the device, and look at what is unread without reading it.
@@ -52,23 +36,23 @@ class UnreadLosses:
         Raises:
             FloatingPointError: a term that counts, or a weight, is NaN or infinite.
         """
-        if not self._steps:
+        steps = self.steps
+        if not steps:
             return
-        numbers, steps = zip(*self._steps, strict=True)
         # Averaged over processes, so that a NaN on one is seen by all.
         loss_S = reduce(torch.stack([step.loss for step in steps]), "mean")
         L_SMM = reduce(torch.stack([step.L_MM for step in steps]), "mean")
         A_SMM, W_MM = torch.stack([step.A_MM for step in steps]), steps[-1].W_MM
-        self._steps = [
-            (number, step._replace(loss=loss, L_MM=L_MM))
-            for number, step, loss, L_MM in zip(numbers, steps, loss_S, L_SMM, strict=True)  # type: ignore[arg-type]
+        self.steps = [
+            step._replace(loss=loss, L_MM=L_MM)
+            for step, loss, L_MM in zip(steps, loss_S, L_SMM, strict=True)  # type: ignore[arg-type]
         ]
-        check_finite(L_SMM.cpu(), A_SMM.cpu(), list(numbers))  # type: ignore[union-attr]
+        check_finite(L_SMM.cpu(), A_SMM.cpu(), [step.step for step in steps])  # type: ignore[union-attr]
         if W_MM is not None and not W_MM.isfinite().all():
             raise FloatingPointError(
-                f"the loss weights are NaN or infinite after step {numbers[-1] + 1}, so a loss on "
-                "D2 was: look for broken inputs, or lower the learning rates; the last checkpoint "
-                "stands"
+                f"the loss weights are NaN or infinite after step {steps[-1].step + 1}, so a loss "
+                "on D2 was: look for broken inputs, or lower the learning rates; the last "
+                "checkpoint stands"
             )
 
     def read(self) -> dict[str, Any]:
@@ -79,11 +63,10 @@ class UnreadLosses:
         Raises:
             FloatingPointError: as `check` does.
         """
-        if not self._steps:
+        if not self.steps:
             return {}
         self.check()
-        steps = [step for _, step in self._steps]
-        self._steps.clear()
+        steps, self.steps = self.steps, []
         loss_S = torch.stack([step.loss for step in steps]).cpu()
         L_SMM = torch.stack([step.L_MM for step in steps]).cpu()
         rows_S = torch.tensor([float(step.rows) for step in steps])

@@ -50,7 +50,7 @@ _STATE = schema.table(
                 ),
             }
         ),
-        "unread": schema.listed(schema.listed(schema.anything, 2, 2)),
+        "unread": schema.listed(schema.listed(schema.anything)),
         "best": schema.optional(_WEIGHTS),
         "model": _WEIGHTS,
         "stepper": schema.table(

@@ -9,10 +9,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from multiexit import randomness
+from multiexit.data.batches import move
 from multiexit.evaluation.history import History
 from multiexit.training import sharding
 from multiexit.training.finite import check_parameters
-from multiexit.training.stepper import Stepper
+from multiexit.training.stepper import Stepper, StepRecord
 from multiexit.training.unread import UnreadLosses
 
 
@@ -97,7 +98,7 @@ class State:
             sharding.set_parameters(stepper.model, saved["model"])
             self.best = saved["best"]
             self.history = History(**saved["history"])
-            self.unread.restore(saved["unread"], device)
+            self.unread.steps = [StepRecord(*move(step, device)) for step in saved["unread"]]
             self.position = Position(**saved["position"])
             if rank < len(saved["random"]):  # there were fewer processes
                 randomness.set_states(saved["random"][rank])

@@ -14,6 +14,8 @@ from networks import MAKE
 
 import multiexit as mx
 
+# What tests share has asserts that tell what differs, as the tests' own do.
+pytest.register_assert_rewrite("helpers", "encoders", "folders", "unrolled")
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 gc.set_threshold(100_000)  # a search through all that the libraries made takes long
 # pytest listens to loggers that don't propagate; heard, torch writes down all that it compiles.

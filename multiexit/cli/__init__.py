@@ -2,12 +2,14 @@
 
 import os
 import sys
+from typing import Any
 
 import typer
 
 from multiexit import starting
 from multiexit.cli import judging, serving, training, tuning
-from multiexit.cli.words import check_words, finite
+from multiexit.cli.spelling import as_typed
+from multiexit.cli.words import check_words, finite, options_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,13 +43,15 @@ def main() -> None:
         from torch.distributed.elastic.multiprocessing.errors import record
 
         run = record(app)
+    program: Any = typer.main.get_command(app)
     try:
-        check_words(typer.main.get_command(app), sys.argv[1:])
+        check_words(program, sys.argv[1:])
         run()
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         # Of the many RuntimeErrors only those of memory; torch isn't imported for a name.
         memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
         if isinstance(error, RuntimeError) and not memory:
             raise
-        print(f"multiexit: {str(error) or 'out of memory'}", file=sys.stderr)
+        message = as_typed(str(error), options_of(program, sys.argv[1:]))
+        print(f"multiexit: {message or 'out of memory'}", file=sys.stderr)
         sys.exit(2)

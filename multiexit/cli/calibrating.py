@@ -30,10 +30,10 @@ def named(text: str) -> type[ExitPolicy] | ExitPolicy:
 
 
 ASIDE = {
-    "by": ("layers", "speedup or score"),
-    "batch_size": (1, "milliseconds or --by time"),
-    "confidence": (0.9, "risk"),
-    "loss": ("disagreement", "risk"),
+    "by": ("layers", "--speedup or --score"),
+    "batch_size": (1, "--milliseconds or --by time"),
+    "confidence": (0.9, "--risk"),
+    "loss": ("disagreement", "--risk"),
 }
 """What goes with a target: the default, and with which."""
 
@@ -52,10 +52,9 @@ def complete(target: dict[str, Any], share: float) -> dict[str, Any]:
     names = {name for name, value in target.items() if value is not None}
     targets = [name for name in ("budget", *TARGETS) if name in names]
     if len(targets) != 1:
-        raise ValueError(
-            f"calibrate has one target: give one of {', '.join((*TARGETS, 'budget'))}; got "
-            + (" and ".join(targets) or "none")
-        )
+        every = ", ".join(f"--{name}" for name in (*TARGETS, "budget"))
+        got = " and ".join(f"--{name}" for name in targets) or "none"
+        raise ValueError(f"calibrate has one target: give one of {every}; got {got}")
     effective = {
         "by": targets[0] in ("speedup", "score"),
         "batch_size": targets[0] == "milliseconds" or target["by"] == "time",
@@ -65,7 +64,7 @@ def complete(target: dict[str, Any], share: float) -> dict[str, Any]:
     for name, has_effect in effective.items():
         if name in names and not has_effect:
             raise ValueError(
-                f"{name} goes with {ASIDE[name][1]}, and has no effect beside {targets[0]}: "
+                f"{name} goes with {ASIDE[name][1]}, and has no effect beside --{targets[0]}: "
                 "leave it out"
             )
     defaults = {name: default for name, (default, _) in ASIDE.items()}
@@ -73,11 +72,11 @@ def complete(target: dict[str, Any], share: float) -> dict[str, Any]:
     if target["score"] is not None:
         check_share("score", target["score"], "[0, 1]")
     check_share("share", share, "(0, 1)")
-    if target["milliseconds"] is not None and not target["milliseconds"] > 0:
-        raise ValueError(f"milliseconds must be above 0, got {target['milliseconds']}")
-    if target["budget"] is not None:
-        Budget(target["budget"])
-    elif targets[0] != "milliseconds" and filled["by"] != "time":  # these need the model's table
+    for name in ("milliseconds", "budget"):
+        if target[name] is not None and not target[name] > 0:
+            raise ValueError(f"{name} must be above 0, got {target[name]}")
+    # Milliseconds and time need the model's table.
+    if targets[0] not in ("milliseconds", "budget") and filled["by"] != "time":
         Target(**{name: value for name, value in filled.items() if name != "budget"})
     return filled
 

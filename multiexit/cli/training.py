@@ -83,7 +83,7 @@ def train(
         float | None, typer.Option(help="share of the steps over which the rate rises")
     ] = None,
     clip: Annotated[
-        float | None, typer.Option(help="largest norm of the gradient; 0 is none")
+        float | None, typer.Option(min=0, help="largest norm of the gradient; 0 is none")
     ] = None,
     early_stopping: Annotated[
         int | None, typer.Option(help="epochs without a better one; text 5, images never")

@@ -55,6 +55,18 @@ def typed_command() -> str:
     return shlex.join(["multiexit", *sys.argv[1:]])
 
 
+def options_of(program: Any, words: Sequence[str]) -> dict[str, str]:
+    """The options of the command that was typed, by their names in Python.
+
+    Args:
+        program: the click group.
+        words: what was typed behind its name.
+    """
+    command = program.commands.get(words[0]) if words else None
+    names = {} if command is None else {p.name: p.opts[0] for p in command.params}
+    return {name: option for name, option in names.items() if option.startswith("--")}
+
+
 def check_words(program: Any, words: Sequence[str]) -> None:
     """Refuse empty words, and options given twice of which one alone would count.
 

@@ -200,7 +200,7 @@ def check_devices(
         raise ValueError("sharded parameters stay on their devices: set fsdp_offload_params: false")
     if plugin.activation_checkpointing:  # it would draw other dropout when it computes again
         raise ValueError(
-            "activations are computed again by checkpoint_gradients=True (--checkpoint-gradients): "
+            "activations are computed again by checkpoint_gradients=True: "
             "set that, and fsdp_activation_checkpointing: false"
         )
     if accelerator.mixed_precision != "no" and not sharding.may_mix(accelerator, model):

@@ -192,8 +192,8 @@ def test_milliseconds_go_by_the_models_own_table(folder):
     ("words", "naming"),
     [
         ((), "one target"),
-        (("--speedup", 2, "--risk", 0.1), "got speedup and risk"),
-        (("--budget", 2, "--score", 0.5), "got budget and score"),
+        (("--speedup", 2, "--risk", 0.1), "got --speedup and --risk"),
+        (("--budget", 2, "--score", 0.5), "got --budget and --score"),
         (("--budget", 2, "--policy", "entropy"), "a budget sets thresholds of max-prob"),
         (("--budget", 500), "can't be spent"),
         (("--speedup", 0), "speedup must be above 0"),
@@ -202,18 +202,18 @@ def test_milliseconds_go_by_the_models_own_table(folder):
         (("--score", -5), r"score must be a number in \[0, 1\], got -5"),
         (("--score", 1.1), r"score must be a number in \[0, 1\], got 1.1"),
         (("--milliseconds", -1), "milliseconds must be above 0"),
-        (("--budget", -1), "speedup must be above 0"),
+        (("--budget", -1), "--budget must be above 0"),
         (("--speedup", 2, "--share", 0), r"share must be a number in \(0, 1\), got 0"),
-        (("--speedup", 2, "--loss", "accuracy"), "loss goes with risk"),
-        (("--score", 0.5, "--confidence", 0.9), "confidence goes with risk"),
-        (("--budget", 2, "--by", "macs"), "by goes with speedup or score"),
-        (("--risk", 0.1, "--by", "layers"), "by goes with speedup or score"),
-        (("--speedup", 2, "--batch-size", 1), "batch_size goes with milliseconds or --by time"),
+        (("--speedup", 2, "--loss", "accuracy"), "--loss goes with --risk"),
+        (("--score", 0.5, "--confidence", 0.9), "--confidence goes with --risk"),
+        (("--budget", 2, "--by", "macs"), "--by goes with --speedup or --score"),
+        (("--risk", 0.1, "--by", "layers"), "--by goes with --speedup or --score"),
+        (("--speedup", 2, "--batch-size", 1), "--batch-size goes with --milliseconds or --by time"),
         (("--speedup", 2, "--speedup", 3), "--speedup is given 2 times"),
         (("--risk", 0.1, "--loss", "acuracy"), "did you mean 'accuracy'"),
         (("--speedup", 2, "--by", "layer"), "did you mean 'layers'"),
         (("--speedup", 2, "--policy", "max-probe"), "did you mean 'max-prob'"),
-        (("--speedup", 2, "--data-dir", "data"), "data_dir data is for .* no effect for digits"),
+        (("--speedup", 2, "--data-dir", "data"), "--data-dir data is for .* no effect for digits"),
         (("--speedup", 2, "--by", "steps"), "'steps'"),
         (("--speedup", 2, "--by", "time"), "multiexit profile"),
         (("--milliseconds", 3), "multiexit profile"),
@@ -265,7 +265,7 @@ def test_what_no_setting_reaches_leaves_the_model_as_it_was(words, folder):
     before = contents(folder)
     ended = command("calibrate", folder, *words)
     assert ended.code == 2
-    assert "no setting of MaxProb" in ended.err
+    assert "no setting of max-prob" in ended.err
     assert contents(folder) == before
 
 

@@ -128,7 +128,7 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
         if any(key.startswith(FIXED) for key in different):
             raise ValueError(f"{message}; it can't go on as this one")
         if not config.force:
-            raise ValueError(f"{message}; force=True (--force) goes on nevertheless")
+            raise ValueError(f"{message}; force=True goes on nevertheless")
         warnings.warn(f"{message}; going on by force", stacklevel=user_level())
     return latest
 

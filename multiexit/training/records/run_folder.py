@@ -113,18 +113,18 @@ def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:
         return
     if not config.resume and (saved or finished):
         raise ValueError(
-            f"{folder} holds a run: resume=True (--resume) goes on with it, overwrite=True "
-            "(--overwrite) clears it away and starts anew; or name another output"
+            f"{folder} holds a run: resume=True goes on with it, overwrite=True "
+            "clears it away and starts anew; or name another output"
         )
     if config.resume and finished:
         raise ValueError(
-            f"{folder} holds a run without checkpoints, so resume=True (--resume) has nothing to "
-            "go on from: overwrite=True (--overwrite) clears it away and starts anew"
+            f"{folder} holds a run without checkpoints, so resume=True has nothing to "
+            "go on from: overwrite=True clears it away and starts anew"
         )
     if config.resume and not began:
         problem = "holds no run" if any(p.name != LOCK for p in folder.iterdir()) else "is empty"
         raise ValueError(
-            f"{folder} {problem}, so there is nothing that resume=True (--resume) could go on "
+            f"{folder} {problem}, so there is nothing that resume=True could go on "
             "with: leave it out, or look whether the name is right (a folder that doesn't exist "
             "yet is begun anew)"
         )

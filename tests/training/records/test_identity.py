@@ -383,7 +383,7 @@ def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.Stepper, "step", step)
     ended = command("train", "--task", "digits", "--output", tmp_path, "--no-progress")
     assert ended.code == 2
-    assert ended.err.startswith("multiexit: out of memory with batch_size=64")
+    assert ended.err.startswith("multiexit: out of memory with --batch-size 64")
     assert ended.err.count("\n") == 1
 
 

@@ -21,8 +21,10 @@ def predict(
 ) -> None:
     """Labels, exits and confidences as JSON lines, in the inputs' order.
 
-    Text comes one per line, sentence pairs with a tab between them. An image file that can't be
-    read is one line on stderr; the others are answered, and the exit code is 2.
+    Text comes one per line, sentence pairs with a tab between them. For a model of single texts the
+    whole line is the text, and a tab in it white space: of a table, give the column of texts alone,
+    as `cut -f1 table.tsv` does. An image file that can't be read is one line on stderr; the others
+    are answered, and the exit code is 2.
 
     Examples:
 

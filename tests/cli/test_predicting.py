@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from helpers import command
@@ -127,6 +128,20 @@ def test_predicting_pairs_is_what_training_reads(mrpc):
     ]
     results = json.loads((place / "run" / "results.json").read_text())
     assert sum(right) / len(right) == pytest.approx(results["exits"][2]["scores"]["accuracy"])
+
+
+def test_a_tab_is_white_space_to_a_model_of_single_texts(mrpc, tmp_path):
+    shutil.copytree(mrpc[0] / "run" / "model", tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "multiexit.json").read_text())
+    settings["preprocessing"]["pairs"] = False
+    (tmp_path / "model" / "multiexit.json").write_text(json.dumps(settings))
+    ended = command("predict", tmp_path / "model", stdin="the cat\tsaw a dog\nthe cat saw a dog\n")
+    assert ended.code == 0, ended.err
+    tabbed, spaced = map(json.loads, ended.out.splitlines())
+    assert (tabbed.pop("text"), spaced.pop("text")) == ("the cat\tsaw a dog", "the cat saw a dog")
+    assert tabbed == spaced
+    said = " ".join(command("predict", "--help").out.split())
+    assert "the whole line is the text, and a tab in it white space" in said
 
 
 def test_a_file_of_lines_may_have_a_byte_order_mark_and_windows_line_ends(mrpc, tmp_path):

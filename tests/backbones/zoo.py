@@ -121,7 +121,7 @@ _images = partial(_drawn, pixel_values=(3, IMAGE, IMAGE))
 _large_images = partial(_drawn, pixel_values=(3, 64, 64))
 _videos = partial(_drawn, pixel_values=(FRAMES, 3, IMAGE, IMAGE))
 _named_videos = partial(_drawn, pixel_values_videos=(FRAMES, 3, IMAGE, IMAGE))
-_waves = partial(_drawn, input_values=(4800,))
+_waves = partial(_drawn, input_values=(640,))
 
 _INPUTS = {"text": _text, "decoder": _text, "image": _images, "video": _videos, "audio": _waves}
 _INPUTS_OF_TYPE = {

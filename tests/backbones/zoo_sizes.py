@@ -39,6 +39,8 @@ SIZES: dict[str, Any] = {
     "v_head_dim": 8,
     # depth and heads
     "num_hidden_layers": 4,
+    "num_spatial_layers": 4,
+    "depth": 4,
     "num_self_attends_per_block": 4,
     "num_attention_heads": 4,
     "num_self_attention_heads": 4,
@@ -93,7 +95,6 @@ SIZES: dict[str, Any] = {
     "num_latents": 16,
     "class_expand": 64,
     # sound
-    "conv_dim": 16,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 2,
     "classifier_proj_size": 16,
@@ -130,6 +131,9 @@ STAGES: dict[str, tuple[int, ...]] = {
     "stage_mid_channels": (8, 8, 16, 16),
     "stage_out_channels": (16, 32, 32, 48),
     "stage_numb_of_layers": (2, 2, 2, 2),
+    "conv_dim": (16, 16, 16),
+    "conv_stride": (5, 2, 2),
+    "conv_kernel": (10, 3, 3),
 }
 """Name of a list of sizes → its first values."""
 
@@ -137,6 +141,7 @@ HYBRID = ["linear_attention", "hybrid"] * 2
 
 WORDS: dict[str, dict[str, Any]] = {
     # text
+    "bloom": {"n_layer": 4},
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": {

@@ -426,8 +426,12 @@ def test_what_a_collate_of_ones_own_makes_of_a_pair_is_not_guessed():
         y, x = zip(*rows, strict=True)
         return torch.stack(x), torch.stack(y)
 
-    rows = TensorDataset(torch.arange(9) % CLASSES, torch.randn(9, WIDTH))
-    fit(chain(2), "joint", config(epochs=1), DataLoader(rows, 3, collate_fn=turned))
+    y, x = torch.arange(9) % CLASSES, torch.randn(9, WIDTH)
+    mine, wanted = chain(2), chain(2)
+    loader = DataLoader(TensorDataset(y, x), 3, collate_fn=turned)
+    fit(mine, "joint", config(epochs=1), loader)
+    fit(wanted, "joint", config(epochs=1), DataLoader(TensorDataset(x, y), 3))
+    assert_same(tensors(mine), tensors(wanted))
 
 
 def test_a_dev_set_that_can_be_read_once_is_refused():
@@ -545,7 +549,10 @@ class Named(Table):
 
 @pytest.mark.parametrize("called", ["label", "labels", "label_ids"])
 def test_labels_by_any_of_their_names(called):
-    fit(chain(2), "joint", config(epochs=1), Named(label=called), Named(label=called))
+    named, paired = chain(2), chain(2)
+    fit(named, "joint", config(epochs=1), Named(label=called), Named(label=called))
+    fit(paired, "joint", config(epochs=1), Table(12), Table(12))
+    assert_same(tensors(named), tensors(paired))
 
 
 def test_columns_that_the_network_does_not_take_are_named_once():

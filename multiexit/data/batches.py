@@ -190,6 +190,8 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
         labels = batch[1]
     if isinstance(labels, tuple | list) and labels and isinstance(labels[0], str):
         got = f"words such as {labels[0]!r}: give class numbers, classes.index(name)"
+    if any(hasattr(x, "__array__") and not isinstance(x, Tensor) for x in (batch, labels)):
+        got = "an array: make tensors of arrays, torch.from_numpy(x)"
     raise ValueError(
         "a batch is (inputs, labels) or a dict with 'labels', and its labels are a tensor [B]; got "
         + got

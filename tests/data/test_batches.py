@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import CLASSES, ROOT, Table, Watched, chain, config, fit
@@ -234,4 +235,12 @@ def test_a_loader_reads_long_rows_first_and_says_where_they_belong():
 )
 def test_labels_that_are_words_are_named(batch):
     with pytest.raises(ValueError, match=r"got words such as 'a': give class numbers"):
+        batches.unpack(batch)
+
+
+@pytest.mark.parametrize(
+    "batch", [np.zeros((2, 3)), (torch.zeros(2, 3), np.zeros(2)), {"labels": np.zeros(2)}]
+)
+def test_arrays_are_to_be_tensors(batch):
+    with pytest.raises(ValueError, match=r"got an array: make tensors .*torch.from_numpy\(x\)"):
         batches.unpack(batch)

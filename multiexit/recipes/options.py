@@ -28,7 +28,7 @@ def check_options(name: str, make: Callable[..., Any], options: Mapping[str, Any
             raise unknown(f"option of recipe {name!r} called", option, names or ["none"])
         if not _fits(value, kinds[option]):
             raise ValueError(
-                f"recipe {name!r}: {option} must be {_kind_text(kinds[option])}, got {value!r}"
+                f"{option} of recipe {name!r} must be {_kind_text(kinds[option])}, got {value!r}"
             )
 
 

@@ -50,18 +50,17 @@ def predict_lines(
     engine = Engine(model, policy)
     length = model.preprocessing.get("max_length", 128)
     paired = model.preprocessing.get("pairs", False)
+    read = 0
     for chunk in _chunks_at_hand(lines, batch_size):
         texts = list(takewhile(lambda line: not paired or line.count("\t") == 1, chunk))
+        read += len(texts)
         if texts:
             first, second = _sentences(texts, paired)
             rows = TextDataset.from_texts(tokenizer, first, second, max_length=length)
             _, inputs, _ = unpack(rows.collate([rows[i] for i in range(len(rows))]))
             yield from _answers(model, engine.predict(**inputs), "text", texts)
         if len(texts) < len(chunk):
-            wrong = chunk[len(texts)]
-            raise ValueError(
-                f"this model reads sentence pairs, one tab between them; got {wrong!r}"
-            )
+            raise _no_pair(read + 1, chunk[len(texts)])
 
 
 def _chunks_at_hand(lines: Iterable[str], batch_size: int) -> Iterator[list[str]]:
@@ -141,8 +140,17 @@ def prepared(model: MultiExitModel, tokenizer: Any, inputs: Sequence[str]) -> An
 def _sentences(lines: Sequence[str], paired: bool) -> tuple[list[str], list[str] | None]:
     if not paired:
         return list(lines), None
+    for number, line in enumerate(lines, 1):
+        if line.count("\t") != 1:
+            raise _no_pair(number, line)
     pairs = [line.split("\t") for line in lines]
     return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _no_pair(number: int, line: str) -> ValueError:
+    return ValueError(
+        f"line {number}: this model reads sentence pairs, one tab between them; got {line!r}"
+    )
 
 
 def _image_or_reason(path: str | Path, preprocessing: dict[str, Any]) -> Tensor | str:

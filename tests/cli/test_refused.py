@@ -236,7 +236,12 @@ def test_text_that_is_not_utf_8_is_named(mrpc, tmp_path):
 
 def test_a_line_without_its_second_sentence_is_named(mrpc, tmp_path):
     words = ("predict", mrpc[0] / "run" / "model")
-    ended = command(*words, stdin="a cat\ta dog\nred fish\n")  # what came before is answered
-    assert (ended.code, ended.out.count("\n"), "red fish" in ended.err) == (2, 1, True)
-    one_line(ended.err)
-    one_line(refused(tmp_path, *words, stdin="a\tcat\tdog\n", naming="tab"))
+    said = "line 2: this model reads sentence pairs, one tab between them; got 'red fish'"
+    for size in (1, 32):
+        ended = command(*words, "--batch-size", size, stdin="a cat\ta dog\nred fish\n")
+        assert (ended.code, ended.out.count("\n")) == (2, 1)  # what came before is answered
+        assert ended.err == f"multiexit: {said}\n"
+    one_line(refused(tmp_path, *words, stdin="a\tcat\tdog\n", naming="line 1: "))
+    (tmp_path / "rows.txt").write_text("a cat\ta dog\nred fish\n")
+    words = ("export", mrpc[0] / "run" / "model", "out", "--data", tmp_path / "rows.txt")
+    one_line(refused(tmp_path, *words, naming=said))

@@ -2,7 +2,7 @@
 
 import pytest
 from huggingface_hub import errors
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from multiexit.files.unreadable import LONGEST, REASONS, one_line, reason
 

@@ -88,9 +88,10 @@ def infer(
     """The shape (without the batch) and the layout of each stage's feature.
 
     The layout is that of the layer that made the feature or that reads it, if it is that very
-    tensor; else that of the last layer with weights, if a width of that size stands where the
-    layer puts it and nowhere else; else the width is the one dimension that keeps its size when
-    the input's other sizes change.
+    tensor; else that of the last layer with weights, or of the next one, if a width of that size
+    stands where the layer has it and nowhere else; else the width is the one dimension that keeps
+    its size when the input's other sizes change; else, of a square image, the one that isn't of
+    its square.
 
     Args:
         chain: in evaluation mode.
@@ -121,7 +122,7 @@ def infer(
             if width is None:
                 varying = varying or _varying_dims(chain, example, features)
                 fixed = set(range(1, feature.ndim)) - varying[stage]
-                width = fixed.pop() if len(fixed) == 1 else None
+                width = fixed.pop() if len(fixed) == 1 else _width_of_square(feature, example)
             fitting = [name for name in candidates if LAYOUTS[name].width + 1 == width]
         else:
             fitting = candidates
@@ -141,12 +142,22 @@ def _width_from_layers(feature: Tensor, calls: Sequence[_Call], end: int) -> int
     readers = [call for call in calls[end:] if call.input is feature]
     if makers or readers:
         return (makers[-1:] + readers)[0].width % feature.ndim
-    last = calls[end - 1] if end else None
-    if last is None or (last.width == 1 and last.output.ndim != feature.ndim):
+    last, following = calls[:end][-1:], calls[end:][:1]
+    for call, tensor in [*((c, c.output) for c in last), *((c, c.input) for c in following)]:
+        if not isinstance(tensor, Tensor) or (call.width == 1 and tensor.ndim != feature.ndim):
+            continue
+        size, width = tensor.shape[call.width], call.width % feature.ndim
+        if [dim for dim in range(1, feature.ndim) if feature.shape[dim] == size] == [width]:
+            return width
+    return None
+
+
+def _width_of_square(feature: Tensor, example: Tensor) -> int | None:
+    """The dimension that isn't one of two equal ones beside each other, for a square image."""
+    if feature.ndim != 4 or example.ndim != 4 or example.shape[2] != example.shape[3]:
         return None
-    size, width = last.output.shape[last.width], last.width % feature.ndim
-    places = [dim for dim in range(1, feature.ndim) if feature.shape[dim] == size]
-    return width if places == [width] else None
+    _, a, b, c = feature.shape
+    return {(True, False): 3, (False, True): 1}.get((a == b, b == c))
 
 
 def _varying_dims(chain: Chain, example: Tensor, features: Sequence[Tensor]) -> list[set[int]]:
@@ -176,7 +187,7 @@ def _record_calls(chain: Chain, calls: list[_Call]) -> Iterator[None]:
     def note(module: nn.Module, args: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         if isinstance(tensor, Tensor) and tensor.ndim > 1:
-            width = 1 if isinstance(module, _WIDTH_FIRST) else -1
+            width = 1 if isinstance(module, _WIDTH_FIRST) and tensor.ndim > 2 else -1
             calls.append(_Call(width, args[0] if args else None, tensor))
 
     whole = nn.ModuleList([chain.stem, *chain.stages, chain.norm])

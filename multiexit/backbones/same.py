@@ -13,7 +13,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from multiexit.backbones.base import Backbone
@@ -120,7 +120,9 @@ _ABSENT = "absent"
 
 
 def _class(module: nn.Module) -> type:
-    """A module's class, also where FSDP2 made a subclass of it."""
+    """A module's class, also where FSDP2 made a subclass of it; a graph has one of its own."""
+    if isinstance(module, fx.GraphModule):
+        return fx.GraphModule
     kind = type(module)
     sharded = any(base.__name__ == "FSDPModule" for base in kind.__mro__)
     return kind.__mro__[2] if sharded else kind
@@ -133,6 +135,8 @@ def _hooks(module: nn.Module) -> int:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, fx.GraphModule):
+        return {"code": module.code}
     return {
         name: value
         for name, value in vars(module).items()

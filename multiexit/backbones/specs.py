@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from multiexit.backbones.layouts import LAYOUTS
 from multiexit.files.schema import (
     Check,
     either,
@@ -72,8 +73,19 @@ TORCHVISION_ARGUMENTS: dict[str, Check] = {
     "layers": listed(DEPTH, 4, 4),
     "zero_init_residual": flag,
     "replace_stride_with_dilation": listed(flag, 3, 3),
+    **dict.fromkeys(("transform_input", "aux_logits", "init_weights", "memory_efficient"), flag),
+    **dict.fromkeys(("stochastic_depth_prob", "drop_rate"), RATE),
+    **dict.fromkeys(("input_size", "growth_rate", "bn_size"), SIZE),
+    **dict.fromkeys(("width_mult", "layer_scale"), NUMBER),
 }
 """The same of `torchvision.models.get_model`, and of the classes `ResNet`, `VisionTransformer`."""
+
+_CLASSIFIERS = (
+    *("alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception", "maxvit"),
+    *("mnasnet", "mobilenet", "regnet", "resnet", "resnext", "shufflenet", "squeezenet"),
+    *("swin_", "vgg", "vit_", "wide_resnet"),
+)
+"""What names of torchvision's classifiers of images begin with."""
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 """The implementations of attention; other names would be fetched from the hub."""
@@ -106,6 +118,19 @@ def _classifier(key: str, value: Any) -> None:
     (table(sizes) if isinstance(value, Mapping) else one_of(True))(key, value)
 
 
+def _layout(key: str, value: Any) -> None:
+    name = one_of(*LAYOUTS)
+    (listed(name, 1, 1000) if isinstance(value, list) else name)(key, value)
+
+
+STAGED: dict[str, Check] = {
+    "cuts": listed(
+        _matching(r"[A-Za-z_]\w*", "the name of a node of the network's graph"), 1, 1000
+    ),
+    "layout": _layout,
+}
+"""How a network of no family is staged: see `multiexit.backbones.cuts`."""
+
 TRANSFORMERS = table(
     {"kind": text, "config": table({"model_type": text}, rest=plain)},
     {
@@ -125,18 +150,18 @@ TIMM = table(
         "name": _matching(r"\w+(\.\w+)?", "the plain name of a timm model"),
         "kwargs": _kwargs(TIMM_ARGUMENTS),
     },
-    {"input_shape": optional(_input_shape), "classifier": _classifier},
+    {"input_shape": optional(_input_shape), "classifier": _classifier, **STAGED},
 )
 TORCHVISION = table(
     {
         "kind": text,
         "name": _matching(
-            r"(resnet|resnext|wide_resnet|vit_)\w*|ResNet|VisionTransformer",
-            "the name of a ResNet or ViT of torchvision",
+            rf"({'|'.join(_CLASSIFIERS)})\w*|ResNet|VisionTransformer",
+            "the name of a classifier of images of torchvision",
         ),
         "kwargs": _kwargs(TORCHVISION_ARGUMENTS),
     },
-    {"input_shape": optional(_input_shape), "classifier": _classifier},
+    {"input_shape": optional(_input_shape), "classifier": _classifier, **STAGED},
 )
 
 

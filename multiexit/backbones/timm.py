@@ -1,6 +1,6 @@
-"""Models of timm whose trunk is a stem and blocks: ViT and DeiT, ResNet, ConvNeXt."""
+"""Models of timm: ViT and DeiT, ResNet, ConvNeXt by their parts, others as any network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.arguments import unknown
+from multiexit.backbones import general
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
-from multiexit.backbones.timm_families import Family, family_of, num_classes
+from multiexit.backbones.timm_families import OTHERS, Family, family_of, image_size, num_classes
 from multiexit.backbones.verify import check_answers
 
 
@@ -33,6 +34,7 @@ def from_instance(
     model: Any,
     spec: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
+    layout: str | Sequence[str] | None = None,
 ) -> SequentialBackbone:
     """Stage a timm model: an exit after each block; the feature of a ViT has the final norm.
 
@@ -42,15 +44,22 @@ def from_instance(
         model: of timm.
         spec: by which it is made again; None is found from the model.
         input_shape: of one image, (C, height, width); None is the model's own.
+        layout: of the features, for a model of no family where it can't be told.
 
     Raises:
-        ValueError: a model of another family, or one whose own forward does something else.
+        ValueError: a model that can't be staged, or one whose own forward does something else.
     """
+    spec = _spec(model, input_shape) if spec is None else spec
+    family = family_of(model)
+    if family is None:
+        backbone = general.from_module(model, _example(model, input_shape), layout, spec)
+        if getattr(model, "num_classes", None) == 0:
+            backbone.set_classifier(None)
+        return backbone
+    if layout is not None:
+        raise ValueError(f"{type(model).__name__} takes no layout=: its features' layout is known")
     backbone = stage(model, spec, input_shape)
-    if spec is None:
-        backbone.spec = _spec(model, input_shape)
-        backbone.set_classifier(backbone.classifier)
-    headless = backbone.classifier is None and not family_of(model).unread(model)
+    headless = backbone.classifier is None and not family.unread(model)
     check_answers(backbone, model, model.forward_features if headless else None)
     return backbone
 
@@ -58,29 +67,35 @@ def from_instance(
 def stage(
     model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
 ) -> SequentialBackbone:
-    """Stage a timm model as `from_instance` does, but compare nothing.
+    """Stage a timm model of a family as `from_instance` does, but compare nothing.
 
     Args:
         model, spec, input_shape: as for `from_instance`.
-
-    Raises:
-        ValueError: a model of another family.
     """
     family = family_of(model)
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    _, *size = config.get("input_size", (3, 224, 224))
-    size = family.size(model) or size
-    shape = (channels, *size) if input_shape is None else sizes(input_shape)
+    assert family is not None
     stem, blocks, options = family.trunk(model)
     return SequentialBackbone(
         stem,
         blocks,
-        torch.zeros(1, *shape),
+        _example(model, input_shape),
         spec=spec,
         classifier=_classifier(model, family),
         **options,
     )
+
+
+def _example(model: Any, input_shape: Sequence[int] | None) -> Tensor:
+    """One row, [1, C, height, width]: of the shape that is asked for, or the model's own."""
+    if input_shape is not None:
+        return torch.zeros(1, *sizes(input_shape))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    try:
+        size = image_size(model)
+    except StopIteration:
+        _, *size = config.get("input_size", (3, 224, 224))
+    return torch.zeros(1, channels, *size)
 
 
 def from_name(
@@ -116,7 +131,10 @@ _WEIGHTS = ("pretrained", "checkpoint_path", "cache_dir")
 def from_spec(spec: dict[str, Any]) -> SequentialBackbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
     model = timm.create_model(spec["name"], pretrained=False, **spec["kwargs"])
-    return stage(model, spec, spec.get("input_shape"))
+    shape = spec.get("input_shape")
+    if family_of(model) is None:
+        return general.stage(model, _example(model, shape), spec)
+    return stage(model, spec, shape)
 
 
 def _classifier(model: Any, family: Family) -> Classifier | None:
@@ -138,15 +156,16 @@ def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | Non
     """A name, and what can be read off an instance; whether that is right is seen later."""
     family = family_of(model)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    name = config.get("architecture") or family.default_name(model)
-    mine, kwargs = _arguments_of(model, family), {}
+    readers = OTHERS if family is None else family.arguments
+    name = config.get("architecture") or (family.default_name(model) if family else "")
+    mine, kwargs = _arguments_of(model, readers), {}
     for _ in range(2):  # an argument may change what another one is by default
         try:
             with without_init():
                 default_model = timm.create_model(name, pretrained=False, **kwargs)
         except Exception:  # a name that timm doesn't know, or what it can't make
             return None
-        theirs = _arguments_of(default_model, family)
+        theirs = _arguments_of(default_model, readers)
         differing = {key: value for key, value in mine.items() if value != theirs.get(key)}
         if not differing:
             break
@@ -155,12 +174,12 @@ def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | Non
     return {"kind": "timm", "name": name, "input_shape": shape, "kwargs": kwargs}
 
 
-def _arguments_of(model: Any, family: Family) -> dict[str, Any]:
+def _arguments_of(model: Any, readers: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
     arguments = {}
-    for name, read in family.arguments.items():
+    for name, read in readers.items():
         try:
             value = read(model)
-        except (AttributeError, IndexError, TypeError):  # what this instance doesn't have
+        except (AttributeError, IndexError, StopIteration, TypeError):  # what this doesn't have
             continue
         value = list(value) if isinstance(value, tuple) else value
         arguments[name] = float(f"{value:.6g}") if isinstance(value, float) else value

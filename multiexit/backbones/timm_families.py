@@ -72,7 +72,6 @@ class Family(NamedTuple):
         arguments: by name, how an argument of `timm.create_model` is read off one; what
             `multiexit.backbones.specs` doesn't list can't be saved.
         default_name: of the architecture, for one that its class made.
-        size: height and width of an image, where the model itself knows them.
         last: the last layer of the head that it has now.
         pool: what pools before that: a module of timm, or a name; nothing in one without a head.
         reader: what its head does before the last layer.
@@ -82,7 +81,6 @@ class Family(NamedTuple):
     trunk: Callable[[Any], Trunk]
     arguments: dict[str, Callable[[Any], Any]]
     default_name: Callable[[Any], str]
-    size: Callable[[Any], Any] = lambda model: None
     last: Callable[[Any], Any] = lambda model: model.get_classifier()
     pool: Callable[[Any], Any] = lambda model: model.global_pool
     reader: Callable[[Any], HeadReader] = _reader
@@ -91,10 +89,16 @@ class Family(NamedTuple):
 
 def num_classes(model: Any) -> int:
     """K, of the head that there is now."""
-    last = family_of(model).last(model)
+    family = family_of(model)
+    last = model.get_classifier() if family is None else family.last(model)
     if isinstance(last, nn.Identity):
         return 0
     return int(getattr(last, "out_features", model.num_classes))
+
+
+def image_size(model: Any) -> Any:
+    """Height and width of an image, for a model that takes one size; raises StopIteration else."""
+    return next(m.img_size for m in model.modules() if getattr(m, "img_size", None))
 
 
 def _is_active(module: Any) -> bool:
@@ -195,12 +199,19 @@ _CONVNEXT: dict[str, Callable[[Any], Any]] = {
     "drop_path_rate": lambda m: getattr(m.stages[-1].blocks[-1].drop_path, "drop_prob", 0.0),
 }
 
+OTHERS: dict[str, Callable[[Any], Any]] = {
+    "in_chans": lambda m: next(c.in_channels for c in m.modules() if isinstance(c, nn.Conv2d)),
+    "num_classes": num_classes,
+    "img_size": image_size,
+    "drop_rate": lambda m: m.drop_rate,
+}
+"""Arguments of models of no family, as `Family.arguments`."""
+
 FAMILIES: dict[type[nn.Module], Family] = {
     VisionTransformer: Family(
         _vit_trunk,
         _VIT,
         lambda m: "vit_base_patch16_224",
-        size=lambda m: m.patch_embed.img_size,
         last=lambda m: m.head,
     ),
     ResNet: Family(
@@ -220,17 +231,9 @@ FAMILIES: dict[type[nn.Module], Family] = {
 """By class; one derived from it counts too."""
 
 
-def family_of(model: Any) -> Family:
-    """The family of a model.
-
-    Raises:
-        ValueError: a model of none.
-    """
+def family_of(model: Any) -> Family | None:
+    """The family of a model, if it is of one."""
     for kind, family in FAMILIES.items():
         if isinstance(model, kind):
             return family
-    raise ValueError(
-        f"can't stage timm's {type(model).__name__}; of timm, "
-        f"{', '.join(kind.__name__ for kind in FAMILIES)} can be wrapped by themselves. For others "
-        "name the parts: multiexit.wrap(model, stem=['stem'], stages=['stages.0', 'stages.1'])"
-    )
+    return None

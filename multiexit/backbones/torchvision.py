@@ -1,15 +1,19 @@
-"""Models of torchvision whose trunk is a stem and blocks: ResNet and ViT."""
+"""Models of torchvision that classify images: ResNet and ViT by parts, others as any network."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet, VisionTransformer, get_model, list_models
+from torchvision import models
+from torchvision.models import ResNet, VisionTransformer, get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from multiexit.arguments import unknown
+from multiexit.backbones import general
 from multiexit.backbones.classifier import Classifier, FirstToken
+from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
 from multiexit.backbones.verify import check_answers
@@ -37,6 +41,7 @@ def from_instance(
     model: nn.Module,
     spec: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
+    layout: str | Sequence[str] | None = None,
 ) -> SequentialBackbone:
     """Stage a torchvision model: an exit after each block; the feature of a ViT has the final norm.
 
@@ -46,61 +51,64 @@ def from_instance(
         model: of torchvision.
         spec: by which it is made again; None is found from the model.
         input_shape: of one image, (C, height, width); None is the model's own.
+        layout: of the features, for a model of no family where it can't be told.
 
     Raises:
-        ValueError: a model of another family, or one whose own forward does something else.
+        ValueError: a model that can't be staged, or one whose own forward does something else.
     """
+    spec = _spec(model, input_shape) if spec is None else spec
+    if not isinstance(model, FAMILIES):
+        return general.from_module(model, _example(model, input_shape), layout, spec)
+    if layout is not None:
+        raise ValueError(f"{type(model).__name__} takes no layout=: its features' layout is known")
     backbone = stage(model, spec, input_shape)
-    if spec is None:
-        backbone.spec = _spec(model, input_shape)
-        backbone.set_classifier(backbone.classifier)
     check_answers(backbone, model)
     return backbone
+
+
+FAMILIES = (ResNet, VisionTransformer)
+
+
+def _example(model: Any, input_shape: Sequence[int] | None) -> Tensor:
+    """One row, [1, C, height, width]: of the shape that is asked for, or the model's own."""
+    if input_shape is not None:
+        return torch.zeros(1, *sizes(input_shape))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    size = getattr(model, "image_size", 224)
+    return torch.zeros(1, channels, size, size)
 
 
 def stage(
     model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
 ) -> SequentialBackbone:
-    """Stage a torchvision model as `from_instance` does, but compare nothing.
+    """Stage a ResNet or ViT as `from_instance` does, but compare nothing.
 
     Args:
         model, spec, input_shape: as for `from_instance`.
-
-    Raises:
-        ValueError: a model of another family.
     """
+    example = _example(model, input_shape)
     if isinstance(model, ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
         groups: tuple[Any, ...] = (model.layer1, model.layer2, model.layer3, model.layer4)
         blocks = [block for group in groups for block in group]
-        shape = (model.conv1.in_channels, 224, 224) if input_shape is None else sizes(input_shape)
         read = nn.Sequential(model.avgpool, nn.Flatten(1))
         classifier = _classifier(model.fc, read)
-        example = torch.zeros(1, *shape)
         return SequentialBackbone(
             stem, blocks, example, spec=spec, classifier=classifier, layout="image"
         )
-    if isinstance(model, VisionTransformer):
-        size = model.image_size
-        shape = (3, size, size) if input_shape is None else sizes(input_shape)
-        heads = {"head": model.heads}
-        if type(model.heads) is nn.Sequential and len(model.heads):
-            heads = dict(model.heads.named_children())
-        _, last = heads.popitem()
-        return SequentialBackbone(
-            _ViTStem(model),
-            list(model.encoder.layers),
-            torch.zeros(1, *shape),
-            model.encoder.ln,
-            "first",
-            spec,
-            _classifier(last, FirstToken(**heads)),
-            "tokens",
-        )
-    raise ValueError(
-        f"can't stage torchvision's {type(model).__name__}; of torchvision, ResNet and "
-        "VisionTransformer can be wrapped by themselves. For others name the parts: "
-        "multiexit.wrap(model, stem=['conv1'], stages=['layer1', 'layer2'])"
+    heads = {"head": model.heads}
+    if type(model.heads) is nn.Sequential and len(model.heads):
+        heads = dict(model.heads.named_children())
+    _, last = heads.popitem()
+    return SequentialBackbone(
+        _ViTStem(model),
+        list(model.encoder.layers),
+        example,
+        model.encoder.ln,
+        "first",
+        spec,
+        _classifier(last, FirstToken(**heads)),
+        "tokens",
     )
 
 
@@ -118,8 +126,10 @@ def from_name(
         ValueError: an unknown name, arguments that it doesn't take.
     """
     kwargs = plain_values(kwargs)
-    if name.lower() not in list_models():
-        raise unknown("torchvision model", name, list_models(), "torchvision.models.list_models()")
+    names = models.list_models(module=models)
+    if name.lower() not in names:
+        where = "torchvision.models.list_models(module=torchvision.models)"
+        raise unknown("torchvision classifier", name, names, where)
     try:
         model = get_model(name, **kwargs)
     except (ValueError, TypeError, NotImplementedError, KeyError, OSError) as error:
@@ -127,6 +137,8 @@ def from_name(
         raise ValueError(f"no torchvision model {name!r} with {shown}: {error}") from error
     shape = None if input_shape is None else sizes(input_shape)
     arguments = {k: v for k, v in kwargs.items() if k not in ("weights", "pretrained", "progress")}
+    if not isinstance(model, FAMILIES):
+        arguments |= _settings(model)
     spec = {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": arguments}
     return from_instance(model, spec, shape)
 
@@ -140,7 +152,10 @@ def from_spec(spec: dict[str, Any]) -> SequentialBackbone:
         model = VisionTransformer(**kwargs)
     else:
         model = get_model(name, weights=None, **kwargs)
-    return stage(model, spec, spec.get("input_shape"))
+    shape = spec.get("input_shape")
+    if not isinstance(model, FAMILIES):
+        return general.stage(model, _example(model, shape), spec)
+    return stage(model, spec, shape)
 
 
 def _classifier(last: nn.Module, read: nn.Module) -> Classifier | None:
@@ -151,14 +166,50 @@ def _classifier(last: nn.Module, read: nn.Module) -> Classifier | None:
 
 
 def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | None:
-    """A class and its arguments, read off an instance; if they are right is seen later."""
+    """A class and its arguments, or a name, by an instance; if they are right is seen later."""
+    shape = None if input_shape is None else sizes(input_shape)
+    spec = {"kind": "torchvision", "input_shape": shape}
+    if not isinstance(model, FAMILIES):
+        kwargs = _settings(model)
+        names = (name for name in _names(model) if _has_tensors_of(model, name, kwargs))
+        name = next(names, None)
+        return None if name is None else {**spec, "name": name, "kwargs": kwargs}
     try:
         kwargs = _resnet(model) if isinstance(model, ResNet) else _vit(model)
     except (AttributeError, IndexError, TypeError):  # of parts that were replaced
         return None
-    shape = None if input_shape is None else sizes(input_shape)
     name = "ResNet" if isinstance(model, ResNet) else "VisionTransformer"
-    return {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": kwargs}
+    return {**spec, "name": name, "kwargs": kwargs}
+
+
+def _names(model: nn.Module) -> list[str]:
+    """The names of the models that the file of a model's class makes."""
+    file = sys.modules[type(model).__module__]
+    return [name for name in models.list_models(module=models) if hasattr(file, name)]
+
+
+def _has_tensors_of(model: nn.Module, name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a model has the tensors that the one of a name has."""
+    try:
+        with without_init(), torch.device("meta"):
+            other = get_model(name, weights=None, **kwargs)
+    except Exception:  # whatever the library says to what it can't make
+        return False
+    mine, theirs = (m.state_dict().items() for m in (model, other))
+    return [(key, t.shape) for key, t in mine] == [(key, t.shape) for key, t in theirs]
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """What arguments say, and also weights that were loaded when it was made."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    last = layers[-1]
+    kwargs: dict[str, Any] = {
+        "num_classes": last.out_features if isinstance(last, nn.Linear) else last.out_channels
+    }
+    for name in ("transform_input", "aux_logits"):
+        if hasattr(model, name):
+            kwargs[name] = getattr(model, name)
+    return kwargs
 
 
 def _resnet(model: Any) -> dict[str, Any]:

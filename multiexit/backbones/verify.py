@@ -68,7 +68,7 @@ def check_rows(features: Callable[[Tensor], list[Tensor]], module: nn.Module, ex
     with evaluating(module), torch.no_grad():
         together, alone = features(x), features(x[1:2])
     for stage, (all_rows, row_alone) in enumerate(zip(together, alone, strict=True)):
-        gap = _gap(all_rows[1:2], row_alone, 1e-2 if row_alone.element_size() < 4 else 1e-3)
+        gap = mismatch(all_rows[1:2], row_alone, 1e-2 if row_alone.element_size() < 4 else 1e-3)
         if gap:
             raise ValueError(
                 f"stage {stage}: a row's feature depends on the other rows of its batch ({gap}); "
@@ -108,7 +108,7 @@ def check_answers(
             ours, theirs = feature, trunk(x)
         else:
             return
-    gap = _gap(ours, theirs, tolerance)
+    gap = mismatch(ours, theirs, tolerance)
     if gap:
         raise ValueError(
             f"{type(model).__name__}'s own forward isn't its stages and head one after another: "
@@ -133,10 +133,10 @@ def check_text(backbone: Any, model: Any) -> None:
     with evaluating(model), torch.no_grad():
         last_hidden = _run(encoder, **x)[0]
         feature = backbone.features(**x)[-1]
-        gap = _gap(feature, last_hidden)
+        gap = mismatch(feature, last_hidden)
         if not gap and head is not None:
             ours, theirs = head(feature), _run(model, **x)[0]
-            gap = _gap(ours, theirs)
+            gap = mismatch(ours, theirs)
             if ours.shape[-1] != head.num_classes:  # a head that was put there
                 head.num_classes, head.labels = ours.shape[-1], None
     if gap:
@@ -206,7 +206,7 @@ def _compare(module: nn.Module, parts: Sequence[Part], calls: Sequence[_Call], x
             )
         call = calls[places[0]]
         position = places[0] + 1
-        gap = _gap(x, call.input)
+        gap = mismatch(x, call.input)
         if gap:
             raise ValueError(
                 f"{kind}'s forward doesn't hand {before} on to {name!r} as it is: {gap}. Something "
@@ -214,7 +214,7 @@ def _compare(module: nn.Module, parts: Sequence[Part], calls: Sequence[_Call], x
                 "name a module that does it, in stem= or stages=, or write an adapter"
             )
         output = part(x.clone())
-        gap = _gap(output, call.output)
+        gap = mismatch(output, call.output)
         if gap:
             raise ValueError(
                 f"{name!r} gives something else by itself than in {kind}'s forward: {gap}. Is it "
@@ -223,7 +223,7 @@ def _compare(module: nn.Module, parts: Sequence[Part], calls: Sequence[_Call], x
         x, before = output, f"{name!r}"
 
 
-def _gap(ours: Any, theirs: Any, tolerance: float | None = None) -> str:
+def mismatch(ours: Any, theirs: Any, tolerance: float | None = None) -> str:
     """How two tensors differ, in words; nothing where they are equal up to rounding."""
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
         return "" if ours is theirs else "one is no tensor"

@@ -5,15 +5,17 @@ from functools import singledispatch
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 
+from multiexit.backbones import general
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import classifier_spec, user_classifier
 from multiexit.backbones.kinds import KINDS
 from multiexit.backbones.rebuilding import rebuild
 from multiexit.backbones.running import check_weights
 from multiexit.backbones.same import rebuild_difference
-from multiexit.backbones.sequential import from_parts
+from multiexit.backbones.sequential import from_parts, sizes
 from multiexit.backbones.verify import check_answers, check_text
 from multiexit.files.unreadable import reason
 
@@ -168,6 +170,8 @@ def _from_module(
                 "compiling and spreading come after wrapping (TrainConfig(compile=True), "
                 "accelerate launch)"
             )
+    if input_shape is not None:
+        return general.from_module(module, torch.zeros(1, *sizes(input_shape)), layout)
     raise ValueError(f"can't wrap this {type(module).__name__} by itself. {_help()}")
 
 
@@ -192,8 +196,9 @@ def _library_adapter(module: nn.Module) -> Callable[..., Backbone] | None:
 
 def _help() -> str:
     return (
-        f"What works: {_names()}; an instance of these; an nn.Sequential; any module with "
-        "stages=['name', …] (and stem=['name', …]); a Backbone; or an adapter of your own, "
+        f"What works: {_names()}; an instance of these; an nn.Sequential; any module that takes "
+        "one tensor with input_shape=(3, 32, 32) (of one row), or with stages=['name', …] (and "
+        "stem=['name', …]); a Backbone; or an adapter of your own, "
         "@multiexit.wrap.register(YourClass)"
     )
 

@@ -110,7 +110,7 @@ CHANGES = {
     "another of timm": ("timm", ("name",), "swin_tiny_patch4_window7_224", "no network"),
     "a deep timm": ("timm", ("name",), "vit_giant_patch14_224", "parameters"),
     "torchvision's weights": ("torchvision", ("kwargs", "weights"), "DEFAULT", "'weights'"),
-    "torchvision's trunk": ("torchvision", ("name",), "fcn_resnet50", "a ResNet or ViT"),
+    "torchvision's trunk": ("torchvision", ("name",), "fcn_resnet50", "a classifier of images"),
     "a class of torchvision": ("torchvision", ("kwargs", "norm_layer"), "os.system", "norm_layer"),
     "many classes": ("torchvision", ("kwargs", "num_classes"), 10_000_000, "parameters"),
     "a file": ("cifar", ("weights",), "/etc/passwd", "'weights', which is not known"),

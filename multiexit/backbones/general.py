@@ -1,0 +1,45 @@
+"""Networks that no adapter was written for: the general ways to stage one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from multiexit.backbones import cuts
+from multiexit.backbones.sequential import SequentialBackbone
+
+
+def from_module(
+    module: nn.Module,
+    example: Tensor,
+    layout: str | Sequence[str] | None = None,
+    spec: dict[str, Any] | None = None,
+) -> SequentialBackbone:
+    """Stage a network by the first way that it can be staged by.
+
+    Args:
+        module: takes one tensor.
+        example: one input row.
+        layout: of the features; None where the layers tell it.
+        spec: by which the network is made again; what tells how it is staged is put in.
+
+    Raises:
+        ValueError: a network that no way suits, with what would work.
+    """
+    return cuts.from_module(module, example, layout, spec)
+
+
+def stage(module: nn.Module, example: Tensor, spec: dict[str, Any]) -> SequentialBackbone:
+    """Stage a network as `from_module` did before, as its spec says; compare nothing.
+
+    Args:
+        module: made again by the spec.
+        example: one input row.
+        spec: that of what `from_module` gave.
+
+    Raises:
+        ValueError: a spec that doesn't say it, or not of this network.
+    """
+    if "cuts" not in spec:
+        raise ValueError(f"it isn't said how a {type(module).__name__} is cut into stages")
+    return cuts.stage(module, example, spec.get("layout"), spec)

@@ -1,0 +1,224 @@
+"""A network's forward as a graph of its layers, the same in training as in evaluation."""
+
+import operator
+from collections.abc import Callable
+from inspect import signature
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+from torch.fx.node import map_arg
+from torch.nn import functional
+
+from multiexit.runtime import modes_kept
+
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    functional.dropout: nn.Dropout,
+    functional.dropout1d: nn.Dropout1d,
+    functional.dropout2d: nn.Dropout2d,
+    functional.dropout3d: nn.Dropout3d,
+    functional.alpha_dropout: nn.AlphaDropout,
+    functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
+class Trace(NamedTuple):
+    """What a forward does with its one tensor.
+
+    Args:
+        module: whose forward it is.
+        graph: from its input to its output, in evaluation mode.
+        extras: modules and tensors that the graph uses and the module has no name for.
+    """
+
+    module: nn.Module
+    graph: fx.Graph
+    extras: dict[str, Any]
+
+    def target(self, node: fx.Node) -> Any:
+        """The module, parameter or tensor that a node stands for."""
+        name = str(node.target)
+        return self.extras[name] if name in self.extras else operator.attrgetter(name)(self.module)
+
+    def layer(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node runs, if it runs one as a whole."""
+        return self.target(node) if node.op == "call_module" else None
+
+    def piece(self, begin: fx.Node, end: fx.Node) -> fx.GraphModule:
+        """What lies between two nodes, behind the first, as a module that shares the layers.
+
+        What doesn't depend on the input, such as a parameter, is worked out where it is used.
+        """
+        graph = fx.Graph()
+        copies = {begin: graph.placeholder("x")}
+
+        def copy(node: fx.Node) -> None:
+            for source in node.all_input_nodes:
+                if source not in copies:
+                    copy(source)
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+
+        nodes, varying = list(self.graph.nodes), self.varying()
+        for node in nodes[nodes.index(begin) + 1 : nodes.index(end) + 1]:
+            if node in varying:
+                copy(node)
+        graph.output(copies[end])
+        used = {str(n.target): self.target(n) for n in graph.nodes if n.op in _NAMED}
+        piece = fx.GraphModule(used, graph)  # type: ignore[arg-type]
+        own = set(self.module.modules())
+        for m in piece.modules():
+            if m not in own:
+                m.training = self.module.training
+        return piece
+
+    def varying(self) -> set[fx.Node]:
+        """The nodes that depend on the input."""
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node is self.input or not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+        return found
+
+    @property
+    def input(self) -> fx.Node:
+        """The node of the one tensor that comes in."""
+        return next(iter(self.graph.nodes))
+
+    @property
+    def output(self) -> fx.Node:
+        """The node of what comes out, before layers that do nothing."""
+        node: Any = next(iter(reversed(self.graph.nodes))).args[0]
+        while isinstance(self.layer(node), nn.Identity):
+            (node,) = node.all_input_nodes
+        return node
+
+
+_NAMED = ("get_attr", "call_module")
+
+
+def trace(module: nn.Module) -> Trace:
+    """Follow a forward with one tensor through all modules that have parts of their own.
+
+    Modules without parts are taken whole, and so are those whose forward can't be followed (it
+    asks how large its input is) or differs in training: what they do then they go on doing.
+
+    Raises:
+        ValueError: a forward that itself can't be followed, differs in training, or gives more than
+            one tensor.
+    """
+    whole: set[type[nn.Module]] = set()
+    while True:
+        traces = [_trace(module, training, whole) for training in (False, True)]
+        culprits = [found for found in traces if not isinstance(found, Trace)]
+        if not culprits:
+            evaluated, trained = traces
+            assert isinstance(evaluated, Trace)
+            assert isinstance(trained, Trace)
+            _check_output(evaluated)
+            node = _first_difference(evaluated.graph, trained.graph)
+            if node is None:
+                return evaluated
+            owners = around(node)
+            if not owners:
+                raise ValueError(
+                    f"it does something else in training than in evaluation: {node.format_node()}"
+                )
+            culprits = [owners[-1][1]]
+        whole.update(culprits)
+
+
+def _trace(
+    module: nn.Module, training: bool, whole: set[type[nn.Module]]
+) -> Trace | type[nn.Module]:
+    """A trace in one mode; the class of the innermost module that couldn't be followed, if any."""
+    tracer = _Tracer(whole)
+    names, buffers = set(vars(module)), set(module._buffers)
+    _, *others = signature(module.forward).parameters.values()
+    defaults = {p.name: p.default for p in others if p.default is not p.empty}
+    with modes_kept(module):
+        module.train(training)
+        try:
+            graph = tracer.trace(module, defaults)
+        except Exception as error:  # whatever a forward says to a tensor without values
+            if tracer.culprit is None:
+                raise ValueError(f"its forward can't be followed: {error}") from error
+            return tracer.culprit
+        finally:  # tensors that the forward makes are put into the module
+            extras = {name: vars(module)[name] for name in set(vars(module)) - names}
+            extras |= {name: module._buffers[name] for name in set(module._buffers) - buffers}
+            for name in extras:
+                delattr(module, name)
+    found = Trace(module, graph, extras)
+    _name_dropouts(found, training)
+    return found
+
+
+def _check_output(found: Trace) -> None:
+    (output,) = next(iter(reversed(found.graph.nodes))).args
+    if not isinstance(output, fx.Node):
+        raise ValueError(f"its forward gives no single tensor but {type(output).__name__}")
+
+
+class _Tracer(fx.Tracer):
+    """Goes into modules with parts, but for some classes."""
+
+    def __init__(self, whole: set[type[nn.Module]]):
+        super().__init__(param_shapes_constant=True)
+        self.whole = whole
+        self.culprit: type[nn.Module] | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        is_whole = type(m) in self.whole or next(m.children(), None) is None
+        return is_whole or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if not self.is_leaf_module(m, ""):
+                self.culprit = self.culprit or type(m)
+            raise
+
+
+def _name_dropouts(found: Trace, training: bool) -> None:
+    """`F.dropout(x, p, training=self.training)` becomes a module, which knows its own mode."""
+    for node in found.graph.nodes:
+        kind = _DROPOUTS.get(node.target)
+        if kind is None:
+            continue
+        call = signature(node.target).bind(*node.args, **node.kwargs)
+        call.apply_defaults()
+        if call.arguments["training"] is training:
+            node.op, node.target = "call_module", node.name
+            found.extras[node.name] = kind(call.arguments["p"], call.arguments["inplace"])
+            node.args, node.kwargs = (call.arguments["input"],), {}
+
+
+def _first_difference(evaluated: fx.Graph, trained: fx.Graph) -> fx.Node | None:
+    """The first node of one graph that the other hasn't, but for what is returned."""
+    numbers: dict[Any, int] = {}
+
+    def numbered(graph: fx.Graph) -> dict[fx.Node, int]:
+        found: dict[fx.Node, int] = {}
+        for node in graph.nodes:
+            arguments = map_arg((node.args, node.kwargs), lambda n: f"%{found[n]}")
+            key = (node.op, node.target, repr(arguments))
+            found[node] = numbers.setdefault(key, len(numbers))
+        return found
+
+    there = set(numbered(trained).values())
+    for node, number in numbered(evaluated).items():
+        if node.op != "output" and number not in there:
+            return node
+    return None
+
+
+def around(node: fx.Node) -> list[tuple[str, type[nn.Module]]]:
+    """The modules whose forwards a node is part of, from the outside in: call's name, class."""
+    stack: dict[str, tuple[str, type]] = node.meta.get("nn_module_stack") or {}
+    return [(call, kind) for call, (name, kind) in stack.items() if name != node.target]

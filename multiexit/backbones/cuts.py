@@ -9,45 +9,35 @@ Letters: B batch rows, K classes.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise, takewhile
-from statistics import median
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from multiexit.backbones import cut_places
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.running import like_parameters, random_rows
 from multiexit.backbones.sequential import SequentialBackbone
-from multiexit.backbones.tracing import Trace, around, trace
+from multiexit.backbones.tracing import Trace, trace
 from multiexit.backbones.verify import check_rows, mismatch
 from multiexit.runtime import evaluating
 
-ENOUGH = 8
-"""Stages; no deeper cuts are looked for once there are as many."""
 
+class FixedSize(nn.Module):
+    """The input, if its rows are of the one size that a network was cut for."""
 
-class Cut(NamedTuple):
-    """A place where a graph can be cut.
+    def __init__(self, shape: Sequence[int]):
+        super().__init__()
+        self.shape = tuple(shape)
 
-    Args:
-        node: whose tensor alone is alive behind it.
-        modules: how many modules the cut goes through.
-        work: compute up to here.
-        layers: how many layers computed that.
-        shape: of the tensor, without the batch.
-    """
-
-    node: fx.Node
-    modules: int
-    work: float
-    layers: int
-    shape: tuple[int, ...]
-
-    @property
-    def has_positions(self) -> bool:
-        return sum(size > 1 for size in self.shape) > 1
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"rows of shape {tuple(x.shape[1:])} for a network cut for {self.shape}: wrap it "
+                "with input_shape= of such a row"
+            )
+        return x
 
 
 def from_module(
@@ -69,8 +59,7 @@ def from_module(
             places to cut, pieces that compute something else; each with what would work.
     """
     try:
-        found = trace(module)
-        nodes = _chosen(found, like_parameters(example, module))
+        found, nodes = cut_places.chosen(trace(module), like_parameters(example, module))
         _check_pieces(found, nodes, example)
     except ValueError as error:
         children = [name for name, _ in module.named_children()]
@@ -101,8 +90,8 @@ def stage(
     Raises:
         ValueError: a place where the network can't be cut.
     """
-    found = trace(module)
-    return _backbone(found, _named(found, spec["cuts"]), example, layout, spec)
+    found, nodes = cut_places.named(trace(module), spec["cuts"], like_parameters(example, module))
+    return _backbone(found, nodes, example, layout, spec)
 
 
 def _backbone(
@@ -113,202 +102,13 @@ def _backbone(
     spec: dict[str, Any] | None,
 ) -> SequentialBackbone:
     return SequentialBackbone(
-        nn.Identity(),
+        FixedSize(example.shape[1:]) if found.numbers else nn.Identity(),
         [found.piece(a, b) for a, b in pairwise([found.input, *nodes])],
         example,
         spec=spec,
         classifier=_classifier(found, nodes[-1], example),
         layout=layout,
     )
-
-
-# Where a graph can be cut
-
-
-def _alone(found: Trace) -> list[fx.Node]:
-    """The nodes behind which theirs is the only tensor or number alive."""
-    varying = found.varying()
-    last_use = {source: node for node in found.graph.nodes for source in node.all_input_nodes}
-    alive: set[fx.Node] = {found.input}
-    alone = []
-    for node in found.graph.nodes:
-        alive -= {source for source in node.all_input_nodes if last_use[source] is node}
-        if node in varying and node in last_use:
-            alive.add(node)
-        if alive == {node} and node is not found.input:
-            alone.append(node)
-    return alone
-
-
-def _named(found: Trace, names: Sequence[str]) -> list[fx.Node]:
-    """The nodes of these names, in order.
-
-    Raises:
-        ValueError: one behind which the graph can't be cut.
-    """
-    alone = {node.name: node for node in _alone(found)}
-    order = list(alone)
-    missing = [name for name in names if name not in alone]
-    if missing or sorted(names, key=order.index) != list(names) or len(set(names)) != len(names):
-        raise ValueError(
-            f"it can't be cut behind {missing or list(names)}, as its description says"
-        )
-    return [alone[name] for name in names]
-
-
-def _chosen(found: Trace, example: Tensor) -> list[fx.Node]:
-    cuts, layers, total = _measured(found, random_rows(example, found.module, 2))
-    chosen = _spread(_trunk(found, cuts, layers))
-    if len(chosen) < 2:
-        raise ValueError("in fewer than two places one tensor alone leads to the next block")
-    share = chosen[-1].work / total
-    if share < 1 / 2:
-        raise ValueError(
-            f"where one tensor alone leads to the next block for the last time, {share:.0%} of the "
-            "compute is done"
-        )
-    return [cut.node for cut in chosen]
-
-
-class _Meter(fx.Interpreter):
-    """Runs a graph and notes, of each node, the compute so far; of some also what they gave."""
-
-    def __init__(self, found: Trace, kept: set[fx.Node]):
-        whole = found.piece(found.input, found.output)
-        super().__init__(whole)
-        self.kept = {node.name for node in kept}
-        self.work: dict[str, float] = {}
-        self.layers: set[str] = set()
-        self.results: dict[str, Tensor] = {}
-        self.versions: dict[str, int] = {}
-        self.counter = FlopCounterMode(display=False)
-
-    def run_node(self, n: fx.Node) -> Any:
-        before = self.counter.get_total_flops()
-        result = super().run_node(n)
-        self.work[n.name] = self.counter.get_total_flops()
-        if self.work[n.name] > before:
-            self.layers.add(n.name)
-        if n.name in self.kept and isinstance(result, Tensor):
-            self.results[n.name], self.versions[n.name] = result, result._version
-        return result
-
-
-def _measured(found: Trace, x: Tensor) -> tuple[list[Cut], list[fx.Node], float]:
-    """Places for cuts, the nodes that compute, and the compute of all."""
-    alone = _alone(found)
-    meter = _Meter(found, set(alone))
-    with evaluating(found.module), torch.no_grad(), meter.counter:
-        found.module.requires_grad_(False)  # the counter trips over the gradients of expanded ones
-        try:
-            meter.run(x)
-        except Exception as error:  # whatever a network says to an input that it doesn't take
-            what, _, _ = str(error).partition("\n")  # then comes a piece of the graph
-            raise ValueError(
-                f"it doesn't run on an input of shape {tuple(x.shape)}: {what}. Pass input_shape=, "
-                "the shape of one row"
-            ) from error
-    layers = [node for node in found.graph.nodes if node.name in meter.layers]
-    order = {node: place for place, node in enumerate(found.graph.nodes)}
-    cuts = []
-    for node in alone:
-        result = meter.results.get(node.name)
-        if result is None or result.ndim < 2 or len(result) != len(x):
-            continue
-        if result._version > meter.versions[node.name]:
-            continue  # a later layer writes over it: an exit would read something else
-        before = sum(_count(found, layer) for layer in layers if order[layer] <= order[node])
-        shape = tuple(result.shape[1:])
-        cuts.append(Cut(node, _modules(node), meter.work[node.name], before, shape))
-    return cuts, layers, max(meter.work.values())
-
-
-def _count(found: Trace, node: fx.Node) -> int:
-    """How many layers there are in a node that computes."""
-    module = found.layer(node)
-    parts = [] if module is None else module.modules()
-    return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in parts) or 1
-
-
-def _modules(node: fx.Node) -> int:
-    """How many modules are running both at a node and behind it."""
-    both = zip(around(node), around(node.next), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
-
-
-def _trunk(found: Trace, cuts: list[Cut], layers: list[fx.Node]) -> list[Cut]:
-    """Cuts before the network's head: its last linear layer, and the pooling to a vector.
-
-    A module that pools, and has one layer before that at most, is the head's as a whole.
-    """
-    order = {node: place for place, node in enumerate(found.graph.nodes)}
-    end = len(order)
-    if isinstance(found.layer(found.output), nn.Linear):
-        end = order[found.output]
-    for before, after in pairwise(cuts):
-        if before.has_positions and not after.has_positions and before.work == after.work:
-            end = min(end, order[before.node] + 1)
-            inside = around(after.node)
-            if inside:
-                first = next(n for n in order if inside[-1] in around(n))
-                own = [n for n in layers if order[first] <= order[n] < order[after.node]]
-                if len(own) <= 1 and any(order[c.node] < order[first] for c in cuts):
-                    end = min(end, order[first])
-            break
-    trunk = [cut for cut in cuts if order[cut.node] < end]
-    with_positions = [cut for cut in trunk if len(cut.shape) > 1]
-    return with_positions or trunk
-
-
-# Which cuts are taken
-
-
-def _spread(cuts: list[Cut]) -> list[Cut]:
-    """Those in the fewest modules that are enough, or nearly as many as there can be."""
-    cuts = [cut for cut in cuts if cut.work]
-    levels = [_at_level(cuts, level) for level in sorted({cut.modules for cut in cuts})]
-    chosen = [_apart(level) for level in levels]
-    enough = min(ENOUGH, 0.8 * max(map(len, chosen), default=0))
-    return next((level for level in chosen if len(level) >= enough), [])
-
-
-def _at_level(cuts: list[Cut], level: int) -> list[Cut]:
-    """Cuts through so many modules at most, one between two layers.
-
-    It is in the fewest modules, and the latest of these before the shape changes (by a pooling).
-    """
-    best: dict[float, Cut] = {}
-    for cut in cuts:
-        if cut.modules <= level:
-            other = best.get(cut.work, cut)
-            if (-cut.modules, cut.shape == other.shape) >= (-other.modules, True):
-                best[cut.work] = cut
-    return list(best.values())
-
-
-def _apart(cuts: list[Cut]) -> list[Cut]:
-    """Cuts without those close behind another; the last one stays, in place of the one before.
-
-    From one to the next there is a third of the median compute, and more than half of the median
-    number of layers: a stem of one layer is no stage, and a layer between two blocks goes with the
-    second.
-    """
-    least_work = median(_growth([cut.work for cut in cuts])) / 3
-    fewest_layers = median(_growth([cut.layers for cut in cuts])) / 2
-    kept: list[Cut] = []
-    work, layers = 0.0, 0
-    for cut in cuts:
-        if cut.work - work >= least_work and cut.layers - layers > fewest_layers:
-            kept.append(cut)
-            work, layers = cut.work, cut.layers
-    return [*kept[:-1], cuts[-1]]
-
-
-def _growth(values: Sequence[float]) -> list[float]:
-    return [b - a for a, b in pairwise([0, *values])]
-
-
-# The head, and the proof
 
 
 def _classifier(found: Trace, last: fx.Node, example: Tensor) -> Classifier | None:

@@ -1,8 +1,9 @@
 """A network's forward as a graph of its layers, the same in training as in evaluation."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -28,11 +29,13 @@ class Trace(NamedTuple):
         module: whose forward it is.
         graph: from its input to its output, in evaluation mode.
         extras: modules and tensors that the graph uses and the module has no name for.
+        numbers: what some nodes stand for, whatever the input.
     """
 
     module: nn.Module
     graph: fx.Graph
     extras: dict[str, Any]
+    numbers: Mapping[fx.Node, Any] = MappingProxyType({})
 
     def target(self, node: fx.Node) -> Any:
         """The module, parameter or tensor that a node stands for."""
@@ -49,7 +52,7 @@ class Trace(NamedTuple):
         What doesn't depend on the input, such as a parameter, is worked out where it is used.
         """
         graph = fx.Graph()
-        copies = {begin: graph.placeholder("x")}
+        copies: dict[fx.Node, Any] = {begin: graph.placeholder(begin.name), **self.numbers}
 
         def copy(node: fx.Node) -> None:
             for source in node.all_input_nodes:
@@ -74,7 +77,8 @@ class Trace(NamedTuple):
         """The nodes that depend on the input."""
         found: set[fx.Node] = set()
         for node in self.graph.nodes:
-            if node is self.input or not found.isdisjoint(node.all_input_nodes):
+            depends = node is self.input or not found.isdisjoint(node.all_input_nodes)
+            if depends and node not in self.numbers:
                 found.add(node)
         return found
 

@@ -51,11 +51,40 @@ class Net(nn.Module):
         return self.fc(F.dropout(x, 0.1, self.training))
 
 
+class Mixer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 8)
+
+    def forward(self, x, height, width):
+        image = x.transpose(1, 2).reshape(-1, 8, height, width)
+        return x + self.linear(self.conv(image).flatten(2).transpose(1, 2))
+
+
+class Sized(nn.Module):
+    """Height and width, read once, go through all blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.blocks = nn.ModuleList([Mixer() for _ in range(4)])
+        self.fc = nn.Linear(8, 7)
+
+    def forward(self, x):
+        x = self.stem(x)
+        _, _, height, width = x.shape
+        x = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, height, width)
+        return self.fc(x.mean(1))
+
+
 SHAPE = (3, 16, 16)
 SMALL = {"num_classes": 7, "drop_path_rate": 0.1}
 NETWORKS = {
     "of a user": (lambda: Net(), SHAPE),
     "of a user, with dropout": (lambda: Net(drop=0.3), SHAPE),
+    "of a user, of one size": (lambda: Sized(), SHAPE),
     "timm's efficientnet": (lambda: timm.create_model("test_efficientnet", **SMALL), (3, 64, 64)),
     "timm's mambaout": (lambda: timm.create_model("test_mambaout", **SMALL), (3, 64, 64)),
     "timm's byobnet": (lambda: timm.create_model("test_byobnet", num_classes=7), (3, 64, 64)),
@@ -203,6 +232,16 @@ def test_a_forward_that_asks_for_sizes_stays_whole():
     with torch.no_grad():
         odd = torch.randn(2, 3, 15, 15)
         assert torch.equal(whole(mx.wrap(net, input_shape=SHAPE).eval(), odd), net(odd))
+
+
+def test_sizes_that_all_blocks_use_are_those_of_the_example():
+    found, backbone = names(Sized())
+    assert found == ["add", "add_1", "add_2", "add_3"]
+    assert backbone.layouts == ["tokens"] * 4
+    with pytest.raises(ValueError, match=r"shape \(3, 8, 8\) for a network cut for \(3, 16"):
+        backbone.features(torch.randn(2, 3, 8, 8))
+    again = cuts.stage(Sized(), torch.zeros(1, *SHAPE), None, backbone.spec)
+    assert difference(again, backbone) == ""
 
 
 def test_a_branch_of_training_alone_is_left_out():

@@ -14,7 +14,14 @@ from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
-from multiexit.backbones.timm_families import OTHERS, Family, family_of, image_size, num_classes
+from multiexit.backbones.timm_families import (
+    OTHERS,
+    Family,
+    family_of,
+    image_size,
+    in_channels,
+    num_classes,
+)
 from multiexit.backbones.verify import check_answers
 
 
@@ -52,7 +59,7 @@ def from_instance(
     spec = _spec(model, input_shape) if spec is None else spec
     family = family_of(model)
     if family is None:
-        backbone = general.from_module(model, _example(model, input_shape), layout, spec)
+        backbone = general.from_module(model, _example(model, spec, input_shape), layout, spec)
         if getattr(model, "num_classes", None) == 0:
             backbone.set_classifier(None)
         return backbone
@@ -78,34 +85,35 @@ def stage(
     return SequentialBackbone(
         stem,
         blocks,
-        _example(model, input_shape),
+        _example(model, spec, input_shape),
         spec=spec,
         classifier=_classifier(model, family),
         **options,
     )
 
 
-def _example(model: Any, input_shape: Sequence[int] | None) -> Tensor:
+def _example(model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None) -> Tensor:
     """One row, [1, C, height, width]: of the shape that is asked for, or the model's own."""
     if input_shape is not None:
         return torch.zeros(1, *sizes(input_shape))
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    try:
-        size = image_size(model)
-    except StopIteration:
-        _, *size = config.get("input_size", (3, 224, 224))
-    return torch.zeros(1, channels, *size)
+    usual, *size = config.get("input_size", (3, 224, 224))
+    channels = in_channels(model) if spec is None else spec["kwargs"].get("in_chans", usual)
+    return torch.zeros(1, channels, *(image_size(model) or size))
 
 
 def from_name(
-    name: str, input_shape: Sequence[int] | None = None, **kwargs: Any
+    name: str,
+    input_shape: Sequence[int] | None = None,
+    layout: str | Sequence[str] | None = None,
+    **kwargs: Any,
 ) -> SequentialBackbone:
     """Make a timm model by its name, and stage it.
 
     Args:
         name: in timm.
         input_shape: of one image, (C, height, width); None is the model's own.
+        layout: as for `from_instance`.
         kwargs: for `timm.create_model`.
 
     Raises:
@@ -122,7 +130,7 @@ def from_name(
     shape = None if input_shape is None else sizes(input_shape)
     arguments = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
     spec = {"kind": "timm", "name": name, "input_shape": shape, "kwargs": arguments}
-    return from_instance(model, spec, shape)
+    return from_instance(model, spec, shape, layout)
 
 
 _WEIGHTS = ("pretrained", "checkpoint_path", "cache_dir")
@@ -133,7 +141,7 @@ def from_spec(spec: dict[str, Any]) -> SequentialBackbone:
     model = timm.create_model(spec["name"], pretrained=False, **spec["kwargs"])
     shape = spec.get("input_shape")
     if family_of(model) is None:
-        return general.stage(model, _example(model, shape), spec)
+        return general.stage(model, _example(model, spec, shape), spec)
     return stage(model, spec, shape)
 
 

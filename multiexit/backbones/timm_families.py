@@ -96,9 +96,14 @@ def num_classes(model: Any) -> int:
     return int(getattr(last, "out_features", model.num_classes))
 
 
+def in_channels(model: Any) -> int:
+    """What the first convolution takes."""
+    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
 def image_size(model: Any) -> Any:
-    """Height and width of an image, for a model that takes one size; raises StopIteration else."""
-    return next(m.img_size for m in model.modules() if getattr(m, "img_size", None))
+    """Height and width of an image, for a model that takes one size; None for others."""
+    return next((m.img_size for m in model.modules() if getattr(m, "img_size", None)), None)
 
 
 def _is_active(module: Any) -> bool:
@@ -200,7 +205,7 @@ _CONVNEXT: dict[str, Callable[[Any], Any]] = {
 }
 
 OTHERS: dict[str, Callable[[Any], Any]] = {
-    "in_chans": lambda m: next(c.in_channels for c in m.modules() if isinstance(c, nn.Conv2d)),
+    "in_chans": in_channels,
     "num_classes": num_classes,
     "img_size": image_size,
     "drop_rate": lambda m: m.drop_rate,

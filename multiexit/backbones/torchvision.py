@@ -113,13 +113,17 @@ def stage(
 
 
 def from_name(
-    name: str, input_shape: Sequence[int] | None = None, **kwargs: Any
+    name: str,
+    input_shape: Sequence[int] | None = None,
+    layout: str | Sequence[str] | None = None,
+    **kwargs: Any,
 ) -> SequentialBackbone:
     """Make a torchvision model by its name, and stage it.
 
     Args:
         name: in torchvision.
         input_shape: of one image, (C, height, width); None is the model's own.
+        layout: as for `from_instance`.
         kwargs: for `torchvision.models.get_model`.
 
     Raises:
@@ -140,7 +144,7 @@ def from_name(
     if not isinstance(model, FAMILIES):
         arguments |= _settings(model)
     spec = {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": arguments}
-    return from_instance(model, spec, shape)
+    return from_instance(model, spec, shape, layout)
 
 
 def from_spec(spec: dict[str, Any]) -> SequentialBackbone:

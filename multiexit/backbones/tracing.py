@@ -22,6 +22,15 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
 }
 
 
+class Piece(fx.GraphModule):
+    """A part of a graph as a module. What fails in it is raised, and not printed too."""
+
+    def recompile(self) -> Any:
+        code = super().recompile()
+        type(self).__call__ = nn.Module.__call__  # in place of the one that prints
+        return code
+
+
 class Trace(NamedTuple):
     """What a forward does with its one tensor.
 
@@ -46,7 +55,7 @@ class Trace(NamedTuple):
         """The module that a node runs, if it runs one as a whole."""
         return self.target(node) if node.op == "call_module" else None
 
-    def piece(self, begin: fx.Node, end: fx.Node) -> fx.GraphModule:
+    def piece(self, begin: fx.Node, end: fx.Node) -> Piece:
         """What lies between two nodes, behind the first, as a module that shares the layers.
 
         What doesn't depend on the input, such as a parameter, is worked out where it is used.
@@ -66,7 +75,7 @@ class Trace(NamedTuple):
                 copy(node)
         graph.output(copies[end])
         used = {str(n.target): self.target(n) for n in graph.nodes if n.op in _NAMED}
-        piece = fx.GraphModule(used, graph)  # type: ignore[arg-type]
+        piece = Piece(used, graph)  # type: ignore[arg-type]
         own = set(self.module.modules())
         for m in piece.modules():
             if m not in own:

@@ -36,14 +36,15 @@ def wrap(
     Args:
         module: a name or an instance. Names: a transformers hub name or local folder,
             `"cifar-resnet-56"`, `"timm:vit_small_patch16_224"`, `"torchvision:resnet50"`.
-            Instances: BERT, ALBERT, RoBERTa, ELECTRA, DistilBERT of transformers; ViT, DeiT,
-            ResNet, ConvNeXt of timm; ResNet, ViT of torchvision; `nn.Sequential` (each child is
-            a stage); any module whose parts you name.
+            Instances: BERT, ALBERT, RoBERTa, ELECTRA, DistilBERT of transformers; networks of timm
+            and torchvision that classify images; `nn.Sequential` (each child is a stage); any
+            module that takes one tensor, with `input_shape`; any module whose parts you name.
         stages: for other modules, the names (or modules) that run one after another; an exit can
             follow each.
         stem: the names (or modules) that run before them.
         input_shape: shape of one input row, for modules that don't say it or are used at another
-            size than theirs, e.g. `(3, 32, 32)`.
+            size than theirs, e.g. `(3, 32, 32)`. A module of no library is cut where its blocks
+            end.
         layout: what the dimensions of the features are, where it can't be told: one of
             `multiexit.backbones.layouts.LAYOUTS` for all stages, or one for each.
         classifier: the network's own head, where it can't be told or another shall be the last

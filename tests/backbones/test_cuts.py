@@ -265,7 +265,10 @@ SOURCES = {
         torchvision.models.squeezenet1_1(num_classes=7), input_shape=(3, 64, 64)
     ),
     "a layout of the user's": lambda: mx.wrap(
-        timm.create_model("test_efficientnet", num_classes=7), layout="image"
+        "timm:test_efficientnet", num_classes=7, layout="image", input_shape=(3, 64, 64)
+    ),
+    "sizes of the example": lambda: mx.wrap(
+        "timm:xcit_nano_12_p16_224", num_classes=7, depth=2, input_shape=(3, 64, 64)
     ),
 }
 

@@ -88,11 +88,13 @@ def _folded(labels: Sequence[Any] | None) -> list[str]:
 
 def vector(read: nn.Module, feature: Tensor, valid_BT: Tensor | None) -> Tensor:
     """Make the vector [B, D] that a network's last layer reads."""
-    return read(feature, valid_BT) if isinstance(read, Pool) else read(feature)
+    return read(feature, valid_BT) if getattr(read, "takes_valid", False) else read(feature)
 
 
 class Pool(nn.Module):
-    """A feature's mean, or its first token: `multiexit.backbones.pooling.pool_feature`."""
+    """A feature's mean, or one of its tokens: `multiexit.backbones.pooling.pool_feature`."""
+
+    takes_valid = True
 
     def __init__(self, pool: str, layout: str | None = None):
         super().__init__()

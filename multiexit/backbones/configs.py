@@ -22,7 +22,10 @@ NEEDED = (
 SPECIAL = {
     **dict.fromkeys(("num_hidden_layers", "n_layers"), schema.whole(1, 1000)),
     **dict.fromkeys(("num_hidden_groups", "inner_group_num"), schema.whole(1, 1000)),
-    **dict.fromkeys(("num_attention_heads", "n_heads"), schema.whole(1, 1000)),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_heads"),
+        schema.either(schema.whole(1, 1000), schema.listed(schema.whole(1, 1000), 1, 1000)),
+    ),
     "layer_norm_eps": schema.number(0, 1),
     "initializer_range": schema.number(0, 1000),
     "architectures": schema.listed(schema.text),
@@ -30,6 +33,12 @@ SPECIAL = {
     "problem_type": schema.text,
 }
 """Checks of settings whose usual value's type doesn't say enough."""
+
+UNLISTED = (
+    *("position_buckets", "share_att_key", "norm_rel_ebd"),
+    *("conv_kernel_size", "conv_groups", "conv_act"),
+)
+"""Settings that DeBERTa's networks read and its configuration doesn't list."""
 
 CODE = ("auto_map", "custom_pipelines", "custom_generate")
 FETCHED = ("quantization_config", "kernel_config", "use_kernels")
@@ -74,7 +83,8 @@ def config_from_spec(settings: dict[str, Any], attention: str | None = None) -> 
     missing = [key for key in NEEDED if key in defaults and key not in settings]
     if missing:
         raise ValueError(f"backbone.config lacks {', '.join(missing)}")
-    return AutoConfig.for_model(**{key: settings[key] for key in settings if key in defaults})
+    known = {**defaults, **dict.fromkeys(UNLISTED)}
+    return AutoConfig.for_model(**{key: settings[key] for key in settings if key in known})
 
 
 def check_settings(settings: Any, where: str) -> None:
@@ -191,13 +201,14 @@ def _value_check(key: str, default: Any) -> schema.Check:
     """A check for a setting: of its name, or of the type of its usual value."""
     if key in SPECIAL:
         return SPECIAL[key]
-    if "dropout" in key:
+    if "dropout" in key and not isinstance(default, bool):
         return schema.number(0, 1)
     match default:
         case bool():
             return schema.flag
         case int():
-            return schema.whole(-1 if key.endswith("_id") else 0, LARGEST)
+            number = schema.whole(min(default, -1 if key.endswith("_id") else 0), LARGEST)
+            return schema.either(number, schema.listed(number, 0, 1000))
         case float():
             return schema.number()
         case str():

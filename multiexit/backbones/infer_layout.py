@@ -3,7 +3,7 @@
 Letters: B batch rows, C channels, L length, T tokens, H width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -127,13 +127,59 @@ def infer(
         else:
             fitting = candidates
         if len(fitting) != 1:
-            raise ValueError(
-                f"stage {stage} gives a feature of shape (B, {', '.join(map(str, shapes[stage]))}),"
-                " and it can't be told what its dimensions are: pass layout=, one of "
-                f"{layouts.listing(candidates or tuple(LAYOUTS))}"
-            )
+            raise _untold(stage, shapes[stage], candidates)
         names += fitting
     return shapes, names
+
+
+def from_calls(
+    stage: int,
+    feature: Tensor,
+    before: Sequence[tuple[nn.Module, Any, Any]],
+    behind: Sequence[tuple[nn.Module, Any, Any]],
+    resized: Callable[[], Tensor | None],
+) -> str:
+    """The layout of a feature, told by the calls of layers in a run of its network.
+
+    Args:
+        stage: its number, for messages.
+        feature: [B, …].
+        before, behind: modules with the first tensors that they read and gave, in order, up to the
+            feature and after it.
+        resized: gives the same feature of an input of other sizes, if there can be one.
+
+    Raises:
+        ValueError: a layout that can't be told.
+    """
+    candidates = layouts.of_rank(feature.ndim - 1)
+    if len(candidates) == 1:
+        return candidates[0]
+    calls = [[_call(*call) for call in part if _shows_width(call[0])] for part in (before, behind)]
+    made, read = ([call for call in part if call is not None] for part in calls)
+    width = _width_from_layers(feature, [*made, *read], len(made))
+    other = resized() if width is None else None
+    if other is not None and other.ndim == feature.ndim:
+        fixed = [d for d in range(1, feature.ndim) if other.shape[d] == feature.shape[d]]
+        width = fixed[0] if len(fixed) == 1 else None
+    fitting = [name for name in candidates if LAYOUTS[name].width + 1 == width]
+    if len(fitting) != 1:
+        raise _untold(stage, tuple(feature.shape[1:]), candidates)
+    return fitting[0]
+
+
+def _call(module: nn.Module, input: Any, output: Any) -> _Call | None:
+    if not isinstance(output, Tensor) or output.ndim < 2:
+        return None
+    width = 1 if isinstance(module, _WIDTH_FIRST) and output.ndim > 2 else -1
+    return _Call(width, input, output)
+
+
+def _untold(stage: int, shape: Sequence[int], candidates: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"stage {stage} gives a feature of shape (B, {', '.join(map(str, shape))}), and it can't "
+        "be told what its dimensions are: pass layout=, one of "
+        f"{layouts.listing(candidates or tuple(LAYOUTS))}"
+    )
 
 
 def _width_from_layers(feature: Tensor, calls: Sequence[_Call], end: int) -> int | None:
@@ -186,9 +232,9 @@ def _record_calls(chain: Chain, calls: list[_Call]) -> Iterator[None]:
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
-        if isinstance(tensor, Tensor) and tensor.ndim > 1:
-            width = 1 if isinstance(module, _WIDTH_FIRST) and tensor.ndim > 2 else -1
-            calls.append(_Call(width, args[0] if args else None, tensor))
+        call = _call(module, args[0] if args else None, tensor)
+        if call is not None:
+            calls.append(call)
 
     whole = nn.ModuleList([chain.stem, *chain.stages, chain.norm])
     hooks = [layer.register_forward_hook(note) for layer in whole.modules() if _shows_width(layer)]

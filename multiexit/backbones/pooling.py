@@ -16,12 +16,13 @@ def pool_feature(
 ) -> Tensor:
     """Pool a feature to a vector per row.
 
-    Tokens [B, T, H]: the first one, or the mean over those that `valid_BT` marks as real.
+    Tokens [B, T, H]: the first one, the last real one, or the mean over the real ones, which
+    `valid_BT` marks.
     Images, sequences, volumes: the mean over positions. Vectors [B, D]: as they are.
 
     Args:
         feature: [B, …].
-        pool: `"first"` or `"mean"`.
+        pool: `"first"`, `"last"` or `"mean"`.
         valid_BT: which tokens are real, bool [B, T]; None is all.
         layout: one of `multiexit.backbones.layouts.LAYOUTS`; None is vectors, tokens, images or
             volumes with the channels first, by the number of dimensions.
@@ -65,7 +66,17 @@ def pool_feature(
 def _pool_tokens(feature_BTH: Tensor, pool: str, valid_BT: Tensor | None) -> Tensor:
     if pool == "first":
         return feature_BTH[:, 0]
+    if pool == "last":
+        return _last_token(feature_BTH, valid_BT)
     if valid_BT is None:
         return feature_BTH.mean(1)
     weight_BT1 = valid_BT.to(feature_BTH.dtype).unsqueeze(-1)
     return (feature_BTH * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
+
+
+def _last_token(feature_BTH: Tensor, valid_BT: Tensor | None) -> Tensor:
+    if valid_BT is None:
+        return feature_BTH[:, -1]
+    place_T = torch.arange(valid_BT.shape[1], device=valid_BT.device)
+    last_B11 = (valid_BT * place_T).argmax(1).view(-1, 1, 1)
+    return feature_BTH.gather(1, last_B11.expand(-1, 1, feature_BTH.shape[2])).squeeze(1)

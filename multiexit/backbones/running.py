@@ -9,7 +9,7 @@ PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def like_parameters(example: Tensor, module: nn.Module) -> Tensor:
     """Put an example on a module's device; numbers (not tokens) in its precision. Same shape."""
     p = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if p is None:
+    if p is None or example.is_meta:
         return example
     return example.to(p.device, p.dtype if example.is_floating_point() else example.dtype)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from multiexit.backbones.base import Backbone
@@ -121,10 +122,12 @@ _ABSENT = "absent"
 
 
 def _class(module: nn.Module) -> type:
-    """A module's class, also where FSDP2 made a subclass of it; a graph has one of its own."""
+    """A module's class, also where FSDP2 or a parametrisation made a subclass; a graph has its own."""
     if isinstance(module, fx.GraphModule):
         return fx.GraphModule
     kind = type(module)
+    if is_parametrized(module):
+        return kind.__mro__[1]
     sharded = any(base.__name__ == "FSDPModule" for base in kind.__mro__)
     return kind.__mro__[2] if sharded else kind
 
@@ -150,7 +153,7 @@ def _tensor_difference(remade: Tensor | None, original: Tensor | None, values: b
         return "" if remade is original else "is in one of them only"
     if remade.shape != original.shape:
         return f"has shape {tuple(original.shape)}, made again {tuple(remade.shape)}"
-    if not values or original.is_meta:
+    if not values or original.is_meta or remade.is_meta:
         return ""
     same = torch.equal(remade, original.detach().to(remade.device, remade.dtype))
     return "" if same else "has other values"
@@ -169,8 +172,11 @@ def _equal(left: Any, right: Any) -> bool:
     if left is right:
         return True
     if isinstance(left, Tensor) or isinstance(right, Tensor):
-        both = isinstance(left, Tensor) and isinstance(right, Tensor)
-        return both and left.shape == right.shape and torch.equal(left, right.to(left.device))
+        if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+            return False
+        if left.is_meta or right.is_meta:
+            return left.shape == right.shape
+        return left.shape == right.shape and torch.equal(left, right.to(left.device))
     if isinstance(left, nn.Module) or isinstance(right, nn.Module):  # one outside of the tree
         both = isinstance(left, nn.Module) and isinstance(right, nn.Module)
         return both and not difference(left, right)

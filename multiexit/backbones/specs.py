@@ -114,7 +114,7 @@ def _kwargs(checks: Mapping[str, Check]) -> Check:
 
 def _classifier(key: str, value: Any) -> None:
     """True: the network makes its own head again; or the sizes of a plain linear layer."""
-    sizes = {"inputs": SIZE, "classes": SIZE, "bias": flag, "pool": one_of("first", "mean")}
+    sizes = {"inputs": SIZE, "classes": SIZE, "bias": flag, "pool": one_of("first", "last", "mean")}
     (table(sizes) if isinstance(value, Mapping) else one_of(True))(key, value)
 
 
@@ -131,11 +131,32 @@ STAGED: dict[str, Check] = {
 }
 """How a network of no family is staged: see `multiexit.backbones.cuts`."""
 
+_NAMES = listed(_matching(r"[\w.-]+", "the name of a module or step"), 0, 10_000)
+
+RECORDED: dict[str, Check] = {
+    "chain": table(
+        {
+            "layers": _NAMES,
+            "ends": listed(whole(0, 9999), 1, 10_000),
+            "late": _NAMES,
+            "shapes": listed(listed(optional(SIZE), 1, 4), 1, 10_000),
+            "layouts": listed(one_of(*LAYOUTS), 1, 10_000),
+        }
+    ),
+    "pool": one_of("first", "last", "mean"),
+    "norm": optional(_matching(r"[\w.]+", "the name of a module")),
+    "tail": _NAMES,
+    "input_shape": optional(_input_shape),
+}
+"""How a network was taken apart by its own forward, and on what it was tried."""
+
 TRANSFORMERS = table(
     {"kind": text, "config": table({"model_type": text}, rest=plain)},
     {
         "attention": optional(one_of(*ATTENTION)),
         "classifier": _classifier,
+        "model": _matching(r"[A-Z]\w+", "the name of a model of transformers"),
+        **RECORDED,
         "order": listed(whole(0, 9999), 1, 10_000),
         "heads": listed(listed(whole(0, 9999), 1, 10_000), 1, 10_000),
     },

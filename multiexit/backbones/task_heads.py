@@ -12,6 +12,8 @@ from multiexit.backbones.classifier import Classifier, FirstToken
 from multiexit.backbones.families import FAMILIES, part
 
 ENDING = "ForSequenceClassification"
+ENDINGS = (ENDING, "ForImageClassification", "ForAudioClassification")
+"""How the names of classes end that classify whole rows, by `logits` [B, K]."""
 
 
 def classifier_of(model: Any) -> Classifier | None:
@@ -23,21 +25,12 @@ def classifier_of(model: Any) -> Classifier | None:
     if not _is_library_classifier(model):
         return None
     config = model.config
-    if config.problem_type == "multi_label_classification" or (
-        config.problem_type == "regression" and config.num_labels > 1
-    ):
-        raise ValueError(
-            f"this network gives {config.num_labels} independent answers per row (problem_type="
-            f"{config.problem_type!r}), and an exit gives one of K classes or one number; to train "
-            "another task wrap its encoder alone: model.base_model"
-        )
+    check_problem(config)
     family = FAMILIES[config.model_type]
     head_name, _, _ = family.linear.rpartition(".")
     head = part(model, head_name) if head_name else None
     if head is not None and not _is_library_head(head):  # the forward hands it the feature as it is
-        return Classifier(
-            head, config.num_labels, nn.Identity(), _labels(config, config.num_labels)
-        )
+        return Classifier(head, config.num_labels, nn.Identity(), labels(config, config.num_labels))
     layers = {
         name: part(model, layer) if isinstance(layer, str) else layer()
         for name, layer in family.read.items()
@@ -46,7 +39,20 @@ def classifier_of(model: Any) -> Classifier | None:
         return None
     linear = part(model, family.linear)
     classes = linear.out_features if isinstance(linear, nn.Linear) else config.num_labels
-    return Classifier(linear, classes, FirstToken(**layers), _labels(config, classes))
+    return Classifier(linear, classes, FirstToken(**layers), labels(config, classes))
+
+
+def check_problem(config: Any) -> None:
+    """Refuse a network that answers several things at once, by a ValueError."""
+    problem = getattr(config, "problem_type", None)
+    if problem == "multi_label_classification" or (
+        problem == "regression" and config.num_labels > 1
+    ):
+        raise ValueError(
+            f"this network gives {config.num_labels} independent answers per row (problem_type="
+            f"{problem!r}), and an exit gives one of K classes or one number; to train another "
+            "task wrap its encoder alone: model.base_model"
+        )
 
 
 def _is_library_classifier(model: Any) -> bool:
@@ -65,7 +71,7 @@ def _is_library_head(head: Any) -> bool:
     return parts and plain
 
 
-def _labels(config: Any, classes: int) -> list[str] | None:
+def labels(config: Any, classes: int) -> list[str] | None:
     """The classes' names, if they are names, and one each."""
     if classes == 1 or config.num_labels != classes:
         return None

@@ -5,7 +5,7 @@ Letters: B batch rows, T tokens, H width.
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +23,43 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def tables(embeddings: nn.Module) -> tuple[dict[str, int], int | None]:
-    """The rows of an encoder's tables by input, and how many tokens it takes."""
-    modules = dict(embeddings.named_children())
+class Limits(NamedTuple):
+    """What an encoder's tables say of its inputs.
+
+    Args:
+        sizes: of inputs that are indices, how many things they count.
+        tokens: the most that a row may have; None where there is no such number.
+        width: of the embeddings that may be given in place of tokens; None where it isn't known.
+    """
+
+    sizes: Mapping[str, int]
+    tokens: int | None
+    width: int | None
+
+
+def limits(embeddings: nn.Module) -> Limits:
+    """The limits of an encoder whose tables have BERT's names."""
+    modules: dict[str, Any] = dict(embeddings.named_children())
     sizes = {
-        name: int(modules[table].num_embeddings)  # type: ignore[arg-type]
+        name: int(modules[table].num_embeddings)
         for name, table in TABLES.items()
         if hasattr(modules.get(table), "num_embeddings")
     }
+    width = getattr(modules.get("word_embeddings"), "embedding_dim", None)
     if "position_ids" not in sizes:
-        return sizes, None
+        return Limits(sizes, None, width)
     # RoBERTa counts positions from behind that of padding.
     padding = getattr(modules["position_embeddings"], "padding_idx", None)
-    return sizes, sizes["position_ids"] - (0 if padding is None else padding + 1)
+    most = sizes["position_ids"] - (0 if padding is None else padding + 1)
+    return Limits(sizes, most, width)
 
 
-def checked(inputs: Mapping[str, Any], embeddings: nn.Module, look: bool) -> Inputs:
+def checked(inputs: Mapping[str, Any], limits: Limits, look: bool) -> Inputs:
     """The inputs of an encoder, each [B, T] (embeddings [B, T, H]), the mask bool.
 
     Args:
         inputs: by name, None for what wasn't given.
-        embeddings: the encoder's, whose tables say what is in range.
+        limits: what is in range.
         look: look at values too, which waits for the device: numbers within the tables, masks of
             0 and 1, a real token in every row.
 
@@ -52,8 +68,8 @@ def checked(inputs: Mapping[str, Any], embeddings: nn.Module, look: bool) -> Inp
     """
     _check_types(inputs)
     tensors = {name: value for name, value in inputs.items() if value is not None}
-    sizes, most = tables(embeddings)
-    shape_BT = _batch_shape(tensors, embeddings)
+    sizes, most, width = limits
+    shape_BT = _batch_shape(tensors, width)
     B, T = shape_BT
     if T == 0:
         raise ValueError("rows of 0 tokens: each row needs at least one")
@@ -136,7 +152,7 @@ def _check_types(inputs: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} is on the meta device, so it has no values")
 
 
-def _batch_shape(tensors: Mapping[str, Tensor], embeddings: nn.Module) -> tuple[int, int]:
+def _batch_shape(tensors: Mapping[str, Tensor], width: int | None) -> tuple[int, int]:
     """B and T."""
     if "input_ids" in tensors:
         ids_BT = tensors["input_ids"]
@@ -147,8 +163,8 @@ def _batch_shape(tensors: Mapping[str, Tensor], embeddings: nn.Module) -> tuple[
             )
         return ids_BT.shape[0], ids_BT.shape[1]
     x_BTH = tensors["inputs_embeds"]
-    words: Any = dict(embeddings.named_children()).get("word_embeddings")
-    width = getattr(words, "embedding_dim", x_BTH.shape[-1] if x_BTH.ndim else 0)
+    if width is None:
+        width = x_BTH.shape[-1] if x_BTH.ndim else 0
     if x_BTH.ndim != 3 or x_BTH.shape[2] != width or not x_BTH.is_floating_point():
         raise ValueError(
             f"inputs_embeds has shape {tuple(x_BTH.shape)}, {x_BTH.dtype}: it must be fractions "

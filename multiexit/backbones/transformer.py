@@ -13,10 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    PreTrainedModel,
+)
 from transformers.masking_utils import create_bidirectional_mask
 
-from multiexit.backbones import attention_heads, configs, task_heads, text_inputs
+from multiexit.backbones import (
+    attention_heads,
+    configs,
+    recorded_transformers,
+    task_heads,
+    text_inputs,
+)
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.families import FAMILIES, Family, part
@@ -52,7 +65,11 @@ class TransformerBackbone(Backbone):
     def __init__(self, model: PreTrainedModel, spec: dict[str, Any] | None = None):
         encoder: Any = model.base_model
         config = encoder.config
-        _check_type(config.model_type)
+        if config.model_type not in FAMILIES:
+            raise ValueError(
+                f"{config.model_type!r} is none of {', '.join(FAMILIES)}, whose parts are known: "
+                "multiexit.wrap takes others by their own forward"
+            )
         if getattr(config, "is_decoder", False):
             raise ValueError("can't stage a decoder: set is_decoder=False in its configuration")
         if config._attn_implementation == "flex_attention":
@@ -111,7 +128,9 @@ class TransformerBackbone(Backbone):
         infers = not (self.training or torch.is_grad_enabled())
         look = not torch.compiler.is_compiling()
         on_cpu = all(t.is_cpu for t in inputs.values() if isinstance(t, Tensor))
-        inputs = text_inputs.checked(inputs, self.embeddings, look and (infers or on_cpu))
+        inputs = text_inputs.checked(
+            inputs, text_inputs.limits(self.embeddings), look and (infers or on_cpu)
+        )
         inputs = text_inputs.padding_last(inputs)
         valid_BT = inputs.pop("attention_mask")
         if not self.family.segments:
@@ -131,7 +150,8 @@ class TransformerBackbone(Backbone):
         return self.layers[self.order[index]]
 
     def limits(self) -> tuple[dict[str, int], int | None]:
-        return text_inputs.tables(self.embeddings)
+        sizes, most, _ = text_inputs.limits(self.embeddings)
+        return dict(sizes), most
 
     def example_inputs(self, batch: int = 1, tokens: int = 128) -> dict[str, Tensor]:
         sizes, most = self.limits()
@@ -145,22 +165,32 @@ class TransformerBackbone(Backbone):
         }
 
 
-def _check_type(model_type: str) -> None:
-    if model_type not in FAMILIES:
-        raise ValueError(
-            f"can't stage a {model_type!r} model; of transformers, {', '.join(FAMILIES)} can be "
-            "wrapped. For others register an adapter: @multiexit.wrap.register(YourClass)"
-        )
+def from_instance(
+    model: Any,
+    input_shape: Sequence[int] | None = None,
+    layout: str | Sequence[str] | None = None,
+) -> Backbone:
+    """Stage a model of transformers: by its family's parts, or by its own forward.
+
+    Args:
+        model: bare, or with a head; that of a model that classifies rows is kept.
+        input_shape: of one row of an image or of sound; None is the model's own.
+        layout: of the features, where it can't be told.
+
+    Raises:
+        ValueError: a model that can't be taken apart, with the reason.
+    """
+    config = model.base_model.config
+    if config.model_type in FAMILIES and not getattr(config, "is_decoder", False):
+        return TransformerBackbone(model)
+    return recorded_transformers.from_instance(model, None, input_shape, layout)
 
 
-from_instance = TransformerBackbone
-
-
-def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
+def from_name(name: str, **kwargs: Any) -> Backbone:
     """Load a network from a hub name or a local folder, in float32 unless `dtype` says else.
 
-    One that its configuration calls a `…ForSequenceClassification` comes with its classifier; of
-    any other the encoder is taken.
+    One that its configuration calls a `…ForSequenceClassification`, `…ForImageClassification` or
+    `…ForAudioClassification` comes with its classifier; of any other the encoder is taken.
 
     Raises:
         ValueError: a network of another type; weights that lack a part of the encoder, or don't
@@ -172,10 +202,7 @@ def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
             f"no model {name!r}: it has no config.json with a model_type, as a network's "
             "save_pretrained writes it"
         )
-    _check_type(config["model_type"])
-    architectures = [str(architecture) for architecture in config.get("architectures") or []]
-    is_classifier = any(architecture.endswith(task_heads.ENDING) for architecture in architectures)
-    auto = AutoModelForSequenceClassification if is_classifier else AutoModel
+    auto = _auto_class([str(name) for name in config.get("architectures") or []])
     defaults = {} if "torch_dtype" in kwargs else {"dtype": torch.float32}  # its old name
     options = {**defaults, **kwargs, **configs.ONLY}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -194,6 +221,24 @@ def from_name(name: str, **kwargs: Any) -> TransformerBackbone:
     return _without_random_parts(name, model, random_keys)
 
 
+AUTO = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForImageClassification": AutoModelForImageClassification,
+    "ForAudioClassification": AutoModelForAudioClassification,
+    "EncoderModel": AutoModelForTextEncoding,
+}
+"""By how the class's name ends that a configuration has."""
+
+
+def _auto_class(architectures: Sequence[str]) -> Any:
+    """The class of transformers that loads such a network."""
+    for architecture in architectures:
+        for ending, auto in AUTO.items():
+            if architecture.endswith(ending):
+                return auto
+    return AutoModel
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the library's tables of tensors that lack or don't fit: what matters is said here."""
@@ -206,7 +251,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> TransformerBackbone:
+def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> Backbone:
     """The backbone of a loaded model, without what was drawn at random in loading it."""
     encoder = model.base_model
     prefix = "" if model is encoder else f"{model.base_model_prefix}."
@@ -216,7 +261,7 @@ def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> Trans
             f"the weights of {name!r} lack {len(lost)} tensors of the encoder, such as {lost[:3]}: "
             "they would be random. If you mean it, load it yourself and wrap the instance"
         )
-    backbone = TransformerBackbone(model)
+    backbone = from_instance(model)
     head = backbone.classifier
     head_ids = [] if head is None else [id(p) for p in head.parameters()]
     missing = [k for k, p in model.named_parameters() if k in random_keys and id(p) in head_ids]
@@ -232,12 +277,16 @@ def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> Trans
     return backbone
 
 
-def from_spec(spec: dict[str, Any]) -> TransformerBackbone:
+def from_spec(spec: dict[str, Any]) -> Backbone:
     """Make the architecture of a saved spec, with random weights and without any download.
 
     Raises:
         ValueError: an order that its layers don't have.
     """
+    return recorded_transformers.from_spec(spec) if "model" in spec else _family_from_spec(spec)
+
+
+def _family_from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     config = configs.config_from_spec(spec["config"], spec.get("attention"))
     auto = AutoModelForSequenceClassification if spec.get("classifier") is True else AutoModel
     backbone = TransformerBackbone(
@@ -266,7 +315,7 @@ def _current_config(model: Any, order: list[int], classifier: Classifier | None)
     """A model's configuration, with the sizes that its modules have now."""
     encoder = model.base_model
     config = encoder.config
-    sizes, _ = text_inputs.tables(encoder.embeddings)
+    sizes = text_inputs.limits(encoder.embeddings).sizes
     current_sizes = {
         "vocab_size": sizes.get("input_ids"),
         "type_vocab_size": sizes.get("token_type_ids"),
@@ -287,7 +336,7 @@ def _is_rebuilt_by(backbone: TransformerBackbone, spec: dict[str, Any]) -> bool:
     """Whether what a spec makes has the same modules, sizes and settings in them."""
     try:
         with torch.device("meta"):
-            rebuilt = from_spec({**spec, "classifier": backbone.classifier is not None})
+            rebuilt = _family_from_spec({**spec, "classifier": backbone.classifier is not None})
     except ValueError:  # settings that can't be written, or that no longer go together
         return False
     return _structure(rebuilt) == _structure(backbone)

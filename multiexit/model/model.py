@@ -40,7 +40,7 @@ class MultiExitModel(nn.Module):
             taking the first stage that reaches it.
         head: see `multiexit.heads.build`; None is the backbone's own choice, a shared pooler +
             linear for text, linear for anything else.
-        pool: `"first"` or `"mean"`; None is the backbone's own choice.
+        pool: `"first"`, `"last"` or `"mean"`; None is the backbone's own choice.
         labels: the classes' names: a list, array or series in the order of their numbers, or a
             mapping such as `id2label` or `label2id`; None takes those that the network itself
             knows.

@@ -43,7 +43,7 @@ TABLE = schema.table(
         "num_classes": schema.whole(1, MOST_CLASSES),
         "exits": schema.listed(schema.whole(0, 9999), 1, 10_000),
         "head": schema.optional(_head),
-        "pool": schema.one_of("first", "mean"),
+        "pool": schema.one_of("first", "last", "mean"),
         "labels": schema.optional(schema.listed(schema.plain, 0, MOST_CLASSES)),
         "preprocessing": PREPROCESSING,
         "policy": schema.optional(registry.TABLE),

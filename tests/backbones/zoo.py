@@ -71,8 +71,16 @@ def _made(model_type: str, name: str, inputs: Inputs) -> nn.Module:
             if parameter.numel() and parameter.min() == parameter.max():
                 # A bias of 0 or a scale of 1e-6 would hide whether it is used at all.
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        _blank_padding(network)
         _settle(network, inputs(8, 0))
     return network
+
+
+def _blank_padding(network: nn.Module) -> None:
+    """Padding's embedding is zero, as in networks that were trained."""
+    for part in network.modules():
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            part.weight.data[part.padding_idx] = 0
 
 
 def _settle(network: nn.Module, inputs: dict[str, Tensor]) -> None:

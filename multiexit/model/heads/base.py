@@ -154,7 +154,7 @@ class Features(NamedTuple):
     Args:
         shapes, layouts: of each exit's feature, see `multiexit.backbones.layouts`.
         num_classes: K; 1 for regression.
-        pool: `"first"` or `"mean"`.
+        pool: `"first"`, `"last"` or `"mean"`.
         pooler: a pretrained one to start from, or None.
         owns_pooler: whether the network's own head, behind these, has it.
 

@@ -44,7 +44,7 @@ def build(
         head: a name of `multiexit.heads.HEADS`, or a function `(shape, K) -> nn.Module`. A name
             may have one of `multiexit.heads.CHAINED` behind a plus: `"pooler+lte"`; nothing before
             the plus is the backbone's own.
-        pool: `"first"` or `"mean"`.
+        pool: `"first"`, `"last"` or `"mean"`.
         backbone: gives the features' shapes, a pretrained pooler to start from, and its own head.
         stages: the stage of each exit.
         num_classes: K; 1 for regression.
@@ -58,8 +58,8 @@ def build(
         >>> [head.linear.in_features for head in heads]
         [16, 64]
     """
-    if pool not in ("first", "mean"):
-        raise unknown("pooling", pool, ("first", "mean"))
+    if pool not in ("first", "last", "mean"):
+        raise unknown("pooling", pool, ("first", "last", "mean"))
     if isinstance(head, nn.Module):
         raise ValueError(
             "head is a module; pass a function (feature shape, classes) -> nn.Module, which makes "

@@ -20,7 +20,7 @@ class LinearHead(VectorHead):
     Args:
         shape, layout: of the feature, see `multiexit.backbones.layouts`.
         num_classes: K.
-        pool: `"first"` or `"mean"`.
+        pool: `"first"`, `"last"` or `"mean"`.
 
     Raises:
         ValueError: a shape whose layout can't be told, or a width that is not fixed.
@@ -47,7 +47,7 @@ class PoolerHead(VectorHead):
     Args:
         pooler: `Linear(H, H)`; the same object in every head makes it a shared pooler.
         num_classes: K.
-        pool: `"first"` or `"mean"`.
+        pool: `"first"`, `"last"` or `"mean"`.
         layout: of the feature; None is by its number of dimensions.
 
     Example:

@@ -1,0 +1,416 @@
+"""Models of transformers by their own forward: encoders and decoders of text, images and sound.
+
+Letters: B batch rows, T tokens, H width, K classes.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from multiexit.backbones import configs, recording, same, tails, task_heads, text_inputs, trace
+from multiexit.backbones.base import Carry
+from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.recorded import RecordedBackbone
+from multiexit.backbones.recording import Batch, Ending, Recording
+from multiexit.backbones.running import in_precision
+from multiexit.backbones.sequential import sizes
+from multiexit.backbones.text_inputs import Limits
+from multiexit.files import schema
+from multiexit.runtime import evaluating, user_level
+
+TOKENS = 9
+"""The length of the rows that a network is tried on."""
+
+
+class RecordedText(RecordedBackbone):
+    """A `RecordedBackbone` that reads tokens, where rows may have padding anywhere.
+
+    Where padding comes first, a row's positions count from its first real token, and its features
+    stand in the order (first real token … last, padding): a row's answer doesn't depend on its
+    batch.
+
+    Args:
+        limits: the sizes of its tables, and how many tokens it takes.
+        takes: the names of inputs that its forward has.
+        fills_up: whether it fills rows up with padding of its own, which features don't have.
+        args, facts: as `RecordedBackbone` takes them.
+    """
+
+    def __init__(
+        self, limits: Limits, takes: Sequence[str], fills_up: bool, *args: Any, **facts: Any
+    ):
+        super().__init__(*args, **facts)
+        self._limits = limits
+        self.takes = list(takes)
+        self.fills_up = fills_up
+
+    @text_inputs.by_known_names
+    def start(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Carry:
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        for name in ("position_ids", "inputs_embeds"):
+            if inputs[name] is not None and name not in self.takes:
+                raise ValueError(f"this network takes no {name}")
+        infers = not (self.training or torch.is_grad_enabled())
+        look = not torch.compiler.is_compiling()
+        on_cpu = all(t.is_cpu for t in inputs.values() if isinstance(t, Tensor))
+        inputs = text_inputs.checked(inputs, self._limits, look and (infers or on_cpu))
+        return self.begin(text_inputs.padding_last(inputs))
+
+    def begin(self, inputs: Mapping[str, Any]) -> Carry:
+        given = {k: v for k, v in inputs.items() if v is not None and k in self.takes}
+        valid_BT = given.get("attention_mask")
+        if valid_BT is not None:  # some subtract it from 1, which bools can't
+            given["attention_mask"] = valid_BT.to(torch.long)
+            valid_BT = valid_BT.to(torch.bool)
+        if "use_cache" in self.takes:
+            given["use_cache"] = False
+        carry = super().begin(given)
+        if valid_BT is None:
+            valid_BT = torch.ones(given[next(iter(given))].shape[:2], dtype=torch.bool)
+            valid_BT = valid_BT.to(carry["x"].device)
+        return {**carry, "valid_BT": valid_BT}
+
+    def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
+        carry, feature = super().stage(carry, index)
+        return carry, feature[:, : carry["valid_BT"].shape[1]] if self.fills_up else feature
+
+    def limits(self) -> tuple[dict[str, int], int | None]:
+        return dict(self._limits.sizes), self._limits.tokens
+
+    def example_inputs(self, batch: int = 1, tokens: int = 128) -> dict[str, Tensor]:
+        tokens = min(tokens, self._limits.tokens or tokens)
+        device = next(self.parameters()).device
+        token = min(5, self._limits.sizes["input_ids"] - 1)
+        return {
+            "input_ids": torch.full((batch, tokens), token, device=device),
+            "attention_mask": torch.ones(batch, tokens, dtype=torch.long, device=device),
+        }
+
+
+class RecordedPixels(RecordedBackbone):
+    """A `RecordedBackbone` that reads images."""
+
+    def start(self, pixel_values: Tensor) -> Carry:  # type: ignore[override]
+        return self.begin({"pixel_values": in_precision(pixel_values, self)})
+
+
+class RecordedWaves(RecordedBackbone):
+    """A `RecordedBackbone` that reads sound as waves, or what its extractor calls so."""
+
+    def start(self, input_values: Tensor) -> Carry:  # type: ignore[override]
+        return self.begin({"input_values": in_precision(input_values, self)})
+
+
+class RecordedFeatures(RecordedBackbone):
+    """A `RecordedBackbone` that reads sound as spectra."""
+
+    def start(self, input_features: Tensor) -> Carry:  # type: ignore[override]
+        return self.begin({"input_features": in_precision(input_features, self)})
+
+
+class RecordedVideos(RecordedBackbone):
+    """A `RecordedBackbone` that reads videos, by the name that some networks have for them."""
+
+    def start(self, pixel_values_videos: Tensor) -> Carry:  # type: ignore[override]
+        return self.begin({"pixel_values_videos": in_precision(pixel_values_videos, self)})
+
+
+ROWS = {
+    "pixel_values_videos": RecordedVideos,
+    "pixel_values": RecordedPixels,
+    "input_values": RecordedWaves,
+    "input_features": RecordedFeatures,
+}
+"""By the name of a model's main input, where that isn't tokens."""
+
+
+def from_instance(
+    model: Any,
+    spec: dict[str, Any] | None = None,
+    input_shape: Sequence[int] | None = None,
+    layout: str | Sequence[str] | None = None,
+) -> RecordedBackbone:
+    """Stage a model of transformers by its own forward: an exit after each layer.
+
+    Args:
+        model: an encoder or decoder, bare or a `…ForSequenceClassification`,
+            `…ForImageClassification`, `…ForAudioClassification`, whose own head is kept.
+        spec: by which it is made again; None is found from the model.
+        input_shape: of one row, where rows aren't text; None is the model's own.
+        layout: of the features, where it can't be told.
+
+    Raises:
+        ValueError: a model that can't be taken apart, with the reason.
+    """
+    name = type(model).__name__
+    if "For" in name and not name.endswith(task_heads.ENDINGS):
+        model = model.base_model
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if getattr(model.config, "is_encoder_decoder", False) and "decoder" in names:
+        raise ValueError(
+            f"{type(model).__name__} has an encoder and a decoder, and exits need one chain of "
+            "layers: wrap its encoder alone, such as T5EncoderModel or model.get_encoder()"
+        )
+    task_heads.check_problem(model.config)
+    try:
+        return _Builder(model, input_shape, layout).build(spec)
+    except Exception as error:  # whatever a network says to what it is tried on
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"can't wrap {type(model).__name__} by itself: {reason}. Name parts that run one after "
+            "another, stages=['…', …], or register an adapter: "
+            "@multiexit.wrap.register(YourClass)"
+        ) from error
+
+
+def from_spec(spec: dict[str, Any]) -> RecordedBackbone:
+    """Make the architecture of a saved spec, with random weights and without any download.
+
+    Raises:
+        ValueError: a class that transformers doesn't have.
+    """
+    with same.without_init():
+        model = _make(spec)
+    return from_instance(model, spec, spec.get("input_shape"))
+
+
+def _make(spec: dict[str, Any]) -> Any:
+    kind = getattr(transformers, spec["model"], None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise schema.wrong("backbone.model", spec["model"], "the name of a model of transformers")
+    config = configs.config_from_spec(spec["config"], spec.get("attention"))
+    options = {"dtype": torch.float32, "attn_implementation": spec.get("attention")}
+    return kind._from_config(config, **options)
+
+
+class _Builder:
+    """What is known of one model while it is taken apart."""
+
+    def __init__(self, model: Any, input_shape: Any, layout: Any):
+        self.model, self.layout = model, layout
+        self.config = model.config
+        parameters = signature(model.forward).parameters
+        self.takes = list(parameters)
+        if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+            self.takes += ["use_cache"] if hasattr(_text_config(model.config), "use_cache") else []
+        self.is_text = model.main_input_name == "input_ids"
+        self.input_shape = None if self.is_text else self._input_shape(input_shape)
+
+    def build(self, spec: dict[str, Any] | None) -> RecordedBackbone:
+        self.is_remade = spec is not None
+        if spec is not None and any(p.is_meta for p in self.model.parameters()):
+            parts, facts = recording.skeleton(self.model, spec)
+            head = self._classifier(recording.described_ending(spec))
+            return self._made(parts, {**facts, "spec": spec, "classifier": head}, False)
+        with _padding_known(self.config):
+            batches = [self._batch(2, 0), self._batch(3, 1)]
+            if self.is_text:
+                batches += [self._batch(2, 2, TOKENS + 4), self._batch(3, 3, padded=False)]
+            found = recording.record_layers(self.model, batches)
+            if spec is None:
+                ending = self._ending(found, batches[0])
+                spec = self._spec(found, ending, batches[0])
+                backbone = self._backbone(found, spec)
+                recording.check(backbone, self.model, batches)
+                recording.check_alone(backbone, *self._row_alone(batches[0]))
+            else:
+                backbone = self._backbone(found, spec)
+        return backbone
+
+    def _backbone(self, found: Recording, spec: dict[str, Any]) -> RecordedBackbone:
+        ending = recording.described_ending(spec)
+        facts = {
+            "feature_shapes": [tuple(shape) for shape in spec["chain"]["shapes"]],
+            "layouts": spec["chain"]["layouts"],
+            "pool": spec["pool"],
+            "spec": spec,
+            "classifier": self._classifier(ending),
+        }
+        fills_up = self.is_text and found.features[0].shape[1] != TOKENS
+        return self._made(recording.parts(self.model, found, ending), facts, fills_up)
+
+    def _made(
+        self, parts: tuple[Any, ...], facts: dict[str, Any], fills_up: bool
+    ) -> RecordedBackbone:
+        name = self.model.main_input_name
+        if not self.is_text:
+            assert self.input_shape is not None
+            example = {name: torch.zeros(1, *self.input_shape)}
+            return ROWS[name](*parts, example, **facts)
+        takes = [name for name in (*text_inputs.NAMES, "use_cache") if name in self.takes]
+        return RecordedText(self._limits(), takes, fills_up, *parts, {}, **facts)
+
+    def _row_alone(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A batch's inputs, and its second row without padding."""
+        inputs = {k: v for k, v in batch.inputs.items() if isinstance(v, Tensor)}
+        real = slice(None) if batch.valid_BT is None else batch.valid_BT[1]
+        alone = {k: v[1:2] if batch.valid_BT is None else v[1:2, real] for k, v in inputs.items()}
+        return inputs, alone
+
+    def _input_shape(self, input_shape: Any) -> tuple[int, ...]:
+        """Of one row of an image or of sound."""
+        config, name = self.config, self.model.main_input_name
+        if name not in ROWS:
+            raise ValueError(f"its main input is {name!r}, not one of {', '.join(ROWS)}")
+        if input_shape is not None:
+            return tuple(sizes(input_shape))
+        if name.startswith("pixel_values"):
+            config = getattr(config, "vision_config", config)
+            size = getattr(config, "image_size", None) or getattr(config, "crop_size", 224)
+            height, width = size if isinstance(size, list | tuple) else (size, size)
+            frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
+            image = getattr(config, "num_channels", None) or 3, height, width
+            return image if frames is None else (frames, *image)
+        bins = getattr(config, "num_mel_bins", None)
+        if bins and hasattr(config, "max_source_positions"):
+            return bins, 2 * config.max_source_positions
+        if bins and hasattr(config, "max_length"):
+            return config.max_length, bins
+        if hasattr(config, "feature_projection_input_dim"):
+            return 100, config.feature_projection_input_dim
+        return (16_000,)  # a second
+
+    def _batch(self, rows: int, seed: int, tokens: int = TOKENS, padded: bool = True) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        p = next(self.model.parameters())
+        name = self.model.main_input_name
+        if not self.is_text:
+            assert self.input_shape is not None
+            x = torch.randn(rows, *self.input_shape, generator=generator)
+            return Batch({name: x.to(p.device, p.dtype)}, rows)
+        most = self._limits().tokens
+        tokens = tokens if most is None else min(tokens, most)
+        padding = _text_config(self.config).pad_token_id
+        vocabulary = [i for i in range(self._limits().sizes["input_ids"]) if i != padding][:1000]
+        chosen = torch.randint(len(vocabulary), (rows, tokens), generator=generator)
+        ids_BT = torch.tensor(vocabulary)[chosen]
+        valid_BT = torch.ones(rows, tokens, dtype=torch.bool)
+        if padded:
+            for row in range(1, rows):
+                valid_BT[row, max(1, tokens - 2 * row) :] = False
+        ids_BT[~valid_BT] = padding
+        inputs = {"input_ids": ids_BT.to(p.device), "attention_mask": valid_BT.long().to(p.device)}
+        options = {"use_cache": False} if "use_cache" in self.takes else {}
+        return Batch({**inputs, **options}, rows, tokens, valid_BT.to(p.device))
+
+    def _limits(self) -> Limits:
+        embeddings: Any = self.model.get_input_embeddings()
+        count, width = embeddings.weight.shape
+        sizes = {"input_ids": int(count)}
+        tables = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Embedding)}
+        tokens = None
+        for name, table in tables.items():
+            last = name.rpartition(".")[2]
+            if last == "token_type_embeddings":
+                sizes["token_type_ids"] = table.num_embeddings
+            if last in ("wpe", "position_embeddings", "embed_positions"):
+                padding = table.padding_idx
+                count = table.num_embeddings - (0 if padding is None else padding + 1)
+                tokens = min(count, getattr(self.config, "max_position_embeddings", count))
+        return Limits(sizes, tokens, int(width))
+
+    def _ending(self, found: Recording, batch: Batch) -> Ending | None:
+        target = getattr(found.output, "logits", None)
+        target = found.output[0] if target is None else target
+        return recording.find_ending(self.model, found, target, batch.valid_BT)
+
+    def _classifier(self, ending: Ending | None) -> Classifier | None:
+        """Its own head, of a model that classifies whole rows."""
+        if not type(self.model).__name__.endswith(task_heads.ENDINGS):
+            return None
+        classes = self.config.num_labels
+        labels = task_heads.labels(self.config, classes)
+        head = None if ending is None else recording.classifier(self.model, ending, classes, labels)
+        if head is None and not self.is_remade:
+            warnings.warn(
+                f"the head of {type(self.model).__name__} can't be told from its forward: the last "
+                "exit starts anew, like the others",
+                stacklevel=user_level(),
+            )
+        return head
+
+    def _has_tokens(self, found: Recording) -> bool:
+        """All that transformers hands from layer to layer in rank 3 is [B, T, H]."""
+        return self.layout is None and all(feature.ndim == 3 for feature in found.features)
+
+    def _pool(self, ending: Ending | None, layouts: Sequence[str]) -> str:
+        """How the network itself pools its last feature, or what suits its kind."""
+        if layouts[-1] != "tokens":
+            return "mean"
+        known = next(tails.pooling(ending.names), None) if ending else None
+        if known is not None:
+            return known
+        if self.is_text:
+            return "last" if self._is_causal() else "first"
+        names = [name.rpartition(".")[2] for name, _ in self.model.named_parameters()]
+        has_class = any(n in ("cls_token", "class_token", "class_embedding") for n in names)
+        return "first" if has_class else "mean"
+
+    def _is_causal(self) -> bool:
+        """Whether another last token leaves what the first one becomes as it was."""
+        batch = self._batch(1, 0, padded=False)
+        ids_BT = batch.inputs["input_ids"].clone()
+        ids_BT[0, -1] = ids_BT[0, 0] if ids_BT[0, -1] != ids_BT[0, 0] else ids_BT[0, 1]
+        with evaluating(self.model), torch.no_grad():
+            one = trace.call(self.model.base_model, batch.inputs)[0]
+            other = trace.call(self.model.base_model, {**batch.inputs, "input_ids": ids_BT})[0]
+        return bool(torch.equal(one[0, 0], other[0, 0]))
+
+    def _spec(self, found: Recording, ending: Ending | None, batch: Batch) -> dict[str, Any]:
+        """The description by which the model is made again, if that makes the same one."""
+        has_tokens = self._has_tokens(found)
+        shapes, layouts = recording.shapes_and_layouts(
+            self.model, found, batch, "tokens" if has_tokens else self.layout
+        )
+        if self.is_text and not has_tokens:
+            raise ValueError("its layers hand on no vectors for tokens, [B, T, H]")
+        if has_tokens:
+            shapes = [(None, shape[-1]) for shape in shapes]
+        spec = {
+            "kind": "transformers",
+            "model": type(self.model).__name__,
+            "config": self.config.to_dict(),
+            "attention": self.config._attn_implementation,
+            "pool": self._pool(ending, layouts),
+            "chain": recording.describe_chain(found, shapes, layouts),
+            **recording.describe(ending),
+        }
+        return spec if self.is_text else {**spec, "input_shape": list(self.input_shape or ())}
+
+
+@contextmanager
+def _padding_known(config: Any) -> Iterator[None]:
+    """Inside, a network that was given no padding token has one, so that it takes batches."""
+    text = _text_config(config)
+    missing = getattr(text, "pad_token_id", 0) is None
+    if missing:
+        text.pad_token_id = 0
+    try:
+        yield
+    finally:
+        if missing:
+            text.pad_token_id = None
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

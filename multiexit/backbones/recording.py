@@ -1,0 +1,324 @@
+"""How a network becomes a `RecordedBackbone`: its chain of layers is found, and compared with it.
+
+Letters: B batch rows, T tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.backbones import infer_layout, layouts, recorded, tails, trace
+from multiexit.backbones.base import Backbone
+from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.recorded import GIVES, Path
+from multiexit.backbones.shell import Given, feature_of, make_shell, record, result_at
+from multiexit.backbones.trace import Call, Chain
+from multiexit.files import schema
+from multiexit.runtime import evaluating
+
+
+class Batch(NamedTuple):
+    """Inputs that a network is tried on.
+
+    Args:
+        inputs: by name; one under the empty name is given by place.
+        rows: B.
+        length: T, or the same number for all where rows have no length.
+        valid_BT: which tokens are real, where there are tokens.
+    """
+
+    inputs: dict[str, Any]
+    rows: int
+    length: int = 0
+    valid_BT: Tensor | None = None
+
+
+class Recording(NamedTuple):
+    """All that a `RecordedBackbone` is made of.
+
+    Args:
+        chain: its layers by name.
+        late: names of the modules that run behind the last layer only.
+        shell: the network with recorders in their place.
+        kinds: of what they are called with.
+        calls, output: of the first batch.
+        features: what each stage gave for it.
+    """
+
+    chain: Chain
+    late: list[str]
+    shell: nn.Module
+    kinds: dict[Path, str]
+    calls: list[Call]
+    output: Any
+    features: list[Tensor]
+
+
+def record_layers(module: nn.Module, batches: Sequence[Batch]) -> Recording:
+    """Find a network's chain of layers, and what it calls them with.
+
+    Args:
+        module: the network, in any mode.
+        batches: two of one length with different numbers of rows, then others.
+
+    Raises:
+        ValueError: no chain, or layers that are called with what can't be handed on.
+    """
+    calls, output = trace.trace(module, batches[0].inputs)
+    chain = trace.find_chain(module, calls)
+    if chain is None:
+        raise ValueError("it has no list of layers that run one after another")
+    by_name = {call.name: call for call in calls}
+    last = by_name[chain.layers[-1]]
+    late = {call.name for call in calls} - {c.name for c in calls if c.began < last.began}
+    shell = make_shell(module, [by_name[name] for name in chain.layers], late)
+    with evaluating(module, shell), torch.no_grad():
+        given = [record(shell, batch.inputs) for batch in batches]
+    runs = [
+        (batch.rows, batch.length, recorded.tensors_in(layers))
+        for batch, layers in zip(batches, given, strict=True)
+    ]
+    kinds = recorded.kinds_of(runs) | _made_kinds(module, chain, batches, given, by_name)
+    features = [feature_of(by_name[chain.layers[end]].result) for end in chain.ends]
+    return Recording(chain, sorted(late), shell, kinds, calls, output, features)
+
+
+def _made_kinds(
+    module: nn.Module,
+    chain: Chain,
+    batches: Sequence[Batch],
+    given: Sequence[Sequence[Given]],
+    first: Mapping[str, Call],
+) -> dict[Path, str]:
+    """The kinds of what layers give beside the feature and others are called with."""
+    made = set().union(*map(recorded.made_in, given))
+    if not made:
+        return {}
+    second = {call.name: call for call in trace.trace(module, batches[1].inputs)[0]}
+    runs = []
+    for batch, calls in zip(batches, (first, second), strict=False):
+        tensors = [
+            ((m.layer, GIVES, m.place), result_at(calls[chain.layers[m.layer]].result, m.place))
+            for m in made
+        ]
+        runs.append((batch.rows, batch.length, tensors))
+    kinds = recorded.kinds_of(runs)
+    return {path: "all" if kind == "fixed" else kind for path, kind in kinds.items()}
+
+
+def check(backbone: recorded.RecordedBackbone, module: nn.Module, batches: Sequence[Batch]) -> None:
+    """Refuse stages that aren't what the network's own layers give in its own forward.
+
+    Raises:
+        ValueError: with the first layer that differs, and by how much.
+    """
+    plans = []
+    for batch in batches:
+        calls = {call.name: call for call in trace.trace(module, batch.inputs)[0]}
+        with evaluating(backbone), torch.no_grad():
+            carry = backbone.begin(batch.inputs)
+            plans.append(carry["plan"])
+            for index, end in enumerate(backbone.chain.ends):
+                carry, _ = backbone.stage(carry, index)
+                name = backbone.chain.layers[end]
+                theirs = calls[name].output
+                if backbone.feature_shapes[index][-1] not in (None, carry["x"].shape[-1]):
+                    raise ValueError(
+                        f"what {name!r} gives has another width in other batches: it is no vector "
+                        "for each token, [B, T, H]"
+                    )
+                if theirs is None or not _equal(carry["x"], theirs):
+                    raise ValueError(
+                        "its own forward isn't its layers one after another: after "
+                        f"{name!r} {_difference(carry['x'], theirs)}"
+                    )
+    if plans[0] != plans[1]:
+        raise ValueError("it calls its layers with something that depends on the number of rows")
+
+
+def check_alone(backbone: Backbone, together: Mapping[str, Any], alone: Mapping[str, Any]) -> None:
+    """Refuse a network in which a row's answer depends on the rows or the padding beside it.
+
+    Args:
+        backbone: the network in stages.
+        together: inputs of several rows, the second of which may have padding at its end.
+        alone: the second row by itself, without padding.
+
+    Raises:
+        ValueError: with the first stage that differs, and by how much.
+    """
+    with evaluating(backbone), torch.no_grad():
+        pairs = zip(backbone.features(**together), backbone.features(**alone), strict=True)
+        for stage, (all_rows, row) in enumerate(pairs):
+            cut = (
+                all_rows[1:2, : row.shape[1]]
+                if backbone.layouts[stage] == "tokens"
+                else all_rows[1:2]
+            )
+            gap, scale = (cut - row).abs().max().item(), row.abs().max().item()
+            if not gap <= (2e-4 if row.element_size() > 2 else 5e-2) * scale:
+                raise ValueError(
+                    f"stage {stage}: a row's feature depends on the rows or the padding beside it "
+                    f"(by {gap:.3g} of {scale:.3g}), and exits need each row by itself"
+                )
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    limit = 8 * torch.finfo(ours.dtype).eps * theirs.abs().max().item()
+    return bool((ours - theirs).abs().max().item() <= limit)
+
+
+def _difference(ours: Tensor, theirs: Any) -> str:
+    if not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
+        return f"shape {tuple(ours.shape)} instead of {tuple(getattr(theirs, 'shape', ()))}"
+    return f"the largest difference is {(ours - theirs).abs().max().item():.3g}"
+
+
+class Ending(NamedTuple):
+    """What a network does behind its layers.
+
+    Args:
+        norm: a module's name, None where there is none or it is of the last stage alone.
+        names: of the rest (`tails.find_tail`).
+    """
+
+    norm: str | None
+    names: list[str]
+
+
+def find_ending(
+    module: nn.Module, recording: Recording, target: Tensor, valid_BT: Tensor | None
+) -> Ending | None:
+    """What leads from the last layer to what the network gives; None where it can't be told."""
+    x = recording.features[-1]
+    end = max(call.ended for call in recording.calls if call.name == recording.chain.layers[-1])
+    calls = sorted((c for c in recording.calls if c.began > end), key=lambda call: call.began)
+    names = tails.find_tail(calls, x, target, valid_BT)
+    if names is None:
+        return None
+    is_even = len({feature.shape for feature in recording.features}) == 1
+    norm, rest = tails.split_norm(names, module) if is_even else (None, names)
+    return Ending(norm, rest)
+
+
+def described_ending(spec: Mapping[str, Any]) -> Ending | None:
+    """An ending from its description in a backbone's spec; None where there is none."""
+    return Ending(spec.get("norm"), list(spec["tail"])) if "tail" in spec else None
+
+
+def describe(ending: Ending | None) -> dict[str, Any]:
+    """An ending's description, for a spec."""
+    return {} if ending is None else {"norm": ending.norm, "tail": ending.names}
+
+
+def parts(module: nn.Module, recording: Recording, ending: Ending | None) -> tuple[Any, ...]:
+    """What a `RecordedBackbone` of a network takes by place, but for the example."""
+    layers = [module.get_submodule(name) for name in recording.chain.layers]
+    norm = module.get_submodule(ending.norm) if ending and ending.norm else None
+    return recording.shell, layers, recording.chain, recording.kinds, norm
+
+
+def classifier(
+    module: nn.Module, ending: Ending, classes: int, labels: Sequence[str] | None = None
+) -> Classifier | None:
+    """The network's own head; None where what it does can't be told."""
+    halves = tails.split_last(ending.names, module)
+    if halves is None:
+        return None
+    before, last = halves
+    read = tails.Tail(tails.parts(before, module))
+    return Classifier(module.get_submodule(last), classes, read, labels)
+
+
+def shapes_and_layouts(
+    module: nn.Module, recording: Recording, batch: Batch, layout: str | Sequence[str] | None
+) -> tuple[list[tuple[int | None, ...]], list[str]]:
+    """The features' shapes without the batch, and their layouts.
+
+    Raises:
+        ValueError: a layout that can't be told, or one that doesn't fit.
+    """
+    shapes: list[tuple[int | None, ...]] = [tuple(f.shape[1:]) for f in recording.features]
+    if layout is not None:
+        return shapes, layouts.resolve(layout, shapes)
+    parts = dict(module.named_modules())
+
+    @cache
+    def resized() -> list[Tensor | None]:
+        calls = _calls_on_other_size(module, batch)
+        outputs = {call.name: call.output for call in calls}
+        return [outputs.get(recording.chain.layers[end]) for end in recording.chain.ends]
+
+    ends = {call.name: call.ended for call in recording.calls}
+    names = []
+    for stage, (end, feature) in enumerate(
+        zip(recording.chain.ends, recording.features, strict=True)
+    ):
+        until = ends[recording.chain.layers[end]]
+        before = [(parts[c.name], c.input, c.output) for c in recording.calls if c.ended <= until]
+        behind = [(parts[c.name], c.input, c.output) for c in recording.calls if c.ended > until]
+        other = lambda stage=stage: resized()[stage]  # noqa: E731
+        names.append(infer_layout.from_calls(stage, feature, before, behind, other))
+    return shapes, names
+
+
+def _calls_on_other_size(module: nn.Module, batch: Batch) -> list[Call]:
+    """The calls for rows of other sizes; none where the network takes no others."""
+    inputs = {}
+    for name, x in batch.inputs.items():
+        assert isinstance(x, Tensor)
+        grown = [2 * size if size < 64 else size + 64 for size in x.shape[2:]]
+        inputs[name] = x.new_zeros(*x.shape[:2], *grown)
+    try:
+        return trace.trace(module, inputs)[0]
+    except Exception:  # whatever a network says to a size that it doesn't take
+        return []
+
+
+def describe_chain(found: Recording, shapes: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    """A chain's description, by which it is laid out without a run: for `skeleton`."""
+    return {
+        "layers": list(found.chain.layers),
+        "ends": list(found.chain.ends),
+        "late": found.late,
+        "shapes": [list(shape) for shape in shapes],
+        "layouts": list(names),
+    }
+
+
+def skeleton(module: nn.Module, spec: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The parts and facts of a network that can't be run, such as one without values.
+
+    Args:
+        module: the network.
+        spec: its description.
+
+    Returns:
+        What `RecordedBackbone` takes by place, but for the example; and its facts.
+
+    Raises:
+        ValueError: layers that the network doesn't have.
+    """
+    described = spec["chain"]
+    chain = Chain(tuple(described["layers"]), tuple(described["ends"]))
+    if list(chain.ends) != sorted({*chain.ends}) or chain.ends[-1] != len(chain.layers) - 1:
+        raise schema.wrong("backbone.chain.ends", described["ends"], "places of layers, in order")
+    try:
+        layers = [module.get_submodule(name) for name in chain.layers]
+        norm = module.get_submodule(spec["norm"]) if spec.get("norm") else None
+    except AttributeError as error:
+        raise ValueError(f"backbone.chain: {error}") from error
+    blank = torch.zeros(1, 1, device="cpu")
+    calls = [Call(name, blank, blank, 0, 0, blank, 0, 0) for name in chain.layers]
+    shell = make_shell(module, calls, set(described["late"]))
+    facts = {
+        "feature_shapes": [tuple(shape) for shape in described["shapes"]],
+        "layouts": described["layouts"],
+        "pool": spec["pool"],
+    }
+    return (shell, layers, chain, {}, norm), facts

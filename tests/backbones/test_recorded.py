@@ -1,0 +1,104 @@
+"""Every network of the zoo is wrapped by its own forward, or refused for a reason known here."""
+
+import warnings
+
+import pytest
+import torch
+from zoo import ZOO
+
+import multiexit as mx
+from multiexit.backbones.recorded import RecordedBackbone
+
+MIXES = "depends on the rows or the padding beside it"
+NO_CHAIN = "no list of layers that run one after another"
+
+REFUSED = {
+    "text/canine": "get_input_embeddings",
+    "text/convbert": MIXES,
+    "text/flaubert": NO_CHAIN,
+    "text/fnet": MIXES,
+    "text/funnel": NO_CHAIN,
+    "text/nystromformer": MIXES,
+    "text/perceiver": "main input",
+    "text/reformer": NO_CHAIN,
+    "text/sam3_lite_text_text_model": "embedding",
+    "text/squeezebert": "another width",
+    "text/xlm": NO_CHAIN,
+    "text/xlnet": "attn_mask_h",
+    "text/yoso": MIXES,
+    "image/focalnet": "NoneType",
+    "image/glpn": NO_CHAIN,
+    "image/perceiver": "main input",
+    "image/pvt": NO_CHAIN,
+    "image/pvt_v2": NO_CHAIN,
+    "image/siglip2": "mat1 and mat2",
+    "image/siglip2_vision_model": "pixel_attention_mask",
+    "image/swin2sr": "NoneType",
+    "image/vit_mae": "isn't its layers one after another",
+    "image/yolos": NO_CHAIN,
+    "video/videoprism_vision_model": MIXES,
+}
+SHARES = {"text": 0.75, "decoder": 1.0, "image": 0.8, "video": 0.8, "audio": 1.0}
+
+
+def wrapped(key):
+    entry = ZOO[key]
+    network = entry.make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return network, mx.wrap(network), entry
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_these_are_refused_with_the_reason(key):
+    if key not in ZOO:
+        pytest.skip("not in this version of transformers")
+    with pytest.raises(ValueError, match=REFUSED[key]):
+        wrapped(key)
+
+
+@pytest.mark.parametrize("group", SHARES)
+def test_most_of_each_group_are_wrapped(group):
+    keys = [key for key in ZOO if ZOO[key].group == group]
+    assert sum(key not in REFUSED for key in keys) >= SHARES[group] * len(keys)
+
+
+@pytest.mark.parametrize("key", [key for key in ZOO if key not in REFUSED])
+def test_rows_answer_as_alone_and_the_last_exit_as_the_network(key, tmp_path):
+    network, backbone, entry = wrapped(key)
+    inputs = entry.inputs(4, 0)
+    model = mx.MultiExitModel(backbone, 3).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.heads[:-1].parameters():
+            p.normal_()
+    policy = mx.MaxProb(0.6)
+    with torch.no_grad():
+        together = model.predict(policy, **inputs)
+        alone = [model.predict(policy, **row(entry, inputs, index)) for index in range(4)]
+        logits_MBC = model(**inputs)
+    for index, prediction in enumerate(alone):
+        torch.testing.assert_close(
+            together.logits_BC[index], prediction.logits_BC[0], rtol=1e-3, atol=1e-3
+        )
+    assert together.exit_B.tolist() == [int(prediction.exit_B) for prediction in alone]
+    exit_B = mx.simulate(policy, logits_MBC)
+    assert together.exit_B.tolist() == exit_B.tolist()
+    if backbone.classifier is not None and isinstance(backbone, RecordedBackbone):
+        with torch.no_grad():
+            theirs_BC = network(**inputs).logits
+        torch.testing.assert_close(logits_MBC[-1], theirs_BC, rtol=1e-3, atol=1e-4)
+    if backbone.spec is not None:
+        model.save_pretrained(tmp_path)
+        loaded = mx.MultiExitModel.from_pretrained(tmp_path).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**inputs), logits_MBC)
+
+
+def row(entry, inputs, index):
+    """One row, without padding."""
+    alone = {name: value[index : index + 1] for name, value in inputs.items()}
+    if entry.group in ("text", "decoder"):
+        real = alone["attention_mask"][0].bool()
+        alone = {name: value[:, real] for name, value in alone.items()}
+    return alone

@@ -122,7 +122,7 @@ _ABSENT = "absent"
 
 
 def _class(module: nn.Module) -> type:
-    """A module's class, also where FSDP2 or a parametrisation made a subclass; a graph has its own."""
+    """A module's class, also where FSDP2 or a parametrisation made a subclass of it."""
     if isinstance(module, fx.GraphModule):
         return fx.GraphModule
     kind = type(module)

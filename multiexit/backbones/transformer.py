@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
@@ -201,6 +202,11 @@ def from_name(name: str, **kwargs: Any) -> Backbone:
         raise ValueError(
             f"no model {name!r}: it has no config.json with a model_type, as a network's "
             "save_pretrained writes it"
+        )
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(
+            f"no model {name!r}: its config.json has model_type {config['model_type']!r}, which "
+            "this version of transformers doesn't know"
         )
     auto = _auto_class([str(name) for name in config.get("architectures") or []])
     defaults = {} if "torch_dtype" in kwargs else {"dtype": torch.float32}  # its old name

@@ -18,7 +18,6 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
-    BertModel,
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
@@ -469,7 +468,6 @@ def mlp() -> nn.Sequential:
                                                  bos_token_id=0, eos_token_id=0))),
             "no list of layers.*register",
         ),
-        (lambda: mx.wrap(BertModel(BertConfig(**TINY, is_decoder=True))), "decoder"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_wrapped_is_named_with_what_can(make, message):

@@ -103,7 +103,8 @@ def in_channels(model: Any) -> int:
 
 def image_size(model: Any) -> Any:
     """Height and width of an image, for a model that takes one size; None for others."""
-    return next((m.img_size for m in model.modules() if getattr(m, "img_size", None)), None)
+    size = next((m.img_size for m in model.modules() if getattr(m, "img_size", None)), None)
+    return (size, size) if isinstance(size, int) else size
 
 
 def _is_active(module: Any) -> bool:

@@ -155,11 +155,23 @@ def from_spec(spec: dict[str, Any]) -> SequentialBackbone:
     elif name == "VisionTransformer":
         model = VisionTransformer(**kwargs)
     else:
-        model = get_model(name, weights=None, **kwargs)
+        model = _made(name, kwargs)
     shape = spec.get("input_shape")
     if not isinstance(model, FAMILIES):
         return general.stage(model, _example(model, shape), spec)
     return stage(model, spec, shape)
+
+
+def _made(name: str, kwargs: dict[str, Any]) -> Any:
+    """A network by its name, without weights; on the meta device too, whatever it works out."""
+    try:
+        return get_model(name, weights=None, **kwargs)
+    except (RuntimeError, NotImplementedError):
+        device = torch.get_default_device()
+        if device.type != "meta":
+            raise
+        with without_init(), torch.device("cpu"):  # RegNet works out its widths by tensors
+            return get_model(name, weights=None, **kwargs).to(device)
 
 
 def _classifier(last: nn.Module, read: nn.Module) -> Classifier | None:
@@ -195,7 +207,7 @@ def _names(model: nn.Module) -> list[str]:
 def _has_tensors_of(model: nn.Module, name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a model has the tensors that the one of a name has."""
     try:
-        with without_init(), torch.device("meta"):
+        with without_init():
             other = get_model(name, weights=None, **kwargs)
     except Exception:  # whatever the library says to what it can't make
         return False

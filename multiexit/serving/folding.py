@@ -66,7 +66,7 @@ def _foldable_pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:
     hooks = [
         module.register_forward_hook(lambda m, args, out, name=name: record(name, m, args, out))
         for name, module in model.named_modules()
-        if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.affine)
+        if type(module) is nn.Conv2d or (isinstance(module, nn.BatchNorm2d) and module.affine)
     ]
     try:
         model(**inputs)
@@ -86,7 +86,8 @@ def _folded_copy(model: MultiExitModel, pairs: Pairs) -> MultiExitModel:
         if after.running_mean is not None:
             fused = fuse_conv_bn_eval(before.float(), after.float())
             folded.set_submodule(conv, fused.to(dtype))
-            folded.set_submodule(norm, nn.Identity())
+            # What a batch norm has inside, as timm's have the activation, comes after it.
+            folded.set_submodule(norm, nn.Sequential(*after.children()))
     return folded
 
 

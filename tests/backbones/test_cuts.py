@@ -264,6 +264,9 @@ SOURCES = {
     "torchvision": lambda: mx.wrap(
         torchvision.models.squeezenet1_1(num_classes=7), input_shape=(3, 64, 64)
     ),
+    "torchvision, one of many": lambda: mx.wrap(
+        torchvision.models.regnet_x_400mf(num_classes=7), input_shape=(3, 64, 64)
+    ),
     "a layout of the user's": lambda: mx.wrap(
         "timm:test_efficientnet", num_classes=7, layout="image", input_shape=(3, 64, 64)
     ),

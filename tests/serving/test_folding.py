@@ -55,6 +55,7 @@ NETWORKS = {  # how, and how many batch norms stay
     "cifar resnet": (lambda: mx.cifar_resnet(20), 0),
     "torchvision resnet18": (lambda: mx.wrap(torchvision.models.resnet18()), 0),
     "timm resnet10t": (lambda: mx.wrap(timm.create_model("resnet10t")), 0),
+    "timm efficientnet": (lambda: mx.wrap("timm:test_efficientnet"), 0),
     "torchvision mobilenet": (
         lambda: mx.wrap(
             torchvision.models.mobilenet_v2(), stem=["features.0"], stages=["features.1"]

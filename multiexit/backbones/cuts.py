@@ -8,6 +8,7 @@ stages that are alike in compute.
 Letters: B batch rows, K classes.
 """
 
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -101,23 +102,28 @@ def _backbone(
     layout: str | Sequence[str] | None,
     spec: dict[str, Any] | None,
 ) -> SequentialBackbone:
+    rest = found.piece(nodes[-1], found.output)
     return SequentialBackbone(
         FixedSize(example.shape[1:]) if found.numbers else nn.Identity(),
         [found.piece(a, b) for a, b in pairwise([found.input, *nodes])],
         example,
+        pool="first" if any(map(_is_first_token, rest.graph.nodes)) else "mean",
         spec=spec,
-        classifier=_classifier(found, nodes[-1], example),
+        classifier=_classifier(found, nodes[-1], rest, example),
         layout=layout,
     )
 
 
-def _classifier(found: Trace, last: fx.Node, example: Tensor) -> Classifier | None:
+def _is_first_token(node: fx.Node) -> bool:
+    return node.target is operator.getitem and node.args[1:] == ((slice(None), 0),)
+
+
+def _classifier(found: Trace, last: fx.Node, rest: nn.Module, example: Tensor) -> Classifier | None:
     """What lies behind the last cut, if it classifies."""
     linear = found.layer(found.output)
     if isinstance(linear, nn.Linear):
         (read,) = found.output.all_input_nodes
         return Classifier(linear, linear.out_features, found.piece(last, read))
-    rest = found.piece(last, found.output)
     if all(p.ndim < 2 for p in rest.parameters()):
         return None
     with evaluating(found.module), torch.no_grad():

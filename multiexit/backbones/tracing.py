@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -145,8 +145,12 @@ def _trace(
     """A trace in one mode; the class of the innermost module that couldn't be followed, if any."""
     tracer = _Tracer(whole)
     names, buffers = set(vars(module)), set(module._buffers)
-    _, *others = signature(module.forward).parameters.values()
-    defaults = {p.name: p.default for p in others if p.default is not p.empty}
+    parameters = list(signature(module.forward).parameters.values())
+    defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+    if len(needed) != 1 or needed != [parameters[0].name]:
+        raise ValueError(f"its forward takes {', '.join(map(str, parameters))}, not one tensor")
     with modes_kept(module):
         module.train(training)
         try:

@@ -180,6 +180,12 @@ def test_a_cut_is_where_a_block_ends():
     assert backbone.feature_shapes == [(8, 16, 16)] * 9
 
 
+def test_heads_read_the_token_that_the_network_s_own_reads():
+    for pool, ours in {"token": "first", "avg": "mean"}.items():
+        net = timm.create_model("cait_xxs24_224", img_size=32, depth=2, global_pool=pool)
+        assert mx.wrap(net).pool == ours
+
+
 def test_blocks_are_looked_for_deeper_where_a_few_modules_hold_all():
     class Deep(nn.Module):
         def __init__(self):
@@ -346,6 +352,11 @@ class Two(Net):
         return super().forward(x), x
 
 
+class Pair(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
 class Parallel(nn.Module):
     def __init__(self):
         super().__init__()
@@ -378,6 +389,7 @@ class Mixes(Net):
     [
         (Asks(), "forward can't be followed.*control flow"),
         (Two(), "no single tensor but tuple"),
+        (Pair(), "its forward takes x, y, not one tensor"),
         (Parallel(), r"fewer than two places.*of \['a', 'b'\]"),
         (Late(), r"for the last time, 0% of the compute is done"),
         (Mixes(), "stage 0: a row's feature depends on the other rows"),

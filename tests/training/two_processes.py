@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import DataLoader, Subset
-from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, LlamaConfig, LlamaModel
 
 import multiexit as mx
 from multiexit.losses.temperature import Rising
@@ -57,6 +57,12 @@ TINY = {
     "max_position_embeddings": 40,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
+}
+
+OF_TEXT = {
+    "bert": (BertConfig, BertModel),
+    "albert": (AlbertConfig, AlbertModel),
+    "llama": (LlamaConfig, LlamaModel),  # taken apart by its own forward
 }
 
 
@@ -99,6 +105,7 @@ CASES = {name: of_recipe(name) for name in RECIPES if name not in UNEQUAL} | {
     "compiled romebert": Case(
         "romebert", changes={"compile": True, "lr": 0.01}, network="short chain"
     ),
+    "llama": Case("leebert", 48, {"optimizer": "adamw", "lr": 1e-3}, network="llama"),
     "fastbert": Case("fastbert", changes={"lr": 0.01}),
     "romebert": Case("romebert", changes={"lr": 0.01, "clip": 0.5}),
     "romebert, accumulated": Case("romebert", 32, {"lr": 0.01, "accumulation": 2}),
@@ -157,10 +164,7 @@ def model_for(case):
     if case.network == "convnet":
         return convnet(case.dropout)
     torch.manual_seed(1)
-    config, network = {
-        "bert": (BertConfig, BertModel),
-        "albert": (AlbertConfig, AlbertModel),
-    }[case.network]
+    config, network = OF_TEXT[case.network]
     made = network(config(**{**TINY, "hidden_dropout_prob": case.dropout}))
     return mx.MultiExitModel(mx.wrap(made), CLASSES, head="linear")
 
@@ -168,7 +172,7 @@ def model_for(case):
 def data_for(case):
     if case.network == "convnet":
         return images(case.rows, augment=False)
-    return Text(case.rows) if case.network.endswith("bert") else Table(case.rows)
+    return Text(case.rows) if case.network in OF_TEXT else Table(case.rows)
 
 
 def recipe_for(case):

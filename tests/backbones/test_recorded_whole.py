@@ -1,0 +1,232 @@
+"""What holds for models of BERT holds for networks taken apart by their own forward."""
+
+import copy
+import pickle
+import threading
+import warnings
+
+import pytest
+import torch
+from helpers import assert_same, changed, config, fit, same_answers, tensors
+from torch import nn
+from torch.utils.data import Dataset
+from zoo import ZOO
+
+import multiexit as mx
+
+TEXTS = ["decoder/gpt2", "decoder/llama", "text/deberta-v2", "text/mt5"]
+OTHERS = ["image/swin", "image/convnext", "audio/wav2vec2"]
+
+
+def wrapped(network):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return mx.wrap(network)
+
+
+def made(key, network=None, exits="all"):
+    """A model of three classes whose exits disagree, in evaluation mode, and six rows."""
+    inputs = ZOO[key].inputs(6, 0)
+    torch.manual_seed(1)
+    model = mx.MultiExitModel(wrapped(network or ZOO[key].make()), 3, exits).eval()
+    for head in model.heads:
+        for p in head.parameters():
+            nn.init.normal_(p, std=0.5)
+    return model, inputs
+
+
+def policy_for(model, inputs):
+    """One by which half of the rows leave at the first exit."""
+    with torch.no_grad():
+        return mx.MaxProb(float(model(**inputs)[0].softmax(-1).amax(-1).quantile(0.5)))
+
+
+def rows_of(inputs, rows):
+    return {name: value[rows] for name, value in inputs.items()}
+
+
+class Rows(Dataset):
+    """Rows of a network's own kind, with labels."""
+
+    def __init__(self, key, rows=16):
+        self.inputs = ZOO[key].inputs(rows, 0)
+        self.labels = torch.arange(rows) % 3
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row):
+        return {**rows_of(self.inputs, row), "labels": self.labels[row]}
+
+
+# Training
+
+
+@pytest.mark.parametrize("key", TEXTS + OTHERS)
+def test_a_step_of_leebert_is_the_same_with_stages_run_twice(key):
+    ends = []
+    for twice in (False, True):
+        model, _ = made(key)
+        before = tensors(model)
+        torch.manual_seed(0)
+        history = fit(
+            model,
+            mx.recipe("leebert", cycle=1),
+            config(epochs=1, batch_size=4, checkpoint_gradients=twice, lr=0.01),
+            Rows(key),
+        )
+        assert len(history.weights) == 2
+        ends.append(tensors(model))
+        assert len(changed(before, ends[-1])) > len(before) / 2
+    assert_same(*ends)
+
+
+def test_layers_are_left_out_in_training_by_layerdrop():
+    network = ZOO["audio/wav2vec2"].make()
+    network.config.layerdrop = 0.5
+    model, inputs = made("audio/wav2vec2", network)
+    model.train()
+    torch.manual_seed(0)
+    calls = [len(model.backbone.start(**inputs)["plan"].calls) for _ in range(8)]
+    assert min(calls) < model.backbone.num_stages
+    model(**inputs).sum().backward()
+    model.eval()
+    assert len(model.backbone.start(**inputs)["plan"].calls) == model.backbone.num_stages
+
+
+# Answers
+
+
+@pytest.mark.parametrize("key", TEXTS + OTHERS)
+def test_streams_and_copies_of_an_engine_answer_as_predict(key):
+    model, inputs = made(key)
+    policy = policy_for(model, inputs)
+    wanted = model.predict(policy, **inputs)
+    assert len(wanted.exit_B.unique()) > 1
+    engine = mx.Engine(model, policy)
+    same_answers(engine.predict(**inputs), wanted)
+    parts = [
+        rows_of(inputs, slice(0, 1)),
+        rows_of(inputs, slice(1, 4)),
+        rows_of(inputs, slice(4, 6)),
+    ]
+    answers = list(engine.stream(parts, batch_size=4, window=3))
+    assert torch.equal(torch.cat([answer.exit_B for answer in answers]), wanted.exit_B)
+    same_answers(copy.deepcopy(engine).predict(**inputs), wanted)
+    if key != "audio/wav2vec2":  # torch pickles no parametrisations, such as its weight norm
+        same_answers(pickle.loads(pickle.dumps(engine)).predict(**inputs), wanted)
+
+
+@pytest.mark.parametrize("key", ["decoder/gpt2", "audio/wav2vec2"])
+def test_two_threads_at_once_are_answered_rightly(key):
+    model, inputs = made(key)
+    policy = policy_for(model, inputs)
+    halves = [rows_of(inputs, slice(0, 3)), rows_of(inputs, slice(3, 6))]
+    wanted = [model.predict(policy, **half) for half in halves]
+    engine, got = mx.Engine(model, policy), [[], []]
+
+    def answer(half):
+        got[half] += [engine.predict(**halves[half]) for _ in range(5)]
+
+    threads = [threading.Thread(target=answer, args=(half,)) for half in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for answers, one in zip(got, wanted, strict=True):
+        assert len(answers) == 5
+        for prediction in answers:
+            same_answers(prediction, one)
+
+
+@pytest.mark.parametrize("key", ["decoder/gpt2", "image/convnext"])
+def test_compiled_engines_answer_as_predict(key, monkeypatch):
+    monkeypatch.setattr(torch, "compile", _eager(torch.compile))
+    model, inputs = made(key)
+    policy = policy_for(model, inputs)
+    wanted = model.predict(policy, **inputs)
+    same_answers(mx.Engine(model, policy, compile=True).predict(**inputs), wanted)
+
+
+def _eager(compile):
+    return lambda *args, **kwargs: compile(
+        *args, **{**kwargs, "backend": "aot_eager", "mode": None}
+    )
+
+
+@pytest.mark.parametrize("key", ["decoder/gpt2", "image/convnext"])
+@pytest.mark.usefixtures("onnx_operators")
+def test_exports_agree(key, tmp_path):
+    model, inputs = made(key, exits=2)
+    policy = policy_for(model, inputs)
+    parity = mx.export(model, tmp_path / "exported", policy, rows=[inputs])
+    assert parity.same_exit == 1
+    assert parity.largest_difference < 1e-4
+
+
+@pytest.mark.parametrize("key", TEXTS + OTHERS)
+def test_costs_are_counted(key):
+    model, inputs = made(key)
+    cost = model.cost()
+    assert list(cost.macs_M) == sorted({*cost.macs_M})
+    assert 0 < cost.full_macs <= cost.macs_M[-1]
+    assert len(mx.profile(model, inputs=inputs, batch_sizes=(1, 2)).stages_ms) == model.num_exits
+
+
+# Texts
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_padding_may_stand_anywhere(key):
+    model, inputs = made(key)
+    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+    wanted = model(**inputs)
+    lengths = mask_BT.sum(1).tolist()
+    left = torch.stack([ids_BT[i].roll(12 - n) for i, n in enumerate(lengths)])
+    left_mask = torch.stack([mask_BT[i].roll(12 - n) for i, n in enumerate(lengths)])
+    got = model(input_ids=left, attention_mask=left_mask)
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+    wide = torch.cat([torch.zeros_like(ids_BT[:, :2]), ids_BT, torch.zeros_like(ids_BT[:, :3])], 1)
+    got = model(input_ids=wide, attention_mask=_between(mask_BT))
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+def _between(mask_BT):
+    blank = torch.zeros_like(mask_BT)
+    return torch.cat([blank[:, :2], mask_BT, blank[:, :3]], 1)
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_texts_without_a_mask_or_by_their_embeddings(key):
+    network = ZOO[key].make()
+    model, inputs = made(key, network)
+    whole = rows_of(inputs, slice(0, 6, 3))
+    wanted = model(**whole)
+    ids_BT = whole["input_ids"]
+    torch.testing.assert_close(model(input_ids=ids_BT), wanted, rtol=1e-4, atol=1e-5)
+    embeds_BTH = network.get_input_embeddings()(ids_BT)
+    got = model(inputs_embeds=embeds_BTH, attention_mask=whole["attention_mask"])
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+# Networks in another state
+
+
+@pytest.mark.parametrize("key", TEXTS + OTHERS)
+def test_half_precision_is_wrapped(key):
+    model = mx.MultiExitModel(wrapped(ZOO[key].make().to(torch.bfloat16)), 3).eval()
+    answer = model.predict(mx.MaxProb(0.4), **ZOO[key].inputs(2, 0))
+    assert answer.logits_BC.isfinite().all()
+
+
+@pytest.mark.parametrize("key", TEXTS + OTHERS)
+def test_a_network_in_training_keeps_its_modes(key):
+    network = ZOO[key].make().train()
+    frozen = next(part for part in network.modules() if not [*part.children()]).eval()
+    modes = {name: part.training for name, part in network.named_modules()}
+    before = tensors(network)
+    backbone = wrapped(network)
+    assert {name: part.training for name, part in network.named_modules()} == modes
+    assert not frozen.training
+    assert_same(tensors(network), before)
+    assert backbone.spec is not None

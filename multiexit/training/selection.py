@@ -1,4 +1,4 @@
-"""The best epoch of a phase, and its end."""
+"""Early stopping: how long a phase is, when it is over, and which of its epochs is the best."""
 
 import math
 from typing import Any

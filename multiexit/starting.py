@@ -24,7 +24,7 @@ def arm() -> None:
 
 
 def disarm() -> None:
-    """From here on Ctrl-C is a `KeyboardInterrupt` again."""
+    """Make Ctrl-C a `KeyboardInterrupt` again."""
     if signal.getsignal(signal.SIGINT) is exit_as_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

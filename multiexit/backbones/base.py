@@ -119,7 +119,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def num_stages(self) -> int:
-        """How many stages there are, so how many exits there can be."""
+        """The number of stages, so of exits that there can be."""
         return len(self.feature_shapes)
 
     @property

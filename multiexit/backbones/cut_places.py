@@ -190,14 +190,14 @@ def _measured(found: Trace, x: Tensor) -> tuple[list[Cut], list[fx.Node], float]
 
 
 def _count(found: Trace, node: fx.Node) -> int:
-    """How many layers there are in a node that computes."""
+    """The number of layers in a node that computes."""
     module = found.layer(node)
     parts = [] if module is None else module.modules()
     return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in parts) or 1
 
 
 def _modules(node: fx.Node) -> int:
-    """How many modules are running both at a node and behind it."""
+    """The number of modules that run both at a node and behind it."""
     both = zip(around(node), around(node.next), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
 

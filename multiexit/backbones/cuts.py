@@ -119,7 +119,7 @@ def _is_first_token(node: fx.Node) -> bool:
 
 
 def _classifier(found: Trace, last: fx.Node, rest: nn.Module, example: Tensor) -> Classifier | None:
-    """What lies behind the last cut, if it classifies."""
+    """The network's own head, which lies behind the last cut, if it classifies."""
     linear = found.layer(found.output)
     if isinstance(linear, nn.Linear):
         (read,) = found.output.all_input_nodes

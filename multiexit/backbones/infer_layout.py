@@ -207,7 +207,7 @@ def _width_of_square(feature: Tensor, example: Tensor) -> int | None:
 
 
 def _varying_dims(chain: Chain, example: Tensor, features: Sequence[Tensor]) -> list[set[int]]:
-    """For each stage, the dimensions that change with a size of the input."""
+    """The dimensions of each stage's feature that change with a size of the input."""
     varying: list[set[int]] = [set() for _ in features]
     for dim in range(1, example.ndim):
         size = example.shape[dim]

@@ -1,4 +1,4 @@
-"""From a feature to a vector per row.
+"""Pooling: from a feature to a vector per row.
 
 Letters: B batch rows, T tokens, H width, C channels.
 """

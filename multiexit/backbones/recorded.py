@@ -47,7 +47,7 @@ STAND_INS = {"row": Row, "folded": Folded, "all": ForAll}
 
 
 class Plan:
-    """What the layers are called with beside the feature, with stand-ins for the rows' tensors.
+    """The layers' arguments beside the feature, with stand-ins for the rows' tensors.
 
     Plans of one structure are equal: rows with equal plans can go on together.
 
@@ -224,7 +224,7 @@ def _kind(path: Path, notes: Sequence[tuple[int, Any, Tensor]]) -> str:
 
 
 def _fold(B: int, tensor: Tensor) -> int:
-    """How many rows a tensor has for each of B rows; 0 where that is no whole number."""
+    """The number of rows that a tensor has for each of B; 0 where that is no whole number."""
     return len(tensor) // B if tensor.ndim and len(tensor) % B == 0 else 0
 
 
@@ -241,7 +241,7 @@ def tensors_in(given: Sequence[Given]) -> list[tuple[Path, Tensor]]:
 
 
 def made_in(given: Sequence[Given]) -> set[Made]:
-    """What layers give beside the feature and others are called with."""
+    """The tensors that layers give beside the feature and others are called with."""
     made: set[Made] = set()
     for call in given:
         mapped(

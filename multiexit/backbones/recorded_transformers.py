@@ -204,7 +204,7 @@ def _make(spec: dict[str, Any]) -> Any:
 
 
 class _Builder:
-    """What is known of one model while it is taken apart."""
+    """One model, while it is taken apart: what is known of it so far."""
 
     def __init__(self, model: Any, input_shape: Any, layout: Any):
         self.model, self.layout = model, layout
@@ -268,7 +268,7 @@ class _Builder:
         return inputs, alone
 
     def _input_shape(self, input_shape: Any) -> tuple[int, ...]:
-        """Of one row of an image or of sound."""
+        """The shape of one row of images or sound."""
         config, name = self.config, self.model.main_input_name
         if name not in ROWS:
             raise ValueError(f"its main input is {name!r}, not one of {', '.join(ROWS)}")
@@ -354,7 +354,7 @@ class _Builder:
         return self.layout is None and all(feature.ndim == 3 for feature in found.features)
 
     def _pool(self, ending: Ending | None, layouts: Sequence[str]) -> str:
-        """How the network itself pools its last feature, or what suits its kind."""
+        """The network's own pooling of its last feature, or the one that suits its kind."""
         if layouts[-1] != "tokens":
             return "mean"
         known = next(tails.pooling(ending.names), None) if ending else None

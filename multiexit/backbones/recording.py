@@ -1,4 +1,4 @@
-"""How a network becomes a `RecordedBackbone`: its chain of layers is found, and compared with it.
+"""From a network to a `RecordedBackbone`: its chain of layers is found, and compared with it.
 
 Letters: B batch rows, T tokens.
 """
@@ -180,7 +180,7 @@ def _difference(ours: Tensor, theirs: Any) -> str:
 
 
 class Ending(NamedTuple):
-    """What a network does behind its layers.
+    """The end of a network, behind its layers.
 
     Args:
         norm: a module's name, None where there is none or it is of the last stage alone.
@@ -194,7 +194,7 @@ class Ending(NamedTuple):
 def find_ending(
     module: nn.Module, recording: Recording, target: Tensor, valid_BT: Tensor | None
 ) -> Ending | None:
-    """What leads from the last layer to what the network gives; None where it can't be told."""
+    """Find what leads from the last layer to the network's answer; None where it can't be told."""
     x = recording.features[-1]
     end = max(call.ended for call in recording.calls if call.name == recording.chain.layers[-1])
     calls = sorted((c for c in recording.calls if c.began > end), key=lambda call: call.began)
@@ -217,7 +217,7 @@ def describe(ending: Ending | None) -> dict[str, Any]:
 
 
 def parts(module: nn.Module, recording: Recording, ending: Ending | None) -> tuple[Any, ...]:
-    """What a `RecordedBackbone` of a network takes by place, but for the example."""
+    """The arguments by place of a network's `RecordedBackbone`, but for the example."""
     layers = [module.get_submodule(name) for name in recording.chain.layers]
     norm = module.get_submodule(ending.norm) if ending and ending.norm else None
     return recording.shell, layers, recording.chain, recording.kinds, norm

@@ -50,7 +50,7 @@ def difference(remade: nn.Module, original: nn.Module) -> str:
 
 
 def rebuild_difference(backbone: Backbone, rebuild: Callable[[dict[str, Any]], Backbone]) -> str:
-    """How what a backbone's spec makes differs from the backbone; nothing if it doesn't."""
+    """The difference between a backbone and what its spec makes, in words; empty where none is."""
     assert backbone.spec is not None
     try:
         with without_init():
@@ -133,7 +133,7 @@ def _class(module: nn.Module) -> type:
 
 
 def _hooks(module: nn.Module) -> int:
-    """How many hooks a module has, but those of training on many devices."""
+    """The number of a module's hooks, without those of training on many devices."""
     hooks = [hook for name in _HOOKS for hook in getattr(module, name).values()]
     return sum("torch.distributed" not in getattr(hook, "__module__", "") for hook in hooks)
 

@@ -31,7 +31,7 @@ class Made(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a layer was called with.
+    """The arguments of a layer's call.
 
     Args:
         layer: its number in the chain.
@@ -118,7 +118,7 @@ def _given(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
 
 
 def result_at(result: Any, place: Any) -> Any:
-    """What a layer gave at a place of its result."""
+    """The tensor at a place of what a layer gave."""
     return result if isinstance(result, Tensor) else result[place]
 
 

@@ -1,4 +1,4 @@
-"""What a network does behind its last layer, found in one run of its forward: a norm, and its head.
+"""The tail of a network, behind its last layer: a norm and its head, found in one run.
 
 Modules are seen as they are called. What happens between them (a token is taken, positions are
 averaged, a function without a module) is found by trying what networks do there, and comparing.
@@ -112,7 +112,7 @@ def _path(
 
 
 def _steps(x: Tensor, target: Tensor, valid_BT: Tensor | None) -> list[str] | None:
-    """At most two steps that make one tensor the other."""
+    """Find at most two steps that make one tensor the other."""
     if _same(x, target):
         return []
     for count in (1, 2):
@@ -174,7 +174,7 @@ def parts(names: Sequence[str], module: nn.Module) -> list[nn.Module | str]:
 
 
 def pooling(names: Sequence[str]) -> Iterator[str]:
-    """How a tail pools tokens, in the names of `pool_feature`."""
+    """The ways in which a tail pools tokens, by their names in `pool_feature`."""
     known: dict[str, Any] = {"first": "first", "last": "last", "last-of-all": "last"}
     for name in names:
         if not name.startswith("."):

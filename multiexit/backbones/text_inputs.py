@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class Limits(NamedTuple):
-    """What an encoder's tables say of its inputs.
+    """Limits of an encoder's inputs, as its tables tell them.
 
     Args:
         sizes: of inputs that are indices, how many things they count.

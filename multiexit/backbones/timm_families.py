@@ -1,4 +1,4 @@
-"""What is particular to each family of timm's models: a row is all that a new one takes.
+"""Families of timm's models: a row for each, which is all that a new one takes.
 
 Letters: B batch rows, T tokens, H width.
 """
@@ -65,7 +65,7 @@ def _reader(model: Any) -> HeadReader:
 
 
 class Family(NamedTuple):
-    """How the models of one class are cut and read.
+    """The ways in which the models of one class are cut and read.
 
     Args:
         trunk: cuts one.
@@ -97,7 +97,7 @@ def num_classes(model: Any) -> int:
 
 
 def in_channels(model: Any) -> int:
-    """What the first convolution takes."""
+    """The number of channels that the first convolution takes."""
     return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
 
 

@@ -216,7 +216,7 @@ def _has_tensors_of(model: nn.Module, name: str, kwargs: dict[str, Any]) -> bool
 
 
 def _settings(model: nn.Module) -> dict[str, Any]:
-    """What arguments say, and also weights that were loaded when it was made."""
+    """The settings that arguments, or weights loaded when it was made, have set."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     last = layers[-1]
     kwargs: dict[str, Any] = {

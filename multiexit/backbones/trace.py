@@ -181,7 +181,7 @@ def _hands_on(one: Call, two: Call) -> bool:
 
 
 def _writes(tensor: Tensor | None) -> int:
-    """How often a tensor was written to in place."""
+    """The number of times that a tensor was written to in place."""
     return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 

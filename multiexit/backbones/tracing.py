@@ -32,7 +32,7 @@ class Piece(fx.GraphModule):
 
 
 class Trace(NamedTuple):
-    """What a forward does with its one tensor.
+    """A forward's way with its one tensor, as a graph.
 
     Args:
         module: whose forward it is.
@@ -56,7 +56,7 @@ class Trace(NamedTuple):
         return self.target(node) if node.op == "call_module" else None
 
     def piece(self, begin: fx.Node, end: fx.Node) -> Piece:
-        """What lies between two nodes, behind the first, as a module that shares the layers.
+        """The part between two nodes, behind the first, as a module that shares the layers.
 
         What doesn't depend on the input, such as a parameter, is worked out where it is used.
         """

@@ -224,7 +224,7 @@ def _compare(module: nn.Module, parts: Sequence[Part], calls: Sequence[_Call], x
 
 
 def mismatch(ours: Any, theirs: Any, tolerance: float | None = None) -> str:
-    """How two tensors differ, in words; nothing where they are equal up to rounding."""
+    """The difference of two tensors, in words; empty where they are equal up to rounding."""
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
         return "" if ours is theirs else "one is no tensor"
     if ours.shape != theirs.shape:

@@ -150,7 +150,7 @@ def _policy_chooser(
     policy: type[ExitPolicy] | ExitPolicy,
     target: dict[str, Any],
 ) -> Callable[[Outputs], ExitPolicy]:
-    """What picks the policy, after all that can be refused before the model runs."""
+    """Refuse all that can be refused before the model runs, and give what picks the policy."""
     target = dict(target)
     budget = target.pop("budget", None)
     if budget is not None:

@@ -1,4 +1,4 @@
-"""What commands print and write of a run."""
+"""Reports of a run, as commands print and write them."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is typed on the command line, read: exits, options, inputs, model folders."""
+"""Reading what is typed on the command line: exits, options, inputs, model folders."""
 
 import json
 import os

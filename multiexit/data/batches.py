@@ -212,7 +212,7 @@ def unpack_inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def num_rows(batch: Any) -> int:
-    """How many rows a batch has: its labels, or else its longest tensor, tell; or 1."""
+    """The number of a batch's rows: its labels, or else its longest tensor, tell; or 1."""
     if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
         return len(batch["labels"])
     if isinstance(batch, tuple | list | Mapping):

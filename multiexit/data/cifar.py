@@ -37,7 +37,7 @@ published checkpoints were trained with."""
 
 @dataclass(frozen=True)
 class _Source:
-    """How one of the two data sets is stored."""
+    """The form in which one of the two data sets is stored."""
 
     name: str
     classes: int

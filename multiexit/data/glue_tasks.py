@@ -36,7 +36,7 @@ class GlueTask:
 
     @property
     def num_classes(self) -> int:
-        """How many outputs a network needs: one per class, 1 for regression."""
+        """The number of outputs that a network needs: one per class, 1 for regression."""
         return len(self.labels) if self.labels else 1
 
 

@@ -153,7 +153,7 @@ class Images:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How images are made ready, for `MultiExitModel.preprocessing`.
+        """The preparation of images, for `MultiExitModel.preprocessing`.
 
         The sets' own images are taken as they are. Files of another size are to be resized to
         theirs, by the shorter side, and cut (see `multiexit.data.image_files`).

@@ -221,7 +221,7 @@ def _batch_size(loader: DataLoader[Any]) -> int:
 
 
 def _num_batches(loader: DataLoader[Any]) -> int:
-    """How many batches an epoch has."""
+    """The number of an epoch's batches."""
     try:
         num_batches = len(loader.batch_sampler)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError, AttributeError) as error:

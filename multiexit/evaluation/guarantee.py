@@ -94,7 +94,7 @@ def p_value(mean: float, n: int, risk: float) -> float:
 
 
 def rows_needed(risk: float, delta: float | None) -> int:
-    """How many rows without any loss it takes to certify a risk.
+    """The number of rows without any loss that it takes to certify a risk.
 
     (1 − α)^n ≤ δ, or with no δ, `conformal`: 1 / (n + 1) ≤ α
 

@@ -140,7 +140,7 @@ def exit_shares(exit_B: Tensor, num_exits: int) -> Tensor:
 
 
 def rows_in_share(rows: int, share: float) -> int:
-    """How many rows a share of them is, rounded down; ValueError where either part is empty."""
+    """The number of rows in a share, rounded down; ValueError where either part is empty."""
     check_share("share", share, "(0, 1)")
     first = int(rows * share + 1e-9)
     if not 0 < first < rows:

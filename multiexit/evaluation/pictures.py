@@ -307,7 +307,7 @@ def _weights_panel(axes: "Axes", W: NDArray[np.floating]) -> None:
 
 
 def _weights_array(W_MM: Weights) -> NDArray[np.floating]:
-    """As an array, NaN where a term doesn't count."""
+    """The weights as an array, NaN where a term doesn't count."""
     W = np.array(W_MM.tolist() if isinstance(W_MM, Tensor) else W_MM, dtype=float)
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
         raise ValueError(f"weights are a square, row = student, column = teacher; got {W.shape}")
@@ -324,7 +324,7 @@ def _style(axes: "Axes", title: str, x: str, y: str) -> None:
 
 
 def _line(index: int) -> dict[str, Any]:
-    """How a series looks: told apart by colour and by mark."""
+    """The look of a series: told apart by colour and by mark."""
     return {"color": COLOURS[index % 7], "marker": "osD^vPX"[index % 7], "markersize": 5}
 
 

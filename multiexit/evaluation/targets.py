@@ -107,7 +107,7 @@ class Target:
         return _good(self.score, rows, speed, self.by)
 
     def _speed(self) -> Speed:
-        """How much faster than the full network a policy is, by one of three measures."""
+        """A policy's speed-up over the full network, by one of three measures."""
         if self.by == "layers":
             return lambda row: row.speedup_layers
         if self.by == "macs":

@@ -45,7 +45,7 @@ def reason(name: str | Path, error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What a library's error says first; its class too, where the text alone may say little.
+    """The first thing that a library's error says; its class too, where the text may say little.
 
     >>> one_line(RuntimeError("the weights\\n\\tare too few"))
     'RuntimeError: the weights are too few'

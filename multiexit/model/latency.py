@@ -1,4 +1,4 @@
-"""How long each part of a model takes on one machine, by batch size.
+"""Latency tables: milliseconds of each part of a model on one machine, by batch size.
 
 Letters: M exits, S batch sizes, B batch rows.
 """

@@ -16,7 +16,7 @@ from multiexit.policies.numbers import Known, number, unit
 
 
 def _tolerance_range(known: Known) -> tuple[float, float] | None:
-    """By how much a regression's value may change; classes have no such number."""
+    """The range of a regression's tolerance; classes have no such number."""
     return (0.0, known.apart) if known.num_classes == 1 else None
 
 

@@ -48,7 +48,7 @@ def sweep_settings(policy: Policy, known: Known, shares: Sequence[float] = FEW) 
 
 
 def one_number(policy: Policy, known: Known, shares: Sequence[float] = MANY) -> list[ExitPolicy]:
-    """By rising number: the one field that has no default, or the first of a policy that is given.
+    """Settings by rising number: of the one field without a default, or of a policy's first field.
 
     Args:
         policy: a class with one such field, or a policy.

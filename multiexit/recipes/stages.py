@@ -189,7 +189,7 @@ def cascade_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
 
 
 def votes_alone(model: MultiExitModel) -> Iterable[nn.Parameter]:
-    """How the early heads vote.
+    """The parameters of the early heads' votes.
 
     Raises:
         ValueError: heads without votes.

@@ -250,7 +250,7 @@ class Engine:
         )
 
     def _batch_size(self, group: exit_loop.Group) -> int:
-        """With how many rows to go on behind an exit (`exit_loop.BatchSize`).
+        """The number of rows to go on with behind an exit (`exit_loop.BatchSize`).
 
         Rows that stopped leave as soon as dragging them along, the next stages included, would
         have cost more time than it takes to drop them.

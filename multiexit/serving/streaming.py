@@ -18,7 +18,7 @@ from multiexit_runner.reading import Window
 
 
 class Place(NamedTuple):
-    """How many batches and rows of a stream came before."""
+    """A place in a stream: the numbers of batches and rows that came before."""
 
     batch: int
     row: int

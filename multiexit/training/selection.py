@@ -9,7 +9,7 @@ from multiexit.training.records.state import Position
 
 
 def phase_length(phase: Phase, config: TrainConfig, batches: int) -> tuple[int, int]:
-    """How long a phase is.
+    """The length of a phase.
 
     Args:
         phase: with its own number of epochs, or the run's.

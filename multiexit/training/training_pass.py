@@ -40,7 +40,7 @@ class Losses(NamedTuple):
 
 
 class TrainingPass(nn.Module):
-    """From a batch to its losses, as one module, so that DDP and FSDP wrap the whole computation.
+    """The way from a batch to its losses as one module, so that DDP and FSDP wrap all of it.
 
     Args:
         model: what is trained.

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Learner(ABC):
-    """How Ω is learned beside Θ. Subclass it, answer `plan`, and it works in any recipe.
+    """A way to learn Ω beside Θ. Subclass it, answer `plan`, and it works in any recipe.
 
     Args:
         parametrization: a name of `multiexit.weights.PARAMETRIZATIONS`.

@@ -1,4 +1,4 @@
-"""How the weights Ω of the loss terms are parametrised.
+"""Parametrisations of the weights Ω of the loss terms.
 
 Letters: M exits, B batch rows. Equations are those of Zhu, "LeeBERT", ACL 2021.
 """

@@ -26,7 +26,7 @@ def head_importance(
     batch_size: int = 32,
     normalise: bool = True,
 ) -> list[Tensor]:
-    """How much the loss of the last exit depends on each head.
+    """Measure how much the loss of the last exit depends on each head.
 
         I_h = E_x |∂L(x) / ∂ξ_h| = E_x |A_h(x)ᵀ ∂L(x) / ∂A_h(x)|
 

@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 
 class Parity(NamedTuple):
-    """How exported graphs compare with the model.
+    """A comparison of exported graphs with the model.
 
     Args:
         rows: how many were compared.

@@ -134,7 +134,7 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
 
 
 def _recorded(facts: dict[str, Any], key: str) -> str:
-    """What a run says of itself under a key; runs of older versions say less."""
+    """The text of what a run says of itself under a key; runs of older versions say less."""
     return reprlib.repr(facts[key]) if key in facts else "not recorded"
 
 

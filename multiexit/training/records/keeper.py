@@ -55,7 +55,7 @@ class Keeper:
         return saved
 
     def record_start(self) -> bool:
-        """What the run is made from, where all is well and work starts; whether that was now."""
+        """Record what the run is made from, once all is well; whether work starts by it."""
         if self._started:
             return False
         self._started = True

@@ -3,7 +3,7 @@
 Letters: B batch rows.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise, takewhile
 from statistics import median
 from typing import Any, NamedTuple
@@ -66,42 +66,42 @@ def named(found: Trace, names: Sequence[str], example: Tensor) -> tuple[Trace, l
         example: one input row.
 
     Returns:
-        The trace, with sizes as they are for the example if they were so then; and the nodes.
+        The trace, with numbers where they were taken for known then; and the nodes.
 
     Raises:
         ValueError: one behind which the graph can't be cut.
     """
-    if not set(names) <= {node.name for node in _alone(found)}:
-        found = _with_sizes(found, example)
-    alone = {node.name: node for node in _alone(found)}
-    missing = [name for name in names if name not in alone]
-    if missing or not names or [name for name in alone if name in names] != list(names):
-        raise ValueError(f"it can't be cut behind {missing or list(names)}, as it is described")
-    return found, [alone[name] for name in names]
+    missing = list(names)
+    for variant in _variants(found, example):
+        alone = {node.name: node for node in _alone(variant)}
+        missing = [name for name in names if name not in alone]
+        if not missing and names and [name for name in alone if name in names] == list(names):
+            return variant, [alone[name] for name in names]
+    raise ValueError(f"it can't be cut behind {missing or list(names)}, as it is described")
 
 
 def chosen(found: Trace, example: Tensor) -> tuple[Trace, list[fx.Node]]:
     """The nodes to cut behind.
-
-    Sizes that are read from a tensor and used in a later block stand in the way of a cut. Where
-    this leaves few stages, they are taken to be those of the example.
 
     Args:
         found: the network's trace.
         example: one input row.
 
     Returns:
-        The trace, with sizes as they are for the example if need be; and the nodes.
+        The trace, with numbers taken for known if need be; and the nodes.
 
     Raises:
         ValueError: fewer than two places, or none in the second half.
     """
-    cuts, total = _stages(found, example)
-    if len(cuts) < ENOUGH:
-        fixed = _with_sizes(found, example)
-        if len(_alone(fixed)) > len(_alone(found)):
-            more, _ = _stages(fixed, example)
-            found, cuts = (fixed, more) if len(more) > len(cuts) else (found, cuts)
+    cuts: list[Cut] = []
+    total, places = 1.0, 0
+    for variant in _variants(found, example):
+        num_alone = len(_alone(variant))
+        if num_alone > places:
+            more, total = _stages(variant, example)
+            cuts, places = max(cuts, more, key=len), num_alone
+        if len(cuts) >= ENOUGH:
+            break
     if len(cuts) < 2:
         raise ValueError("in fewer than two places one tensor alone leads to the next block")
     share = cuts[-1].work / total
@@ -110,21 +110,31 @@ def chosen(found: Trace, example: Tensor) -> tuple[Trace, list[fx.Node]]:
             f"where one tensor alone leads to the next block for the last time, {share:.0%} of the "
             "compute is done"
         )
-    return found, [cut.node for cut in cuts]
+    return named(found, [cut.node.name for cut in cuts], example)
+
+
+def _variants(found: Trace, example: Tensor) -> Iterator[Trace]:
+    """The trace, and the same with numbers known that else stand in the way of cuts.
+
+    Numbers that are read from a tensor and used in a later block are alive as a tensor is. First
+    the number of rows is known, which any tensor tells; then the sizes that the example has.
+    """
+    yield found
+    yield found._replace(numbers=dict.fromkeys(found.rows()))
+    few, more = (_run(found, random_rows(example, found.module, rows)).numbers for rows in (2, 3))
+    nodes = {node.name: node for node in found.graph.nodes}
+    numbers = {
+        nodes[name]: None if (number, more[name]) == (2, 3) else number
+        for name, number in few.items()
+        if more.get(name) in (number, 3 if number == 2 else number)
+    }
+    yield found._replace(numbers=numbers)
 
 
 def _stages(found: Trace, example: Tensor) -> tuple[list[Cut], float]:
     """Where the stages end, and the compute of the whole network."""
     cuts, layers, total = _measured(found, random_rows(example, found.module, 2))
     return _spread(_trunk(found, cuts, layers)), total
-
-
-def _with_sizes(found: Trace, example: Tensor) -> Trace:
-    """The trace, with numbers in place of the nodes that give the same ones for any batch."""
-    few, more = (_run(found, random_rows(example, found.module, rows)).numbers for rows in (2, 3))
-    nodes = {node.name: node for node in found.graph.nodes}
-    same = {name: number for name, number in few.items() if more.get(name) == number}
-    return found._replace(numbers={nodes[name]: number for name, number in same.items()})
 
 
 class _Meter(fx.Interpreter):
@@ -150,8 +160,8 @@ class _Meter(fx.Interpreter):
             self.results[n.name], self.versions[n.name] = result, result._version
         if isinstance(result, int | float):
             self.numbers[n.name] = result
-        elif isinstance(result, tuple) and all(isinstance(size, int) for size in result):
-            self.numbers[n.name] = tuple(result)
+        elif isinstance(result, tuple | list) and all(isinstance(size, int) for size in result):
+            self.numbers[n.name] = list(result) if isinstance(result, list) else tuple(result)
         return result
 
 

@@ -102,9 +102,10 @@ def _backbone(
     layout: str | Sequence[str] | None,
     spec: dict[str, Any] | None,
 ) -> SequentialBackbone:
+    has_sizes = any(number is not None for number in found.numbers.values())
     rest = found.piece(nodes[-1], found.output)
     return SequentialBackbone(
-        FixedSize(example.shape[1:]) if found.numbers else nn.Identity(),
+        FixedSize(example.shape[1:]) if has_sizes else nn.Identity(),
         [found.piece(a, b) for a, b in pairwise([found.input, *nodes])],
         example,
         pool="first" if any(map(_is_first_token, rest.graph.nodes)) else "mean",

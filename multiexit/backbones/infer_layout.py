@@ -88,10 +88,10 @@ def infer(
     """The shape (without the batch) and the layout of each stage's feature.
 
     The layout is that of the layer that made the feature or that reads it, if it is that very
-    tensor; else that of the last layer with weights, or of the next one, if a width of that size
-    stands where the layer has it and nowhere else; else the width is the one dimension that keeps
-    its size when the input's other sizes change; else, of a square image, the one that isn't of
-    its square.
+    tensor; else that of the last layer with weights, or of the next that reads as many
+    dimensions, if a width of that size stands where the layer has it and nowhere else; else the
+    width is the one dimension that keeps its size when the input's other sizes change; else, of a
+    square image, the one that isn't of its square.
 
     Args:
         chain: in evaluation mode.
@@ -188,9 +188,11 @@ def _width_from_layers(feature: Tensor, calls: Sequence[_Call], end: int) -> int
     readers = [call for call in calls[end:] if call.input is feature]
     if makers or readers:
         return (makers[-1:] + readers)[0].width % feature.ndim
-    last, following = calls[:end][-1:], calls[end:][:1]
-    for call, tensor in [*((c, c.output) for c in last), *((c, c.input) for c in following)]:
-        if not isinstance(tensor, Tensor) or (call.width == 1 and tensor.ndim != feature.ndim):
+    last = [(call, call.output) for call in calls[:end][-1:]]
+    following = [(call, call.input) for call in calls[end:] if isinstance(call.input, Tensor)]
+    following = [(call, read) for call, read in following if read.ndim == feature.ndim]
+    for call, tensor in [*last, *following[:1]]:
+        if call.width == 1 and tensor.ndim != feature.ndim:
             continue
         size, width = tensor.shape[call.width], call.width % feature.ndim
         if [dim for dim in range(1, feature.ndim) if feature.shape[dim] == size] == [width]:

@@ -27,6 +27,7 @@ _IGNORED = {  # of nn.Module, and what tells of weights or of how memory is save
     *("_compiled_call_impl", "_example", "_pretrained", "spec", "config"),
     "layer_idx",  # a place in a decoder's cache
     "attention_bias_cache",  # of timm: what was worked out in the last run
+    *("_flat_weights", "_flat_weight_refs"),  # of a recurrent layer: its parameters once more
 }
 _INITS = ("torch.nn.init", "transformers.initialization")  # which takes the first one's place
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

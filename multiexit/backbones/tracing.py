@@ -38,7 +38,7 @@ class Trace(NamedTuple):
         module: whose forward it is.
         graph: from its input to its output, in evaluation mode.
         extras: modules and tensors that the graph uses and the module has no name for.
-        numbers: what some nodes stand for, whatever the input.
+        numbers: what some nodes stand for, whatever the input; None is how many rows it has.
     """
 
     module: nn.Module
@@ -61,7 +61,10 @@ class Trace(NamedTuple):
         What doesn't depend on the input, such as a parameter, is worked out where it is used.
         """
         graph = fx.Graph()
-        copies: dict[fx.Node, Any] = {begin: graph.placeholder(begin.name), **self.numbers}
+        x = graph.placeholder(begin.name)
+        rows = graph.call_method("size", (x, 0))
+        numbers = {node: rows if n is None else n for node, n in self.numbers.items()}
+        copies: dict[fx.Node, Any] = {begin: x, **numbers}
 
         def copy(node: fx.Node) -> None:
             for source in node.all_input_nodes:
@@ -74,6 +77,8 @@ class Trace(NamedTuple):
             if node in varying:
                 copy(node)
         graph.output(copies[end])
+        if not rows.users:
+            graph.erase_node(rows)
         used = {str(n.target): self.target(n) for n in graph.nodes if n.op in _NAMED}
         piece = Piece(used, graph)  # type: ignore[arg-type]
         own = set(self.module.modules())
@@ -91,6 +96,10 @@ class Trace(NamedTuple):
                 found.add(node)
         return found
 
+    def rows(self) -> set[fx.Node]:
+        """The nodes that read the first size of a tensor."""
+        return {node for node in self.varying() if _is_first_size(node)}
+
     @property
     def input(self) -> fx.Node:
         """The node of the one tensor that comes in."""
@@ -103,6 +112,16 @@ class Trace(NamedTuple):
         while isinstance(self.layer(node), nn.Identity):
             (node,) = node.all_input_nodes
         return node
+
+
+def _is_first_size(node: fx.Node) -> bool:
+    if node.target == "size":
+        return node.args[1:] == (0,)
+    sizes = node.args[0] if node.target is operator.getitem else None
+    if not isinstance(sizes, fx.Node) or node.args[1] != 0:
+        return False
+    is_shape = sizes.target is getattr and "shape" in sizes.args
+    return is_shape or (sizes.target == "size" and len(sizes.args) == 1)
 
 
 _NAMED = ("get_attr", "call_module")

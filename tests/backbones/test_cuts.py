@@ -250,6 +250,24 @@ def test_sizes_that_all_blocks_use_are_those_of_the_example():
     assert difference(again, backbone) == ""
 
 
+def test_the_number_of_rows_is_known_everywhere():
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)])
+            self.fc = nn.Linear(3 * 16 * 16, 7)
+
+        def forward(self, x):
+            rows = x.shape[0]
+            for conv in self.convs:
+                x = F.relu(conv(x))
+            return self.fc(x.view(rows, -1))
+
+    found, backbone = names(Views())
+    assert found == ["relu", "relu_1", "relu_2"]
+    assert backbone.features(torch.randn(2, 3, 8, 8))[0].shape == (2, 3, 8, 8)
+
+
 def test_a_branch_of_training_alone_is_left_out():
     net = torchvision.models.GoogLeNet(num_classes=3, init_weights=False)
     backbone = mx.wrap(net, input_shape=(3, 64, 64))
@@ -270,8 +288,8 @@ SOURCES = {
     "torchvision": lambda: mx.wrap(
         torchvision.models.squeezenet1_1(num_classes=7), input_shape=(3, 64, 64)
     ),
-    "torchvision, one of many": lambda: mx.wrap(
-        torchvision.models.regnet_x_400mf(num_classes=7), input_shape=(3, 64, 64)
+    "torchvision, with sizes that are worked out": lambda: mx.wrap(
+        "torchvision:regnet_x_400mf", num_classes=7, input_shape=(3, 64, 64)
     ),
     "a layout of the user's": lambda: mx.wrap(
         "timm:test_efficientnet", num_classes=7, layout="image", input_shape=(3, 64, 64)

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from multiexit.backbones import cuts
-from multiexit.backbones.sequential import SequentialBackbone
+from multiexit.backbones import cuts, recorded_module
+from multiexit.backbones.base import Backbone
 
 
 def from_module(
@@ -14,7 +14,7 @@ def from_module(
     example: Tensor,
     layout: str | Sequence[str] | None = None,
     spec: dict[str, Any] | None = None,
-) -> SequentialBackbone:
+) -> Backbone:
     """Stage a network by the first way that it can be staged by.
 
     Args:
@@ -26,10 +26,17 @@ def from_module(
     Raises:
         ValueError: a network that no way suits, with what would work.
     """
-    return cuts.from_module(module, example, layout, spec)
+    try:
+        return cuts.from_module(module, example, layout, spec)
+    except ValueError as error:
+        try:
+            return recorded_module.from_module(module, example, layout, spec)
+        except Exception as other:  # whatever a network says to what it is tried on
+            reason = " ".join(str(other).split()).rstrip(".")
+            raise ValueError(f"{error}. Nor by its layers: {reason}") from other
 
 
-def stage(module: nn.Module, example: Tensor, spec: dict[str, Any]) -> SequentialBackbone:
+def stage(module: nn.Module, example: Tensor, spec: dict[str, Any]) -> Backbone:
     """Stage a network as `from_module` did before, as its spec says; compare nothing.
 
     Args:
@@ -40,6 +47,8 @@ def stage(module: nn.Module, example: Tensor, spec: dict[str, Any]) -> Sequentia
     Raises:
         ValueError: a spec that doesn't say it, or not of this network.
     """
+    if "chain" in spec:
+        return recorded_module.stage(module, example, spec)
     if "cuts" not in spec:
         raise ValueError(f"it isn't said how a {type(module).__name__} is cut into stages")
     return cuts.stage(module, example, spec.get("layout"), spec)

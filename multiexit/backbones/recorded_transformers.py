@@ -40,13 +40,11 @@ class RecordedText(RecordedBackbone):
         limits: the sizes of its tables, and how many tokens it takes.
         takes: the names of inputs that its forward has.
         fills_up: whether it fills rows up with padding of its own, which features don't have.
-        args, facts: as `RecordedBackbone` takes them.
+        arguments: as `RecordedBackbone` takes them.
     """
 
-    def __init__(
-        self, limits: Limits, takes: Sequence[str], fills_up: bool, *args: Any, **facts: Any
-    ):
-        super().__init__(*args, **facts)
+    def __init__(self, limits: Limits, takes: Sequence[str], fills_up: bool, **arguments: Any):
+        super().__init__(**arguments)
         self._limits = limits
         self.takes = list(takes)
         self.fills_up = fills_up
@@ -219,9 +217,9 @@ class _Builder:
     def build(self, spec: dict[str, Any] | None) -> RecordedBackbone:
         self.is_remade = spec is not None
         if spec is not None and any(p.is_meta for p in self.model.parameters()):
-            parts, facts = recording.skeleton(self.model, spec)
             head = self._classifier(recording.described_ending(spec))
-            return self._made(parts, {**facts, "spec": spec, "classifier": head}, False)
+            arguments = recording.skeleton(self.model, spec)
+            return self._made({**arguments, "classifier": head}, False)
         with _padding_known(self.config):
             batches = [self._batch(2, 0), self._batch(3, 1)]
             if self.is_text:
@@ -239,7 +237,8 @@ class _Builder:
 
     def _backbone(self, found: Recording, spec: dict[str, Any]) -> RecordedBackbone:
         ending = recording.described_ending(spec)
-        facts = {
+        arguments = {
+            **recording.parts(self.model, found, ending),
             "feature_shapes": [tuple(shape) for shape in spec["chain"]["shapes"]],
             "layouts": spec["chain"]["layouts"],
             "pool": spec["pool"],
@@ -247,18 +246,16 @@ class _Builder:
             "classifier": self._classifier(ending),
         }
         fills_up = self.is_text and found.features[0].shape[1] != TOKENS
-        return self._made(recording.parts(self.model, found, ending), facts, fills_up)
+        return self._made(arguments, fills_up)
 
-    def _made(
-        self, parts: tuple[Any, ...], facts: dict[str, Any], fills_up: bool
-    ) -> RecordedBackbone:
+    def _made(self, arguments: dict[str, Any], fills_up: bool) -> RecordedBackbone:
         name = self.model.main_input_name
         if not self.is_text:
             assert self.input_shape is not None
             example = {name: torch.zeros(1, *self.input_shape)}
-            return ROWS[name](*parts, example, **facts)
+            return ROWS[name](**arguments, example=example)
         takes = [name for name in (*text_inputs.NAMES, "use_cache") if name in self.takes]
-        return RecordedText(self._limits(), takes, fills_up, *parts, {}, **facts)
+        return RecordedText(self._limits(), takes, fills_up, **arguments, example={})
 
     def _row_alone(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         """A batch's inputs, and its second row without padding."""

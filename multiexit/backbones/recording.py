@@ -216,11 +216,17 @@ def describe(ending: Ending | None) -> dict[str, Any]:
     return {} if ending is None else {"norm": ending.norm, "tail": ending.names}
 
 
-def parts(module: nn.Module, recording: Recording, ending: Ending | None) -> tuple[Any, ...]:
-    """The arguments by place of a network's `RecordedBackbone`, but for the example."""
+def parts(module: nn.Module, recording: Recording, ending: Ending | None) -> dict[str, Any]:
+    """The arguments of a `RecordedBackbone` that a network's parts are."""
     layers = [module.get_submodule(name) for name in recording.chain.layers]
     norm = module.get_submodule(ending.norm) if ending and ending.norm else None
-    return recording.shell, layers, recording.chain, recording.kinds, norm
+    return {
+        "shell": recording.shell,
+        "layers": layers,
+        "chain": recording.chain,
+        "kinds": recording.kinds,
+        "norm": norm,
+    }
 
 
 def classifier(
@@ -291,7 +297,7 @@ def describe_chain(found: Recording, shapes: Sequence[Any], names: Sequence[str]
     }
 
 
-def skeleton(module: nn.Module, spec: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def skeleton(module: nn.Module, spec: Mapping[str, Any]) -> dict[str, Any]:
     """The parts and facts of a network that can't be run, such as one without values.
 
     Args:
@@ -299,7 +305,7 @@ def skeleton(module: nn.Module, spec: Mapping[str, Any]) -> tuple[tuple[Any, ...
         spec: its description.
 
     Returns:
-        What `RecordedBackbone` takes by place, but for the example; and its facts.
+        The arguments of a `RecordedBackbone`, but for the example and the classifier.
 
     Raises:
         ValueError: layers that the network doesn't have.
@@ -316,9 +322,14 @@ def skeleton(module: nn.Module, spec: Mapping[str, Any]) -> tuple[tuple[Any, ...
     blank = torch.zeros(1, 1, device="cpu")
     calls = [Call(name, blank, blank, 0, 0, blank, 0, 0) for name in chain.layers]
     shell = make_shell(module, calls, set(described["late"]))
-    facts = {
+    return {
+        "shell": shell,
+        "layers": layers,
+        "chain": chain,
+        "kinds": {},
+        "norm": norm,
         "feature_shapes": [tuple(shape) for shape in described["shapes"]],
         "layouts": described["layouts"],
         "pool": spec["pool"],
+        "spec": spec,
     }
-    return (shell, layers, chain, {}, norm), facts

@@ -171,7 +171,7 @@ TIMM = table(
         "name": _matching(r"\w+(\.\w+)?", "the plain name of a timm model"),
         "kwargs": _kwargs(TIMM_ARGUMENTS),
     },
-    {"input_shape": optional(_input_shape), "classifier": _classifier, **STAGED},
+    {"classifier": _classifier, **STAGED, **RECORDED},
 )
 TORCHVISION = table(
     {
@@ -182,7 +182,7 @@ TORCHVISION = table(
         ),
         "kwargs": _kwargs(TORCHVISION_ARGUMENTS),
     },
-    {"input_shape": optional(_input_shape), "classifier": _classifier, **STAGED},
+    {"classifier": _classifier, **STAGED, **RECORDED},
 )
 
 

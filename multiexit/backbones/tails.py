@@ -113,11 +113,17 @@ def _path(
 
 def _steps(x: Tensor, target: Tensor, valid_BT: Tensor | None) -> list[str] | None:
     """Find at most two steps that make one tensor the other."""
+    if target.numel() > x.numel():  # no step makes more of it
+        return None
     if _same(x, target):
         return []
+    # On the meta device first: most don't even lead to the shape.
+    shaped, valid = x.to("meta"), None if valid_BT is None else valid_BT.to("meta")
     for count in (1, 2):
         for names in product(STEPS, repeat=count):
-            if _same(_tried(names, x, valid_BT), target):
+            result = _tried(names, shaped, valid)
+            fits = result is not None and result.shape == target.shape
+            if fits and _same(_tried(names, x, valid_BT), target):
                 return list(names)
     return None
 

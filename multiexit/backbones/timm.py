@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from multiexit.arguments import unknown
 from multiexit.backbones import general
+from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
@@ -42,7 +43,7 @@ def from_instance(
     spec: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
     layout: str | Sequence[str] | None = None,
-) -> SequentialBackbone:
+) -> Backbone:
     """Stage a timm model: an exit after each block; the feature of a ViT has the final norm.
 
     The model's own head, whatever it looks like, is the backbone's classifier.
@@ -71,9 +72,7 @@ def from_instance(
     return backbone
 
 
-def stage(
-    model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
-) -> SequentialBackbone:
+def stage(model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None) -> Backbone:
     """Stage a timm model of a family as `from_instance` does, but compare nothing.
 
     Args:
@@ -107,7 +106,7 @@ def from_name(
     input_shape: Sequence[int] | None = None,
     layout: str | Sequence[str] | None = None,
     **kwargs: Any,
-) -> SequentialBackbone:
+) -> Backbone:
     """Make a timm model by its name, and stage it.
 
     Args:
@@ -136,7 +135,7 @@ def from_name(
 _WEIGHTS = ("pretrained", "checkpoint_path", "cache_dir")
 
 
-def from_spec(spec: dict[str, Any]) -> SequentialBackbone:
+def from_spec(spec: dict[str, Any]) -> Backbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
     model = timm.create_model(spec["name"], pretrained=False, **spec["kwargs"])
     shape = spec.get("input_shape")

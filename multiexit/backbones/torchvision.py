@@ -12,6 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from multiexit.arguments import unknown
 from multiexit.backbones import general
+from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import Classifier, FirstToken
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
@@ -42,7 +43,7 @@ def from_instance(
     spec: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
     layout: str | Sequence[str] | None = None,
-) -> SequentialBackbone:
+) -> Backbone:
     """Stage a torchvision model: an exit after each block; the feature of a ViT has the final norm.
 
     The model's own head, whatever it looks like, is the backbone's classifier.
@@ -78,9 +79,7 @@ def _example(model: Any, input_shape: Sequence[int] | None) -> Tensor:
     return torch.zeros(1, channels, size, size)
 
 
-def stage(
-    model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None
-) -> SequentialBackbone:
+def stage(model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | None) -> Backbone:
     """Stage a ResNet or ViT as `from_instance` does, but compare nothing.
 
     Args:
@@ -117,7 +116,7 @@ def from_name(
     input_shape: Sequence[int] | None = None,
     layout: str | Sequence[str] | None = None,
     **kwargs: Any,
-) -> SequentialBackbone:
+) -> Backbone:
     """Make a torchvision model by its name, and stage it.
 
     Args:
@@ -147,7 +146,7 @@ def from_name(
     return from_instance(model, spec, shape, layout)
 
 
-def from_spec(spec: dict[str, Any]) -> SequentialBackbone:
+def from_spec(spec: dict[str, Any]) -> Backbone:
     """Make the architecture of a saved spec, with random weights and without any download."""
     name, kwargs = spec["name"], dict(spec["kwargs"])
     if name == "ResNet":

@@ -69,10 +69,7 @@ class RecordedText(RecordedBackbone):
             if inputs[name] is not None and name not in self.takes:
                 raise ValueError(f"this network takes no {name}")
         infers = not (self.training or torch.is_grad_enabled())
-        look = not torch.compiler.is_compiling()
-        on_cpu = all(t.is_cpu for t in inputs.values() if isinstance(t, Tensor))
-        inputs = text_inputs.checked(inputs, self._limits, look and (infers or on_cpu))
-        return self.begin(text_inputs.padding_last(inputs))
+        return self.begin(text_inputs.read(inputs, self._limits, infers))
 
     def begin(self, inputs: Mapping[str, Any]) -> Carry:
         given = {k: v for k, v in inputs.items() if v is not None and k in self.takes}

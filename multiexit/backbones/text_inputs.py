@@ -54,17 +54,31 @@ def limits(embeddings: nn.Module) -> Limits:
     return Limits(sizes, most, width)
 
 
-def checked(inputs: Mapping[str, Any], limits: Limits, look: bool) -> Inputs:
-    """The inputs of an encoder, each [B, T] (embeddings [B, T, H]), the mask bool.
+def read(inputs: Mapping[str, Any], limits: Limits, infers: bool) -> Inputs:
+    """The inputs of an encoder, each [B, T] (embeddings [B, T, H]), the mask bool, padding last.
+
+    Values are looked at on a CPU, and in inference, where making a mask waits for the device.
 
     Args:
         inputs: by name, None for what wasn't given.
         limits: what is in range.
-        look: look at values too, which waits for the device: numbers within the tables, masks of
-            0 and 1, a real token in every row.
+        infers: whether the network is in inference.
 
     Raises:
         ValueError: names the input, what it is, and what would be right.
+    """
+    on_cpu = all(value.is_cpu for value in inputs.values() if isinstance(value, Tensor))
+    look = not torch.compiler.is_compiling() and (infers or on_cpu)
+    return _padding_last(_checked(inputs, limits, look))
+
+
+def _checked(inputs: Mapping[str, Any], limits: Limits, look: bool) -> Inputs:
+    """The inputs, if all is right.
+
+    Args:
+        inputs, limits: as in `read`.
+        look: look at values too, which waits for the device: numbers within the tables, masks of
+            0 and 1, a real token in every row.
     """
     _check_types(inputs)
     tensors = {name: value for name, value in inputs.items() if value is not None}
@@ -99,7 +113,7 @@ def checked(inputs: Mapping[str, Any], limits: Limits, look: bool) -> Inputs:
     return checked_inputs
 
 
-def padding_last(inputs: Inputs) -> Inputs:
+def _padding_last(inputs: Inputs) -> Inputs:
     """Rows that begin with padding, turned so that it stands at their end.
 
     Position t of a row with its first real token at s is what was at (t + s) mod T: positions

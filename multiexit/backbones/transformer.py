@@ -125,20 +125,14 @@ class TransformerBackbone(Backbone):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        # Values are looked at on a CPU, and in inference, where making a mask waits for the device.
         infers = not (self.training or torch.is_grad_enabled())
-        look = not torch.compiler.is_compiling()
-        on_cpu = all(t.is_cpu for t in inputs.values() if isinstance(t, Tensor))
-        inputs = text_inputs.checked(
-            inputs, text_inputs.limits(self.embeddings), look and (infers or on_cpu)
-        )
-        inputs = text_inputs.padding_last(inputs)
+        inputs = text_inputs.read(inputs, text_inputs.limits(self.embeddings), infers)
         valid_BT = inputs.pop("attention_mask")
         if not self.family.segments:
             del inputs["token_type_ids"]
         x_BTH = self.projection(self.embeddings(**inputs))
         # By position: the second parameter's name changed within transformers 5.
-        skip = look and infers
+        skip = infers and not torch.compiler.is_compiling()
         options: dict[str, Any] = {"allow_is_bidirectional_skip": skip} if MAY_NOT_LOOK else {}
         mask = create_bidirectional_mask(self.config, x_BTH, valid_BT, **options)
         return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}

@@ -7,6 +7,7 @@ Letters: B batch rows, T tokens, H width, C channels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -26,6 +27,11 @@ STEPS: dict[str, Step] = {
     "mean-of-all": lambda x, valid_BT: x.mean(1),
     "mean-but-first": lambda x, valid_BT: x[:, 1:].mean(1),
     "first-and-mean": lambda x, valid_BT: torch.cat([x[:, 0], x[:, 1:].mean(1)], -1),
+    "first-and-mean-behind-registers": lambda x, valid_BT: torch.cat(
+        [x[:, 0], x[:, 5:].mean(1)],
+        -1,  # DINOv2's registers are four
+    ),
+    "mean-of-first-two": lambda x, valid_BT: (x[:, 0] + x[:, 1]) / 2,
     "max-of-all": lambda x, valid_BT: x.amax(1),
     "last-of-all": lambda x, valid_BT: x[:, -1],
     "image-mean": lambda x, valid_BT: x.mean((2, 3)),
@@ -45,8 +51,8 @@ STEPS: dict[str, Step] = {
 }
 """What lies between modules, by the name that a description has of it: `step(x, valid_BT)`."""
 
-CHOOSES = ("first", "last", "last-of-all")
-"""Steps that take one token, and may as well come before a layer that treats tokens alike."""
+POOLS = ("first", "last", "last-of-all", "mean", "mean-of-all")
+"""Steps that take one token or average them, and may as well come before a linear layer."""
 
 
 class Tail(nn.Module):
@@ -98,34 +104,41 @@ def find_tail(
 def _path(
     calls: Sequence[Call], x: Tensor, target: Tensor, valid_BT: Tensor | None
 ) -> list[str] | None:
-    names: list[str] = []
-    for call in calls:
-        if (steps := _steps(x, target, valid_BT)) is not None:
-            return [*names, *steps]
-        steps = None if call.input is None else _steps(x, call.input, valid_BT)
-        if steps is None or call.output is None:
+    """From the end: the last call that gives the target, and so on for what that call read."""
+    for index in reversed(range(len(calls))):
+        call = calls[index]
+        if call.input is None or call.output is None:
             continue
-        names += [*steps, f".{call.name}"]
-        x = call.output
-    steps = _steps(x, target, valid_BT)
-    return None if steps is None else [*names, *steps]
+        steps = _steps(call.output, target, valid_BT)
+        before = None if steps is None else _path(calls[:index], x, call.input, valid_BT)
+        if steps is not None and before is not None:
+            return [*before, f".{call.name}", *steps]
+    return _steps(x, target, valid_BT)
 
 
 def _steps(x: Tensor, target: Tensor, valid_BT: Tensor | None) -> list[str] | None:
     """Find at most two steps that make one tensor the other."""
-    if target.numel() > x.numel():  # no step makes more of it
-        return None
-    if _same(x, target):
-        return []
-    # On the meta device first: most don't even lead to the shape.
-    shaped, valid = x.to("meta"), None if valid_BT is None else valid_BT.to("meta")
-    for count in (1, 2):
-        for names in product(STEPS, repeat=count):
-            result = _tried(names, shaped, valid)
-            fits = result is not None and result.shape == target.shape
-            if fits and _same(_tried(names, x, valid_BT), target):
-                return list(names)
+    length = None if valid_BT is None else valid_BT.shape
+    for names in _by_shape(x.shape, length).get(target.shape, []):
+        if _same(_tried(names, x, valid_BT), target):
+            return list(names)
     return None
+
+
+@cache
+def _by_shape(
+    shape: torch.Size, valid: torch.Size | None
+) -> dict[torch.Size, list[tuple[str, ...]]]:
+    """By the shape that they lead to from another one: no step, one, or two."""
+    x = torch.empty(shape, device="meta")
+    valid_BT = None if valid is None else torch.empty(valid, dtype=torch.bool, device="meta")
+    found: dict[torch.Size, list[tuple[str, ...]]] = {}
+    for count in (0, 1, 2):
+        for names in product(STEPS, repeat=count):
+            made = _tried(names, x, valid_BT)
+            if made is not None:
+                found.setdefault(made.shape, []).append(names)
+    return found
 
 
 def _tried(names: Sequence[str], x: Tensor, valid_BT: Tensor | None) -> Tensor | None:
@@ -161,13 +174,13 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def split_last(names: Sequence[str], module: nn.Module) -> tuple[list[str], str] | None:
-    """A tail's beginning and its last layer; a token that is taken behind it is taken before.
+    """A tail's beginning and its last layer; tokens that are pooled behind it are pooled before.
 
     None where the tail has no module, or ends with something else.
     """
     names = list(names)
-    chosen_behind = len(names) > 1 and names[-1] in CHOOSES and names[-2].startswith(".")
-    if chosen_behind and isinstance(module.get_submodule(names[-2][1:]), nn.Linear):
+    pools_behind = len(names) > 1 and names[-1] in POOLS and names[-2].startswith(".")
+    if pools_behind and isinstance(module.get_submodule(names[-2][1:]), nn.Linear):
         names[-2:] = [names[-1], names[-2]]
     if not names or not names[-1].startswith("."):
         return None

@@ -36,9 +36,9 @@ def wrap(
     Args:
         module: a name or an instance. Names: a transformers hub name or local folder,
             `"cifar-resnet-56"`, `"timm:vit_small_patch16_224"`, `"torchvision:resnet50"`.
-            Instances: BERT, ALBERT, RoBERTa, ELECTRA, DistilBERT of transformers; networks of timm
-            and torchvision that classify images; `nn.Sequential` (each child is a stage); any
-            module that takes one tensor, with `input_shape`; any module whose parts you name.
+            Instances: encoders and decoders of transformers; networks of timm and torchvision that
+            classify images; `nn.Sequential` (each child is a stage); any module that takes one
+            tensor, with `input_shape`; any module whose parts you name.
         stages: for other modules, the names (or modules) that run one after another; an exit can
             follow each.
         stem: the names (or modules) that run before them.
@@ -206,4 +206,4 @@ def _help() -> str:
 
 def _names() -> str:
     names = [f"'{kind.prefix}{kind.example}'" for kind in KINDS.values() if kind.prefix]
-    return f"a hub name or folder of a BERT-like model, {', '.join(names)}"
+    return f"a hub name or folder of a transformers model, {', '.join(names)}"

@@ -38,6 +38,10 @@ class Cut(NamedTuple):
     shape: tuple[int, ...]
 
     @property
+    def is_vector(self) -> bool:
+        return len(self.shape) == 1 or (len(self.shape) == 2 and self.shape[0] == 1)  # [B, 1, H]
+
+    @property
     def has_positions(self) -> bool:
         return sum(size > 1 for size in self.shape) > 1
 
@@ -232,8 +236,7 @@ def _trunk(found: Trace, cuts: list[Cut], layers: list[fx.Node]) -> list[Cut]:
                     end = min(end, order[first])
             break
     trunk = [cut for cut in cuts if order[cut.node] < end]
-    with_positions = [cut for cut in trunk if len(cut.shape) > 1]
-    return with_positions or trunk
+    return [cut for cut in trunk if not cut.is_vector] or trunk
 
 
 # Which cuts are taken

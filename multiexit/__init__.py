@@ -30,6 +30,7 @@ from multiexit.model.exit_loop import Prediction
 from multiexit.model.latency import Latency
 from multiexit.model.model import MultiExitModel
 from multiexit.model.subset import keep_exits
+from multiexit.model.truncation import truncate
 from multiexit.policies import (
     Certainty,
     Certificate,
@@ -104,6 +105,7 @@ __all__ = [
     "simulate",
     "sweep",
     "topology",
+    "truncate",
     "tune",
     "weights",
     "wrap",

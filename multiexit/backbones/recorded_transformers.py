@@ -189,6 +189,18 @@ def from_spec(spec: dict[str, Any]) -> RecordedBackbone:
     return from_instance(model, spec, spec.get("input_shape"))
 
 
+def trial_rows(model: Any, input_shape: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """Random rows for a model of transformers, padded at their end where they are text.
+
+    Args:
+        model: as for `from_instance`.
+        input_shape: of one row, where rows aren't text; None is the model's own.
+    """
+    with padding_known(model.config):
+        inputs = _Builder(model, input_shape, None)._batch(4, 1).inputs
+    return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+
+
 def _make(spec: dict[str, Any]) -> Any:
     kind = getattr(transformers, spec["model"], None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
@@ -204,6 +216,7 @@ class _Builder:
     def __init__(self, model: Any, input_shape: Any, layout: Any):
         self.model, self.layout = model, layout
         self.config = model.config
+        self.settings = model.config.to_dict()  # before a padding token is lent to it
         parameters = signature(model.forward).parameters
         self.takes = list(parameters)
         if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
@@ -217,7 +230,7 @@ class _Builder:
             head = self._classifier(recording.described_ending(spec))
             arguments = recording.skeleton(self.model, spec)
             return self._made({**arguments, "classifier": head}, False)
-        with _padding_known(self.config):
+        with padding_known(self.config):
             batches = [self._batch(2, 0), self._batch(3, 1)]
             if self.is_text:
                 batches += [self._batch(2, 2, TOKENS + 4), self._batch(3, 3, padded=False)]
@@ -383,7 +396,7 @@ class _Builder:
         spec = {
             "kind": "transformers",
             "model": type(self.model).__name__,
-            "config": self.config.to_dict(),
+            "config": self.settings,
             "attention": self.config._attn_implementation,
             "pool": self._pool(ending, layouts),
             "chain": recording.describe_chain(found, shapes, layouts),
@@ -393,7 +406,7 @@ class _Builder:
 
 
 @contextmanager
-def _padding_known(config: Any) -> Iterator[None]:
+def padding_known(config: Any) -> Iterator[None]:
     """Inside, a network that was given no padding token has one, so that it takes batches."""
     text = _text_config(config)
     missing = getattr(text, "pad_token_id", 0) is None

@@ -29,6 +29,7 @@ for command in (
     judging.profile,
     serving.predict,
     serving.export,
+    serving.truncate,
     training.recipes,
     training.info,
 ):

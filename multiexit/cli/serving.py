@@ -1,6 +1,7 @@
 """Commands that answer, or make a model ready for it elsewhere."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,6 +154,53 @@ def export(
     )
     if int8:
         print(f"int8 for {TARGETS[target].machines}")
+
+
+def truncate(
+    model: Model,
+    exit: Annotated[int, typer.Argument(help="where to cut, counted from 0")],
+    output: Annotated[Path, typer.Option(help="a folder that doesn't exist yet")],
+) -> None:
+    """Cut a model for good behind one exit, and write it as a network of transformers.
+
+    What is written has fewer layers and no exits: `AutoModelForSequenceClassification` and every
+    tool around it load it. An exit that no class of transformers can be is refused.
+
+    Examples:
+
+    multiexit truncate runs/mrpc/model 5 --output mrpc-6-layers
+    """
+    from multiexit import MultiExitModel
+    from multiexit.files.writing import whole_folder
+    from multiexit.model.folder import SETTINGS, save_tokenizer
+    from multiexit.model.truncation import NoClassError, library_network
+
+    if output.exists():
+        raise ValueError(f"{output} exists already: remove it or name another folder")
+    typed.folder("--output", output)
+    folder = model / "model" if (model / "model" / SETTINGS).exists() else model
+    reads = (folder / "tokenizer_config.json").is_file()
+    reader = typed.tokenizer(folder) if reads else None
+    loaded = MultiExitModel.from_pretrained(folder)
+    try:
+        network = library_network(loaded, exit)
+    except NoClassError as error:
+        raise ValueError(
+            f"{error}. Python cuts it as a module, multiexit.truncate(model, {exit}), or keeps it "
+            f"as a multi-exit model, multiexit.keep_exits(model, [{exit}])"
+        ) from error
+    if reader is not None and network.config.pad_token_id is None:  # by which a decoder pools
+        network.config.pad_token_id = reader.pad_token_id
+    with whole_folder(
+        output, output.absolute().with_name(f".{output.name}.{os.getpid()}.tmp")
+    ) as new:
+        network.save_pretrained(new)
+        if reader is not None:
+            save_tokenizer(reader, new)
+    kind, stages = type(network).__name__, loaded.exits[exit] + 1
+    print(f"{output}: a {kind} of {stages} of {loaded.backbone.num_stages} stages")
+    if reader is None and loaded.preprocessing.get("kind") == "text":
+        print(f"{folder} has no tokenizer: save one, tokenizer.save_pretrained({str(output)!r})")
 
 
 def _rows(model: Any, reader: Any, files: list[str]) -> Any:

@@ -21,7 +21,10 @@ from multiexit.data.digits import load as load_digits
 from multiexit.recipes import RECIPES
 from multiexit.training import experiment
 
-COMMANDS = ["demo", "train", "tune", "compare", "evaluate", "sweep", "predict", "recipes", "info"]
+COMMANDS = [
+    *("demo", "train", "tune", "compare", "evaluate", "sweep", "predict", "truncate"),
+    *("recipes", "info"),
+]
 
 
 # Without a model

@@ -1,0 +1,223 @@
+"""A model cut for good behind one of its exits: a network without exits.
+
+Letters: B batch rows, T tokens, D of the vector that a last layer reads, K classes.
+"""
+
+import warnings
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiexit.backbones.first_stages import first_stages
+from multiexit.backbones.head_steps import Step, spelt, steps
+from multiexit.backbones.verify import mismatch
+from multiexit.files.unreadable import one_line
+from multiexit.model import heads
+from multiexit.model.heads import CertainHead, ChainedHead, LinearHead, OwnHead, PoolerHead
+from multiexit.model.model import MultiExitModel
+from multiexit.runtime import evaluating, user_level
+
+
+class Truncated(nn.Module):
+    """The network up to one exit of a model, and that exit's head: `logits = head(f_s) / τ`.
+
+    It shares its parts with the model. There is no folder format for it: to save it, keep the exit
+    as a model of its own, `mx.keep_exits(model, [exit]).save_pretrained(folder)`, and cut that when
+    it is loaded; or save its `state_dict()`.
+
+    Args:
+        model: in which no head up to this exit is changed by what earlier heads left.
+        exit: counted from 0.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10).eval()
+        >>> static, x = mx.truncate(model, 2), torch.rand(4, 3, 32, 32)
+        >>> torch.equal(static(x), model.predict(mx.FixedExit(2), x).logits_BC)
+        True
+    """
+
+    def __init__(self, model: MultiExitModel, exit: int):
+        super().__init__()
+        self.backbone = first_stages(model.backbone, model.exits[exit] + 1)
+        self.head = model.heads[exit]
+        self.temperature = nn.Buffer(model.temperature_M[exit].clone())
+        self.training = self.backbone.training = model.training
+
+    def forward(self, *args: Any, **inputs: Any) -> Tensor:
+        """Logits [B, K], from what the model's backbone takes."""
+        carry, feature = self.backbone.start(*args, **inputs), None
+        for stage in range(self.backbone.num_stages):
+            carry, feature = self.backbone.stage(carry, stage)
+        assert feature is not None
+        logits_BK, _ = heads.ask(self.head, feature, carry.get("valid_BT"), {})
+        return (logits_BK / self.temperature).to(logits_BK.dtype)
+
+
+class NoClassError(ValueError):
+    """An exit that no class of transformers can be."""
+
+
+def truncate(model: MultiExitModel, exit: int) -> nn.Module:
+    """Cut a model for good behind one of its exits: a static network, without exits.
+
+    Its logits are those of `model.predict(mx.FixedExit(exit), …)`, and it has no weights of later
+    stages. Those that it has share their memory with the model's; a temperature goes into the last
+    layer, which is then a copy.
+
+    Where transformers has a class that computes the same, the network is of that class, a
+    `…ForSequenceClassification`, `…ForImageClassification` or `…ForAudioClassification` with fewer
+    layers: its own `save_pretrained` writes a folder that every other tool loads. That is so for
+
+    - the network's own head, at the last exit;
+    - heads `pooler` and `own-pooler` on BERT, ALBERT, RoBERTa, CamemBERT and XLM-RoBERTa;
+    - head `linear` where the class reads one token by one layer: ViT and its relatives, and
+      decoders, whose class has no bias: the exit's must be 0.
+
+    It is compared with the exit on random rows first. It reads text as its class does: padding
+    belongs at the end, and a decoder looks for `config.pad_token_id`. Any other network is a
+    `Truncated`, which gives logits.
+
+    Args:
+        model: trained; it stays as it is, and gives the mode.
+        exit: which one, counted from 0.
+
+    Returns:
+        A `PreTrainedModel`, whose forward gives an output with `logits` [B, K]; or a `Truncated`,
+        whose forward gives logits [B, K]. For a network of transformers a warning says why.
+
+    Raises:
+        ValueError: an exit that isn't there, or one whose head reads what earlier heads left.
+
+    Example:
+        >>> import tempfile, multiexit as mx
+        >>> from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> bert = mx.wrap(BertModel(BertConfig(num_hidden_layers=4, vocab_size=50, **sizes)))
+        >>> static = mx.truncate(mx.MultiExitModel(bert, num_classes=3), 1)
+        >>> type(static).__name__, static.config.num_hidden_layers
+        ('BertForSequenceClassification', 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     static.save_pretrained(folder)
+        ...     again = AutoModelForSequenceClassification.from_pretrained(folder)
+    """
+    _check(model, exit)
+    try:
+        return library_network(model, exit)
+    except NoClassError as error:
+        parts = model.backbone.modules()
+        if any(type(part).__module__.startswith("transformers.") for part in parts):
+            plain = "what comes back is a plain module of multiexit's, a Truncated"
+            warnings.warn(f"{error}; {plain}", stacklevel=user_level())
+        return Truncated(model, exit)
+
+
+def library_network(model: MultiExitModel, exit: int) -> Any:
+    """Make the network of transformers' own class that answers as an exit does.
+
+    Args:
+        model, exit: as for `truncate`.
+
+    Returns:
+        A `PreTrainedModel`.
+
+    Raises:
+        ValueError: as `truncate` does; and where no class computes the same, a `NoClassError` with
+            the reason.
+    """
+    from multiexit.backbones.library_form import library_form  # transformers' models take seconds
+
+    _check(model, exit)
+    try:
+        form = library_form(model.backbone, model.exits[exit] + 1, model.num_classes, model.labels)
+        wanted, temperature = _steps(model.heads[exit]), model.temperature_M[exit]
+        set_names = _set_head(form.network, form.head, wanted, temperature)
+        if left := sorted(form.unset - set_names):
+            raise ValueError(f"{type(form.network).__name__} has weights of its own: {left[:3]}")
+        plain = Truncated(model, exit)
+        with evaluating(plain), torch.no_grad():
+            wanted_BK = plain(**form.rows)
+        if gap := mismatch(form.answers(), wanted_BK, torch.finfo(wanted_BK.dtype).eps ** 0.5):
+            raise ValueError(f"{type(form.network).__name__} answers otherwise: {gap}")
+    except ValueError as error:
+        raise NoClassError(f"exit {exit} fits no class of transformers: {error}") from error
+    return form.network.train(model.training)
+
+
+def _check(model: Any, exit: Any) -> None:
+    if not isinstance(model, MultiExitModel):
+        raise ValueError(
+            f"truncate cuts a MultiExitModel, got {type(model).__name__}: load a saved one by "
+            "MultiExitModel.from_pretrained(folder)"
+        )
+    whole = isinstance(exit, Integral) and not isinstance(exit, bool)
+    if not whole or not 0 <= exit < model.num_exits:
+        raise ValueError(f"the exit to cut behind is one of 0..{model.num_exits - 1}; got {exit!r}")
+    head = model.heads[exit]
+    if exit and isinstance(head, ChainedHead) and head.reads_earlier:
+        raise ValueError(
+            f"the head of exit {exit}, a {type(head).__name__}, reads what earlier heads left, and "
+            "can't stand alone: train with another head"
+        )
+
+
+def _steps(head: nn.Module) -> list[Step]:
+    """The steps of an exit's head.
+
+    Raises:
+        ValueError: a head of no class that a library has, too.
+    """
+    match head:
+        case CertainHead():
+            return _steps(head.base)
+        case OwnHead():
+            return steps(head.read, head.linear)
+        case PoolerHead():
+            return [head.pool, head.pooler, "tanh", head.linear]
+        case LinearHead():
+            return [head.pool, head.linear]
+    raise ValueError(f"no class of transformers has a head like {type(head).__name__}")
+
+
+def _set_head(
+    network: nn.Module, own: list[Step], wanted: list[Step], temperature: Tensor
+) -> set[str]:
+    """Give a network's own head an exit's weights.
+
+    Args:
+        network: of transformers.
+        own, wanted: the steps of its head and of the exit's.
+        temperature: the exit's.
+
+    Returns:
+        The names of the weights that were set.
+
+    Raises:
+        ValueError: a head of other steps, or without room for a weight.
+    """
+    kind = type(network).__name__
+    if spelt(own) != spelt(wanted):
+        raise ValueError(f"the head of {kind} is ({spelt(own)}), the exit's ({spelt(wanted)})")
+    names = {id(module): name for name, module in network.named_modules()}
+    set_names: set[str] = set()
+    for place, source in zip(own, wanted, strict=True):
+        if isinstance(place, str) or isinstance(source, str):
+            continue
+        state = source.state_dict()
+        if source is wanted[-1] and temperature != 1:
+            if not isinstance(source, nn.Linear):
+                raise ValueError(f"a {type(source).__name__} can't be divided by a temperature")
+            state = {name: tensor / temperature for name, tensor in state.items()}
+        if getattr(place, "bias", place) is None and "bias" in state and state.pop("bias").any():
+            raise ValueError(
+                f"the last layer of {kind} has no bias, and the exit's isn't 0: freeze it at 0 "
+                "before training"
+            )
+        try:
+            place.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"the head of {kind} has other sizes: {one_line(error)}") from error
+        set_names |= {f"{names[id(place)]}.{name}" for name in state}
+    return set_names

@@ -32,7 +32,7 @@ CLASSES = (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
 )
-"""The classes that classify whole rows, by the class of their configuration."""
+"""By the class of a configuration, the class that classifies whole rows."""
 
 
 class LibraryForm(NamedTuple):
@@ -78,10 +78,9 @@ def library_form(
     trunk = _trunk(backbone, count)
     network, unset = _network(backbone, trunk, num_classes, labels)
     # A chain of one layer isn't found: its head is known from a network of two.
-    two = trunk.layers == 1 and isinstance(backbone, RecordedBackbone)
-    sample = (
-        _network(backbone, _trunk(backbone, count + 1), num_classes, None)[0] if two else network
-    )
+    sample = network
+    if trunk.layers == 1 and isinstance(backbone, RecordedBackbone):
+        sample, _ = _network(backbone, _trunk(backbone, count + 1), num_classes, None)
     input_shape = (backbone.spec or {}).get("input_shape")
     staged = transformer.from_instance(sample, input_shape)
     if staged.classifier is None:
@@ -140,6 +139,7 @@ def _network(
 
 
 def _trunk(backbone: Backbone, count: int) -> _Trunk:
+    """What a backbone's first stages have, by the names that the network has for it."""
     parts: dict[str, nn.Module] = {}
     if isinstance(backbone, TransformerBackbone):
         family, order = backbone.family, backbone.order[:count]
@@ -194,6 +194,7 @@ def _cut(config: Any, trunk: _Trunk) -> None:
 
 
 def _set_classes(config: Any, num_classes: int, labels: Sequence[Any] | None) -> None:
+    """Let a configuration tell as many classes apart, by these names."""
     config.num_labels = num_classes
     config.problem_type = "regression" if num_classes == 1 else "single_label_classification"
     if labels:

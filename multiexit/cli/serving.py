@@ -191,9 +191,8 @@ def truncate(
         ) from error
     if reader is not None and network.config.pad_token_id is None:  # by which a decoder pools
         network.config.pad_token_id = reader.pad_token_id
-    with whole_folder(
-        output, output.absolute().with_name(f".{output.name}.{os.getpid()}.tmp")
-    ) as new:
+    aside = output.absolute().with_name(f".{output.name}.{os.getpid()}.tmp")
+    with whole_folder(output, aside) as new:
         network.save_pretrained(new)
         if reader is not None:
             save_tokenizer(reader, new)

@@ -23,12 +23,11 @@ from multiexit.runtime import evaluating, user_level
 class Truncated(nn.Module):
     """The network up to one exit of a model, and that exit's head: `logits = head(f_s) / τ`.
 
-    It shares its parts with the model. There is no folder format for it: to save it, keep the exit
-    as a model of its own, `mx.keep_exits(model, [exit]).save_pretrained(folder)`, and cut that when
-    it is loaded; or save its `state_dict()`.
+    It shares its parts with the model. It has no folder format: save the model, and cut it when it
+    is loaded; or save its `state_dict()`, which has no weights of later stages.
 
     Args:
-        model: in which no head up to this exit is changed by what earlier heads left.
+        model: whose head at this exit needs nothing that earlier heads left.
         exit: counted from 0.
 
     Example:
@@ -103,7 +102,7 @@ def truncate(model: MultiExitModel, exit: int) -> nn.Module:
         ...     static.save_pretrained(folder)
         ...     again = AutoModelForSequenceClassification.from_pretrained(folder)
     """
-    _check(model, exit)
+    exit = _checked(model, exit)
     try:
         return library_network(model, exit)
     except NoClassError as error:
@@ -129,7 +128,7 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
     """
     from multiexit.backbones.library_form import library_form  # transformers' models take seconds
 
-    _check(model, exit)
+    exit = _checked(model, exit)
     try:
         form = library_form(model.backbone, model.exits[exit] + 1, model.num_classes, model.labels)
         wanted, temperature = _steps(model.heads[exit]), model.temperature_M[exit]
@@ -146,21 +145,23 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
     return form.network.train(model.training)
 
 
-def _check(model: Any, exit: Any) -> None:
+def _checked(model: Any, exit: Any) -> int:
+    """The exit, if it is there and its head can stand alone; else a ValueError."""
     if not isinstance(model, MultiExitModel):
         raise ValueError(
             f"truncate cuts a MultiExitModel, got {type(model).__name__}: load a saved one by "
             "MultiExitModel.from_pretrained(folder)"
         )
     whole = isinstance(exit, Integral) and not isinstance(exit, bool)
-    if not whole or not 0 <= exit < model.num_exits:
+    if not whole or exit not in range(model.num_exits):
         raise ValueError(f"the exit to cut behind is one of 0..{model.num_exits - 1}; got {exit!r}")
-    head = model.heads[exit]
+    head = model.heads[int(exit)]
     if exit and isinstance(head, ChainedHead) and head.reads_earlier:
         raise ValueError(
             f"the head of exit {exit}, a {type(head).__name__}, reads what earlier heads left, and "
             "can't stand alone: train with another head"
         )
+    return int(exit)
 
 
 def _steps(head: nn.Module) -> list[Step]:

@@ -11,7 +11,14 @@ from types import ModuleType
 
 from multiexit import recipes
 from multiexit._version import __version__ as __version__
-from multiexit.backbones import Backbone, Classifier, SequentialBackbone, cifar_resnet, wrap
+from multiexit.backbones import (
+    Backbone,
+    Classifier,
+    SequentialBackbone,
+    cifar_resnet,
+    merge_adapters,
+    wrap,
+)
 from multiexit.evaluation import metrics
 from multiexit.evaluation import pictures as pictures
 from multiexit.evaluation import report as report
@@ -98,6 +105,7 @@ __all__ = [
     "judge",
     "keep_exits",
     "loss_matrix",
+    "merge_adapters",
     "metrics",
     "profile",
     "recipe",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit import policies
-from multiexit.backbones import Backbone, rebuild, select
+from multiexit.backbones import Backbone, adapters, rebuild, select
 from multiexit.losses import topology
 from multiexit.losses.topology import Topology
 from multiexit.losses.weights.learners import Learner, Plan
@@ -105,8 +105,9 @@ def check_backbone(backbone: Backbone, inputs: dict[str, Tensor] | None = None) 
     _require(example_rows == {1}, f"example_inputs() gives {example_rows} rows, not one")
     with torch.no_grad():
         _check_stages(backbone, inputs, min(rows))
-    if backbone.spec is not None:
-        remade = rebuild(json.loads(json.dumps(backbone.spec)))
+    spec = adapters.described(backbone)
+    if spec is not None:
+        remade = rebuild(json.loads(json.dumps(spec)))
         mine, theirs = ({k: v.shape for k, v in b.state_dict().items()} for b in (backbone, remade))
         wrong = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         _require(not wrong, f"what its spec rebuilds has other tensors: {wrong[:5]}; use spec=None")

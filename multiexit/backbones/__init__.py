@@ -1,5 +1,6 @@
 """Backbones: anything becomes a start and a list of stages."""
 
+from multiexit.backbones.adapters import merge_adapters as merge_adapters
 from multiexit.backbones.base import Backbone as Backbone
 from multiexit.backbones.base import Carry as Carry
 from multiexit.backbones.base import select as select

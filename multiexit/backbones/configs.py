@@ -185,8 +185,8 @@ def check_folder(folder: Path) -> None:
             check_code(settings, str(path))
     if (folder / "adapter_config.json").exists():
         raise ValueError(
-            f"{folder} holds an adapter, not a network: merge it into its network first "
-            "(peft: merge_and_unload), and save that"
+            f"{folder} holds an adapter, not a network: load both with peft and wrap the instance, "
+            "or merge them (peft: merge_and_unload) and save that"
         )
 
 

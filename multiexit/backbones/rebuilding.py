@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from multiexit.backbones import kinds
+from multiexit.backbones import adapters, kinds
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import linear_classifier
 
@@ -26,10 +26,13 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
         ('cifar_resnet', 9)
     """
     kinds.check(spec)
-    backbone: Backbone = kinds.KINDS[spec["kind"]].adapter().from_spec(spec)
+    plain = {key: value for key, value in spec.items() if key != "lora"}
+    backbone: Backbone = kinds.KINDS[spec["kind"]].adapter().from_spec(plain)
     classifier = spec.get("classifier")
     if classifier is not True:  # it was none of the kind's own
         backbone.set_classifier(
             linear_classifier(classifier, backbone.layouts[-1]) if classifier else None
         )
+    if "lora" in spec:
+        adapters.insert(backbone, spec["lora"])
     return backbone

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
+from multiexit.backbones import adapters
 from multiexit.backbones.base import Backbone
 
 _IGNORED = {  # of nn.Module, and what tells of weights or of how memory is saved, not of a network
@@ -26,6 +27,7 @@ _IGNORED = {  # of nn.Module, and what tells of weights or of how memory is save
     *("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func"),
     *("_compiled_call_impl", "_example", "_pretrained", "spec", "config"),
     "layer_idx",  # a place in a decoder's cache
+    "peft_config",  # says what its adapters are, which are modules
     "attention_bias_cache",  # of timm: what was worked out in the last run
     *("_flat_weights", "_flat_weight_refs"),  # of a recurrent layer: its parameters once more
 }
@@ -52,10 +54,11 @@ def difference(remade: nn.Module, original: nn.Module) -> str:
 
 def rebuild_difference(backbone: Backbone, rebuild: Callable[[dict[str, Any]], Backbone]) -> str:
     """The difference between a backbone and what its spec makes, in words; empty where none is."""
-    assert backbone.spec is not None
+    spec = adapters.described(backbone)
+    assert spec is not None
     try:
         with without_init():
-            remade = rebuild(backbone.spec)
+            remade = rebuild(spec)
     except Exception as error:  # whatever a library says to what it can't make
         return f"it can't be made again: {error}"
     mismatch = difference(remade, backbone)
@@ -142,10 +145,11 @@ def _hooks(module: nn.Module) -> int:
 def _settings(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, fx.GraphModule):
         return {"code": module.code}
+    ignored = {*_IGNORED, "kwargs"} if adapters.is_adapter(module) else _IGNORED
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in _IGNORED and "_fsdp" not in name and "composable_api" not in name
+        if name not in ignored and "_fsdp" not in name and "composable_api" not in name
     }
 
 

@@ -123,6 +123,22 @@ def _layout(key: str, value: Any) -> None:
     (listed(name, 1, 1000) if isinstance(value, list) else name)(key, value)
 
 
+def _lora_layers(key: str, value: Any) -> None:
+    table({}, rest=table({"r": whole(1, LARGEST), "lora_alpha": NUMBER}))(key, value)
+    if not value:
+        raise wrong(key, value, "a table with a layer's name as key at least")
+
+
+LORA = table(
+    {
+        "name": _matching(r"[A-Za-z]\w*", "the name of an adapter"),
+        "layers": _lora_layers,
+        "lora_dropout": RATE,
+        **dict.fromkeys(("use_rslora", "use_dora", "lora_bias"), flag),
+    }
+)
+"""LoRA adapters: by a layer's name its rank and alpha; see `multiexit.backbones.adapters`."""
+
 STAGED: dict[str, Check] = {
     "cuts": listed(
         _matching(r"[A-Za-z_]\w*", "the name of a node of the network's graph"), 1, 1000
@@ -155,6 +171,7 @@ TRANSFORMERS = table(
     {
         "attention": optional(one_of(*ATTENTION)),
         "classifier": _classifier,
+        "lora": LORA,
         "model": _matching(r"[A-Z]\w+", "the name of a model of transformers"),
         **RECORDED,
         "order": listed(whole(0, 9999), 1, 10_000),
@@ -163,7 +180,12 @@ TRANSFORMERS = table(
 )
 CIFAR_RESNET = table(
     {"kind": text, "depth": whole(1, 1000)},
-    {"in_channels": whole(1, 10_000), "size": whole(1, 4096), "classifier": _classifier},
+    {
+        "in_channels": whole(1, 10_000),
+        "size": whole(1, 4096),
+        "classifier": _classifier,
+        "lora": LORA,
+    },
 )
 TIMM = table(
     {
@@ -171,7 +193,7 @@ TIMM = table(
         "name": _matching(r"\w+(\.\w+)?", "the plain name of a timm model"),
         "kwargs": _kwargs(TIMM_ARGUMENTS),
     },
-    {"classifier": _classifier, **STAGED, **RECORDED},
+    {"classifier": _classifier, "lora": LORA, **STAGED, **RECORDED},
 )
 TORCHVISION = table(
     {
@@ -182,7 +204,7 @@ TORCHVISION = table(
         ),
         "kwargs": _kwargs(TORCHVISION_ARGUMENTS),
     },
-    {"classifier": _classifier, **STAGED, **RECORDED},
+    {"classifier": _classifier, "lora": LORA, **STAGED, **RECORDED},
 )
 
 

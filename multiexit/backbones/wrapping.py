@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from multiexit.backbones import general
+from multiexit.backbones import adapters, general
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import classifier_spec, user_classifier
 from multiexit.backbones.kinds import KINDS
@@ -133,8 +133,15 @@ def _(
     layout: str | Sequence[str] | None = None,
     classifier: str | nn.Module | Sequence[str | nn.Module] | None = None,
 ) -> Backbone:
-    backbone = _from_module(module, stages, stem, input_shape, layout)
-    return _with_classifier(backbone, module, classifier)
+    network = adapters.network_of(module)
+    if isinstance(network, Backbone):
+        return wrap(network, classifier=classifier)
+    with adapters.taken_out(network) as taken:
+        backbone = _from_module(network, stages, stem, input_shape, layout)
+        backbone = _with_classifier(backbone, network, classifier)
+    if taken:
+        adapters.put_in(backbone, taken)
+    return backbone
 
 
 def _from_module(

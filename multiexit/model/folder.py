@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.torch import save_model
 from torch import nn
 
-from multiexit.backbones import Backbone, kinds, rebuild, specs
+from multiexit.backbones import Backbone, adapters, kinds, rebuild, specs
 from multiexit.backbones.same import rebuild_difference
 from multiexit.files import weights
 from multiexit.files.paths import user_path
@@ -75,15 +75,18 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def backbone_spec(backbone: Backbone) -> dict[str, Any] | None:
     """The description that makes the backbone again; where there is none, a warning says so."""
-    why = "it is one of your own, or of arguments that can't be written down"
-    spec = backbone.spec
+    why = "it is one of your own, or of parts that can't be written down"
+    spec = adapters.described(backbone)
     if spec is not None and kinds.describable(spec):
         why = rebuild_difference(backbone, rebuild)
         if not why:
             return spec
+    hint = ""
+    if spec is not None and adapters.layers(backbone):
+        hint = ". One plain LoRA adapter could be saved; multiexit.merge_adapters takes any away"
     warnings.warn(
         f"the backbone can't be made again from its description ({why}), so none is saved: whoever "
-        "loads the model must pass backbone=, wrapped as before",
+        f"loads the model must pass backbone=, wrapped as before{hint}",
         stacklevel=user_level(),
     )
     return None

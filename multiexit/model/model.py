@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit import policies
-from multiexit.backbones import Backbone, Carry, rebuild
+from multiexit.backbones import Backbone, Carry, adapters, rebuild
 from multiexit.files import weights
 from multiexit.files.paths import user_path
 from multiexit.losses import class_names, gradients
@@ -365,8 +365,13 @@ class MultiExitModel(nn.Module):
             spec: the backbone's description; None where it has none.
 
         Raises:
-            ValueError: a policy that doesn't fit the model.
+            ValueError: a policy that doesn't fit the model; adapters of peft in its heads.
         """
+        if isinstance(self.head, str) and (found := adapters.layers(self.heads)):
+            raise ValueError(
+                f"heads are saved without adapters, and there is one in heads.{next(iter(found))}: "
+                "put them into model.backbone alone, or call multiexit.merge_adapters(model) first"
+            )
         if self.policy is not None:
             policies.check(self.policy, self.num_exits, self.num_classes)
         return {

@@ -6,6 +6,7 @@ Letters: H width, A heads, d width of a head.
 import copy
 from typing import Any
 
+from multiexit.backbones import adapters
 from multiexit.backbones.attention_heads import Heads, attentions, head_width, prune
 from multiexit.backbones.transformer import TransformerBackbone
 from multiexit.recipes.static.layers import check_encoder
@@ -25,8 +26,8 @@ def keep_heads(backbone: TransformerBackbone, kept: Heads) -> TransformerBackbon
             whose heads go from all its uses.
 
     Raises:
-        ValueError: another kind of backbone, another number of layers, a layer without heads, or
-            indices that are out of range, repeat or don't rise.
+        ValueError: another kind of backbone, another number of layers, a layer without heads,
+            indices that are out of range, repeat or don't rise, or adapters of peft.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -51,6 +52,11 @@ def keep_heads(backbone: TransformerBackbone, kept: Heads) -> TransformerBackbon
 
 
 def _check_heads(backbone: TransformerBackbone, kept: Heads) -> None:
+    if adapters.layers(backbone):
+        raise ValueError(
+            "this encoder has adapters of peft, which are as wide as all heads: call "
+            "multiexit.merge_adapters(backbone) first"
+        )
     layers = attentions(backbone)
     if len(kept) != len(layers):
         raise ValueError(f"heads of {len(kept)} layers were given; this encoder has {len(layers)}")

@@ -19,6 +19,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from multiexit import _version
+from multiexit.backbones import adapters
 from multiexit.data import loaders
 from multiexit.data.fingerprint import fingerprint
 from multiexit.evaluation import metrics
@@ -69,7 +70,7 @@ def describe(
         "data": {
             name: _data_identity(name, rows) for name, rows in data.items() if rows is not None
         },
-        "backbone": model.backbone.spec,
+        "backbone": adapters.described(model.backbone),
         "model": {
             "exits": model.exits,
             "head": _part_text(model.head),

@@ -209,10 +209,11 @@ def merge_adapters(model: nn.Module) -> None:
 
 def _merge(layer: Any) -> None:
     """Leave the layer's own weights as they count now: with the adapter, unless it is off."""
-    if layer.disable_adapters:
-        layer.unmerge()
-    elif not layer.merged:
+    on = not layer.disable_adapters
+    if on and not layer.merged:
         layer.merge(safe_merge=True)
+    if not on and layer.merged:
+        layer.unmerge()
 
 
 def is_adapter(module: Any) -> bool:

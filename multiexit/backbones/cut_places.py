@@ -102,7 +102,12 @@ def chosen(found: Trace, example: Tensor) -> tuple[Trace, list[fx.Node]]:
     for variant in _variants(found, example):
         num_alone = len(_alone(variant))
         if num_alone > places:
-            more, total = _stages(variant, example)
+            try:
+                more, total = _stages(variant, example)
+            except ValueError:
+                if variant is found:
+                    raise
+                continue  # a first size that wasn't the number of rows
             cuts, places = max(cuts, more, key=len), num_alone
         if len(cuts) >= ENOUGH:
             break

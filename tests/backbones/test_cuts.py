@@ -268,6 +268,26 @@ def test_the_number_of_rows_is_known_everywhere():
     assert backbone.features(torch.randn(2, 3, 8, 8))[0].shape == (2, 3, 8, 8)
 
 
+def test_a_first_size_may_be_another_than_the_number_of_rows():
+    class Folds(nn.Module):
+        """Positions become rows, and rows again."""
+
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)])
+            self.mix, self.fc = nn.Linear(3, 3), nn.Linear(3, 7)
+
+        def forward(self, x):
+            for conv in self.convs:
+                x = F.relu(conv(x))
+            x = x.permute(0, 2, 3, 1).reshape(-1, 3)
+            number = x.shape[0]
+            x = self.mix(x).view(number // 256, 256, 3)
+            return self.fc(x.mean(1))
+
+    assert names(Folds())[0] == ["relu", "relu_1", "view"]
+
+
 def test_a_branch_of_training_alone_is_left_out():
     net = torchvision.models.GoogLeNet(num_classes=3, init_weights=False)
     backbone = mx.wrap(net, input_shape=(3, 64, 64))

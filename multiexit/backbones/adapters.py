@@ -125,7 +125,7 @@ def described(backbone: Backbone) -> dict[str, Any] | None:
 
 
 def _described(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What `insert` takes; whether that makes the same adapters again is seen by a comparison."""
+    """The arguments of `insert`; a comparison tells whether they make the same adapters again."""
     first = next(iter(found.values()))
     name = next(iter(getattr(first, "r", {})), "")
     dropout = getattr(first, "lora_dropout", {})

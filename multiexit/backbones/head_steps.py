@@ -1,4 +1,4 @@
-"""What a network's head does, one step after another, so that two heads can be compared."""
+"""Steps of a network's head, one after another, so that two heads can be compared."""
 
 from torch import nn
 

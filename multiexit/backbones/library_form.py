@@ -139,7 +139,7 @@ def _network(
 
 
 def _trunk(backbone: Backbone, count: int) -> _Trunk:
-    """What a backbone's first stages have, by the names that the network has for it."""
+    """A backbone's first stages, their parts by the names that the network has for them."""
     parts: dict[str, nn.Module] = {}
     if isinstance(backbone, TransformerBackbone):
         family, order = backbone.family, backbone.order[:count]

@@ -104,7 +104,7 @@ def find_tail(
 def _path(
     calls: Sequence[Call], x: Tensor, target: Tensor, valid_BT: Tensor | None
 ) -> list[str] | None:
-    """From the end: the last call that gives the target, and so on for what that call read."""
+    """The path, from its end: the last call that gives the target, and so on for what that read."""
     for index in reversed(range(len(calls))):
         call = calls[index]
         if call.input is None or call.output is None:
@@ -129,7 +129,7 @@ def _steps(x: Tensor, target: Tensor, valid_BT: Tensor | None) -> list[str] | No
 def _by_shape(
     shape: torch.Size, valid: torch.Size | None
 ) -> dict[torch.Size, list[tuple[str, ...]]]:
-    """By the shape that they lead to from another one: no step, one, or two."""
+    """Steps by the shape that they lead to from another one: none, one, or two."""
     x = torch.empty(shape, device="meta")
     valid_BT = None if valid is None else torch.empty(valid, dtype=torch.bool, device="meta")
     found: dict[torch.Size, list[tuple[str, ...]]] = {}

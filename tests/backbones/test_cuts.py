@@ -438,11 +438,12 @@ class Mixes(Net):
 )
 def test_what_cannot_be_cut_is_refused_with_what_works(net, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        mx.wrap(net, input_shape=SHAPE)
-    with pytest.raises(
-        ValueError, match=r"can't wrap this \w+ by itself.*input_shape=\(3, 32, 32\)"
-    ):
-        mx.wrap(net)
+        cuts.from_module(net, torch.zeros(1, *SHAPE))
+
+
+def test_what_takes_more_than_a_tensor_says_what_works():
+    with pytest.raises(ValueError, match=r"x, y, not one tensor.*stages=\[…\].*wrap.register"):
+        mx.wrap(Pair(), input_shape=SHAPE)
 
 
 def test_detectors_are_no_classifiers():

@@ -155,7 +155,7 @@ def insert(backbone: Backbone, lora: Mapping[str, Any]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ValueError("the backbone has LoRA adapters: install peft to load it") from error
-    parts, places = dict(backbone.named_modules()), lora["layers"]
+    parts, places = {name for name, _ in backbone.named_modules() if name}, lora["layers"]
     if missing := [name for name in places if name not in parts]:
         raise ValueError(f"backbone.lora.layers: there is no layer {missing[0]!r}")
     options = {key: value for key, value in lora.items() if key not in ("name", "layers")}

@@ -30,7 +30,8 @@ def from_module(
 
     Raises:
         ValueError: no list of layers that run one after another, or one that computes something
-            else than the network's own forward.
+            else than the network's own forward; an answer of which it can't be told how the last
+            layer leads to it.
     """
     batches = [Batch({"": random_rows(example, module, rows)}, rows) for rows in (2, 3)]
     found = recording.record_layers(module, batches)
@@ -39,15 +40,19 @@ def from_module(
         (None, shape[-1]) if name == "tokens" else shape
         for shape, name in zip(shapes, names, strict=True)
     ]
-    target = found.output if isinstance(found.output, Tensor) else None
-    ending = None if target is None else recording.find_ending(module, found, target, None)
+    target = found.output
+    if not isinstance(target, Tensor):
+        raise ValueError(f"its forward gives a {type(target).__name__}, not one tensor")
+    ending = recording.find_ending(module, found, target, None)
+    if ending is None:  # something beside the layers may have a part in it
+        raise ValueError(f"what leads from {found.chain.layers[-1]!r} to its answer can't be told")
     described = {
         "pool": _pool(ending, names),
         "chain": recording.describe_chain(found, shapes, names),
         **recording.describe(ending),
     }
     whole = None if spec is None else {**spec, **described}
-    classes = 0 if target is None or target.ndim != 2 else target.shape[1]
+    classes = target.shape[1] if target.ndim == 2 else 0
     backbone = _backbone(module, found, example, described, classes, whole)
     recording.check(backbone, module, batches)
     (x,) = batches[0].inputs.values()

@@ -13,13 +13,13 @@ from multiexit.backbones.recorded import RecordedBackbone
 class Looping(nn.Module):
     """Looks at its values, adds a position to each layer's arguments, and normalises at the end."""
 
-    def __init__(self, mixes=False, between=False):
+    def __init__(self, mixes=False, between=False, beside=False, more=False):
         super().__init__()
         self.stem = nn.Linear(6, 8)
         self.layers = nn.ModuleList(Gated() for _ in range(4))
         self.norm = nn.LayerNorm(8)
         self.fc = nn.Linear(8, 3)
-        self.mixes, self.between = mixes, between
+        self.mixes, self.between, self.beside, self.more = mixes, between, beside, more
 
     def forward(self, x):
         if bool(x.isnan().any()):
@@ -29,7 +29,9 @@ class Looping(nn.Module):
         for layer in self.layers:
             x = layer(x, shift)
             x = x + 1 if self.between else x
-        return self.fc(self.norm(x).relu())
+        logits = self.fc(self.norm(x).relu())
+        logits = logits + shift if self.beside else logits
+        return (logits, x) if self.more else logits
 
 
 class Gated(nn.Module):
@@ -73,6 +75,8 @@ def test_training_moves_what_the_network_s_own_training_moves():
     [
         (Looping(mixes=True), "depends on the (batch|rows)"),
         (Looping(between=True), "no list of layers"),
+        (Looping(beside=True), "'layers.3' to its answer can't be told"),
+        (Looping(more=True), "gives a tuple"),
     ],
 )
 def test_what_is_another_network_is_refused(network, reason):

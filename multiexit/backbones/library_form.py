@@ -39,15 +39,13 @@ class LibraryForm(NamedTuple):
     """A network of transformers with another one's first layers.
 
     Args:
-        network: its head still has random weights.
+        network: what it has and the other one hasn't is random, its head above all.
         head: the steps of its head.
-        unset: the names of the random weights.
         rows: random ones to compare it on, padded at their end where they are text.
     """
 
     network: PreTrainedModel
     head: list[Step]
-    unset: set[str]
     rows: dict[str, Tensor]
 
     def answers(self) -> Tensor:
@@ -76,11 +74,11 @@ def library_form(
     if (backbone.spec or {}).get("kind") != "transformers":
         raise ValueError("its backbone has no description as a network of transformers")
     trunk = _trunk(backbone, count)
-    network, unset = _network(backbone, trunk, num_classes, labels)
+    network = _network(backbone, trunk, num_classes, labels)
     # A chain of one layer isn't found: its head is known from a network of two.
     sample = network
     if trunk.layers == 1 and isinstance(backbone, RecordedBackbone):
-        sample, _ = _network(backbone, _trunk(backbone, count + 1), num_classes, None)
+        sample = _network(backbone, _trunk(backbone, count + 1), num_classes, None)
     input_shape = (backbone.spec or {}).get("input_shape")
     staged = transformer.from_instance(sample, input_shape)
     if staged.classifier is None:
@@ -90,7 +88,7 @@ def library_form(
         network.get_submodule(names[id(step)]) if id(step) in names else step
         for step in steps(staged.classifier.read, staged.classifier.linear)
     ]
-    return LibraryForm(network, head, unset, trial_rows(network, input_shape))
+    return LibraryForm(network, head, trial_rows(network, input_shape))
 
 
 class _Trunk(NamedTuple):
@@ -110,8 +108,8 @@ class _Trunk(NamedTuple):
 
 def _network(
     backbone: Backbone, trunk: _Trunk, num_classes: int, labels: Sequence[Any] | None
-) -> tuple[Any, set[str]]:
-    """The network, in evaluation mode, and the names of its random weights."""
+) -> Any:
+    """The network, in evaluation mode; what the trunk doesn't have is random."""
     spec: dict[str, Any] = backbone.spec or {}
     config = configs.config_from_spec(spec["config"], spec.get("attention"))
     kind = _class(spec.get("model", ""), config)
@@ -128,14 +126,14 @@ def _network(
     prefix = "" if spec.get("model") == kind.__name__ else f"{network.base_model_prefix}."
     state = {f"{prefix}{name}": tensor for name, tensor in trunk.state.items()}
     try:
-        unset = set(network.load_state_dict(state, strict=False, assign=True).missing_keys)
+        unset = network.load_state_dict(state, strict=False, assign=True).missing_keys
     except RuntimeError as error:
         raise ValueError(f"{kind.__name__} has other sizes: {one_line(error)}") from error
     generator = torch.Generator().manual_seed(0)
     for name, tensor in network.state_dict().items():
         if name in unset:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) / 8)
-    return network, unset
+    return network
 
 
 def _trunk(backbone: Backbone, count: int) -> _Trunk:
@@ -186,7 +184,8 @@ def _cut(config: Any, trunk: _Trunk) -> None:
     if sizes is None:
         raise ValueError(f"{type(config).__name__} doesn't count its layers by one number")
     for key, value in vars(sizes).items():
-        if "layer" in key and isinstance(value, list) and len(value) == trunk.of:
+        of_layers = "layer" in key or "window" in key
+        if of_layers and isinstance(value, list) and len(value) == trunk.of:
             setattr(sizes, key, value[: trunk.layers])
     sizes.num_hidden_layers = trunk.layers
     if trunk.groups is not None:

@@ -71,11 +71,13 @@ def truncate(model: MultiExitModel, exit: int) -> nn.Module:
     layers: its own `save_pretrained` writes a folder that every other tool loads. That is so for
 
     - the network's own head, at the last exit;
-    - heads `pooler` and `own-pooler` on BERT, ALBERT, RoBERTa, CamemBERT and XLM-RoBERTa;
+    - heads `pooler` and `own-pooler`, first token, on BERT, ALBERT, RoBERTa, CamemBERT, MPNet,
+      XLM-RoBERTa, ERNIE and others whose class has such a pooler, with tanh;
     - head `linear` where the class reads one token by one layer: ViT and its relatives, and
       decoders, whose class has no bias: the exit's must be 0.
 
-    It is compared with the exit on random rows first. It reads text as its class does: padding
+    It is compared with the exit on random rows first, with random numbers in weights that the class
+    has and doesn't read, such as BigBird's pooler. It reads text as its class does: padding
     belongs at the end, and a decoder looks for `config.pad_token_id`. Any other network is a
     `Truncated`, which gives logits.
 
@@ -132,9 +134,7 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
     try:
         form = library_form(model.backbone, model.exits[exit] + 1, model.num_classes, model.labels)
         wanted, temperature = _steps(model.heads[exit]), model.temperature_M[exit]
-        set_names = _set_head(form.network, form.head, wanted, temperature)
-        if left := sorted(form.unset - set_names):
-            raise ValueError(f"{type(form.network).__name__} has weights of its own: {left[:3]}")
+        _set_head(form.network, form.head, wanted, temperature)
         plain = Truncated(model, exit)
         with evaluating(plain), torch.no_grad():
             wanted_BK = plain(**form.rows)
@@ -182,9 +182,7 @@ def _steps(head: nn.Module) -> list[Step]:
     raise ValueError(f"no class of transformers has a head like {type(head).__name__}")
 
 
-def _set_head(
-    network: nn.Module, own: list[Step], wanted: list[Step], temperature: Tensor
-) -> set[str]:
+def _set_head(network: nn.Module, own: list[Step], wanted: list[Step], temperature: Tensor) -> None:
     """Give a network's own head an exit's weights.
 
     Args:
@@ -192,17 +190,12 @@ def _set_head(
         own, wanted: the steps of its head and of the exit's.
         temperature: the exit's.
 
-    Returns:
-        The names of the weights that were set.
-
     Raises:
         ValueError: a head of other steps, or without room for a weight.
     """
     kind = type(network).__name__
     if spelt(own) != spelt(wanted):
         raise ValueError(f"the head of {kind} is ({spelt(own)}), the exit's ({spelt(wanted)})")
-    names = {id(module): name for name, module in network.named_modules()}
-    set_names: set[str] = set()
     for place, source in zip(own, wanted, strict=True):
         if isinstance(place, str) or isinstance(source, str):
             continue
@@ -220,5 +213,3 @@ def _set_head(
             place.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ValueError(f"the head of {kind} has other sizes: {one_line(error)}") from error
-        set_names |= {f"{names[id(place)]}.{name}" for name in state}
-    return set_names

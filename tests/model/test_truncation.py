@@ -18,6 +18,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     DistilBertModel,
@@ -47,6 +49,7 @@ POOLERS = {
     "albert in groups": {"embedding_size": 8, "num_hidden_groups": 5},
     "bert": {},
     "camembert": {},
+    "mpnet": {},
     "roberta": {},
     "xlm-roberta": {},
 }
@@ -91,7 +94,7 @@ def logits(network, inputs):
     return getattr(output, "logits", output)
 
 
-def check(model, exit, inputs, kind):
+def check(model, exit, inputs, kind, unread=()):
     """A cut network is of this class, answers as the exit does, and shares its weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -102,7 +105,7 @@ def check(model, exit, inputs, kind):
     places = {p.data_ptr() for p in model.parameters()}
     copied = [n for n, p in static.named_parameters() if p.data_ptr() not in places]
     last = ("classifier.weight", "classifier.bias", "classifier.out_proj.weight")
-    assert set(copied) <= {*last, "classifier.out_proj.bias", "score.weight"}
+    assert set(copied) <= {*last, "classifier.out_proj.bias", "score.weight", *unread}
     return static
 
 
@@ -120,7 +123,7 @@ def round_trip(static, inputs, folder, auto=AutoModelForSequenceClassification):
 @pytest.mark.parametrize("kind", POOLERS)
 def test_an_encoder_is_cut_into_its_own_class(kind, exit, text, tmp_path):
     network = encoder(kind, **POOLERS[kind])
-    model = with_exits(network, labels=["no", "maybe", "yes"])
+    model = with_exits(network, "pooler", labels=["no", "maybe", "yes"])
     inputs = text(6)
     if "albert" not in kind and kind != "bert":  # one segment
         inputs.pop("token_type_ids")
@@ -172,6 +175,15 @@ def test_a_decoders_own_head_comes_back_as_it_was(text):
     check(model, DEPTH - 1, inputs, "LlamaForSequenceClassification")
 
 
+def test_weights_that_a_class_has_and_doesnt_read_are_no_hindrance(text, tmp_path):
+    sizes = {"attention_type": "original_full", "num_labels": 3, "sep_token_id": 2}
+    model = with_exits(BigBirdForSequenceClassification(BigBirdConfig(**TEXT, **sizes)))
+    model.temperature_M.fill_(1)
+    unread = ("bert.pooler.weight", "bert.pooler.bias")
+    static = check(model, DEPTH - 1, text(4), "BigBirdForSequenceClassification", unread)
+    round_trip(static, text(4), tmp_path)
+
+
 def test_regression_learned_exits_and_other_precisions_are_cut_too(text, tmp_path):
     static = check(
         with_exits(encoder("bert"), classes=1), 1, text(4), "BertForSequenceClassification"
@@ -221,7 +233,14 @@ def distilbert():
     return with_exits(DistilBertModel(DistilBertConfig(**TEXT)))
 
 
+def longformer():
+    """Its class lets the first token attend to all, which the bare network doesn't."""
+    network = encoder("longformer", attention_window=[4] * DEPTH, sep_token_id=2)
+    return with_exits(network, "pooler")
+
+
 NO_CLASS = {
+    "LongformerForSequenceClassification answers otherwise": longformer,
     r"\(first, Linear, ReLU, Linear\), the exit's \(first, Linear, tanh, Linear\)": distilbert,
     r"\(first, Linear, tanh, Linear\), the exit's \(first, Linear\)": lambda: with_exits(
         encoder("bert"), head="linear"

@@ -239,8 +239,7 @@ class _Builder:
                 ending = self._ending(found, batches[0])
                 spec = self._spec(found, ending, batches[0])
                 backbone = self._backbone(found, spec)
-                recording.check(backbone, self.model, batches)
-                recording.check_alone(backbone, *self._row_alone(batches[0]))
+                recording.check(backbone, self.model, found, batches)
             else:
                 backbone = self._backbone(found, spec)
         return backbone
@@ -266,13 +265,6 @@ class _Builder:
             return ROWS[name](**arguments, example=example)
         takes = [name for name in (*text_inputs.NAMES, "use_cache") if name in self.takes]
         return RecordedText(self._limits(), takes, fills_up, **arguments, example={})
-
-    def _row_alone(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A batch's inputs, and its second row without padding."""
-        inputs = {k: v for k, v in batch.inputs.items() if isinstance(v, Tensor)}
-        real = slice(None) if batch.valid_BT is None else batch.valid_BT[1]
-        alone = {k: v[1:2] if batch.valid_BT is None else v[1:2, real] for k, v in inputs.items()}
-        return inputs, alone
 
     def _input_shape(self, input_shape: Any) -> tuple[int, ...]:
         """The shape of one row of images or sound."""

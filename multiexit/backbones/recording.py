@@ -109,61 +109,98 @@ def _made_kinds(
     return {path: "all" if kind == "fixed" else kind for path, kind in kinds.items()}
 
 
-def check(backbone: recorded.RecordedBackbone, module: nn.Module, batches: Sequence[Batch]) -> None:
+def check(
+    backbone: recorded.RecordedBackbone,
+    module: nn.Module,
+    found: Recording,
+    batches: Sequence[Batch],
+) -> None:
     """Refuse stages that aren't what the network's own layers give in its own forward.
-
-    Raises:
-        ValueError: with the first layer that differs, and by how much.
-    """
-    plans = []
-    for batch in batches:
-        calls = {call.name: call for call in trace.trace(module, batch.inputs)[0]}
-        with evaluating(backbone), torch.no_grad():
-            carry = backbone.begin(batch.inputs)
-            plans.append(carry["plan"])
-            for index, end in enumerate(backbone.chain.ends):
-                carry, _ = backbone.stage(carry, index)
-                name = backbone.chain.layers[end]
-                theirs = calls[name].output
-                if backbone.feature_shapes[index][-1] not in (None, carry["x"].shape[-1]):
-                    raise ValueError(
-                        f"what {name!r} gives has another width in other batches: it is no vector "
-                        "for each token, [B, T, H]"
-                    )
-                if theirs is None or not _equal(carry["x"], theirs):
-                    raise ValueError(
-                        "its own forward isn't its layers one after another: after "
-                        f"{name!r} {_difference(carry['x'], theirs)}"
-                    )
-    if plans[0] != plans[1]:
-        raise ValueError("it calls its layers with something that depends on the number of rows")
-
-
-def check_alone(backbone: Backbone, together: Mapping[str, Any], alone: Mapping[str, Any]) -> None:
-    """Refuse a network in which a row's answer depends on the rows or the padding beside it.
 
     Args:
         backbone: the network in stages.
-        together: inputs of several rows, the second of which may have padding at its end.
-        alone: the second row by itself, without padding.
+        module: the network.
+        found: of the first batch.
+        batches: as for `record_layers`. Of the second only what comes before the layers is run;
+            the second row of the first runs by itself, too.
 
     Raises:
-        ValueError: with the first stage that differs, and by how much.
+        ValueError: with the first layer that differs, and by how much; a network in which a row's
+            answer depends on the rows or the padding beside it.
     """
+    first, second, *others = batches
+    together, plan = _checked(backbone, first, found.features)
     with evaluating(backbone), torch.no_grad():
-        pairs = zip(backbone.features(**together), backbone.features(**alone), strict=True)
-        for stage, (all_rows, row) in enumerate(pairs):
-            cut = (
-                all_rows[1:2, : row.shape[1]]
-                if backbone.layouts[stage] == "tokens"
-                else all_rows[1:2]
+        if backbone.begin(second.inputs)["plan"] != plan:
+            raise ValueError(
+                "it calls its layers with something that depends on the number of rows"
             )
-            gap, scale = (cut - row).abs().max().item(), row.abs().max().item()
-            if not gap <= (2e-4 if row.element_size() > 2 else 5e-2) * scale:
+    for batch in others:
+        _checked(backbone, batch, _features(module, found.chain, batch))
+    by_itself = _second_row(first)
+    alone, _ = _checked(backbone, by_itself, _features(module, found.chain, by_itself))
+    _check_alone(backbone, together, alone)
+
+
+def _features(module: nn.Module, chain: Chain, batch: Batch) -> list[Tensor | None]:
+    """What each stage's last layer gives in the network's own forward."""
+    names = {chain.layers[end]: i for i, end in enumerate(chain.ends)}
+    features: list[Tensor | None] = [None] * len(names)
+    for call in trace.trace(module, batch.inputs, names)[0]:
+        features[names[call.name]] = call.output
+    return features
+
+
+def _second_row(batch: Batch) -> Batch:
+    """The second row by itself, without its padding."""
+    real = slice(None) if batch.valid_BT is None else batch.valid_BT[1]
+    inputs = {
+        name: value
+        if not isinstance(value, Tensor)
+        else value[1:2]
+        if batch.valid_BT is None
+        else value[1:2, real]
+        for name, value in batch.inputs.items()
+    }
+    return Batch(inputs, 1)
+
+
+def _checked(
+    backbone: recorded.RecordedBackbone, batch: Batch, theirs: Sequence[Tensor | None]
+) -> tuple[list[Tensor], Any]:
+    """The features of the stages, each equal to the network's own; and the plan."""
+    features = []
+    with evaluating(backbone), torch.no_grad():
+        carry = backbone.begin(batch.inputs)
+        plan = carry["plan"]
+        for index, (end, wanted) in enumerate(zip(backbone.chain.ends, theirs, strict=True)):
+            carry, feature = backbone.stage(carry, index)
+            name = backbone.chain.layers[end]
+            if backbone.feature_shapes[index][-1] not in (None, carry["x"].shape[-1]):
                 raise ValueError(
-                    f"stage {stage}: a row's feature depends on the rows or the padding beside it "
-                    f"(by {gap:.3g} of {scale:.3g}), and exits need each row by itself"
+                    f"what {name!r} gives has another width in other batches: it is no vector "
+                    "for each token, [B, T, H]"
                 )
+            if wanted is None or not _equal(carry["x"], wanted):
+                raise ValueError(
+                    "its own forward isn't its layers one after another: after "
+                    f"{name!r} {_difference(carry['x'], wanted)}"
+                )
+            features.append(feature)
+    return features, plan
+
+
+def _check_alone(backbone: Backbone, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
+    """Refuse stages whose second row isn't what it is by itself."""
+    for stage, (all_rows, row) in enumerate(zip(together, alone, strict=True)):
+        is_text = backbone.layouts[stage] == "tokens"
+        cut = all_rows[1:2, : row.shape[1]] if is_text else all_rows[1:2]
+        gap, scale = (cut - row).abs().max().item(), row.abs().max().item()
+        if not gap <= (2e-4 if row.element_size() > 2 else 5e-2) * scale:
+            raise ValueError(
+                f"stage {stage}: a row's feature depends on the rows or the padding beside it "
+                f"(by {gap:.3g} of {scale:.3g}), and exits need each row by itself"
+            )
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:

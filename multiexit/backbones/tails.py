@@ -8,7 +8,6 @@ Letters: B batch rows, T tokens, H width, C channels.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import product
 from typing import Any
 
 import torch
@@ -118,27 +117,33 @@ def _path(
 
 def _steps(x: Tensor, target: Tensor, valid_BT: Tensor | None) -> list[str] | None:
     """Find at most two steps that make one tensor the other."""
-    length = None if valid_BT is None else valid_BT.shape
-    for names in _by_shape(x.shape, length).get(target.shape, []):
+    valid = None if valid_BT is None else valid_BT.shape
+    for names in _leading(x.shape, target.shape, valid):
         if _same(_tried(names, x, valid_BT), target):
             return list(names)
     return None
 
 
+def _leading(
+    shape: torch.Size, target: torch.Size, valid: torch.Size | None
+) -> Iterator[tuple[str, ...]]:
+    """The at most two steps that lead from a shape to another one, fewer first."""
+    if shape == target:
+        yield ()
+    after = _shapes_after(shape, valid)
+    yield from ((one,) for one, middle in after.items() if middle == target)
+    for one, middle in after.items():
+        seconds = _shapes_after(middle, valid).items()
+        yield from ((one, two) for two, end in seconds if end == target)
+
+
 @cache
-def _by_shape(
-    shape: torch.Size, valid: torch.Size | None
-) -> dict[torch.Size, list[tuple[str, ...]]]:
-    """Steps by the shape that they lead to from another one: none, one, or two."""
+def _shapes_after(shape: torch.Size, valid: torch.Size | None) -> dict[str, torch.Size]:
+    """Shapes that a tensor of a shape has after each step that it can take."""
     x = torch.empty(shape, device="meta")
     valid_BT = None if valid is None else torch.empty(valid, dtype=torch.bool, device="meta")
-    found: dict[torch.Size, list[tuple[str, ...]]] = {}
-    for count in (0, 1, 2):
-        for names in product(STEPS, repeat=count):
-            made = _tried(names, x, valid_BT)
-            if made is not None:
-                found.setdefault(made.shape, []).append(names)
-    return found
+    tried = {name: _tried([name], x, valid_BT) for name in STEPS}
+    return {name: made.shape for name, made in tried.items() if made is not None}
 
 
 def _tried(names: Sequence[str], x: Tensor, valid_BT: Tensor | None) -> Tensor | None:

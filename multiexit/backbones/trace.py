@@ -5,7 +5,7 @@ tensor that the one before it gave.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -51,12 +51,15 @@ class Chain(NamedTuple):
     ends: tuple[int, ...]
 
 
-def trace(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Call], Any]:
+def trace(
+    module: nn.Module, inputs: Mapping[str, Any], names: Collection[str] | None = None
+) -> tuple[list[Call], Any]:
     """Run a network once, in evaluation mode, and write down the calls of its modules.
 
     Args:
         module: the network.
         inputs: by name; a tensor under the empty name goes first, without one.
+        names: of the modules whose calls are written down; None for all.
 
     Returns:
         The calls in the order in which they ended, and what the network gave.
@@ -80,7 +83,8 @@ def trace(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Call], Any
     own = {part: vars(part).get("forward") for part in module.modules()}
     try:
         for name, part in module.named_modules():
-            part.forward = noted(name, part.forward)
+            if names is None or name in names:
+                part.forward = noted(name, part.forward)
         with evaluating(module), torch.no_grad():
             output = call(module, inputs)
     finally:

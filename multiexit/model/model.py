@@ -428,4 +428,5 @@ class MultiExitModel(nn.Module):
         if settings.get("latency") is not None:
             model.latency = Latency.from_json(settings["latency"])
         weights.load_weights(model, path / WEIGHTS, path)
-        return model.eval()
+        # LeViT keeps what it worked out of its weights in evaluation until it trains.
+        return model.train().eval()

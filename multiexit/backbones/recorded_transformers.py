@@ -313,7 +313,13 @@ class _Builder:
         return Batch({**inputs, **options}, rows, tokens, valid_BT.to(p.device))
 
     def _limits(self) -> Limits:
-        embeddings: Any = self.model.get_input_embeddings()
+        try:
+            embeddings: Any = self.model.get_input_embeddings()
+        except NotImplementedError as error:
+            raise ValueError(
+                "it has no table of embeddings by tokens (get_input_embeddings), so that it isn't "
+                "known which tokens it takes"
+            ) from error
         count, width = embeddings.weight.shape
         sizes = {"input_ids": int(count)}
         tables = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Embedding)}

@@ -17,6 +17,7 @@ from multiexit.backbones.recorded import GIVES, Path
 from multiexit.backbones.shell import Given, feature_of, make_shell, record, result_at
 from multiexit.backbones.trace import Call, Chain
 from multiexit.files import schema
+from multiexit.files.unreadable import one_line
 from multiexit.runtime import evaluating
 
 
@@ -67,7 +68,7 @@ def record_layers(module: nn.Module, batches: Sequence[Batch]) -> Recording:
     Raises:
         ValueError: no chain, or layers that are called with what can't be handed on.
     """
-    calls, output = trace.trace(module, batches[0].inputs)
+    calls, output = _first_run(module, batches[0])
     chain = trace.find_chain(module, calls)
     if chain is None:
         raise ValueError("it has no list of layers that run one after another")
@@ -76,7 +77,7 @@ def record_layers(module: nn.Module, batches: Sequence[Batch]) -> Recording:
     late = {call.name for call in calls} - {c.name for c in calls if c.began < last.began}
     shell = make_shell(module, [by_name[name] for name in chain.layers], late)
     with evaluating(module, shell), torch.no_grad():
-        given = [record(shell, batch.inputs) for batch in batches]
+        given = [_recorded(shell, batch) for batch in batches]
     runs = [
         (batch.rows, batch.length, recorded.tensors_in(layers))
         for batch, layers in zip(batches, given, strict=True)
@@ -84,6 +85,34 @@ def record_layers(module: nn.Module, batches: Sequence[Batch]) -> Recording:
     kinds = recorded.kinds_of(runs) | _made_kinds(module, chain, batches, given, by_name)
     features = [feature_of(by_name[chain.layers[end]].result) for end in chain.ends]
     return Recording(chain, sorted(late), shell, kinds, calls, output, features)
+
+
+def _first_run(module: nn.Module, batch: Batch) -> tuple[list[Call], Any]:
+    """A run of a network as it is; its error says what it was tried on."""
+    try:
+        return trace.trace(module, batch.inputs)
+    except Exception as error:  # whatever a network says to what it doesn't take
+        tried = " and ".join(
+            f"{name or 'rows'} {list(value.shape)}"
+            for name, value in batch.inputs.items()
+            if isinstance(value, Tensor)
+        )
+        hint = "" if batch.valid_BT is not None else "; input_shape=(…) is for rows of other sizes"
+        raise ValueError(
+            f"its forward doesn't run on {tried} alone ({one_line(error)}){hint}"
+        ) from error
+
+
+def _recorded(shell: nn.Module, batch: Batch) -> list[Given]:
+    try:
+        return record(shell, batch.inputs)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever it does with what isn't there
+        raise ValueError(
+            "its forward uses what its layers give beside the feature, other than to hand it to "
+            f"the next ({one_line(error)})"
+        ) from error
 
 
 def _made_kinds(

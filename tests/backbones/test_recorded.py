@@ -11,10 +11,12 @@ from multiexit.backbones.recorded import RecordedBackbone
 from multiexit.backbones.task_heads import ENDINGS
 
 MIXES = "depends on the rows or the padding beside it"
+ALONE = r"doesn't run on pixel_values \[2, 3, 224, 224\] alone .*input_shape="
+BESIDE = "uses what its layers give beside the feature"
 NO_CHAIN = "no list of layers that run one after another"
 
 REFUSED = {
-    "text/canine": "get_input_embeddings",
+    "text/canine": "no table of embeddings by tokens",
     "text/convbert": MIXES,
     "text/flaubert": NO_CHAIN,
     "text/fnet": MIXES,
@@ -22,19 +24,19 @@ REFUSED = {
     "text/nystromformer": MIXES,
     "text/perceiver": "main input",
     "text/reformer": NO_CHAIN,
-    "text/sam3_lite_text_text_model": "embedding",
+    "text/sam3_lite_text_text_model": ALONE,
     "text/squeezebert": "another width",
     "text/xlm": NO_CHAIN,
     "text/xlnet": "attn_mask_h",
     "text/yoso": MIXES,
-    "image/focalnet": "NoneType",
+    "image/focalnet": BESIDE,
     "image/glpn": NO_CHAIN,
     "image/perceiver": "main input",
     "image/pvt": NO_CHAIN,
     "image/pvt_v2": NO_CHAIN,
-    "image/siglip2": "mat1 and mat2",
+    "image/siglip2": ALONE,
     "image/siglip2_vision_model": "pixel_attention_mask",
-    "image/swin2sr": "NoneType",
+    "image/swin2sr": BESIDE,
     "image/vit_mae": "isn't its layers one after another",
     "image/yolos": NO_CHAIN,
     "video/videoprism_vision_model": MIXES,

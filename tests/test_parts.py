@@ -18,8 +18,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import multiexit as mx
 from multiexit import policies, testing
-from multiexit.backbones import families, kinds, timm_families
-from multiexit.backbones.transformer import TransformerBackbone
+from multiexit.backbones import kinds
+from multiexit.backbones.transformers import families
+from multiexit.backbones.transformers.transformer import TransformerBackbone
+from multiexit.backbones.vision import timm_families
 from multiexit.data import tasks
 from multiexit.data.images import ImageDataset, Images
 from multiexit.files import schema

@@ -6,6 +6,6 @@ from multiexit.backbones.base import Carry as Carry
 from multiexit.backbones.base import select as select
 from multiexit.backbones.classifier import Classifier as Classifier
 from multiexit.backbones.rebuilding import rebuild as rebuild
-from multiexit.backbones.resnet import cifar_resnet as cifar_resnet
 from multiexit.backbones.sequential import SequentialBackbone as SequentialBackbone
+from multiexit.backbones.vision.resnet import cifar_resnet as cifar_resnet
 from multiexit.backbones.wrapping import wrap as wrap

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from multiexit.backbones import cuts, recorded_module
 from multiexit.backbones.base import Backbone
+from multiexit.backbones.graphs import cuts
+from multiexit.backbones.layers import recorded_module
 
 
 def from_module(

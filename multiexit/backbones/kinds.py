@@ -30,25 +30,25 @@ class Kind(NamedTuple):
 
 
 def _transformers() -> Any:
-    from multiexit.backbones import transformer
+    from multiexit.backbones.transformers import transformer
 
     return transformer
 
 
 def _cifar_resnet() -> Any:
-    from multiexit.backbones import resnet
+    from multiexit.backbones.vision import resnet
 
     return resnet
 
 
 def _timm() -> Any:
-    from multiexit.backbones import timm
+    from multiexit.backbones.vision import timm
 
     return timm
 
 
 def _torchvision() -> Any:
-    from multiexit.backbones import torchvision
+    from multiexit.backbones.vision import torchvision
 
     return torchvision
 

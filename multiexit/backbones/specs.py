@@ -145,7 +145,7 @@ STAGED: dict[str, Check] = {
     ),
     "layout": _layout,
 }
-"""How a network of no family is staged: see `multiexit.backbones.cuts`."""
+"""How a network of no family is staged: see `multiexit.backbones.graphs.cuts`."""
 
 _NAMES = listed(_matching(r"[\w.-]+", "the name of a module or step"), 0, 10_000)
 

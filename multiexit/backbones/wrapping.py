@@ -111,7 +111,7 @@ def _from_name(module: str, **kwargs: Any) -> Backbone:
     for kind in KINDS.values():
         if kind.prefix is not None and module.startswith(kind.prefix):
             return kind.adapter().from_name(module.removeprefix(kind.prefix), **kwargs)
-    from multiexit.backbones import transformer
+    from multiexit.backbones.transformers import transformer
 
     try:
         return transformer.from_name(module, **kwargs)

@@ -58,7 +58,7 @@ def tokenizer(name: str | Path) -> Any:
     """The tokenizer of a hub name or folder; ValueError if there is none."""
     from transformers import AutoTokenizer
 
-    from multiexit.backbones.configs import check_tokenizer
+    from multiexit.backbones.transformers.configs import check_tokenizer
 
     try:
         check_tokenizer(str(name))

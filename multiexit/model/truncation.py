@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multiexit.backbones.first_stages import first_stages
-from multiexit.backbones.head_steps import Step, spelt, steps
+from multiexit.backbones.truncation.first_stages import first_stages
+from multiexit.backbones.truncation.head_steps import Step, spelt, steps
 from multiexit.backbones.verify import mismatch
 from multiexit.files.unreadable import one_line
 from multiexit.model import heads
@@ -128,7 +128,9 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
         ValueError: as `truncate` does; and where no class computes the same, a `NoClassError` with
             the reason.
     """
-    from multiexit.backbones.library_form import library_form  # transformers' models take seconds
+    from multiexit.backbones.truncation.library_form import (
+        library_form,  # transformers' models take seconds
+    )
 
     exit = _checked(model, exit)
     try:

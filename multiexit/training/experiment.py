@@ -154,7 +154,7 @@ def train(
     """
     torch.manual_seed(config.seed)
     if task.labels is not None and task.preprocessing["kind"] == "text":
-        from multiexit.backbones.transformer import order_classes
+        from multiexit.backbones.transformers.transformer import order_classes
 
         order_classes(backbone, task.labels)
     model = MultiExitModel(

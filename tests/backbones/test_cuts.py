@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 import multiexit as mx
 from multiexit import testing
-from multiexit.backbones import cuts, rebuild, specs
+from multiexit.backbones import rebuild, specs
+from multiexit.backbones.graphs import cuts
 from multiexit.backbones.same import difference, rebuild_difference
 
 

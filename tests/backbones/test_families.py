@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import multiexit as mx
 from multiexit import testing
-from multiexit.backbones.attention_heads import attentions, head_width
-from multiexit.backbones.families import FAMILIES
+from multiexit.backbones.transformers.attention_heads import attentions, head_width
+from multiexit.backbones.transformers.families import FAMILIES
 from multiexit.recipes import static
 
 TINY = {

@@ -7,8 +7,8 @@ import torch
 from zoo import ZOO
 
 import multiexit as mx
-from multiexit.backbones.recorded import RecordedBackbone
-from multiexit.backbones.task_heads import ENDINGS
+from multiexit.backbones.layers.recorded import RecordedBackbone
+from multiexit.backbones.transformers.task_heads import ENDINGS
 
 MIXES = "depends on the rows or the padding beside it"
 ALONE = r"doesn't run on pixel_values \[2, 3, 224, 224\] alone .*input_shape="

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import multiexit as mx
-from multiexit.backbones import recorded_module
-from multiexit.backbones.recorded import RecordedBackbone
+from multiexit.backbones.layers import recorded_module
+from multiexit.backbones.layers.recorded import RecordedBackbone
 
 
 class Looping(nn.Module):

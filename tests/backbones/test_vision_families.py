@@ -14,8 +14,9 @@ import torchvision
 from torch import nn
 
 import multiexit as mx
-from multiexit.backbones import rebuild, specs, timm_families
+from multiexit.backbones import rebuild, specs
 from multiexit.backbones.same import difference, rebuild_difference
+from multiexit.backbones.vision import timm_families
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 7}
 TINY = "vit_tiny_patch16_224"

@@ -28,7 +28,7 @@ from torch.utils.data import Subset
 
 import multiexit as mx
 from multiexit import recipes
-from multiexit.backbones import text_inputs
+from multiexit.backbones.transformers import text_inputs
 from multiexit.data.images import on_device
 from multiexit.losses import matrix
 from multiexit.recipes.static import LayerDrop

@@ -7,8 +7,8 @@ import copy
 from typing import Any
 
 from multiexit.backbones import adapters
-from multiexit.backbones.attention_heads import Heads, attentions, head_width, prune
-from multiexit.backbones.transformer import TransformerBackbone
+from multiexit.backbones.transformers.attention_heads import Heads, attentions, head_width, prune
+from multiexit.backbones.transformers.transformer import TransformerBackbone
 from multiexit.recipes.static.layers import check_encoder
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multiexit.arguments import check_share
-from multiexit.backbones.attention_heads import Attention, attentions, head_width
+from multiexit.backbones.transformers.attention_heads import Attention, attentions, head_width
 from multiexit.data.batches import loader, move, unpack
 from multiexit.losses import matrix
 from multiexit.model.model import MultiExitModel

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from multiexit.arguments import check_share
 from multiexit.backbones.base import Backbone, Carry
-from multiexit.backbones.transformer import TransformerBackbone
+from multiexit.backbones.transformers.transformer import TransformerBackbone
 from multiexit.recipes.static.layers import check_encoder
 from multiexit.recipes.static.random_layers import adopt, facts, idle
 

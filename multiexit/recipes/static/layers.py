@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from multiexit.backbones.transformer import TransformerBackbone
+from multiexit.backbones.transformers.transformer import TransformerBackbone
 
 
 def keep_layers(backbone: TransformerBackbone, layers: Sequence[int]) -> TransformerBackbone:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from multiexit.backbones.transformer import TransformerBackbone
+from multiexit.backbones.transformers.transformer import TransformerBackbone
 
 
 def adopt(outer: nn.Module, inner: TransformerBackbone) -> None:

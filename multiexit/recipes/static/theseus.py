@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multiexit.arguments import check_share
 from multiexit.backbones.base import Backbone, Carry
-from multiexit.backbones.transformer import TransformerBackbone
+from multiexit.backbones.transformers.transformer import TransformerBackbone
 from multiexit.losses import coefficients
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import FixedExit

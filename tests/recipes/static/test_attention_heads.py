@@ -5,7 +5,7 @@ import torch
 from encoders import A, H, assert_saves, batch, bert, on
 from helpers import Text, config, fit
 
-from multiexit.backbones.attention_heads import attentions
+from multiexit.backbones.transformers.attention_heads import attentions
 from multiexit.recipes import static
 
 KEPT = [[0, 2], [1], [0, 1, 2, 3], [3], [0, 3], [1, 2, 3]]

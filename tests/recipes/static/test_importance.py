@@ -6,7 +6,7 @@ from encoders import LAYERS, MAKE, A, H, batch, bert, on
 from helpers import Text
 from torch.nn import functional as F
 
-from multiexit.backbones.attention_heads import attentions
+from multiexit.backbones.transformers.attention_heads import attentions
 from multiexit.recipes import static
 from multiexit.recipes.static.importance import masks
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multiexit.backbones.layers.forward_calls import Call
 from multiexit.backbones.pooling import pool_feature
-from multiexit.backbones.trace import Call
 
 Step = Callable[[Tensor, Tensor | None], Tensor]
 

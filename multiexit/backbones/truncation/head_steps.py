@@ -3,7 +3,7 @@
 from torch import nn
 
 from multiexit.backbones.classifier import FirstToken, Pool
-from multiexit.backbones.tails import Tail
+from multiexit.backbones.layers.tails import Tail
 
 Step = str | nn.Module
 """A module; or by name how tokens are pooled, or a function."""

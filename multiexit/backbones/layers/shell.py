@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from multiexit.backbones.trace import Call, call
+from multiexit.backbones.layers.forward_calls import Call, call
 
 _LOG = threading.local()
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from multiexit.backbones import recording, tails
-from multiexit.backbones.recorded import RecordedBackbone
-from multiexit.backbones.recording import Batch, Recording
+from multiexit.backbones.layers import recording, tails
+from multiexit.backbones.layers.recorded import RecordedBackbone
+from multiexit.backbones.layers.recording import Batch, Recording
 from multiexit.backbones.running import random_rows
 
 

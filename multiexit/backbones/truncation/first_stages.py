@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from multiexit.backbones.base import Backbone
+from multiexit.backbones.layers.shell import Recorder
 from multiexit.backbones.parts import part_of
-from multiexit.backbones.shell import Recorder
 
 
 def first_stages(backbone: Backbone, count: int) -> Backbone:
@@ -20,7 +20,7 @@ def first_stages(backbone: Backbone, count: int) -> Backbone:
 
     Example:
         >>> import multiexit as mx
-        >>> from multiexit.backbones.first_stages import first_stages
+        >>> from multiexit.backbones.truncation.first_stages import first_stages
         >>> backbone = mx.cifar_resnet(20)
         >>> short = first_stages(backbone, 3)
         >>> short.num_stages, short.stage_module(2) is backbone.stage_module(2)

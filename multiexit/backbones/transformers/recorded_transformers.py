@@ -14,14 +14,16 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from multiexit.backbones import configs, recording, same, tails, task_heads, text_inputs, trace
+from multiexit.backbones import same
 from multiexit.backbones.base import Carry
 from multiexit.backbones.classifier import Classifier
-from multiexit.backbones.recorded import RecordedBackbone
-from multiexit.backbones.recording import Batch, Ending, Recording
+from multiexit.backbones.layers import forward_calls, recording, tails
+from multiexit.backbones.layers.recorded import RecordedBackbone
+from multiexit.backbones.layers.recording import Batch, Ending, Recording
 from multiexit.backbones.running import in_precision
 from multiexit.backbones.sequential import sizes
-from multiexit.backbones.text_inputs import Limits
+from multiexit.backbones.transformers import configs, task_heads, text_inputs
+from multiexit.backbones.transformers.text_inputs import Limits
 from multiexit.files import schema
 from multiexit.runtime import evaluating, user_level
 
@@ -377,8 +379,10 @@ class _Builder:
         ids_BT = batch.inputs["input_ids"].clone()
         ids_BT[0, -1] = ids_BT[0, 0] if ids_BT[0, -1] != ids_BT[0, 0] else ids_BT[0, 1]
         with evaluating(self.model), torch.no_grad():
-            one = trace.call(self.model.base_model, batch.inputs)[0]
-            other = trace.call(self.model.base_model, {**batch.inputs, "input_ids": ids_BT})[0]
+            one = forward_calls.call(self.model.base_model, batch.inputs)[0]
+            other = forward_calls.call(
+                self.model.base_model, {**batch.inputs, "input_ids": ids_BT}
+            )[0]
         return bool(torch.equal(one[0, 0], other[0, 0]))
 
     def _spec(self, found: Recording, ending: Ending | None, batch: Batch) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multiexit.backbones import infer_layout, layouts, recorded, tails, trace
+from multiexit.backbones import infer_layout, layouts
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import Classifier
-from multiexit.backbones.recorded import GIVES, Path
-from multiexit.backbones.shell import Given, feature_of, make_shell, record, result_at
-from multiexit.backbones.trace import Call, Chain
+from multiexit.backbones.layers import forward_calls, recorded, tails
+from multiexit.backbones.layers.forward_calls import Call, Chain
+from multiexit.backbones.layers.recorded import GIVES, Path
+from multiexit.backbones.layers.shell import Given, feature_of, make_shell, record, result_at
 from multiexit.files import schema
 from multiexit.files.unreadable import one_line
 from multiexit.runtime import evaluating
@@ -69,7 +70,7 @@ def record_layers(module: nn.Module, batches: Sequence[Batch]) -> Recording:
         ValueError: no chain, or layers that are called with what can't be handed on.
     """
     calls, output = _first_run(module, batches[0])
-    chain = trace.find_chain(module, calls)
+    chain = forward_calls.find_chain(module, calls)
     if chain is None:
         raise ValueError("it has no list of layers that run one after another")
     by_name = {call.name: call for call in calls}
@@ -90,7 +91,7 @@ def record_layers(module: nn.Module, batches: Sequence[Batch]) -> Recording:
 def _first_run(module: nn.Module, batch: Batch) -> tuple[list[Call], Any]:
     """A run of a network as it is; its error says what it was tried on."""
     try:
-        return trace.trace(module, batch.inputs)
+        return forward_calls.trace(module, batch.inputs)
     except Exception as error:  # whatever a network says to what it doesn't take
         tried = " and ".join(
             f"{name or 'rows'} {list(value.shape)}"
@@ -126,7 +127,7 @@ def _made_kinds(
     made = set().union(*map(recorded.made_in, given))
     if not made:
         return {}
-    second = {call.name: call for call in trace.trace(module, batches[1].inputs)[0]}
+    second = {call.name: call for call in forward_calls.trace(module, batches[1].inputs)[0]}
     runs = []
     for batch, calls in zip(batches, (first, second), strict=False):
         tensors = [
@@ -175,7 +176,7 @@ def _features(module: nn.Module, chain: Chain, batch: Batch) -> list[Tensor | No
     """What each stage's last layer gives in the network's own forward."""
     names = {chain.layers[end]: i for i, end in enumerate(chain.ends)}
     features: list[Tensor | None] = [None] * len(names)
-    for call in trace.trace(module, batch.inputs, names)[0]:
+    for call in forward_calls.trace(module, batch.inputs, names)[0]:
         features[names[call.name]] = call.output
     return features
 
@@ -347,7 +348,7 @@ def _calls_on_other_size(module: nn.Module, batch: Batch) -> list[Call]:
         grown = [2 * size if size < 64 else size + 64 for size in x.shape[2:]]
         inputs[name] = x.new_zeros(*x.shape[:2], *grown)
     try:
-        return trace.trace(module, inputs)[0]
+        return forward_calls.trace(module, inputs)[0]
     except Exception:  # whatever a network says to a size that it doesn't take
         return []
 

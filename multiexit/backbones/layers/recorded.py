@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multiexit.backbones import shell as shells
 from multiexit.backbones.base import Backbone, Carry
+from multiexit.backbones.layers import shell as shells
+from multiexit.backbones.layers.forward_calls import Chain
+from multiexit.backbones.layers.shell import Given, Made
 from multiexit.backbones.running import in_precision, like_parameters
-from multiexit.backbones.shell import Given, Made
-from multiexit.backbones.trace import Chain
 
 PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device, type(None))
 """What a layer may be called with beside tensors, and lists and dicts of all these."""

@@ -15,7 +15,8 @@ from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
-from multiexit.backbones.timm_families import (
+from multiexit.backbones.verify import check_answers
+from multiexit.backbones.vision.timm_families import (
     OTHERS,
     Family,
     family_of,
@@ -23,7 +24,6 @@ from multiexit.backbones.timm_families import (
     in_channels,
     num_classes,
 )
-from multiexit.backbones.verify import check_answers
 
 
 class _DistilledHead(nn.Module):

@@ -24,16 +24,16 @@ from transformers import (
 )
 from transformers.masking_utils import create_bidirectional_mask
 
-from multiexit.backbones import (
+from multiexit.backbones.base import Backbone, Carry
+from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.transformers import (
     attention_heads,
     configs,
     recorded_transformers,
     task_heads,
     text_inputs,
 )
-from multiexit.backbones.base import Backbone, Carry
-from multiexit.backbones.classifier import Classifier
-from multiexit.backbones.families import FAMILIES, Family, part
+from multiexit.backbones.transformers.families import FAMILIES, Family, part
 from multiexit.backbones.verify import check_text
 from multiexit.files import schema
 from multiexit.files.unreadable import one_line
@@ -54,7 +54,7 @@ class TransformerBackbone(Backbone):
 
     Args:
         model: a bare encoder (`AutoModel`) or a task model around one, of a type in
-            `multiexit.backbones.families.FAMILIES`;
+            `multiexit.backbones.transformers.families.FAMILIES`;
             the classifier of a `…ForSequenceClassification` is kept.
         spec: where one is known that makes it again; else it is taken from the model, and is None
             if its modules aren't what its configuration says.
@@ -106,7 +106,7 @@ class TransformerBackbone(Backbone):
 
     @property
     def family(self) -> Family:
-        """The row of its type in `multiexit.backbones.families`."""
+        """The row of its type in `multiexit.backbones.transformers.families`."""
         return FAMILIES[self.config.model_type]
 
     @text_inputs.by_known_names

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from multiexit.backbones import cut_places
 from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.graphs import cut_places
+from multiexit.backbones.graphs.tracing import Trace, trace
 from multiexit.backbones.running import like_parameters, random_rows
 from multiexit.backbones.sequential import SequentialBackbone
-from multiexit.backbones.tracing import Trace, trace
 from multiexit.backbones.verify import check_rows, mismatch
 from multiexit.runtime import evaluating
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from multiexit.backbones.graphs.tracing import Trace, around
 from multiexit.backbones.running import random_rows
-from multiexit.backbones.tracing import Trace, around
 from multiexit.runtime import evaluating
 
 ENOUGH = 8

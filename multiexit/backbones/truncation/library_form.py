@@ -17,13 +17,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from multiexit.backbones import configs, same, task_heads, transformer
+from multiexit.backbones import same
 from multiexit.backbones.base import Backbone
-from multiexit.backbones.families import FAMILIES
-from multiexit.backbones.head_steps import Step, steps
-from multiexit.backbones.recorded import RecordedBackbone
-from multiexit.backbones.recorded_transformers import padding_known, trial_rows
-from multiexit.backbones.transformer import TransformerBackbone
+from multiexit.backbones.layers.recorded import RecordedBackbone
+from multiexit.backbones.transformers import configs, task_heads, transformer
+from multiexit.backbones.transformers.families import FAMILIES
+from multiexit.backbones.transformers.recorded_transformers import padding_known, trial_rows
+from multiexit.backbones.transformers.transformer import TransformerBackbone
+from multiexit.backbones.truncation.head_steps import Step, steps
 from multiexit.files.unreadable import one_line
 from multiexit.runtime import evaluating
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from multiexit.backbones.classifier import Classifier, FirstToken
-from multiexit.backbones.families import FAMILIES, part
+from multiexit.backbones.transformers.families import FAMILIES, part
 
 ENDING = "ForSequenceClassification"
 ENDINGS = (ENDING, "ForImageClassification", "ForAudioClassification")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from multiexit.backbones.families import FAMILIES, Family, part
+from multiexit.backbones.transformers.families import FAMILIES, Family, part
 
 Heads = Sequence[Sequence[int]]
 """The heads of each attention module, in the order of `attentions`."""

@@ -1,0 +1,1 @@
+"""Networks cut where a single tensor of their graph is alive."""

@@ -1,0 +1,1 @@
+"""Networks taken apart by the calls of their layers."""

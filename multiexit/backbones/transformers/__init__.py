@@ -1,0 +1,1 @@
+"""Networks of transformers, by their families' parts or by their own forward."""

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 from zoo import ZOO
 
 import multiexit as mx
@@ -116,3 +117,10 @@ def row(entry, inputs, index):
         real = alone["attention_mask"][0].bool()
         alone = {name: value[:, real] for name, value in alone.items()}
     return alone
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_an_exit_can_follow_each_layer_of_a_short_network_too(layers):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "vocab_size": 30}
+    network = T5EncoderModel(T5Config(num_layers=layers, **sizes)).eval()
+    assert mx.wrap(network).num_stages == layers

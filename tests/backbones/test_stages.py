@@ -20,9 +20,9 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
-    GPT2Config,
-    GPT2Model,
     RobertaConfig,
+    T5Config,
+    T5Model,
 )
 
 import multiexit as mx
@@ -464,9 +464,9 @@ def mlp() -> nn.Sequential:
         (lambda: mx.wrap(mlp(), stem=["0"]), "stages"),
         (lambda: mx.wrap(small_torchvision("vit"), input_shape=(3, 8, 8)), "input_shape"),
         (
-            lambda: mx.wrap(GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9,
-                                                 bos_token_id=0, eos_token_id=0))),
-            "no list of layers.*register",
+            lambda: mx.wrap(T5Model(T5Config(d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2,
+                                             vocab_size=9))),
+            "an encoder and a decoder.*T5EncoderModel",
         ),
     ],
 )  # fmt: skip

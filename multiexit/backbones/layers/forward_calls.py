@@ -108,8 +108,8 @@ def find_chain(module: nn.Module, calls: Sequence[Call]) -> Chain | None:
     taken together; modules that link two of their layers belong to the later one's stage.
 
     Of several chains, those with less than half as many weights as the largest are out. Then comes
-    first the outermost whose layers all give tensors of one shape, as the blocks of a transformer
-    do; where there is none, as in pyramids, layers of one class; then the longest.
+    first the outermost whose layers all read and give tensors of one shape, as the blocks of a
+    transformer do; where there is none, as in pyramids, layers of one class; then the longest.
 
     Args:
         module: the network.
@@ -117,16 +117,20 @@ def find_chain(module: nn.Module, calls: Sequence[Call]) -> Chain | None:
     """
     chains = [chain for names in _groups(module) if (chain := _chain(names, calls)) is not None]
     weights = [sum(p.numel() for p in _parameters(module, chain)) for chain in chains]
-    shapes = {call.name: None if call.output is None else call.output.shape for call in calls}
+    shapes = {call.name: {_shape(call.input), _shape(call.output)} for call in calls}
 
     def rank(chain: Chain) -> tuple[bool, int, bool, int]:
         last = [chain.layers[end] for end in chain.ends]
-        is_even = len(last) > 2 and len({shapes[name] for name in last}) == 1
+        is_even = len({shape for name in last for shape in shapes[name]}) == 1
         is_alike = len({type(module.get_submodule(name)) for name in last}) == 1
         return is_even, -last[0].count(".") if is_even else 0, is_alike, len(last)
 
     large = [c for c, w in zip(chains, weights, strict=True) if 2 * w >= max(weights)]
     return max(large, key=rank, default=None)
+
+
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
 
 
 def _parameters(module: nn.Module, chain: Chain) -> list[Tensor]:
@@ -148,7 +152,7 @@ def _groups(module: nn.Module) -> Iterator[list[str]]:
 def _chain(names: Sequence[str], calls: Sequence[Call]) -> Chain | None:
     wanted = set(names)
     ordered = [call for call in calls if call.name in wanted]
-    if len(ordered) < 2 or [call.name for call in ordered] != list(names):
+    if not ordered or [call.name for call in ordered] != list(names):
         return None
     layers, ends = [ordered[0].name], [0]
     for one, two in pairwise(ordered):

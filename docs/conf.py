@@ -24,7 +24,7 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "results/index.md", "_benchmarks.md", "_methods.md"]
+exclude_patterns = ["_build", "results/index.md", "_benchmarks.md", "_families.md", "_methods.md"]
 
 html_theme = "furo"
 html_title = "multiexit"
@@ -79,3 +79,4 @@ def setup(app) -> None:
 write_results_page()
 write_tables(HERE.parent / "benchmarks" / "results", HERE / "_benchmarks.md")
 write_tables(HERE / "results" / "methods", HERE / "_methods.md")
+write_tables(HERE / "results" / "families", HERE / "_families.md")

@@ -73,7 +73,7 @@ def test_training_moves_what_the_network_s_own_training_moves():
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (Looping(mixes=True), "depends on the (batch|rows)"),
+        (Looping(mixes=True), "rows share and that depends on what is in them"),
         (Looping(between=True), "no list of layers"),
         (Looping(beside=True), "'layers.3' to its answer can't be told"),
         (Looping(more=True), "gives a tuple"),

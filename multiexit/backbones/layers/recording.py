@@ -83,9 +83,28 @@ def record_layers(module: nn.Module, batches: Sequence[Batch]) -> Recording:
         (batch.rows, batch.length, recorded.tensors_in(layers))
         for batch, layers in zip(batches, given, strict=True)
     ]
-    kinds = recorded.kinds_of(runs) | _made_kinds(module, chain, batches, given, by_name)
+    kinds = recorded.kinds_of(runs)
+    _check_shared(kinds, dict(runs[0][2]), dict(runs[1][2]))
+    kinds |= _made_kinds(module, chain, batches, given, by_name)
     features = [feature_of(by_name[chain.layers[end]].result) for end in chain.ends]
     return Recording(chain, sorted(late), shell, kinds, calls, output, features)
+
+
+def _check_shared(
+    kinds: Mapping[Path, str], one: Mapping[Path, Tensor], other: Mapping[Path, Tensor]
+) -> None:
+    """Refuse what all rows share and depends on what is in them: rows of two batches may meet."""
+    for path, kind in kinds.items():
+        shared = kind in ("all", "fixed") and path in one and path in other
+        if shared and not one[path].is_meta and not _same_values(one[path], other[path]):
+            raise ValueError(
+                f"layer {path[0]} is called with a tensor ({recorded.spelt(path)}) that all rows "
+                "share and that depends on what is in them"
+            )
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _first_run(module: nn.Module, batch: Batch) -> tuple[list[Call], Any]:

@@ -162,13 +162,14 @@ def from_instance(
     name = type(model).__name__
     if "For" in name and not name.endswith(task_heads.ENDINGS):
         model = model.base_model
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    if getattr(model.config, "is_encoder_decoder", False) and "decoder" in names:
+    parts = {path.rpartition(".")[2] for path, _ in model.named_modules()}
+    if getattr(model.config, "is_encoder_decoder", False) and "decoder" in parts:
         raise ValueError(
             f"{type(model).__name__} has an encoder and a decoder, and exits need one chain of "
             "layers: wrap its encoder alone, such as T5EncoderModel or model.get_encoder()"
         )
-    task_heads.check_problem(model.config)
+    if name.endswith(task_heads.ENDINGS):
+        task_heads.check_problem(model.config)
     try:
         return _Builder(model, input_shape, layout).build(spec)
     except Exception as error:  # whatever a network says to what it is tried on

@@ -56,6 +56,8 @@ def rebuild_difference(backbone: Backbone, rebuild: Callable[[dict[str, Any]], B
     """The difference between a backbone and what its spec makes, in words; empty where none is."""
     spec = adapters.described(backbone)
     assert spec is not None
+    if changed := _changed_setting(backbone, spec):
+        return f"its configuration's {changed} is another one than when it was wrapped"
     try:
         with without_init():
             remade = rebuild(spec)
@@ -67,6 +69,16 @@ def rebuild_difference(backbone: Backbone, rebuild: Callable[[dict[str, Any]], B
         return mismatch or ("" if mine is theirs else "its own head can't be made again")
     mismatch = difference(mine, theirs)
     return f"its own head, {mismatch}" if mismatch else ""
+
+
+def _changed_setting(backbone: Backbone, spec: dict[str, Any]) -> str | None:
+    """The first setting of transformers that was changed since the network was wrapped."""
+    config = getattr(getattr(backbone, "shell", None), "config", None)
+    if config is None or "config" not in spec:
+        return None
+    now = config.to_dict()
+    keys = [k for k in now if k in spec["config"] and k not in ("id2label", "label2id", "dtype")]
+    return next((key for key in keys if now[key] != spec["config"][key]), None)
 
 
 @contextmanager
@@ -146,6 +158,8 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, fx.GraphModule):
         return {"code": module.code}
     ignored = {*_IGNORED, "kwargs"} if adapters.is_adapter(module) else _IGNORED
+    if hasattr(module, "base_model_prefix"):  # transformers' notes of how a network was loaded
+        ignored = {*ignored, *(name for name in vars(module) if name.startswith("_"))}
     return {
         name: value
         for name, value in vars(module).items()
@@ -160,7 +174,8 @@ def _tensor_difference(remade: Tensor | None, original: Tensor | None, values: b
         return f"has shape {tuple(original.shape)}, made again {tuple(remade.shape)}"
     if not values or original.is_meta or remade.is_meta:
         return ""
-    same = torch.equal(remade, original.detach().to(remade.device, remade.dtype))
+    # A network in half precision has its buffers so too.
+    same = torch.equal(remade.to(original.device, original.dtype), original.detach())
     return "" if same else "has other values"
 
 

@@ -193,7 +193,12 @@ TIMM = table(
         "name": _matching(r"\w+(\.\w+)?", "the plain name of a timm model"),
         "kwargs": _kwargs(TIMM_ARGUMENTS),
     },
-    {"classifier": _classifier, "lora": LORA, **STAGED, **RECORDED},
+    {
+        "input_shape": optional(_input_shape),
+        "classifier": _classifier,
+        "lora": LORA,
+        **STAGED,
+    },
 )
 TORCHVISION = table(
     {
@@ -204,7 +209,12 @@ TORCHVISION = table(
         ),
         "kwargs": _kwargs(TORCHVISION_ARGUMENTS),
     },
-    {"classifier": _classifier, "lora": LORA, **STAGED, **RECORDED},
+    {
+        "input_shape": optional(_input_shape),
+        "classifier": _classifier,
+        "lora": LORA,
+        **STAGED,
+    },
 )
 
 

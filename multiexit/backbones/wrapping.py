@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from multiexit.backbones import adapters, general
+from multiexit.backbones import adapters
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import classifier_spec, user_classifier
+from multiexit.backbones.graphs import cuts
 from multiexit.backbones.kinds import KINDS
 from multiexit.backbones.rebuilding import rebuild
 from multiexit.backbones.running import check_weights
@@ -179,7 +180,7 @@ def _from_module(
                 "accelerate launch)"
             )
     if input_shape is not None:
-        return general.from_module(module, torch.zeros(1, *sizes(input_shape)), layout)
+        return cuts.from_module(module, torch.zeros(1, *sizes(input_shape)), layout)
     raise ValueError(f"can't wrap this {type(module).__name__} by itself. {_help()}")
 
 

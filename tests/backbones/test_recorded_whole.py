@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from helpers import assert_same, changed, config, fit, same_answers, tensors
 from torch import nn
 from torch.utils.data import Dataset
@@ -230,3 +231,72 @@ def test_a_network_in_training_keeps_its_modes(key):
     assert not frozen.training
     assert_same(tensors(network), before)
     assert backbone.spec is not None
+
+
+class Derived(transformers.GPT2ForSequenceClassification):
+    """A class of one's own with another name."""
+
+
+def _small_gpt2(kind=transformers.GPT2ForSequenceClassification, **settings):
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "num_labels": 3}
+    sizes |= {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    torch.manual_seed(0)
+    return kind(transformers.GPT2Config(**sizes, **settings)).eval()
+
+
+def _answers(model):
+    ids_BT = torch.tensor([[5, 6, 7, 0, 0], [5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        return model(input_ids=ids_BT, attention_mask=(ids_BT != 0).long())
+
+
+def test_a_network_that_was_loaded_is_saved_and_loaded_again(tmp_path):
+    _small_gpt2().save_pretrained(tmp_path / "own")
+    model = mx.MultiExitModel(mx.wrap(str(tmp_path / "own")), 3).eval()
+    model.save_pretrained(tmp_path / "ours")
+    again = mx.MultiExitModel.from_pretrained(tmp_path / "ours").eval()
+    assert torch.equal(_answers(again), _answers(model))
+
+
+def test_a_network_made_in_half_precision_is_loaded_in_it(tmp_path):
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    network = transformers.LlamaModel(transformers.LlamaConfig(**sizes)).eval()
+    model = mx.MultiExitModel(mx.wrap(network.to(torch.bfloat16)), 3).to(torch.bfloat16).eval()
+    assert model.backbone.spec is not None
+    model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path).eval()
+    assert next(again.backbone.parameters()).dtype == torch.bfloat16
+
+
+def test_a_class_of_one_s_own_keeps_its_head():
+    network = _small_gpt2(Derived)
+    model = mx.MultiExitModel(mx.wrap(network), 3).eval()
+    ids_BT = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        theirs_BC = network(input_ids=ids_BT).logits
+        torch.testing.assert_close(model(input_ids=ids_BT)[-1], theirs_BC)
+
+
+def test_settings_that_a_class_does_not_list_come_back(tmp_path):
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    config = transformers.LlamaConfig(**sizes, is_causal=False)
+    model = mx.MultiExitModel(mx.wrap(transformers.LlamaModel(config)), 3).eval()
+    model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(_answers(again), _answers(model))
+
+
+def test_a_setting_changed_after_wrapping_is_no_description(tmp_path):
+    network = _small_gpt2()
+    model = mx.MultiExitModel(mx.wrap(network), 3).eval()
+    network.config.scale_attn_weights = False
+    with pytest.warns(UserWarning, match="scale_attn_weights"):
+        model.save_pretrained(tmp_path)
+
+
+def test_padding_without_a_mask_is_refused_where_the_last_token_counts():
+    model = mx.MultiExitModel(mx.wrap(_small_gpt2()), 3).eval()
+    with torch.no_grad(), pytest.raises(ValueError, match=r"padding token 0.*attention_mask"):
+        model(input_ids=torch.tensor([[5, 6, 0]]))

@@ -153,6 +153,7 @@ def usual(name: str, place: Path) -> list[str]:
         "profile": [model],
         "predict": [model, str(place / "empty")],
         "export": [model, "out"],
+        "truncate": [model, "0", "--output", "out"],
         "recipes": [],
         "info": ["cifar-resnet-20"],
     }[name]

@@ -13,7 +13,8 @@ WATCHED = """
     import torch, transformers, timm, torchvision
     import multiexit as mx
     from multiexit.cli import typed
-    from multiexit.backbones import timm, torchvision, transformer
+    from multiexit.backbones.transformers import transformer
+    from multiexit.backbones.vision import timm, torchvision
     folders, opened = sys.argv[1:], []
 
     def watch(event, args):

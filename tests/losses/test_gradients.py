@@ -70,7 +70,7 @@ def test_the_anchor_s_part_comes_first_and_parts_sum_to_the_whole():
         first, second = Conflictless(anchor).split(factors_MM)
         assert torch.equal(first + second, factors_MM)
         assert torch.equal(first, factors_MM * torch.tensor(own).unsqueeze(1))
-    with pytest.raises(ValueError, match="anchor must be 'last' or 'early'"):
+    with pytest.raises(ValueError, match="anchor of recipe 'romebert' must be 'last' or 'early'"):
         mx.recipe("romebert", anchor="first")
 
 

@@ -62,10 +62,12 @@ def from_module(
     try:
         found, nodes = cut_places.chosen(trace(module), like_parameters(example, module))
         _check_pieces(found, nodes, example)
-    except ValueError as error:
+    except Exception as error:  # whatever a network says to what follows it
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"no {reason} in its graph" if isinstance(error, KeyError) else reason
         children = [name for name, _ in module.named_children()]
         raise ValueError(
-            f"can't cut this {type(module).__name__} into stages by itself: {error}. What works: "
+            f"can't cut this {type(module).__name__} into stages by itself: {reason}. What works: "
             "name parts that run one after another, multiexit.wrap(model, stem=[…], stages=[…]), "
             f"of {children} or parts of these; or an adapter, @multiexit.wrap.register(YourClass)"
         ) from error
@@ -89,8 +91,10 @@ def stage(
         module, example, layout, spec: as for `from_module`; the spec is that of what it gave.
 
     Raises:
-        ValueError: a place where the network can't be cut.
+        ValueError: a spec that doesn't say where, or a place where the network can't be cut.
     """
+    if "cuts" not in spec:
+        raise ValueError(f"it isn't said how a {type(module).__name__} is cut into stages")
     found, nodes = cut_places.named(trace(module), spec["cuts"], like_parameters(example, module))
     return _backbone(found, nodes, example, layout, spec)
 

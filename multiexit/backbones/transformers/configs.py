@@ -1,5 +1,6 @@
 """Settings of transformers networks, from folders and descriptions, checked and partly followed."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ ONLY = {"trust_remote_code": False, "use_safetensors": True}
 def config_from_spec(settings: dict[str, Any], attention: str | None = None) -> PretrainedConfig:
     """The settings that a saved description has, of those that this type of network knows.
 
-    Others, such as where a checkpoint once came from, have no effect and are left out.
+    Flags and numbers that it doesn't know are kept too, as its network may read them; other
+    settings, such as where a checkpoint once came from, are left out.
 
     Raises:
         ValueError: code of its own, or values of another type than the network's usual ones.
@@ -83,8 +85,17 @@ def config_from_spec(settings: dict[str, Any], attention: str | None = None) -> 
     missing = [key for key in NEEDED if key in defaults and key not in settings]
     if missing:
         raise ValueError(f"backbone.config lacks {', '.join(missing)}")
-    known = {**defaults, **dict.fromkeys(UNLISTED)}
-    return AutoConfig.for_model(**{key: settings[key] for key in settings if key in known})
+    known = {
+        key: value
+        for key, value in settings.items()
+        if key in defaults or key in UNLISTED or (key[0] != "_" and _is_number(value))
+    }
+    return AutoConfig.for_model(**copy.deepcopy(known))  # some networks add to their settings
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a flag or number: some networks read such settings without listing them."""
+    return value is None or isinstance(value, bool | int | float)
 
 
 def check_settings(settings: Any, where: str) -> None:

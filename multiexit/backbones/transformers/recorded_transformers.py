@@ -71,7 +71,20 @@ class RecordedText(RecordedBackbone):
             if inputs[name] is not None and name not in self.takes:
                 raise ValueError(f"this network takes no {name}")
         infers = not (self.training or torch.is_grad_enabled())
+        if infers and attention_mask is None and self.pool == "last":
+            self._check_no_padding(input_ids)
         return self.begin(text_inputs.read(inputs, self._limits, infers))
+
+    def _check_no_padding(self, input_ids: Tensor | None) -> None:
+        """Refuse rows that seem to have padding, where no mask says which token is the last one."""
+        padding = getattr(_text_config(self.shell.config), "pad_token_id", None)
+        if input_ids is None or padding is None or torch.compiler.is_compiling():
+            return
+        if bool((input_ids == padding).any()):
+            raise ValueError(
+                f"rows hold the padding token {padding}, and this network answers at a row's last "
+                "real token: give attention_mask, 1 where a token is real and 0 where it is padding"
+            )
 
     def begin(self, inputs: Mapping[str, Any]) -> Carry:
         given = {k: v for k, v in inputs.items() if v is not None and k in self.takes}
@@ -160,7 +173,7 @@ def from_instance(
         ValueError: a model that can't be taken apart, with the reason.
     """
     name = type(model).__name__
-    if "For" in name and not name.endswith(task_heads.ENDINGS):
+    if "For" in name and not task_heads.classifies(model):
         model = model.base_model
     parts = {path.rpartition(".")[2] for path, _ in model.named_modules()}
     if getattr(model.config, "is_encoder_decoder", False) and "decoder" in parts:
@@ -168,7 +181,7 @@ def from_instance(
             f"{type(model).__name__} has an encoder and a decoder, and exits need one chain of "
             "layers: wrap its encoder alone, such as T5EncoderModel or model.get_encoder()"
         )
-    if name.endswith(task_heads.ENDINGS):
+    if task_heads.classifies(model):
         task_heads.check_problem(model.config)
     try:
         return _Builder(model, input_shape, layout).build(spec)
@@ -229,6 +242,7 @@ class _Builder:
 
     def build(self, spec: dict[str, Any] | None) -> RecordedBackbone:
         self.is_remade = spec is not None
+        self.gives_logits = spec is not None and spec.get("classifier") is True
         if spec is not None and any(p.is_meta for p in self.model.parameters()):
             head = self._classifier(recording.described_ending(spec))
             arguments = recording.skeleton(self.model, spec)
@@ -339,12 +353,13 @@ class _Builder:
 
     def _ending(self, found: Recording, batch: Batch) -> Ending | None:
         target = getattr(found.output, "logits", None)
+        self.gives_logits = isinstance(target, Tensor) and target.ndim == 2
         target = found.output[0] if target is None else target
         return recording.find_ending(self.model, found, target, batch.valid_BT)
 
     def _classifier(self, ending: Ending | None) -> Classifier | None:
         """Its own head, of a model that classifies whole rows."""
-        if not type(self.model).__name__.endswith(task_heads.ENDINGS):
+        if not task_heads.classifies(self.model) and not self.gives_logits:
             return None
         classes = self.config.num_labels
         labels = task_heads.labels(self.config, classes)

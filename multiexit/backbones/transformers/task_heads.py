@@ -42,6 +42,14 @@ def classifier_of(model: Any) -> Classifier | None:
     return Classifier(linear, classes, FirstToken(**layers), labels(config, classes))
 
 
+def classifies(model: Any) -> bool:
+    """Whether a model's class, or one that it is derived from, is one that classifies rows."""
+    return any(
+        base.__name__.endswith(ENDINGS) and base.__module__.startswith("transformers.")
+        for base in type(model).__mro__
+    )
+
+
 def check_problem(config: Any) -> None:
     """Refuse a network that answers several things at once, by a ValueError."""
     problem = getattr(config, "problem_type", None)

@@ -23,6 +23,9 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import Classifier
@@ -202,7 +205,9 @@ def from_name(name: str, **kwargs: Any) -> Backbone:
             f"no model {name!r}: its config.json has model_type {config['model_type']!r}, which "
             "this version of transformers doesn't know"
         )
-    auto = _auto_class([str(name) for name in config.get("architectures") or []])
+    auto = _auto_class(
+        config["model_type"], [str(name) for name in config.get("architectures") or []]
+    )
     defaults = {} if "torch_dtype" in kwargs else {"dtype": torch.float32}  # its old name
     options = {**defaults, **kwargs, **configs.ONLY}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -230,12 +235,13 @@ AUTO = {
 """By how the class's name ends that a configuration has."""
 
 
-def _auto_class(architectures: Sequence[str]) -> Any:
+def _auto_class(model_type: str, architectures: Sequence[str]) -> Any:
     """The class of transformers that loads such a network."""
     for architecture in architectures:
         for ending, auto in AUTO.items():
             if architecture.endswith(ending):
-                return auto
+                is_sound = model_type in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+                return AutoModelForAudioClassification if is_sound else auto
     return AutoModel
 
 

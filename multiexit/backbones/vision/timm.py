@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.arguments import unknown
-from multiexit.backbones import general
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.graphs import cuts
 from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
@@ -60,7 +60,7 @@ def from_instance(
     spec = _spec(model, input_shape) if spec is None else spec
     family = family_of(model)
     if family is None:
-        backbone = general.from_module(model, _example(model, spec, input_shape), layout, spec)
+        backbone = cuts.from_module(model, _example(model, spec, input_shape), layout, spec)
         if getattr(model, "num_classes", None) == 0:
             backbone.set_classifier(None)
         return backbone
@@ -140,7 +140,7 @@ def from_spec(spec: dict[str, Any]) -> Backbone:
     model = timm.create_model(spec["name"], pretrained=False, **spec["kwargs"])
     shape = spec.get("input_shape")
     if family_of(model) is None:
-        return general.stage(model, _example(model, spec, shape), spec)
+        return cuts.stage(model, _example(model, spec, shape), spec.get("layout"), spec)
     return stage(model, spec, shape)
 
 

@@ -11,9 +11,9 @@ from torchvision.models import ResNet, VisionTransformer, get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from multiexit.arguments import unknown
-from multiexit.backbones import general
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import Classifier, FirstToken
+from multiexit.backbones.graphs import cuts
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
@@ -59,7 +59,7 @@ def from_instance(
     """
     spec = _spec(model, input_shape) if spec is None else spec
     if not isinstance(model, FAMILIES):
-        return general.from_module(model, _example(model, input_shape), layout, spec)
+        return cuts.from_module(model, _example(model, input_shape), layout, spec)
     if layout is not None:
         raise ValueError(f"{type(model).__name__} takes no layout=: its features' layout is known")
     backbone = stage(model, spec, input_shape)
@@ -157,7 +157,7 @@ def from_spec(spec: dict[str, Any]) -> Backbone:
         model = _made(name, kwargs)
     shape = spec.get("input_shape")
     if not isinstance(model, FAMILIES):
-        return general.stage(model, _example(model, shape), spec)
+        return cuts.stage(model, _example(model, shape), spec.get("layout"), spec)
     return stage(model, spec, shape)
 
 

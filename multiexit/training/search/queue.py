@@ -142,6 +142,9 @@ def tune(
         slot = trial.user_attrs.get("slot")
         if slot is None or any(t.number < trial.number for t in _live_trials(study, slot)):
             raise _Surplus
+        # Optuna's own first sign of life comes from a thread: a process that dies before it would
+        # leave a trial that counts as running for ever.
+        study._storage.record_heartbeat(trial._trial_id)
         study.sampler = _sampler(sampler, seed, slot)
         setting = {name: _drawn_value(trial, name, values) for name, values in space.items()}
         scores = list(trial.user_attrs["folds"])

@@ -228,7 +228,9 @@ def test_another_version_is_not_gone_on_with(tmp_path, monkeypatch):
     fit(chain(), "joint", config(output=tmp_path, epochs=1), Table())
     monkeypatch.setattr(_version, "__version__", "9.9")
     settings = config(output=tmp_path, epochs=1, resume=True)
-    with pytest.raises(ValueError, match=r"versions multiexit \('.*' there, '9.9' here\).*--force"):
+    with pytest.raises(
+        ValueError, match=r"versions multiexit \('.*' there, '9.9' here\).*force=True"
+    ):
         fit(chain(), "joint", settings, Table())
     with pytest.warns(UserWarning, match=r"versions multiexit.*by force"):
         fit(chain(), "joint", replace(settings, force=True), Table())
@@ -282,7 +284,7 @@ def test_settings_of_the_backbone_are_compared_and_where_they_came_from_is_not()
 def test_another_head_of_the_same_shape_is_gone_on_with_by_force_alone(tmp_path):
     fit(transformer("mean"), "joint", config(output=tmp_path, epochs=1), Text())
     settings = config(output=tmp_path, epochs=1, resume=True)
-    with pytest.raises(ValueError, match=r"model pool \('mean' there, 'first' here\).*--force"):
+    with pytest.raises(ValueError, match=r"model pool \('mean' there, 'first' here\).*force=True"):
         fit(transformer("first"), "joint", settings, Text())
     with pytest.warns(UserWarning, match=r"model pool.*by force"):
         fit(transformer("first"), "joint", replace(settings, force=True), Text())

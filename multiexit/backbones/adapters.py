@@ -99,12 +99,12 @@ def _without_adapters(
 ) -> nn.Module | None:
     """The head itself where no adapter was in it, else a copy with these merged."""
     parts = [] if head is None else list(head.modules())
-    found = [part for part in parts if id(part) in taken]
-    if not found and not any(map(is_adapter, parts)):
+    adapted = [part for part in parts if id(part) in taken]
+    if not adapted and not any(map(is_adapter, parts)):
         return head
     head = copy.deepcopy(head, memo)
     assert head is not None
-    for part in found:
+    for part in adapted:
         merged = copy.deepcopy(taken[id(part)])
         _merge(merged)
         memo[id(part)].load_state_dict(_plain(merged).state_dict())
@@ -118,15 +118,15 @@ def described(backbone: Backbone) -> dict[str, Any] | None:
     Returns:
         None where the backbone has no spec.
     """
-    found = layers(backbone)
-    if backbone.spec is None or not found:
+    adapted = layers(backbone)
+    if backbone.spec is None or not adapted:
         return backbone.spec
-    return {**backbone.spec, "lora": _described(found)}
+    return {**backbone.spec, "lora": _described(adapted)}
 
 
-def _described(found: Mapping[str, Any]) -> dict[str, Any]:
+def _described(adapted: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `insert`; a comparison tells whether they make the same adapters again."""
-    first = next(iter(found.values()))
+    first = next(iter(adapted.values()))
     name = next(iter(getattr(first, "r", {})), "")
     dropout = getattr(first, "lora_dropout", {})
     rate = getattr(dropout[name], "p", 0.0) if name in dropout else 0.0
@@ -136,7 +136,7 @@ def _described(found: Mapping[str, Any]) -> dict[str, Any]:
     }
     numbers = {
         place: {key: getattr(layer, key, {}).get(name, 0) for key in ("r", "lora_alpha")}
-        for place, layer in found.items()
+        for place, layer in adapted.items()
     }
     return {"name": name, "layers": numbers, "lora_dropout": rate, **of_all}
 

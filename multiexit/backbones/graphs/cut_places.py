@@ -46,26 +46,26 @@ class Cut(NamedTuple):
         return sum(size > 1 for size in self.shape) > 1
 
 
-def _alone(found: Trace) -> list[fx.Node]:
+def _alone(traced: Trace) -> list[fx.Node]:
     """The nodes behind which theirs is the only tensor or number alive."""
-    varying = found.varying()
-    last_use = {source: node for node in found.graph.nodes for source in node.all_input_nodes}
-    alive: set[fx.Node] = {found.input}
+    varying = traced.varying()
+    last_use = {source: node for node in traced.graph.nodes for source in node.all_input_nodes}
+    alive: set[fx.Node] = {traced.input}
     alone = []
-    for node in found.graph.nodes:
+    for node in traced.graph.nodes:
         alive -= {source for source in node.all_input_nodes if last_use[source] is node}
         if node in varying and node in last_use:
             alive.add(node)
-        if alive == {node} and node is not found.input:
+        if alive == {node} and node is not traced.input:
             alone.append(node)
     return alone
 
 
-def named(found: Trace, names: Sequence[str], example: Tensor) -> tuple[Trace, list[fx.Node]]:
+def named(traced: Trace, names: Sequence[str], example: Tensor) -> tuple[Trace, list[fx.Node]]:
     """The nodes of these names, in order, to cut behind.
 
     Args:
-        found: the network's trace.
+        traced: the network's trace.
         names: as they were when they were chosen.
         example: one input row.
 
@@ -76,7 +76,7 @@ def named(found: Trace, names: Sequence[str], example: Tensor) -> tuple[Trace, l
         ValueError: one behind which the graph can't be cut.
     """
     missing = list(names)
-    for variant in _variants(found, example):
+    for variant in _variants(traced, example):
         alone = {node.name: node for node in _alone(variant)}
         missing = [name for name in names if name not in alone]
         if not missing and names and [name for name in alone if name in names] == list(names):
@@ -84,11 +84,11 @@ def named(found: Trace, names: Sequence[str], example: Tensor) -> tuple[Trace, l
     raise ValueError(f"it can't be cut behind {missing or list(names)}, as it is described")
 
 
-def chosen(found: Trace, example: Tensor) -> tuple[Trace, list[fx.Node]]:
+def chosen(traced: Trace, example: Tensor) -> tuple[Trace, list[fx.Node]]:
     """The nodes to cut behind.
 
     Args:
-        found: the network's trace.
+        traced: the network's trace.
         example: one input row.
 
     Returns:
@@ -99,13 +99,13 @@ def chosen(found: Trace, example: Tensor) -> tuple[Trace, list[fx.Node]]:
     """
     cuts: list[Cut] = []
     total, places = 1.0, 0
-    for variant in _variants(found, example):
+    for variant in _variants(traced, example):
         num_alone = len(_alone(variant))
         if num_alone > places:
             try:
                 more, total = _stages(variant, example)
             except ValueError:
-                if variant is found:
+                if variant is traced:
                     raise
                 continue  # a first size that wasn't the number of rows
             cuts, places = max(cuts, more, key=len), num_alone
@@ -119,38 +119,38 @@ def chosen(found: Trace, example: Tensor) -> tuple[Trace, list[fx.Node]]:
             f"where one tensor alone leads to the next block for the last time, {share:.0%} of the "
             "compute is done"
         )
-    return named(found, [cut.node.name for cut in cuts], example)
+    return named(traced, [cut.node.name for cut in cuts], example)
 
 
-def _variants(found: Trace, example: Tensor) -> Iterator[Trace]:
+def _variants(traced: Trace, example: Tensor) -> Iterator[Trace]:
     """The trace, and the same with numbers known that else stand in the way of cuts.
 
     Numbers that are read from a tensor and used in a later block are alive as a tensor is. First
     the number of rows is known, which any tensor tells; then the sizes that the example has.
     """
-    yield found
-    yield found._replace(numbers=dict.fromkeys(found.rows()))
-    few, more = (_run(found, random_rows(example, found.module, rows)).numbers for rows in (2, 3))
-    nodes = {node.name: node for node in found.graph.nodes}
+    yield traced
+    yield traced._replace(numbers=dict.fromkeys(traced.rows()))
+    few, more = (_run(traced, random_rows(example, traced.module, rows)).numbers for rows in (2, 3))
+    nodes = {node.name: node for node in traced.graph.nodes}
     numbers = {
         nodes[name]: None if (number, more[name]) == (2, 3) else number
         for name, number in few.items()
         if more.get(name) in (number, 3 if number == 2 else number)
     }
-    yield found._replace(numbers=numbers)
+    yield traced._replace(numbers=numbers)
 
 
-def _stages(found: Trace, example: Tensor) -> tuple[list[Cut], float]:
+def _stages(traced: Trace, example: Tensor) -> tuple[list[Cut], float]:
     """Where the stages end, and the compute of the whole network."""
-    cuts, layers, total = _measured(found, random_rows(example, found.module, 2))
-    return _spread(_trunk(found, cuts, layers)), total
+    cuts, layers, total = _measured(traced, random_rows(example, traced.module, 2))
+    return _spread(_trunk(traced, cuts, layers)), total
 
 
 class _Meter(fx.Interpreter):
     """Runs a graph and notes, of each node, the compute so far; of some also what they gave."""
 
-    def __init__(self, found: Trace, kept: Collection[fx.Node] = ()):
-        super().__init__(found.piece(found.input, found.output))
+    def __init__(self, traced: Trace, kept: Collection[fx.Node] = ()):
+        super().__init__(traced.piece(traced.input, traced.output))
         self.kept = {node.name for node in kept}
         self.work: dict[str, float] = {}
         self.layers: set[str] = set()
@@ -174,10 +174,10 @@ class _Meter(fx.Interpreter):
         return result
 
 
-def _run(found: Trace, x: Tensor, kept: Collection[fx.Node] = ()) -> _Meter:
-    meter = _Meter(found, kept)
-    with evaluating(found.module), torch.no_grad(), meter.counter:
-        found.module.requires_grad_(False)  # the counter trips over the gradients of expanded ones
+def _run(traced: Trace, x: Tensor, kept: Collection[fx.Node] = ()) -> _Meter:
+    meter = _Meter(traced, kept)
+    with evaluating(traced.module), torch.no_grad(), meter.counter:
+        traced.module.requires_grad_(False)  # the counter trips over the gradients of expanded ones
         try:
             meter.run(x)
         except Exception as error:  # whatever a network says to an input that it doesn't take
@@ -189,12 +189,12 @@ def _run(found: Trace, x: Tensor, kept: Collection[fx.Node] = ()) -> _Meter:
     return meter
 
 
-def _measured(found: Trace, x: Tensor) -> tuple[list[Cut], list[fx.Node], float]:
+def _measured(traced: Trace, x: Tensor) -> tuple[list[Cut], list[fx.Node], float]:
     """Places for cuts, the nodes that compute, and the compute of all."""
-    alone = _alone(found)
-    meter = _run(found, x, alone)
-    layers = [node for node in found.graph.nodes if node.name in meter.layers]
-    order = {node: place for place, node in enumerate(found.graph.nodes)}
+    alone = _alone(traced)
+    meter = _run(traced, x, alone)
+    layers = [node for node in traced.graph.nodes if node.name in meter.layers]
+    order = {node: place for place, node in enumerate(traced.graph.nodes)}
     cuts = []
     for node in alone:
         result = meter.results.get(node.name)
@@ -202,15 +202,15 @@ def _measured(found: Trace, x: Tensor) -> tuple[list[Cut], list[fx.Node], float]
             continue
         if result._version > meter.versions[node.name]:
             continue  # a later layer writes over it: an exit would read something else
-        before = sum(_count(found, layer) for layer in layers if order[layer] <= order[node])
+        before = sum(_count(traced, layer) for layer in layers if order[layer] <= order[node])
         shape = tuple(result.shape[1:])
         cuts.append(Cut(node, _modules(node), meter.work[node.name], before, shape))
     return cuts, layers, max(meter.work.values())
 
 
-def _count(found: Trace, node: fx.Node) -> int:
+def _count(traced: Trace, node: fx.Node) -> int:
     """The number of layers in a node that computes."""
-    module = found.layer(node)
+    module = traced.layer(node)
     parts = [] if module is None else module.modules()
     return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in parts) or 1
 
@@ -221,15 +221,15 @@ def _modules(node: fx.Node) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
 
 
-def _trunk(found: Trace, cuts: list[Cut], layers: list[fx.Node]) -> list[Cut]:
+def _trunk(traced: Trace, cuts: list[Cut], layers: list[fx.Node]) -> list[Cut]:
     """Cuts before the network's head: its last linear layer, and the pooling to a vector.
 
     A module that pools, and has one layer before that at most, is the head's as a whole.
     """
-    order = {node: place for place, node in enumerate(found.graph.nodes)}
+    order = {node: place for place, node in enumerate(traced.graph.nodes)}
     end = len(order)
-    if isinstance(found.layer(found.output), nn.Linear):
-        end = order[found.output]
+    if isinstance(traced.layer(traced.output), nn.Linear):
+        end = order[traced.output]
     for before, after in pairwise(cuts):
         if before.has_positions and not after.has_positions and before.work == after.work:
             end = min(end, order[before.node] + 1)

@@ -60,8 +60,8 @@ def from_module(
             places to cut, pieces that compute something else; each with what would work.
     """
     try:
-        found, nodes = cut_places.chosen(trace(module), like_parameters(example, module))
-        _check_pieces(found, nodes, example)
+        traced, nodes = cut_places.chosen(trace(module), like_parameters(example, module))
+        _check_pieces(traced, nodes, example)
     except Exception as error:  # whatever a network says to what follows it
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = f"no {reason} in its graph" if isinstance(error, KeyError) else reason
@@ -74,7 +74,7 @@ def from_module(
     if spec is not None:
         spec = {**spec, "cuts": [node.name for node in nodes]}
         spec |= {} if layout is None else {"layout": layout}
-    backbone = _backbone(found, nodes, example, layout, spec)
+    backbone = _backbone(traced, nodes, example, layout, spec)
     check_rows(backbone.features, backbone, example)
     return backbone
 
@@ -95,26 +95,26 @@ def stage(
     """
     if "cuts" not in spec:
         raise ValueError(f"it isn't said how a {type(module).__name__} is cut into stages")
-    found, nodes = cut_places.named(trace(module), spec["cuts"], like_parameters(example, module))
-    return _backbone(found, nodes, example, layout, spec)
+    traced, nodes = cut_places.named(trace(module), spec["cuts"], like_parameters(example, module))
+    return _backbone(traced, nodes, example, layout, spec)
 
 
 def _backbone(
-    found: Trace,
+    traced: Trace,
     nodes: Sequence[fx.Node],
     example: Tensor,
     layout: str | Sequence[str] | None,
     spec: dict[str, Any] | None,
 ) -> SequentialBackbone:
-    has_sizes = any(number is not None for number in found.numbers.values())
-    rest = found.piece(nodes[-1], found.output)
+    has_sizes = any(number is not None for number in traced.numbers.values())
+    rest = traced.piece(nodes[-1], traced.output)
     return SequentialBackbone(
         FixedSize(example.shape[1:]) if has_sizes else nn.Identity(),
-        [found.piece(a, b) for a, b in pairwise([found.input, *nodes])],
+        [traced.piece(a, b) for a, b in pairwise([traced.input, *nodes])],
         example,
         pool="first" if any(map(_is_first_token, rest.graph.nodes)) else "mean",
         spec=spec,
-        classifier=_classifier(found, nodes[-1], rest, example),
+        classifier=_classifier(traced, nodes[-1], rest, example),
         layout=layout,
     )
 
@@ -123,27 +123,29 @@ def _is_first_token(node: fx.Node) -> bool:
     return node.target is operator.getitem and node.args[1:] == ((slice(None), 0),)
 
 
-def _classifier(found: Trace, last: fx.Node, rest: nn.Module, example: Tensor) -> Classifier | None:
+def _classifier(
+    traced: Trace, last: fx.Node, rest: nn.Module, example: Tensor
+) -> Classifier | None:
     """The network's own head, which lies behind the last cut, if it classifies."""
-    linear = found.layer(found.output)
+    linear = traced.layer(traced.output)
     if isinstance(linear, nn.Linear):
-        (read,) = found.output.all_input_nodes
-        return Classifier(linear, linear.out_features, found.piece(last, read))
+        (read,) = traced.output.all_input_nodes
+        return Classifier(linear, linear.out_features, traced.piece(last, read))
     if all(p.ndim < 2 for p in rest.parameters()):
         return None
-    with evaluating(found.module), torch.no_grad():
-        logits_BK = found.module(like_parameters(example, found.module))
+    with evaluating(traced.module), torch.no_grad():
+        logits_BK = traced.module(like_parameters(example, traced.module))
     return Classifier(rest, logits_BK.shape[1], nn.Identity()) if logits_BK.ndim == 2 else None
 
 
-def _check_pieces(found: Trace, nodes: Sequence[fx.Node], example: Tensor) -> None:
+def _check_pieces(traced: Trace, nodes: Sequence[fx.Node], example: Tensor) -> None:
     """Refuse pieces that, one after another, give something else than the network's own forward."""
     pieces = nn.Sequential(
-        *(found.piece(a, b) for a, b in pairwise([found.input, *nodes, found.output]))
+        *(traced.piece(a, b) for a, b in pairwise([traced.input, *nodes, traced.output]))
     )
-    with evaluating(found.module, pieces), torch.no_grad():
+    with evaluating(traced.module, pieces), torch.no_grad():
         for rows in (2, 1):
-            x = random_rows(example, found.module, rows)
-            gap = mismatch(pieces(x.clone()), found.module(x.clone()), 1e-5)
+            x = random_rows(example, traced.module, rows)
+            gap = mismatch(pieces(x.clone()), traced.module(x.clone()), 1e-5)
             if gap:
                 raise ValueError(f"its pieces give something else than its own forward: {gap}")

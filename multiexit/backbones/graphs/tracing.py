@@ -89,12 +89,12 @@ class Trace(NamedTuple):
 
     def varying(self) -> set[fx.Node]:
         """The nodes that depend on the input."""
-        found: set[fx.Node] = set()
+        varying: set[fx.Node] = set()
         for node in self.graph.nodes:
-            depends = node is self.input or not found.isdisjoint(node.all_input_nodes)
+            depends = node is self.input or not varying.isdisjoint(node.all_input_nodes)
             if depends and node not in self.numbers:
-                found.add(node)
-        return found
+                varying.add(node)
+        return varying
 
     def rows(self) -> set[fx.Node]:
         """The nodes that read the first size of a tensor."""
@@ -140,7 +140,7 @@ def trace(module: nn.Module) -> Trace:
     whole: set[type[nn.Module]] = set()
     while True:
         traces = [_trace(module, training, whole) for training in (False, True)]
-        culprits = [found for found in traces if not isinstance(found, Trace)]
+        culprits = [outcome for outcome in traces if not isinstance(outcome, Trace)]
         if not culprits:
             evaluated, trained = traces
             assert isinstance(evaluated, Trace)
@@ -183,13 +183,13 @@ def _trace(
             extras |= {name: module._buffers[name] for name in set(module._buffers) - buffers}
             for name in extras:
                 delattr(module, name)
-    found = Trace(module, graph, extras)
-    _name_dropouts(found, training)
-    return found
+    traced = Trace(module, graph, extras)
+    _name_dropouts(traced, training)
+    return traced
 
 
-def _check_output(found: Trace) -> None:
-    (output,) = next(iter(reversed(found.graph.nodes))).args
+def _check_output(traced: Trace) -> None:
+    (output,) = next(iter(reversed(traced.graph.nodes))).args
     if not isinstance(output, fx.Node):
         raise ValueError(f"its forward gives no single tensor but {type(output).__name__}")
 
@@ -221,9 +221,9 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _name_dropouts(found: Trace, training: bool) -> None:
+def _name_dropouts(traced: Trace, training: bool) -> None:
     """`F.dropout(x, p, training=self.training)` becomes a module, which knows its own mode."""
-    for node in found.graph.nodes:
+    for node in traced.graph.nodes:
         kind = _DROPOUTS.get(node.target)
         if kind is None:
             continue
@@ -231,7 +231,7 @@ def _name_dropouts(found: Trace, training: bool) -> None:
         call.apply_defaults()
         if call.arguments["training"] is training:
             node.op, node.target = "call_module", node.name
-            found.extras[node.name] = kind(call.arguments["p"], call.arguments["inplace"])
+            traced.extras[node.name] = kind(call.arguments["p"], call.arguments["inplace"])
             node.args, node.kwargs = (call.arguments["input"],), {}
 
 
@@ -240,12 +240,12 @@ def _first_difference(evaluated: fx.Graph, trained: fx.Graph) -> fx.Node | None:
     numbers: dict[Any, int] = {}
 
     def numbered(graph: fx.Graph) -> dict[fx.Node, int]:
-        found: dict[fx.Node, int] = {}
+        number_of: dict[fx.Node, int] = {}
         for node in graph.nodes:
-            arguments = map_arg((node.args, node.kwargs), lambda n: f"%{found[n]}")
+            arguments = map_arg((node.args, node.kwargs), lambda n: f"%{number_of[n]}")
             key = (node.op, node.target, repr(arguments))
-            found[node] = numbers.setdefault(key, len(numbers))
-        return found
+            number_of[node] = numbers.setdefault(key, len(numbers))
+        return number_of
 
     there = set(numbered(trained).values())
     for node, number in numbered(evaluated).items():

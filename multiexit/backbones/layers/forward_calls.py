@@ -39,7 +39,7 @@ class Call(NamedTuple):
     ended: int
 
 
-class Chain(NamedTuple):
+class LayerChain(NamedTuple):
     """The layers that run one after another.
 
     Args:
@@ -101,7 +101,7 @@ def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
     return module(*([inputs[""]] if "" in inputs else []), **named)
 
 
-def find_chain(module: nn.Module, calls: Sequence[Call]) -> Chain | None:
+def find_chain(module: nn.Module, calls: Sequence[Call]) -> LayerChain | None:
     """The chain in a network's lists of modules, None where there is none.
 
     Lists whose names differ in numbers only, such as `stages.0.layers` and `stages.1.layers`, are
@@ -119,7 +119,7 @@ def find_chain(module: nn.Module, calls: Sequence[Call]) -> Chain | None:
     weights = [sum(p.numel() for p in _parameters(module, chain)) for chain in chains]
     shapes = {call.name: {_shape(call.input), _shape(call.output)} for call in calls}
 
-    def rank(chain: Chain) -> tuple[bool, int, bool, int]:
+    def rank(chain: LayerChain) -> tuple[bool, int, bool, int]:
         last = [chain.layers[end] for end in chain.ends]
         is_even = len({shape for name in last for shape in shapes[name]}) == 1
         is_alike = len({type(module.get_submodule(name)) for name in last}) == 1
@@ -133,7 +133,7 @@ def _shape(tensor: Tensor | None) -> torch.Size | None:
     return None if tensor is None else tensor.shape
 
 
-def _parameters(module: nn.Module, chain: Chain) -> list[Tensor]:
+def _parameters(module: nn.Module, chain: LayerChain) -> list[Tensor]:
     parameters = [p for name in chain.layers for p in module.get_submodule(name).parameters()]
     return list({id(p): p for p in parameters}.values())
 
@@ -149,7 +149,7 @@ def _groups(module: nn.Module) -> Iterator[list[str]]:
     yield from groups.values()
 
 
-def _chain(names: Sequence[str], calls: Sequence[Call]) -> Chain | None:
+def _chain(names: Sequence[str], calls: Sequence[Call]) -> LayerChain | None:
     wanted = set(names)
     ordered = [call for call in calls if call.name in wanted]
     if not ordered or [call.name for call in ordered] != list(names):
@@ -161,7 +161,7 @@ def _chain(names: Sequence[str], calls: Sequence[Call]) -> Chain | None:
             return None
         layers += [*links, two.name]
         ends.append(len(layers) - 1)
-    return Chain(tuple(layers), tuple(ends)) if len(set(layers)) == len(layers) else None
+    return LayerChain(tuple(layers), tuple(ends)) if len(set(layers)) == len(layers) else None
 
 
 def _links(one: Call, two: Call, calls: Sequence[Call]) -> list[str] | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.layers import shell as shells
-from multiexit.backbones.layers.forward_calls import Chain
+from multiexit.backbones.layers.forward_calls import LayerChain
 from multiexit.backbones.layers.shell import Given, Made
 from multiexit.backbones.running import in_precision, like_parameters
 
@@ -25,7 +25,7 @@ layer's number, `GIVES`, and the place in what it gives beside the feature."""
 GIVES = "gives"
 
 
-class Row(NamedTuple):
+class PerRow(NamedTuple):
     """Stands for a tensor with a row per row, in `carry["rows"]`."""
 
     name: str
@@ -43,10 +43,10 @@ class ForAll(NamedTuple):
     name: str
 
 
-STAND_INS = {"row": Row, "folded": Folded, "all": ForAll}
+STAND_INS = {"row": PerRow, "folded": Folded, "all": ForAll}
 
 
-class Plan:
+class CallPlan:
     """The layers' arguments beside the feature, with stand-ins for the rows' tensors.
 
     Plans of one structure are equal: rows with equal plans can go on together.
@@ -60,7 +60,7 @@ class Plan:
         self.calls = calls
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and _equal(self.calls, other.calls)
+        return isinstance(other, CallPlan) and _equal(self.calls, other.calls)
 
     def __hash__(self) -> int:
         return hash(len(self.calls))
@@ -91,7 +91,7 @@ class RecordedBackbone(Backbone):
         self,
         shell: nn.Module,
         layers: Sequence[nn.Module],
-        chain: Chain,
+        chain: LayerChain,
         kinds: Mapping[Path, str],
         norm: nn.Module | None,
         example: Mapping[str, Tensor],
@@ -114,7 +114,7 @@ class RecordedBackbone(Backbone):
         rows, plan = self._planned(given)
         return {"x": given[0].x, "rows": rows, "plan": plan}
 
-    def _planned(self, given: Sequence[Given]) -> tuple[dict[str, Tensor], "Plan"]:
+    def _planned(self, given: Sequence[Given]) -> tuple[dict[str, Tensor], "CallPlan"]:
         """The rows' tensors by name, and the plan with their stand-ins."""
         B = len(given[0].x)
         rows: dict[str, Tensor] = {}
@@ -137,7 +137,7 @@ class RecordedBackbone(Backbone):
             call.layer: (call.place, *mapped((call.args, call.kwargs), stand_in, (call.layer,)))
             for call in given
         }
-        return rows, Plan(calls)
+        return rows, CallPlan(calls)
 
     def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
         x, rows, plan = carry["x"], dict(carry["rows"]), carry["plan"]
@@ -149,7 +149,7 @@ class RecordedBackbone(Backbone):
             self._keep(place, result, rows, len(x))
         return {**carry, "x": x, "rows": rows}, self.norm(x)
 
-    def _run(self, place: int, x: Tensor, rows: Mapping[str, Tensor], plan: Plan) -> Any:
+    def _run(self, place: int, x: Tensor, rows: Mapping[str, Tensor], plan: CallPlan) -> Any:
         """A layer's result."""
         at, args, kwargs = _filled(plan.calls[place], rows)
         if isinstance(at, str):
@@ -278,7 +278,7 @@ def mapped(tree: Any, stand_in: Callable[[Path, Any], Any], path: Path) -> Any:
 
 def _filled(tree: Any, rows: Mapping[str, Tensor]) -> Any:
     """The tree with the rows' tensors in place of their stand-ins."""
-    if isinstance(tree, Row):
+    if isinstance(tree, PerRow):
         return rows[tree.name]
     if isinstance(tree, Folded):
         return rows[tree.name].flatten(0, 1)

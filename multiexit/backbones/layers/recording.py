@@ -14,7 +14,7 @@ from multiexit.backbones import infer_layout, layouts
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.layers import forward_calls, recorded, tails
-from multiexit.backbones.layers.forward_calls import Call, Chain
+from multiexit.backbones.layers.forward_calls import Call, LayerChain
 from multiexit.backbones.layers.recorded import GIVES, Path
 from multiexit.backbones.layers.shell import Given, feature_of, make_shell, record, result_at
 from multiexit.files import schema
@@ -50,7 +50,7 @@ class Recording(NamedTuple):
         features: what each stage gave for it.
     """
 
-    chain: Chain
+    chain: LayerChain
     late: list[str]
     shell: nn.Module
     kinds: dict[Path, str]
@@ -137,7 +137,7 @@ def _recorded(shell: nn.Module, batch: Batch) -> list[Given]:
 
 def _made_kinds(
     module: nn.Module,
-    chain: Chain,
+    chain: LayerChain,
     batches: Sequence[Batch],
     given: Sequence[Sequence[Given]],
     first: Mapping[str, Call],
@@ -161,7 +161,7 @@ def _made_kinds(
 def check(
     backbone: recorded.RecordedBackbone,
     module: nn.Module,
-    found: Recording,
+    first_run: Recording,
     batches: Sequence[Batch],
 ) -> None:
     """Refuse stages that aren't what the network's own layers give in its own forward.
@@ -169,7 +169,7 @@ def check(
     Args:
         backbone: the network in stages.
         module: the network.
-        found: of the first batch.
+        first_run: of the first batch.
         batches: as for `record_layers`. Of the second only what comes before the layers is run;
             the second row of the first runs by itself, too.
 
@@ -178,20 +178,20 @@ def check(
             answer depends on the rows or the padding beside it.
     """
     first, second, *others = batches
-    together, plan = _checked(backbone, first, found.features)
+    together, plan = _checked(backbone, first, first_run.features)
     with evaluating(backbone), torch.no_grad():
         if backbone.begin(second.inputs)["plan"] != plan:
             raise ValueError(
                 "it calls its layers with something that depends on the number of rows"
             )
     for batch in others:
-        _checked(backbone, batch, _features(module, found.chain, batch))
+        _checked(backbone, batch, _features(module, first_run.chain, batch))
     by_itself = _second_row(first)
-    alone, _ = _checked(backbone, by_itself, _features(module, found.chain, by_itself))
+    alone, _ = _checked(backbone, by_itself, _features(module, first_run.chain, by_itself))
     _check_alone(backbone, together, alone)
 
 
-def _features(module: nn.Module, chain: Chain, batch: Batch) -> list[Tensor | None]:
+def _features(module: nn.Module, chain: LayerChain, batch: Batch) -> list[Tensor | None]:
     """What each stage's last layer gives in the network's own forward."""
     names = {chain.layers[end]: i for i, end in enumerate(chain.ends)}
     features: list[Tensor | None] = [None] * len(names)
@@ -372,12 +372,14 @@ def _calls_on_other_size(module: nn.Module, batch: Batch) -> list[Call]:
         return []
 
 
-def describe_chain(found: Recording, shapes: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+def describe_chain(
+    first_run: Recording, shapes: Sequence[Any], names: Sequence[str]
+) -> dict[str, Any]:
     """A chain's description, by which it is laid out without a run: for `skeleton`."""
     return {
-        "layers": list(found.chain.layers),
-        "ends": list(found.chain.ends),
-        "late": found.late,
+        "layers": list(first_run.chain.layers),
+        "ends": list(first_run.chain.ends),
+        "late": first_run.late,
         "shapes": [list(shape) for shape in shapes],
         "layouts": list(names),
     }
@@ -397,7 +399,7 @@ def skeleton(module: nn.Module, spec: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: layers that the network doesn't have.
     """
     described = spec["chain"]
-    chain = Chain(tuple(described["layers"]), tuple(described["ends"]))
+    chain = LayerChain(tuple(described["layers"]), tuple(described["ends"]))
     if list(chain.ends) != sorted({*chain.ends}) or chain.ends[-1] != len(chain.layers) - 1:
         raise schema.wrong("backbone.chain.ends", described["ends"], "places of layers, in order")
     try:

@@ -251,27 +251,27 @@ class _Builder:
             batches = [self._batch(2, 0), self._batch(3, 1)]
             if self.is_text:
                 batches += [self._batch(2, 2, TOKENS + 4), self._batch(3, 3, padded=False)]
-            found = recording.record_layers(self.model, batches)
+            first_run = recording.record_layers(self.model, batches)
             if spec is None:
-                ending = self._ending(found, batches[0])
-                spec = self._spec(found, ending, batches[0])
-                backbone = self._backbone(found, spec)
-                recording.check(backbone, self.model, found, batches)
+                ending = self._ending(first_run, batches[0])
+                spec = self._spec(first_run, ending, batches[0])
+                backbone = self._backbone(first_run, spec)
+                recording.check(backbone, self.model, first_run, batches)
             else:
-                backbone = self._backbone(found, spec)
+                backbone = self._backbone(first_run, spec)
         return backbone
 
-    def _backbone(self, found: Recording, spec: dict[str, Any]) -> RecordedBackbone:
+    def _backbone(self, first_run: Recording, spec: dict[str, Any]) -> RecordedBackbone:
         ending = recording.described_ending(spec)
         arguments = {
-            **recording.parts(self.model, found, ending),
+            **recording.parts(self.model, first_run, ending),
             "feature_shapes": [tuple(shape) for shape in spec["chain"]["shapes"]],
             "layouts": spec["chain"]["layouts"],
             "pool": spec["pool"],
             "spec": spec,
             "classifier": self._classifier(ending),
         }
-        fills_up = self.is_text and found.features[0].shape[1] != TOKENS
+        fills_up = self.is_text and first_run.features[0].shape[1] != TOKENS
         return self._made(arguments, fills_up)
 
     def _made(self, arguments: dict[str, Any], fills_up: bool) -> RecordedBackbone:
@@ -351,11 +351,11 @@ class _Builder:
                 tokens = min(count, getattr(self.config, "max_position_embeddings", count))
         return Limits(sizes, tokens, int(width))
 
-    def _ending(self, found: Recording, batch: Batch) -> Ending | None:
-        target = getattr(found.output, "logits", None)
+    def _ending(self, first_run: Recording, batch: Batch) -> Ending | None:
+        target = getattr(first_run.output, "logits", None)
         self.gives_logits = isinstance(target, Tensor) and target.ndim == 2
-        target = found.output[0] if target is None else target
-        return recording.find_ending(self.model, found, target, batch.valid_BT)
+        target = first_run.output[0] if target is None else target
+        return recording.find_ending(self.model, first_run, target, batch.valid_BT)
 
     def _classifier(self, ending: Ending | None) -> Classifier | None:
         """Its own head, of a model that classifies whole rows."""
@@ -372,9 +372,9 @@ class _Builder:
             )
         return head
 
-    def _has_tokens(self, found: Recording) -> bool:
+    def _has_tokens(self, first_run: Recording) -> bool:
         """All that transformers hands from layer to layer in rank 3 is [B, T, H]."""
-        return self.layout is None and all(feature.ndim == 3 for feature in found.features)
+        return self.layout is None and all(feature.ndim == 3 for feature in first_run.features)
 
     def _pool(self, ending: Ending | None, layouts: Sequence[str]) -> str:
         """The network's own pooling of its last feature, or the one that suits its kind."""
@@ -401,11 +401,11 @@ class _Builder:
             )[0]
         return bool(torch.equal(one[0, 0], other[0, 0]))
 
-    def _spec(self, found: Recording, ending: Ending | None, batch: Batch) -> dict[str, Any]:
+    def _spec(self, first_run: Recording, ending: Ending | None, batch: Batch) -> dict[str, Any]:
         """The description by which the model is made again, if that makes the same one."""
-        has_tokens = self._has_tokens(found)
+        has_tokens = self._has_tokens(first_run)
         shapes, layouts = recording.shapes_and_layouts(
-            self.model, found, batch, "tokens" if has_tokens else self.layout
+            self.model, first_run, batch, "tokens" if has_tokens else self.layout
         )
         if self.is_text and not has_tokens:
             raise ValueError("its layers hand on no vectors for tokens, [B, T, H]")
@@ -417,7 +417,7 @@ class _Builder:
             "config": self.settings,
             "attention": self.config._attn_implementation,
             "pool": self._pool(ending, layouts),
-            "chain": recording.describe_chain(found, shapes, layouts),
+            "chain": recording.describe_chain(first_run, shapes, layouts),
             **recording.describe(ending),
         }
         return spec if self.is_text else {**spec, "input_shape": list(self.input_shape or ())}

@@ -18,6 +18,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForSequenceClassification,
     DistilBertConfig,
     ElectraConfig,
     RobertaConfig,
@@ -519,3 +520,18 @@ def test_the_check_catches_a_spec_that_rebuilds_something_else():
     backbone.spec = {**backbone.spec, "in_channels": 1}
     with pytest.raises(AssertionError, match=r"other tensors: \['stem.conv1.weight'\]"):
         testing.check_backbone(backbone)
+
+
+class Doubled(BertForSequenceClassification):
+    """Answers otherwise than its class in the library does."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+
+def test_a_classifier_with_a_forward_of_its_own_loses_its_head_with_a_warning():
+    with pytest.warns(UserWarning, match="forward of its own, so its head isn't kept"):
+        backbone = mx.wrap(Doubled(BertConfig(**TINY)).eval())
+    assert backbone.classifier is None

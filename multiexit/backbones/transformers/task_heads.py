@@ -22,7 +22,7 @@ def classifier_of(model: Any) -> Classifier | None:
     Raises:
         ValueError: a network that answers several things at once.
     """
-    if not _is_library_classifier(model):
+    if not is_library_classifier(model):
         return None
     config = model.config
     check_problem(config)
@@ -63,7 +63,7 @@ def check_problem(config: Any) -> None:
         )
 
 
-def _is_library_classifier(model: Any) -> bool:
+def is_library_classifier(model: Any) -> bool:
     """Whether a model is the library's class for its type, with the library's own forward."""
     name = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model.config.model_type)
     for base in type(model).__mro__:

@@ -40,6 +40,7 @@ from multiexit.backbones.transformers.families import FAMILIES, Family, part
 from multiexit.backbones.verify import check_text
 from multiexit.files import schema
 from multiexit.files.unreadable import one_line
+from multiexit.runtime import user_level
 
 MAY_NOT_LOOK = "allow_is_bidirectional_skip" in signature(create_bidirectional_mask).parameters
 """Whether this version of transformers can make a mask without a look at its values."""
@@ -180,7 +181,14 @@ def from_instance(
     """
     config = model.base_model.config
     if config.model_type in FAMILIES and not getattr(config, "is_decoder", False):
-        return TransformerBackbone(model)
+        backbone = TransformerBackbone(model)
+        if task_heads.classifies(model) and not task_heads.is_library_classifier(model):
+            warnings.warn(
+                f"{type(model).__name__} has a forward of its own, so its head isn't kept: the "
+                "last exit starts anew, like the others; classifier= names the head's parts",
+                stacklevel=user_level(),
+            )
+        return backbone
     return recorded_transformers.from_instance(model, None, input_shape, layout)
 
 

@@ -58,7 +58,7 @@ def trace(
 
     Args:
         module: the network.
-        inputs: by name; a tensor under the empty name goes first, without one.
+        inputs: by name.
         names: of the modules whose calls are written down; None for all.
 
     Returns:
@@ -86,19 +86,13 @@ def trace(
             if names is None or name in names:
                 part.forward = noted(name, part.forward)
         with evaluating(module), torch.no_grad():
-            output = call(module, inputs)
+            output = module(**inputs)
     finally:
         for part, forward in own.items():
             vars(part).pop("forward", None)
             if forward is not None:
                 part.forward = forward
     return calls, output
-
-
-def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Run a network on inputs as `trace` takes them."""
-    named = {name: value for name, value in inputs.items() if name}
-    return module(*([inputs[""]] if "" in inputs else []), **named)
 
 
 def find_chain(module: nn.Module, calls: Sequence[Call]) -> LayerChain | None:

@@ -13,7 +13,7 @@ from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.layers import shell as shells
 from multiexit.backbones.layers.forward_calls import LayerChain
 from multiexit.backbones.layers.shell import Given, Made
-from multiexit.backbones.running import in_precision, like_parameters
+from multiexit.backbones.running import like_parameters
 
 PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device, type(None))
 """What a layer may be called with beside tensors, and lists and dicts of all these."""
@@ -83,7 +83,7 @@ class RecordedBackbone(Backbone):
             (`"folded"`), is the same for all rows but of the batch's length (`"all"`), or always
             the same (`"fixed"`).
         norm: what comes behind the last layer, and belongs to each feature.
-        example: inputs of one row, by name; the one under the empty name is given by place.
+        example: inputs of one row, by name.
         facts: as `Backbone` takes them.
     """
 
@@ -105,11 +105,8 @@ class RecordedBackbone(Backbone):
         self._kinds = dict(kinds)
         self._example = dict(example)
 
-    def start(self, x: Tensor) -> Carry:
-        return self.begin({"": in_precision(x, self)})
-
     def begin(self, inputs: Mapping[str, Any]) -> Carry:
-        """The carry before the first layer, from inputs by name (`trace.call`)."""
+        """The carry before the first layer, from inputs by name."""
         given = shells.record(self.shell, inputs)
         rows, plan = self._planned(given)
         return {"x": given[0].x, "rows": rows, "plan": plan}
@@ -170,7 +167,7 @@ class RecordedBackbone(Backbone):
 
     def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:
         return {
-            name or "x": like_parameters(tensor, self).expand(batch, *tensor.shape[1:])
+            name: like_parameters(tensor, self).expand(batch, *tensor.shape[1:])
             for name, tensor in self._example.items()
         }
 

@@ -17,6 +17,7 @@ from multiexit.backbones.layers import forward_calls, recorded, tails
 from multiexit.backbones.layers.forward_calls import Call, LayerChain
 from multiexit.backbones.layers.recorded import GIVES, Path
 from multiexit.backbones.layers.shell import Given, feature_of, make_shell, record, result_at
+from multiexit.backbones.verify import mismatch
 from multiexit.files import schema
 from multiexit.files.unreadable import one_line
 from multiexit.runtime import evaluating
@@ -26,7 +27,7 @@ class Batch(NamedTuple):
     """Inputs that a network is tried on.
 
     Args:
-        inputs: by name; one under the empty name is given by place.
+        inputs: by name.
         rows: B.
         length: T, or the same number for all where rows have no length.
         valid_BT: which tokens are real, where there are tokens.
@@ -96,7 +97,7 @@ def _check_shared(
     """Refuse what all rows share and depends on what is in them: rows of two batches may meet."""
     for path, kind in kinds.items():
         shared = kind in ("all", "fixed") and path in one and path in other
-        if shared and not one[path].is_meta and not _same_values(one[path], other[path]):
+        if shared and not _same_values(one[path], other[path]):
             raise ValueError(
                 f"layer {path[0]} is called with a tensor ({recorded.spelt(path)}) that all rows "
                 "share and that depends on what is in them"
@@ -113,7 +114,7 @@ def _first_run(module: nn.Module, batch: Batch) -> tuple[list[Call], Any]:
         return forward_calls.trace(module, batch.inputs)
     except Exception as error:  # whatever a network says to what it doesn't take
         tried = " and ".join(
-            f"{name or 'rows'} {list(value.shape)}"
+            f"{name} {list(value.shape)}"
             for name, value in batch.inputs.items()
             if isinstance(value, Tensor)
         )
@@ -230,10 +231,9 @@ def _checked(
                     f"what {name!r} gives has another width in other batches: it is no vector "
                     "for each token, [B, T, H]"
                 )
-            if wanted is None or not _equal(carry["x"], wanted):
+            if gap := mismatch(carry["x"], wanted):
                 raise ValueError(
-                    "its own forward isn't its layers one after another: after "
-                    f"{name!r} {_difference(carry['x'], wanted)}"
+                    f"its own forward isn't its layers one after another: after {name!r}, {gap}"
                 )
             features.append(feature)
     return features, plan
@@ -250,19 +250,6 @@ def _check_alone(backbone: Backbone, together: Sequence[Tensor], alone: Sequence
                 f"stage {stage}: a row's feature depends on the rows or the padding beside it "
                 f"(by {gap:.3g} of {scale:.3g}), and exits need each row by itself"
             )
-
-
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    if ours.shape != theirs.shape:
-        return False
-    limit = 8 * torch.finfo(ours.dtype).eps * theirs.abs().max().item()
-    return bool((ours - theirs).abs().max().item() <= limit)
-
-
-def _difference(ours: Tensor, theirs: Any) -> str:
-    if not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
-        return f"shape {tuple(ours.shape)} instead of {tuple(getattr(theirs, 'shape', ()))}"
-    return f"the largest difference is {(ours - theirs).abs().max().item():.3g}"
 
 
 class Ending(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from multiexit.backbones.layers.forward_calls import Call, call
+from multiexit.backbones.layers.forward_calls import Call
 
 _LOG = threading.local()
 
@@ -169,7 +169,7 @@ def record(shell: nn.Module, inputs: Mapping[str, Any]) -> list[Given]:
 
     Args:
         shell: of `make_shell`.
-        inputs: as `trace.call` takes them.
+        inputs: by name.
 
     Returns:
         What each layer is called with; in training some may be left out, as LayerDrop does.
@@ -181,7 +181,7 @@ def record(shell: nn.Module, inputs: Mapping[str, Any]) -> list[Given]:
     _LOG.calls = calls = []
     try:
         for _ in range(1000 if shell.training else 1):
-            call(shell, inputs)
+            shell(**inputs)
             if calls:
                 break  # else LayerDrop left all of them out, and draws again
     except Ended:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from multiexit.backbones import same
 from multiexit.backbones.base import Carry
 from multiexit.backbones.classifier import Classifier
-from multiexit.backbones.layers import forward_calls, recording, tails
+from multiexit.backbones.layers import recording, tails
 from multiexit.backbones.layers.recorded import RecordedBackbone
 from multiexit.backbones.layers.recording import Batch, Ending, Recording
 from multiexit.backbones.running import in_precision
@@ -395,10 +395,8 @@ class _Builder:
         ids_BT = batch.inputs["input_ids"].clone()
         ids_BT[0, -1] = ids_BT[0, 0] if ids_BT[0, -1] != ids_BT[0, 0] else ids_BT[0, 1]
         with evaluating(self.model), torch.no_grad():
-            one = forward_calls.call(self.model.base_model, batch.inputs)[0]
-            other = forward_calls.call(
-                self.model.base_model, {**batch.inputs, "input_ids": ids_BT}
-            )[0]
+            one = self.model.base_model(**batch.inputs)[0]
+            other = self.model.base_model(**{**batch.inputs, "input_ids": ids_BT})[0]
         return bool(torch.equal(one[0, 0], other[0, 0]))
 
     def _spec(self, first_run: Recording, ending: Ending | None, batch: Batch) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from multiexit.evaluation.judging import Row, exit_scores, judge, sweep
 from multiexit.evaluation.outputs import Outputs, collect
 from multiexit.evaluation.temperature_scaling import fit_temperatures
 from multiexit.losses import coefficients, gradients, topology, weights
+from multiexit.losses.criterion import Criterion
 from multiexit.losses.matrix import loss_matrix
 from multiexit.model import heads
 from multiexit.model.cost import Cost
@@ -69,6 +70,7 @@ __all__ = [
     "Choices",
     "Classifier",
     "Cost",
+    "Criterion",
     "Engine",
     "Entropy",
     "ExitPolicy",

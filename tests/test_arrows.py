@@ -8,7 +8,7 @@ from pathlib import Path
 import multiexit
 
 HOUSE = Path(multiexit.__file__).parent
-GROUND = {"_version", "arguments", "files", "randomness", "runtime", "starting"}
+GROUND = {"_version", "arguments", "files", "problems", "randomness", "runtime", "starting"}
 MAY = {
     **dict.fromkeys((*GROUND, "policies", "losses", "backbones"), GROUND),
     "data": GROUND | {"losses"},
@@ -65,7 +65,7 @@ def test_there_are_no_circles():
 
 
 def test_few_modules_lie_outside_of_the_rooms():
-    assert len([path for path in HOUSE.glob("*.py") if path.stem != "__init__"]) <= 6
+    assert len([path for path in HOUSE.glob("*.py") if path.stem != "__init__"]) <= 7
 
 
 def test_contributing_shows_the_arrows():

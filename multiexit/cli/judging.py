@@ -32,7 +32,7 @@ def evaluate(
         typed.folder("--output", output)
     loaded, data = typed.load(model, task, data_dir)
     for named_policy in named_policies:
-        check(named_policy, loaded.num_exits, loaded.num_classes)
+        check(named_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
     model_policy = None if named_policies else loaded.policy
     folder = output or model.parent / "evaluation"
     reporting.report_on(

@@ -133,7 +133,7 @@ def export(
         loaded, task_data = typed.load(model, task, data_dir)
         rows = next(iter(task_data.sets.values()))
     if exit_policy is not None:
-        check(exit_policy, loaded.num_exits, loaded.num_classes)
+        check(exit_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
     share = 0.95 if agreement is None else agreement
     parity = export_onnx(
         loaded,

@@ -27,6 +27,7 @@ class TrainingSet:
             labels don't matter.
         device: where a set of images is to live; None leaves it.
         select_columns: makes a batch what the network takes, see `multiexit.data.columns`.
+        problem: what labels mean, a key of `multiexit.problems.PROBLEMS`.
 
     Raises:
         ValueError: something else, fewer than two rows, labels outside the classes, or a setting of
@@ -39,6 +40,7 @@ class TrainingSet:
         num_classes: int | None,
         device: torch.device | None = None,
         select_columns: Callable[[Any], Any] = lambda batch: batch,
+        problem: str | None = None,
     ):
         loader = source if isinstance(source, DataLoader) else None
         dataset: Any = source.dataset if isinstance(source, DataLoader) else source
@@ -49,7 +51,7 @@ class TrainingSet:
             raise ValueError(f"a training set needs at least 2 rows, got {len(dataset)}")
         labels = labels_of(source)
         if labels is not None and num_classes is not None:
-            check_labels(labels, num_classes, "the training set")
+            check_labels(labels, num_classes, "the training set", problem)
         if loader is not None:
             loaders.check(loader)
         self.dataset = dataset if device is None else on_device(dataset, device)

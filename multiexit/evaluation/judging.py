@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.evaluation import metrics
 from multiexit.evaluation.metrics import Metric
 from multiexit.evaluation.outputs import Outputs, exit_shares
@@ -60,13 +60,16 @@ class Row:
         return {**asdict(self), "policy": policies.to_json(self.policy)}
 
 
-def score(logits_BC: Tensor, labels_B: Tensor, metric: str | Metric) -> dict[str, float]:
+def score(
+    logits_BC: Tensor, labels_B: Tensor, metric: str | Metric, problem: str | None = None
+) -> dict[str, float]:
     """Measure logits against labels.
 
     Args:
         logits_BC: of all N rows, [N, C], on the CPU.
-        labels_B: [N].
+        labels_B: [N], or as the problem has them.
         metric: a name in `multiexit.metrics.METRICS`, or a function.
+        problem: the model's; None is classification, or with one output regression.
 
     Returns:
         Figures by name; `"score"` is the one to compare by.
@@ -74,9 +77,9 @@ def score(logits_BC: Tensor, labels_B: Tensor, metric: str | Metric) -> dict[str
     Raises:
         ValueError: what `multiexit.metrics.measure` raises.
     """
-    C = logits_BC.shape[1]
-    predicted_B = logits_BC[:, 0] if C == 1 else logits_BC.argmax(-1)
-    return metrics.measure(metric, predicted_B.numpy(), labels_B.numpy(), C)
+    predicted_B = problems.answer(logits_BC, problem)
+    C = logits_BC.shape[-1]
+    return metrics.measure(metric, predicted_B.numpy(), labels_B.numpy(), C, problem)
 
 
 def exit_scores(outputs: Outputs) -> list[dict[str, float]]:
@@ -98,7 +101,10 @@ def exit_scores(outputs: Outputs) -> list[dict[str, float]]:
         >>> mx.exit_scores(mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost))
         [{'score': 0.5, 'accuracy': 0.5}, {'score': 1.0, 'accuracy': 1.0}]
     """
-    return [score(logits_BC, outputs.labels_B, outputs.metric) for logits_BC in outputs.logits_MBC]
+    return [
+        score(logits_BC, outputs.labels_B, outputs.metric, outputs.problem)
+        for logits_BC in outputs.logits_MBC
+    ]
 
 
 def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
@@ -124,10 +130,10 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
         >>> row.score, row.speedup_layers
         (0.5, 2.0)
     """
-    check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
+    check(policy, outputs.num_exits, outputs.num_classes, outputs.problem)
     _check_unseen(outputs, policy)
     exit_B, answer_BC = outputs.answers(policy)
-    scores = score(answer_BC, outputs.labels_B, outputs.metric)
+    scores = score(answer_BC, outputs.labels_B, outputs.metric, outputs.problem)
     shares_M = exit_shares(exit_B, outputs.num_exits)
     cost = outputs.cost
     mean_layers = float(shares_M @ torch.tensor(cost.layers_M, dtype=torch.float64))
@@ -169,7 +175,7 @@ def sweep(outputs: Outputs, policies: Iterable[ExitPolicy]) -> list[Row]:
         raise ValueError("sweep takes a list of policies, such as [MaxProb(0.5), MaxProb(0.9)]")
     policies = list(policies)
     for policy in policies:
-        check(policy, outputs.num_exits, outputs.logits_MBC.shape[2])
+        check(policy, outputs.num_exits, outputs.num_classes, outputs.problem)
     return [judge(outputs, policy) for policy in policies]
 
 

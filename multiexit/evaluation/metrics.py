@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from multiexit import problems
 from multiexit.arguments import unknown
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float | Mapping[str, float]]
@@ -91,7 +92,8 @@ def pearson_spearman(
 ) -> dict[str, float]:
     """Pearson's and Spearman's correlations, and their mean as the score, in −1..1 (STS-B).
 
-    A constant prediction correlates with nothing: 0.
+    A constant prediction correlates with nothing: 0. Of several numbers a row, [N, C], it is the
+    mean over them.
 
     Example:
         >>> import numpy as np, multiexit as mx
@@ -101,6 +103,11 @@ def pearson_spearman(
     """
     from scipy.stats import pearsonr, spearmanr
 
+    if predicted_N.ndim == 2:
+        parts = [
+            pearson_spearman(*columns) for columns in zip(predicted_N.T, labels_N.T, strict=True)
+        ]
+        return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
     if len(labels_N) < 2 or np.ptp(predicted_N) == 0 or np.ptp(labels_N) == 0:
         return {"score": 0.0, "pearson": 0.0, "spearman": 0.0}
     pearson = float(pearsonr(predicted_N, labels_N)[0])  # type: ignore[arg-type]
@@ -108,11 +115,47 @@ def pearson_spearman(
     return {"score": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 
+def micro_f1(predicted_NC: NDArray[np.generic], labels_NC: NDArray[np.generic]) -> dict[str, float]:
+    """F1 of the yeses of all labels together, and the share of rows that are all right, in 0..1.
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> scores = mx.metrics.micro_f1(np.array([[1, 0], [1, 1]]), np.array([[1, 0], [0, 1]]))
+        >>> {name: round(value, 3) for name, value in scores.items()}
+        {'score': 0.8, 'micro_f1': 0.8, 'macro_f1': 0.833, 'subset_accuracy': 0.5}
+    """
+    from sklearn.metrics import f1_score
+
+    yes_NC = labels_NC.astype(float) > 0.5  # of shares, the likelier
+    micro, macro = (
+        float(f1_score(yes_NC, predicted_NC, average=average, zero_division=0.0))  # type: ignore[arg-type]
+        for average in ("micro", "macro")
+    )
+    whole = subset_accuracy(predicted_NC, labels_NC)["score"]
+    return {"score": micro, "micro_f1": micro, "macro_f1": macro, "subset_accuracy": whole}
+
+
+def subset_accuracy(
+    predicted_NC: NDArray[np.generic], labels_NC: NDArray[np.generic]
+) -> dict[str, float]:
+    """Share of rows whose labels are all right, in 0..1.
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> mx.metrics.subset_accuracy(np.array([[1, 0], [1, 1]]), np.array([[1, 0], [0, 1]]))
+        {'score': 0.5, 'subset_accuracy': 0.5}
+    """
+    value = float((np.asarray(predicted_NC) == (labels_NC.astype(float) > 0.5)).all(1).mean())
+    return {"score": value, "subset_accuracy": value}
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": accuracy,
     "accuracy_f1": accuracy_f1,
     "matthews": matthews,
     "pearson_spearman": pearson_spearman,
+    "micro_f1": micro_f1,
+    "subset_accuracy": subset_accuracy,
 }
 """Metrics by name. Of more than two classes `"accuracy_f1"` is `accuracy_macro_f1`."""
 
@@ -121,44 +164,58 @@ OF_CLASSES = {
     "accuracy_f1": "mean of accuracy and F1 (%)",
     "matthews": "Matthews' correlation (× 100)",
 }
+OF_LABELS = {"micro_f1": "F1 over all labels (%)", "subset_accuracy": "accuracy of whole rows (%)"}
 OF_VALUES = {"pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)"}
 """What a metric of `METRICS` judges, with the name of an axis or column of its score."""
 
+SUITED = {
+    "classification": OF_CLASSES,
+    "regression": OF_VALUES,
+    "multi-label": OF_LABELS,
+    "token-classification": OF_CLASSES,
+}
+"""The metrics of `METRICS` by problem, the usual one first."""
 
-def fitting(metric: str | Metric | None, num_classes: int) -> str | Metric:
-    """A metric that suits so many classes; for None accuracy, or Pearson and Spearman of one.
+
+def fitting(
+    metric: str | Metric | None, num_classes: int, problem: str | None = None
+) -> str | Metric:
+    """A metric that suits a model's answers; for None the first that suits.
 
     Args:
         metric: a key of `METRICS`, a function, or None.
-        num_classes: C, 1 for regression.
+        num_classes: C, how many outputs there are.
+        problem: the model's; None is classification, or with one output regression.
 
     Raises:
-        ValueError: an unknown name, or a metric of classes for regression or the other way round.
+        ValueError: an unknown name, or a metric of other answers.
 
     Example:
         >>> import multiexit as mx
         >>> mx.metrics.fitting(None, num_classes=3), mx.metrics.fitting(None, num_classes=1)
         ('accuracy', 'pearson_spearman')
     """
-    suited, others = (OF_CLASSES, OF_VALUES) if num_classes > 1 else (OF_VALUES, OF_CLASSES)
+    problem = problems.resolve(problem, num_classes)
+    suited = SUITED[problem]
     if metric is None:
         return next(iter(suited))
     if callable(metric):
         return metric
     if metric not in METRICS:
         raise ValueError(f"{unknown('metric', metric, sorted(METRICS))}, or give a function")
-    if metric in others:
-        task = f"{num_classes} classes" if num_classes > 1 else "regression (num_classes=1)"
+    if metric not in suited and any(metric in of for of in SUITED.values()):
+        task = _task(num_classes, problem)
         raise ValueError(f"metric {metric!r} can't judge {task}; {' and '.join(suited)} can")
     return metric
 
 
-def check(metric: str | Metric | None, num_classes: int) -> None:
+def check(metric: str | Metric | None, num_classes: int, problem: str | None = None) -> None:
     """Try a metric on a few made-up rows, so that it doesn't fail after hours of training.
 
     Args:
         metric: a key of `METRICS`, a function, or None.
-        num_classes: C, 1 for regression.
+        num_classes: C, how many outputs there are.
+        problem: the model's; None is classification, or with one output regression.
 
     Raises:
         ValueError: as `fitting` and `measure` do.
@@ -169,29 +226,41 @@ def check(metric: str | Metric | None, num_classes: int) -> None:
         Traceback (most recent call last):
         ValueError: the metric '<lambda>' gives ['mean']; one entry must be 'score', to compare by
     """
-    metric = fitting(metric, num_classes)
-    num_labels = num_classes if num_classes > 1 else 3
+    problem = problems.resolve(problem, num_classes)
+    metric = fitting(metric, num_classes, problem)
+    num_labels = {"regression": 3, "multi-label": 2}.get(problem, num_classes)
     labels_N = np.arange(4 * num_labels) % num_labels
     predicted_N = np.where(
         np.arange(4 * num_labels) < 2 * num_labels, labels_N, np.roll(labels_N, 1)
     )
-    if num_classes == 1:
+    if problem == "regression":
         predicted_N, labels_N = (x.astype(np.float32) / 2 for x in (predicted_N, labels_N))
+    if problem == "multi-label" or (problem == "regression" and num_classes > 1):
+        predicted_N, labels_N = (
+            np.stack([np.roll(x, output) for output in range(num_classes)], -1)
+            for x in (predicted_N, labels_N)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        measure(metric, predicted_N, labels_N, num_classes)
+        measure(metric, predicted_N, labels_N, num_classes, problem)
 
 
 def measure(
-    metric: str | Metric, predicted_N: NDArray[Any], labels_N: NDArray[Any], num_classes: int
+    metric: str | Metric,
+    predicted_N: NDArray[Any],
+    labels_N: NDArray[Any],
+    num_classes: int,
+    problem: str | None = None,
 ) -> dict[str, float]:
     """Judge answers by a metric.
 
     Args:
         metric: a key of `METRICS`, or a function.
-        predicted_N: the answers [N]: class numbers, or floats of regression.
-        labels_N: the labels [N].
-        num_classes: C, 1 for regression.
+        predicted_N: the answers (`multiexit.problems.answer`): class numbers [N], floats of
+            regression [N] or [N, C], 0 and 1 of several labels [N, C].
+        labels_N: the labels, of the same shape.
+        num_classes: C, how many outputs there are.
+        problem: the model's; None is classification, or with one output regression.
 
     Returns:
         Figures by name, `"score"` first; a function's single number under its own name too.
@@ -213,7 +282,7 @@ def measure(
     try:
         result = function(predicted_N, labels_N)
     except Exception as error:
-        task = f"{num_classes} classes" if num_classes > 1 else "regression"
+        task = _task(num_classes, problems.resolve(problem, num_classes))
         raise ValueError(f"{title} can't judge {task}: {error}") from error
     if isinstance(result, Mapping) and "score" not in result:
         raise ValueError(
@@ -226,6 +295,16 @@ def measure(
     if bad := {key: scores[key] for key, value in values.items() if not isfinite(value)}:
         raise ValueError(f"{title} must give finite numbers; it gives {bad}")
     return {"score": values["score"], **values}
+
+
+def _task(num_classes: int, problem: str) -> str:
+    """A model's answers, for a message."""
+    return {
+        "classification": f"{num_classes} classes",
+        "regression": f"regression (num_classes={num_classes})",
+        "multi-label": f"{num_classes} labels a row",
+        "token-classification": f"tokens of {num_classes} classes",
+    }[problem]
 
 
 def name(metric: str | Metric | None) -> str:
@@ -256,4 +335,4 @@ def label(metric: str) -> str:
         >>> mx.metrics.label("accuracy"), mx.metrics.label("mine")
         ('accuracy (%)', 'mine (%)')
     """
-    return {**OF_CLASSES, **OF_VALUES}.get(metric, f"{metric} (%)")
+    return {**OF_CLASSES, **OF_VALUES, **OF_LABELS}.get(metric, f"{metric} (%)")

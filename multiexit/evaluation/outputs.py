@@ -36,12 +36,14 @@ class Outputs:
     Args:
         logits_MBC: all exits' logits on the CPU, B all rows of the set in its order; float32, of a
             float64 model float64.
-        labels_B: int64 classes, or float targets for regression.
+        labels_B: as the model's problem has them (`multiexit.losses.check_labels`): int64 classes
+            [B], floats for regression, [B] or [B, C], and for several labels [B, C].
         cost: what leaving at each exit costs.
         metric: a name in `multiexit.metrics.METRICS`, or a function.
         certainty_MB: how sure each exit is of being right, in 0..1, of models that learn to exit.
         keys_B: a 64-bit key of each row's inputs, by which rows are known again; None where there
             are none.
+        problem: the model's; None is classification, or with one output regression.
 
     Example:
         >>> import torch, multiexit as mx
@@ -58,15 +60,21 @@ class Outputs:
     metric: str | Metric = "accuracy"
     certainty_MB: Tensor | None = None
     keys_B: Tensor | None = None
+    problem: str | None = None
 
     @property
     def num_exits(self) -> int:
         """M."""
         return len(self.logits_MBC)
 
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.logits_MBC.shape[-1]
+
     def answers(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """Find where each row leaves under a policy, int64 [B], and what it answers, [B, C]."""
-        return policies.answers(policy, self.logits_MBC, self.certainty_MB)
+        return policies.answers(policy, self.logits_MBC, self.certainty_MB, self.problem)
 
     def shares(self, policy: ExitPolicy) -> Tensor:
         """The share of the rows that leaves at each exit under a policy, float64 [M].
@@ -185,7 +193,7 @@ def collect(
         >>> outputs.logits_MBC.shape, outputs.cost.layers_M
         (torch.Size([2, 5, 3]), (1, 2))
     """
-    metric = metrics.fitting(metric, model.num_classes)
+    metric = metrics.fitting(metric, model.num_classes, model.problem)
     hub.check_names(data, model.labels, "the data set")
     device = next(model.parameters()).device
     process = (processes().process_index, processes().num_processes) if spread else (0, 1)
@@ -212,14 +220,15 @@ def collect(
         metric,
         None if certainty[0] is None else torch.cat(certainty, 1),
         None if any(keys_B is None for keys_B in key_parts) else torch.cat(key_parts),
+        model.problem,
     )
     if order is not None:
         place = {row: index for index, row in enumerate(order)}  # of rows read twice, one
         outputs = outputs.take(torch.tensor([place[row] for row in range(len(place))]))
     for exit, logits_BC in enumerate(outputs.logits_MBC):
         check_finite(exit, logits_BC)
-    check_labels(outputs.labels_B, model.num_classes, "the data set")
-    if model.num_classes > 1:  # booleans and short integers too
+    check_labels(outputs.labels_B, model.num_classes, "the data set", model.problem)
+    if model.problem == "classification":  # booleans and short integers too
         return replace(outputs, labels_B=outputs.labels_B.long())
     return outputs
 

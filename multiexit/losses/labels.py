@@ -1,42 +1,109 @@
-"""Checks of labels."""
+"""Checks of labels.
+
+Letters: N rows, T tokens, C outputs.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from multiexit import problems
 
-def check_labels(labels: Tensor, num_classes: int, where: str = "labels") -> None:
+IGNORED = -100
+"""The label of a token that isn't learned from, as in `torch.nn.CrossEntropyLoss`."""
+
+
+def check_labels(
+    labels: Tensor, num_classes: int, where: str = "labels", problem: str | None = None
+) -> None:
     """Refuse labels that a network with `num_classes` outputs can't be trained on.
 
-    On a GPU only their type is looked at, so that it is not waited for.
+    On a GPU only their shape and type are looked at, so that it is not waited for.
 
     Args:
-        labels: [N], integers in 0..num_classes-1 or, of two classes, booleans; with
-            `num_classes=1` (regression) finite floats.
-        num_classes: how many classes there are, 1 for regression.
+        labels: of classification integers in 0..C-1 [N] (of two classes booleans too), or shares of
+            the classes [N, C]; of regression finite floats [N], of several numbers [N, C]; of
+            several labels 0 or 1, or shares of yes in between [N, C]; of tokens classes [N, T],
+            −100 for those that aren't learned from.
+        num_classes: C, how many outputs there are.
         where: what to call the data in the message, such as `"train"` or a file.
+        problem: a key of `multiexit.problems.PROBLEMS`; None is classification, or with one output
+            regression.
 
     Raises:
         ValueError: names the first bad value, its row, and what is allowed.
     """
-    if labels.ndim != 1:
-        raise ValueError(
-            f"{where}: labels have shape {tuple(labels.shape)}; they must be one number a row, [N]"
-        )
+    problem = problems.resolve(problem, num_classes)
+    soft = problem == "classification" and labels.ndim == 2 and labels.is_floating_point()
+    check_label_shape(labels, (len(labels) if labels.ndim else 0, num_classes), problem, where)
+    if labels.device.type == "cpu" and not labels.is_complex() and labels.numel():
+        _check_values(labels, num_classes, where, problem, soft)
     floating = labels.is_floating_point()
-    if labels.device.type == "cpu" and not labels.is_complex():
-        values = labels if floating else labels.long()
-        if num_classes == 1:
-            good_N, allowed = values.isfinite(), "finite scores"
-        else:
-            good_N = (values >= 0) & (values < num_classes) & (values == values.floor())
-            allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"
-        if not good_N.all():
-            row = int((~good_N).nonzero()[0, 0])
-            raise ValueError(
-                f"{where}: label {labels[row].item()} in row {row} (counted from 0), and "
-                f"{int((~good_N).sum())} bad labels in all; labels must be {allowed}"
-            )
-    unfit = labels.dtype == torch.bool and num_classes != 2
-    if unfit or labels.is_complex() or floating != (num_classes == 1):
-        expected = "float32 for regression" if num_classes == 1 else "int64 for classes"
+    if problem == "multi-label":
+        unfit = labels.is_complex()
+    elif problem == "regression" or soft:
+        unfit = not floating
+    else:
+        boolean = labels.dtype == torch.bool
+        unfit = floating or labels.is_complex() or (boolean and num_classes != 2)
+    if unfit:
+        expected = "float32 for regression" if problem == "regression" else "int64 for classes"
         raise ValueError(f"{where}: labels are {labels.dtype}; they must be {expected}")
+
+
+def check_label_shape(
+    labels: Tensor, outputs: Sequence[int], problem: str | None = None, where: str = "labels"
+) -> None:
+    """Refuse labels whose shape doesn't go with a network's outputs.
+
+    Args:
+        labels: of a batch, or of a set.
+        outputs: the shape of one exit's outputs, [N, C], or of tokens [N, T, C] where T is known.
+        problem, where: as for `check_labels`.
+
+    Raises:
+        ValueError: with the labels' shape and the right one.
+    """
+    N, C = outputs[0], outputs[-1]
+    problem = problems.resolve(problem, C)
+    shape = tuple(labels.shape)
+    if problem == "multi-label" or (problem == "regression" and C > 1):
+        good = shape == (N, C)
+        wanted = f"one number for each of the {C} outputs of a row, [N, {C}]"
+    elif problem == "token-classification":
+        good = labels.ndim == 2 and shape == (N, *outputs[1:-1], *shape[len(outputs) - 1 :])
+        wanted = "one class a token, [N, T]"
+    else:
+        good = shape == (N,)
+        wanted = "one number a row, [N]"
+        if problem == "classification" and labels.is_floating_point():
+            good = good or shape == (N, C)
+            wanted += f", or shares of the classes, [N, {C}]"
+    if not good:
+        raise ValueError(f"{where}: labels have shape {shape} for {N} rows; they must be {wanted}")
+
+
+def _check_values(labels: Tensor, num_classes: int, where: str, problem: str, soft: bool) -> None:
+    values = labels if labels.is_floating_point() else labels.long()
+    if problem == "regression":
+        good, allowed = values.isfinite(), "finite scores"
+    elif problem == "multi-label":
+        good, allowed = (values >= 0) & (values <= 1), "0 or 1, or shares of yes in between"
+    elif soft:
+        sums_N1 = values.sum(1, keepdim=True)
+        good = (values >= 0) & ((sums_N1 - 1).abs() < 1e-3)
+        allowed = f"whole numbers from 0 to {num_classes - 1}, or {num_classes} shares summing to 1"
+    else:
+        good = (values >= 0) & (values < num_classes) & (values == values.floor())
+        allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"
+        if problem == "token-classification":
+            good |= values == IGNORED
+            allowed += f", or {IGNORED}"
+    if not good.all():
+        place = (~good).nonzero()[0].tolist()
+        row = f"row {place[0]}" + (f", place {place[1]}" if len(place) > 1 else "")
+        raise ValueError(
+            f"{where}: label {labels[tuple(place)].item()} in {row} (counted from 0), and "
+            f"{int((~good).sum())} bad labels in all; labels must be {allowed}"
+        )

@@ -1,7 +1,8 @@
 """All loss terms of all exits as one matrix.
 
-Letters: M exits, B batch rows, C classes. `L_MM[i, i]` is exit i's own loss, `L_MM[i, j]` what
-student i pays for differing from teacher j.
+Letters: M exits, B batch rows, C outputs, N decisions of a batch, K what a decision is among (see
+`multiexit.problems`). `L_MM[i, i]` is exit i's own loss, `L_MM[i, j]` what student i pays for
+differing from teacher j.
 """
 
 import math
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multiexit.losses.labels import check_labels
+from multiexit.losses.criterion import Criterion, Decisions
+from multiexit.losses.labels import check_label_shape, check_labels
 
 Divergence = Literal["ce", "kl"]
 
@@ -22,6 +24,8 @@ def loss_matrix(
     labels_B: Tensor | None,
     temperature: float | Tensor = 1.0,
     divergence: Divergence = "ce",
+    criterion: Criterion | None = None,
+    valid_BT: Tensor | None = None,
 ) -> Tensor:
     r"""Every exit's loss against the labels and against every other exit.
 
@@ -31,17 +35,26 @@ def loss_matrix(
         L[i, i] = −log p_i(y)                                     (eq. 1)
         L[i, j] = −τ² Σ_c p_j^(1/τ)(c) · log p_i^(1/τ)(c)         (eq. 2, teacher j detached)
 
-    and, for one class (regression), of the squared differences (y_i − y)² and (y_i − y_j)².
-    The M² terms are one matrix product. Half-precision logits are taken to float32; float64 stays.
+    and of numbers (regression) the squared differences (y_i − y)² and (y_i − y_j)². Several labels,
+    numbers or tokens a row are so many decisions, and the means are over all of them: of several
+    labels the diagonal is binary cross-entropy, and a pair's term that of two Bernoulli
+    distributions. The M² terms are one matrix product. Half-precision logits are taken to float32;
+    float64 stays.
 
     Args:
-        logits_MBC: all exits' logits [M, B, C].
-        labels_B: whole classes [B] of any integer type (bool for two), or float targets [B] when C
-            is 1; None where there are none, and the diagonal is 0.
+        logits_MBC: all exits' logits [M, B, C], or of tokens [M, B, T, C].
+        labels_B: whole classes [B] of any integer type (bool for two), or shares of the classes
+            [B, C]; for regression floats [B] or [B, C]; of several labels 0 to 1, [B, C]; of tokens
+            classes [B, T], −100 where none is learned. None where there are none, and the diagonal
+            is 0.
         temperature: τ > 0, a number or a tensor of one, which is not checked on a GPU, so that
             it is not waited for.
         divergence: `"ce"` as the paper has it, or `"kl"`: the same gradient for the student, less
             the teacher's entropy, so 0 where they agree.
+        criterion: what the labels mean, and how they count; None is classification, or with one
+            output regression.
+        valid_BT: of tokens, which are real; None is all. Pairs of exits are compared where there
+            is a label too, if there are labels.
 
     Returns:
         L_MM [M, M], float32 (float64 of float64), row = student, column = teacher.
@@ -59,29 +72,37 @@ def loss_matrix(
 
     Reference: Zhu, "LeeBERT", ACL 2021, section 3.1, eqs. 1–4.
     """
-    _check_arguments(logits_MBC, labels_B, temperature, divergence)
-    M, _, C = logits_MBC.shape
+    criterion = criterion or Criterion()
+    _check_arguments(logits_MBC, labels_B, temperature, divergence, criterion)
     with torch.autocast(logits_MBC.device.type, enabled=False):
         logits_MBC = _wide(logits_MBC)
         if not isinstance(temperature, Tensor):
             temperature = float(temperature)  # of numpy's numbers too
-        if C == 1:
-            own_M, pairs_MM = _regression(logits_MBC, labels_B)
+        decisions = criterion.decisions(logits_MBC, labels_B, valid_BT)
+        own_M = logits_MBC.new_zeros(len(logits_MBC))
+        if labels_B is not None:
+            own_M = criterion.own_losses(decisions).sum(1)
+        if decisions.logits_MNK.shape[-1] == 1:
+            pairs_MM = _differences(decisions)
         else:
-            own_M, pairs_MM = _classification(logits_MBC, labels_B, temperature, divergence)
-        diagonal = torch.eye(M, dtype=torch.bool, device=logits_MBC.device)
+            pairs_MM = _divergences(decisions, temperature, divergence)
+        diagonal = torch.eye(len(own_M), dtype=torch.bool, device=own_M.device)
         return torch.where(diagonal, own_M, pairs_MM)
 
 
-def row_losses(logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
+def row_losses(
+    logits_MBC: Tensor,
+    labels_B: Tensor,
+    criterion: Criterion | None = None,
+    valid_BT: Tensor | None = None,
+) -> Tensor:
     """Each row's own loss at each exit; its mean over B is the diagonal of L.
 
     Args:
-        logits_MBC: all exits' logits [M, B, C].
-        labels_B: as for `loss_matrix`.
+        logits_MBC, labels_B, criterion, valid_BT: as for `loss_matrix`.
 
     Returns:
-        −log p(y), or (ŷ − y)² of one class, [M, B], float32 (float64 of float64).
+        −log p(y), or (ŷ − y)² of numbers, [M, B], float32 (float64 of float64).
 
     Raises:
         ValueError: shapes that don't fit, or logits that are no floating-point numbers.
@@ -91,14 +112,12 @@ def row_losses(logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
         >>> row_losses(torch.tensor([[[1.0], [3.0]]]), torch.tensor([0.0, 3.0]))
         tensor([[1., 0.]])
     """
-    _check_shapes(logits_MBC, labels_B)
-    M, B, C = logits_MBC.shape
+    criterion = criterion or Criterion()
+    _check_shapes(logits_MBC, labels_B, criterion)
+    M, B = logits_MBC.shape[:2]
     with torch.autocast(logits_MBC.device.type, enabled=False):
-        logits_MBC = _wide(logits_MBC)
-        if C == 1:
-            return (logits_MBC.squeeze(-1) - labels_B.to(logits_MBC.dtype)).square()
-        log_p_MBC = F.log_softmax(logits_MBC, -1)
-        return -log_p_MBC.gather(-1, labels_B.long().expand(M, B).unsqueeze(-1)).squeeze(-1)
+        decisions = criterion.decisions(_wide(logits_MBC), labels_B, valid_BT)
+        return B * criterion.own_losses(decisions).view(M, B, -1).sum(-1)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -106,40 +125,38 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _classification(
-    logits_MBC: Tensor,
-    labels_B: Tensor | None,
-    temperature: float | Tensor,
-    divergence: Divergence,
-) -> tuple[Tensor, Tensor]:
-    M, B, _ = logits_MBC.shape
-    log_p_MBC = F.log_softmax(logits_MBC, -1)
-    own_M = logits_MBC.new_zeros(M)
-    if labels_B is not None:
-        own_M = -log_p_MBC.gather(-1, labels_B.long().expand(M, B).unsqueeze(-1)).mean((1, 2))
+def _divergences(
+    decisions: Decisions, temperature: float | Tensor, divergence: Divergence
+) -> Tensor:
+    """−τ² Σ_k p_j log p_i of all pairs, a mean over decisions, [M, M]."""
+    logits_MNK, _, share_N = decisions
     plain = isinstance(temperature, int | float) and temperature == 1
-    soft_MBC = log_p_MBC if plain else F.log_softmax(logits_MBC / temperature, -1)
-    log_teacher_MBC = soft_MBC.detach()
-    teacher_MBC = log_teacher_MBC.exp()
-    pairs_MM = -torch.einsum("ibc,jbc->ij", soft_MBC, teacher_MBC)
+    soft_MNK = F.log_softmax(logits_MNK if plain else logits_MNK / temperature, -1)
+    log_teacher_MNK = soft_MNK.detach()
+    teacher_MNK = log_teacher_MNK.exp()
+    if share_N is not None:
+        teacher_MNK = teacher_MNK * share_N[:, None]
+    pairs_MM = -torch.einsum("ink,jnk->ij", soft_MNK, teacher_MNK)
     if divergence == "kl":
-        pairs_MM = pairs_MM + (teacher_MBC * log_teacher_MBC).sum((1, 2))
-    return own_M, temperature**2 * pairs_MM / B
+        pairs_MM = pairs_MM + (teacher_MNK * log_teacher_MNK).sum((1, 2))
+    pairs_MM = temperature**2 * pairs_MM
+    return pairs_MM / logits_MNK.shape[1] if share_N is None else pairs_MM
 
 
-def _regression(logits_MB1: Tensor, labels_B: Tensor | None) -> tuple[Tensor, Tensor]:
-    y_MB = logits_MB1.squeeze(-1)
-    own_M = y_MB.new_zeros(len(y_MB))
-    if labels_B is not None:
-        own_M = (y_MB - labels_B.to(y_MB.dtype)).square().mean(1)
-    pairs_MM = (y_MB[:, None] - y_MB.detach()[None]).square().mean(2)
-    return own_M, pairs_MM
+def _differences(decisions: Decisions) -> Tensor:
+    """(y_i − y_j)² of all pairs, a mean over decisions, [M, M]."""
+    y_MN = decisions.logits_MNK.squeeze(-1)
+    return (y_MN[:, None] - y_MN.detach()[None]).square().mean(2)
 
 
 def _check_arguments(
-    logits_MBC: Tensor, labels_B: Tensor | None, temperature: float | Tensor, divergence: str
+    logits_MBC: Tensor,
+    labels_B: Tensor | None,
+    temperature: float | Tensor,
+    divergence: str,
+    criterion: Criterion,
 ) -> None:
-    _check_shapes(logits_MBC, labels_B)
+    _check_shapes(logits_MBC, labels_B, criterion)
     if logits_MBC.numel() == 0:
         raise ValueError(f"no loss of an empty batch: logits have shape {tuple(logits_MBC.shape)}")
     looks = not torch.compiler.is_compiling()  # compiled code can't look at values
@@ -153,16 +170,17 @@ def _check_arguments(
         raise ValueError(f"temperature must be above 0, got {temperature!r}")
     if divergence not in ("ce", "kl"):
         raise ValueError(f"divergence must be 'ce' or 'kl', got {divergence!r}")
+    criterion.check(logits_MBC.shape[-1])
     if labels_B is not None and looks:
-        check_labels(labels_B, logits_MBC.shape[2])
+        check_labels(labels_B, logits_MBC.shape[-1], problem=criterion.problem)
 
 
-def _check_shapes(logits_MBC: Tensor, labels_B: Tensor | None) -> None:
-    labels = logits_MBC.shape[1:2] if labels_B is None else labels_B.shape
-    if logits_MBC.ndim != 3 or labels != logits_MBC.shape[1:2]:
-        raise ValueError(
-            f"logits are [M, B, C] and labels [B]; got {tuple(logits_MBC.shape)} and "
-            f"{tuple(labels)}"
-        )
+def _check_shapes(logits_MBC: Tensor, labels_B: Tensor | None, criterion: Criterion) -> None:
+    tokens = criterion.problem == "token-classification"
+    if logits_MBC.ndim != 3 + tokens:
+        shape = "[M, B, T, C]" if tokens else "[M, B, C]"
+        raise ValueError(f"logits are {shape}; got {tuple(logits_MBC.shape)}")
+    if labels_B is not None:
+        check_label_shape(labels_B, tuple(logits_MBC.shape[1:]), criterion.problem)
     if not logits_MBC.is_floating_point():
         raise ValueError(f"logits are floating-point numbers, got {logits_MBC.dtype}")

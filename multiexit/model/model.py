@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.backbones import Backbone, Carry, adapters, rebuild
 from multiexit.files import weights
 from multiexit.files.paths import user_path
@@ -34,7 +34,7 @@ class MultiExitModel(nn.Module):
 
     Args:
         backbone: from `multiexit.wrap`.
-        num_classes: C; 1 for regression.
+        num_classes: C, how many outputs there are; 1 for regression.
         exits: `"all"`; stage indices `[3, 7, 11]`; a whole number k for every k-th stage, counted
             so that the last has one; or fractions of the trunk's compute `[0.25, 0.5, 1.0]`, each
             taking the first stage that reaches it.
@@ -44,6 +44,10 @@ class MultiExitModel(nn.Module):
         labels: the classes' names: a list, array or series in the order of their numbers, or a
             mapping such as `id2label` or `label2id`; None takes those that the network itself
             knows.
+        problem: what the outputs say of a row: `"classification"`, one of C classes;
+            `"multi-label"`, for each of C whether it holds; `"regression"`, C numbers. None is the
+            network's own, where its head is kept; else classification, or with one output
+            regression.
 
     Raises:
         ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit;
@@ -74,6 +78,7 @@ class MultiExitModel(nn.Module):
         head: str | heads.Factory | None = None,
         pool: str | None = None,
         labels: Iterable[Any] | None = None,
+        problem: str | None = None,
     ):
         super().__init__()
         if not isinstance(backbone, Backbone):
@@ -83,6 +88,7 @@ class MultiExitModel(nn.Module):
             )
         self.backbone = backbone
         self.num_classes = num_classes = class_names.count(num_classes)
+        self.problem = problems.resolve(problem, num_classes)
         classifier = backbone.classifier
         if labels is None and classifier is not None and classifier.num_classes == num_classes:
             labels = classifier.labels
@@ -204,7 +210,7 @@ class MultiExitModel(nn.Module):
                 "predict takes a policy first, such as Patience(4) or "
                 f"multiexit.policies.parse('patience=4'); got {got}"
             )
-        policies.check(policy, self.num_exits, self.num_classes)
+        policies.check(policy, self.num_exits, self.num_classes, self.problem)
         exit_loop.check_evaluating(self)
         rows = exit_loop.num_rows(args, inputs)
         answer = exit_loop.empty_prediction(rows, self.num_classes, next(self.parameters()))
@@ -272,6 +278,7 @@ class MultiExitModel(nn.Module):
         Raises:
             ValueError: a head whose logits aren't [B, C], or a policy whose step is malformed.
         """
+        policy = policies.for_problem(policy, self.problem)
         carry, logits_BC, memory = self.segment(exit, carry, memory)
         wide_BC = policies.wide(logits_BC)
         if exit == 0:
@@ -373,11 +380,12 @@ class MultiExitModel(nn.Module):
                 "put them into model.backbone alone, or call multiexit.merge_adapters(model) first"
             )
         if self.policy is not None:
-            policies.check(self.policy, self.num_exits, self.num_classes)
+            policies.check(self.policy, self.num_exits, self.num_classes, self.problem)
         return {
             "format": FORMAT,
             "backbone": spec,
             "num_classes": self.num_classes,
+            "problem": self.problem,
             "exits": list(self.exits),
             "head": self.head if isinstance(self.head, str) else None,
             "pool": self.pool,
@@ -423,6 +431,7 @@ class MultiExitModel(nn.Module):
             head or settings["head"],
             settings["pool"],
             settings["labels"],
+            settings.get("problem"),
         )
         model.preprocessing, model.policy = settings["preprocessing"], policy
         if settings.get("latency") is not None:

@@ -9,6 +9,7 @@ from multiexit.files import schema
 from multiexit.files.json_files import read_table
 from multiexit.model import latency
 from multiexit.policies import registry
+from multiexit.problems import PROBLEMS, resolve
 
 FORMAT = 1
 MOST_CLASSES = 2**24
@@ -48,7 +49,7 @@ TABLE = schema.table(
         "preprocessing": PREPROCESSING,
         "policy": schema.optional(registry.TABLE),
     },
-    {"latency": schema.optional(latency.TABLE)},
+    {"latency": schema.optional(latency.TABLE), "problem": schema.one_of(*PROBLEMS)},
 )
 
 
@@ -81,6 +82,7 @@ def check(settings: dict[str, Any]) -> None:
     labels, classes = settings["labels"], settings["num_classes"]
     if labels and len(labels) != classes:
         raise ValueError(f"labels has {len(labels)} names, for num_classes {classes}")
+    resolve(settings.get("problem"), classes)
 
 
 def settings_text(settings: dict[str, Any]) -> str:

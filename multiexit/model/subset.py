@@ -49,7 +49,13 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
         )
     stages = [model.exits[exit] for exit in indices]
     subset = MultiExitModel(
-        model.backbone, model.num_classes, stages, model.head, model.pool, model.labels
+        model.backbone,
+        model.num_classes,
+        stages,
+        model.head,
+        model.pool,
+        model.labels,
+        model.problem,
     )
     subset.heads = torch.nn.ModuleList(model.heads[exit] for exit in indices)
     subset.temperature_M.copy_(model.temperature_M[indices])

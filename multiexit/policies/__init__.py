@@ -2,10 +2,7 @@
 
 from multiexit.policies.base import ExitPolicy as ExitPolicy
 from multiexit.policies.base import State as State
-from multiexit.policies.base import answers as answers
-from multiexit.policies.base import check as check
 from multiexit.policies.base import per_exit as per_exit
-from multiexit.policies.base import simulate as simulate
 from multiexit.policies.base import step as step
 from multiexit.policies.base import wide as wide
 from multiexit.policies.certificate import Certificate as Certificate
@@ -17,6 +14,7 @@ from multiexit.policies.confidence import MostConfident as MostConfident
 from multiexit.policies.confidence import NormalizedEntropy as NormalizedEntropy
 from multiexit.policies.confidence import entropy as entropy
 from multiexit.policies.confidence import normalized_entropy as normalized_entropy
+from multiexit.policies.decisions import for_problem as for_problem
 from multiexit.policies.numbers import Known as Known
 from multiexit.policies.numbers import Number as Number
 from multiexit.policies.numbers import number as number
@@ -32,3 +30,6 @@ from multiexit.policies.registry import to_json as to_json
 from multiexit.policies.settings import FEW as FEW
 from multiexit.policies.settings import one_number as one_number
 from multiexit.policies.settings import sweep_settings as sweep_settings
+from multiexit.policies.simulating import answers as answers
+from multiexit.policies.simulating import check as check
+from multiexit.policies.simulating import simulate as simulate

@@ -1,4 +1,4 @@
-"""The base of exit policies, and how they run on stored logits.
+"""The base of exit policies.
 
 A policy sees the exits one after another and says which rows stop. Its state is a dict of
 batch-first tensors, so rows that stopped can be dropped from it like from everything else.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from multiexit.policies.certificate import Certificate
-from multiexit.policies.numbers import Known, Number, plain
+from multiexit.policies.numbers import Number, plain
 
 State = dict[str, Tensor]
 
@@ -104,7 +104,11 @@ class ExitPolicy(ABC):
 
 
 def step(
-    policy: ExitPolicy, state: State, logits_BC: Tensor, certainty_B: Tensor | None = None
+    policy: ExitPolicy,
+    state: State,
+    logits_BC: Tensor,
+    certainty_B: Tensor | None = None,
+    valid_BT: Tensor | None = None,
 ) -> tuple[State, Tensor]:
     """Run `policy.step`, and check its answer.
 
@@ -113,6 +117,7 @@ def step(
         state: as its `init` or the last step gave it.
         logits_BC: this exit's logits [B, C].
         certainty_B: how sure this exit is, in 0..1, of heads that learn to exit.
+        valid_BT: which tokens are real, where a row is a decision per token.
 
     Returns:
         The new state, and stop_B, bool [B].
@@ -122,6 +127,8 @@ def step(
     """
     if certainty_B is not None:
         state = {**state, "certainty": certainty_B.float()}
+    if valid_BT is not None:
+        state = {**state, "valid": valid_BT}
     answer = policy.step(state, logits_BC)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError(
@@ -140,97 +147,9 @@ def step(
     return state, stop_B
 
 
-def simulate(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None) -> Tensor:
-    """Find where each row would leave, from stored logits of all exits.
-
-    Gives what `MultiExitModel.predict` gives, without running the model again.
-
-    Args:
-        policy: any `ExitPolicy`.
-        logits_MBC: all exits' logits [M, B, C].
-        certainty_MB: how sure each exit is, in 0..1, of models that learn to exit.
-
-    Returns:
-        exit_B: index of the exit, 0..M−1, int64 [B].
-
-    Raises:
-        ValueError: logits of another shape, a policy that doesn't fit them, or one whose step is
-            malformed.
-
-    Example:
-        >>> import torch, multiexit as mx
-        >>> logits_MBC = torch.tensor([[[1.0, 0]], [[2.0, 0]], [[9.0, 0]], [[9.0, 0]]])
-        >>> mx.simulate(mx.Patience(2), logits_MBC)
-        tensor([2])
-    """
-    return answers(policy, logits_MBC, certainty_MB)[0]
-
-
-def answers(
-    policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Find where each row would leave, and what it answers there.
-
-    Args:
-        policy, logits_MBC, certainty_MB: as for `simulate`.
-
-    Returns:
-        exit_B, int64 [B], and answer_BC [B, C], float32 (float64 of float64).
-
-    Raises:
-        ValueError: as for `simulate`.
-
-    Example:
-        >>> import torch, multiexit as mx
-        >>> logits_MBC = torch.tensor([[[3.0, 0], [1, 0]], [[4, 0], [5, 0]]])
-        >>> exit_B, answer_BC = mx.policies.answers(mx.MaxProb(0.9), logits_MBC)
-        >>> exit_B.tolist(), answer_BC.tolist()
-        ([0, 1], [[3.0, 0.0], [5.0, 0.0]])
-    """
-    if logits_MBC.ndim != 3 or len(logits_MBC) == 0:
-        raise ValueError(f"logits are [M, B, C], got {tuple(logits_MBC.shape)}")
-    M, B, C = logits_MBC.shape
-    check(policy, M, C)
-    logits_MBC = wide(logits_MBC)
-    exit_B = torch.full((B,), M - 1, device=logits_MBC.device)
-    active_B = torch.ones(B, dtype=torch.bool, device=logits_MBC.device)
-    state = policy.init(logits_MBC[0])
-    answer_BC = torch.empty_like(logits_MBC[0])
-    for m in range(M - 1):
-        certainty_B = None if certainty_MB is None else certainty_MB[m]
-        state, stop_B = step(policy, state, logits_MBC[m], certainty_B)
-        leaves_B = active_B & stop_B
-        exit_B[leaves_B] = m
-        answer_BC[leaves_B] = policy.answer(state, logits_MBC[m])[leaves_B]
-        active_B &= ~stop_B
-    answer_BC[active_B] = policy.answer(state, logits_MBC[-1])[active_B]
-    return exit_B, answer_BC
-
-
 def wide(tensor: Tensor) -> Tensor:
     """Take a tensor [B, …] to float32 at least: bf16 is too coarse for thresholds near 1."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def check(policy: ExitPolicy, num_exits: int, num_classes: int) -> None:
-    """Refuse a policy that doesn't fit a model, before the model is run.
-
-    Args:
-        policy: what is checked.
-        num_exits: M.
-        num_classes: C, 1 for regression.
-
-    Raises:
-        ValueError: no policy; an exit that isn't there, another count of thresholds than exits, or
-            a policy of classes for regression, and the other way round.
-    """
-    if not isinstance(policy, ExitPolicy):
-        raise ValueError(f"a policy is wanted, such as Patience(4); got {type(policy).__name__}")
-    known = Known(num_exits, num_classes)
-    for f in fields(policy):
-        if (rule := f.metadata.get(Number)) is not None:
-            rule.check_fits(f"{type(policy).__name__}'s {f.name}", getattr(policy, f.name), known)
-    policy.init(torch.zeros(1, num_classes))
 
 
 def need_classes(

@@ -83,7 +83,7 @@ class Engine:
                 "an Engine needs a policy, such as Patience(4): the model has none of its own; got "
                 f"{type(policy).__name__}"
             )
-        policies.check(policy, model.num_exits, model.num_classes)
+        policies.check(policy, model.num_exits, model.num_classes, model.problem)
         self._prepare(model, policy, _usable_latency(model, latency), compile)
 
     def _prepare(

@@ -62,7 +62,7 @@ def profile(
     if policy is None:
         usual = policies.MaxProb(UNREACHED)
         policy = model.policy or (usual if model.num_classes > 1 else policies.FixedExit(0))
-    policies.check(policy, model.num_exits, model.num_classes)
+    policies.check(policy, model.num_exits, model.num_classes, model.problem)
     example = model.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device
     columns = []

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from multiexit import policies
@@ -125,7 +126,7 @@ def check_sets(
     hub.check_names(dev, model.labels, "the dev set")
     labels = labels_of(dev)
     if labels is not None:
-        check_labels(labels, model.num_classes, "the dev set")
+        check_labels(labels, model.num_classes, "the dev set", model.problem)
     if dev is None and recipe.finish is not None:
         raise ValueError(
             f"{recipe.name!r} calibrates the trained model on a dev set: pass dev= "
@@ -223,7 +224,7 @@ def _check_policy(model: MultiExitModel, recipe: Recipe) -> None:
     with torch.no_grad(), evaluating(model):
         outputs = model.run((), model.backbone.example_inputs())
     try:
-        policies.answers(recipe.policy, outputs.logits_MBC, outputs.certainty_MB)
+        policies.answers(recipe.policy, outputs.logits_MBC, outputs.certainty_MB, model.problem)
     except ValueError as error:
         raise ValueError(
             f"{recipe.name!r} stops by {recipe.policy}, which can't serve this model of "
@@ -234,10 +235,17 @@ def _check_policy(model: MultiExitModel, recipe: Recipe) -> None:
 
 def _run_once(model: MultiExitModel, phase: Phase) -> None:
     """One pass over one row of the backbone's own example: what the extra loss lacks, it says."""
-    dtype = torch.float32 if model.num_classes == 1 else torch.int64
-    batch = {**model.backbone.example_inputs(), "labels": torch.zeros(1, dtype=dtype)}
+    batch = {**model.backbone.example_inputs(), "labels": blank_labels(model)}
     with torch.no_grad(), evaluating(model):
         TrainingPass(model, phase)(batch, 1.0)
+
+
+def blank_labels(model: MultiExitModel) -> Tensor:
+    """Labels of one row that the model's problem may have: all 0."""
+    if model.problem == "classification":
+        return torch.zeros(1, dtype=torch.int64)
+    several = model.num_classes > 1 or model.problem == "multi-label"
+    return torch.zeros(1, model.num_classes) if several else torch.zeros(1)
 
 
 def _trained_part(phase: Phase) -> str:

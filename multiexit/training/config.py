@@ -13,6 +13,7 @@ import numpy as np
 from multiexit.arguments import check_share, unknown
 from multiexit.evaluation.metrics import METRICS, Metric
 from multiexit.files.paths import user_path
+from multiexit.losses.criterion import Criterion
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class TrainConfig:
         schedule: `"linear"` or `"cosine"` to 0, `"step"` (×0.1 at each milestone), `"constant"`.
         warmup: share of the steps over which the rate rises from 0.
         milestones: shares of the steps, for `"step"`.
+        label_smoothing: ε in [0, 1), of labels that are classes (see `multiexit.Criterion`).
+        class_weights: how much each class counts in the loss against labels, one number for each
+            of the C outputs; None is 1.
         clip: largest norm of Θ's gradient, or None.
         accumulation: batches per step of Θ.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
@@ -77,6 +81,8 @@ class TrainConfig:
     schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
     warmup: float = 0.1
     milestones: tuple[float, ...] = (0.5, 0.75)
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     clip: float | None = 1.0
     accumulation: int = 1
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -117,6 +123,9 @@ class TrainConfig:
             check_share(name, self._set_number(name), "[0, 1)")
         if not self._set_number("weight_decay") >= 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        self._set_number("label_smoothing")
+        criterion = Criterion(None, self.label_smoothing, self.class_weights)
+        object.__setattr__(self, "class_weights", criterion.class_weights)
         if self.clip is not None and not self._set_number("clip") > 0:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
         for name in ("compile", "channels_last", "checkpoint_gradients", "resume", "force"):

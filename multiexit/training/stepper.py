@@ -267,7 +267,9 @@ class Stepper:
         with frozen_statistics(self.model):
             for batch, share in second:
                 losses = self._pass(batch, self.tau)
-                loss = self.phase.learner.outer(losses.logits_MBC.float(), losses.labels_B)
+                loss = self.phase.learner.outer(
+                    losses.logits_MBC.float(), losses.labels_B, self._pass.criterion
+                )
                 (gradients,) = self._gradients([share * loss])
                 outer = [total + g for total, g in zip(outer, gradients, strict=True)]
             if self.accelerator.scaler is not None:

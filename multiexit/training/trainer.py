@@ -51,6 +51,7 @@ from multiexit.training.records import run_folder
 from multiexit.training.records.keeper import Keeper
 from multiexit.training.records.state import Position, State
 from multiexit.training.stepper import Stepper
+from multiexit.training.training_pass import criterion
 
 
 class Trainer:
@@ -90,8 +91,9 @@ class Trainer:
         checks.check_parts(model, recipe, self.config)
         precision.trainable_weights(model)
         checks.check(model, recipe)
-        policies.check(recipe.policy, model.num_exits, model.num_classes)
-        metrics.check(self.config.metric, model.num_classes)
+        policies.check(recipe.policy, model.num_exits, model.num_classes, model.problem)
+        metrics.check(self.config.metric, model.num_classes, model.problem)
+        criterion(model, self.config).check(model.num_classes)
         checks.check_options(model, recipe, self.config)
         self.accelerator = accelerator(self.config)
         checks.check_devices(self.accelerator, model, recipe, self.config)
@@ -148,7 +150,7 @@ class Trainer:
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
         columns = Columns(self.model.backbone.start)
-        data = TrainingSet(train, self.model.num_classes, device, columns)
+        data = TrainingSet(train, self.model.num_classes, device, columns, self.model.problem)
         no_labels = None if unlabelled is None else TrainingSet(unlabelled, None, device, columns)
         phase_data = [
             data if no_labels is None or learns_from_labels(self.model, phase) else no_labels

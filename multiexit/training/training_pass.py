@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from multiexit.backbones import Carry
 from multiexit.data import batches
 from multiexit.losses import labels, matrix
+from multiexit.losses.criterion import Criterion
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Seen
 from multiexit.runtime import compiled
@@ -62,6 +63,7 @@ class TrainingPass(nn.Module):
         self._labelled = labelled
         config = config or TrainConfig()
         self._channels_last = config.channels_last
+        self.criterion = criterion(model, config)
         self._stage = self._recomputed_stage if config.checkpoint_gradients else None
         self._compiled = config.compile
         # A function is compiled, no module: names of parameters stay as they are.
@@ -85,8 +87,9 @@ class TrainingPass(nn.Module):
         else:
             args, inputs = batches.unpack_inputs(batch)
         if labels_B is not None:
+            C, problem = self.model.num_classes, self.model.problem
             if self._compiled or device.type != "cpu":  # where the loss matrix doesn't look
-                labels.check_labels(labels_B, self.model.num_classes, "a batch of training")
+                labels.check_labels(labels_B, C, "a batch of training", problem)
             labels_B = batches.move(labels_B, device)
         args, inputs = batches.move((args, inputs), device)
         if self._channels_last:
@@ -96,10 +99,10 @@ class TrainingPass(nn.Module):
     def _losses(self, args: Any, inputs: Any, labels_B: Tensor | None, tau: float | Tensor) -> Any:
         phase = self._phase
         exits = self.model.run(args, inputs, phase.branch, phase.extra is not None, self._stage)
-        L_MM = matrix.loss_matrix(exits.logits_MBC, labels_B, tau, phase.divergence)
+        L_MM = matrix.loss_matrix(exits.logits_MBC, labels_B, tau, phase.divergence, self.criterion)
         rows_MB = extra = None
         if phase.learner.weighs_rows and labels_B is not None:
-            rows_MB = matrix.row_losses(exits.logits_MBC, labels_B)
+            rows_MB = matrix.row_losses(exits.logits_MBC, labels_B, self.criterion)
         if phase.extra is not None:
             extra = phase.extra(Seen(args, inputs, labels_B, *exits))
         return Losses(L_MM, rows_MB, extra, exits.logits_MBC, labels_B)
@@ -118,6 +121,11 @@ class TrainingPass(nn.Module):
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), RepeatedStatistics(backbone)),
         )
+
+
+def criterion(model: MultiExitModel, config: TrainConfig) -> Criterion:
+    """How a run's labels count, by the model's problem and the run's settings."""
+    return Criterion(model.problem, config.label_smoothing, config.class_weights)
 
 
 class Terms(nn.Module):

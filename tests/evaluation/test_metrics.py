@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 import multiexit as mx
 from multiexit.evaluation import metrics, results
 from multiexit.evaluation.metrics import METRICS
+from multiexit.problems import PROBLEMS
 
 LABELS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30)
 SCORES = st.lists(
@@ -80,8 +81,10 @@ def test_correlations(rows):
 
 
 def test_the_first_entry_is_the_score():
+    rows = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])
     for name, metric in METRICS.items():
-        got = metric(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]))
+        of_labels = name in metrics.SUITED["multi-label"]
+        got = metric(*(np.stack([x, x], 1) for x in rows) if of_labels else rows)
         assert next(iter(got)) == "score", name
         assert all(type(value) is float for value in got.values()), name
 
@@ -159,11 +162,13 @@ def named(metric):
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 50])
-@pytest.mark.parametrize("metric", [None, *METRICS])
-def test_the_others_are_tried_and_pass(metric, classes):
-    of_values = metric == "pearson_spearman"
-    if metric is None or of_values == (classes == 1):
-        metrics.check(metric, classes)
+@pytest.mark.parametrize(
+    ("problem", "metric"),
+    [(problem, name) for problem, suited in metrics.SUITED.items() for name in (None, *suited)],
+)
+def test_the_others_are_tried_and_pass(problem, metric, classes):
+    if classes >= PROBLEMS[problem].least:
+        metrics.check(metric, classes, problem)
 
 
 def test_a_metric_registered_by_name_is_tried_too():

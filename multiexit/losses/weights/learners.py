@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from multiexit.losses import matrix
+from multiexit.losses.criterion import Criterion
 from multiexit.losses.weights.parametrisations import PARAMETRIZATIONS, FixedWeights, LossWeights
 
 
@@ -95,17 +96,20 @@ class Learner(ABC):
         """
         return PARAMETRIZATIONS[self.parametrization](teaches_MM)
 
-    def outer(self, logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
+    def outer(
+        self, logits_MBC: Tensor, labels_B: Tensor, criterion: Criterion | None = None
+    ) -> Tensor:
         """The loss that a hypergradient is to make small: Σ_m CE_m on D2, all exits counting 1.
 
         Args:
             logits_MBC: the exits' logits on a batch of D2, [M, B, C], after Θ's step.
             labels_B: its labels [B].
+            criterion: what they mean, as for `multiexit.loss_matrix`.
 
         Returns:
             A scalar.
         """
-        return matrix.row_losses(logits_MBC, labels_B).mean(1).sum()
+        return matrix.row_losses(logits_MBC, labels_B, criterion).mean(1).sum()
 
     @abstractmethod
     def plan(self, step: int, rho: float) -> Plan:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.arguments import check_share
+from multiexit.losses.criterion import Criterion
 from multiexit.losses.matrix import row_losses
 from multiexit.losses.weights.learners import Learner, Plan, check_cycle
 from multiexit.losses.weights.parametrisations import LossWeights, RowWeights
@@ -103,8 +104,10 @@ class MetaWeights(Learner):
             torch.manual_seed(seed)
             return WeightNet(teaches_MM, self.epsilon, self.over)
 
-    def outer(self, logits_MBC: Tensor, labels_B: Tensor) -> Tensor:
-        own_MB = row_losses(logits_MBC, labels_B)
+    def outer(
+        self, logits_MBC: Tensor, labels_B: Tensor, criterion: Criterion | None = None
+    ) -> Tensor:
+        own_MB = row_losses(logits_MBC, labels_B, criterion)
         exit_B = allot(logits_MBC.detach(), self.q)
         exits_M1 = torch.arange(len(own_MB), device=own_MB.device)[:, None]
         at_MB = (exit_B == exits_M1).to(own_MB.dtype)

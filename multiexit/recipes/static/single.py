@@ -46,7 +46,9 @@ def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> Mult
         # A last exit that is the network's own head stays so, and no other becomes one.
         classifier = model.backbone.classifier if isinstance(last, OwnHead) else None
         trunk.set_classifier(copy.deepcopy(classifier))
-    single = MultiExitModel(trunk, model.num_classes, [exit], model.head, model.pool, model.labels)
+    single = MultiExitModel(
+        trunk, model.num_classes, [exit], model.head, model.pool, model.labels, model.problem
+    )
     single.heads[0].load_state_dict(last.state_dict())
     single.temperature_M.copy_(model.temperature_M[-1:])
     single.preprocessing = dict(model.preprocessing)

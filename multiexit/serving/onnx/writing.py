@@ -204,7 +204,7 @@ def _check_export(
             "an export needs a policy, such as Patience(4): the model has none of its own; got "
             f"{type(policy).__name__}"
         )
-    policies.check(policy, model.num_exits, model.num_classes)
+    policies.check(policy, model.num_exits, model.num_classes, model.problem)
     if model.training:
         raise ValueError("a model in train mode would be random: call model.eval() first")
     other = {p.dtype for p in model.parameters() if p.dtype != torch.float32}

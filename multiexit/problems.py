@@ -1,0 +1,118 @@
+"""What a network's outputs say of a row, and how they come apart into decisions.
+
+A row's answer is one decision or several, each among K classes, or a number:
+
+    problem                 outputs      decisions of a row
+    "classification"        [B, C]       1, among C classes
+    "multi-label"           [B, C]       C, each between no and yes: (0, z), since
+                                         softmax(0, z) = (1 - sigmoid(z), sigmoid(z))
+    "regression"            [B, C]       C numbers
+    "token-classification"  [B, T, C]    T, each among C classes
+
+Losses are means over decisions, and a policy stops a row when it would stop all its decisions.
+
+Letters: B batch rows, T tokens, C outputs, P decisions of a row, K what a decision is among.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from multiexit.arguments import unknown
+
+
+class Problem(NamedTuple):
+    """One kind of answer.
+
+    Args:
+        split: from outputs […, B, C] to decisions [..., B, P, K].
+        join: the way back.
+        classes: C to K; 1 of numbers.
+        single: whether a row is one decision.
+        least: the smallest C.
+    """
+
+    split: Callable[[Tensor], Tensor]
+    join: Callable[[Tensor], Tensor]
+    classes: Callable[[int], int]
+    single: bool = False
+    least: int = 1
+
+
+def _no_and_yes(z: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(z), z], -1)
+
+
+def _log_odds(no_and_yes: Tensor) -> Tensor:
+    return no_and_yes[..., 1] - no_and_yes[..., 0]
+
+
+PROBLEMS: dict[str, Problem] = {
+    "classification": Problem(
+        lambda z: z.unsqueeze(-2), lambda d: d.squeeze(-2), lambda C: C, single=True, least=2
+    ),
+    "multi-label": Problem(_no_and_yes, _log_odds, lambda C: 2),
+    "regression": Problem(lambda z: z.unsqueeze(-1), lambda d: d.squeeze(-1), lambda C: 1),
+    "token-classification": Problem(lambda z: z, lambda d: d, lambda C: C, least=2),
+}
+
+
+def resolve(problem: str | None, num_classes: int) -> str:
+    """The problem's name; None is classification, or with one output regression.
+
+    Args:
+        problem: a key of `PROBLEMS`, or None.
+        num_classes: C.
+
+    Raises:
+        ValueError: an unknown name, or too few outputs.
+
+    >>> resolve(None, 3), resolve(None, 1), resolve("multi-label", 1)
+    ('classification', 'regression', 'multi-label')
+    """
+    if problem is None:
+        return "regression" if num_classes == 1 else "classification"
+    if problem not in PROBLEMS:
+        raise unknown("problem", problem, PROBLEMS)
+    if num_classes < PROBLEMS[problem].least:
+        raise ValueError(
+            f"{problem} is among at least 2 classes, got num_classes={num_classes}: one number is "
+            "'regression', one yes or no is 'multi-label'"
+        )
+    return problem
+
+
+def answer(outputs: Tensor, problem: str | None) -> Tensor:
+    """What outputs say: a class or number for each decision of each row.
+
+    Args:
+        outputs: logits […, B, C], or of tokens […, B, T, C].
+        problem: a key of `PROBLEMS`, or None as for `resolve`.
+
+    Returns:
+        Classes, int64, or numbers: [..., B] where a row is one decision, [..., B, C] of several
+        labels (1 is yes) or numbers, and [..., B, T] of tokens.
+
+    >>> answer(torch.tensor([[2.0, -1.0]]), "multi-label").tolist()
+    [[1, 0]]
+    """
+    C = outputs.shape[-1]
+    kind = PROBLEMS[resolve(problem, C)]
+    decisions = kind.split(outputs)
+    values = decisions.squeeze(-1) if kind.classes(C) == 1 else decisions.argmax(-1)
+    return values.squeeze(-1) if kind.single or (kind.classes(C) == 1 and C == 1) else values
+
+
+def classes_of_decision(problem: str | None, num_classes: int) -> int:
+    """K: how many classes a decision is among, 1 of numbers.
+
+    Args:
+        problem: a key of `PROBLEMS`, or None as for `resolve`.
+        num_classes: C.
+
+    >>> classes_of_decision("multi-label", 20), classes_of_decision("regression", 3)
+    (2, 1)
+    """
+    return PROBLEMS[resolve(problem, num_classes)].classes(num_classes)

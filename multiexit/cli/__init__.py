@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from multiexit import starting
-from multiexit.cli import judging, serving, training, tuning
+from multiexit.cli import judging, recommending, serving, training, tuning
 from multiexit.cli.spelling import as_typed
 from multiexit.cli.words import check_words, finite, options_of
 
@@ -26,6 +26,7 @@ for command in (
     judging.evaluate,
     judging.sweep,
     judging.calibrate,
+    recommending.recommend,
     judging.profile,
     serving.predict,
     serving.export,

@@ -172,13 +172,13 @@ def truncate(
     """
     from multiexit import MultiExitModel
     from multiexit.files.writing import whole_folder
-    from multiexit.model.folder import SETTINGS, save_tokenizer
+    from multiexit.model.folder import save_tokenizer
     from multiexit.model.truncation import NoClassError, library_network
 
     if output.exists():
         raise ValueError(f"{output} exists already: remove it or name another folder")
     typed.folder("--output", output)
-    folder = model / "model" if (model / "model" / SETTINGS).exists() else model
+    folder = typed.model_folder(model)
     reads = (folder / "tokenizer_config.json").is_file()
     reader = typed.tokenizer(folder) if reads else None
     loaded = MultiExitModel.from_pretrained(folder)

@@ -42,6 +42,13 @@ def device() -> Any:
     return processes().device if torch.cuda.is_available() else "cpu"
 
 
+def model_folder(run: Path) -> Path:
+    """The folder of the model in a run's folder, or that folder itself."""
+    from multiexit.model.folder import SETTINGS
+
+    return run / "model" if (run / "model" / SETTINGS).exists() else run
+
+
 def folder(option: str, path: Path) -> None:
     """Refuse what no folder can be made at.
 

@@ -21,6 +21,7 @@ MaxLength = Annotated[
     int | None, typer.Option(min=1, help="of text, tokens per row at most; default 128")
 ]
 Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote (RUN/model)")]
+Run = Annotated[Path, typer.Argument(help="a folder that `train` wrote, or the model in it")]
 ModelTask = Annotated[str | None, typer.Option(help="default: what the model was trained on")]
 Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="patience=4, max-prob=0.9, …; may be repeated")

@@ -50,6 +50,7 @@ NUMBERS = {
     "speedup": ("0", "0.5"),
     "score": ("-5", "1.1"),
     "milliseconds": ("0",),
+    "max_loss": ("100",),
     "risk": ("0", "1", "2"),
     "budget": ("0", "500"),
     "confidence": ("0", "1", "1.5"),
@@ -150,6 +151,7 @@ def usual(name: str, place: Path) -> list[str]:
         "evaluate": [model, "--output", "out"],
         "sweep": [model, "--output", "out"],
         "calibrate": [model],
+        "recommend": [model, "--speedup", "2"],
         "profile": [model],
         "predict": [model, str(place / "empty")],
         "export": [model, "out"],
@@ -205,7 +207,7 @@ def lines_of(place: Path):
             if not p.multiple:
                 value = "out" if option in base else "1"
                 yield [*_with([*base, *more], option, value), option, value]
-        if name in ("evaluate", "sweep", "calibrate", "profile", "predict", "export"):
+        if name in ("evaluate", "sweep", "calibrate", "recommend", "profile", "predict", "export"):
             target = ["--speedup", "2"] if name == "calibrate" else []
             for wrong in (*NOT_THESE, *NOR_THESE):
                 yield [name, str(place / wrong), *base[2:], *target]
@@ -249,6 +251,10 @@ def lines_of(place: Path):
         yield [*text, *words]
     for words in (["--loss", "accuracy"], ["--confidence", "0.9"], ["--batch-size", "4"]):
         yield [*speedup, *words]
+    advice = ["recommend", str(place / "model"), "--speedup", "2"]
+    yield [*advice, "--batch-size", "4"]
+    yield from ([*advice[:2], "--max-loss", loss] for loss in ("100", "-1", "nan"))
+    yield from ([*advice[:2], "--milliseconds", ms] for ms in ("0", "20"))
     for words in (["--risk", "0.1"], ["--budget", "2"], ["--score", "0.5"], ["--task", "mrpc"]):
         yield [*speedup, *words]
     yield ["calibrate", str(place / "model"), "--risk", "0.1", "--by", "macs"]
@@ -292,6 +298,7 @@ def test_bad_command_lines_are_refused_shortly_and_leave_nothing(folder, tmp_pat
     for work in (
         *("training.trainer.Trainer.fit", "training.search.queue._fill_queue"),
         *("cli.reporting.report_on", "cli.reporting.demo", "cli.calibrating.collect"),
+        "evaluation.recommendation.recommend",
         *("serving.profiling.profile", "serving.onnx.export"),
     ):
         monkeypatch.setattr(f"multiexit.{work}", began)

@@ -1,0 +1,86 @@
+"""The command that says which policy to take."""
+
+from typing import Annotated
+
+import typer
+
+from multiexit.cli import typed
+from multiexit.cli.words import LAST_SEED, DataDir, ModelTask, Run
+
+
+def recommend(
+    run: Run,
+    speedup: Annotated[float | None, typer.Option(help="by layers, at least")] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="of score, in points (0.5 is 84.5 → 84.0), at most")
+    ] = None,
+    milliseconds: Annotated[float | None, typer.Option(help="per batch, at most")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="for milliseconds; default 1")
+    ] = None,
+    share: Annotated[float, typer.Option(help="of the set, to choose on")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="of the rows' draw")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="store the policy in the model")] = False,
+    task: ModelTask = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say which policy to take for one target, what it costs, and how sure that is.
+
+    Several kinds of policies are tried on a share of the development set; the rest judges the best.
+
+    Examples:
+
+    multiexit recommend runs/mrpc --speedup 2 --data-dir data
+
+    multiexit recommend runs/mrpc --max-loss 0.5 --write
+
+    multiexit recommend runs/mrpc --milliseconds 20 --batch-size 8
+    """
+    from multiexit.arguments import check_share
+    from multiexit.evaluation import plain_words, report
+    from multiexit.evaluation.outputs import collect
+    from multiexit.evaluation.recommendation import check_target
+    from multiexit.evaluation.recommendation import recommend as choose
+    from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
+    from multiexit.model.latency import check_latency
+    from multiexit.policies.registry import policy_name
+
+    loss = None if max_loss is None else max_loss / 100
+    check_target(speedup=speedup, max_loss=loss, milliseconds=milliseconds)
+    if batch_size is not None and milliseconds is None:
+        raise ValueError("--batch-size goes with --milliseconds: leave it out")
+    check_share("share", share, "(0, 1)")
+    folder = typed.model_folder(run)
+    model, data = typed.load(folder, task, data_dir)
+    if milliseconds is not None:
+        if model.latency is None:
+            raise ValueError(
+                f"{folder} has no latency table, which milliseconds need: measure one with "
+                f"`multiexit profile {folder}`"
+            )
+        check_latency(model, model.num_exits, model.latency)
+    name, rows = next(iter(data.sets.items()))
+    outputs = collect(model, rows, data.metric)
+    advice = choose(
+        outputs,
+        speedup=speedup,
+        max_loss=loss,
+        milliseconds=milliseconds,
+        latency=model.latency,
+        batch_size=batch_size or 1,
+        own=model.policy,
+        share=share,
+        seed=seed,
+    )
+    print(f"{data.name} ({name}): {policy_name(advice.row.policy)}\n")
+    print(plain_words.explain(advice, outputs.cost.layers_M, outputs.metric, loss))
+    if milliseconds is not None:
+        print(plain_words.time(advice, model.latency, batch_size or 1))
+    print(f"\nTried, on the {advice.rows_chosen} rows that chose:\n")
+    print(report.policy_table(advice.tried))
+    if write:
+        model.policy = advice.row.policy
+        save_settings(folder, model.settings(backbone_spec(model.backbone)))
+        print(f"\nwritten: {folder / SETTINGS}, with the policy {policy_name(model.policy)}")
+    else:
+        print("\nTo store it in the model, run the command again with --write.")

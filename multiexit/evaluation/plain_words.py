@@ -1,0 +1,215 @@
+"""A policy, and a recommendation of one, in words for those who never read a paper on exits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from multiexit.evaluation import metrics
+from multiexit.evaluation.judging import Row
+from multiexit.evaluation.recommendation import Recommendation
+from multiexit.evaluation.targets import mean_ms
+from multiexit.model.latency import Latency
+from multiexit.policies import (
+    Certainty,
+    Entropy,
+    ExitPolicy,
+    FixedExit,
+    Margin,
+    MaxProb,
+    MostConfident,
+    NormalizedEntropy,
+    Patience,
+    PatientConfident,
+)
+from multiexit.policies.registry import policy_name
+
+
+def rule(policy: ExitPolicy, layers_M: Sequence[int]) -> str:
+    """When an input stops, in a sentence.
+
+    Args:
+        policy: any; one of the user's own goes by its name.
+        layers_M: the layers up to each exit.
+
+    Example:
+        >>> import multiexit as mx
+        >>> from multiexit.evaluation.plain_words import rule
+        >>> rule(mx.MaxProb(0.87), (2, 4, 6))
+        "Stop when the answer's probability is at least 0.87."
+        >>> rule(mx.FixedExit(1), (2, 4, 6))
+        'Stop every input after layer 4 (exit 1), whatever it is.'
+    """
+    match policy:
+        case FixedExit(exit=exit):
+            return f"Stop every input after layer {layers_M[exit]} (exit {exit}), whatever it is."
+        case Patience(patience=patience, tolerance=tolerance):
+            near = "the same answer" if tolerance is None else f"answers within {tolerance:.4g}"
+            return f"Stop when {patience + 1} exits in a row gave {near}."
+        case PatientConfident(threshold=threshold, patience=patience):
+            doubt = f"little doubt (entropy, of 0 to 1, below {_number(threshold)})"
+            return f"Stop when {patience} exits in a row had {doubt}."
+        case MaxProb(threshold=threshold):
+            return f"Stop when the answer's probability is at least {_number(threshold)}."
+        case MostConfident(threshold=threshold):
+            return (
+                f"Stop when the answer's probability is at least {_number(threshold)}; where that "
+                "never comes, answer as the surest exit did."
+            )
+        case Margin(threshold=threshold):
+            lead = f"leads the second's by at least {_number(threshold)}"
+            return f"Stop when the likeliest answer's probability {lead}."
+        case Entropy(threshold=threshold):
+            return f"Stop when the doubt (entropy, 0 is none) is below {_number(threshold)}."
+        case NormalizedEntropy(threshold=threshold):
+            return f"Stop when the doubt (entropy, of 0 to 1) is at most {_number(threshold)}."
+        case Certainty(threshold=threshold):
+            sure = f"estimate of being right is at least {_number(threshold)}"
+            return f"Stop when the exit's own {sure}."
+    return f"Stop by {policy_name(policy)}."
+
+
+def explain(
+    advice: Recommendation,
+    layers_M: Sequence[int],
+    metric: str | metrics.Metric,
+    max_loss: float | None = None,
+) -> str:
+    r"""A recommendation in words: the rule, what it keeps, what it costs, and how sure that is.
+
+    Args:
+        advice: from `recommend`.
+        layers_M: the layers up to each exit.
+        metric: of the scores.
+        max_loss: the loss that was asked for, in 0..1.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> from multiexit.evaluation.plain_words import explain
+        >>> from multiexit.evaluation.recommendation import recommend
+        >>> labels_B = torch.arange(40) % 2
+        >>> sure_BC = 4.0 * torch.nn.functional.one_hot(labels_B)
+        >>> first_BC = torch.where((torch.arange(40) < 20)[:, None], -0.1, 1.0) * sure_BC
+        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
+        >>> outputs = mx.Outputs(torch.stack([first_BC, sure_BC]), labels_B, cost)
+        >>> advice = recommend(outputs, max_loss=0.1)
+        >>> lines = explain(advice, cost.layers_M, "accuracy", 0.1).splitlines()
+        >>> print("\n".join([lines[0], *lines[3:6]]))
+        Stop when the answer's probability is at least 0.5989.
+        55 % of the inputs leave after layer 1, half of them by layer 1, and 45 % run to layer 2.
+        None of the 20 answers differs from the full network's.
+        So a loss within the 10 points that you allow is sure enough (95 %).
+    """
+    row, full = advice.row, advice.full
+    lines = [rule(row.policy, layers_M), _kept(advice, metric), _speed(row, layers_M)]
+    lines += [_exits(row.shares_M, layers_M), _changes(advice), _verdict(advice, max_loss)]
+    if isinstance(row.policy, FixedExit) and row.shares_M[-1] < 1:
+        lines.append(
+            "No rule that looks at the input did better on the rows that chose, so a network cut "
+            "there for good serves as well (multiexit truncate)."
+        )
+    if full.mean_layers == row.mean_layers:
+        lines.append("Nobody leaves early: no faster setting reached the target.")
+    lines.append(_origin(advice))
+    return "\n".join(lines)
+
+
+def time(advice: Recommendation, latency: Latency, batch_size: int) -> str:
+    """What a batch takes, and on which machine that was measured.
+
+    Args:
+        advice: from `recommend`.
+        latency: of the model.
+        batch_size: rows at the start.
+    """
+    took = mean_ms(advice.row, latency, batch_size)
+    full = latency.at(latency.full_ms, batch_size)
+    return (
+        f"A batch of {batch_size} takes {took:.3g} ms on average, {full:.3g} ms without early "
+        f"exits (by the model's latency table, measured on {latency.machine})."
+    )
+
+
+def _kept(advice: Recommendation, metric: str | metrics.Metric) -> str:
+    low, high = (f"{100 * end:+.1f}" for end in advice.interval)
+    score, full = (f"{100 * row.score:.1f}" for row in (advice.row, advice.full))
+    name = metrics.name(metric)
+    keeps = (
+        f"gets {score} % right (full network {full} %"
+        if name == "accuracy"
+        else f"scores {score}, {metrics.label(name)} (full network {full}"
+    )
+    return (
+        f"On {advice.rows_judged} held-out rows that {keeps}, difference "
+        f"{100 * advice.difference:+.1f} points, {100 * advice.confidence:g} % between {low} and "
+        f"{high})."
+    )
+
+
+def _speed(row: Row, layers_M: Sequence[int]) -> str:
+    macs = row.speedup_macs
+    heads = f"{macs:.1f} times fewer MACs" if macs >= 1 else f"{1 / macs:.2f} times as many MACs"
+    return (
+        f"It runs {row.mean_layers:.1f} of {layers_M[-1]} layers on average "
+        f"({row.speedup_layers:.1f} times fewer; {heads}, the heads' included)."
+    )
+
+
+def _exits(shares_M: Sequence[float], layers_M: Sequence[int]) -> str:
+    """Where inputs leave: the first exit, the middle one, the last."""
+    leaving = [(share, layer) for share, layer in zip(shares_M, layers_M, strict=True) if share]
+    if len(leaving) == 1:
+        return f"All inputs leave after layer {leaving[0][1]}."
+    total, half = 0.0, leaving[-1][1]
+    for share, layer in leaving:
+        total += share
+        if total >= 0.5:
+            half = layer
+            break
+    (first, least), (last, most) = leaving[0], leaving[-1]
+    return (
+        f"{100 * first:.0f} % of the inputs leave after layer {least}, half of them by layer "
+        f"{half}, and {100 * last:.0f} % run to layer {most}."
+    )
+
+
+def _changes(advice: Recommendation) -> str:
+    rows, changed = advice.rows_judged, advice.changed
+    if changed == 0:
+        return f"None of the {rows} answers differs from the full network's."
+    return f"{changed} of the {rows} answers differ from the full network's."
+
+
+def _verdict(advice: Recommendation, max_loss: float | None) -> str:
+    low, high = advice.interval
+    if max_loss is not None:
+        asked = f"the {100 * max_loss:g} points that you allow"
+        if low >= -max_loss:
+            return f"So a loss within {asked} is sure enough ({100 * advice.confidence:g} %)."
+        if high < -max_loss:
+            return f"So it loses more than {asked}: it did better on the rows that chose it."
+        return (
+            f"So these rows can't promise a loss within {asked}: more rows would, or "
+            "`multiexit calibrate --risk`, whose bound on changed answers holds for new rows."
+        )
+    if low > 0:
+        return "So it is better than the full network, beyond chance."
+    if high < 0:
+        return (
+            "So it is worse than the full network, beyond chance: that is the price of the speed."
+        )
+    return "These rows can't tell its score from the full network's."
+
+
+def _origin(advice: Recommendation) -> str:
+    out = (
+        f"; {advice.repeated} rows that repeat theirs were left out of the judging"
+        if advice.repeated
+        else ""
+    )
+    return f"{advice.rows_chosen} other rows chose it{out}."
+
+
+def _number(value: Any) -> str:
+    """A threshold, or one per exit."""
+    if isinstance(value, tuple):
+        return ", then ".join(_number(each) for each in value)
+    return f"{value:.4g}"

@@ -1,0 +1,56 @@
+"""`multiexit recommend`: what it says is true of the rows that judged, and what it stores."""
+
+import re
+
+import pytest
+import torch
+from helpers import command
+
+import multiexit as mx
+from multiexit.data import tasks
+from multiexit.evaluation.recommendation import recommend
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with a model of the digits."""
+    torch.manual_seed(0)
+    task = tasks.load("digits")
+    model = mx.MultiExitModel(mx.cifar_resnet(20, in_channels=1, size=8), 10, exits=[0, 4, 8])
+    model.preprocessing = task.preprocessing
+    config = mx.TrainConfig(epochs=1, batch_size=64, lr=0.05, optimizer="sgd", progress=False)
+    mx.Trainer(model, mx.recipe("joint"), config).fit(task.train)
+    model.policy = mx.Patience(2)
+    folder = tmp_path_factory.mktemp("digits")
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+def test_what_is_said_and_stored(run):
+    outputs = mx.collect(
+        mx.MultiExitModel.from_pretrained(run / "model"), tasks.load("digits").sets["test"]
+    )
+    advice = recommend(outputs, speedup=1.4, own=mx.Patience(2), seed=3)
+    before = {path.name: path.read_bytes() for path in (run / "model").iterdir()}
+    ended = command("recommend", run, "--speedup", 1.4, "--seed", 3)
+    assert ended.code == 0, ended.err
+    assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == before
+    low, high = advice.interval
+    row, full = advice.row, advice.full
+    assert (
+        f"On {advice.rows_judged} held-out rows that gets {100 * row.score:.1f} % right "
+        f"(full network {100 * full.score:.1f} %, difference {100 * advice.difference:+.1f} "
+        f"points, 95 % between {100 * low:+.1f} and {100 * high:+.1f})"
+    ) in ended.out
+    assert f"It runs {row.mean_layers:.1f} of 9 layers" in ended.out
+    assert re.search(rf"^{advice.rows_chosen} other rows chose it", ended.out, re.MULTILINE)
+    assert "--write" in ended.out
+    ended = command("recommend", run / "model", "--speedup", 1.4, "--seed", 3, "--write")
+    assert ended.code == 0, ended.err
+    assert mx.MultiExitModel.from_pretrained(run / "model").policy == row.policy
+
+
+def test_milliseconds_ask_for_a_table(run):
+    ended = command("recommend", run, "--milliseconds", 5)
+    assert ended.code == 2
+    assert "multiexit profile" in ended.err

@@ -16,7 +16,8 @@ from multiexit.backbones.classifier import Classifier, classifier_spec
 Carry = dict[str, Any]
 """Handed from one stage to the next. Every tensor in it has the batch as its first dimension, so
 that finished rows can be dropped. `None` entries are kept as they are. The key `"valid_BT"` is
-reserved for text: True where a token is real, False where it is padding; heads pool with it."""
+reserved for text: True where a token is real, False where it is padding; heads pool with it. So is
+`"first_B"`: by how many places a backbone turned each row, so that its padding comes last."""
 
 Tree = TypeVar("Tree")
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from multiexit.backbones.pooling import pool_feature
 
+TOKEN_PROBLEM = "token-classification"
+
 
 class Classifier(nn.Module):
     """A network's own head on its last feature: `linear(read(feature))`, [B, …] → [B, K].
@@ -26,6 +28,9 @@ class Classifier(nn.Module):
             `"first"` or `"mean"`.
         labels: the classes' names, where the network knows them.
         layout: of the feature, for a pooling (`multiexit.backbones.layouts`).
+        problem: what its outputs say of a row, a key of `multiexit.problems.PROBLEMS`; of
+            `"token-classification"` they are [B, T, K]. None is classification, or with one output
+            regression.
 
     Example:
         >>> import torch, multiexit as mx
@@ -41,10 +46,12 @@ class Classifier(nn.Module):
         read: nn.Module | str,
         labels: Sequence[str] | None = None,
         layout: str | None = None,
+        problem: str | None = None,
     ):
         super().__init__()
         self.linear = linear
         self.num_classes = num_classes
+        self.problem = problem
         self.read = Pool(read, layout) if isinstance(read, str) else read
         self.labels = None if labels is None else list(labels)
 
@@ -79,7 +86,7 @@ class Classifier(nn.Module):
         with torch.no_grad():
             for p in linear.parameters():
                 p.copy_(p[index])
-        return Classifier(linear, self.num_classes, self.read, labels)
+        return Classifier(linear, self.num_classes, self.read, labels, problem=self.problem)
 
 
 def _folded(labels: Sequence[Any] | None) -> list[str]:
@@ -142,13 +149,16 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(1) if x.ndim > 2 and x[0].numel() == x.shape[1] else x
 
 
-def classifier_spec(classifier: Classifier) -> bool | dict[str, Any]:
+def classifier_spec(classifier: Classifier) -> bool | str | dict[str, Any]:
     """Describe a classifier for its backbone's spec.
 
     Returns:
-        The sizes of a plain linear layer; or True, where the kind of backbone makes it again.
+        The sizes of a plain linear layer; or True, where the kind of backbone makes it again; of
+        one that answers tokens its problem's name.
     """
     linear, read = classifier.linear, classifier.read
+    if classifier.problem == TOKEN_PROBLEM:
+        return TOKEN_PROBLEM
     if not isinstance(read, Pool) or type(linear) is not nn.Linear:
         return True
     return {

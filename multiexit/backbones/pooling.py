@@ -63,6 +63,23 @@ def pool_feature(
     return (feature.sum(positions, dtype=sum_dtype) / num_positions).to(feature.dtype)
 
 
+def turned_by(value: Tensor, places_B: Tensor) -> Tensor:
+    """Rows turned round: position t of a row is what was at (t + places) mod T.
+
+    Args:
+        value: [B, T] or [B, T, H].
+        places_B: by how many each row is turned, within −T..T.
+
+    >>> turned_by(torch.tensor([[0, 1, 2], [0, 1, 2]]), torch.tensor([1, -1])).tolist()
+    [[1, 2, 0], [2, 0, 1]]
+    """
+    T = value.shape[1]
+    index_BT = (torch.arange(T, device=value.device) + places_B.unsqueeze(1)) % T
+    if value.ndim == 3:
+        return value.gather(1, index_BT.unsqueeze(-1).expand(-1, -1, value.shape[2]))
+    return value.gather(1, index_BT)
+
+
 def _pool_tokens(feature_BTH: Tensor, pool: str, valid_BT: Tensor | None) -> Tensor:
     if pool == "first":
         return feature_BTH[:, 0]

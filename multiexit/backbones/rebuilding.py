@@ -1,5 +1,6 @@
 """Backbones made again from their saved descriptions."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from multiexit.backbones import adapters, kinds
@@ -29,7 +30,7 @@ def rebuild(spec: dict[str, Any]) -> Backbone:
     plain = {key: value for key, value in spec.items() if key != "lora"}
     backbone: Backbone = kinds.KINDS[spec["kind"]].adapter().from_spec(plain)
     classifier = spec.get("classifier")
-    if classifier is not True:  # it was none of the kind's own
+    if classifier is None or isinstance(classifier, Mapping):  # it was none of the kind's own
         backbone.set_classifier(
             linear_classifier(classifier, backbone.layouts[-1]) if classifier else None
         )

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from multiexit.backbones.classifier import TOKEN_PROBLEM
 from multiexit.backbones.layouts import LAYOUTS
 from multiexit.files.schema import (
     Check,
@@ -113,9 +114,10 @@ def _kwargs(checks: Mapping[str, Check]) -> Check:
 
 
 def _classifier(key: str, value: Any) -> None:
-    """True: the network makes its own head again; or the sizes of a plain linear layer."""
+    """True, or of tokens the problem's name: the network makes its own head again; or the sizes of
+    a plain linear layer."""
     sizes = {"inputs": SIZE, "classes": SIZE, "bias": flag, "pool": one_of("first", "last", "mean")}
-    (table(sizes) if isinstance(value, Mapping) else one_of(True))(key, value)
+    (table(sizes) if isinstance(value, Mapping) else one_of(True, TOKEN_PROBLEM))(key, value)
 
 
 def _layout(key: str, value: Any) -> None:

@@ -103,7 +103,7 @@ def check_answers(
         feature = backbone.features(x)[-1]
         if head is not None:
             ours, theirs = head(feature), _run(model, x)
-            head.num_classes = ours.shape[1]
+            head.num_classes = ours.shape[-1]
         elif trunk is not None:
             ours, theirs = feature, trunk(x)
         else:

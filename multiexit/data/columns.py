@@ -1,7 +1,7 @@
 """A batch by the names that a network takes."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
@@ -15,16 +15,17 @@ class Columns:
     Args:
         start: takes a network's inputs, by names: a backbone's `start`. With `**inputs` it
             takes any.
+        besides: names of inputs that are taken beside these.
     """
 
-    def __init__(self, start: Any):
+    def __init__(self, start: Any, besides: Sequence[str] = ()):
         parameters = signature(start).parameters.values()
         self._all = any(p.kind == Parameter.VAR_KEYWORD for p in parameters)
         self._names = [
             p.name
             for p in parameters
             if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-        ]
+        ] + [*besides]
         self._needed = [
             p.name for p in parameters if p.name in self._names and p.default is Parameter.empty
         ]

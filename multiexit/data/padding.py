@@ -81,6 +81,19 @@ def _stack(name: Any, values: Sequence[Any], sizes: Sequence[int]) -> Any:
     )
 
 
+def filled_up(tensor: Tensor, dim: int, length: int, value: float = 0) -> Tensor:
+    """A tensor filled up with a value behind its end.
+
+    Args:
+        tensor: of any shape.
+        dim: that grows, counted from 0.
+        length: of it.
+        value: that is filled in.
+    """
+    behind = (0, 0) * (tensor.ndim - dim - 1)
+    return F.pad(tensor, (*behind, 0, length - tensor.shape[dim]), value=value)
+
+
 def _resize(inputs: dict[str, Any], length: int) -> dict[str, Any]:
     """Cut every [B, T, …] to [B, length, …], or fill it up with zeros."""
     T = inputs["attention_mask"].shape[1]
@@ -90,8 +103,6 @@ def _resize(inputs: dict[str, Any], length: int) -> dict[str, Any]:
     def fit(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[1] != T:
             return value
-        if length < T:
-            return value[:, :length]
-        return F.pad(value, (0, 0) * (value.ndim - 2) + (0, length - T))
+        return value[:, :length] if length < T else filled_up(value, 1, length)
 
     return {key: fit(value) for key, value in inputs.items()}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from multiexit import policies, problems
 from multiexit.evaluation import metrics
-from multiexit.evaluation.metrics import Metric
 from multiexit.evaluation.outputs import Outputs, exit_shares
+from multiexit.losses.labels import IGNORED
 from multiexit.model.cost import Cost
 from multiexit.policies import ExitPolicy, check
 
@@ -60,16 +60,13 @@ class Row:
         return {**asdict(self), "policy": policies.to_json(self.policy)}
 
 
-def score(
-    logits_BC: Tensor, labels_B: Tensor, metric: str | Metric, problem: str | None = None
-) -> dict[str, float]:
-    """Measure logits against labels.
+def score(outputs: Outputs, logits_BC: Tensor) -> dict[str, float]:
+    """Measure answers against a set's labels.
 
     Args:
-        logits_BC: of all N rows, [N, C], on the CPU.
-        labels_B: [N], or as the problem has them.
-        metric: a name in `multiexit.metrics.METRICS`, or a function.
-        problem: the model's; None is classification, or with one output regression.
+        outputs: from `collect`: the labels, the metric and the problem. Of tokens those count that
+            are asked for and have a label.
+        logits_BC: of all its rows, as one exit or a policy answers them.
 
     Returns:
         Figures by name; `"score"` is the one to compare by.
@@ -77,9 +74,17 @@ def score(
     Raises:
         ValueError: what `multiexit.metrics.measure` raises.
     """
-    predicted_B = problems.answer(logits_BC, problem)
-    C = logits_BC.shape[-1]
-    return metrics.measure(metric, predicted_B.numpy(), labels_B.numpy(), C, problem)
+    predicted_B, labels_B = problems.answer(logits_BC, outputs.problem), outputs.labels_B
+    if outputs.asked_BT is not None:
+        labels_B = labels_B.masked_fill(~outputs.asked_BT, IGNORED)
+    return metrics.measure(
+        outputs.metric,
+        predicted_B.numpy(),
+        labels_B.numpy(),
+        logits_BC.shape[-1],
+        outputs.problem,
+        outputs.names,
+    )
 
 
 def exit_scores(outputs: Outputs) -> list[dict[str, float]]:
@@ -101,10 +106,7 @@ def exit_scores(outputs: Outputs) -> list[dict[str, float]]:
         >>> mx.exit_scores(mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost))
         [{'score': 0.5, 'accuracy': 0.5}, {'score': 1.0, 'accuracy': 1.0}]
     """
-    return [
-        score(logits_BC, outputs.labels_B, outputs.metric, outputs.problem)
-        for logits_BC in outputs.logits_MBC
-    ]
+    return [score(outputs, logits_BC) for logits_BC in outputs.logits_MBC]
 
 
 def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
@@ -133,7 +135,7 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
     check(policy, outputs.num_exits, outputs.num_classes, outputs.problem)
     _check_unseen(outputs, policy)
     exit_B, answer_BC = outputs.answers(policy)
-    scores = score(answer_BC, outputs.labels_B, outputs.metric, outputs.problem)
+    scores = score(outputs, answer_BC)
     shares_M = exit_shares(exit_B, outputs.num_exits)
     cost = outputs.cost
     mean_layers = float(shares_M @ torch.tensor(cost.layers_M, dtype=torch.float64))

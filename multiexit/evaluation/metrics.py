@@ -2,12 +2,14 @@
 
 A metric takes answers [N] and labels [N] as arrays: class numbers, or for regression floats. It
 gives a number, or a dict of numbers in which `"score"` is the one to compare by: more is better.
+Where tokens are classified, [N] are all tokens that are asked for and have a label; `entity_f1`
+alone reads rows, of tags in place of numbers.
 
 scikit-learn and SciPy are imported where they are used: together they take as long as torch.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from numbers import Real
 from typing import Any
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 
 from multiexit import problems
 from multiexit.arguments import unknown
+from multiexit.evaluation import tags
+from multiexit.evaluation.tags import entity_f1
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float | Mapping[str, float]]
 """`(predicted_N, labels_N) -> score`, or figures by name with a `"score"`."""
@@ -149,13 +153,14 @@ def subset_accuracy(
     return {"score": value, "subset_accuracy": value}
 
 
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, Callable[..., float | Mapping[str, float]]] = {
     "accuracy": accuracy,
     "accuracy_f1": accuracy_f1,
     "matthews": matthews,
     "pearson_spearman": pearson_spearman,
     "micro_f1": micro_f1,
     "subset_accuracy": subset_accuracy,
+    "entity_f1": entity_f1,
 }
 """Metrics by name. Of more than two classes `"accuracy_f1"` is `accuracy_macro_f1`."""
 
@@ -165,6 +170,7 @@ OF_CLASSES = {
     "matthews": "Matthews' correlation (× 100)",
 }
 OF_LABELS = {"micro_f1": "F1 over all labels (%)", "subset_accuracy": "accuracy of whole rows (%)"}
+OF_TAGS = {**OF_CLASSES, "entity_f1": "F1 of entities (%)"}
 OF_VALUES = {"pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)"}
 """What a metric of `METRICS` judges, with the name of an axis or column of its score."""
 
@@ -172,13 +178,16 @@ SUITED = {
     "classification": OF_CLASSES,
     "regression": OF_VALUES,
     "multi-label": OF_LABELS,
-    "token-classification": OF_CLASSES,
+    "token-classification": OF_TAGS,
 }
 """The metrics of `METRICS` by problem, the usual one first."""
 
 
 def fitting(
-    metric: str | Metric | None, num_classes: int, problem: str | None = None
+    metric: str | Metric | None,
+    num_classes: int,
+    problem: str | None = None,
+    names: Sequence[Any] | None = None,
 ) -> str | Metric:
     """A metric that suits a model's answers; for None the first that suits.
 
@@ -186,6 +195,7 @@ def fitting(
         metric: a key of `METRICS`, a function, or None.
         num_classes: C, how many outputs there are.
         problem: the model's; None is classification, or with one output regression.
+        names: the classes' names, which must be tags for `entity_f1`.
 
     Raises:
         ValueError: an unknown name, or a metric of other answers.
@@ -206,16 +216,24 @@ def fitting(
     if metric not in suited and any(metric in of for of in SUITED.values()):
         task = _task(num_classes, problem)
         raise ValueError(f"metric {metric!r} can't judge {task}; {' and '.join(suited)} can")
+    if metric == "entity_f1":
+        tags.check_tags(names)
     return metric
 
 
-def check(metric: str | Metric | None, num_classes: int, problem: str | None = None) -> None:
+def check(
+    metric: str | Metric | None,
+    num_classes: int,
+    problem: str | None = None,
+    names: Sequence[Any] | None = None,
+) -> None:
     """Try a metric on a few made-up rows, so that it doesn't fail after hours of training.
 
     Args:
         metric: a key of `METRICS`, a function, or None.
         num_classes: C, how many outputs there are.
         problem: the model's; None is classification, or with one output regression.
+        names: the classes' names, or None.
 
     Raises:
         ValueError: as `fitting` and `measure` do.
@@ -227,7 +245,7 @@ def check(metric: str | Metric | None, num_classes: int, problem: str | None = N
         ValueError: the metric '<lambda>' gives ['mean']; one entry must be 'score', to compare by
     """
     problem = problems.resolve(problem, num_classes)
-    metric = fitting(metric, num_classes, problem)
+    metric = fitting(metric, num_classes, problem, names)
     num_labels = {"regression": 3, "multi-label": 2}.get(problem, num_classes)
     labels_N = np.arange(4 * num_labels) % num_labels
     predicted_N = np.where(
@@ -240,9 +258,11 @@ def check(metric: str | Metric | None, num_classes: int, problem: str | None = N
             np.stack([np.roll(x, output) for output in range(num_classes)], -1)
             for x in (predicted_N, labels_N)
         )
+    if problem == "token-classification":
+        predicted_N, labels_N = (x.reshape(2, -1) for x in (predicted_N, labels_N))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        measure(metric, predicted_N, labels_N, num_classes, problem)
+        measure(metric, predicted_N, labels_N, num_classes, problem, names)
 
 
 def measure(
@@ -251,16 +271,18 @@ def measure(
     labels_N: NDArray[Any],
     num_classes: int,
     problem: str | None = None,
+    names: Sequence[Any] | None = None,
 ) -> dict[str, float]:
     """Judge answers by a metric.
 
     Args:
         metric: a key of `METRICS`, or a function.
         predicted_N: the answers (`multiexit.problems.answer`): class numbers [N], floats of
-            regression [N] or [N, C], 0 and 1 of several labels [N, C].
-        labels_N: the labels, of the same shape.
+            regression [N] or [N, C], 0 and 1 of several labels [N, C], classes of tokens [N, T].
+        labels_N: the labels, of the same shape; −100 of tokens that don't count.
         num_classes: C, how many outputs there are.
         problem: the model's; None is classification, or with one output regression.
+        names: the classes' names, or None.
 
     Returns:
         Figures by name, `"score"` first; a function's single number under its own name too.
@@ -276,11 +298,15 @@ def measure(
         {'score': 2.0, 'right': 2.0}
     """
     function = METRICS[metric] if isinstance(metric, str) else metric
+    answers: tuple[Any, Any] = predicted_N, labels_N
+    if problem == "token-classification":
+        rows = function is entity_f1
+        answers = tags.by_row(*answers, names) if rows else tags.flat(*answers)
     if function is accuracy_f1 and num_classes > 2:
         function = accuracy_macro_f1
     title = f"the metric {name(metric)!r}"
     try:
-        result = function(predicted_N, labels_N)
+        result = function(*answers)
     except Exception as error:
         task = _task(num_classes, problems.resolve(problem, num_classes))
         raise ValueError(f"{title} can't judge {task}: {error}") from error
@@ -335,4 +361,4 @@ def label(metric: str) -> str:
         >>> mx.metrics.label("accuracy"), mx.metrics.label("mine")
         ('accuracy (%)', 'mine (%)')
     """
-    return {**OF_CLASSES, **OF_VALUES, **OF_LABELS}.get(metric, f"{metric} (%)")
+    return {**OF_TAGS, **OF_VALUES, **OF_LABELS}.get(metric, f"{metric} (%)")

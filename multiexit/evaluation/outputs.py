@@ -1,6 +1,6 @@
 """The outputs of a model on a data set, and parts of them.
 
-Letters: M exits, B rows of the set, C classes.
+Letters: M exits, B rows of the set, T tokens, C classes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,10 +18,11 @@ from multiexit.data import hub
 from multiexit.data.batches import loader, move, unpack
 from multiexit.data.columns import Columns
 from multiexit.data.images import on_device
+from multiexit.data.padding import filled_up
 from multiexit.data.row_keys import row_keys
 from multiexit.evaluation import metrics
 from multiexit.evaluation.metrics import Metric
-from multiexit.losses.labels import check_labels
+from multiexit.losses.labels import IGNORED, check_labels
 from multiexit.model.cost import Cost
 from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
@@ -35,15 +36,19 @@ class Outputs:
 
     Args:
         logits_MBC: all exits' logits on the CPU, B all rows of the set in its order; float32, of a
-            float64 model float64.
+            float64 model float64. Of tokens they are [M, B, T, C], T those of the longest row.
         labels_B: as the model's problem has them (`multiexit.losses.check_labels`): int64 classes
-            [B], floats for regression, [B] or [B, C], and for several labels [B, C].
+            [B], floats for regression, [B] or [B, C], for several labels [B, C], and of tokens
+            [B, T].
         cost: what leaving at each exit costs.
         metric: a name in `multiexit.metrics.METRICS`, or a function.
         certainty_MB: how sure each exit is of being right, in 0..1, of models that learn to exit.
         keys_B: a 64-bit key of each row's inputs, by which rows are known again; None where there
             are none.
         problem: the model's; None is classification, or with one output regression.
+        asked_BT: of tokens, which are asked for: where a row leaves depends on these alone, and
+            they are scored where their label isn't −100. None is all.
+        names: the classes' names, for metrics that read them; or None.
 
     Example:
         >>> import torch, multiexit as mx
@@ -61,6 +66,8 @@ class Outputs:
     certainty_MB: Tensor | None = None
     keys_B: Tensor | None = None
     problem: str | None = None
+    asked_BT: Tensor | None = None
+    names: list[Any] | None = None
 
     @property
     def num_exits(self) -> int:
@@ -74,7 +81,9 @@ class Outputs:
 
     def answers(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """Find where each row leaves under a policy, int64 [B], and what it answers, [B, C]."""
-        return policies.answers(policy, self.logits_MBC, self.certainty_MB, self.problem)
+        return policies.answers(
+            policy, self.logits_MBC, self.certainty_MB, self.problem, self.asked_BT
+        )
 
     def shares(self, policy: ExitPolicy) -> Tensor:
         """The share of the rows that leaves at each exit under a policy, float64 [M].
@@ -99,6 +108,7 @@ class Outputs:
             labels_B=self.labels_B[rows],
             certainty_MB=None if self.certainty_MB is None else self.certainty_MB[:, rows],
             keys_B=None if self.keys_B is None else self.keys_B[rows],
+            asked_BT=None if self.asked_BT is None else self.asked_BT[rows],
         )
 
     def split(self, share: float, seed: int = 0) -> "tuple[Outputs, Outputs]":
@@ -193,26 +203,34 @@ def collect(
         >>> outputs.logits_MBC.shape, outputs.cost.layers_M
         (torch.Size([2, 5, 3]), (1, 2))
     """
-    metric = metrics.fitting(metric, model.num_classes, model.problem)
+    metric = metrics.fitting(metric, model.num_classes, model.problem, model.labels)
     hub.check_names(data, model.labels, "the data set")
     device = next(model.parameters()).device
     process = (processes().process_index, processes().num_processes) if spread else (0, 1)
     batches, order = loader(on_device(data, device), batch_size, *process)
-    columns = Columns(model.backbone.start)
+    columns = Columns(model.backbone.start, model.own_inputs)
     parts, image_row = [], None
     with evaluating(model):
         for batch in batches:
             args, inputs, labels_B = unpack(columns(batch))
             image_row = image_row or _image_row(model, move(args, device))
-            logits_MBC, sure_MB, _ = model.run(move(args, device), move(inputs, device))
-            sure_MB = None if sure_MB is None else sure_MB.float().cpu()
-            keys_B = row_keys(args, inputs, len(labels_B)) if keys else None
-            parts.append((policies.wide(logits_MBC).cpu(), labels_B.cpu(), sure_MB, keys_B))
+            seen = model.run(move(args, device), move(inputs, device))
+            sure_MB = None if seen.certainty_MB is None else seen.certainty_MB.float().cpu()
+            asked_BT = None if seen.asked_BT is None else seen.asked_BT.cpu()
+            read = {name: x for name, x in inputs.items() if name not in model.own_inputs}
+            keys_B = row_keys(args, read, len(labels_B)) if keys else None
+            logits_MBC = policies.wide(seen.logits_MBC).cpu()
+            parts.append((logits_MBC, labels_B.cpu(), sure_MB, keys_B, asked_BT))
     if spread and order is not None:
         parts, order = gather_object(parts), gather_object(order)
     if not parts:
         raise ValueError("no rows to evaluate: the data set is empty")
-    logits, labels, certainty, key_parts = zip(*parts, strict=True)
+    logits, labels, certainty, key_parts, asked = zip(*parts, strict=True)
+    if model.own_inputs:
+        tokens = max(part.shape[1] for part in asked)
+        logits = [filled_up(part, 2, tokens, 0.0) for part in logits]
+        labels = [filled_up(part, 1, tokens, IGNORED) for part in labels]
+        asked = [filled_up(part, 1, tokens, False) for part in asked]
     outputs = Outputs(
         torch.cat(logits, 1),
         torch.cat(labels),
@@ -221,6 +239,8 @@ def collect(
         None if certainty[0] is None else torch.cat(certainty, 1),
         None if any(keys_B is None for keys_B in key_parts) else torch.cat(key_parts),
         model.problem,
+        None if asked[0] is None else torch.cat(asked),
+        model.labels,
     )
     if order is not None:
         place = {row: index for index, row in enumerate(order)}  # of rows read twice, one
@@ -228,7 +248,7 @@ def collect(
     for exit, logits_BC in enumerate(outputs.logits_MBC):
         check_finite(exit, logits_BC)
     check_labels(outputs.labels_B, model.num_classes, "the data set", model.problem)
-    if model.problem == "classification":  # booleans and short integers too
+    if model.problem.endswith("classification"):  # booleans and short integers too
         return replace(outputs, labels_B=outputs.labels_B.long())
     return outputs
 

@@ -25,6 +25,7 @@ class Prediction(NamedTuple):
 
     Args:
         logits_BC: the logits of the exit where each row left, float32; of a float64 model float64.
+            Of tokens they are [B, T, C], in the order of the inputs, and 0 at padding.
         exit_B: which exit that was, counted from 0, int64.
 
     Example:
@@ -200,29 +201,36 @@ def run(group: Group | None, decide: Decide, batch_size: BatchSize, answer: Pred
         write_answers(answer, finished)
 
 
-def empty_prediction(rows: int, num_classes: int, weight: Tensor) -> Prediction:
+def empty_prediction(shape: Sequence[int], weight: Tensor) -> Prediction:
     """Answers to be filled in.
 
     Args:
-        rows: B.
-        num_classes: C.
+        shape: of the logits, [B, C], or of tokens [B, T, C].
         weight: of the model, whose device they are on, in its precision or float32.
 
     Returns:
-        Logits [B, C] and exits [B], not set yet.
+        Logits, 0 until they are set, and exits [B], not set yet.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return Prediction(
-        torch.empty(rows, num_classes, dtype=dtype, device=weight.device),
-        torch.empty(rows, dtype=torch.long, device=weight.device),
+        torch.zeros(*shape, dtype=dtype, device=weight.device),
+        torch.empty(shape[0], dtype=torch.long, device=weight.device),
     )
 
 
 def write_answers(answer: Prediction, finished: Finished | None) -> None:
-    """Write down the answers of rows that left, if any did."""
-    if finished is not None:
-        answer.logits_BC[finished.rows_B] = finished.answer_BC
-        answer.exit_B[finished.rows_B] = finished.exit
+    """Write down the answers of rows that left, if any did.
+
+    Rows of tokens may have been run with less padding, or more, than their answers have.
+    """
+    if finished is None:
+        return
+    logits_BC, answer_BC = answer.logits_BC, finished.answer_BC
+    if logits_BC.ndim == 3:
+        tokens = min(logits_BC.shape[1], answer_BC.shape[1])
+        logits_BC, answer_BC = logits_BC[:, :tokens], answer_BC[:, :tokens]
+    logits_BC[finished.rows_B] = answer_BC
+    answer.exit_B[finished.rows_B] = finished.exit
 
 
 def check_evaluating(model: nn.Module) -> None:

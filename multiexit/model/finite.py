@@ -27,7 +27,7 @@ def check_finite(
 
     Args:
         exit: its number, for the message.
-        logits_BC: its logits [B, C].
+        logits_BC: its logits [B, C], or of tokens [B, T, C].
         rows_B: the rows' numbers [B], for the message; None is 0..B−1.
         where: behind the row's number in the message.
 
@@ -41,9 +41,12 @@ def check_finite(
         Traceback (most recent call last):
         multiexit.model.finite.NotFinite: exit 2 gave NaN or infinite logits for row 1: [inf, 0.0]
     """
-    places = (~logits_BC.isfinite().all(1)).nonzero().flatten()
+    places = (~logits_BC.isfinite().flatten(1).all(1)).nonzero().flatten()
     if not len(places):
         return
     place = places[0 if rows_B is None else rows_B[places].argmin()]
     row = int(place if rows_B is None else rows_B[place])
-    raise NotFinite(exit, row, logits_BC[place].tolist(), where)
+    logits_C = logits_BC[place]
+    if logits_C.ndim == 2:  # the row's tokens
+        logits_C = logits_C[~logits_C.isfinite().all(1)][0]
+    raise NotFinite(exit, row, logits_C.tolist(), where)

@@ -146,6 +146,7 @@ def _check_weights(
                     trunk,
                     settings["exits"],
                     settings["num_classes"],
+                    settings.get("problem"),
                 )
     except Exception as error:  # the libraries raise all kinds for numbers that make no network
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -17,7 +17,7 @@ from multiexit.files import weights
 from multiexit.files.paths import user_path
 from multiexit.losses import class_names, gradients
 from multiexit.losses.gradients import Branch
-from multiexit.model import cost, exit_loop, heads
+from multiexit.model import cost, exit_loop, heads, tokens
 from multiexit.model.exit_loop import Decision, Prediction
 from multiexit.model.folder import SETTINGS, WEIGHTS, backbone_spec, read_folder, save_folder
 from multiexit.model.latency import Latency
@@ -45,9 +45,9 @@ class MultiExitModel(nn.Module):
             mapping such as `id2label` or `label2id`; None takes those that the network itself
             knows.
         problem: what the outputs say of a row: `"classification"`, one of C classes;
-            `"multi-label"`, for each of C whether it holds; `"regression"`, C numbers. None is the
-            network's own, where its head is kept; else classification, or with one output
-            regression.
+            `"multi-label"`, for each of C whether it holds; `"regression"`, C numbers;
+            `"token-classification"`, one of C classes for each token. None is the network's own,
+            where its head is kept; else classification, or with one output regression.
 
     Raises:
         ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit;
@@ -88,17 +88,23 @@ class MultiExitModel(nn.Module):
             )
         self.backbone = backbone
         self.num_classes = num_classes = class_names.count(num_classes)
-        self.problem = problems.resolve(problem, num_classes)
         classifier = backbone.classifier
-        if labels is None and classifier is not None and classifier.num_classes == num_classes:
-            labels = classifier.labels
+        if classifier is not None and classifier.num_classes == num_classes:
+            own_problem = problems.resolve(classifier.problem, num_classes)
+            problem = own_problem if problem is None else problem
+            labels = classifier.labels if labels is None and problem == own_problem else labels
+        self.problem = problems.resolve(problem, num_classes)
         self.labels = class_names.names(labels, num_classes)
         self.exits = resolve_exits(exits, backbone)
-        self.head = backbone.head if head is None else head
+        if self._answers_tokens:
+            tokens.check_backbone(backbone)
+        self.head = heads.usual(backbone, self.problem) if head is None else head
         self.pool = backbone.pool if pool is None else pool
-        self.heads = heads.build(self.head, self.pool, backbone, self.exits, num_classes)
+        self.heads = heads.build(
+            self.head, self.pool, backbone, self.exits, num_classes, self.problem
+        )
         has_own_head = isinstance(self.head, str) and heads.own_head(
-            backbone, self.exits, num_classes
+            backbone, self.exits, num_classes, self.problem
         )
         if has_own_head and classifier is not None:
             classifier.check_labels(self.labels)
@@ -120,6 +126,15 @@ class MultiExitModel(nn.Module):
         return len(self.exits)
 
     @property
+    def _answers_tokens(self) -> bool:
+        return self.problem == "token-classification"
+
+    @property
+    def own_inputs(self) -> tuple[str, ...]:
+        """The names of inputs that the model takes beside its backbone's."""
+        return (tokens.ANSWER_MASK,) if self._answers_tokens else ()
+
+    @property
     def last_exit_is_new(self) -> bool:
         """Whether the last exit's head is still as it was drawn at random: no head that came with
         the network, not loaded, not trained."""
@@ -130,7 +145,10 @@ class MultiExitModel(nn.Module):
         )
 
     def forward(self, *args: Any, **inputs: Any) -> Tensor:
-        """All exits' logits, [M, B, C], from what the wrapped backbone takes."""
+        """All exits' logits, [M, B, C], from what the wrapped backbone takes.
+
+        Of tokens they are [M, B, T, C], in the order of the inputs, and 0 at padding.
+        """
         return self.run(args, inputs).logits_MBC
 
     def run(
@@ -150,13 +168,14 @@ class MultiExitModel(nn.Module):
             run_stage: runs a stage in place of `backbone.stage`.
 
         Returns:
-            The logits [M, B, C], the certainties [M, B] or None, and the features.
+            The logits [M, B, C], the certainties [M, B] or None, the features, and of tokens which
+            are asked for.
 
         Raises:
             ValueError: a head whose logits aren't [B, C].
         """
         run_stage = run_stage or self.backbone.stage
-        carry = self.backbone.start(*args, **inputs)
+        carry = self.start(args, inputs)
         # In evaluation each exit answers for itself, to the bit as in `predict`.
         batched = self.training and heads.separable(self.heads)
         outputs: list[Tensor] = []
@@ -182,9 +201,14 @@ class MultiExitModel(nn.Module):
             if keep_features:
                 features.append(feature)
         certainty_MB = torch.stack(certainty) if certainty else None
-        raw_MBC = heads.classify(self.heads, outputs) if batched else torch.stack(outputs)  # type: ignore[arg-type]
-        logits_MBC = raw_MBC / self.temperature_M[:, None, None]
-        return Pass(logits_MBC.to(raw_MBC.dtype), certainty_MB, features)
+        if batched:
+            outputs = list(heads.classify(self.heads, outputs))  # type: ignore[arg-type]
+            if self._answers_tokens:
+                outputs = [tokens.in_order(logits_BTC, carry) for logits_BTC in outputs]
+        raw_MBC = torch.stack(outputs)
+        temperature_M = self.temperature_M.view(-1, *[1] * (raw_MBC.ndim - 1))
+        logits_MBC = (raw_MBC / temperature_M).to(raw_MBC.dtype)
+        return Pass(logits_MBC, certainty_MB, features, carry.get("asked_BT"))
 
     @torch.inference_mode()
     def predict(self, policy: ExitPolicy, *args: Any, **inputs: Any) -> Prediction:
@@ -195,10 +219,14 @@ class MultiExitModel(nn.Module):
 
         Args:
             policy: decides who stops; whoever never does leaves at the last exit.
-            args, inputs: as for `forward`. An empty batch gives an empty answer.
+            args, inputs: as for `forward`. An empty batch gives an empty answer. Where tokens are
+                classified `answer_mask` [B, T] may say which are asked for, 1 or 0; without it all
+                real ones are. A row leaves when it would with each of these alone; where none is,
+                at the first exit.
 
         Returns:
-            The rows' logits [B, C] and exits [B], in the order that the rows came in.
+            The rows' logits [B, C], or of tokens [B, T, C], and exits [B], in the order that the
+            rows came in.
 
         Raises:
             ValueError: in train mode; a policy that doesn't fit the model, or whose step is
@@ -213,9 +241,11 @@ class MultiExitModel(nn.Module):
         policies.check(policy, self.num_exits, self.num_classes, self.problem)
         exit_loop.check_evaluating(self)
         rows = exit_loop.num_rows(args, inputs)
-        answer = exit_loop.empty_prediction(rows, self.num_classes, next(self.parameters()))
+        answer = exit_loop.empty_prediction(
+            self.answer_shape(args, inputs), next(self.parameters())
+        )
         if rows:
-            carry = self.backbone.start(*args, **inputs)
+            carry = self.start(args, inputs)
             group = exit_loop.first_group(
                 carry, torch.arange(rows, device=answer.exit_B.device), rows
             )
@@ -228,18 +258,44 @@ class MultiExitModel(nn.Module):
 
         A head that reads what earlier ones left has nothing to read here.
         """
-        carry, feature = self.backbone.start(*args, **inputs), None
+        carry, feature = self.start(args, inputs), None
         for exit in range(self.num_exits):
             carry, feature = self.to_exit(exit, carry)
         assert feature is not None
         return self.ask(self.num_exits - 1, feature, carry, {})[0]
+
+    def start(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> Carry:
+        """The carry before the first stage.
+
+        Args:
+            args, inputs: as for `forward`.
+
+        Raises:
+            ValueError: what the backbone refuses, or an `answer_mask` that doesn't fit.
+        """
+        if self._answers_tokens:
+            return tokens.start(self.backbone, args, inputs)
+        carry = dict(self.backbone.start(*args, **inputs))
+        carry.pop("first_B", None)  # it is for answers of tokens
+        return carry
+
+    def answer_shape(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape of one exit's logits: [B, C], or of tokens [B, T, C].
+
+        Args:
+            args, inputs: as for `forward`.
+        """
+        rows = exit_loop.num_rows(args, inputs)
+        if self._answers_tokens:
+            return (rows, tokens.shape(args, inputs)[1], self.num_classes)
+        return (rows, self.num_classes)
 
     def to_exit(self, exit: int, carry: Carry) -> tuple[Carry, Tensor]:
         """Run the stages behind the exit before, up to this one.
 
         Args:
             exit: m, counted from 0.
-            carry: what `backbone.start` or the stages before gave.
+            carry: what `start` or the stages before gave.
 
         Returns:
             The carry for the next stage, and the feature [B, …] of this exit's stage.
@@ -254,7 +310,7 @@ class MultiExitModel(nn.Module):
 
         Args:
             exit: m, counted from 0.
-            carry, memory: what `backbone.start` (with an empty memory) or the segment before gave.
+            carry, memory: what `start` (with an empty memory) or the segment before gave.
 
         Raises:
             ValueError: a head whose logits aren't [B, C].
@@ -286,7 +342,9 @@ class MultiExitModel(nn.Module):
         if exit == self.num_exits - 1:
             stop_B = wide_BC.new_ones(len(wide_BC), dtype=torch.bool)
         else:
-            state, stop_B = policies.step(policy, state, wide_BC, memory.get("certainty"))
+            state, stop_B = policies.step(
+                policy, state, wide_BC, memory.get("certainty"), carry.get("asked_BT")
+            )
         return Decision(carry, memory, state, logits_BC, policy.answer(state, wide_BC), stop_B)
 
     def ask(
@@ -314,12 +372,15 @@ class MultiExitModel(nn.Module):
     ) -> tuple[Tensor, heads.Memory]:
         """`ask`, before the logits are divided by the temperature."""
         logits_BC, memory = heads.ask(self.heads[exit], feature, carry.get("valid_BT"), memory)
-        if logits_BC.shape != (len(feature), self.num_classes):
+        wanted = (len(feature), self.num_classes)
+        if self._answers_tokens:
+            wanted = (*carry["asked_BT"].shape, self.num_classes)
+        if logits_BC.shape != wanted:
             raise ValueError(
                 f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "
-                f"and {self.num_classes} classes it must give ({len(feature)}, {self.num_classes})"
+                f"and {self.num_classes} classes it must give {wanted}"
             )
-        return logits_BC, memory
+        return tokens.in_order(logits_BC, carry) if self._answers_tokens else logits_BC, memory
 
     def cost(self, inputs: dict[str, Tensor] | None = None) -> cost.Cost:
         """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`).

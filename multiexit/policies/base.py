@@ -108,7 +108,7 @@ def step(
     state: State,
     logits_BC: Tensor,
     certainty_B: Tensor | None = None,
-    valid_BT: Tensor | None = None,
+    asked_BT: Tensor | None = None,
 ) -> tuple[State, Tensor]:
     """Run `policy.step`, and check its answer.
 
@@ -117,7 +117,7 @@ def step(
         state: as its `init` or the last step gave it.
         logits_BC: this exit's logits [B, C].
         certainty_B: how sure this exit is, in 0..1, of heads that learn to exit.
-        valid_BT: which tokens are real, where a row is a decision per token.
+        asked_BT: which tokens are asked for, where a row is a decision per token.
 
     Returns:
         The new state, and stop_B, bool [B].
@@ -127,8 +127,8 @@ def step(
     """
     if certainty_B is not None:
         state = {**state, "certainty": certainty_B.float()}
-    if valid_BT is not None:
-        state = {**state, "valid": valid_BT}
+    if asked_BT is not None:
+        state = {**state, "asked": asked_BT}
     answer = policy.step(state, logits_BC)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError(

@@ -20,8 +20,8 @@ def for_problem(policy: ExitPolicy, problem: str) -> ExitPolicy:
         problem: a key of `PROBLEMS`.
 
     Returns:
-        A policy that sees outputs [B, C], or of tokens [B, T, C]; `state["valid"]` [B, T] says
-        which tokens are real, where not all are.
+        A policy that sees outputs [B, C], or of tokens [B, T, C]; `state["asked"]` [B, T] says
+        which tokens are asked for, where not all are.
 
     Example:
         Two yes-or-no labels, of which the second is unsure at the first exit:
@@ -48,22 +48,22 @@ class _EachDecision(ExitPolicy):
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
         B, P = shape = self._shape(logits_BC)
         state = dict(state)
-        valid_BP = state.pop("valid", None)
+        asked_BP = state.pop("asked", None)
         certainty_B = state.pop("certainty", None)
         inner = {name: value.flatten(0, 1) for name, value in state.items()}
         if certainty_B is not None:
             inner["certainty"] = certainty_B[:, None].expand(B, P).flatten()
         inner, stop_N = self.policy.step(inner, self._flat(logits_BC))
         stop_BP = stop_N.view(shape)
-        if valid_BP is not None:
-            stop_BP = stop_BP | ~valid_BP
+        if asked_BP is not None:
+            stop_BP = stop_BP | ~asked_BP
         return self._by_row(inner, shape), stop_BP.all(1)
 
     def answer(self, state: State, logits_BC: Tensor) -> Tensor:
         inner = {
             name: value.flatten(0, 1)
             for name, value in state.items()
-            if name not in ("valid", "certainty")
+            if name not in ("asked", "certainty")
         }
         answer_NK = self.policy.answer(inner, self._flat(logits_BC))
         return PROBLEMS[self.problem].join(answer_NK.view(*self._shape(logits_BC), -1))

@@ -19,7 +19,7 @@ def simulate(
     logits_MBC: Tensor,
     certainty_MB: Tensor | None = None,
     problem: str | None = None,
-    valid_BT: Tensor | None = None,
+    asked_BT: Tensor | None = None,
 ) -> Tensor:
     """Find where each row would leave, from stored logits of all exits.
 
@@ -31,7 +31,7 @@ def simulate(
         certainty_MB: how sure each exit is, in 0..1, of models that learn to exit.
         problem: the model's (`MultiExitModel.problem`); None is classification, or with one output
             regression.
-        valid_BT: of tokens, which are asked for; None is all.
+        asked_BT: of tokens, which are asked for; None is all. A row where none is leaves at once.
 
     Returns:
         exit_B: index of the exit, 0..M−1, int64 [B].
@@ -46,7 +46,7 @@ def simulate(
         >>> mx.simulate(mx.Patience(2), logits_MBC)
         tensor([2])
     """
-    return answers(policy, logits_MBC, certainty_MB, problem, valid_BT)[0]
+    return answers(policy, logits_MBC, certainty_MB, problem, asked_BT)[0]
 
 
 def answers(
@@ -54,12 +54,12 @@ def answers(
     logits_MBC: Tensor,
     certainty_MB: Tensor | None = None,
     problem: str | None = None,
-    valid_BT: Tensor | None = None,
+    asked_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find where each row would leave, and what it answers there.
 
     Args:
-        policy, logits_MBC, certainty_MB, problem, valid_BT: as for `simulate`.
+        policy, logits_MBC, certainty_MB, problem, asked_BT: as for `simulate`.
 
     Returns:
         exit_B, int64 [B], and answer_BC [B, C], float32 (float64 of float64).
@@ -88,7 +88,7 @@ def answers(
     answer_BC = torch.empty_like(logits_MBC[0])
     for m in range(M - 1):
         certainty_B = None if certainty_MB is None else certainty_MB[m]
-        state, stop_B = step(policy, state, logits_MBC[m], certainty_B, valid_BT)
+        state, stop_B = step(policy, state, logits_MBC[m], certainty_B, asked_BT)
         leaves_B = active_B & stop_B
         exit_B[leaves_B] = m
         answer_BC[leaves_B] = policy.answer(state, logits_MBC[m])[leaves_B]

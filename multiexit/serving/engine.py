@@ -132,7 +132,7 @@ class Engine:
         self._check_ready()
         rows = exit_loop.num_rows(args, inputs)
         answer = exit_loop.empty_prediction(
-            rows, self.model.num_classes, next(self.model.parameters())
+            self.model.answer_shape(args, inputs), next(self.model.parameters())
         )
         if rows:
             group = self._first_group({**dict(enumerate(args)), **inputs}, torch.arange(rows))
@@ -175,7 +175,7 @@ class Engine:
                 f"{type(data).__name__}, which predict would take"
             )
         self._check_ready()
-        columns = Columns(self._original.backbone.start)
+        columns = Columns(self._original.backbone.start, self._original.own_inputs)
         source = named_inputs(in_order(data, int(batch_size)), columns)
         read_windows = windows_at_hand if isinstance(data, Dataset | Sized) else windows
         return self._stream(read_windows(source, int(window)), int(batch_size))
@@ -203,8 +203,10 @@ class Engine:
     def _window_answers(self, batches: list[dict[Any, Any]], batch_size: int) -> list[Prediction]:
         """Answers of some batches, whose rows are regrouped."""
         sizes = [exit_loop.num_rows((), batch) for batch in batches]
+        shapes = [self.model.answer_shape((), batch) for batch in batches]
         answer = exit_loop.empty_prediction(
-            sum(sizes), self.model.num_classes, next(self.model.parameters())
+            (sum(sizes), *(max(lengths) for lengths in zip(*(s[1:] for s in shapes), strict=True))),
+            next(self.model.parameters()),
         )
         waiting = Waiting(self.model.num_exits, batch_size, exit_loop.shape_key, exit_loop.merge)
         for inputs, rows_B in by_length(batches, sizes, batch_size):
@@ -213,8 +215,11 @@ class Engine:
                 self._advance(group, answer, waiting)
         while (group := waiting.any()) is not None:
             self._advance(group, answer, waiting)
-        parts = zip(*(part.split(sizes) for part in answer), strict=True)
-        return [Prediction(logits_BC, exit_B) for logits_BC, exit_B in parts]
+        parts = zip(*(part.split(sizes) for part in answer), shapes, strict=True)
+        return [
+            Prediction(logits_BC[:, : shape[1]], exit_B)  # of tokens, as many as its batch has
+            for logits_BC, exit_B, shape in parts
+        ]
 
     def _check_ready(self) -> None:
         exit_loop.check_evaluating(self._original)
@@ -245,9 +250,7 @@ class Engine:
         moved = move(inputs, device)
         args = [moved[place] for place in sorted(k for k in moved if isinstance(k, int))]
         named = {name: value for name, value in moved.items() if isinstance(name, str)}
-        return exit_loop.first_group(
-            self.model.backbone.start(*args, **named), rows_B.to(device), rows
-        )
+        return exit_loop.first_group(self.model.start(args, named), rows_B.to(device), rows)
 
     def _batch_size(self, group: exit_loop.Group) -> int:
         """The number of rows to go on with behind an exit (`exit_loop.BatchSize`).

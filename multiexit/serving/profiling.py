@@ -91,8 +91,9 @@ def _column(
     def milliseconds(call: Callable[[], Any]) -> float:
         return 1e3 * median_seconds([call], repeats, least=0.002)[0]
 
-    carry = model.backbone.start(**inputs)
-    start = milliseconds(lambda: model.backbone.start(**inputs))
+    policy = policies.for_problem(policy, model.problem)
+    carry = model.start((), inputs)
+    start = milliseconds(lambda: model.start((), inputs))
     memory, state = {}, {}
     stages, check = [], []
     all_rows = torch.arange(
@@ -106,7 +107,9 @@ def _column(
         def ask(c: Any = carry, f: Any = feature, m: Any = memory, s: Any = state, e: int = exit):
             logits_BC, after = model.ask(e, f, c, m)
             before = policy.init(logits_BC.float()) if e == 0 else s
-            now, stop_B = policies.step(policy, before, logits_BC.float(), after.get("certainty"))
+            now, stop_B = policies.step(
+                policy, before, logits_BC.float(), after.get("certainty"), c.get("asked_BT")
+            )
             stop_B.sum().item()
             return after, now
 

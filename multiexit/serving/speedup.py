@@ -57,7 +57,7 @@ def measured_speedup(
     if is_indexable(data):
         first_rows = Subset(data, range(min(rows, len(data))))  # type: ignore[arg-type]
         batches, _ = loader(first_rows, batch_size)
-    columns = Columns(model.backbone.start)
+    columns = Columns(model.backbone.start, model.own_inputs)
     timed_inputs: list[tuple[Any, Any]] = []
     for batch in batches:
         args, inputs, _ = unpack(columns(batch))

@@ -92,7 +92,7 @@ class Trainer:
         precision.trainable_weights(model)
         checks.check(model, recipe)
         policies.check(recipe.policy, model.num_exits, model.num_classes, model.problem)
-        metrics.check(self.config.metric, model.num_classes, model.problem)
+        metrics.check(self.config.metric, model.num_classes, model.problem, model.labels)
         criterion(model, self.config).check(model.num_classes)
         checks.check_options(model, recipe, self.config)
         self.accelerator = accelerator(self.config)
@@ -149,7 +149,7 @@ class Trainer:
             self.config = replace(self.config, **loaders.settings(train))
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
-        columns = Columns(self.model.backbone.start)
+        columns = Columns(self.model.backbone.start, self.model.own_inputs)
         data = TrainingSet(train, self.model.num_classes, device, columns, self.model.problem)
         no_labels = None if unlabelled is None else TrainingSet(unlabelled, None, device, columns)
         phase_data = [

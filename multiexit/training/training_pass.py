@@ -99,12 +99,16 @@ class TrainingPass(nn.Module):
     def _losses(self, args: Any, inputs: Any, labels_B: Tensor | None, tau: float | Tensor) -> Any:
         phase = self._phase
         exits = self.model.run(args, inputs, phase.branch, phase.extra is not None, self._stage)
-        L_MM = matrix.loss_matrix(exits.logits_MBC, labels_B, tau, phase.divergence, self.criterion)
+        # Where there are labels, they say which tokens are learned.
+        asked_BT = exits.asked_BT if labels_B is None else None
+        L_MM = matrix.loss_matrix(
+            exits.logits_MBC, labels_B, tau, phase.divergence, self.criterion, asked_BT
+        )
         rows_MB = extra = None
         if phase.learner.weighs_rows and labels_B is not None:
             rows_MB = matrix.row_losses(exits.logits_MBC, labels_B, self.criterion)
         if phase.extra is not None:
-            extra = phase.extra(Seen(args, inputs, labels_B, *exits))
+            extra = phase.extra(Seen(args, inputs, labels_B, *exits[:3]))
         return Losses(L_MM, rows_MB, extra, exits.logits_MBC, labels_B)
 
     def _recomputed_stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:

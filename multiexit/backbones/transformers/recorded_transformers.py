@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from multiexit.backbones import same
 from multiexit.backbones.base import Carry
-from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.classifier import TOKEN_PROBLEM, Classifier
 from multiexit.backbones.layers import recording, tails
 from multiexit.backbones.layers.recorded import RecordedBackbone
 from multiexit.backbones.layers.recording import Batch, Ending, Recording
@@ -98,7 +98,7 @@ class RecordedText(RecordedBackbone):
         if valid_BT is None:
             valid_BT = torch.ones(given[next(iter(given))].shape[:2], dtype=torch.bool)
             valid_BT = valid_BT.to(carry["x"].device)
-        return {**carry, "valid_BT": valid_BT}
+        return {**carry, "valid_BT": valid_BT, "first_B": inputs.get("first_B")}
 
     def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
         carry, feature = super().stage(carry, index)
@@ -164,7 +164,8 @@ def from_instance(
 
     Args:
         model: an encoder or decoder, bare or a `…ForSequenceClassification`,
-            `…ForImageClassification`, `…ForAudioClassification`, whose own head is kept.
+            `…ForTokenClassification`, `…ForImageClassification`, `…ForAudioClassification`, whose
+            own head is kept.
         spec: by which it is made again; None is found from the model.
         input_shape: of one row, where rows aren't text; None is the model's own.
         layout: of the features, where it can't be told.
@@ -242,7 +243,7 @@ class _Builder:
 
     def build(self, spec: dict[str, Any] | None) -> RecordedBackbone:
         self.is_remade = spec is not None
-        self.gives_logits = spec is not None and spec.get("classifier") is True
+        self.gives_logits = spec is not None and spec.get("classifier") in (True, TOKEN_PROBLEM)
         if spec is not None and any(p.is_meta for p in self.model.parameters()):
             head = self._classifier(recording.described_ending(spec))
             arguments = recording.skeleton(self.model, spec)
@@ -358,12 +359,14 @@ class _Builder:
         return recording.find_ending(self.model, first_run, target, batch.valid_BT)
 
     def _classifier(self, ending: Ending | None) -> Classifier | None:
-        """Its own head, of a model that classifies whole rows."""
+        """Its own head, of a model that classifies whole rows, or tokens."""
         if not task_heads.classifies(self.model) and not self.gives_logits:
             return None
         classes = self.config.num_labels
         labels = task_heads.labels(self.config, classes)
         head = None if ending is None else recording.classifier(self.model, ending, classes, labels)
+        if head is not None and task_heads.classifies_tokens(self.model):
+            head.problem = TOKEN_PROBLEM
         if head is None and not self.is_remade:
             warnings.warn(
                 f"the head of {type(self.model).__name__} can't be told from its forward: the last "

@@ -1,4 +1,4 @@
-"""The heads of transformers' models that classify whole rows of text.
+"""The heads of transformers' models that classify whole rows, or each token of a text.
 
 Letters: B batch rows, T tokens, H width, K classes.
 """
@@ -6,18 +6,25 @@ Letters: B batch rows, T tokens, H width, K classes.
 from typing import Any
 
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
-from multiexit.backbones.classifier import Classifier, FirstToken
+from multiexit.backbones.classifier import TOKEN_PROBLEM, Classifier, FirstToken
 from multiexit.backbones.transformers.families import FAMILIES, part
 
 ENDING = "ForSequenceClassification"
 ENDINGS = (ENDING, "ForImageClassification", "ForAudioClassification")
 """How the names of classes end that classify whole rows, by `logits` [B, K]."""
+OF_TOKENS = "ForTokenClassification"
+"""How the names of classes end that classify tokens, by `logits` [B, T, K]."""
 
 
 def classifier_of(model: Any) -> Classifier | None:
-    """The head of a `…ForSequenceClassification`, as the library's forward runs it; else None.
+    """The head of a `…ForSequenceClassification` or `…ForTokenClassification`; else None.
+
+    It is as the library's forward runs it.
 
     Raises:
         ValueError: a network that answers several things at once.
@@ -25,6 +32,8 @@ def classifier_of(model: Any) -> Classifier | None:
     if not is_library_classifier(model):
         return None
     config = model.config
+    if classifies_tokens(model):
+        return _of_tokens(model)
     check_problem(config)
     family = FAMILIES[config.model_type]
     head_name, _, _ = family.linear.rpartition(".")
@@ -42,10 +51,30 @@ def classifier_of(model: Any) -> Classifier | None:
     return Classifier(linear, classes, FirstToken(**layers), labels(config, classes))
 
 
+def _of_tokens(model: Any) -> Classifier | None:
+    """Dropout and a linear layer on each token, which all of `FAMILIES` have."""
+    dropout, linear = part(model, "dropout"), part(model, "classifier")
+    if not isinstance(dropout, nn.Module) or not isinstance(linear, nn.Linear):
+        return None
+    classes = linear.out_features
+    return Classifier(
+        linear, classes, dropout, labels(model.config, classes), problem=TOKEN_PROBLEM
+    )
+
+
 def classifies(model: Any) -> bool:
-    """Whether a model's class, or one that it is derived from, is one that classifies rows."""
+    """Whether a model's class, or one that it is derived from, classifies rows or tokens."""
+    return _is_one_of(model, (*ENDINGS, OF_TOKENS))
+
+
+def classifies_tokens(model: Any) -> bool:
+    """Whether a model's class, or one that it is derived from, is one that classifies tokens."""
+    return _is_one_of(model, (OF_TOKENS,))
+
+
+def _is_one_of(model: Any, endings: tuple[str, ...]) -> bool:
     return any(
-        base.__name__.endswith(ENDINGS) and base.__module__.startswith("transformers.")
+        base.__name__.endswith(endings) and base.__module__.startswith("transformers.")
         for base in type(model).__mro__
     )
 
@@ -65,9 +94,13 @@ def check_problem(config: Any) -> None:
 
 def is_library_classifier(model: Any) -> bool:
     """Whether a model is the library's class for its type, with the library's own forward."""
-    name = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model.config.model_type)
+    kind = model.config.model_type
+    names = (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(kind),
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.get(kind),
+    )
     for base in type(model).__mro__:
-        if base.__name__ == name and base.__module__.startswith("transformers."):
+        if base.__name__ in names and base.__module__.startswith("transformers."):
             return type(model).forward is base.forward and "forward" not in vars(model)
     return False
 

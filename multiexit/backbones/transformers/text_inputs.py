@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from multiexit.backbones.pooling import turned_by
+
 NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 TABLES = {
     "input_ids": "word_embeddings",
@@ -56,6 +58,8 @@ def limits(embeddings: nn.Module) -> Limits:
 
 def read(inputs: Mapping[str, Any], limits: Limits, infers: bool) -> Inputs:
     """The inputs of an encoder, each [B, T] (embeddings [B, T, H]), the mask bool, padding last.
+
+    With a mask, `"first_B"` says where each row's first real token stood.
 
     Values are looked at on a CPU, and in inference, where making a mask waits for the device.
 
@@ -122,20 +126,12 @@ def _padding_last(inputs: Inputs) -> Inputs:
     """
     mask_BT = inputs["attention_mask"]
     if mask_BT is None:
-        return inputs
-    T = mask_BT.shape[1]
-    start_B1 = mask_BT.int().argmax(1, keepdim=True)
-    index_BT = torch.arange(T, device=mask_BT.device) + start_B1
-    index_BT = torch.where(index_BT < T, index_BT, index_BT - T)
-    return {
-        name: None if value is None else _rotated(value, index_BT) for name, value in inputs.items()
+        return {**inputs, "first_B": None}
+    first_B = mask_BT.int().argmax(1)
+    turned = {
+        name: None if value is None else turned_by(value, first_B) for name, value in inputs.items()
     }
-
-
-def _rotated(value: Tensor, index_BT: Tensor) -> Tensor:
-    if value.ndim == 2:
-        return value.gather(1, index_BT)
-    return value.gather(1, index_BT.unsqueeze(-1).expand(-1, -1, value.shape[2]))
+    return {**turned, "first_B": first_B}
 
 
 def by_known_names(start: Callable[P, R]) -> Callable[P, R]:

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
+    AutoModelForTokenClassification,
     PreTrainedModel,
 )
 from transformers.masking_utils import create_bidirectional_mask
@@ -28,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from multiexit.backbones.base import Backbone, Carry
-from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.classifier import TOKEN_PROBLEM, Classifier
 from multiexit.backbones.transformers import (
     attention_heads,
     configs,
@@ -59,7 +60,7 @@ class TransformerBackbone(Backbone):
     Args:
         model: a bare encoder (`AutoModel`) or a task model around one, of a type in
             `multiexit.backbones.transformers.families.FAMILIES`;
-            the classifier of a `…ForSequenceClassification` is kept.
+            the classifier of a `…ForSequenceClassification` or `…ForTokenClassification` is kept.
         spec: where one is known that makes it again; else it is taken from the model, and is None
             if its modules aren't what its configuration says.
 
@@ -131,7 +132,7 @@ class TransformerBackbone(Backbone):
         }
         infers = not (self.training or torch.is_grad_enabled())
         inputs = text_inputs.read(inputs, text_inputs.limits(self.embeddings), infers)
-        valid_BT = inputs.pop("attention_mask")
+        valid_BT, first_B = inputs.pop("attention_mask"), inputs.pop("first_B")
         if not self.family.segments:
             del inputs["token_type_ids"]
         x_BTH = self.projection(self.embeddings(**inputs))
@@ -139,7 +140,7 @@ class TransformerBackbone(Backbone):
         skip = infers and not torch.compiler.is_compiling()
         options: dict[str, Any] = {"allow_is_bidirectional_skip": skip} if MAY_NOT_LOOK else {}
         mask = create_bidirectional_mask(self.config, x_BTH, valid_BT, **options)
-        return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT}
+        return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT, "first_B": first_B}
 
     def stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
         x_BTH = self.stage_module(index)(carry["x_BTH"], carry["mask"])
@@ -195,8 +196,9 @@ def from_instance(
 def from_name(name: str, **kwargs: Any) -> Backbone:
     """Load a network from a hub name or a local folder, in float32 unless `dtype` says else.
 
-    One that its configuration calls a `…ForSequenceClassification`, `…ForImageClassification` or
-    `…ForAudioClassification` comes with its classifier; of any other the encoder is taken.
+    One that its configuration calls a `…ForSequenceClassification`, `…ForTokenClassification`,
+    `…ForImageClassification` or `…ForAudioClassification` comes with its classifier; of any other
+    the encoder is taken.
 
     Raises:
         ValueError: a network of another type; weights that lack a part of the encoder, or don't
@@ -236,6 +238,7 @@ def from_name(name: str, **kwargs: Any) -> Backbone:
 
 AUTO = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
     "ForImageClassification": AutoModelForImageClassification,
     "ForAudioClassification": AutoModelForAudioClassification,
     "EncoderModel": AutoModelForTextEncoding,
@@ -303,6 +306,7 @@ def from_spec(spec: dict[str, Any]) -> Backbone:
 def _family_from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     config = configs.config_from_spec(spec["config"], spec.get("attention"))
     auto = AutoModelForSequenceClassification if spec.get("classifier") is True else AutoModel
+    auto = AutoModelForTokenClassification if spec.get("classifier") == TOKEN_PROBLEM else auto
     backbone = TransformerBackbone(
         auto.from_config(
             config,
@@ -349,8 +353,11 @@ def _current_config(model: Any, order: list[int], classifier: Classifier | None)
 def _is_rebuilt_by(backbone: TransformerBackbone, spec: dict[str, Any]) -> bool:
     """Whether what a spec makes has the same modules, sizes and settings in them."""
     try:
+        own = backbone.classifier
+        of_tokens = own is not None and own.problem == TOKEN_PROBLEM
+        kind = TOKEN_PROBLEM if of_tokens else own is not None
         with torch.device("meta"):
-            rebuilt = _family_from_spec({**spec, "classifier": backbone.classifier is not None})
+            rebuilt = _family_from_spec({**spec, "classifier": kind})
     except ValueError:  # settings that can't be written, or that no longer go together
         return False
     return _structure(rebuilt) == _structure(backbone)
@@ -366,7 +373,7 @@ def _structure(backbone: TransformerBackbone) -> list[Any]:
             type(module),
             module.extra_repr(),
             {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
-            | {"training": None, "labels": None, "_is_hf_initialized": None},
+            | {"training": None, "labels": None, "problem": None, "_is_hf_initialized": None},
             [(key, p.shape) for key, p in module.named_parameters(recurse=False)],
         )
         for part in parts

@@ -14,6 +14,7 @@ from multiexit.model.heads.batched import separable as separable
 from multiexit.model.heads.build import HEADS as HEADS
 from multiexit.model.heads.build import build as build
 from multiexit.model.heads.build import own_head as own_head
+from multiexit.model.heads.build import usual as usual
 from multiexit.model.heads.chained import CHAINED as CHAINED
 from multiexit.model.heads.chained import CascadedHead as CascadedHead
 from multiexit.model.heads.chained import CertainHead as CertainHead
@@ -24,3 +25,4 @@ from multiexit.model.heads.plain import AttentionHead as AttentionHead
 from multiexit.model.heads.plain import LinearHead as LinearHead
 from multiexit.model.heads.plain import MixedPoolHead as MixedPoolHead
 from multiexit.model.heads.plain import PoolerHead as PoolerHead
+from multiexit.model.heads.tokens import TokenHead as TokenHead

@@ -137,7 +137,7 @@ class VectorHead(Head):
 
     @abstractmethod
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """Make the vector [B, D] that the last layer reads.
+        """Make the vector [B, D] that the last layer reads, or one for each token, [B, T, D].
 
         Args:
             feature: [B, …], in the layout of the stage.

@@ -1,6 +1,6 @@
 """All exits' last layers in one product for each width, for training.
 
-Letters: M exits, B batch rows, D a vector's width, K classes.
+Letters: M exits, B batch rows, T tokens, D a vector's width, K classes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,10 +36,10 @@ def classify(heads: Any, vectors: Sequence[Tensor]) -> Tensor:
 
     Args:
         heads: one per exit, which are `separable`.
-        vectors: what each one's last layer reads, [B, D] with a D of its own.
+        vectors: what each one's last layer reads, [B, D] with a D of its own, or [B, T, D].
 
     Returns:
-        Logits [M, B, K].
+        Logits [M, B, K], or [M, B, T, K].
 
     Example:
         >>> import torch, multiexit as mx
@@ -49,16 +49,16 @@ def classify(heads: Any, vectors: Sequence[Tensor]) -> Tensor:
     """
     exits_of_width: dict[int, list[int]] = {}
     for m, vector in enumerate(vectors):
-        exits_of_width.setdefault(vector.shape[1], []).append(m)
+        exits_of_width.setdefault(vector.shape[-1], []).append(m)
     parts = []
     for exits in exits_of_width.values():
         w_MKD, b_MK = (
             torch.stack([getattr(heads[m].linear, name) for m in exits])
             for name in ("weight", "bias")
         )
-        x_MBD = torch.stack([vectors[m] for m in exits])
+        x_MBD = torch.stack([vectors[m].flatten(0, -2) for m in exits])
         parts.append(torch.baddbmm(b_MK[:, None], x_MBD, w_MKD.transpose(1, 2)))
-    logits_MBK = torch.cat(parts)
+    logits_MBK = torch.cat(parts).unflatten(1, vectors[0].shape[:-1])
     order = [m for exits in exits_of_width.values() for m in exits]
     if order == sorted(order):
         return logits_MBK

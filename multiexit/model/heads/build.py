@@ -10,6 +10,8 @@ from multiexit.backbones.base import Backbone
 from multiexit.model.heads import chained, plain
 from multiexit.model.heads.base import ChainedHead, Factory, Features, Head, VectorHead
 from multiexit.model.heads.own import OwnHead
+from multiexit.model.heads.tokens import token_heads
+from multiexit.problems import resolve
 
 HEADS: dict[str, Callable[[Features], Sequence[VectorHead]]] = {
     "linear": plain.linear,
@@ -32,8 +34,18 @@ class _FeatureHead(Head):
         return self.module(feature)
 
 
+def usual(backbone: Backbone, problem: str) -> str:
+    """The name of the head that suits a backbone and a problem."""
+    return "linear" if problem == "token-classification" else backbone.head
+
+
 def build(
-    head: str | Factory, pool: str, backbone: Backbone, stages: Sequence[int], num_classes: int
+    head: str | Factory,
+    pool: str,
+    backbone: Backbone,
+    stages: Sequence[int],
+    num_classes: int,
+    problem: str | None = None,
 ) -> nn.ModuleList:
     """One head per exit.
 
@@ -48,9 +60,11 @@ def build(
         backbone: gives the features' shapes, a pretrained pooler to start from, and its own head.
         stages: the stage of each exit.
         num_classes: K; 1 for regression.
+        problem: the model's; None is classification, or with one output regression. Where it is
+            `"token-classification"`, heads give logits for each token, and aren't chained.
 
     Raises:
-        ValueError: an unknown head or pool, or one that the features don't suit.
+        ValueError: an unknown head or pool, or one that the features or the problem don't suit.
 
     Example:
         >>> import multiexit as mx
@@ -72,7 +86,13 @@ def build(
             for module in modules
         )
     name, plus, link = head.partition("+")
-    network_head = own_head(backbone, stages, num_classes)
+    answers_tokens = problem == "token-classification"
+    if plus and answers_tokens:
+        raise ValueError(
+            f"heads chained by '+{link}' make one answer of a row, and token-classification has "
+            "one for each token: use head='linear'"
+        )
+    network_head = own_head(backbone, stages, num_classes, problem)
     early = stages if network_head is None else stages[:-1]
     shared = set() if network_head is None else set(network_head.modules())
     features = Features(
@@ -83,22 +103,28 @@ def build(
         backbone.pooler,
         backbone.pooler in shared,
     )
-    heads = _by_name(name or backbone.head, features)
+    if answers_tokens:
+        heads: list[VectorHead] = [*token_heads(name, features)]
+    else:
+        heads = _by_name(name or backbone.head, features)
     heads += [] if network_head is None else [network_head]
     return nn.ModuleList(chained.chain(link, heads) if plus else heads)
 
 
-def own_head(backbone: Backbone, stages: Sequence[int], num_classes: int) -> OwnHead | None:
+def own_head(
+    backbone: Backbone, stages: Sequence[int], num_classes: int, problem: str | None = None
+) -> OwnHead | None:
     """The network's own head, if the last exit can be that.
 
     Args:
         backbone: which may have a classifier.
         stages: the stage of each exit.
         num_classes: K.
+        problem: the model's; None is classification, or with one output regression.
 
     Returns:
-        The head, or None: where there is no classifier, or one of other classes, or no exit
-        behind the last stage.
+        The head, or None: where there is no classifier, or one of other classes or for another
+        problem, or no exit behind the last stage.
 
     Example:
         >>> import torch, multiexit as mx
@@ -111,6 +137,7 @@ def own_head(backbone: Backbone, stages: Sequence[int], num_classes: int) -> Own
     if (
         classifier is None
         or classifier.num_classes != num_classes
+        or resolve(classifier.problem, num_classes) != resolve(problem, num_classes)
         or stages[-1] != backbone.num_stages - 1
     ):
         return None

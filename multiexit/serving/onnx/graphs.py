@@ -170,7 +170,7 @@ def _decide(
     model: MultiExitModel, policy: ExitPolicy, exit: int, before: Tree
 ) -> exit_loop.Decision:
     if exit == 0:
-        return model.decide(policy, 0, model.backbone.start(**before), {}, {})
+        return model.decide(policy, 0, model.start((), before), {}, {})
     return model.decide(policy, exit, before["carry"], before["memory"], before["state"])
 
 

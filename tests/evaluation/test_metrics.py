@@ -84,7 +84,10 @@ def test_the_first_entry_is_the_score():
     rows = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])
     for name, metric in METRICS.items():
         of_labels = name in metrics.SUITED["multi-label"]
-        got = metric(*(np.stack([x, x], 1) for x in rows) if of_labels else rows)
+        answers = tuple(np.stack([x, x], 1) for x in rows) if of_labels else rows
+        if name == "entity_f1":
+            answers = tuple([[f"B-{kind}" for kind in x]] for x in rows)
+        got = metric(*answers)
         assert next(iter(got)) == "score", name
         assert all(type(value) is float for value in got.values()), name
 
@@ -168,7 +171,7 @@ def named(metric):
 )
 def test_the_others_are_tried_and_pass(problem, metric, classes):
     if classes >= PROBLEMS[problem].least:
-        metrics.check(metric, classes, problem)
+        metrics.check(metric, classes, problem, ["O", *(f"B-{i}" for i in range(1, classes))])
 
 
 def test_a_metric_registered_by_name_is_tried_too():
@@ -222,3 +225,34 @@ def test_values_reach_a_metric_as_floats():
     mx.exit_scores(mx.collect(chain(2, classes=1), rows, distance))
     metrics.check(distance, 1)
     assert set(seen) == {(np.dtype("float32"), np.dtype("float32"))}
+
+
+def test_tokens_without_a_label_do_not_count():
+    labels = np.array([[0, 1, -100], [2, -100, -100]])
+    predicted = np.array([[0, 2, 1], [2, 0, 0]])
+    right = metrics.measure("accuracy", predicted, labels, 3, "token-classification")
+    assert right["accuracy"] == pytest.approx(2 / 3)
+    names = ["O", "B-PER", "I-PER"]
+    got = metrics.measure("entity_f1", predicted, labels, 3, "token-classification", names)
+    # Of O B-PER | I-PER, which begins an entity by itself, O I-PER | I-PER is said.
+    assert got["f1"] == got["score"] == 1.0
+    nothing = np.full_like(labels, -100)
+    with pytest.raises(ValueError, match="no token that is asked for has a label"):
+        metrics.measure("accuracy", predicted, nothing, 3, "token-classification")
+
+
+def test_entities_are_read_from_tags_alone():
+    for names in (None, ["no", "yes"], ["O", "B-"]):
+        with pytest.raises(ValueError, match="entity_f1 reads tags such as 'O', 'B-PER'"):
+            metrics.fitting("entity_f1", 2, "token-classification", names)
+    with pytest.raises(ValueError, match="can't judge 2 classes"):
+        metrics.fitting("entity_f1", 2)
+
+
+def test_entities_are_right_as_a_whole():
+    labels = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC"]]
+    guesses = [["B-PER", "O", "O", "B-LOC"], ["B-PER", "B-LOC"]]
+    # Three entities; four are said, of which two are right.
+    got = mx.metrics.entity_f1(guesses, labels)
+    assert (got["precision"], got["recall"]) == (0.5, pytest.approx(2 / 3))
+    assert got["f1"] == pytest.approx(2 * 2 / (3 + 4))

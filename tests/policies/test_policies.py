@@ -203,7 +203,7 @@ def spread(exit_B: torch.Tensor) -> int:
 def assert_same_everywhere(policy, model, inputs) -> torch.Tensor:
     """predict == simulate == row by row == shuffled == split, as answers and as exits."""
     with torch.no_grad():
-        logits_MBC, certainty_MB, _ = model.run((), inputs)
+        logits_MBC, certainty_MB = model.run((), inputs)[:2]
     B = logits_MBC.shape[1]
     exit_B, answer_BC = policies.answers(policy, logits_MBC, certainty_MB)
     assert torch.equal(mx.simulate(policy, logits_MBC, certainty_MB), exit_B)

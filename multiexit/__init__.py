@@ -58,6 +58,7 @@ from multiexit.serving.engine import Engine
 from multiexit.serving.onnx import export
 from multiexit.serving.profiling import profile
 from multiexit.training import presets as presets
+from multiexit.training.callbacks import Callback
 from multiexit.training.config import TrainConfig
 from multiexit.training.search.queue import tune
 from multiexit.training.search.space import Choices, Range
@@ -65,6 +66,7 @@ from multiexit.training.trainer import Trainer
 
 __all__ = [
     "Backbone",
+    "Callback",
     "Certainty",
     "Certificate",
     "Choices",

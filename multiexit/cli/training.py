@@ -86,7 +86,7 @@ def train(
         float | None, typer.Option(min=0, help="largest norm of the gradient; 0 is none")
     ] = None,
     early_stopping: Annotated[
-        int | None, typer.Option(help="epochs without a better one; text 5, images never")
+        int | None, typer.Option(help="evaluations without a better one; text 5, images never")
     ] = None,
     workers: Annotated[
         int, typer.Option(min=0, max=256, help="processes that prepare batches")
@@ -112,7 +112,12 @@ def train(
     against: Annotated[
         Path | None, typer.Option(help="another run with --seeds, for a paired test")
     ] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="steps, beside epochs' ends")] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="steps between evaluations; default: at epochs' ends")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="steps, beside epochs' ends and evaluations")
+    ] = None,
     log_every: Annotated[
         int | None, typer.Option(help="steps between readings of the losses")
     ] = None,
@@ -161,8 +166,9 @@ def train(
     typed.folder("--output", output)
     places = typed.exits(exits)
     share = experiment.validation_for(task, validation)
-    if early_stopping is not None and not share:
-        raise ValueError("--early-stopping needs epochs to be judged: give --validation 0.1")
+    for name, value in (("early-stopping", early_stopping), ("evaluate-every", evaluate_every)):
+        if value is not None and not share:
+            raise ValueError(f"--{name} needs rows to judge exits on: give --validation 0.1")
     if against is not None and seeds is None:
         raise ValueError("--against compares runs of several seeds: give --seeds")
     method = experiment.recipe_for(recipe, task, typed.options(option or []))
@@ -187,6 +193,7 @@ def train(
         checkpoint_gradients=checkpoint_gradients,
         accumulation=accumulation,
         seed=seed,
+        evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         resume=resume,

@@ -48,7 +48,7 @@ ChannelsLast = Annotated[
     bool, typer.Option(help="images: lay out channels innermost, faster on many machines")
 ]
 CheckpointGradients = Annotated[bool, typer.Option(help="less memory, about a third more time")]
-Progress = Annotated[bool, typer.Option(help="show a bar")]
+Progress = Annotated[bool, typer.Option(help="say how far it is, on stderr")]
 
 
 def typed_command() -> str:

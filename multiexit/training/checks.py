@@ -12,16 +12,17 @@ from torch.utils.data import DataLoader
 from multiexit import policies
 from multiexit.data import hub
 from multiexit.data.batches import is_rows, labels_of
+from multiexit.evaluation import metrics
 from multiexit.evaluation.budget import Budget
 from multiexit.losses.labels import check_labels
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating, user_level
-from multiexit.training import sharding
+from multiexit.training import precision, sharding
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import counted_terms, learns_from_labels, trained_parameters
-from multiexit.training.training_pass import TrainingPass
+from multiexit.training.training_pass import TrainingPass, criterion
 
 
 def check(model: MultiExitModel, recipe: Recipe) -> None:
@@ -81,6 +82,24 @@ def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
         )
 
 
+def check_all(model: Any, recipe: Any, config: Any) -> None:
+    """Refuse parts that don't go together; weights in half precision become float32.
+
+    Args:
+        model, recipe, config: what a trainer is given.
+
+    Raises:
+        ValueError: with what is wrong, and what would be right.
+    """
+    check_parts(model, recipe, config)
+    precision.trainable_weights(model)
+    check(model, recipe)
+    policies.check(recipe.policy, model.num_exits, model.num_classes, model.problem)
+    metrics.check(config.metric, model.num_classes, model.problem, model.labels)
+    criterion(model, config).check(model.num_classes)
+    check_options(model, recipe, config)
+
+
 def check_parts(model: Any, recipe: Any, config: Any) -> None:
     """Refuse what is no model, recipe or configuration, as names and swapped arguments are.
 
@@ -101,18 +120,24 @@ def check_parts(model: Any, recipe: Any, config: Any) -> None:
 
 
 def check_sets(
-    model: MultiExitModel, recipe: Recipe, train: Any, dev: Any, unlabelled: Any
+    model: MultiExitModel,
+    recipe: Recipe,
+    train: Any,
+    dev: Any,
+    unlabelled: Any,
+    evaluate_every: int | None = None,
 ) -> None:
     """Refuse what would fail or be left out long after the start.
 
     Args:
         model, recipe: of the trainer.
         train, dev, unlabelled: the sets that `Trainer.fit` is given.
+        evaluate_every: of the configuration.
 
     Raises:
-        ValueError: an empty dev set or one that can be read once, none where the recipe ends on
-            one, class names in another order, labels outside the classes, or unlabelled rows that
-            no phase would read.
+        ValueError: an empty dev set or one that can be read once, none where one is needed, class
+            names in another order, labels outside the classes, or unlabelled rows that no phase
+            would read.
     """
     rows = dev.dataset if isinstance(dev, DataLoader) else dev
     if is_rows(rows) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
@@ -130,6 +155,11 @@ def check_sets(
     if dev is None and recipe.finish is not None:
         raise ValueError(
             f"{recipe.name!r} calibrates the trained model on a dev set: pass dev= "
+            "(on the command line --validation 0.1)"
+        )
+    if dev is None and evaluate_every is not None:
+        raise ValueError(
+            f"evaluate_every={evaluate_every} needs a dev set to score exits on: pass dev= "
             "(on the command line --validation 0.1)"
         )
     if unlabelled is not None and all(learns_from_labels(model, p) for p in recipe.phases):
@@ -170,16 +200,18 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
 def check_devices(
     accelerator: Accelerator, model: MultiExitModel, recipe: Recipe, config: TrainConfig
 ) -> None:
-    """Refuse ways of spreading that training doesn't know, and what FSDP2 can't train.
+    """Refuse ways of spreading that training doesn't know, and what devices can't train.
 
     Args:
         accelerator: of the run, which knows how it was launched.
         model, recipe, config: of the run.
 
     Raises:
-        ValueError: FSDP of version 1, DeepSpeed, …; under FSDP2 surgery or hypergradients,
-            BatchNorm in mixed precision, and options of the training pass.
+        ValueError: fp16 on a CPU; FSDP of version 1, DeepSpeed, …; under FSDP2 surgery or
+            hypergradients, BatchNorm in mixed precision, and options of the training pass.
     """
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
     kind = accelerator.distributed_type.value
     if kind != "NO" and not kind.startswith("MULTI_") and not accelerator.is_fsdp2:
         raise ValueError(

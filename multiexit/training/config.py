@@ -42,7 +42,8 @@ class TrainConfig:
         checkpoint_gradients: keep no activations inside a stage for the backward pass, which
             computes them again: less memory for about a forward pass more.
         seed: of everything: weights of new heads are the caller's, order and dropout are here.
-        early_stopping: stop after so many epochs whose mean over exits is no better; None never.
+        early_stopping: stop after so many evaluations whose mean over exits is no better; None
+            never.
         metric: a name in `multiexit.metrics.METRICS`, or a function of answers [N] and labels [N]
             that gives a number, more being better, or a dict of numbers with `"score"`; it is
             tried on made-up rows first. None is accuracy, or Pearson and Spearman for regression.
@@ -51,12 +52,15 @@ class TrainConfig:
         overwrite: clear away the run that `output` holds, and start anew.
         force: go on even if that checkpoint is of a run with another recipe, settings, data or
             versions; warns of what differs.
-        checkpoint_every: steps between checkpoints, beside one at each epoch's end.
+        evaluate_every: steps between evaluations of all exits, beside one at each phase's end; None
+            is each epoch's end.
+        checkpoint_every: steps between checkpoints, beside one at each epoch's end and evaluation.
         keep_checkpoints: how many of the latest stay, beside that of the best epoch.
         log_every: steps between readings of the losses from the device.
         trackers: of accelerate: `"tensorboard"`, `"wandb"`, …
         workers: processes that prepare batches.
-        progress: show a bar.
+        progress: say on stderr how far the run is: a bar on a terminal, lines elsewhere, and a line
+            per evaluation.
 
     Raises:
         ValueError: it names the setting, the value, and what would be right.
@@ -96,6 +100,7 @@ class TrainConfig:
     resume: bool = False
     force: bool = False
     overwrite: bool = False
+    evaluate_every: int | None = None
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     log_every: int = 20
@@ -111,7 +116,7 @@ class TrainConfig:
         """
         for name in ("epochs", "batch_size", "accumulation", "keep_checkpoints", "log_every"):
             self._set_whole_number(name, 1)
-        for name in ("max_steps", "checkpoint_every", "early_stopping"):
+        for name in ("max_steps", "evaluate_every", "checkpoint_every", "early_stopping"):
             if getattr(self, name) is not None:
                 self._set_whole_number(name, 1)
         self._set_whole_number("workers", 0)

@@ -27,15 +27,30 @@ def phase_length(phase: Phase, config: TrainConfig, batches: int) -> tuple[int, 
 
 
 def is_over(position: Position, patience: int | None, epochs: int, steps: int) -> bool:
-    """Whether a phase is over: all is done, or no epoch was better for long enough.
+    """Whether a phase is over: all is done, nothing was better for long enough, or it was stopped.
 
     Args:
         position: where the run is.
-        patience: epochs without a better one after which it stops, or None.
+        patience: evaluations without a better one after which it stops, or None.
         epochs, steps: how long the phase is.
     """
     out_of_patience = patience is not None and position.stale >= patience
-    return out_of_patience or position.epoch >= epochs or position.step >= steps
+    return out_of_patience or position.stopped or position.epoch >= epochs or position.step >= steps
+
+
+def judges(position: Position, every: int | None, epoch_ends: bool, steps: int) -> bool:
+    """Whether exits are scored here.
+
+    They are at epochs' ends, or at every so many steps; and at the phase's end.
+
+    Args:
+        position: where the run is.
+        every: steps between evaluations, or None for epochs' ends.
+        epoch_ends: whether an epoch ends here.
+        steps: how many the phase has.
+    """
+    ends = position.stopped or position.step == steps
+    return ends or (epoch_ends if every is None else position.step % every == 0)
 
 
 def is_better(row: dict[str, Any], best: dict[str, Any] | None) -> bool:

@@ -17,6 +17,7 @@ Letters: M exits. Θ are the network's parameters, Ω the loss weights.
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -28,30 +29,36 @@ from accelerate.utils import (
     set_seed,
 )
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from multiexit import policies
 from multiexit.data import loaders
 from multiexit.data.columns import Columns
 from multiexit.data.order import Indices, chunks
 from multiexit.data.training_set import TrainingSet
-from multiexit.evaluation import metrics
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import exit_scores
 from multiexit.evaluation.outputs import Outputs, collect
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import modes_kept
-from multiexit.training import checks, out_of_memory, precision, selection, sharding, signals
+from multiexit.training import (
+    checks,
+    out_of_memory,
+    precision,
+    selection,
+    sharding,
+    signals,
+)
 from multiexit.training.accelerator import accelerator
+from multiexit.training.callbacks import Callback, Calls, Run
 from multiexit.training.config import TrainConfig
 from multiexit.training.finite import check_parameters
 from multiexit.training.phase import judged_exits, learns_from_labels
+from multiexit.training.progress import Progress
 from multiexit.training.records import run_folder
 from multiexit.training.records.keeper import Keeper
 from multiexit.training.records.state import Position, State
 from multiexit.training.stepper import Stepper
-from multiexit.training.training_pass import criterion
+from multiexit.training.trackers import Trackers
 
 
 class Trainer:
@@ -62,6 +69,7 @@ class Trainer:
         recipe: the method.
         config: the run's settings.
         tokenizer: saved with the model, where it is saved.
+        callbacks: what is called while the run goes on.
 
     Raises:
         ValueError: a topology that doesn't fit the model's exits, a metric that can't judge it, or
@@ -84,22 +92,18 @@ class Trainer:
         recipe: Recipe,
         config: TrainConfig | None = None,
         tokenizer: Any = None,
+        callbacks: Sequence[Callback] = (),
     ):
         self.model = model
         self.recipe = recipe
         self.config = TrainConfig() if config is None else config
-        checks.check_parts(model, recipe, self.config)
-        precision.trainable_weights(model)
-        checks.check(model, recipe)
-        policies.check(recipe.policy, model.num_exits, model.num_classes, model.problem)
-        metrics.check(self.config.metric, model.num_classes, model.problem, model.labels)
-        criterion(model, self.config).check(model.num_classes)
-        checks.check_options(model, recipe, self.config)
+        checks.check_all(model, recipe, self.config)
         self.accelerator = accelerator(self.config)
         checks.check_devices(self.accelerator, model, recipe, self.config)
-        if self.config.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
-            raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
-        self._keeper = Keeper(model, self.config, tokenizer, self.accelerator.is_main_process)
+        first = self.accelerator.is_main_process
+        self._keeper = Keeper(model, self.config, tokenizer, first)
+        shown = [Progress()] if first and self.config.progress else []
+        self._calls = Calls([Trackers(self.accelerator), *shown], callbacks)
         self.state = State()
         self._signal = signals.NotedSignal()
 
@@ -144,7 +148,8 @@ class Trainer:
             return self._fit(train, dev, unlabelled)
 
     def _fit(self, train: Any, dev: Any, unlabelled: Any) -> History:
-        checks.check_sets(self.model, self.recipe, train, dev, unlabelled)
+        every = self.config.evaluate_every
+        checks.check_sets(self.model, self.recipe, train, dev, unlabelled, every)
         if isinstance(train, DataLoader):
             self.config = replace(self.config, **loaders.settings(train))
         # Workers are processes of their own, which a device's memory can't be handed to.
@@ -168,18 +173,19 @@ class Trainer:
                 return self.state.history
             self.model.policy = self.recipe.policy
             may_mix = sharding.may_mix(self.accelerator, self.model)
-            with signals.noted(self.config.output is not None) as self._signal:
-                for index in range(self.state.first_phase, len(self.recipe.phases)):
-                    with out_of_memory.explained(self.config, phase_data[index], may_mix):
-                        self._run_phase(index, phase_data[index], dev)
-            # Under FSDP2 only sharded copies were on the device; this model stayed on the CPU.
-            self.model.to(self.accelerator.device)
-            for tracker in self.accelerator.trackers:  # end_training would end the group too
-                tracker.finish()
-            if self.recipe.finish is not None:
-                self.recipe.finish(self.model, self._collect(self.model, dev, keys=True))
-            self._keeper.save_model(self.state.history)
-            self._keeper.finish()
+            try:
+                with signals.noted(self.config.output is not None) as self._signal:
+                    for index in range(self.state.first_phase, len(self.recipe.phases)):
+                        with out_of_memory.explained(self.config, phase_data[index], may_mix):
+                            self._run_phase(index, phase_data[index], dev)
+                # Under FSDP2 only sharded copies were on the device; this model was on the CPU.
+                self.model.to(self.accelerator.device)
+                if self.recipe.finish is not None:
+                    self.recipe.finish(self.model, self._collect(self.model, dev, keys=True))
+                self._keeper.save_model(self.state.history)
+                self._keeper.finish()
+            finally:
+                self._calls.end(self.model)
         return self.state.history
 
     def _was_finished(self, data: TrainingSet) -> bool:
@@ -221,22 +227,19 @@ class Trainer:
 
     def _run_epochs(self, stepper: Stepper, data: TrainingSet, dev: Any) -> None:
         config, phase, state = self.config, stepper.phase, self.state
-        rank = self.accelerator.process_index
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         state.restore(stepper, rank, self.accelerator.device)
-        if self._keeper.record_start():
-            self.accelerator.init_trackers("multiexit")
-        position = state.position
+        self._keeper.record_start()
+        position, size = state.position, config.accumulation
         epochs, steps = self._phase_length(phase, data)
-        shown = config.progress and self.accelerator.is_main_process
-        hidden = None if shown else True  # None: shown on a terminal only
-        bar = tqdm(total=steps, initial=position.step, desc=self.recipe.name, disable=hidden)
+        parts = stepper.model, self.recipe, config, state.history, position
+        self._calls.begin(Run(*parts, epochs, steps, world, first=rank == 0))
         while not self._phase_is_over(position, epochs, steps):
             begin = time.perf_counter()
             stepper.begin_epoch((position.epoch + 1) / epochs)
             first, second = self._epoch(phase, data, position.epoch)
-            skipped = position.batch * config.accumulation
             seed = (config.seed, position.phase, position.epoch, rank)
-            size = config.accumulation
+            skipped = position.batch * size
             # Named nowhere else, so that its workers end with the loop, whatever ends that.
             for batches in chunks(data.feed(first, config.workers, seed, skipped), size):
                 draw = partial(self._draw, data, second, seed)
@@ -244,36 +247,35 @@ class Trainer:
                 position.batch += 1
                 position.step += 1
                 position.total += 1
-                bar.update()
-                if reading := position.step % config.log_every == 0:
-                    self._read_losses(bar)
-                if position.step == steps or position.batch * config.accumulation >= len(first):
-                    break  # the epoch's end saves
-                every = config.checkpoint_every
-                signal_number = self._signal.agreed(self.accelerator, reading)
-                if signal_number or (every and position.step % every == 0):
+                epoch_ends = position.step == steps or position.batch * size >= len(first)
+                reads = epoch_ends or position.step % config.log_every == 0
+                self._calls.step(self._read_losses() if reads else None)
+                judges = selection.judges(position, config.evaluate_every, epoch_ends, steps)
+                if judges or epoch_ends:
+                    seconds = time.perf_counter() - begin
+                    self._judge(stepper.model, dev if judges else None, seconds)
+                    begin = time.perf_counter()
+                if epoch_ends:
+                    position.epoch += 1
+                    position.batch = position.second = 0
+                number = self._signal.agreed(self.accelerator, reads)
+                saves = config.checkpoint_every and position.step % config.checkpoint_every == 0
+                if number or judges or epoch_ends or saves:
                     self._checkpoint(stepper)
-                if signal_number:
-                    self._end_by_signal(signal_number, bar)
-            self._read_losses(bar)
-            self._end_epoch(stepper.model, dev, time.perf_counter() - begin)
-            position.epoch += 1
-            position.batch = position.second = 0
-            self._checkpoint(stepper)
-            if signal_number := self._signal.agreed(self.accelerator, True):
-                self._end_by_signal(signal_number, bar)
-        bar.close()
+                if number:
+                    self._calls.end(self.model)
+                    self._end_by_signal(number)
+                if self._phase_is_over(position, epochs, steps):
+                    break
 
-    def _end_by_signal(self, signal_number: int, bar: Any) -> NoReturn:
+    def _end_by_signal(self, signal_number: int) -> NoReturn:
         """End as a signal asked for, behind a checkpoint."""
-        bar.close()
-        if self.accelerator.is_main_process:
-            position, name = self.state.position, signal.Signals(signal_number).name
-            print(
-                f"stopped by {name}; saved in {self.config.output} after step {position.step} of "
-                f"phase {position.phase}: go on with resume=True (on the command line --resume)",
-                file=sys.stderr,
-            )
+        position, name = self.state.position, signal.Signals(signal_number).name
+        self.accelerator.print(
+            f"stopped by {name}; saved in {self.config.output} after step {position.step} of "
+            f"phase {position.phase}: go on with resume=True (on the command line --resume)",
+            file=sys.stderr,
+        )
         signals.end(signal_number)
 
     def _draw(self, data: TrainingSet, second: list[Indices], seed: tuple[int, ...]) -> Any:
@@ -282,19 +284,15 @@ class Trainer:
         self.state.position.second += 1
         return data.fetch(second[number % len(second)], (*seed, number, 2))
 
-    def _read_losses(self, bar: Any) -> None:
+    def _read_losses(self) -> dict[str, Any]:
         """Bring the losses since the last reading from the device, check and log them."""
-        row = self.state.unread.read()
-        if not row:
-            return
         position = self.state.position
         place = {"phase": position.phase, "epoch": position.epoch, "step": position.step}
-        self.state.history.steps.append({**place, **row})
-        self.accelerator.log({"loss": row["loss"], "lr": row["lr"]}, step=position.total)
-        bar.set_postfix(loss=f"{row['loss']:.3f}")
+        self.state.history.steps.append({**place, **self.state.unread.read()})
+        return self.state.history.steps[-1]
 
-    def _end_epoch(self, model: MultiExitModel, dev: Any, seconds: float) -> None:
-        """Score all exits, and keep the best."""
+    def _judge(self, model: MultiExitModel, dev: Any, seconds: float) -> None:
+        """Score all exits, where there is a dev set to score them on, and keep the best."""
         position, history = self.state.position, self.state.history
         check_parameters(model, position.step)
         row: dict[str, Any] = {
@@ -304,22 +302,20 @@ class Trainer:
             "seconds": round(seconds, 3),
         }
         history.epochs.append(row)
-        if dev is None:
-            return
-        self._share_buffers(model)
-        # What the first process sees decides for all.
-        (row["exits"],) = broadcast_object_list([exit_scores(self._collect(model, dev))])
-        judged = judged_exits(self.model, self.recipe.phases[position.phase])
-        row["mean"] = sum(row["exits"][m]["score"] for m in judged) / len(judged)
-        self.accelerator.log({"mean over exits": row["mean"]}, step=position.total)
-        if selection.is_better(row, history.best):
-            history.best, position.stale = row, 0
-            self.state.best = sharding.parameters(model)
-            if model is not self.model:
-                self.model.load_state_dict(self.state.best)
-            self._keeper.save_model(history)
-            return
-        position.stale += 1
+        if dev is not None:
+            self._share_buffers(model)
+            # What the first process sees decides for all.
+            (row["exits"],) = broadcast_object_list([exit_scores(self._collect(model, dev))])
+            judged = judged_exits(self.model, self.recipe.phases[position.phase])
+            row["mean"] = sum(row["exits"][m]["score"] for m in judged) / len(judged)
+            position.stale += 1
+            if selection.is_better(row, history.best):
+                history.best, position.stale = row, 0
+                self.state.best = sharding.parameters(model)
+                if model is not self.model:
+                    self.model.load_state_dict(self.state.best)
+                self._keeper.save_model(history)
+        self._calls.evaluate(row)
 
     def _collect(self, model: MultiExitModel, dev: Any, keys: bool = False) -> Outputs:
         batch_size = 2 * self.config.batch_size
@@ -337,3 +333,4 @@ class Trainer:
         checkpoint = self.state.checkpoint(stepper, self.accelerator)
         if checkpoint is not None:
             self._keeper.checkpoint(checkpoint, self.state.history)
+        self._calls.save(self._keeper.folder(self.state.position))

@@ -41,6 +41,7 @@ NUMBERS = {
     "max_length": ("0",),
     "seed": (str(2**70),),
     "seeds": ("0", "100000000000"),
+    "evaluate_every": ("0", "5"),
     "checkpoint_every": ("0",),
     "log_every": ("0",),
     "keep_checkpoints": ("0",),

@@ -12,6 +12,7 @@ from multiexit.recipes import Recipe
 from multiexit.runtime import modes_kept, user_level
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint, identity, provenance, run_folder
+from multiexit.training.records.state import Position
 
 
 class Keeper:
@@ -104,6 +105,11 @@ class Keeper:
         keep = [*self._checkpoints, *best_name]
         checkpoint.save(self._output, name, {"run": self._identity, **state}, keep)
         history.save(self._output / run_folder.HISTORY)
+
+    def folder(self, position: Position) -> Path:
+        """The folder of a checkpoint."""
+        name = checkpoint.name_of(position.phase, position.step)
+        return self._output / checkpoint.FOLDER / name
 
     def save_model(self, history: History) -> None:
         """Write the model as it is, and the history."""

@@ -25,7 +25,8 @@ class Position:
         phase, epoch: the running ones.
         batch: Θ's steps done in this epoch; `step` in this phase, `total` in the run.
         second: batches drawn from D2 in this epoch.
-        stale: epochs since the best.
+        stale: evaluations since the best.
+        stopped: whether a callback has ended the phase.
     """
 
     phase: int = 0
@@ -35,6 +36,7 @@ class Position:
     total: int = 0
     second: int = 0
     stale: int = 0
+    stopped: bool = False
 
 
 @dataclass

@@ -22,8 +22,10 @@ def seconds(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     return median_seconds(calls, repeats, least=0.05)
 
 
-def report(rows: Sequence[dict[str, Any]], output: str | None, command: str) -> None:
-    """Print rows as a table; with `output`, write them as JSON with machine and command."""
+def report(
+    rows: Sequence[dict[str, Any]], output: str | None, command: str, note: str = ""
+) -> None:
+    """Print rows as a table; with `output`, write them as JSON with machine, command and a note."""
     cells = [
         {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows
     ]
@@ -33,6 +35,7 @@ def report(rows: Sequence[dict[str, Any]], output: str | None, command: str) -> 
             "command": f"python {command}",
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "versions": versions(),
+            **({"note": note} if note else {}),
         }
         path = Path(output)
         path.parent.mkdir(parents=True, exist_ok=True)

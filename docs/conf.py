@@ -24,7 +24,8 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "results/index.md", "_benchmarks.md", "_families.md", "_methods.md"]
+included = ["_benchmarks.md", "_families.md", "_methods.md", "_vision.md"]
+exclude_patterns = ["_build", "results/index.md", *included]
 
 html_theme = "furo"
 html_title = "multiexit"
@@ -80,3 +81,4 @@ write_results_page()
 write_tables(HERE.parent / "benchmarks" / "results", HERE / "_benchmarks.md")
 write_tables(HERE / "results" / "methods", HERE / "_methods.md")
 write_tables(HERE / "results" / "families", HERE / "_families.md")
+write_tables(HERE / "results" / "vision", HERE / "_vision.md")

@@ -2,19 +2,19 @@
 
 `ZOO` is found from transformers' own mappings, so a new family is in it once it is installed. Each
 entry is the family's classifier, or its bare encoder where it has none; a family that encodes and
-decodes is in it if its encoder has a class of its own. `timm_names` and `torchvision_names` list
-networks of the other two libraries.
+decodes is in it if its encoder has a class of its own. `vision_zoo` has those of timm and
+torchvision.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 import transformers
+from lively import perturb, settle
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto as auto
 from zoo_sizes import FRAMES, IMAGE, MELS, VOCABULARY, small_config
@@ -67,12 +67,9 @@ def _made(model_type: str, name: str, inputs: Inputs) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = getattr(transformers, name)(small_config(model_type)).eval()
-        for parameter in network.parameters():
-            if parameter.numel() and parameter.min() == parameter.max():
-                # A bias of 0 or a scale of 1e-6 would hide whether it is used at all.
-                parameter.add_(0.1 * torch.randn_like(parameter))
+        perturb(network)
         _blank_padding(network)
-        _settle(network, inputs(8, 0))
+        settle(network, **inputs(8, 0))
     return network
 
 
@@ -81,20 +78,6 @@ def _blank_padding(network: nn.Module) -> None:
     for part in network.modules():
         if isinstance(part, nn.Embedding) and part.padding_idx is not None:
             part.weight.data[part.padding_idx] = 0
-
-
-def _settle(network: nn.Module, inputs: dict[str, Tensor]) -> None:
-    """Batch normalisations take their statistics from inputs: with 0 and 1 the signal would die."""
-    norms = [
-        part for part in network.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)
-    ]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train().momentum = 1.0
-    if norms:
-        network(**inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval().momentum = momentum
 
 
 def _drawn(rows: int, seed: int, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
@@ -196,38 +179,3 @@ ZOO = {
     if key not in LEFT_OUT
 }
 """`group/type` → its entry."""
-
-
-_SMALL = "test zepto atto femto pico nano xxs xxt xxtiny xs xt xtiny tiny t ti mini micro small s"
-_LARGE = "m medium base large l xl xlarge huge h giant g"
-
-
-def _size(name: str) -> tuple[int, list[int], int]:
-    """Where a name of timm's stands among others of its family, by its words and numbers."""
-    words = [part.strip("0123456789") for part in name.split("_")]
-    small, large = _SMALL.split(), _LARGE.split()
-    ranks = [small.index(word) - len(small) for word in words if word in small]
-    ranks = ranks or [large.index(word) + 1 for word in words if word in large]
-    numbers = [int(number) for number in re.findall("(?<!v)[0-9]+", name)]  # a version is no size
-    return min(ranks, default=0), numbers, len(name)
-
-
-@cache
-def timm_names() -> list[tuple[str, str, tuple[int, int, int]]]:
-    """Family, name and input size of the smallest network in each of timm's files, by its name."""
-    import timm  # not at the top: it takes seconds
-
-    found = []
-    for family in timm.list_modules():
-        name = min(timm.list_models(module=family), key=_size)
-        config = timm.get_pretrained_cfg(name)
-        found.append((family, name, config.input_size if config else (3, 224, 224)))
-    return found
-
-
-@cache
-def torchvision_names() -> list[str]:
-    """The names of all classifiers of torchvision."""
-    import torchvision.models  # not at the top: it takes seconds
-
-    return torchvision.models.list_models(module=torchvision.models)

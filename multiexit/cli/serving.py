@@ -161,10 +161,11 @@ def truncate(
     exit: Annotated[int, typer.Argument(help="where to cut, counted from 0")],
     output: Annotated[Path, typer.Option(help="a folder that doesn't exist yet")],
 ) -> None:
-    """Cut a model for good behind one exit, and write it as a network of transformers.
+    """Cut a model for good behind one exit, and write it as a network of transformers or timm.
 
     What is written has fewer layers and no exits: `AutoModelForSequenceClassification` and every
-    tool around it load it. An exit that no class of transformers can be is refused.
+    tool around it load it, or timm.create_model("local-dir:FOLDER", pretrained=True). An exit that
+    no class of these libraries can be is refused.
 
     Examples:
 
@@ -173,7 +174,7 @@ def truncate(
     from multiexit import MultiExitModel
     from multiexit.files.writing import whole_folder
     from multiexit.model.folder import save_tokenizer
-    from multiexit.model.truncation import NoClassError, library_network
+    from multiexit.model.truncation import NoClassError, library_network, save_network
 
     if output.exists():
         raise ValueError(f"{output} exists already: remove it or name another folder")
@@ -193,7 +194,7 @@ def truncate(
         network.config.pad_token_id = reader.pad_token_id
     aside = output.absolute().with_name(f".{output.name}.{os.getpid()}.tmp")
     with whole_folder(output, aside) as new:
-        network.save_pretrained(new)
+        save_network(network, new)
         if reader is not None:
             save_tokenizer(reader, new)
     kind, stages = type(network).__name__, loaded.exits[exit] + 1

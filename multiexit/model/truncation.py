@@ -5,6 +5,7 @@ Letters: B batch rows, T tokens, D of the vector that a last layer reads, K clas
 
 import warnings
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from multiexit.backbones.truncation.first_stages import first_stages
 from multiexit.backbones.truncation.head_steps import Step, spelt, steps
+from multiexit.backbones.truncation.library_form import LibraryForm, share
 from multiexit.backbones.verify import mismatch
 from multiexit.files.unreadable import one_line
 from multiexit.model import heads
@@ -56,7 +58,7 @@ class Truncated(nn.Module):
 
 
 class NoClassError(ValueError):
-    """An exit that no class of transformers can be."""
+    """An exit that no class of a library can be."""
 
 
 def truncate(model: MultiExitModel, exit: int) -> nn.Module:
@@ -76,6 +78,14 @@ def truncate(model: MultiExitModel, exit: int) -> nn.Module:
     - head `linear` where the class reads one token by one layer: ViT and its relatives, and
       decoders, whose class has no bias: the exit's must be 0.
 
+    A network of timm is of timm's own class in the same way: `timm.models.save_for_hf(network,
+    folder, safe_serialization=True)` writes a folder that `timm.create_model("local-dir:FOLDER",
+    pretrained=True)` loads. That is so for
+
+    - the network's own head, at the last exit of any network;
+    - head `linear` on a ViT (fewer blocks), and on a ResNet behind its second block or later (fewer
+      layers, none in the groups behind the cut).
+
     It is compared with the exit on random rows first, with random numbers in weights that the class
     has and doesn't read, such as BigBird's pooler. It reads text as its class does: padding
     belongs at the end, and a decoder looks for `config.pad_token_id`. Any other network is a
@@ -86,8 +96,9 @@ def truncate(model: MultiExitModel, exit: int) -> nn.Module:
         exit: which one, counted from 0.
 
     Returns:
-        A `PreTrainedModel`, whose forward gives an output with `logits` [B, K]; or a `Truncated`,
-        whose forward gives logits [B, K]. For a network of transformers a warning says why.
+        A `PreTrainedModel`, whose forward gives an output with `logits` [B, K]; a network of timm,
+        or a `Truncated`, whose forwards give logits [B, K]. Where a network of transformers or timm
+        becomes a `Truncated`, a warning says why. All of torchvision's do: it has no folder format.
 
     Raises:
         ValueError: an exit that isn't there, or one whose head reads what earlier heads left.
@@ -108,43 +119,102 @@ def truncate(model: MultiExitModel, exit: int) -> nn.Module:
     try:
         return library_network(model, exit)
     except NoClassError as error:
-        parts = model.backbone.modules()
-        if any(type(part).__module__.startswith("transformers.") for part in parts):
+        if _library(model) in _FORMS:
             plain = "what comes back is a plain module of multiexit's, a Truncated"
             warnings.warn(f"{error}; {plain}", stacklevel=user_level())
         return Truncated(model, exit)
 
 
 def library_network(model: MultiExitModel, exit: int) -> Any:
-    """Make the network of transformers' own class that answers as an exit does.
+    """Make the network of a library's own class that answers as an exit does.
 
     Args:
         model, exit: as for `truncate`.
 
     Returns:
-        A `PreTrainedModel`.
+        A `PreTrainedModel` of transformers, or a network of timm.
 
     Raises:
         ValueError: as `truncate` does; and where no class computes the same, a `NoClassError` with
             the reason.
     """
-    from multiexit.backbones.truncation.library_form import (
-        library_form,  # transformers' models take seconds
-    )
-
     exit = _checked(model, exit)
+    library = _library(model)
     try:
-        form = library_form(model.backbone, model.exits[exit] + 1, model.num_classes, model.labels)
+        if library not in _FORMS:
+            raise ValueError(
+                "only networks of transformers and timm have a folder format that others load; "
+                f"{library or 'a network of your own'} has none"
+            )
         wanted, temperature = _steps(model.heads[exit]), model.temperature_M[exit]
-        _set_head(form.network, form.head, wanted, temperature)
+        form = _FORMS[library](model, exit, wanted)
+        _set_head(form, wanted, temperature)
         plain = Truncated(model, exit)
         with evaluating(plain), torch.no_grad():
             wanted_BK = plain(**form.rows)
         if gap := mismatch(form.answers(), wanted_BK, torch.finfo(wanted_BK.dtype).eps ** 0.5):
             raise ValueError(f"{type(form.network).__name__} answers otherwise: {gap}")
     except ValueError as error:
-        raise NoClassError(f"exit {exit} fits no class of transformers: {error}") from error
+        where = library if library in _FORMS else "a library"
+        raise NoClassError(f"exit {exit} fits no class of {where}: {error}") from error
     return form.network.train(model.training)
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """Write a network of a library's own class as the library itself does.
+
+    Args:
+        network: from `library_network`.
+        folder: made where it isn't there. Of transformers it loads by `from_pretrained`, of timm by
+            `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+    """
+    if type(network).__module__.startswith("transformers."):
+        network.save_pretrained(folder)
+        return
+    from timm.models import save_for_hf
+
+    names = network.pretrained_cfg.get("label_names")
+    save_for_hf(
+        network,
+        str(folder),
+        model_config={"label_names": names} if names else {},
+        model_args=network._model_args,
+        safe_serialization=True,
+    )
+
+
+def _library(model: MultiExitModel) -> str:
+    """The library of whose parts a model's backbone is, or nothing."""
+    libraries = {type(part).__module__.partition(".")[0] for part in model.backbone.modules()}
+    return next((name for name in (*_FORMS, "torchvision") if name in libraries), "")
+
+
+def _transformers(model: MultiExitModel, exit: int, steps: list[Step]) -> LibraryForm:
+    from multiexit.backbones.truncation.transformers_form import (
+        transformers_form,  # transformers' models take seconds
+    )
+
+    count = model.exits[exit] + 1
+    return transformers_form(model.backbone, count, model.num_classes, model.labels)
+
+
+def _timm(model: MultiExitModel, exit: int, steps: list[Step]) -> LibraryForm:
+    from multiexit.backbones.truncation.timm_form import timm_form
+
+    first, *others = steps
+    pool = first if isinstance(first, str) and len(others) == 1 else None
+    count = model.exits[exit] + 1
+    form = timm_form(model.backbone, count, model.num_classes, model.labels, pool)
+    if model.preprocessing.get("kind") == "image":
+        form.network.pretrained_cfg.update(
+            input_size=tuple(model.preprocessing["shape"]),
+            **{name: tuple(model.preprocessing[name]) for name in ("mean", "std")},
+        )
+    return form
+
+
+_FORMS = {"transformers": _transformers, "timm": _timm}
+"""Library → what makes a network of its own class, without the exit's head."""
 
 
 def _checked(model: Any, exit: Any) -> int:
@@ -181,24 +251,26 @@ def _steps(head: nn.Module) -> list[Step]:
             return [head.pool, head.pooler, "tanh", head.linear]
         case LinearHead():
             return [head.pool, head.linear]
-    raise ValueError(f"no class of transformers has a head like {type(head).__name__}")
+    raise ValueError(f"no class of transformers or timm has a head like {type(head).__name__}")
 
 
-def _set_head(network: nn.Module, own: list[Step], wanted: list[Step], temperature: Tensor) -> None:
+def _set_head(form: LibraryForm, wanted: list[Step], temperature: Tensor) -> None:
     """Give a network's own head an exit's weights.
 
     Args:
-        network: of transformers.
-        own, wanted: the steps of its head and of the exit's.
+        form: the network.
+        wanted: the steps of the exit's head.
         temperature: the exit's.
 
     Raises:
         ValueError: a head of other steps, or without room for a weight.
     """
-    kind = type(network).__name__
-    if spelt(own) != spelt(wanted):
-        raise ValueError(f"the head of {kind} is ({spelt(own)}), the exit's ({spelt(wanted)})")
-    for place, source in zip(own, wanted, strict=True):
+    kind = type(form.network).__name__
+    if spelt(form.head) != spelt(wanted):
+        raise ValueError(
+            f"the head of {kind} is ({spelt(form.head)}), the exit's ({spelt(wanted)})"
+        )
+    for place, source in zip(form.head, wanted, strict=True):
         if isinstance(place, str) or isinstance(source, str):
             continue
         state = source.state_dict()
@@ -212,6 +284,6 @@ def _set_head(network: nn.Module, own: list[Step], wanted: list[Step], temperatu
                 "before training"
             )
         try:
-            place.load_state_dict(state, assign=True)
-        except RuntimeError as error:
+            share(form.network, place, state)
+        except ValueError as error:
             raise ValueError(f"the head of {kind} has other sizes: {one_line(error)}") from error

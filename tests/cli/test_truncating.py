@@ -1,8 +1,9 @@
-"""`multiexit truncate`: an exit as a network of transformers, on the disk."""
+"""`multiexit truncate`: an exit as a network of transformers or timm, on the disk."""
 
 import shutil
 
 import pytest
+import timm
 import torch
 from helpers import command, written
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -55,10 +56,29 @@ def test_what_isnt_there_is_named(words, reason, mrpc, tmp_path):
     assert written(tmp_path) == set()
 
 
+def test_an_exit_of_timm_is_written_as_timm_loads_it(tmp_path):
+    network = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3)
+    model = mx.MultiExitModel(mx.wrap(network), 2, labels=["cat", "dog"]).eval()
+    how = {"kind": "image", "shape": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
+    model.preprocessing = how
+    model.save_pretrained(tmp_path / "model")
+    ended = command("truncate", tmp_path / "model", 1, "--output", tmp_path / "cut")
+    assert ended.code == 0, ended.err
+    assert ended.out == f"{tmp_path / 'cut'}: a VisionTransformer of 2 of 3 stages\n"
+    assert written(tmp_path / "cut") == {"config.json", "model.safetensors"}
+    again = timm.create_model(f"local-dir:{tmp_path / 'cut'}", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted_BC = model.predict(mx.FixedExit(1), x).logits_BC
+        torch.testing.assert_close(again(x), wanted_BC)
+    assert tuple(again.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
+    assert list(again.pretrained_cfg["label_names"]) == ["cat", "dog"]
+
+
 def test_an_exit_that_fits_no_class_is_refused_with_what_else_there_is(digits, tmp_path):
     ended = command("truncate", digits[0], 1, "--output", tmp_path / "cut")
     assert ended.code == 2
-    assert "exit 1 fits no class of transformers" in ended.err
+    assert "exit 1 fits no class of a library: only networks of transformers and timm" in ended.err
     assert "multiexit.keep_exits(model, [1])" in ended.err
     assert written(tmp_path) == set()
 

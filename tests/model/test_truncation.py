@@ -5,7 +5,6 @@ import pickle
 import warnings
 
 import pytest
-import timm
 import torch
 import torchvision
 import transformers
@@ -245,7 +244,7 @@ NO_CLASS = {
     r"\(first, Linear, tanh, Linear\), the exit's \(first, Linear\)": lambda: with_exits(
         encoder("bert"), head="linear"
     ),
-    "no class of transformers has a head like AttentionHead": lambda: with_exits(
+    "no class of transformers or timm has a head like AttentionHead": lambda: with_exits(
         encoder("bert"), head="attention"
     ),
     "LlamaForSequenceClassification has no bias": lambda: with_exits(
@@ -289,10 +288,6 @@ OTHERS = {
     "chain": lambda: chain(),
     "convnet": lambda: convnet(),
     "cifar-resnet": lambda: mx.MultiExitModel(mx.cifar_resnet(20), 3),
-    "timm vit": lambda: mx.MultiExitModel(mx.wrap(timm.create_model("test_vit", num_classes=3)), 3),
-    "timm other": lambda: mx.MultiExitModel(
-        mx.wrap(timm.create_model("test_efficientnet", num_classes=3)), 3
-    ),
     "torchvision": lambda: mx.MultiExitModel(
         mx.wrap(torchvision.models.resnet18(num_classes=3), input_shape=(3, 32, 32)), 3
     ),

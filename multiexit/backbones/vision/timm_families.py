@@ -76,6 +76,9 @@ class Family(NamedTuple):
         pool: what pools before that: a module of timm, or a name; nothing in one without a head.
         reader: what its head does before the last layer.
         unread: whether `forward_features` runs what the stages leave out.
+        shortened: of a model, a number of stages and a pooling, the arguments by which its class
+            ends behind these stages and has a head of that pooling and one layer; None where it
+            has no such arguments.
     """
 
     trunk: Callable[[Any], Trunk]
@@ -85,6 +88,7 @@ class Family(NamedTuple):
     pool: Callable[[Any], Any] = lambda model: model.global_pool
     reader: Callable[[Any], HeadReader] = _reader
     unread: Callable[[Any], bool] = lambda model: False
+    shortened: Callable[[Any, int, str], dict[str, Any]] | None = None
 
 
 def num_classes(model: Any) -> int:
@@ -142,6 +146,28 @@ def _convnext_reader(model: Any) -> HeadReader:
     return HeadReader(part, model.norm_pre)  # which is of the last stage's width alone
 
 
+def _shortened_vit(model: Any, count: int, pool: str) -> dict[str, Any]:
+    arguments = {"depth": count, "final_norm": _is_active(model.norm), "fc_norm": False}
+    if pool == "mean":  # over all tokens
+        return {**arguments, "global_pool": "avg", "pool_include_prefix": True}
+    return {**arguments, "global_pool": "token"}
+
+
+def _expansion(model: Any, info: dict[str, Any]) -> int:
+    """How many times as wide as its `channels` say a ResNet's group of blocks ends."""
+    return type(getattr(model, info["module"])[0]).expansion
+
+
+def _shortened_resnet(model: Any, count: int, pool: str) -> dict[str, Any]:
+    """Groups behind the cut have no blocks, and the width of the last one that has."""
+    layers, channels, width = [], [], 0
+    for info in model.feature_info[1:]:
+        layers.append(min(len(getattr(model, info["module"])), count - sum(layers)))
+        width = info["num_chs"] if layers[-1] else width
+        channels.append(width // _expansion(model, info))
+    return {"layers": layers, "channels": channels, "global_pool": "avg"}
+
+
 _VIT: dict[str, Callable[[Any], Any]] = {
     "img_size": lambda m: m.patch_embed.img_size,
     "patch_size": lambda m: m.patch_embed.patch_size,
@@ -181,6 +207,7 @@ _RESNET: dict[str, Callable[[Any], Any]] = {
     "global_pool": lambda m: m.global_pool.pool_type,
     "output_stride": lambda m: m.feature_info[-1]["reduction"],
     "layers": lambda m: [len(getattr(m, info["module"])) for info in m.feature_info[1:]],
+    "channels": lambda m: [i["num_chs"] // _expansion(m, i) for i in m.feature_info[1:]],
     "drop_rate": lambda m: m.drop_rate,
     "drop_path_rate": lambda m: getattr(m.layer4[-1].drop_path, "drop_prob", 0.0),
 }
@@ -219,11 +246,13 @@ FAMILIES: dict[type[nn.Module], Family] = {
         _VIT,
         lambda m: "vit_base_patch16_224",
         last=lambda m: m.head,
+        shortened=_shortened_vit,
     ),
     ResNet: Family(
         _resnet_trunk,
         _RESNET,
         lambda m: "resnet50" if hasattr(m.layer1[0], "conv3") else "resnet18",
+        shortened=_shortened_resnet,
     ),
     ConvNeXt: Family(
         _convnext_trunk,

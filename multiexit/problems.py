@@ -105,6 +105,44 @@ def answer(outputs: Tensor, problem: str | None) -> Tensor:
     return values.squeeze(-1) if kind.single or (kind.classes(C) == 1 and C == 1) else values
 
 
+def decisions(outputs: Tensor, problem: str | None) -> Tensor:
+    """All decisions of a batch, row after row: outputs [..., B, C] as [..., N, K], N = B·P.
+
+    >>> decisions(torch.zeros(2, 5, 3), "multi-label").shape
+    torch.Size([2, 15, 2])
+    """
+    return PROBLEMS[resolve(problem, outputs.shape[-1])].split(outputs).flatten(-3, -2)
+
+
+def confidence(outputs: Tensor, problem: str | None) -> Tensor:
+    """How sure outputs are of a row: max p of its least sure decision, […, B]; 1 of numbers.
+
+    A row stops by `MaxProb` where this reaches the threshold.
+
+    Args:
+        outputs: logits […, B, C].
+        problem: a key of `PROBLEMS`, or None as for `resolve`.
+
+    >>> confidence(torch.tensor([[4.0, 0.0]]), "multi-label").tolist()  # sigmoid(4), and 1/2
+    [0.5]
+    """
+    split = PROBLEMS[resolve(problem, outputs.shape[-1])].split
+    return split(outputs).softmax(-1).amax(-1).amin(-1)
+
+
+def same(one: Tensor, other: Tensor, problem: str) -> Tensor:
+    """Whether answers agree in all decisions of each row, bool […, B].
+
+    Args:
+        one, other: as `answer` gives them.
+        problem: a key of `PROBLEMS`.
+
+    >>> same(torch.tensor([[1, 0], [1, 1]]), torch.tensor([[1, 0], [1, 0]]), "multi-label").tolist()
+    [True, False]
+    """
+    return one == other if PROBLEMS[problem].single else (one == other).all(-1)
+
+
 def classes_of_decision(problem: str | None, num_classes: int) -> int:
     """K: how many classes a decision is among, 1 of numbers.
 

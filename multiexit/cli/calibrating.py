@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from multiexit.arguments import check_share
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation import guarantee, report
@@ -22,6 +20,7 @@ from multiexit.model.latency import check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import POLICIES, ExitPolicy, FixedExit, MaxProb, parse, registry
 from multiexit.policies.base import need_classes
+from multiexit.problems import classes_of_decision
 
 
 def named(text: str) -> type[ExitPolicy] | ExitPolicy:
@@ -113,7 +112,7 @@ def run(
     name, rows = next(iter(task.sets.items()))
     rows_used = rows_in_share(len(rows), share)  # type: ignore[arg-type]
     if temperatures:
-        need_classes(model.num_classes, "--temperatures")
+        need_classes(classes_of_decision(model.problem, model.num_classes), "--temperatures")
     rows_calibrating = rows_used - rows_in_share(rows_used, 0.5) if temperatures else rows_used
     if target.get("risk") is not None:
         guarantee.check_rows(rows_calibrating, target["risk"], 1 - target["confidence"])
@@ -171,9 +170,8 @@ def _policy_chooser(
         target["latency"] = model.latency
     Target(**target)
     if target["risk"] is not None:
-        guarantee.check_classes(model.num_classes)
-    settings = policy_settings(policy, model.num_exits, model.num_classes)
-    settings[0].init(torch.zeros(1, model.num_classes))  # refuses regression where it can't be had
+        guarantee.check_classes(model.num_classes, model.problem)
+    policy_settings(policy, model.num_exits, model.num_classes, model.problem)  # or refuses it
     return lambda outputs: calibrate(outputs, policy, **target)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiexit import problems
 from multiexit.evaluation.guarantee import warn_one_answer
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.model import MultiExitModel
@@ -21,6 +22,8 @@ STEEPEST = 60.0
 
 def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
     """Thresholds of max p per exit by which rows spend a budget.
+
+    Of a row of several labels it is max p of the one that is least sure, as `MaxProb` has it.
 
     Rows are to leave at exit m in the share P_m ∝ q^m, with q such that Σ P_m·MACs_m is the
     budget. Exit after exit, the threshold is the ⌊B·P_m⌋-th largest max p of the rows that are
@@ -52,11 +55,11 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
 
     Reference: Huang et al., "Multi-Scale Dense Networks", ICLR 2018, section 4, and its code.
     """
-    M, B, C = outputs.logits_MBC.shape
-    _check_classes(C)
+    M, B = outputs.num_exits, len(outputs.labels_B)
+    _check_classes(outputs)
     share_M = shares(outputs.cost.macs_M, outputs.cost.full_macs / speedup)
     warn_one_answer(outputs)
-    sure_MB = outputs.logits_MBC.softmax(-1).amax(-1)
+    sure_MB = problems.confidence(outputs.logits_MBC, outputs.problem)
     remaining_B = torch.ones(B, dtype=torch.bool)
     thresholds = []
     for m in range(M - 1):
@@ -101,8 +104,9 @@ def shares(macs_M: tuple[int, ...], budget: float) -> Tensor:
     return spread(log_q)
 
 
-def _check_classes(C: int) -> None:
-    need_classes(C, "a budget", "Patience(patience, tolerance=…), calibrated to a speedup")
+def _check_classes(of: Outputs | MultiExitModel) -> None:
+    K = problems.classes_of_decision(of.problem, of.num_classes)
+    need_classes(K, "a budget", "Patience(patience, tolerance=…), calibrated to a speedup")
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Budget:
 
     def check(self, model: MultiExitModel) -> None:
         """Refuse a budget that this model can't keep, before it is trained, by a ValueError."""
-        _check_classes(model.num_classes)
+        _check_classes(model)
         cost = model.cost()
         shares(cost.macs_M, cost.full_macs / self.speedup)
 

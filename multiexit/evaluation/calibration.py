@@ -8,7 +8,7 @@ from multiexit.evaluation.guarantee import warn_one_answer
 from multiexit.evaluation.outputs import Outputs
 from multiexit.evaluation.targets import Target
 from multiexit.model.latency import Latency
-from multiexit.policies import ExitPolicy, check
+from multiexit.policies import ExitPolicy
 
 
 def calibrate(
@@ -40,6 +40,9 @@ def calibrate(
     Tries every whole number, or thresholds that lie close together near both ends, over the range
     in which the policy's number makes a difference (`multiexit.policies.number`), on the collected
     outputs. Warns where the last exit answers one class only, or the rows are all of one class.
+
+    Where a row is several decisions, it disagrees with the last exit if one of them does, and is
+    right if all of them are.
 
     Args:
         outputs: from `multiexit.collect`, on data that is not the evaluation's.
@@ -87,8 +90,6 @@ def calibrate(
         confidence=confidence,
         loss=loss,
     )
-    M, _, C = outputs.logits_MBC.shape
-    settings = policy_settings(policy, M, C)
-    check(settings[0], M, C)
+    settings = policy_settings(policy, outputs.num_exits, outputs.num_classes, outputs.problem)
     warn_one_answer(outputs)
     return target.choose(outputs, settings)

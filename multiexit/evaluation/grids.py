@@ -1,23 +1,29 @@
 """Settings of policies to try."""
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.arguments import unknown
 from multiexit.evaluation.outputs import Outputs
 from multiexit.policies import ExitPolicy, Known, one_number
 
 
-def policy_settings(policy: type[ExitPolicy] | ExitPolicy, M: int, C: int) -> list[ExitPolicy]:
-    """A policy's settings by rising number, for so many exits and classes.
+def policy_settings(
+    policy: type[ExitPolicy] | ExitPolicy, M: int, C: int, problem: str | None = None
+) -> list[ExitPolicy]:
+    """A policy's settings by rising number, for a model.
 
     Args:
         policy: a class with one number to choose, or a policy whose first number is chosen.
         M: exits.
-        C: classes, 1 for regression.
+        C: outputs.
+        problem: the model's; None is classification, or with one output regression.
 
     Raises:
-        ValueError: a class with more than one number to choose, or nothing to choose.
+        ValueError: a class with more than one number to choose, or nothing to choose; a policy
+            that doesn't fit the model.
     """
-    return one_number(policy, Known(M, C))
+    settings = one_number(policy, Known(M, problems.classes_of_decision(problem, C)))
+    policies.check(settings[0], M, C, problem)
+    return settings
 
 
 def default_policies(outputs: Outputs, model_policy: ExitPolicy | None = None) -> list[ExitPolicy]:
@@ -27,16 +33,16 @@ def default_policies(outputs: Outputs, model_policy: ExitPolicy | None = None) -
         outputs: of the model.
         model_policy: the model's own policy, which comes first.
     """
-    M, _, C = outputs.logits_MBC.shape
+    known = _known(outputs)
     kinds: list[type[ExitPolicy] | ExitPolicy] = [policies.Certainty] * _has_certainty(outputs)
-    if C == 1:
-        kinds.append(policies.Patience(1, tolerance=0.1 * (_known(outputs).apart or 1.0)))
+    if known.num_classes == 1:
+        kinds.append(policies.Patience(1, tolerance=0.1 * (known.apart or 1.0)))
     else:
         kinds += [policies.Patience, policies.MaxProb, policies.Entropy]
     grid = [] if model_policy is None else [model_policy]
     for kind in kinds:
-        grid += policies.sweep_settings(kind, _known(outputs), policies.FEW[1::2])
-    return list(dict.fromkeys([*grid, policies.FixedExit(M - 1)]))
+        grid += policies.sweep_settings(kind, known, policies.FEW[1::2])
+    return list(dict.fromkeys([*grid, policies.FixedExit(known.num_exits - 1)]))
 
 
 def family(policy: str | type[ExitPolicy] | ExitPolicy, outputs: Outputs) -> list[ExitPolicy]:
@@ -58,9 +64,9 @@ def family(policy: str | type[ExitPolicy] | ExitPolicy, outputs: Outputs) -> lis
 
 def _known(outputs: Outputs) -> policies.Known:
     """The facts that decide over a sweep's range."""
-    M, _, C = outputs.logits_MBC.shape
+    M, K = outputs.num_exits, problems.classes_of_decision(outputs.problem, outputs.num_classes)
     moves = outputs.logits_MBC.diff(dim=0).abs()
-    return policies.Known(M, C, float(moves.max()) if C == 1 and M > 1 else 1.0)
+    return policies.Known(M, K, float(moves.max()) if K == 1 and M > 1 else 1.0)
 
 
 def _has_certainty(outputs: Outputs) -> bool:

@@ -11,8 +11,10 @@ import warnings
 
 from torch import Tensor
 
+from multiexit import problems
 from multiexit.arguments import check_share, unknown
 from multiexit.evaluation.outputs import Outputs
+from multiexit.losses.labels import as_answers
 from multiexit.policies import ExitPolicy
 from multiexit.policies.base import need_classes
 
@@ -137,46 +139,59 @@ def check_loss(kind: str) -> None:
         raise unknown("loss", kind, LOSSES)
 
 
-def check_classes(C: int) -> None:
+def check_classes(C: int, problem: str | None = None) -> None:
     """Refuse regression, by a ValueError."""
-    need_classes(C, "a bounded risk", "Patience(patience, tolerance=…) with a speedup or a score")
+    need_classes(
+        problems.classes_of_decision(problem, C),
+        "a bounded risk",
+        "Patience(patience, tolerance=…) with a speedup or a score",
+    )
 
 
 def warn_one_answer(outputs: Outputs) -> None:
-    """Warn where one class is all that is said, or all there is: agreement then says nothing.
+    """Warn where one answer is all that is said, or all there is: agreement then says nothing.
 
-    A model that answers one class whatever comes agrees with itself at every exit, and any bound
+    A model that answers the same whatever comes agrees with itself at every exit, and any bound
     on early exits' losses is kept by it.
     """
-    rows, C = outputs.logits_MBC.shape[1:]
-    if C == 1 or rows < 2:
+    rows, C = len(outputs.labels_B), outputs.num_classes
+    if problems.classes_of_decision(outputs.problem, C) == 1 or rows < 2:
         return
-    answered = outputs.logits_MBC[-1].argmax(-1).unique().tolist()
-    labelled = outputs.labels_B.unique().tolist()
+    problem = problems.resolve(outputs.problem, C)
+    answer_B, label_B = problems.answer(outputs.logits_MBC[-1], problem), outputs.labels_B
+    answered, labelled = (x.unique(dim=0).tolist() for x in (answer_B, label_B))
+    of_classes = "class " if problems.PROBLEMS[problem].single else ""
     if len(answered) == 1:
         warnings.warn(
-            f"the last exit answers class {answered[0]} on all {rows} rows, which have "
+            f"the last exit answers {of_classes}{answered[0]!s:.60} on all {rows} rows, which have "
             f"{len(labelled)} different labels: that early exits agree with it, and a certificate "
             "of that, say nothing about how good the answers are",
             stacklevel=3,
         )
     elif len(labelled) == 1:
         warnings.warn(
-            f"all {rows} rows to calibrate on have the label {labelled[0]}: what is chosen and "
-            "certified on them says nothing about other classes",
+            f"all {rows} rows to calibrate on have the label {labelled[0]!s:.60}: what is chosen "
+            "and certified on them says nothing about others",
             stacklevel=3,
         )
 
 
-def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> Tensor:
-    """The loss of leaving early on each row, 0 or 1.
+def losses(
+    answer_SBC: Tensor,
+    full_BC: Tensor,
+    labels_B: Tensor,
+    kind: str,
+    problem: str | None = None,
+) -> Tensor:
+    """The loss of leaving early on each row, 0 or 1; a row's answer is that of all its decisions.
 
     Args:
         answer_SBC: what each setting answers, logits [S, B, C].
         full_BC: what the last exit answers, logits [B, C].
-        labels_B: the classes [B].
-        kind: `"disagreement"`: another class than the last exit's. `"accuracy"`: wrong where the
+        labels_B: the labels [B], as the problem has them.
+        kind: `"disagreement"`: another answer than the last exit's. `"accuracy"`: wrong where the
             last exit is right, so that the mean bounds the loss of accuracy.
+        problem: the model's; None is classification.
 
     Returns:
         0 or 1, float64 [S, B].
@@ -185,11 +200,16 @@ def losses(answer_SBC: Tensor, full_BC: Tensor, labels_B: Tensor, kind: str) -> 
         ValueError: another kind, or regression.
     """
     check_loss(kind)
-    check_classes(full_BC.shape[-1])
-    early_SB, full_B = answer_SBC.argmax(-1), full_BC.argmax(-1)
+    check_classes(full_BC.shape[-1], problem)
+    problem = problems.resolve(problem, full_BC.shape[-1])
+    early_SB, full_B = (problems.answer(z, problem) for z in (answer_SBC, full_BC))
     if kind == "disagreement":
-        return (early_SB != full_B).double()
-    return ((full_B == labels_B) & (early_SB != labels_B)).double()
+        return (~problems.same(early_SB, full_B, problem)).double()
+    right_B = as_answers(labels_B, problem)
+    full_right_B, early_right_SB = (
+        problems.same(answer, right_B, problem) for answer in (full_B, early_SB)
+    )
+    return (full_right_B & ~early_right_SB).double()
 
 
 def realised(outputs: Outputs, policy: ExitPolicy, kind: str) -> float:
@@ -204,5 +224,7 @@ def realised(outputs: Outputs, policy: ExitPolicy, kind: str) -> float:
         ValueError: another kind, or regression.
     """
     _, answer_BC = outputs.answers(policy)
-    loss_1B = losses(answer_BC[None], outputs.logits_MBC[-1], outputs.labels_B, kind)
+    loss_1B = losses(
+        answer_BC[None], outputs.logits_MBC[-1], outputs.labels_B, kind, outputs.problem
+    )
     return float(loss_1B.mean())

@@ -247,7 +247,7 @@ def collect(
         outputs = outputs.take(torch.tensor([place[row] for row in range(len(place))]))
     for exit, logits_BC in enumerate(outputs.logits_MBC):
         check_finite(exit, logits_BC)
-    check_labels(outputs.labels_B, model.num_classes, "the data set", model.problem)
+    check_labels(outputs.labels_B, model.num_classes, "the data set", model.problem, soft=False)
     if model.problem.endswith("classification"):  # booleans and short integers too
         return replace(outputs, labels_B=outputs.labels_B.long())
     return outputs

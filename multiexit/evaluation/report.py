@@ -8,6 +8,7 @@ Letters: M exits, S batch sizes.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multiexit import problems
 from multiexit.evaluation.judging import Row, exit_scores
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.cost import Cost
@@ -146,16 +147,18 @@ def policy_table(rows: Sequence[Row], markdown: bool = False) -> str:
 
 
 def _exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
-    cost, answer_MB = outputs.cost, outputs.logits_MBC.argmax(-1)
+    cost, problem = outputs.cost, problems.resolve(outputs.problem, outputs.num_classes)
+    answer_MB = problems.answer(outputs.logits_MBC, problem)
     rows: list[dict[str, Any]] = [
         {"exit": m, "layers": layers, "macs": macs, "parameters": parameters, "scores": scores}
         for m, (layers, macs, parameters, scores) in enumerate(
             zip(cost.layers_M, cost.macs_M, cost.params_M, exit_scores(outputs), strict=True)
         )
     ]
-    if outputs.logits_MBC.shape[-1] > 1:  # a regression's answers agree or not by degree
+    if problem != "regression":  # whose answers agree or not by degree
         for row, answer_B in zip(rows, answer_MB, strict=True):
-            row["agreement"] = float((answer_B == answer_MB[-1]).double().mean())
+            same_B = problems.same(answer_B, answer_MB[-1], problem)
+            row["agreement"] = float(same_B.double().mean())
     return rows
 
 

@@ -6,9 +6,12 @@ Letters: M exits, B batch rows, C classes.
 import math
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
+from multiexit import problems
 from multiexit.evaluation.outputs import Outputs
+from multiexit.losses.criterion import Criterion
+from multiexit.losses.matrix import row_losses
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
 
@@ -20,8 +23,9 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
 
         T_m = argmin_T Σ_b −log softmax(z_mb / T)(y_b),    0.01 ≤ T ≤ 100
 
-    Answers stay the same; confidences, and so what a threshold means, change. The temperatures
-    are kept in `model.temperature_M`, and saved with it.
+    Of several labels it is the sum over all of them, with softmax(0, z). Answers stay the same;
+    confidences, and so what a threshold means, change. The temperatures are kept in
+    `model.temperature_M`, and saved with it.
 
     Args:
         model: whose outputs these are; changed in place.
@@ -44,21 +48,23 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
     Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; per exit in
     Schwartz et al., "The Right Tool for the Job", ACL 2020, section 3.
     """
-    need_classes(model.num_classes, "a temperature")
+    need_classes(problems.classes_of_decision(model.problem, model.num_classes), "a temperature")
     from scipy.optimize import minimize_scalar  # which takes a second to import
 
-    labels_B = outputs.labels_B.numpy()
-    for exit, logits_BC in enumerate(outputs.logits_MBC.double().numpy()):
+    criterion = Criterion(model.problem)
+    for exit, logits_BC in enumerate(outputs.logits_MBC.double()):
         optimum: Any = minimize_scalar(
-            _loss, bounds=(-RANGE, RANGE), args=(logits_BC, labels_B), method="bounded"
+            _loss,
+            bounds=(-RANGE, RANGE),
+            args=(logits_BC, outputs.labels_B, criterion),
+            method="bounded",
         )
         model.temperature_M[exit] *= math.exp(optimum.x)
 
 
-def _loss(log_temperature: float, logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
+def _loss(
+    log_temperature: float, logits_BC: Tensor, labels_B: Tensor, criterion: Criterion
+) -> float:
     """Mean negative log-likelihood of logits divided by the temperature."""
-    from scipy.special import logsumexp
-
-    z_BC = logits_BC / math.exp(log_temperature)
-    likely_B = z_BC[np.arange(len(labels_B)), labels_B]
-    return float((logsumexp(z_BC, axis=1) - likely_B).mean())
+    logits_1BC = logits_BC[None] / math.exp(log_temperature)
+    return float(row_losses(logits_1BC, labels_B, criterion).mean())

@@ -91,7 +91,7 @@ class Criterion:
             valid_BT: which tokens are real; None is all.
         """
         problem = problems.resolve(self.problem, logits_MBC.shape[-1])
-        logits_MNK = problems.PROBLEMS[problem].split(logits_MBC).flatten(1, 2)
+        logits_MNK = problems.decisions(logits_MBC, problem)
         if problem != "token-classification":
             if labels is None:
                 return Decisions(logits_MNK, None, None)

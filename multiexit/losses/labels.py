@@ -15,9 +15,13 @@ IGNORED = -100
 
 
 def check_labels(
-    labels: Tensor, num_classes: int, where: str = "labels", problem: str | None = None
+    labels: Tensor,
+    num_classes: int,
+    where: str = "labels",
+    problem: str | None = None,
+    soft: bool = True,
 ) -> None:
-    """Refuse labels that a network with `num_classes` outputs can't be trained on.
+    """Refuse labels that a network with `num_classes` outputs can't be trained on, or judged by.
 
     On a GPU only their shape and type are looked at, so that it is not waited for.
 
@@ -30,19 +34,25 @@ def check_labels(
         where: what to call the data in the message, such as `"train"` or a file.
         problem: a key of `multiexit.problems.PROBLEMS`; None is classification, or with one output
             regression.
+        soft: whether shares of the classes will do, which nothing can be judged by.
 
     Raises:
         ValueError: names the first bad value, its row, and what is allowed.
     """
     problem = problems.resolve(problem, num_classes)
-    soft = problem == "classification" and labels.ndim == 2 and labels.is_floating_point()
+    shares = problem == "classification" and labels.ndim == 2 and labels.is_floating_point()
+    if shares and not soft:
+        raise ValueError(
+            f"{where}: labels are shares of classes, {tuple(labels.shape)}, which answers can't be "
+            "judged by: give plain classes, [N]"
+        )
     check_label_shape(labels, (len(labels) if labels.ndim else 0, num_classes), problem, where)
     if labels.device.type == "cpu" and not labels.is_complex() and labels.numel():
-        _check_values(labels, num_classes, where, problem, soft)
+        _check_values(labels, num_classes, where, problem, shares)
     floating = labels.is_floating_point()
     if problem == "multi-label":
         unfit = labels.is_complex()
-    elif problem == "regression" or soft:
+    elif problem == "regression" or shares:
         unfit = not floating
     else:
         boolean = labels.dtype == torch.bool
@@ -50,6 +60,21 @@ def check_labels(
     if unfit:
         expected = "float32 for regression" if problem == "regression" else "int64 for classes"
         raise ValueError(f"{where}: labels are {labels.dtype}; they must be {expected}")
+
+
+def as_answers(labels: Tensor, problem: str) -> Tensor:
+    """The answers that labels ask for, as `multiexit.problems.answer` gives them.
+
+    Args:
+        labels: as for `check_labels`; of shares the likeliest class counts, and yes above 1/2.
+        problem: a key of `multiexit.problems.PROBLEMS`.
+
+    >>> as_answers(torch.tensor([[0.7, 0.3]]), "classification").tolist()
+    [0]
+    """
+    if problem == "multi-label":
+        return (labels > 0.5).long()
+    return labels.argmax(-1) if problem == "classification" and labels.ndim == 2 else labels
 
 
 def check_label_shape(
@@ -80,20 +105,30 @@ def check_label_shape(
         if problem == "classification" and labels.is_floating_point():
             good = good or shape == (N, C)
             wanted += f", or shares of the classes, [N, {C}]"
+        elif problem == "classification" and shape == (N, C):
+            wanted += "; for several labels a row make the model with problem='multi-label'"
     if not good:
         raise ValueError(f"{where}: labels have shape {shape} for {N} rows; they must be {wanted}")
 
 
-def _check_values(labels: Tensor, num_classes: int, where: str, problem: str, soft: bool) -> None:
+def _check_values(labels: Tensor, num_classes: int, where: str, problem: str, shares: bool) -> None:
     values = labels if labels.is_floating_point() else labels.long()
     if problem == "regression":
         good, allowed = values.isfinite(), "finite scores"
     elif problem == "multi-label":
         good, allowed = (values >= 0) & (values <= 1), "0 or 1, or shares of yes in between"
-    elif soft:
-        sums_N1 = values.sum(1, keepdim=True)
-        good = (values >= 0) & ((sums_N1 - 1).abs() < 1e-3)
-        allowed = f"whole numbers from 0 to {num_classes - 1}, or {num_classes} shares summing to 1"
+    elif shares:
+        sums_N = values.float().sum(1)
+        good = (values >= 0).all(1) & ((sums_N - 1).abs() < 1e-2)
+        if not good.all():
+            row = int((~good).nonzero()[0])
+            raise ValueError(
+                f"{where}: labels [N, {num_classes}] are shares of the classes, from 0 and summing "
+                f"to 1; row {row} (counted from 0) is {labels[row].tolist()!s:.80}, which sums "
+                f"to {float(sums_N[row]):.4g} ({int((~good).sum())} such rows in all). For several "
+                "labels a row make the model with problem='multi-label'"
+            )
+        return
     else:
         good = (values >= 0) & (values < num_classes) & (values == values.floor())
         allowed = f"whole numbers from 0 to {num_classes - 1} ({num_classes} classes)"

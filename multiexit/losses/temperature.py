@@ -1,6 +1,6 @@
 """Distillation temperatures τ while training goes on: state in, state out.
 
-Letters: M exits, B batch rows, C classes.
+Letters: M exits, N decisions of a batch (its rows, where a row is one), K classes of each.
 """
 
 import math
@@ -45,14 +45,15 @@ class Temperature(ABC):
     def after(
         self,
         current: float | Tensor,
-        logits_MBC: Tensor,
+        logits_MNK: Tensor,
         mean: Mean = alone,
     ) -> float | Tensor:
         """Give τ after a batch.
 
         Args:
             current: τ of this batch, as `start` or the last `after` gave it.
-            logits_MBC: what the exits said on it, [M, B, C].
+            logits_MNK: what the exits said on it, by decision (`multiexit.problems`): [M, N, K],
+                of classification [M, B, C].
             mean: averages a tensor over processes.
 
         Returns:
@@ -80,7 +81,7 @@ class Constant(Temperature):
     def after(
         self,
         current: float | Tensor,
-        logits_MBC: Tensor,
+        logits_MNK: Tensor,
         mean: Mean = alone,
     ) -> float | Tensor:
         return current
@@ -120,9 +121,9 @@ class Rising(Temperature):
     def after(
         self,
         current: float | Tensor,
-        logits_MBC: Tensor,
+        logits_MNK: Tensor,
         mean: Mean = alone,
     ) -> Tensor:
-        soft_BC = (logits_MBC[-1].detach().float() / current).softmax(-1)
-        sure = mean(soft_BC.amax(-1).mean()) > self.above
+        soft_NK = (logits_MNK[-1].detach().float() / current).softmax(-1)
+        sure = mean(soft_NK.amax(-1).mean()) > self.above
         return torch.where(sure, current * self.factor, torch.as_tensor(current))

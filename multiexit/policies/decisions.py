@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from multiexit.policies.base import ExitPolicy, State
-from multiexit.problems import PROBLEMS
+from multiexit.problems import PROBLEMS, decisions
 
 
 def for_problem(policy: ExitPolicy, problem: str) -> ExitPolicy:
@@ -70,7 +70,7 @@ class _EachDecision(ExitPolicy):
 
     def _flat(self, logits_BC: Tensor) -> Tensor:
         """[N, K], row after row."""
-        return PROBLEMS[self.problem].split(logits_BC).flatten(0, 1)
+        return decisions(logits_BC, self.problem)
 
     def _shape(self, logits_BC: Tensor) -> tuple[int, int]:
         return logits_BC.shape[0], logits_BC.shape[1]

@@ -28,10 +28,12 @@ class Seen(NamedTuple):
 
     Args:
         args, inputs: what the model was given, by place and by name.
-        labels_B: the labels [B], or None.
+        labels_B: the labels [B], as the problem has them, or None.
         logits_MBC: all exits' logits [M, B, C].
         certainty_MB: how sure each exit is, in 0..1, of heads that learn to exit, or None.
         features: the exits' features, [B, …] each.
+        problem: the model's (`MultiExitModel.problem`); None is classification, or with one output
+            regression.
 
     Example:
         An extra loss that keeps the last exit's logits small:
@@ -39,7 +41,7 @@ class Seen(NamedTuple):
         >>> import multiexit as mx
         >>> phase = mx.Phase(extra=lambda seen: 0.01 * seen.logits_MBC[-1].square().mean())
         >>> mx.recipes.Seen._fields
-        ('args', 'inputs', 'labels_B', 'logits_MBC', 'certainty_MB', 'features')
+        ('args', 'inputs', 'labels_B', 'logits_MBC', 'certainty_MB', 'features', 'problem')
     """
 
     args: Any
@@ -48,6 +50,7 @@ class Seen(NamedTuple):
     logits_MBC: Tensor
     certainty_MB: Tensor | None
     features: list[Tensor]
+    problem: str | None = None
 
 
 @dataclass(frozen=True)

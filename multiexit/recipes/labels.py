@@ -5,10 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from multiexit import problems
 from multiexit.evaluation.budget import Budget
 from multiexit.evaluation.temperature_scaling import fit_temperatures
 from multiexit.losses import coefficients
 from multiexit.losses.gradients import equilibrium
+from multiexit.losses.labels import as_answers
 from multiexit.losses.weights.rows import MetaWeights
 from multiexit.policies import (
     Certainty,
@@ -204,7 +206,7 @@ def berxit(threshold: float = 0.9, variant: Literal["paper", "code"] = "paper") 
         even steps CE_M + J,    odd steps Σ_m CE_m + J,    J = mean_(m,b) (u_mb − t_mb)²
 
     with u the exit's certainty and t what it should be: 1 where it is right and 0 where not, for
-    regression 1 − |tanh(ŷ − y)|.
+    regression 1 − |tanh(ŷ − y)|. Of a row of several labels or numbers t is the least of theirs.
 
     Args:
         threshold: of the certainty.
@@ -244,6 +246,8 @@ def berxit(threshold: float = 0.9, variant: Literal["paper", "code"] = "paper") 
 def certainty_loss(seen: Seen) -> Tensor:
     """mean_(m,b) (u_mb − t_mb)², t = 1[right], or 1 − |tanh(ŷ − y)| (BERxiT, section 3.3).
 
+    Of a row that is several decisions, t is the least of theirs: all must be right.
+
     Args:
         seen: a batch with labels, and the certainties u of heads that learn to exit.
 
@@ -260,10 +264,13 @@ def certainty_loss(seen: Seen) -> Tensor:
         )
     assert seen.labels_B is not None
     logits_MBC = seen.logits_MBC.detach()
-    if logits_MBC.shape[-1] == 1:
-        wanted_MB = 1 - (logits_MBC.squeeze(-1).float() - seen.labels_B.float()).tanh().abs()
+    problem = problems.resolve(seen.problem, logits_MBC.shape[-1])
+    answer_MB = problems.answer(logits_MBC, problem)
+    if problem == "regression":
+        wanted_MB = 1 - (answer_MB.float() - seen.labels_B.float()).tanh().abs()
+        wanted_MB = wanted_MB if wanted_MB.ndim == 2 else wanted_MB.amin(-1)
     else:
-        wanted_MB = (logits_MBC.argmax(-1) == seen.labels_B).float()
+        wanted_MB = problems.same(answer_MB, as_answers(seen.labels_B, problem), problem).float()
     return (seen.certainty_MB.float() - wanted_MB).square().mean()
 
 

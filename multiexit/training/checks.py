@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.data import hub
 from multiexit.data.batches import is_rows, labels_of
 from multiexit.evaluation import metrics
@@ -32,7 +32,7 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
         ValueError: a topology that doesn't fit the exits, a phase with nothing to train or no
             term to train on, a policy that can't serve this many classes.
     """
-    M, C = model.num_exits, model.num_classes
+    M = model.num_exits
     _check_network(model, recipe)
     for index, phase in enumerate(recipe.phases):
         where = f"phase {index} of {recipe.name!r}"
@@ -58,7 +58,8 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             f"{model.head!r}: make it with head='{model.head}+{chained}'"
         )
     if recipe.finish is not None:  # calibrates confidences
-        need_classes(C, f"the recipe {recipe.name!r}", "'berxit', or 'pabee' with a tolerance")
+        K = problems.classes_of_decision(model.problem, model.num_classes)
+        need_classes(K, f"the recipe {recipe.name!r}", "'berxit', or 'pabee' with a tolerance")
     if isinstance(recipe.finish, Budget):
         recipe.finish.check(model)
     _check_policy(model, recipe)
@@ -151,7 +152,7 @@ def check_sets(
     hub.check_names(dev, model.labels, "the dev set")
     labels = labels_of(dev)
     if labels is not None:
-        check_labels(labels, model.num_classes, "the dev set", model.problem)
+        check_labels(labels, model.num_classes, "the dev set", model.problem, soft=False)
     if dev is None and recipe.finish is not None:
         raise ValueError(
             f"{recipe.name!r} calibrates the trained model on a dev set: pass dev= "

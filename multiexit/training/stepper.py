@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from multiexit import problems
 from multiexit.data.batches import num_rows, with_shares
 from multiexit.losses import topology
 from multiexit.losses.weights.hypergradient import LookBack, plain_attention
@@ -186,7 +187,8 @@ class Stepper:
                     parts.append(self._gradients(split))
             total += loss.detach()
             total_MM += share * losses.L_MM.detach()
-            self.tau = self.phase.temperature.after(self.tau, losses.logits_MBC, self._mean)
+            logits_MNK = problems.decisions(losses.logits_MBC, self.model.problem)
+            self.tau = self.phase.temperature.after(self.tau, logits_MNK, self._mean)
         if surgery is not None:
             merged = surgery.merge(self._mean_gradients(parts), self._shared)
             for p, g in zip(self._parameters, merged, strict=True):

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from multiexit import problems
 from multiexit.arguments import check_share
 from multiexit.losses.criterion import Criterion
 from multiexit.losses.matrix import row_losses
@@ -108,7 +109,9 @@ class MetaWeights(Learner):
         self, logits_MBC: Tensor, labels_B: Tensor, criterion: Criterion | None = None
     ) -> Tensor:
         own_MB = row_losses(logits_MBC, labels_B, criterion)
-        exit_B = allot(logits_MBC.detach(), self.q)
+        exit_B = allot(
+            logits_MBC.detach(), self.q, None if criterion is None else criterion.problem
+        )
         exits_M1 = torch.arange(len(own_MB), device=own_MB.device)[:, None]
         at_MB = (exit_B == exits_M1).to(own_MB.dtype)
         return ((at_MB * own_MB).sum(1) / at_MB.sum(1).clamp(min=1)).sum()
@@ -117,12 +120,16 @@ class MetaWeights(Learner):
         return Plan(hyper=1.0) if (step + 1) % self.cycle == 0 else Plan()
 
 
-def allot(logits_MBC: Tensor, q: float) -> Tensor:
+def allot(logits_MBC: Tensor, q: float, problem: str | None = None) -> Tensor:
     """Give each row to an exit: the ⌊B·P_m⌋ surest at each, P_m ∝ q^m, the last the rest.
+
+    A row that is several decisions is as sure as the least sure of them. Numbers have no
+    confidence: then rows go in the order they came.
 
     Args:
         logits_MBC: the exits' logits [M, B, C].
         q: above 0.
+        problem: the model's; None is classification, or with one output regression.
 
     Returns:
         exit_B, int64 [B], counted from 0.
@@ -131,13 +138,12 @@ def allot(logits_MBC: Tensor, q: float) -> Tensor:
         >>> allot(torch.tensor([[[0.0, 0], [9, 0], [2, 0]], [[0, 0], [0, 0], [0, 0]]]), q=0.5)
         tensor([1, 0, 0])
     """
-    M, B, _ = logits_MBC.shape
+    M, B = logits_MBC.shape[:2]
     parts = [q**m for m in range(M)]
     exit_B = torch.full((B,), M - 1, device=logits_MBC.device)
     left_B = torch.ones(B, dtype=torch.bool, device=logits_MBC.device)
     for m in range(M - 1):
-        # Regression has no confidence: then rows go in the order they came.
-        sure_B = logits_MBC[m].softmax(-1).amax(-1)
+        sure_B = problems.confidence(logits_MBC[m], problem)
         first_B = sure_B.masked_fill(~left_B, -1).argsort(descending=True, stable=True)
         chosen_B = first_B[: int(B * parts[m] / sum(parts) + 1e-9)]
         exit_B[chosen_B] = m

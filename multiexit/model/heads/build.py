@@ -108,7 +108,7 @@ def build(
     else:
         heads = _by_name(name or backbone.head, features)
     heads += [] if network_head is None else [network_head]
-    return nn.ModuleList(chained.chain(link, heads) if plus else heads)
+    return nn.ModuleList(chained.chain(link, heads, problem) if plus else heads)
 
 
 def own_head(

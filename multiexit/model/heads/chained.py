@@ -203,8 +203,13 @@ CHAINED: dict[str, Callable[[Sequence[VectorHead]], list[ChainedHead]]] = {
 }
 
 
-def chain(name: str, heads: Sequence[VectorHead]) -> list[ChainedHead]:
+def chain(name: str, heads: Sequence[VectorHead], problem: str | None = None) -> list[ChainedHead]:
     """Chain heads, one per exit, by a name in `CHAINED`.
+
+    Args:
+        name: a key of `CHAINED`.
+        heads: one per exit.
+        problem: the model's; None is classification, or with one output regression.
 
     Raises:
         ValueError: an unknown name, or heads that can't be chained so.
@@ -218,4 +223,9 @@ def chain(name: str, heads: Sequence[VectorHead]) -> list[ChainedHead]:
                 f"last exit, ends in a {type(head.linear).__name__}: leave '+{name}' out, or let a "
                 "new head take its place: backbone.set_classifier(None)"
             )
+    if name == "cascade" and problem not in (None, "classification"):
+        raise ValueError(
+            f"'+cascade' votes on one distribution over classes a row, and the problem is "
+            f"{problem!r}: use heads without it"
+        )
     return CHAINED[name](heads)

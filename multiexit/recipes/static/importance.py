@@ -15,6 +15,7 @@ from multiexit.arguments import check_share
 from multiexit.backbones.transformers.attention_heads import Attention, attentions, head_width
 from multiexit.data.batches import loader, move, unpack
 from multiexit.losses import matrix
+from multiexit.losses.criterion import Criterion
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes.static.layers import check_encoder
 from multiexit.runtime import evaluating
@@ -64,14 +65,14 @@ def head_importance(
     layers = attentions(backbone)
     device = next(model.parameters()).device
     sums = [torch.zeros(layer.heads(head_width(backbone)), device=device) for layer in layers]
-    rows = 0
+    rows, criterion = 0, Criterion(model.problem)
     with evaluating(model):
         for batch in loader(data, batch_size)[0]:
             args, inputs, labels_B = unpack(batch)
             labels_B = labels_B.to(device)
             with torch.enable_grad(), masks(layers, head_width(backbone)) as used:
                 logits_MBC = model.run(move(args, device), move(inputs, device)).logits_MBC
-                loss = matrix.row_losses(logits_MBC[-1:], labels_B).sum()
+                loss = matrix.row_losses(logits_MBC[-1:], labels_B, criterion).sum()
             pairs = [(index, mask) for index, uses in enumerate(used) for mask in uses]
             slopes = torch.autograd.grad(loss, [mask for _, mask in pairs])
             for (index, _), slope_B1A1 in zip(pairs, slopes, strict=True):

@@ -64,7 +64,8 @@ def pkd(
         With `alpha=0` and `beta=0` it trains as `fine_tune`: the last exit, by the labels.
 
     Raises:
-        ValueError: values outside these ranges, a teacher of one output or with fewer layers; in
+        ValueError: values outside these ranges, a teacher of another problem than classification
+            or with fewer layers; in
             training, a student that has other exits or another width.
 
     Example:
@@ -83,6 +84,7 @@ def pkd(
         return (1 - alpha) * coefficients.last_only(teaches_MM, progress, shares_M)
 
     def patience(seen: Seen) -> Tensor:
+        _check_problem("student", seen.problem)
         if len(seen.features) != layers:
             raise ValueError(
                 f"PKD reads the hidden states of all {layers} layers, and this student has "
@@ -157,6 +159,7 @@ def _checked_depth(
 ) -> int:
     """The teacher's depth, if all is well."""
     need_classes(teacher.num_classes, "PKD", "static.Theseus")
+    _check_problem("teacher", teacher.problem)
     depth = teacher.exits[-1] + 1
     check_depth(layers, depth)
     if layers < 2:
@@ -169,3 +172,12 @@ def _checked_depth(
     if pattern not in PATTERNS:
         raise ValueError(f"pattern must be one of {PATTERNS}, got {pattern!r}")
     return depth
+
+
+def _check_problem(who: str, problem: str | None) -> None:
+    """Refuse answers that aren't one of C classes a row, by a ValueError."""
+    if problem not in (None, "classification"):
+        raise ValueError(
+            f"PKD teaches one distribution over classes a row, and this {who}'s problem is "
+            f"{problem!r}: use static.Theseus"
+        )

@@ -233,7 +233,8 @@ def paired_interval(
         warnings.simplefilter("ignore")
         for _ in range(RESAMPLES):
             rows = torch.randint(len(labels_B), (len(labels_B),), generator=generator)
-            one, two = (score(x[rows], labels_B[rows], metric, problem) for x in (one_BC, other_BC))
+            drawn = outputs.take(rows)
+            one, two = (score(drawn, x[rows]) for x in (one_BC, other_BC))
             differences.append(one["score"] - two["score"])
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

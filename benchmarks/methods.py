@@ -6,7 +6,7 @@ Each run's own policy gets the slowest setting that is twice as fast (by layers)
 of the training set that was held out, and is judged on the development set. A step is timed
 against plain fine-tuning of an encoder of MiniLM's shape with one exit, in turns; of methods in
 phases it is the mean over the phases, as each had as many steps. Static baselines (runs of
-`examples/nlp/static_baselines.py`) stand beside them with what they are.
+`multiexit baseline`) stand beside them with what they are.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from multiexit import starting
-from multiexit.cli import judging, recommending, serving, training, tuning
+from multiexit.cli import baselines, judging, recommending, serving, training, tuning
 from multiexit.cli.spelling import as_typed
 from multiexit.cli.words import check_words, finite, options_of
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 for command in (
     training.demo,
     training.train,
+    baselines.baseline,
     tuning.tune,
     tuning.compare,
     judging.evaluate,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -282,16 +283,26 @@ def _report_seeds(
 
 
 def recipes() -> None:
-    """List the training methods with paper, section and year.
+    """List the training methods, and the networks without early exits, with paper and section.
 
     Example: multiexit recipes
     """
     from multiexit.recipes import RECIPES
+    from multiexit.recipes.static import BASELINES
 
+    print("With exits: multiexit train --recipe NAME\n")
     for make in RECIPES.values():
         recipe = make()
         print(f"{recipe.name:<18} {recipe.summary}")
         print(f"{'':<18} {recipe.paper} ({recipe.year}), section {recipe.section}")
+    print("\nWithout early exits: multiexit baseline NAME\n")
+    for make in BASELINES.values():
+        network, options = make(), signature(make).parameters.values()
+        print(f"{network.name:<18} {network.summary} ({network.rows})")
+        print(f"{'':<18} {network.paper} ({network.year}), section {network.section}")
+        if options:
+            typed_options = ", ".join(f"{each.name}={each.default}" for each in options)
+            print(f"{'':<18} --option {typed_options}")
 
 
 def info(

@@ -6,7 +6,13 @@ import pytest
 import torch
 from helpers import command
 from PIL import Image
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 from multiexit.data.digits import load as load_digits
 
@@ -57,6 +63,28 @@ def mrpc(tmp_path_factory):
     )
     assert ended.code == 0, ended.err
     return place, ended
+
+
+@pytest.fixture(scope="session")
+def tiny_glue(tmp_path_factory):
+    """A folder with SST-2's files of random words, and a BERT and a DistilBERT of six layers."""
+    folder = tmp_path_factory.mktemp("glue")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(0)
+    size = len(vocabulary)
+    wide = {"num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 32}
+    bert = BertModel(BertConfig(vocab_size=size, hidden_size=16, **wide))
+    sizes = {"dim": 16, "n_layers": 6, "n_heads": 4, "hidden_dim": 32}
+    distilled = DistilBertModel(DistilBertConfig(vocab_size=size, **sizes))
+    for name, encoder in (("bert", bert), ("distilbert", distilled)):
+        encoder.save_pretrained(folder / name)
+        BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / name)
+    (folder / "SST-2").mkdir()
+    for split, rows in (("train", 40), ("dev", 12)):
+        lines = [f"{WORDS[row % 6]} {WORDS[row % 5]}\t{row % 2}" for row in range(rows)]
+        (folder / "SST-2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]))
+    return folder
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ it beside multi-exit methods. For BERT-like encoders of transformers.
 
 from multiexit.evaluation.judging import relative_to as relative_to
 from multiexit.recipes.static.attention_heads import keep_heads as keep_heads
+from multiexit.recipes.static.baselines import BASELINES as BASELINES
+from multiexit.recipes.static.baselines import baseline as baseline
 from multiexit.recipes.static.importance import head_importance as head_importance
 from multiexit.recipes.static.importance import heads_to_keep as heads_to_keep
 from multiexit.recipes.static.layerdrop import LayerDrop as LayerDrop

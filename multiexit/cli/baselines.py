@@ -1,0 +1,156 @@
+"""The command that trains networks without early exits, and how fast they are."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from multiexit.cli import typed
+from multiexit.cli.words import (
+    LAST_SEED,
+    DataDir,
+    MaxLength,
+    MaxSteps,
+    Pool,
+    Progress,
+    typed_command,
+)
+
+
+def baseline(
+    name: Annotated[
+        str, typer.Argument(help="full, first, layerdrop, headprune, distilbert, pkd or theseus")
+    ],
+    task: Annotated[str, typer.Option(help="a GLUE task (mrpc, sst2, …)")],
+    output: Annotated[Path, typer.Option(help="the run's folder")],
+    data_dir: DataDir = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="hub name or folder; default bert-base-uncased, or DistilBERT's"),
+    ] = None,
+    full: Annotated[
+        str | None,
+        typer.Option(
+            help="the network that speed-ups are against; default: the backbone with all its "
+            "layers, of distilbert bert-base-uncased"
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="a baseline's own option, e.g. layers=9")
+    ] = None,
+    pool: Pool = None,
+    epochs: Annotated[int | None, typer.Option(help="of each training; default 5")] = None,
+    max_steps: MaxSteps = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
+    max_length: MaxLength = None,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED)] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="clear away the run in OUTPUT and start anew")
+    ] = False,
+    progress: Progress = True,
+) -> None:
+    """Train a network without early exits, to compare with: shorter, thinner or distilled.
+
+    Examples:
+
+    multiexit baseline first --option layers=9 --task mrpc --backbone albert-base-v2 --output runs/9
+
+    multiexit baseline headprune --task mrpc --output runs/heads
+
+    multiexit baseline pkd --option layers=6 --task mrpc --output runs/pkd
+    """
+    from multiexit import Trainer, wrap
+    from multiexit.cli import reporting
+    from multiexit.data import tasks
+    from multiexit.data.splits import holdout
+    from multiexit.evaluation.judging import judge, relative_to
+    from multiexit.evaluation.outputs import collect
+    from multiexit.policies import FixedExit
+    from multiexit.recipes.static import baselines
+    from multiexit.recipes.static.layers import check_encoder
+    from multiexit.runtime import processes
+    from multiexit.training import experiment
+    from multiexit.training.records import run_folder
+
+    method = baselines.baseline(name, **typed.options(option or []))
+    if tasks.modality(task) != "text":
+        raise ValueError(f"static baselines are of BERT-like encoders, and {task} is images")
+    if epochs is not None and max_steps is not None:
+        raise ValueError("--epochs and --max-steps both say how long: give one")
+    typed.folder("--output", output)
+    fields = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr}
+    config = replace(
+        experiment.config_for(task),
+        seed=seed,
+        progress=progress,
+        **{field: value for field, value in fields.items() if value is not None},
+    )
+    place = replace(config, output=output, overwrite=overwrite)
+    run_folder.check(place)
+    distilled = name == "distilbert"
+    source = backbone or ("distilbert-base-uncased" if distilled else "bert-base-uncased")
+    tokenizer = typed.tokenizer(source)
+    data = tasks.load(task, data_dir, tokenizer, max_length)
+    rows, dev = holdout(data.train, experiment.validation_for(task, None), seed)
+
+    def encoder() -> Any:
+        made = experiment.backbone_for(data, source, seed=seed)
+        check_encoder(made)
+        return made
+
+    def fit(model: Any, recipe: Any) -> Any:
+        return Trainer(model, recipe, replace(config, metric=data.metric)).fit(rows, dev)
+
+    parts = baselines.Parts(encoder, fit, rows, data.num_classes, pool, data.labels)
+    whole = full or ("bert-base-uncased" if distilled else source)
+    measure = parts.on(encoder() if whole == source else wrap(whole))
+    begin = time.perf_counter()
+    with run_folder.held(place):
+        model, history = method.train(parts)
+        seconds = round(time.perf_counter() - begin, 1)
+        model.preprocessing, model.policy = data.preprocessing, FixedExit(0)
+        if processes().is_main_process:
+            if overwrite:
+                run_folder.clear(output)
+            model.save_pretrained(output / run_folder.MODEL, tokenizer)
+            history.save(output / run_folder.HISTORY)
+        for label, some in data.sets.items():
+            outputs = collect(model, some, data.metric)
+            faster = speedup(measure, model, some)
+            row = relative_to(judge(outputs, FixedExit(0)), outputs.cost, measure.cost(), faster)
+            layers = model.exits[0] + 1
+            reporting.write_results(
+                output if len(data.sets) == 1 else output / label,
+                outputs,
+                [row],
+                history,
+                title=f"{name}, {layers} layers of {source} on {data.name} ({label})",
+                recipe=name,
+                note=f"A static network; its speed-ups are against {whole} with one head.",
+                command=typed_command(),
+                seconds=seconds,
+            )
+
+
+def speedup(full: Any, short: Any, rows: Any) -> float:
+    """Seconds of the full network ÷ seconds of the short one, on 4 batches of 8 rows."""
+    from torch.utils.data import Subset
+
+    from multiexit.data.batches import loader, move, unpack
+    from multiexit.data.columns import Columns
+    from multiexit.serving.timing import paired_times
+
+    device = next(short.parameters()).device
+
+    def running(model: Any) -> Any:
+        columns = Columns(model.backbone.start)
+        batches, _ = loader(Subset(rows, range(min(32, len(rows)))), batch_size=8)
+        inputs = [move(unpack(columns(batch))[1], device) for batch in batches]
+        model.to(device).eval()
+        return lambda: [model.full(**each) for each in inputs]
+
+    slow, fast = paired_times(running(full), running(short))
+    return slow / fast

@@ -22,6 +22,7 @@ from torch.utils.data import default_collate as torch_collate
 
 from multiexit.data import hub
 from multiexit.data.order import Indices, deal, group
+from multiexit.losses.labels import IGNORED
 
 
 def collate_of(dataset: Any) -> Any:
@@ -258,7 +259,23 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
-def with_shares(batches: Sequence[Any]) -> list[tuple[Any, float]]:
-    """Batches, each with its share of the rows of all."""
-    rows = [num_rows(batch) for batch in batches]
-    return [(batch, count / sum(rows)) for batch, count in zip(batches, rows, strict=True)]
+def with_shares(
+    batches: Sequence[Any], count: Callable[[Any], int] = num_rows
+) -> list[tuple[Any, float]]:
+    """Batches, each with its share of the rows of all, or of what else counts in their means."""
+    counts = [count(batch) for batch in batches]
+    total = max(1, sum(counts))
+    return [(batch, count / total) for batch, count in zip(batches, counts, strict=True)]
+
+
+def num_learned_tokens(batch: Any) -> int:
+    """The number of a batch's tokens that have a label; without labels all that are asked for."""
+    if not isinstance(batch, Mapping):
+        return num_rows(batch)
+    labels = batch.get("labels")
+    if isinstance(labels, Tensor):
+        return int((labels != IGNORED).sum())
+    masks = [batch[name] for name in ("answer_mask", "attention_mask") if name in batch]
+    if not masks:
+        return num_rows(batch)
+    return int(torch.stack([mask.bool() for mask in masks]).all(0).sum())

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from multiexit.data import raw_values
+from multiexit.losses.labels import IGNORED
 
 LABELS = ("labels", "label", "label_ids")
 """Names of the column of labels, as transformers' collators have them."""
@@ -35,13 +36,19 @@ def from_hub(data: Any) -> bool:
 def labels(data: Any) -> Tensor | None:
     """The column of labels [N], or None where there is none or it can't be read at once.
 
+    Of tokens, [N, T], filled up with −100.
+
     Raises:
         ValueError: labels that are no numbers, or missing, named by their row.
     """
     column = next((name for name in LABELS if name in (data.column_names or ())), None)
     if column is None or not hasattr(data, "__len__"):
         return None
-    return raw_values.numbers(list(data.with_format(None)[column]), column)
+    values = list(data.with_format(None)[column])
+    if values and isinstance(values[0], list):  # a label for each token
+        rows = [raw_values.numbers(row, f"{column}[{index}]") for index, row in enumerate(values)]
+        return pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+    return raw_values.numbers(values, column)
 
 
 def check_names(data: Any, labels: Sequence[Any] | None, what: str) -> None:
@@ -60,7 +67,8 @@ def check_names(data: Any, labels: Sequence[Any] | None, what: str) -> None:
     if not from_hub(data) or not data.features:
         return
     column = next((name for name in LABELS if name in data.features), None)
-    names = None if column is None else getattr(data.features[column], "names", None)
+    feature = None if column is None else data.features[column]
+    names = getattr(getattr(feature, "feature", feature), "names", None)  # of a list, its entries'
     if not names or not labels:
         return
     folded_names, folded_labels = [
@@ -80,8 +88,8 @@ def check_names(data: Any, labels: Sequence[Any] | None, what: str) -> None:
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows as one batch: numbers as tensors [B, …], anything else as lists.
 
-    Rows of unequal length are padded with zeros behind, [B, T], where an `attention_mask` says what
-    is padding.
+    Rows of unequal length are padded with zeros behind, labels with −100, [B, T], where an
+    `attention_mask` says what is padding.
 
     Raises:
         ValueError: rows of unequal shape that can't be padded.
@@ -99,7 +107,8 @@ def _column(name: str, values: list[Any], masked: bool) -> Any:
     if len(shapes) == 1:
         return torch.stack(tensors)
     if masked and all(len(shape) == 1 for shape in shapes):
-        return pad_sequence(tensors, batch_first=True)
+        value = IGNORED if name in LABELS else 0
+        return pad_sequence(tensors, batch_first=True, padding_value=value)
     raise ValueError(
         f"rows of column {name!r} have unequal shapes {sorted(shapes)[:3]}: give a DataLoader with "
         "a collate_fn that pads them, such as transformers.DataCollatorWithPadding(tokenizer)"

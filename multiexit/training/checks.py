@@ -34,6 +34,7 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
     """
     M = model.num_exits
     _check_network(model, recipe)
+    _check_tokens(model, recipe)
     for index, phase in enumerate(recipe.phases):
         where = f"phase {index} of {recipe.name!r}"
         terms_MM = counted_terms(model, phase)
@@ -99,6 +100,23 @@ def check_all(model: Any, recipe: Any, config: Any) -> None:
     metrics.check(config.metric, model.num_classes, model.problem, model.labels)
     criterion(model, config).check(model.num_classes)
     check_options(model, recipe, config)
+
+
+def _check_tokens(model: MultiExitModel, recipe: Recipe) -> None:
+    """Refuse, where tokens are classified, what is made for one answer a row."""
+    if model.problem != "token-classification":
+        return
+    reasons = {
+        f"heads chained by {recipe.head!r}": isinstance(recipe.head, str) and "+" in recipe.head,
+        "weights of rows": any(phase.learner.weighs_rows for phase in recipe.phases),
+        "a budget of rows": isinstance(recipe.finish, Budget),
+        "a teacher's states of a row's first token": recipe.name == "pkd",
+    }
+    if (why := next((reason for reason, holds in reasons.items() if holds), None)) is not None:
+        raise ValueError(
+            f"{recipe.name!r} goes by {why}, and token-classification has an answer for each "
+            "token: use a recipe such as 'joint', 'pabee', 'deebert' or 'leebert'"
+        )
 
 
 def check_parts(model: Any, recipe: Any, config: Any) -> None:
@@ -277,6 +295,9 @@ def blank_labels(model: MultiExitModel) -> Tensor:
     """Labels of one row that the model's problem may have: all 0."""
     if model.problem == "classification":
         return torch.zeros(1, dtype=torch.int64)
+    if model.problem == "token-classification":
+        example = model.backbone.example_inputs()
+        return torch.zeros(*next(iter(example.values())).shape[:2], dtype=torch.int64)
     several = model.num_classes > 1 or model.problem == "multi-label"
     return torch.zeros(1, model.num_classes) if several else torch.zeros(1)
 

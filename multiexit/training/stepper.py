@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from multiexit import problems
-from multiexit.data.batches import num_rows, with_shares
+from multiexit.data.batches import num_learned_tokens, num_rows, with_shares
 from multiexit.losses import topology
 from multiexit.losses.weights.hypergradient import LookBack, plain_attention
 from multiexit.losses.weights.learners import Plan
@@ -36,7 +36,7 @@ from multiexit.training.phase import (
 from multiexit.training.training_pass import Losses, Terms, TrainingPass
 
 Shared = list[tuple[Any, float]]
-"""Batches, each with its share of the rows of all."""
+"""Batches, each with its share of the rows of all, or of the tokens that are learned."""
 
 
 class StepRecord(NamedTuple):
@@ -101,6 +101,9 @@ class Stepper:
         shared = shared_parameters(self.model)
         self._shared = [p in shared for p in self._parameters]
         self.labelled = learns_from_labels(model, phase)
+        # Means are over tokens where these are classified.
+        tokens = model.problem == "token-classification"
+        self._count = num_learned_tokens if tokens else num_rows
         self._pass = TrainingPass(self.model, phase, self.labelled, config)
         self._terms = Terms(self._pass)
         with warnings.catch_warnings():  # the keyword that replaces it is newer than torch 2.11
@@ -153,7 +156,7 @@ class Stepper:
         self.A_MM = self._turns[step % len(self._turns)]
         W_MM = self.omega.value()
         plan = self.omega.plan(step)
-        first = with_shares(batches)
+        first = with_shares(batches, self._count)
         look_back = LookBack(self._terms, self._parameters) if plan.hyper else None
         loss, L_MM = self._move_theta(first, W_MM * self.A_MM, look_back)
         if any(plan):
@@ -246,7 +249,8 @@ class Stepper:
         terms, rows = {"stepping": stepping_MM}, []
         if plan.first:
             terms["first"] = self._current_losses(batches)
-        second = with_shares([draw() for _ in batches] if plan.second or plan.hyper else [])
+        drawn = [draw() for _ in batches] if plan.second or plan.hyper else []
+        second = with_shares(drawn, self._count)
         if plan.second:
             terms["second"] = self._current_losses(second)
         if look_back is not None:

@@ -2,6 +2,8 @@
 
 python benchmarks/families.py --output docs/results/families
 python benchmarks/families.py vision --output docs/results/vision
+
+*at one length* counts those of transformers that are wrapped with `input_shape=(T,)` alone.
 """
 
 import argparse
@@ -9,7 +11,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,17 +39,26 @@ def wrapped(network: Any, **options: Any) -> tuple[Any, str]:
 
 def of_transformers() -> dict[str, list[dict[str, Any]]]:
     """How many families of each kind are wrapped, and which aren't and why."""
-    from zoo import ZOO  # type: ignore[import-not-found]  # beside the tests
+    from zoo import TOKENS, ZOO  # type: ignore[import-not-found]  # beside the tests
 
     reasons: dict[str, list[str]] = defaultdict(list)
-    refused = []
+    refused, at_one_length = [], Counter[str]()
     for entry in ZOO.values():
-        _, reason = wrapped(entry.make())
+        network = entry.make()
+        _, reason = wrapped(network)
+        if "input_shape=(T,)" in reason:
+            _, reason = wrapped(network, input_shape=(TOKENS,))
+            at_one_length[entry.group] += not reason
         reasons[entry.group].append(reason)
         if reason:
             refused.append({"kind": entry.group, "family": entry.type, "reason": reason})
     totals = [
-        {"kind": kind, "families": len(found), "wrapped": found.count("")}
+        {
+            "kind": kind,
+            "families": len(found),
+            "wrapped": found.count(""),
+            "at one length": at_one_length[kind],
+        }
         for kind, found in reasons.items()
     ]
     return {"wrapped": totals, "refused": refused}

@@ -159,7 +159,8 @@ RECORDED: dict[str, Check] = {
             "late": _NAMES,
             "shapes": listed(listed(optional(SIZE), 1, 4), 1, 10_000),
             "layouts": listed(one_of(*LAYOUTS), 1, 10_000),
-        }
+        },
+        {"turned": one_of([0, 1], [1, 2])},
     ),
     "pool": one_of("first", "last", "mean"),
     "norm": optional(_matching(r"[\w.]+", "the name of a module")),

@@ -45,7 +45,8 @@ def wrap(
         stem: the names (or modules) that run before them.
         input_shape: shape of one input row, for modules that don't say it or are used at another
             size than theirs, e.g. `(3, 32, 32)`. A module of no library is cut where its blocks
-            end.
+            end. Of texts `(T,)`: rows are filled up to T tokens, for networks of transformers that
+            read the padding too.
         layout: what the dimensions of the features are, where it can't be told: one of
             `multiexit.backbones.layouts.LAYOUTS` for all stages, or one for each.
         classifier: the network's own head, where it can't be told or another shall be the last

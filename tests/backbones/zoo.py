@@ -23,6 +23,13 @@ Inputs = Callable[[int, int], dict[str, Tensor]]
 """A number of rows and a seed → what a network's `forward` takes, by name."""
 
 TOKENS = 12
+"""The length of the longest texts."""
+
+ONE_LENGTH = {
+    f"text/{name}"
+    for name in ("convbert", "fnet", "nystromformer", "sam3_lite_text_text_model", "yoso")
+}
+"""What reads the padding too, and takes texts filled up to one length."""
 
 LEFT_OUT = {
     "cohere2_vision": "reads text beside images",
@@ -95,6 +102,11 @@ def _text(rows: int, seed: int) -> dict[str, Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
+def _text_behind_padding(rows: int, seed: int) -> dict[str, Tensor]:
+    """Tokens, with two of three rows padded on the left."""
+    return {name: value.flip(1) for name, value in _text(rows, seed).items()}
+
+
 def _colours(rows: int, seed: int) -> dict[str, Tensor]:
     """Pixels as tokens."""
     return {"input_ids": _text(rows, seed)["input_ids"]}
@@ -127,6 +139,7 @@ _INPUTS_OF_TYPE = {
     "vjepa2": _named_videos,
     "wav2vec2-bert": partial(_drawn, input_features=(24, MELS)),
     "whisper": partial(_drawn, input_features=(MELS, 64)),
+    "xlnet": _text_behind_padding,
 }
 
 

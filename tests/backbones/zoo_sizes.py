@@ -165,6 +165,7 @@ WORDS: dict[str, dict[str, Any]] = {
         "axial_pos_embds_dim": [8, 24],
         "hash_seed": 0,
     },
+    "sam3_lite_text_text_model": {"pad_token_id": 0},
     "t5gemma": {"is_encoder_decoder": False},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": HYBRID},

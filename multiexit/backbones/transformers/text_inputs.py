@@ -134,6 +134,37 @@ def _padding_last(inputs: Inputs) -> Inputs:
     return {**turned, "first_B": first_B}
 
 
+def filled_up(inputs: Mapping[str, Any], length: int, padding: int) -> Inputs:
+    """The inputs as a tokenizer makes them with `padding="max_length"`: each [B, length].
+
+    What isn't real is the padding token, and without a mask the padding token is what isn't real.
+
+    Args:
+        inputs: of `read`, without positions and embeddings.
+        length: of each row; none is longer.
+        padding: the token that fills rows up.
+    """
+    if inputs["attention_mask"] is None:
+        inputs = _padding_last({**inputs, "attention_mask": inputs["input_ids"] != padding})
+    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+    assert ids_BT is not None
+    assert mask_BT is not None
+    valid_BT = mask_BT.to(torch.bool)
+    ids_BT = torch.where(valid_BT, ids_BT, padding)
+    inputs = {**inputs, "input_ids": ids_BT, "attention_mask": valid_BT}
+    T = valid_BT.shape[1]
+    # By places: a graph of any T can't have a tensor of length - T.
+    place_L = torch.arange(length, device=valid_BT.device)
+    source_L, is_there_L = place_L.clamp(max=T - 1), place_L < T
+    fills = {"input_ids": padding}
+    filled = {
+        name: torch.where(is_there_L, value.index_select(1, source_L), fills.get(name, 0))
+        for name, value in inputs.items()
+        if name in NAMES and value is not None
+    }
+    return {**inputs, **filled}
+
+
 def by_known_names(start: Callable[P, R]) -> Callable[P, R]:
     """A `start` that refuses inputs by other names than `NAMES` in a sentence."""
 

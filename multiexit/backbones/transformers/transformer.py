@@ -6,7 +6,7 @@ Letters: B batch rows, T tokens, H width.
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -38,6 +38,8 @@ from multiexit.backbones.transformers import (
     text_inputs,
 )
 from multiexit.backbones.transformers.families import FAMILIES, Family, part
+from multiexit.backbones.transformers.text_backbone import TextBackbone
+from multiexit.backbones.transformers.text_inputs import Limits
 from multiexit.backbones.verify import check_text
 from multiexit.files import schema
 from multiexit.files.unreadable import one_line
@@ -47,12 +49,8 @@ MAY_NOT_LOOK = "allow_is_bidirectional_skip" in signature(create_bidirectional_m
 """Whether this version of transformers can make a mask without a look at its values."""
 
 
-class TransformerBackbone(Backbone):
+class TransformerBackbone(TextBackbone):
     """One stage per layer; feature i equals the library's own `hidden_states[i + 1]`.
-
-    Rows may have padding anywhere. Where it comes first, a row's positions count from its first
-    real token, and its features stand in the order (first real token … last, padding): a row's
-    answer doesn't depend on its batch. Holes within a row stay as the library has them.
 
     The submodules are shared with the model they come from, not copied. ALBERT's shared layers
     are kept once and used again: layer i runs group `⌊i / (layers / groups)⌋` (Lan et al. 2020).
@@ -114,30 +112,18 @@ class TransformerBackbone(Backbone):
         """The row of its type in `multiexit.backbones.transformers.families`."""
         return FAMILIES[self.config.model_type]
 
-    @text_inputs.by_known_names
-    def start(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Carry:
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-        }
-        infers = not (self.training or torch.is_grad_enabled())
-        inputs = text_inputs.read(inputs, text_inputs.limits(self.embeddings), infers)
+    @property
+    def input_limits(self) -> Limits:
+        return text_inputs.limits(self.embeddings)
+
+    def begin(self, inputs: Mapping[str, Any]) -> Carry:
+        inputs = dict(inputs)
         valid_BT, first_B = inputs.pop("attention_mask"), inputs.pop("first_B")
         if not self.family.segments:
             del inputs["token_type_ids"]
         x_BTH = self.projection(self.embeddings(**inputs))
         # By position: the second parameter's name changed within transformers 5.
-        skip = infers and not torch.compiler.is_compiling()
+        skip = self.infers and not torch.compiler.is_compiling()
         options: dict[str, Any] = {"allow_is_bidirectional_skip": skip} if MAY_NOT_LOOK else {}
         mask = create_bidirectional_mask(self.config, x_BTH, valid_BT, **options)
         return {"x_BTH": x_BTH, "mask": mask, "valid_BT": valid_BT, "first_B": first_B}
@@ -149,21 +135,6 @@ class TransformerBackbone(Backbone):
     def stage_module(self, index: int) -> nn.Module:
         return self.layers[self.order[index]]
 
-    def limits(self) -> tuple[dict[str, int], int | None]:
-        sizes, most, _ = text_inputs.limits(self.embeddings)
-        return dict(sizes), most
-
-    def example_inputs(self, batch: int = 1, tokens: int = 128) -> dict[str, Tensor]:
-        sizes, most = self.limits()
-        tokens = tokens if most is None else min(tokens, most)
-        device = next(self.parameters()).device
-        # 5 is an ordinary token in every vocabulary here: RoBERTa counts positions by padding.
-        token = min(5, sizes.get("input_ids", 6) - 1)
-        return {
-            "input_ids": torch.full((batch, tokens), token, device=device),
-            "attention_mask": torch.ones(batch, tokens, dtype=torch.long, device=device),
-        }
-
 
 def from_instance(
     model: Any,
@@ -174,7 +145,7 @@ def from_instance(
 
     Args:
         model: bare, or with a head; that of a model that classifies rows is kept.
-        input_shape: of one row of an image or of sound; None is the model's own.
+        input_shape: of one row; None is the model's own, of text any number of tokens.
         layout: of the features, where it can't be told.
 
     Raises:
@@ -182,6 +153,14 @@ def from_instance(
     """
     config = model.base_model.config
     if config.model_type in FAMILIES and not getattr(config, "is_decoder", False):
+        if input_shape is not None or layout is not None:
+            name, value = (
+                ("layout", layout) if input_shape is None else ("input_shape", input_shape)
+            )
+            raise ValueError(
+                f"{name}={value!r}: a {type(model).__name__} takes rows of any number of tokens, "
+                f"and its features are tokens; leave {name}= out"
+            )
         backbone = TransformerBackbone(model)
         if task_heads.classifies(model) and not task_heads.is_library_classifier(model):
             warnings.warn(

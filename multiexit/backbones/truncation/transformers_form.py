@@ -21,8 +21,8 @@ from multiexit.backbones.base import Backbone
 from multiexit.backbones.layers.recorded import RecordedBackbone
 from multiexit.backbones.transformers import configs, task_heads, transformer
 from multiexit.backbones.transformers.families import FAMILIES
-from multiexit.backbones.transformers.recorded_transformers import padding_known, trial_rows
 from multiexit.backbones.transformers.transformer import TransformerBackbone
+from multiexit.backbones.transformers.trials import padding_known, trial_rows
 from multiexit.backbones.truncation.head_steps import steps
 from multiexit.backbones.truncation.library_form import LibraryForm
 from multiexit.files.unreadable import one_line

@@ -374,7 +374,9 @@ class MultiExitModel(nn.Module):
         logits_BC, memory = heads.ask(self.heads[exit], feature, carry.get("valid_BT"), memory)
         wanted = (len(feature), self.num_classes)
         if self._answers_tokens:
-            wanted = (*carry["asked_BT"].shape, self.num_classes)
+            read_BT = carry.get("valid_BT")  # what a backbone filled up is more than was asked
+            read_BT = carry["asked_BT"] if read_BT is None else read_BT
+            wanted = (*read_BT.shape, self.num_classes)
         if logits_BC.shape != wanted:
             raise ValueError(
                 f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "

@@ -49,6 +49,7 @@ def start(backbone: Backbone, args: Sequence[Any], inputs: Mapping[str, Any]) ->
     valid_BT, first_B = carry.get("valid_BT"), carry.get("first_B")
     if valid_BT is not None:
         real_BT = valid_BT if first_B is None else turned_by(valid_BT, -first_B)
+        real_BT = real_BT[:, : shape_BT[1]]  # some backbones fill rows up
         asked_BT = real_BT if asked_BT is None else asked_BT.to(real_BT.device) & real_BT
     elif asked_BT is None:
         device = next(backbone.parameters()).device
@@ -78,7 +79,9 @@ def in_order(logits_BTC: Tensor, carry: Carry) -> Tensor:
     valid_BT, first_B = carry.get("valid_BT"), carry.get("first_B")
     if valid_BT is not None:
         logits_BTC = logits_BTC.masked_fill(~valid_BT.unsqueeze(-1), 0)
-    return logits_BTC if first_B is None else turned_by(logits_BTC, -first_B)
+    if first_B is not None:
+        logits_BTC = turned_by(logits_BTC, -first_B)
+    return logits_BTC[:, : carry["asked_BT"].shape[1]]
 
 
 def _checked(answer_mask: Any, shape_BT: tuple[int, int]) -> Tensor:

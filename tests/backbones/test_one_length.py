@@ -7,6 +7,8 @@ from transformers import (
     BertModel,
     FlaubertConfig,
     FlaubertModel,
+    FNetConfig,
+    FNetForTokenClassification,
     GPT2Config,
     GPT2Model,
     NystromformerModel,
@@ -15,7 +17,7 @@ from transformers import (
     XLMModel,
     XLNetModel,
 )
-from zoo import ONE_LENGTH, ZOO
+from zoo import ONE_LENGTH, TOKENS, ZOO
 from zoo_sizes import small_config
 
 import multiexit as mx
@@ -116,6 +118,27 @@ def test_rows_that_meet_in_landmarks_are_refused():
     config.num_landmarks, config.segment_means_seq_len = 4, 12
     with pytest.raises(ValueError, match="can't wrap NystromformerModel"):
         mx.wrap(NystromformerModel(config), input_shape=(12,))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_answer_in_their_places(side):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": 64}
+    network = FNetForTokenClassification(FNetConfig(**sizes, pad_token_id=0, num_labels=3)).eval()
+    model = mx.MultiExitModel(
+        mx.wrap(network, input_shape=(T,)), 3, problem="token-classification"
+    ).eval()
+    inputs = ZOO["text/fnet"].inputs(5, 0)
+    if side == "left":
+        inputs = {name: value.flip(1) for name, value in inputs.items()}
+    with torch.no_grad():
+        wanted_BTC = network(input_ids=filled(inputs)["input_ids"]).logits
+        logits_MBTC = model(**inputs)
+    assert logits_MBTC.shape == (3, 5, TOKENS, 3)
+    prediction = model.predict(mx.FixedExit(2), **inputs)
+    for row, mask in enumerate(inputs["attention_mask"].bool()):
+        wanted = wanted_BTC[row, : int(mask.sum())]
+        torch.testing.assert_close(logits_MBTC[-1, row, mask], wanted)
+        torch.testing.assert_close(prediction.logits_BC[row, mask], wanted)
 
 
 # Layouts of features

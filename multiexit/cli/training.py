@@ -83,6 +83,15 @@ def train(
     warmup: Annotated[
         float | None, typer.Option(help="share of the steps over which the rate rises")
     ] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option(help="linear, cosine, step, constant, or one of transformers")
+    ] = None,
+    lr_schedule_option: Annotated[
+        list[str] | None, typer.Option(help="of a schedule of transformers, e.g. num_cycles=3")
+    ] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="factor of the rate from a stage to the one before, 0.9")
+    ] = None,
     clip: Annotated[
         float | None, typer.Option(min=0, help="largest norm of the gradient; 0 is none")
     ] = None,
@@ -181,6 +190,8 @@ def train(
         "omega_lr": omega_lr,
         "weight_decay": weight_decay,
         "warmup": warmup,
+        "schedule": lr_schedule,
+        "layer_decay": layer_decay,
         "clip": clip or None,
         "early_stopping": early_stopping,
         "log_every": log_every,
@@ -203,6 +214,7 @@ def train(
         trackers=tuple(tracker or ()),
         progress=progress,
         workers=workers,
+        schedule_options=typed.options(lr_schedule_option or [], "--lr-schedule-option"),
         **{name: value for name, value in fields.items() if value is not None},
     )
     if clip == 0:

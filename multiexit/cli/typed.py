@@ -143,9 +143,9 @@ def whole_numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
-def options(pairs: list[str]) -> dict[str, Any]:
+def options(pairs: list[str], option: str = "--option") -> dict[str, Any]:
     """`NAME=VALUE` pairs; a value that is JSON is read as such."""
-    return {name: _value(text) for name, text in _pairs("--option", pairs)}
+    return {name: _value(text) for name, text in _pairs(option, pairs)}
 
 
 def space(pairs: list[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating, user_level
-from multiexit.training import precision, sharding
+from multiexit.training import layer_decay, precision, sharding
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import counted_terms, learns_from_labels, trained_parameters
 from multiexit.training.training_pass import TrainingPass, criterion
@@ -202,6 +202,8 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
             "channels_last is a layout of images for convolutions, and this model has none: "
             "leave it out"
         )
+    if config.layer_decay is not None:
+        layer_decay.factors(model, config.layer_decay)
     if not config.compile:
         return
     if any(phase.learner.looks_back for phase in recipe.phases):

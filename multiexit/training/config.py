@@ -3,10 +3,11 @@
 import math
 import os
 import warnings
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from multiexit.arguments import check_share, unknown
 from multiexit.evaluation.metrics import METRICS, Metric
 from multiexit.files.paths import user_path
 from multiexit.losses.criterion import Criterion
+from multiexit.training import schedules
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,15 @@ class TrainConfig:
         omega_lr: λ2, Ω's learning rate (Adam without decay).
         optimizer: Θ's: `"adamw"` or `"sgd"`.
         weight_decay, momentum: of Θ's optimiser.
-        schedule: `"linear"` or `"cosine"` to 0, `"step"` (×0.1 at each milestone), `"constant"`.
+        schedule: `"linear"` or `"cosine"` to 0, `"step"` (×0.1 at each milestone), `"constant"`; or
+            a name of transformers: `"cosine_with_restarts"`, `"polynomial"`, `"inverse_sqrt"`,
+            `"constant_with_warmup"`, `"cosine_with_min_lr"`, `"cosine_warmup_with_min_lr"` or
+            `"warmup_stable_decay"`.
+        schedule_options: of a schedule of transformers, by name: `{"num_cycles": 3}`.
         warmup: share of the steps over which the rate rises from 0.
         milestones: shares of the steps, for `"step"`.
+        layer_decay: a factor in (0, 1) by which Θ's rate falls from each stage to the one before
+            it, down to the embeddings; None is one rate for all.
         label_smoothing: ε in [0, 1), of labels that are classes (see `multiexit.Criterion`).
         class_weights: how much each class counts in the loss against labels, one number for each
             of the C outputs; None is 1.
@@ -82,9 +90,11 @@ class TrainConfig:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.01
     momentum: float = 0.9
-    schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
+    schedule: str = "linear"
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
     warmup: float = 0.1
     milestones: tuple[float, ...] = (0.5, 0.75)
+    layer_decay: float | None = None
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     clip: float | None = 1.0
@@ -145,7 +155,11 @@ class TrainConfig:
         if not all(isinstance(name, str) for name in self.trackers):
             raise ValueError(f"trackers are names, such as ('tensorboard',); got {self.trackers}")
         _one_of("optimizer", self.optimizer, ("adamw", "sgd"))
-        _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))
+        _one_of("schedule", self.schedule, (*schedules.OWN, *schedules.LIBRARY))
+        schedules.check(self.schedule, self.schedule_options, self.lr)
+        object.__setattr__(self, "schedule_options", dict(self.schedule_options))
+        if self.layer_decay is not None:
+            check_share("layer_decay", self._set_number("layer_decay"), "(0, 1)")
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         if isinstance(self.metric, str) and self.metric not in METRICS:
             raise ValueError(f"{unknown('metric', self.metric, METRICS)}, or give a function")

@@ -1,27 +1,34 @@
 """Θ's optimiser and its rate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from multiexit.training import schedules
 from multiexit.training.config import TrainConfig
 from multiexit.training.sharding import is_sharded
 
 
 def build_optimizer(
-    parameters: Sequence[nn.Parameter], config: TrainConfig
+    parameters: Sequence[nn.Parameter],
+    config: TrainConfig,
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Make AdamW, whose decay spares biases and norms, or SGD with momentum, whose decay doesn't.
 
     Args:
         parameters: Θ.
         config: with the optimiser's name, rate, decay and momentum.
+        factors: of the rate, a parameter's own; each group has one, as `"factor"`. None is 1.
     """
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for p in parameters:
+        by_factor.setdefault(1.0 if factors is None else factors[p], []).append(p)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters,
+            [{"params": ps, "factor": factor} for factor, ps in by_factor.items()],
             config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
@@ -29,8 +36,12 @@ def build_optimizer(
             fused=not any(map(is_sharded, parameters)),  # has no rule for shards
         )
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in ps if (p.ndim > 1) == decays], "factor": factor, **decay}
+        for factor, ps in by_factor.items()
+        for decays, decay in (
+            (True, {"weight_decay": config.weight_decay}),
+            (False, {"weight_decay": 0.0}),
+        )
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, fused=True)
 
@@ -56,7 +67,8 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """The learning rate at step 0..steps − 1.
 
     After a linear warm-up over `warmup · steps`: constant; down to 0 on a line or half a cosine;
-    or ×0.1 at each milestone, a fraction of the whole.
+    or ×0.1 at each milestone, a fraction of the whole. Other names are schedules of transformers,
+    and what that computes, from as many steps of warm-up.
 
     Args:
         config: with the rate, the schedule and the warm-up.
@@ -68,6 +80,10 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     [0.5, 1.0, 1.0, 0.5]
     """
     warm = int(config.warmup * steps)
+    if config.schedule not in schedules.OWN:
+        options = tuple(sorted(config.schedule_options.items()))
+        factor = schedules.library_factor(config.schedule, options, config.lr, warm, steps)
+        return config.lr * factor(step)
     if step < warm:
         return config.lr * (step + 1) / warm
     remaining = (steps - step) / max(steps - warm, 1)

@@ -22,7 +22,7 @@ from multiexit.losses.weights.state import Omega
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase
 from multiexit.runtime import train_mode
-from multiexit.training import sharding
+from multiexit.training import layer_decay, sharding
 from multiexit.training.accelerator import apart
 from multiexit.training.batch_norm import frozen_statistics
 from multiexit.training.config import TrainConfig
@@ -96,7 +96,11 @@ class Stepper:
         device = accelerator.device
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(freeze_untrained(self.model, phase), config)
+        factors = None
+        if config.layer_decay is not None:
+            by_name = layer_decay.factors(model, config.layer_decay)
+            factors = {p: by_name[name] for name, p in self.model.named_parameters()}
+        optimizer = build_optimizer(freeze_untrained(self.model, phase), config, factors)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         shared = shared_parameters(self.model)
         self._shared = [p in shared for p in self._parameters]
@@ -150,7 +154,7 @@ class Stepper:
         """
         lr = self.phase.lr * learning_rate(self.config, step, steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("factor", 1.0)  # older checkpoints have none
         if self.phase.before_step is not None:
             self.phase.before_step(self.model, step / steps)
         self.A_MM = self._turns[step % len(self._turns)]

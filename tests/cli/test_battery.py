@@ -34,6 +34,7 @@ NUMBERS = {
     "lr": ("0", "-0.1"),
     "omega_lr": ("0",),
     "warmup": ("1", "2"),
+    "layer_decay": ("0", "1", "2"),
     "early_stopping": ("0", "3"),
     "workers": ("100000",),
     "accumulation": ("0",),
@@ -71,6 +72,8 @@ WORDS = {
     "exits": (",", "1,", "0", "-1", "99", "3,1", "1,1", "0.5,1.5", "nan", "inf", "every", "1;2"),
     "head": ("linaer", "pooler+", "attention", "linear+mixx", "+"),
     "pool": ("max", "frist"),
+    "lr_schedule": ("cosin", "reduce_lr_on_plateau", "greedy", "cosine_with_min_lr"),
+    "lr_schedule_option": ("power", "power=2", "=2", "num_cycles=x"),
     "schedule": ("appendix-f", "strong", "weak"),
     "mixed_precision": ("fp4", "b16"),
     "tracker": ("bogus",),
@@ -244,6 +247,8 @@ def lines_of(place: Path):
     yield [*train, "--epochs", "1", "--max-steps", "2"]
     yield [*train, "--option", "cycle=2", "--option", "cycle=2"]
     yield [*train, "--recipe", "joint", "--omega-lr", "0.1"]
+    yield [*train, "--lr-schedule", "polynomial", "--lr-schedule-option", "power=x"]
+    yield [*train, "--lr-schedule", "polynomial", "--lr-schedule-option", "powr=2"]
     yield [*train, "--seeds", "2", "--against", str(place / "folder")]
     yield [*train, "--against", str(place / "folder")]
     for option, value in (

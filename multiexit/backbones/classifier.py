@@ -29,8 +29,8 @@ class Classifier(nn.Module):
         labels: the classes' names, where the network knows them.
         layout: of the feature, for a pooling (`multiexit.backbones.layouts`).
         problem: what its outputs say of a row, a key of `multiexit.problems.PROBLEMS`; of
-            `"token-classification"` they are [B, T, K]. None is classification, or with one output
-            regression.
+            `"token-classification"` they are [B, T, K]. None is not known: then it serves any
+            problem of whole rows, and is itself classification, or with one output regression.
 
     Example:
         >>> import torch, multiexit as mx
@@ -61,6 +61,18 @@ class Classifier(nn.Module):
     def vector(self, feature: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """Make the vector [B, D] that the last layer reads."""
         return vector(self.read, feature, valid_BT)
+
+    def serves(self, problem: str | None, num_classes: int) -> bool:
+        """Whether it can be an exit of a model with so many outputs, for such a problem.
+
+        Args:
+            problem: a key of `multiexit.problems.PROBLEMS`, or None for its own.
+            num_classes: of the model.
+        """
+        if self.num_classes != num_classes:
+            return False
+        known = self.problem is not None or problem == TOKEN_PROBLEM
+        return problem in (None, self.problem) if known else True
 
     def check_labels(self, labels: Sequence[Any] | None) -> None:
         """Refuse the network's own names in another order than its own, by a ValueError."""

@@ -89,10 +89,9 @@ class MultiExitModel(nn.Module):
         self.backbone = backbone
         self.num_classes = num_classes = class_names.count(num_classes)
         classifier = backbone.classifier
-        if classifier is not None and classifier.num_classes == num_classes:
-            own_problem = problems.resolve(classifier.problem, num_classes)
-            problem = own_problem if problem is None else problem
-            labels = classifier.labels if labels is None and problem == own_problem else labels
+        if classifier is not None and classifier.serves(problem, num_classes):
+            problem = classifier.problem if problem is None else problem
+            labels = classifier.labels if labels is None else labels
         self.problem = problems.resolve(problem, num_classes)
         self.labels = class_names.names(labels, num_classes)
         self.exits = resolve_exits(exits, backbone)

@@ -195,7 +195,7 @@ def _transformers(model: MultiExitModel, exit: int, steps: list[Step]) -> Librar
     )
 
     count = model.exits[exit] + 1
-    return transformers_form(model.backbone, count, model.num_classes, model.labels)
+    return transformers_form(model.backbone, count, model.num_classes, model.labels, model.problem)
 
 
 def _timm(model: MultiExitModel, exit: int, steps: list[Step]) -> LibraryForm:

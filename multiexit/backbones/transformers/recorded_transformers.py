@@ -55,8 +55,6 @@ def from_instance(
             f"{type(model).__name__} has an encoder and a decoder, and exits need one chain of "
             "layers: wrap its encoder alone, such as T5EncoderModel or model.get_encoder()"
         )
-    if task_heads.classifies(model):
-        task_heads.check_problem(model.config)
     try:
         return _Builder(model, input_shape, layout).build(spec)
     except Exception as error:  # whatever a network says to what it is tried on
@@ -157,8 +155,8 @@ class _Builder:
         classes = self.config.num_labels
         labels = task_heads.labels(self.config, classes)
         head = None if ending is None else endings.classifier(self.model, ending, classes, labels)
-        if head is not None and task_heads.classifies_tokens(self.model):
-            head.problem = TOKEN_PROBLEM
+        if head is not None:
+            head.problem = task_heads.problem_of(self.model)
         return head
 
     def _described_head(self, spec: dict[str, Any]) -> Classifier | None:

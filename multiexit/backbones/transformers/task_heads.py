@@ -25,21 +25,18 @@ def classifier_of(model: Any) -> Classifier | None:
     """The head of a `…ForSequenceClassification` or `…ForTokenClassification`; else None.
 
     It is as the library's forward runs it.
-
-    Raises:
-        ValueError: a network that answers several things at once.
     """
     if not is_library_classifier(model):
         return None
     config = model.config
     if classifies_tokens(model):
         return _of_tokens(model)
-    check_problem(config)
     family = FAMILIES[config.model_type]
     head_name, _, _ = family.linear.rpartition(".")
     head = part(model, head_name) if head_name else None
     if head is not None and not _is_library_head(head):  # the forward hands it the feature as it is
-        return Classifier(head, config.num_labels, nn.Identity(), labels(config, config.num_labels))
+        names = labels(config, config.num_labels)
+        return Classifier(head, config.num_labels, nn.Identity(), names, problem=problem_of(model))
     layers = {
         name: part(model, layer) if isinstance(layer, str) else layer()
         for name, layer in family.read.items()
@@ -48,7 +45,9 @@ def classifier_of(model: Any) -> Classifier | None:
         return None
     linear = part(model, family.linear)
     classes = linear.out_features if isinstance(linear, nn.Linear) else config.num_labels
-    return Classifier(linear, classes, FirstToken(**layers), labels(config, classes))
+    return Classifier(
+        linear, classes, FirstToken(**layers), labels(config, classes), problem=problem_of(model)
+    )
 
 
 def _of_tokens(model: Any) -> Classifier | None:
@@ -79,17 +78,24 @@ def _is_one_of(model: Any, endings: tuple[str, ...]) -> bool:
     )
 
 
-def check_problem(config: Any) -> None:
-    """Refuse a network that answers several things at once, by a ValueError."""
-    problem = getattr(config, "problem_type", None)
-    if problem == "multi_label_classification" or (
-        problem == "regression" and config.num_labels > 1
-    ):
-        raise ValueError(
-            f"this network gives {config.num_labels} independent answers per row (problem_type="
-            f"{problem!r}), and an exit gives one of K classes or one number; to train another "
-            "task wrap its encoder alone: model.base_model"
-        )
+PROBLEM_TYPES = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+"""What transformers calls the problems of whole rows, `config.problem_type`."""
+
+
+def problem_of(model: Any) -> str | None:
+    """What a network's own head answers, a key of `multiexit.problems.PROBLEMS`, if that is said.
+
+    One output is a number in transformers too, unless it is said to be several labels.
+    """
+    if classifies_tokens(model):
+        return TOKEN_PROBLEM
+    said = getattr(model.config, "problem_type", None)
+    problem = next((name for name, type_ in PROBLEM_TYPES.items() if type_ == said), None)
+    return None if problem == "classification" and model.config.num_labels == 1 else problem
 
 
 def is_library_classifier(model: Any) -> bool:

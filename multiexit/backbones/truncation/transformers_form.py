@@ -36,7 +36,11 @@ CLASSES = (
 
 
 def transformers_form(
-    backbone: Backbone, count: int, num_classes: int, labels: Sequence[Any] | None
+    backbone: Backbone,
+    count: int,
+    num_classes: int,
+    labels: Sequence[Any] | None,
+    problem: str,
 ) -> LibraryForm:
     """Make the network of transformers' own class that has a backbone's first stages.
 
@@ -47,6 +51,7 @@ def transformers_form(
         count: how many stages it has.
         num_classes: K; 1 for regression.
         labels: the classes' names, or None.
+        problem: the model's.
 
     Raises:
         ValueError: a backbone that the library has no class for, or one that its class can't be
@@ -55,11 +60,11 @@ def transformers_form(
     if (backbone.spec or {}).get("kind") != "transformers":
         raise ValueError("its backbone has no description as a network of transformers")
     trunk = _trunk(backbone, count)
-    network = _network(backbone, trunk, num_classes, labels)
+    network = _network(backbone, trunk, num_classes, labels, problem)
     # A chain of one layer isn't found: its head is known from a network of two.
     sample = network
     if trunk.layers == 1 and isinstance(backbone, RecordedBackbone):
-        sample = _network(backbone, _trunk(backbone, count + 1), num_classes, None)
+        sample = _network(backbone, _trunk(backbone, count + 1), num_classes, None, problem)
     input_shape = (backbone.spec or {}).get("input_shape")
     staged = transformer.from_instance(sample, input_shape)
     if staged.classifier is None:
@@ -93,17 +98,22 @@ class _Trunk(NamedTuple):
 
 
 def _network(
-    backbone: Backbone, trunk: _Trunk, num_classes: int, labels: Sequence[Any] | None
+    backbone: Backbone,
+    trunk: _Trunk,
+    num_classes: int,
+    labels: Sequence[Any] | None,
+    problem: str,
 ) -> Any:
     """The network, in evaluation mode; what the trunk doesn't have is random."""
     spec: dict[str, Any] = backbone.spec or {}
-    config = configs.config_from_spec(spec["config"], spec.get("attention"))
+    config: Any = configs.config_from_spec(spec["config"], spec.get("attention"))
     kind = _class(spec.get("model", ""), config)
     p = next(backbone.parameters())
     options = {"dtype": p.dtype, "attn_implementation": spec.get("attention")}
     try:
         _cut(config, trunk)
         _set_classes(config, num_classes, labels)
+        config.problem_type = task_heads.PROBLEM_TYPES.get(problem)
         with same.without_init():
             network: Any = kind._from_config(config, **options)
     except Exception as error:  # whatever a class says to settings that it doesn't take
@@ -181,7 +191,6 @@ def _cut(config: Any, trunk: _Trunk) -> None:
 def _set_classes(config: Any, num_classes: int, labels: Sequence[Any] | None) -> None:
     """Let a configuration tell as many classes apart, by these names."""
     config.num_labels = num_classes
-    config.problem_type = "regression" if num_classes == 1 else "single_label_classification"
     if labels:
         config.id2label = dict(enumerate(map(str, labels)))
         config.label2id = {label: index for index, label in config.id2label.items()}

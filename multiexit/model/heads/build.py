@@ -136,8 +136,7 @@ def own_head(
     classifier = backbone.classifier
     if (
         classifier is None
-        or classifier.num_classes != num_classes
-        or resolve(classifier.problem, num_classes) != resolve(problem, num_classes)
+        or not classifier.serves(resolve(problem, num_classes), num_classes)
         or stages[-1] != backbone.num_stages - 1
     ):
         return None

@@ -7,7 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_stages import TEXT, without
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+)
 
 import multiexit as mx
 from multiexit.backbones import Classifier
@@ -102,11 +107,67 @@ def test_a_text_network_s_own_part_by_its_name(text):
         mx.wrap(classifier_of("bert"), classifier="classifier")  # which reads the pooler's vector
 
 
-def test_independent_answers_are_refused():
-    net = classifier_of("bert", problem_type="multi_label_classification")
-    with pytest.raises(ValueError, match=r"3 independent answers.*wrap its encoder alone"):
-        mx.wrap(net)
-    assert mx.wrap(net.base_model).classifier is None
+PROBLEMS = {
+    "multi_label_classification": "multi-label",
+    "regression": "regression",
+    "single_label_classification": "classification",
+    None: "classification",
+}
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2"])
+@pytest.mark.parametrize("said", PROBLEMS)
+def test_a_networks_own_problem_is_the_models(said, name, text, tmp_path):
+    inputs = without(text(4), "token_type_ids")
+    if name == "gpt2":  # recorded
+        config = GPT2Config(vocab_size=60, n_embd=16, n_layer=3, n_head=2, pad_token_id=0)
+        config.num_labels, config.problem_type = 3, said
+        net = AutoModelForSequenceClassification.from_config(config).eval()
+    else:
+        net = classifier_of(name, problem_type=said)
+    labels = {
+        "multi-label": torch.randint(2, (4, 3)).float(),
+        "regression": torch.randn(4, 3),
+    }.get(PROBLEMS[said], torch.tensor([0, 2, 1, 1]))
+    model = mx.MultiExitModel(mx.wrap(net), 3).eval()
+    assert model.problem == PROBLEMS[said]
+    with torch.no_grad():
+        logits_MBC = model(**inputs)
+        wanted = copy.deepcopy(net)(**inputs, labels=labels)  # which writes a problem_type down
+    torch.testing.assert_close(logits_MBC[-1], wanted.logits)
+    loss = mx.loss_matrix(logits_MBC, labels, criterion=mx.Criterion(model.problem))[-1, -1]
+    torch.testing.assert_close(loss, wanted.loss)  # as the library trains it
+    model.save_pretrained(tmp_path)
+    again = mx.MultiExitModel.from_pretrained(tmp_path)
+    assert again.problem == model.problem
+    with torch.no_grad():
+        assert torch.equal(again(**inputs), logits_MBC)
+    static = mx.truncate(model, model.num_exits - 1)
+    assert type(static) is type(net)
+    assert static.config.problem_type == (said or "single_label_classification")
+
+
+@pytest.mark.parametrize(
+    ("said", "outputs", "asked", "kept"),
+    [
+        ("multi_label_classification", 3, "classification", False),
+        ("single_label_classification", 3, "multi-label", False),
+        ("regression", 3, "regression", True),
+        (None, 3, "multi-label", True),  # trained by a loss that its configuration doesn't tell
+        (None, 1, None, True),
+        (None, 1, "multi-label", True),
+        ("single_label_classification", 1, None, True),
+        ("multi_label_classification", 1, None, True),
+        (None, 3, "token-classification", False),
+    ],
+)
+def test_a_head_of_another_problem_is_not_kept(said, outputs, asked, kept):
+    net = classifier_of("bert", problem_type=said, num_labels=outputs)
+    model = mx.MultiExitModel(mx.wrap(net), outputs, problem=asked)
+    assert isinstance(model.heads[-1], heads.OwnHead) == kept
+    assert model.last_exit_is_new != kept
+    one = "multi-label" if said == "multi_label_classification" else "regression"
+    assert model.problem == (asked or one)
 
 
 def _resized(net):

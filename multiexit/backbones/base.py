@@ -80,6 +80,7 @@ class Backbone(nn.Module, ABC):
             spec tells the sizes; any other `Classifier` is one that the spec's kind makes again.
 
     Attributes:
+        undescribed: why there is no spec, where `wrap` knows it; else nothing.
         same_path: whether a stage runs the same modules at every step. A class that draws what
             runs sets it False, so that it is not compiled anew at each step.
 
@@ -114,6 +115,7 @@ class Backbone(nn.Module, ABC):
         self.head = head
         self.pool = pool
         self.spec = spec
+        self.undescribed = ""
         # Kept out of the module tree: heads take them over, the backbone never runs them.
         self._pretrained: dict[str, Any] = {"pooler": pooler}
         self.set_classifier(classifier)

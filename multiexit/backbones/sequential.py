@@ -130,7 +130,12 @@ def from_parts(
     stem_modules = [_module_of(module, part) for part in stem]
     stage_modules = [_module_of(module, part) for part in stages]
     modules = nn.ModuleList([*stem_modules, *stage_modules])
-    example = guess_example(modules) if input_shape is None else torch.zeros(1, *sizes(input_shape))
+    if input_shape is None:
+        example = guess_example(modules)
+    else:
+        first_layer = next((m for m in modules.modules() if [*m.parameters(recurse=False)]), None)
+        dtype = torch.long if isinstance(first_layer, nn.Embedding) else None
+        example = torch.zeros(1, *sizes(input_shape), dtype=dtype)
     first = nn.Sequential(*stem_modules)
     backbone = SequentialBackbone(first, stage_modules, example, layout=layout)
     names = part_names(module, [*stem, *stages])

@@ -6,7 +6,7 @@ that belong to no part) can't be seen in the parts: it is found by running both.
 Letters: B batch rows.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from multiexit.runtime import evaluating, modes_kept
 Part = tuple[str, nn.Module]
 
 
-class _Call(NamedTuple):
+class _PartCall(NamedTuple):
     """One call of a part: which it was, what it read and what it gave, as they were then."""
 
     part: nn.Module
@@ -31,7 +31,8 @@ def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> No
     """Refuse parts that, run one after another, aren't what the module's own forward runs.
 
     Each part's input and output in the module's own forward are compared with those in the chain,
-    in evaluation mode, on random rows, for two batch sizes.
+    in evaluation mode, on random rows, for two batch sizes; and on rows with zeros, which a forward
+    may take for padding, and with large numbers, which it may clip.
 
     Args:
         module: the network.
@@ -45,8 +46,7 @@ def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> No
     if not _has_forward(module):
         return
     with evaluating(module):
-        for rows in (2, 1):
-            x = random_rows(example, module, rows)
+        for x in _trials(module, example):
             calls = _record_calls(module, parts, x)
             with torch.no_grad():
                 _compare(module, parts, calls, x)
@@ -147,13 +147,26 @@ def check_text(backbone: Any, model: Any) -> None:
         )
 
 
+def _trials(module: nn.Module, example: Tensor) -> Iterator[Tensor]:
+    """Rows to compare on: two, one, some with zeros in places, one of large numbers."""
+    for rows in (2, 1):
+        yield random_rows(example, module, rows)
+    x = random_rows(example, module, 2 + example.ndim)
+    x[0] = 0
+    for dim in range(1, example.ndim):
+        x[dim].narrow(dim - 1, example.shape[dim] // 2, -(-example.shape[dim] // 2)).zero_()
+    yield x
+    if example.is_floating_point():
+        yield 100 * random_rows(example, module, 1)
+
+
 def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
-def _record_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_Call]:
+def _record_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_PartCall]:
     """All calls of the parts in one run of the module's own forward."""
-    calls: list[_Call] = []
+    calls: list[_PartCall] = []
     inputs: dict[int, list[Any]] = {}
 
     def before(part: nn.Module, args: Any, kwargs: Any) -> None:
@@ -161,7 +174,7 @@ def _record_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_
 
     def after(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         node = output.grad_fn if isinstance(output, Tensor) else None
-        calls.append(_Call(part, inputs[id(part)].pop(), _snapshot(output), node))
+        calls.append(_PartCall(part, inputs[id(part)].pop(), _snapshot(output), node))
 
     hooks = []
     for part in {id(part): part for _, part in parts}.values():
@@ -191,7 +204,9 @@ def _run(module: nn.Module, *args: Tensor, **inputs: Tensor) -> Any:
         ) from error
 
 
-def _compare(module: nn.Module, parts: Sequence[Part], calls: Sequence[_Call], x: Tensor) -> None:
+def _compare(
+    module: nn.Module, parts: Sequence[Part], calls: Sequence[_PartCall], x: Tensor
+) -> None:
     position, before = 0, "the network's input"
     kind = type(module).__name__
     for name, part in parts:
@@ -231,10 +246,15 @@ def mismatch(ours: Any, theirs: Any, tolerance: float | None = None) -> str:
         return f"shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
     if not ours.is_floating_point():
         return "" if torch.equal(ours, theirs) else "other values"
-    largest = (ours - theirs).abs().max().item() if ours.numel() else 0.0
+    equal = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    largest = (ours - theirs).masked_fill(equal, 0).abs().max().item() if ours.numel() else 0.0
     size = theirs.abs().max().item() if ours.numel() else 0.0
     limit = 8 * torch.finfo(ours.dtype).eps if tolerance is None else tolerance
-    return "" if largest <= limit * size else f"largest difference {largest:.3g} of {size:.3g}"
+    return (
+        ""
+        if largest == 0 or largest <= limit * size
+        else f"largest difference {largest:.3g} of {size:.3g}"
+    )
 
 
 def _check_outside(module: nn.Module, parts: Sequence[Part], x: Tensor) -> None:

@@ -46,7 +46,8 @@ def wrap(
         input_shape: shape of one input row, for modules that don't say it or are used at another
             size than theirs, e.g. `(3, 32, 32)`. A module of no library is cut where its blocks
             end. Of texts `(T,)`: rows are filled up to T tokens, for networks of transformers that
-            read the padding too.
+            read the padding too; of a network of your own in which an embedding reads the input, T
+            whole numbers.
         layout: what the dimensions of the features are, where it can't be told: one of
             `multiexit.backbones.layouts.LAYOUTS` for all stages, or one for each.
         classifier: the network's own head, where it can't be told or another shall be the last
@@ -103,7 +104,8 @@ def _with_classifier(backbone: Backbone, module: nn.Module, classifier: Any) -> 
             else:
                 check_answers(backbone, module, tolerance=1e-5)
         if not isinstance(classifier_spec(head), dict):
-            backbone.spec = None  # which can't tell how it is made
+            # A spec can't tell how such a head is made.
+            backbone.spec, backbone.undescribed = None, "its own head was passed as classifier="
     return backbone
 
 
@@ -166,8 +168,8 @@ def _from_module(
         if unknown:
             raise ValueError(f"{type(module).__name__} takes no {' and no '.join(unknown)}=")
         backbone = adapter(module, **options)
-        if backbone.spec is not None and rebuild_difference(backbone, rebuild):
-            backbone.spec = None
+        if backbone.spec is not None and (why := rebuild_difference(backbone, rebuild)):
+            backbone.spec, backbone.undescribed = None, why
         return backbone
     if stages:
         return from_parts(module, stages, stem, input_shape, layout)
@@ -207,8 +209,8 @@ def _library_adapter(module: nn.Module) -> Callable[..., Backbone] | None:
 def _help() -> str:
     return (
         f"What works: {_names()}; an instance of these; an nn.Sequential; any module that takes "
-        "one tensor with input_shape=(3, 32, 32) (of one row), or with stages=['name', …] (and "
-        "stem=['name', …]); a Backbone; or an adapter of your own, "
+        "one tensor with input_shape= of one row, (3, 32, 32) of an image or (128,) of 128 tokens, "
+        "or with stages=['name', …] (and stem=['name', …]); a Backbone; or an adapter of your own, "
         "@multiexit.wrap.register(YourClass)"
     )
 

@@ -75,7 +75,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def backbone_spec(backbone: Backbone) -> dict[str, Any] | None:
     """The description that makes the backbone again; where there is none, a warning says so."""
-    why = "it is one of your own, or of parts that can't be written down"
+    why = backbone.undescribed or "it is one of your own, or of parts that can't be written down"
     spec = adapters.described(backbone)
     if spec is not None and kinds.describable(spec):
         why = rebuild_difference(backbone, rebuild)

@@ -462,3 +462,35 @@ def test_nothing_is_left_in_the_network():
     backbone = mx.wrap(net, input_shape=SHAPE).eval()
     assert (set(vars(net)), set(net.state_dict())) == names
     assert backbone.double().stages[0](torch.zeros(1, *SHAPE).double()).dtype is torch.float64
+
+
+class Tokens(nn.Module):
+    def __init__(self, table=True):
+        super().__init__()
+        self.table = nn.Embedding(30, 8) if table else nn.Parameter(torch.randn(30, 8))
+        self.blocks = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, ids):
+        x = self.table(ids) if isinstance(self.table, nn.Module) else F.embedding(ids, self.table)
+        for block in self.blocks:
+            x = x + F.relu(block(x))
+        return self.fc(x.mean(1))
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_a_network_whose_input_is_looked_up_takes_whole_numbers(table):
+    net, ids = Tokens(table).eval(), torch.randint(30, (3, 12))
+    backbone = mx.wrap(net, input_shape=(12,)).eval()
+    assert backbone.num_stages == 4
+    with torch.no_grad():
+        assert torch.equal(whole(backbone, ids), net(ids))
+    testing.check_backbone(backbone, {"x": ids})
+    with pytest.raises(ValueError, match="starts with tokens: whole numbers"):
+        backbone.features(torch.rand(3, 12))
+
+
+def test_named_parts_that_begin_with_a_table_take_whole_numbers():
+    net = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    backbone = mx.wrap(net, stem=["0"], stages=["1", "2"], input_shape=(12,))
+    assert backbone.example_inputs()["x"].dtype == torch.long

@@ -28,6 +28,7 @@ class Net(nn.Module):
         self.between = between
 
     def forward(self, x):
+        self.x = x
         x = self.a(self.stem(x))
         x = self.between(self, x) if self.between else x
         return self.fc(self.c(self.b(x)).mean((2, 3)))
@@ -42,6 +43,12 @@ BETWEEN = {
     "a sum": (lambda net, x: x + x.mean(), "'a' on to 'b'"),
     "a parameter of zeros": (lambda net, x: x + net.offset, r"uses \['offset'\] before the end of"),
     "dropout": (lambda net, x: net.drop(x), r"runs \['drop'\], which act in training"),
+    "a mask of padding": (
+        lambda net, x: x * (net.x != 0).any(1, keepdim=True).any(2, keepdim=True),
+        "'a' on to 'b'",
+    ),
+    "a mask of positions": (lambda net, x: x * (net.x != 0).any(1, keepdim=True), "'a' on to 'b'"),
+    "a clamp": (lambda net, x: x.clamp(-20, 20), "'a' on to 'b'"),
     "a norm": (lambda net, x: net.norm(x), "'a' on to 'b'|act in training"),
     "a part twice": (lambda net, x: net.a(x), "'a' on to 'b'"),
 }

@@ -217,6 +217,14 @@ def test_edits_after_the_wrap_are_seen_when_it_is_saved(tmp_path):
         mx.MultiExitModel.from_pretrained(tmp_path)
 
 
+def test_edits_before_the_wrap_are_named_when_it_is_saved(tmp_path):
+    net = timm.create_model(TINY, **VIT)
+    relu(net)
+    model = mx.MultiExitModel(mx.wrap(net), 3)
+    with pytest.warns(UserWarning, match=r"stages.0.mlp.act: a ReLU, made again a GELU"):
+        model.save_pretrained(tmp_path)
+
+
 def test_a_class_with_a_forward_of_its_own_is_refused():
     class Twice(torchvision.models.ResNet):
         def forward(self, x):

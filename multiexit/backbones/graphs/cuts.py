@@ -60,7 +60,9 @@ def from_module(
             places to cut, pieces that compute something else; each with what would work.
     """
     try:
-        traced, nodes = cut_places.chosen(trace(module), like_parameters(example, module))
+        traced = trace(module)
+        example = example.long() if traced.reads_tokens() else example
+        traced, nodes = cut_places.chosen(traced, like_parameters(example, module))
         _check_pieces(traced, nodes, example)
     except Exception as error:  # whatever a network says to what follows it
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -96,6 +96,11 @@ class Trace(NamedTuple):
                 varying.add(node)
         return varying
 
+    def reads_tokens(self) -> bool:
+        """Whether an embedding reads the input, which is then whole numbers."""
+        readers = [self.layer(node) or node.target for node in self.input.users]
+        return any(isinstance(r, nn.Embedding) or r is functional.embedding for r in readers)
+
     def rows(self) -> set[fx.Node]:
         """The nodes that read the first size of a tensor."""
         return {node for node in self.varying() if _is_first_size(node)}

@@ -114,7 +114,7 @@ def decisions(outputs: Tensor, problem: str | None) -> Tensor:
     return PROBLEMS[resolve(problem, outputs.shape[-1])].split(outputs).flatten(-3, -2)
 
 
-def confidence(outputs: Tensor, problem: str | None) -> Tensor:
+def confidence(outputs: Tensor, problem: str | None, asked_BT: Tensor | None = None) -> Tensor:
     """How sure outputs are of a row: max p of its least sure decision, […, B]; 1 of numbers.
 
     A row stops by `MaxProb` where this reaches the threshold.
@@ -122,25 +122,31 @@ def confidence(outputs: Tensor, problem: str | None) -> Tensor:
     Args:
         outputs: logits […, B, C].
         problem: a key of `PROBLEMS`, or None as for `resolve`.
+        asked_BT: of tokens, which are asked for; a row where none is has confidence 1.
 
     >>> confidence(torch.tensor([[4.0, 0.0]]), "multi-label").tolist()  # sigmoid(4), and 1/2
     [0.5]
     """
     split = PROBLEMS[resolve(problem, outputs.shape[-1])].split
-    return split(outputs).softmax(-1).amax(-1).amin(-1)
+    sure = split(outputs).softmax(-1).amax(-1)
+    return (sure if asked_BT is None else sure.masked_fill(~asked_BT, 1.0)).amin(-1)
 
 
-def same(one: Tensor, other: Tensor, problem: str) -> Tensor:
+def same(one: Tensor, other: Tensor, problem: str, asked_BT: Tensor | None = None) -> Tensor:
     """Whether answers agree in all decisions of each row, bool […, B].
 
     Args:
         one, other: as `answer` gives them.
         problem: a key of `PROBLEMS`.
+        asked_BT: of tokens, which are asked for; others don't matter.
 
     >>> same(torch.tensor([[1, 0], [1, 1]]), torch.tensor([[1, 0], [1, 0]]), "multi-label").tolist()
     [True, False]
     """
-    return one == other if PROBLEMS[problem].single else (one == other).all(-1)
+    agree = one == other
+    if PROBLEMS[problem].single:
+        return agree
+    return (agree if asked_BT is None else agree | ~asked_BT).all(-1)
 
 
 def classes_of_decision(problem: str | None, num_classes: int) -> int:

@@ -23,7 +23,8 @@ STEEPEST = 60.0
 def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
     """Thresholds of max p per exit by which rows spend a budget.
 
-    Of a row of several labels it is max p of the one that is least sure, as `MaxProb` has it.
+    Of a row of several labels or tokens it is max p of the one that is least sure, as `MaxProb` has
+    it.
 
     Rows are to leave at exit m in the share P_m ∝ q^m, with q such that Σ P_m·MACs_m is the
     budget. Exit after exit, the threshold is the ⌊B·P_m⌋-th largest max p of the rows that are
@@ -59,7 +60,7 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
     _check_classes(outputs)
     share_M = shares(outputs.cost.macs_M, outputs.cost.full_macs / speedup)
     warn_one_answer(outputs)
-    sure_MB = problems.confidence(outputs.logits_MBC, outputs.problem)
+    sure_MB = problems.confidence(outputs.logits_MBC, outputs.problem, outputs.asked_BT)
     remaining_B = torch.ones(B, dtype=torch.bool)
     thresholds = []
     for m in range(M - 1):

@@ -42,7 +42,7 @@ def calibrate(
     outputs. Warns where the last exit answers one class only, or the rows are all of one class.
 
     Where a row is several decisions, it disagrees with the last exit if one of them does, and is
-    right if all of them are.
+    right if all of them are; of tokens those that are asked for are decisions.
 
     Args:
         outputs: from `multiexit.collect`, on data that is not the evaluation's.

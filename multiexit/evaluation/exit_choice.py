@@ -53,7 +53,9 @@ def exits_that_pay(
 
     def mean_ms(exits: list[int]) -> float:
         certainty = None if outputs.certainty_MB is None else outputs.certainty_MB[exits]
-        exit_B, _ = policies.answers(policy, outputs.logits_MBC[exits], certainty, outputs.problem)
+        exit_B, _ = policies.answers(
+            policy, outputs.logits_MBC[exits], certainty, outputs.problem, outputs.asked_BT
+        )
         shares_M = exit_shares(exit_B, len(exits))
         return latency.with_exits(exits).expected_ms(shares_M.tolist(), batch_size)
 

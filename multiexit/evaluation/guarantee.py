@@ -14,7 +14,7 @@ from torch import Tensor
 from multiexit import problems
 from multiexit.arguments import check_share, unknown
 from multiexit.evaluation.outputs import Outputs
-from multiexit.losses.labels import as_answers
+from multiexit.losses.labels import IGNORED, as_answers
 from multiexit.policies import ExitPolicy
 from multiexit.policies.base import need_classes
 
@@ -158,20 +158,25 @@ def warn_one_answer(outputs: Outputs) -> None:
     if problems.classes_of_decision(outputs.problem, C) == 1 or rows < 2:
         return
     problem = problems.resolve(outputs.problem, C)
-    answer_B, label_B = problems.answer(outputs.logits_MBC[-1], problem), outputs.labels_B
+    answer_B, label_B = problems.answer(outputs.logits_MBC[-1], problem), outputs.scored_labels
+    units = "rows"
+    if problem == "token-classification":
+        learned_BT, units = label_B != IGNORED, "tokens"
+        answer_B, label_B = answer_B[learned_BT], label_B[learned_BT]
+        rows = len(label_B)
     answered, labelled = (x.unique(dim=0).tolist() for x in (answer_B, label_B))
-    of_classes = "class " if problems.PROBLEMS[problem].single else ""
+    of_classes = "class " if answer_B.ndim == 1 else ""
     if len(answered) == 1:
         warnings.warn(
-            f"the last exit answers {of_classes}{answered[0]!s:.60} on all {rows} rows, which have "
-            f"{len(labelled)} different labels: that early exits agree with it, and a certificate "
-            "of that, say nothing about how good the answers are",
+            f"the last exit answers {of_classes}{answered[0]!s:.60} on all {rows} {units}, which "
+            f"have {len(labelled)} different labels: that early exits agree with it, and a "
+            "certificate of that, say nothing about how good the answers are",
             stacklevel=3,
         )
     elif len(labelled) == 1:
         warnings.warn(
-            f"all {rows} rows to calibrate on have the label {labelled[0]!s:.60}: what is chosen "
-            "and certified on them says nothing about others",
+            f"all {rows} {units} to calibrate on have the label {labelled[0]!s:.60}: what is "
+            "chosen and certified on them says nothing about others",
             stacklevel=3,
         )
 
@@ -182,6 +187,7 @@ def losses(
     labels_B: Tensor,
     kind: str,
     problem: str | None = None,
+    asked_BT: Tensor | None = None,
 ) -> Tensor:
     """The loss of leaving early on each row, 0 or 1; a row's answer is that of all its decisions.
 
@@ -192,6 +198,8 @@ def losses(
         kind: `"disagreement"`: another answer than the last exit's. `"accuracy"`: wrong where the
             last exit is right, so that the mean bounds the loss of accuracy.
         problem: the model's; None is classification.
+        asked_BT: of tokens, which are asked for; None is all. Of these, all that have a label must
+            be right for a row to be right.
 
     Returns:
         0 or 1, float64 [S, B].
@@ -204,10 +212,13 @@ def losses(
     problem = problems.resolve(problem, full_BC.shape[-1])
     early_SB, full_B = (problems.answer(z, problem) for z in (answer_SBC, full_BC))
     if kind == "disagreement":
-        return (~problems.same(early_SB, full_B, problem)).double()
+        return (~problems.same(early_SB, full_B, problem, asked_BT)).double()
     right_B = as_answers(labels_B, problem)
+    if problem == "token-classification":
+        labelled_BT = labels_B != IGNORED
+        asked_BT = labelled_BT if asked_BT is None else asked_BT & labelled_BT
     full_right_B, early_right_SB = (
-        problems.same(answer, right_B, problem) for answer in (full_B, early_SB)
+        problems.same(answer, right_B, problem, asked_BT) for answer in (full_B, early_SB)
     )
     return (full_right_B & ~early_right_SB).double()
 
@@ -224,7 +235,16 @@ def realised(outputs: Outputs, policy: ExitPolicy, kind: str) -> float:
         ValueError: another kind, or regression.
     """
     _, answer_BC = outputs.answers(policy)
-    loss_1B = losses(
-        answer_BC[None], outputs.logits_MBC[-1], outputs.labels_B, kind, outputs.problem
-    )
-    return float(loss_1B.mean())
+    return float(losses_of(outputs, answer_BC[None], kind).mean())
+
+
+def losses_of(outputs: Outputs, answer_SBC: Tensor, kind: str) -> Tensor:
+    """`losses` of answers to a set's rows, [S, B].
+
+    Args:
+        outputs: from `multiexit.collect`.
+        answer_SBC: what each setting answers.
+        kind: of the loss.
+    """
+    full_BC, labels_B = outputs.logits_MBC[-1], outputs.labels_B
+    return losses(answer_SBC, full_BC, labels_B, kind, outputs.problem, outputs.asked_BT)

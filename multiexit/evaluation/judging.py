@@ -13,7 +13,6 @@ from torch import Tensor
 from multiexit import policies, problems
 from multiexit.evaluation import metrics
 from multiexit.evaluation.outputs import Outputs, exit_shares
-from multiexit.losses.labels import IGNORED
 from multiexit.model.cost import Cost
 from multiexit.policies import ExitPolicy, check
 
@@ -74,13 +73,11 @@ def score(outputs: Outputs, logits_BC: Tensor) -> dict[str, float]:
     Raises:
         ValueError: what `multiexit.metrics.measure` raises.
     """
-    predicted_B, labels_B = problems.answer(logits_BC, outputs.problem), outputs.labels_B
-    if outputs.asked_BT is not None:
-        labels_B = labels_B.masked_fill(~outputs.asked_BT, IGNORED)
+    predicted_B = problems.answer(logits_BC, outputs.problem)
     return metrics.measure(
         outputs.metric,
         predicted_B.numpy(),
-        labels_B.numpy(),
+        outputs.scored_labels.numpy(),
         logits_BC.shape[-1],
         outputs.problem,
         outputs.names,

@@ -79,6 +79,13 @@ class Outputs:
         """C."""
         return self.logits_MBC.shape[-1]
 
+    @property
+    def scored_labels(self) -> Tensor:
+        """The labels that answers are scored by: those of tokens that aren't asked for are −100."""
+        if self.asked_BT is None:
+            return self.labels_B
+        return self.labels_B.masked_fill(~self.asked_BT, IGNORED)
+
     def answers(self, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
         """Find where each row leaves under a policy, int64 [B], and what it answers, [B, C]."""
         return policies.answers(

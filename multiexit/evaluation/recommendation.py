@@ -142,7 +142,7 @@ def recommend(
         tried.sort(key=lambda row: (-row.score, -fast(row)))
     policy = tried[0].policy
     _, answers_BC = rest.answers(policy)
-    changed = differs(answers_BC, rest.logits_MBC[-1], rest.problem)
+    changed = differs(rest, answers_BC, rest.logits_MBC[-1])
     return Recommendation(
         judge(rest, policy),
         judge(rest, last),
@@ -182,9 +182,12 @@ def check_target(**target: float | None) -> None:
         raise ValueError(f"milliseconds must be above 0, got {value}")
 
 
-def differs(one_BC: torch.Tensor, other_BC: torch.Tensor, problem: str | None) -> int:
-    """In how many rows two outputs have other answers."""
-    different = problems.answer(one_BC, problem) != problems.answer(other_BC, problem)
+def differs(outputs: Outputs, one_BC: torch.Tensor, other_BC: torch.Tensor) -> int:
+    """In how many of a set's rows two outputs have other answers."""
+    one, other = (problems.answer(x, outputs.problem) for x in (one_BC, other_BC))
+    different = one != other
+    if outputs.asked_BT is not None:
+        different &= outputs.asked_BT
     return int(different.flatten(1).any(1).sum() if different.ndim > 1 else different.sum())
 
 

@@ -157,7 +157,7 @@ def _exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
     ]
     if problem != "regression":  # whose answers agree or not by degree
         for row, answer_B in zip(rows, answer_MB, strict=True):
-            same_B = problems.same(answer_B, answer_MB[-1], problem)
+            same_B = problems.same(answer_B, answer_MB[-1], problem, outputs.asked_BT)
             row["agreement"] = float(same_B.double().mean())
     return rows
 

@@ -182,9 +182,7 @@ def _bounded(
     if answers[0][0].sum() < answers[-1][0].sum():
         settings, answers = settings[::-1], answers[::-1]
     answer_SBC = torch.stack([answer_BC for _, answer_BC in answers])
-    loss_SB = guarantee.losses(
-        answer_SBC, outputs.logits_MBC[-1], outputs.labels_B, target.loss, outputs.problem
-    )
+    loss_SB = guarantee.losses_of(outputs, answer_SBC, target.loss)
     if delta is None:
         index = guarantee.conformal(loss_SB, risk)
     else:

@@ -23,9 +23,9 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
 
         T_m = argmin_T Σ_b −log softmax(z_mb / T)(y_b),    0.01 ≤ T ≤ 100
 
-    Of several labels it is the sum over all of them, with softmax(0, z). Answers stay the same;
-    confidences, and so what a threshold means, change. The temperatures are kept in
-    `model.temperature_M`, and saved with it.
+    Of several labels it is the sum over all of them, with softmax(0, z); of tokens over those that
+    are asked for and have a label. Answers stay the same; confidences, and so what a threshold
+    means, change. The temperatures are kept in `model.temperature_M`, and saved with it.
 
     Args:
         model: whose outputs these are; changed in place.
@@ -56,7 +56,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
         optimum: Any = minimize_scalar(
             _loss,
             bounds=(-RANGE, RANGE),
-            args=(logits_BC, outputs.labels_B, criterion),
+            args=(logits_BC, outputs.scored_labels, criterion),
             method="bounded",
         )
         model.temperature_M[exit] *= math.exp(optimum.x)

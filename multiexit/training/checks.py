@@ -109,7 +109,6 @@ def _check_tokens(model: MultiExitModel, recipe: Recipe) -> None:
     reasons = {
         f"heads chained by {recipe.head!r}": isinstance(recipe.head, str) and "+" in recipe.head,
         "weights of rows": any(phase.learner.weighs_rows for phase in recipe.phases),
-        "a budget of rows": isinstance(recipe.finish, Budget),
         "a teacher's states of a row's first token": recipe.name == "pkd",
     }
     if (why := next((reason for reason, holds in reasons.items() if holds), None)) is not None:

@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from multiexit import problems
 from multiexit.data.batches import num_learned_tokens, num_rows, with_shares
 from multiexit.losses import topology
+from multiexit.losses.temperature import Constant
 from multiexit.losses.weights.hypergradient import LookBack, plain_attention
 from multiexit.losses.weights.learners import Plan
 from multiexit.losses.weights.state import Omega
@@ -194,8 +194,7 @@ class Stepper:
                     parts.append(self._gradients(split))
             total += loss.detach()
             total_MM += share * losses.L_MM.detach()
-            logits_MNK = problems.decisions(losses.logits_MBC, self.model.problem)
-            self.tau = self.phase.temperature.after(self.tau, logits_MNK, self._mean)
+            self.tau = self.phase.temperature.after(self.tau, self._learned(losses), self._mean)
         if surgery is not None:
             merged = surgery.merge(self._mean_gradients(parts), self._shared)
             for p, g in zip(self._parameters, merged, strict=True):
@@ -210,6 +209,15 @@ class Stepper:
             look_back.stepped(self.optimizer.optimizer, clipped)
         self.optimizer.zero_grad()
         return total, total_MM
+
+    def _learned(self, losses: Losses) -> Tensor:
+        """All exits' logits of the decisions that are learned, [M, N, K]."""
+        logits_MNK, _, share_N = self._pass.criterion.decisions(
+            losses.logits_MBC, losses.labels_B, losses.asked_BT
+        )
+        if share_N is None or isinstance(self.phase.temperature, Constant):  # which doesn't look
+            return logits_MNK
+        return logits_MNK[:, share_N > 0]
 
     def _weighted_loss(self, losses: Losses, factors_MM: Tensor) -> Tensor:
         """The scalar that Θ descends."""

@@ -31,6 +31,7 @@ class Losses(NamedTuple):
         extra: what the phase adds, a scalar.
         logits_MBC: all exits' logits [M, B, C].
         labels_B: on the logits' device, or None where the phase learns from none.
+        asked_BT: of tokens without labels, which are learned.
     """
 
     L_MM: Tensor
@@ -38,6 +39,7 @@ class Losses(NamedTuple):
     extra: Tensor | None
     logits_MBC: Tensor
     labels_B: Tensor | None
+    asked_BT: Tensor | None = None
 
 
 class TrainingPass(nn.Module):
@@ -109,7 +111,7 @@ class TrainingPass(nn.Module):
             rows_MB = matrix.row_losses(exits.logits_MBC, labels_B, self.criterion)
         if phase.extra is not None:
             extra = phase.extra(Seen(args, inputs, labels_B, *exits[:3], self.model.problem))
-        return Losses(L_MM, rows_MB, extra, exits.logits_MBC, labels_B)
+        return Losses(L_MM, rows_MB, extra, exits.logits_MBC, labels_B, asked_BT)
 
     def _recomputed_stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:
         """A stage that keeps nothing for the backward pass, where it is run again."""

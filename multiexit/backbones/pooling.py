@@ -74,7 +74,9 @@ def turned_by(value: Tensor, places_B: Tensor) -> Tensor:
     [[1, 2, 0], [2, 0, 1]]
     """
     T = value.shape[1]
-    index_BT = (torch.arange(T, device=value.device) + places_B.unsqueeze(1)) % T
+    index_BT = torch.arange(T, device=value.device) + places_B.unsqueeze(1)
+    index_BT = torch.where(index_BT < 0, index_BT + T, index_BT)  # ONNX has no % of a size
+    index_BT = torch.where(index_BT < T, index_BT, index_BT - T)
     if value.ndim == 3:
         return value.gather(1, index_BT.unsqueeze(-1).expand(-1, -1, value.shape[2]))
     return value.gather(1, index_BT)

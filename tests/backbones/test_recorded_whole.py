@@ -11,25 +11,26 @@ import transformers
 from helpers import assert_same, changed, config, fit, same_answers, tensors
 from torch import nn
 from torch.utils.data import Dataset
-from zoo import ZOO
+from zoo import ONE_LENGTH, TOKENS, ZOO
 
 import multiexit as mx
 
-TEXTS = ["decoder/gpt2", "decoder/llama", "text/deberta-v2", "text/mt5"]
+TEXTS = ["decoder/gpt2", "decoder/llama", "text/deberta-v2", "text/mt5", "text/xlnet"]
 OTHERS = ["image/swin", "image/convnext", "audio/wav2vec2"]
 
 
-def wrapped(network):
+def wrapped(network, input_shape=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return mx.wrap(network)
+        return mx.wrap(network, input_shape=input_shape)
 
 
 def made(key, network=None, exits="all"):
     """A model of three classes whose exits disagree, in evaluation mode, and six rows."""
     inputs = ZOO[key].inputs(6, 0)
     torch.manual_seed(1)
-    model = mx.MultiExitModel(wrapped(network or ZOO[key].make()), 3, exits).eval()
+    backbone = wrapped(network or ZOO[key].make(), (TOKENS,) if key in ONE_LENGTH else None)
+    model = mx.MultiExitModel(backbone, 3, exits).eval()
     for head in model.heads:
         for p in head.parameters():
             nn.init.normal_(p, std=0.5)
@@ -155,7 +156,7 @@ def _eager(compile):
     )
 
 
-@pytest.mark.parametrize("key", ["decoder/gpt2", "image/convnext"])
+@pytest.mark.parametrize("key", ["decoder/gpt2", "image/convnext", "text/xlm", "text/fnet"])
 @pytest.mark.usefixtures("onnx_operators")
 def test_exports_agree(key, tmp_path):
     model, inputs = made(key, exits=2)
@@ -180,7 +181,11 @@ def test_costs_are_counted(key):
 @pytest.mark.parametrize("key", TEXTS)
 def test_padding_may_stand_anywhere(key):
     model, inputs = made(key)
-    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+    first = inputs["attention_mask"].int().argmax(1).tolist()
+    ids_BT, mask_BT = (
+        torch.stack([row.roll(-n) for row, n in zip(inputs[name], first, strict=True)])
+        for name in ("input_ids", "attention_mask")
+    )
     wanted = model(**inputs)
     lengths = mask_BT.sum(1).tolist()
     left = torch.stack([ids_BT[i].roll(12 - n) for i, n in enumerate(lengths)])

@@ -8,6 +8,7 @@ import typer
 
 from multiexit import starting
 from multiexit.cli import baselines, judging, recommending, serving, training, tuning
+from multiexit.cli.run_files import expanded
 from multiexit.cli.spelling import as_typed
 from multiexit.cli.words import check_words, finite, options_of
 
@@ -48,6 +49,8 @@ def main() -> None:
         run = record(app)
     program: Any = typer.main.get_command(app)
     try:
+        check_words(program, sys.argv[1:])
+        sys.argv = [sys.argv[0], *expanded(program, sys.argv[1:])]
         check_words(program, sys.argv[1:])
         run()
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:

@@ -54,6 +54,10 @@ def demo(
 def train(
     task: Task,
     output: Annotated[Path, typer.Option(help="the run's folder")],
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="options by name in YAML or JSON, or a run's run.json"),
+    ] = None,
     data_dir: DataDir = None,
     download: Annotated[bool, typer.Option(help="fetch CIFAR into the data folder")] = False,
     recipe: RecipeName = "leebert",
@@ -153,7 +157,10 @@ def train(
     multiexit train --task cifar10 --data-dir data --recipe leebert --epochs 20 --output runs/cifar
 
     multiexit train --task rte --seeds 5 --output runs/rte-leebert --against runs/rte-pabee
+
+    multiexit train --config runs/mrpc/run.json --output runs/mrpc-again
     """
+    del config_file  # `main` has written its options out
     from multiexit.cli import reporting
     from multiexit.data import tasks
     from multiexit.evaluation import grids

@@ -251,6 +251,8 @@ def lines_of(place: Path):
     yield [*train, "--lr-schedule", "polynomial", "--lr-schedule-option", "powr=2"]
     yield [*train, "--seeds", "2", "--against", str(place / "folder")]
     yield [*train, "--against", str(place / "folder")]
+    for wrong in NOT_THESE:
+        yield [*train, "--config", str(place / wrong)]
     for option, value in (
         ("--normalisation", "cifar10"),
         ("--max-length", "64"),

@@ -97,6 +97,7 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
     path = folder / NAME
     now = {
         "command": shlex.join(sys.orig_argv),
+        "arguments": sys.argv[1:],
         "folder": str(Path.cwd()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git_commit(),

@@ -8,12 +8,13 @@ Letters: M exits, B batch rows, C classes, T tokens.
 
 import copy
 import json
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.backbones import Backbone, adapters, rebuild, select
 from multiexit.losses import topology
 from multiexit.losses.topology import Topology
@@ -24,7 +25,13 @@ from multiexit.model import heads
 from multiexit.policies import ExitPolicy
 
 
-def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows: int = 40) -> None:
+def check_policy(
+    policy: ExitPolicy,
+    num_classes: int = 3,
+    exits: int = 6,
+    rows: int = 40,
+    problem: str | None = None,
+) -> None:
     """It is a frozen dataclass, a row's exit is the same in any batch, and saving loses nothing.
 
     Random logits [M, B, C], from unsure to sure, with ties and with answers that last, and random
@@ -35,6 +42,9 @@ def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows:
         policy: what is checked.
         num_classes: C; 1 for policies of regression.
         exits, rows: M and B.
+        problem: what the logits say of a row, a key of `multiexit.problems.PROBLEMS`: rows that are
+            several decisions stop when all of theirs would. None is classification, or with one
+            output regression.
 
     Raises:
         AssertionError: another class, the row that another one sways, or what comes back from
@@ -50,25 +60,27 @@ def check_policy(policy: ExitPolicy, num_classes: int = 3, exits: int = 6, rows:
         f"{type(policy).__name__} must be a frozen dataclass, so that its fields are saved and "
         "compared: write @dataclass(frozen=True) over the class",
     )
+    problem = problems.resolve(problem, num_classes)
+    simulate, run = (partial(f, problem=problem) for f in (policies.simulate, _run))
     generator = torch.Generator().manual_seed(0)
-    scale_B1 = torch.logspace(-2, 1.5, rows).unsqueeze(1)
-    logits_MBC = scale_B1 * torch.randn(exits, rows, num_classes, generator=generator)
+    tokens = (4,) if problem == "token-classification" else ()
+    shape = (exits, rows, *tokens, num_classes)
+    scale_B = torch.logspace(-2, 1.5, rows).view(-1, *(1 for _ in shape[2:]))
+    logits_MBC = scale_B * torch.randn(shape, generator=generator)
     logits_MBC[:, ::5] = logits_MBC[:1, ::5]  # the same answer at every exit
     logits_MBC[1:, 1::5] = logits_MBC[1:2, 1::5]  # at all but the first
     logits_MBC[:, 2::7] = 0  # ties
     certainty_MB = torch.rand(exits, rows, generator=generator)
     alone_B = torch.cat(
-        [_run(policy, logits_MBC[:, [row]], certainty_MB[:, [row]]) for row in range(rows)]
+        [run(policy, logits_MBC[:, [row]], certainty_MB[:, [row]]) for row in range(rows)]
     )
     order_B = torch.randperm(rows, generator=generator)
     shuffled_B = torch.empty_like(alone_B)
-    shuffled_B[order_B] = policies.simulate(
-        policy, logits_MBC[:, order_B], certainty_MB[:, order_B]
-    )
+    shuffled_B[order_B] = simulate(policy, logits_MBC[:, order_B], certainty_MB[:, order_B])
     ways = {
-        "in a batch": policies.simulate(policy, logits_MBC, certainty_MB),
+        "in a batch": simulate(policy, logits_MBC, certainty_MB),
         "in a shuffled batch": shuffled_B,
-        "in a batch that stopped rows leave": _run(policy, logits_MBC, certainty_MB),
+        "in a batch that stopped rows leave": run(policy, logits_MBC, certainty_MB),
     }
     for how, exit_B in ways.items():
         for row in (exit_B != alone_B).nonzero().flatten().tolist():
@@ -235,9 +247,10 @@ def check_topology(made: Topology) -> None:
         _require(same, f"two calls at M = {M} differ")
 
 
-def _run(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor) -> Tensor:
+def _run(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor, problem: str) -> Tensor:
     """Exits [B] by the plain loop: one exit after another, stopped rows leave."""
-    M, B, _ = logits_MBC.shape
+    policy = policies.for_problem(policy, problem)
+    M, B = logits_MBC.shape[:2]
     exit_B, rows_B = torch.full((B,), M - 1), torch.arange(B)
     state = policy.init(logits_MBC[0])
     _require_rows(state, B, f"{policy}.init's state")

@@ -52,6 +52,9 @@ class Runner:
 
     Attributes:
         settings: all that is known of the network, as plain data.
+        problem: what its outputs say of a row: `"classification"`, one of C classes;
+            `"multi-label"`, for each of C whether it holds, yes where its logit is above 0;
+            `"regression"`, C numbers; `"token-classification"`, a class for each token.
         labels: the classes' names, or None.
         preprocessing: how inputs were prepared, plain data.
 
@@ -81,6 +84,7 @@ class Runner:
         export = read_folder(folder)
         text = read_file(export, SETTINGS)
         self.settings = parse_settings(text, str(export.path / SETTINGS))
+        self.problem: str = self.settings["problem"]
         self.labels: list[str] | None = self.settings["labels"]
         self.preprocessing: dict[str, Any] = self.settings["preprocessing"]
         self._knobs: dict[str, int | float] = self.settings["knobs"]

@@ -14,6 +14,7 @@ KEYS = {
     "format", "versions", "num_classes", "exits", "labels", "preprocessing", "inputs",
     "max_tokens", "policy", "knobs", "segments", "int8", "parity",
 }  # fmt: skip
+PROBLEMS = ("classification", "multi-label", "regression", "token-classification")
 TYPES = ("int64", "int32", "float32", "bool")
 INT64 = 2**63 - 1
 FLOAT32 = 3.4e38
@@ -85,8 +86,11 @@ def _check_settings(settings: Any) -> None:
             f"it has format {reprlib.repr(settings.get('format'))}; this version reads {FORMAT}: "
             "export the model again, or use the multiexit_runner of the version that wrote it"
         )
-    _check_keys("the whole", settings, KEYS, {"ranges"})  # which older folders lack
+    _check_keys("the whole", settings, KEYS, {"ranges", "problem"})  # which older folders lack
     _check_whole("num_classes", settings["num_classes"], 1)
+    usual = "regression" if settings["num_classes"] == 1 else "classification"
+    problem = settings.setdefault("problem", usual)
+    _need(problem in PROBLEMS, "problem", problem, f"one of {', '.join(PROBLEMS)}")
     for key in ("versions", "preprocessing", "policy"):
         _need(isinstance(settings[key], dict), key, settings[key], "a table")
     classes, labels = settings["num_classes"], settings["labels"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.backbones.base import select
 from multiexit.model.latency import Latency, machine_of, nested
 from multiexit.model.model import MultiExitModel
@@ -60,8 +60,8 @@ def profile(
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
         raise ValueError(f"batch_sizes must rise from 1 at least, got {list(batch_sizes)}")
     if policy is None:
-        usual = policies.MaxProb(UNREACHED)
-        policy = model.policy or (usual if model.num_classes > 1 else policies.FixedExit(0))
+        K = problems.classes_of_decision(model.problem, model.num_classes)
+        policy = model.policy or (policies.MaxProb(UNREACHED) if K > 1 else policies.FixedExit(0))
     policies.check(policy, model.num_exits, model.num_classes, model.problem)
     example = model.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device

@@ -167,10 +167,22 @@ def _answers(
         inputs, answer.logits_BC.float().cpu(), answer.exit_B.tolist(), strict=True
     ):
         row: dict[str, Any] = {name: text, "exit": exit, "layers": model.exits[exit] + 1}
-        if model.num_classes == 1:
-            yield {**row, "value": float(logits_C[0])}
-            continue
-        p_C = logits_C.softmax(-1)
-        best = int(p_C.argmax())
-        label = best if model.labels is None else model.labels[best]
-        yield {**row, "label": label, "confidence": round(float(p_C[best]), 6)}
+        yield {**row, **_plain_answer(model, logits_C)}
+
+
+def _plain_answer(model: MultiExitModel, logits_C: Tensor) -> dict[str, Any]:
+    """What a row's logits say, by name: a label, those that hold, a value, or several."""
+    if model.problem == "regression":
+        values = logits_C.tolist()
+        return {"value": values[0]} if model.num_classes == 1 else {"values": values}
+    names = model.labels or range(model.num_classes)
+    if model.problem == "multi-label":
+        shares = zip(names, logits_C.sigmoid().tolist(), strict=True)
+        held = [(name, p) for name, p in shares if p > 0.5]
+        return {
+            "labels": [name for name, _ in held],
+            "confidences": [round(p, 6) for _, p in held],
+        }
+    p_C = logits_C.softmax(-1)
+    best = int(p_C.argmax())
+    return {"label": names[best], "confidence": round(float(p_C[best]), 6)}

@@ -33,31 +33,41 @@ REGRESS = [
 
 def naive_exit(policy, z: list[list[float]], u: list[float]) -> tuple[int, int]:
     """One row's exit from its logits [M][C] and certainties [M], and whose answer it takes."""
-    M, count, before, tops = len(z), 0, None, []
-    for m in range(M):
-        C = len(z[m])
-        e = [math.exp(x - max(z[m])) for x in z[m]]
-        p = [x / sum(e) for x in e]
+    M, stops = len(z), naive_stops(policy, z, u)
+    exit = next((m for m in range(M - 1) if stops[m]), M - 1)
+    tops = [max(probabilities(z_C)) for z_C in z[: exit + 1]]
+    return exit, tops.index(max(tops)) if isinstance(policy, mx.MostConfident) else exit
+
+
+def probabilities(z_C: list[float]) -> list[float]:
+    e = [math.exp(x - max(z_C)) for x in z_C]
+    return [x / sum(e) for x in e]
+
+
+def naive_stops(policy, z: list[list[float]], u: list[float]) -> list[bool]:
+    """At which exits it would stop a row that is there."""
+    count, before, stops = 0, None, []
+    for m, z_C in enumerate(z):
+        C, p = len(z_C), probabilities(z_C)
         entropy = -sum(x * math.log(x) for x in p if x > 0)
         top = sorted(p, reverse=True)
-        tops.append(top[0])
         answer = max(range(C), key=lambda c: z[m][c])
         threshold = getattr(policy, "threshold", None)
         if isinstance(threshold, tuple):
             threshold = threshold[m] if m < len(threshold) else None
         match policy:
             case mx.FixedExit(exit):
-                stop = m == exit
+                stop = m >= exit
             case mx.Patience(patience, None):
                 count = count + 1 if before is not None and answer == before else 0
-                before, stop = answer, count == patience
+                before, stop = answer, count >= patience
             case mx.Patience(patience, tolerance):
                 near = before is not None and abs(z[m][0] - before) < tolerance
                 count = count + 1 if near else 0
-                before, stop = z[m][0], count == patience
+                before, stop = z[m][0], count >= patience
             case mx.PatientConfident(_, patience):
                 count = count + 1 if entropy / math.log(C) < threshold else 0
-                stop = count == patience
+                stop = count >= patience
             case _ if threshold is None:
                 stop = False
             case mx.Entropy():
@@ -70,9 +80,8 @@ def naive_exit(policy, z: list[list[float]], u: list[float]) -> tuple[int, int]:
                 stop = top[0] - top[1] >= threshold
             case mx.Certainty():
                 stop = u[m] >= threshold
-        if stop or m == M - 1:
-            return m, tops.index(max(tops)) if isinstance(policy, mx.MostConfident) else m
-    raise AssertionError("everyone leaves at the last exit")
+        stops.append(stop)
+    return stops
 
 
 def test_every_policy_is_in_the_battery():
@@ -91,6 +100,43 @@ def test_conforms(policy, C):
 @pytest.mark.parametrize("policy", REGRESS, ids=repr)
 def test_conforms_for_regression(policy):
     testing.check_policy(policy, num_classes=1)
+
+
+SEVERAL = [(policy, "multi-label") for policy in CLASSIFY]
+SEVERAL += [(policy, "regression") for policy in REGRESS]
+"""Policies of rows that are several decisions, with the problem."""
+
+
+@pytest.mark.parametrize("C", [1, 4])
+@pytest.mark.parametrize(("policy", "problem"), SEVERAL, ids=repr)
+def test_conforms_for_rows_of_several_decisions(policy, problem, C):
+    testing.check_policy(policy, num_classes=C, exits=5, problem=problem)
+
+
+@given(st.sampled_from(SEVERAL), st.integers(1, 7), st.integers(1, 4), st.integers(0, 99_999))
+@settings(max_examples=200, deadline=None)
+def test_a_row_leaves_where_all_its_decisions_would(case, M, C, seed):
+    """By plain loops, which never stop asking: it leaves where they all say so at once."""
+    policy, problem = fitted(case[0], M), case[1]
+    generator = torch.Generator().manual_seed(seed)
+    logits_MBC = 4 * torch.randn(M, 6, C, generator=generator)
+    logits_MBC[:, ::2] = logits_MBC[:1, ::2] + 0.1 * logits_MBC[:, ::2]  # answers that last
+    certainty_MB = torch.rand(M, 6, generator=generator)
+    exit_B, answer_BC = policies.answers(policy, logits_MBC, certainty_MB, problem)
+    for b in range(6):
+        stops_MC, logits_MC = [], logits_MBC[:, b]
+        for c in range(C):
+            z = logits_MC[:, c].tolist()
+            cells = [[0.0, x] for x in z] if problem == "multi-label" else [[x] for x in z]
+            stops_MC.append(naive_stops(policy, cells, certainty_MB[:, b].tolist()))
+        together = [m for m in range(M - 1) if all(stops[m] for stops in stops_MC)]
+        assert int(exit_B[b]) == (together[0] if together else M - 1)
+        if isinstance(policy, mx.MostConfident):  # each label has a most confident exit of its own
+            sure_MC = logits_MC[: int(exit_B[b]) + 1].abs()
+            wanted_C = logits_MC.gather(0, sure_MC.argmax(0)[None])[0]
+        else:
+            wanted_C = logits_MC[exit_B[b]]
+        torch.testing.assert_close(answer_BC[b], wanted_C)
 
 
 @given(st.sampled_from(CLASSIFY), st.integers(1, 7), st.integers(2, 5), st.integers(0, 99_999))
@@ -205,8 +251,8 @@ def assert_same_everywhere(policy, model, inputs) -> torch.Tensor:
     with torch.no_grad():
         logits_MBC, certainty_MB = model.run((), inputs)[:2]
     B = logits_MBC.shape[1]
-    exit_B, answer_BC = policies.answers(policy, logits_MBC, certainty_MB)
-    assert torch.equal(mx.simulate(policy, logits_MBC, certainty_MB), exit_B)
+    exit_B, answer_BC = policies.answers(policy, logits_MBC, certainty_MB, model.problem)
+    assert torch.equal(mx.simulate(policy, logits_MBC, certainty_MB, model.problem), exit_B)
     order = torch.randperm(B)
     cuts = {
         "whole": [torch.arange(B)],
@@ -237,6 +283,25 @@ def test_predict_agrees_with_simulate_in_any_batch(policy, network):
 @pytest.mark.parametrize("policy", unlearned(REGRESS), ids=repr)
 def test_predict_agrees_with_simulate_for_regression(policy, regressor):
     assert_same_everywhere(policy, *regressor)
+
+
+@pytest.mark.parametrize(("policy", "problem"), SEVERAL, ids=repr)
+def test_predict_agrees_with_simulate_for_several_decisions(policy, problem, make_backbone):
+    learns = isinstance(policy, mx.Certainty)
+    head = "linear+lte" if learns else "linear"
+    model = mx.MultiExitModel(make_backbone("mlp"), 4, head=head, problem=problem).eval()
+    assert_same_everywhere(policy, model, {"x": 9 * torch.randn(24, 6)})
+    assert_engine_agrees(policy, model)
+
+
+def assert_engine_agrees(policy, model):
+    x = 9 * torch.randn(24, 6)
+    wanted = model.predict(policy, x)
+    got = mx.Engine(model, policy).predict(x)
+    streamed = list(mx.Engine(model, policy).stream([x[:7], x[7:]], batch_size=4))
+    for logits_BC, exits in (got, map(torch.cat, zip(*streamed, strict=True))):
+        assert torch.equal(exits, wanted.exit_B)
+        torch.testing.assert_close(logits_BC, wanted.logits_BC)
 
 
 CHAINED = [("bert", "pooler+mix"), ("bert", "linear+cascade"), ("mlp", "linear+lte")]

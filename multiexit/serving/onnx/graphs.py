@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from multiexit import problems
 from multiexit.model import exit_loop
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
@@ -61,7 +62,8 @@ def write(
     try:
         return _write(model, policy, numbers, examples, folder)
     except ValueError:
-        traceable = knobs.traceable(policy, numbers, model.num_classes)
+        K = problems.classes_of_decision(model.problem, model.num_classes)
+        traceable = knobs.traceable(policy, numbers, K)
         if traceable == numbers:
             raise
     return _write(model, policy, traceable, examples, folder)

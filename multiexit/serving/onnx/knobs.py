@@ -36,7 +36,7 @@ def traceable(policy: ExitPolicy, numbers: Knobs, num_classes: int) -> Knobs:
     Args:
         policy: whose numbers they are.
         numbers: from `policy_numbers`.
-        num_classes: C.
+        num_classes: of a decision of the model's rows (`multiexit.problems`).
     """
     if _traceable(policy, numbers, num_classes):
         return numbers

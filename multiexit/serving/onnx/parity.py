@@ -4,12 +4,13 @@ Letters: M exits, B batch rows, C classes.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
 from multiexit.model.passes import Pass
@@ -29,14 +30,14 @@ class Parity(NamedTuple):
     Args:
         rows: how many were compared.
         largest_difference: between any two logits, of all exits.
-        same_class: share of the exits, over all rows, whose largest logit is that of the same
-            class.
+        same_class: share of the exits, over all rows, that give the same answer: the class, or of
+            several labels all of them.
         same_exit: share of the rows that leave at the same exit.
-        same_answer: share of the rows whose answers, where they leave, are the same class.
+        same_answer: share of the rows whose answers, where they leave, are the same.
         same_answer_alone: the same of the first 256 rows, each run as a batch of its own.
         largest_difference_alone: between any two logits of such a row, alone and in its batch.
 
-    With one output there are no classes, and all shares of them are 1.
+    Of numbers there are no classes, and all shares of them are 1.
     """
 
     rows: int
@@ -66,6 +67,7 @@ def compare(
     Raises:
         ValueError: NaN or infinite logits; no rows; with `exact`, logits or exits that differ.
     """
+    same = partial(_same_answers, problem=model.problem)
     differences, same_class, same_exit, same_answer = [], [], [], []
     same_alone, difference_alone, remaining = [], 0.0, ALONE
     for batch in batches:
@@ -84,12 +86,12 @@ def compare(
             difference_alone = max(
                 difference_alone, float((alone_MBC - graph_MBC[:, :count]).abs().max())
             )
-            same_alone.append(model_BC[:count].argmax(-1) == alone_BC.argmax(-1))
+            same_alone.append(same(model_BC[:count], alone_BC))
             remaining -= count
         if exact:
             allowed = TOLERANCE * max(1.0, float(outputs.logits_MBC.abs().max()))
-            close_B = (model_BC - graph_BC).abs().amax(1) <= allowed
-            near_B = _near_threshold(policy, outputs, difference)
+            close_B = (model_BC - graph_BC).abs().flatten(1).amax(1) <= allowed
+            near_B = _near_threshold(policy, outputs, difference, model.problem)
             agree_B = ((model_exit_B == graph_exit_B) & close_B) | near_B
             worst = max(difference, difference_alone)
             if worst > allowed or not agree_B.all():
@@ -101,9 +103,9 @@ def compare(
                     f"{shapes}"
                 )
         differences.append(difference)
-        same_class.append((outputs.logits_MBC.argmax(-1) == graph_MBC.argmax(-1)).float().mean(0))
+        same_class.append(same(outputs.logits_MBC, graph_MBC).float().mean(0))
         same_exit.append(model_exit_B == graph_exit_B)
-        same_answer.append(model_BC.argmax(-1) == graph_BC.argmax(-1))
+        same_answer.append(same(model_BC, graph_BC))
     if not differences:
         raise ValueError("no rows to compare the exported graphs on: the data set is empty")
 
@@ -130,7 +132,14 @@ def _single_row_answers(
     return logits_MBC, torch.cat([torch.from_numpy(runner.predict(**row)[0]) for row in single])
 
 
-def _near_threshold(policy: ExitPolicy, outputs: Pass, noise: float) -> Tensor:
+def _same_answers(one: Tensor, other: Tensor, problem: str) -> Tensor:
+    """Whether outputs give the same answer to each row, bool […, B]; of numbers always."""
+    if problem == "regression":
+        return torch.ones(one.shape[:-1], dtype=torch.bool)
+    return problems.same(problems.answer(one, problem), problems.answer(other, problem), problem)
+
+
+def _near_threshold(policy: ExitPolicy, outputs: Pass, noise: float, problem: str) -> Tensor:
     """Rows whose exit such a small change of the logits may move, bool [B]."""
     generator = torch.Generator().manual_seed(0)
 
@@ -138,9 +147,12 @@ def _near_threshold(policy: ExitPolicy, outputs: Pass, noise: float) -> Tensor:
         size = 4 * noise + 1e-6
         return values + size * (2 * torch.rand(values.shape, generator=generator) - 1)
 
-    exit_B = policies.simulate(policy, outputs.logits_MBC, outputs.certainty_MB)
+    def exits(logits_MBC: Tensor, certainty_MB: Tensor | None) -> Tensor:
+        return policies.simulate(policy, logits_MBC, certainty_MB, problem, outputs.asked_BT)
+
+    exit_B = exits(outputs.logits_MBC, outputs.certainty_MB)
     edge_B = torch.zeros_like(exit_B, dtype=torch.bool)
     for _ in range(8):
         certainty_MB = None if outputs.certainty_MB is None else nudged(outputs.certainty_MB)
-        edge_B |= policies.simulate(policy, nudged(outputs.logits_MBC), certainty_MB) != exit_B
+        edge_B |= exits(nudged(outputs.logits_MBC), certainty_MB) != exit_B
     return edge_B

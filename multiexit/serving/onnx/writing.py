@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.arguments import check_share
 from multiexit.data.batches import in_order, unpack_inputs
 from multiexit.files.paths import user_path
@@ -113,9 +113,10 @@ def export(
                 quantise(partial / segment.file, target)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        K = problems.classes_of_decision(model.problem, model.num_classes)
         settings = _settings(model, policy, spec) | {
             "knobs": numbers,
-            "ranges": ranges(policy, numbers, Known(model.num_exits, model.num_classes)),
+            "ranges": ranges(policy, numbers, Known(model.num_exits, K)),
             "segments": [segment._asdict() for segment in segments],
             "int8": {"target": target, "machines": TARGETS[target].machines} if int8 else None,
             "parity": {},
@@ -160,6 +161,7 @@ def _settings(model: MultiExitModel, policy: ExitPolicy, spec: Inputs) -> dict[s
         "format": FORMAT,
         "versions": {"multiexit": __version__, "torch": torch.__version__},
         "num_classes": model.num_classes,
+        "problem": model.problem,
         "exits": list(model.exits),
         "labels": model.labels,
         "preprocessing": model.preprocessing,

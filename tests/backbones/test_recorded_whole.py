@@ -12,6 +12,7 @@ from helpers import assert_same, changed, config, fit, same_answers, tensors
 from torch import nn
 from torch.utils.data import Dataset
 from zoo import ONE_LENGTH, TOKENS, ZOO
+from zoo_sizes import small_config
 
 import multiexit as mx
 
@@ -305,3 +306,14 @@ def test_padding_without_a_mask_is_refused_where_the_last_token_counts():
     model = mx.MultiExitModel(mx.wrap(_small_gpt2()), 3).eval()
     with torch.no_grad(), pytest.raises(ValueError, match=r"padding token 0.*attention_mask"):
         model(input_ids=torch.tensor([[5, 6, 0]]))
+
+
+def test_a_decoder_without_any_attention_answers_as_its_own_forward_without_a_cache():
+    config = small_config("qwen3_next")
+    config.layer_types = ["linear_attention"] * config.num_hidden_layers
+    network = transformers.Qwen3NextForSequenceClassification(config).eval()
+    model = mx.MultiExitModel(wrapped(network), 3).eval()
+    inputs = ZOO["decoder/gpt2"].inputs(4, 0)
+    with torch.no_grad():
+        theirs_BC = network(**inputs, use_cache=False).logits
+        torch.testing.assert_close(model(**inputs)[-1], theirs_BC, rtol=1e-4, atol=1e-5)

@@ -39,7 +39,7 @@ class ParallelLayer(nn.Module):
 
     def forward(self, x_BTH: Tensor, valid_BT: Tensor, mask: Tensor) -> Tensor:
         read_BTH = self.norm1(x_BTH) if self.pre_norm else x_BTH
-        (attended_BTH,) = self.attention(read_BTH, mask)
+        attended_BTH = self.attention(read_BTH, mask)[0]
         x_BTH = x_BTH + F.dropout(attended_BTH, self.dropout, self.training)
         x_BTH = x_BTH if self.pre_norm else self.norm1(x_BTH)
         x_BTH = x_BTH + self.ffn(self.norm2(x_BTH) if self.pre_norm else x_BTH)

@@ -69,8 +69,9 @@ class TextTrial(NamedTuple):
     def batches(self) -> list[Batch]:
         """Batches to record and compare on: two of one length, then others."""
         some = [self.batch(2, 0), self.batch(3, 1)]
-        longer = [self.batch(2, 2, TOKENS + 4)] if self.length is None else []
-        return [*some, *longer, self.batch(3, 3, padded=False)]
+        if self.length is not None:  # which may be long
+            return [*some, self.batch(1, 3, padded=False)]
+        return [*some, self.batch(2, 2, TOKENS + 4), self.batch(3, 3, padded=False)]
 
 
 class RowTrial(NamedTuple):

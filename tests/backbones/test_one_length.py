@@ -120,6 +120,21 @@ def test_rows_that_meet_in_landmarks_are_refused():
         mx.wrap(NystromformerModel(config), input_shape=(12,))
 
 
+def test_a_folder_is_wrapped_at_a_length_and_saved_with_it(tmp_path):
+    network, model = model_of("text/fnet")
+    network.save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"input_shape=\(T,\)"):
+        mx.wrap(str(tmp_path / "own"))
+    loaded = mx.MultiExitModel(mx.wrap(str(tmp_path / "own"), input_shape=(T,)), 3).eval()
+    loaded.save_pretrained(tmp_path / "ours")
+    again = mx.MultiExitModel.from_pretrained(tmp_path / "ours").eval()
+    inputs = ZOO["text/fnet"].inputs(4, 0)
+    for other in (loaded, again):
+        torch.testing.assert_close(other(**inputs)[-1], model(**inputs)[-1])
+    with pytest.raises(ValueError, match="this network takes 16"):
+        again(input_ids=torch.full((1, 17), 5))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_tokens_answer_in_their_places(side):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": 64}

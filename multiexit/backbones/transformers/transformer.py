@@ -172,12 +172,17 @@ def from_instance(
     return recorded_transformers.from_instance(model, None, input_shape, layout)
 
 
-def from_name(name: str, **kwargs: Any) -> Backbone:
+def from_name(name: str, input_shape: Sequence[int] | None = None, **kwargs: Any) -> Backbone:
     """Load a network from a hub name or a local folder, in float32 unless `dtype` says else.
 
     One that its configuration calls a `…ForSequenceClassification`, `…ForTokenClassification`,
     `…ForImageClassification` or `…ForAudioClassification` comes with its classifier; of any other
     the encoder is taken.
+
+    Args:
+        name: of the hub, or the folder.
+        input_shape: as for `from_instance`.
+        kwargs: for the library's `from_pretrained`.
 
     Raises:
         ValueError: a network of another type; weights that lack a part of the encoder, or don't
@@ -212,7 +217,7 @@ def from_name(name: str, **kwargs: Any) -> Backbone:
             f"configuration it must be {[*needed]}"
         )
     random_keys = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    return _without_random_parts(name, model, random_keys)
+    return _without_random_parts(name, model, random_keys, input_shape)
 
 
 AUTO = {
@@ -247,7 +252,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> Backbone:
+def _without_random_parts(
+    name: str, model: Any, random_keys: set[str], input_shape: Sequence[int] | None
+) -> Backbone:
     """The backbone of a loaded model, without what was drawn at random in loading it."""
     encoder = model.base_model
     prefix = "" if model is encoder else f"{model.base_model_prefix}."
@@ -257,7 +264,7 @@ def _without_random_parts(name: str, model: Any, random_keys: set[str]) -> Backb
             f"the weights of {name!r} lack {len(lost)} tensors of the encoder, such as {lost[:3]}: "
             "they would be random. If you mean it, load it yourself and wrap the instance"
         )
-    backbone = from_instance(model)
+    backbone = from_instance(model, input_shape)
     head = backbone.classifier
     head_ids = [] if head is None else [id(p) for p in head.parameters()]
     missing = [k for k, p in model.named_parameters() if k in random_keys and id(p) in head_ids]

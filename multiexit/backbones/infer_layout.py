@@ -69,7 +69,7 @@ def _description(x: Any) -> str:
     return f"one of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
-class _Call(NamedTuple):
+class _LayerCall(NamedTuple):
     """One call of a layer that says where the width is.
 
     Args:
@@ -101,7 +101,7 @@ def infer(
     Raises:
         ValueError: a layout that can't be told, or a named one that doesn't fit.
     """
-    calls: list[_Call] = []
+    calls: list[_LayerCall] = []
     features, ends = [], []
     with _record_calls(chain, calls):
         for feature in chain.features(example):
@@ -167,11 +167,11 @@ def from_calls(
     return fitting[0]
 
 
-def _call(module: nn.Module, input: Any, output: Any) -> _Call | None:
+def _call(module: nn.Module, input: Any, output: Any) -> _LayerCall | None:
     if not isinstance(output, Tensor) or output.ndim < 2:
         return None
     width = 1 if isinstance(module, _WIDTH_FIRST) and output.ndim > 2 else -1
-    return _Call(width, input, output)
+    return _LayerCall(width, input, output)
 
 
 def _untold(stage: int, shape: Sequence[int], candidates: Sequence[str]) -> ValueError:
@@ -182,7 +182,7 @@ def _untold(stage: int, shape: Sequence[int], candidates: Sequence[str]) -> Valu
     )
 
 
-def _width_from_layers(feature: Tensor, calls: Sequence[_Call], end: int) -> int | None:
+def _width_from_layers(feature: Tensor, calls: Sequence[_LayerCall], end: int) -> int | None:
     """The dimension of the width, if the layers leave no doubt."""
     makers = [call for call in calls[:end] if call.output is feature]
     readers = [call for call in calls[end:] if call.input is feature]
@@ -229,7 +229,7 @@ def _varying_dims(chain: Chain, example: Tensor, features: Sequence[Tensor]) -> 
 
 
 @contextmanager
-def _record_calls(chain: Chain, calls: list[_Call]) -> Iterator[None]:
+def _record_calls(chain: Chain, calls: list[_LayerCall]) -> Iterator[None]:
     """Inside, calls of layers that say where the width is are written down in their order."""
 
     def note(module: nn.Module, args: Any, output: Any) -> None:

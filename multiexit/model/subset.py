@@ -22,7 +22,10 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
 
     Args:
         model: trained.
-        exits: indices of exits, rising, counted from 0. Stages behind the last one are not run.
+        exits: indices of exits, rising, counted from 0. Stages behind the last one are neither run
+            nor trained, but stay in the model and in its folder: the backbone's description is of
+            the whole network, by which the model is loaded, and may get later exits again.
+            `multiexit.truncate` leaves them out.
 
     Raises:
         ValueError: none, one that isn't there, or not rising; heads that read what earlier heads

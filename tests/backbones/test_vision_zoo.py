@@ -1,10 +1,12 @@
 """Every family of timm and torchvision is wrapped as its own forward computes, or refused."""
 
+import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
-from vision_zoo import CLASSES, SLOW, zoo
+from vision_zoo import CLASSES, SLOW, torchvision_names, zoo
 
 import multiexit as mx
 
@@ -19,6 +21,7 @@ REFUSED = {
     "timm/qwen3_vit": BESIDE,
     "timm/vision_transformer_sam": NO_GRAPH,
 }
+TABLES = Path(__file__).parents[2] / "docs" / "results" / "vision"
 SHARES = {"timm": 0.9, "torchvision": 1.0}
 
 
@@ -65,3 +68,12 @@ def test_rows_answer_as_alone_and_the_last_exit_as_the_network(key):
         torch.testing.assert_close(
             together.logits_BC[row], prediction.logits_BC[0], rtol=1e-3, atol=1e-3
         )
+
+
+def test_the_documentation_lists_the_same_families():
+    rows = json.loads((TABLES / "each-family.json").read_text(encoding="utf-8"))["rows"]
+    refused = {f"{row['library']}/{row['family']}" for row in rows if row["stages"] == "refused"}
+    assert refused == REFUSED.keys()
+    assert {row["difference"] for row in rows if row["stages"] != "refused"} == {"0"}
+    listed = {row["network"] for row in rows if row["library"] == "torchvision"}
+    assert listed <= set(torchvision_names())

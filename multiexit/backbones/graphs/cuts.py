@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from multiexit.backbones.classifier import Classifier
 from multiexit.backbones.graphs import cut_places
-from multiexit.backbones.graphs.tracing import Trace, trace
+from multiexit.backbones.graphs.tracing import Trace, follow
 from multiexit.backbones.running import like_parameters, random_rows
 from multiexit.backbones.sequential import SequentialBackbone
 from multiexit.backbones.verify import check_rows, mismatch
@@ -60,7 +60,7 @@ def from_module(
             places to cut, pieces that compute something else; each with what would work.
     """
     try:
-        traced = trace(module)
+        traced = follow(module)
         example = example.long() if traced.reads_tokens() else example
         traced, nodes = cut_places.chosen(traced, like_parameters(example, module))
         _check_pieces(traced, nodes, example)
@@ -97,7 +97,7 @@ def stage(
     """
     if "cuts" not in spec:
         raise ValueError(f"it isn't said how a {type(module).__name__} is cut into stages")
-    traced, nodes = cut_places.named(trace(module), spec["cuts"], like_parameters(example, module))
+    traced, nodes = cut_places.named(follow(module), spec["cuts"], like_parameters(example, module))
     return _backbone(traced, nodes, example, layout, spec)
 
 

@@ -132,7 +132,7 @@ def _is_first_size(node: fx.Node) -> bool:
 _NAMED = ("get_attr", "call_module")
 
 
-def trace(module: nn.Module) -> Trace:
+def follow(module: nn.Module) -> Trace:
     """Follow a forward with one tensor through all modules that have parts of their own.
 
     Modules without parts are taken whole, and so are those whose forward can't be followed (it

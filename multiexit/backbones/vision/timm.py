@@ -1,6 +1,7 @@
 """Models of timm: ViT and DeiT, ResNet, ConvNeXt by their parts, others as any network."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -15,10 +16,10 @@ from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
-from multiexit.backbones.verify import check_answers
+from multiexit.backbones.vision.instances import stage_instance
 from multiexit.backbones.vision.timm_families import (
     OTHERS,
-    Family,
+    TimmFamily,
     family_of,
     image_size,
     in_channels,
@@ -59,16 +60,12 @@ def from_instance(
     """
     spec = _spec(model, input_shape) if spec is None else spec
     family = family_of(model)
-    if family is None:
-        backbone = cuts.from_module(model, _example(model, spec, input_shape), layout, spec)
-        if getattr(model, "num_classes", None) == 0:
-            backbone.set_classifier(None)
-        return backbone
-    if layout is not None:
-        raise ValueError(f"{type(model).__name__} takes no layout=: its features' layout is known")
-    backbone = stage(model, spec, input_shape)
-    headless = backbone.classifier is None and not family.unread(model)
-    check_answers(backbone, model, model.forward_features if headless else None)
+    by_parts = None if family is None else partial(stage, model, spec, input_shape)
+    last = None if family is None or family.unread(model) else model.forward_features
+    example = _example(model, spec, input_shape)
+    backbone = stage_instance(model, example, spec, layout, by_parts, last)
+    if family is None and getattr(model, "num_classes", None) == 0:
+        backbone.set_classifier(None)
     return backbone
 
 
@@ -148,7 +145,7 @@ def staged(model: Any, spec: dict[str, Any]) -> Backbone:
     return stage(model, spec, shape)
 
 
-def _classifier(model: Any, family: Family) -> Classifier | None:
+def _classifier(model: Any, family: TimmFamily) -> Classifier | None:
     """The model's own head, if it classifies."""
     last = model.head_dist if hasattr(model, "head_dist") else model.get_classifier()
     if not isinstance(last, nn.Module) or isinstance(last, nn.Identity):

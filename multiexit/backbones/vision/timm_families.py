@@ -64,7 +64,7 @@ def _reader(model: Any) -> HeadReader:
     return HeadReader(part_of(model, only=names))
 
 
-class Family(NamedTuple):
+class TimmFamily(NamedTuple):
     """The ways in which the models of one class are cut and read.
 
     Args:
@@ -238,23 +238,23 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
     "img_size": image_size,
     "drop_rate": lambda m: m.drop_rate,
 }
-"""Arguments of models of no family, as `Family.arguments`."""
+"""Arguments of models of no family, as `TimmFamily.arguments`."""
 
-FAMILIES: dict[type[nn.Module], Family] = {
-    VisionTransformer: Family(
+FAMILIES: dict[type[nn.Module], TimmFamily] = {
+    VisionTransformer: TimmFamily(
         _vit_trunk,
         _VIT,
         lambda m: "vit_base_patch16_224",
         last=lambda m: m.head,
         shortened=_shortened_vit,
     ),
-    ResNet: Family(
+    ResNet: TimmFamily(
         _resnet_trunk,
         _RESNET,
         lambda m: "resnet50" if hasattr(m.layer1[0], "conv3") else "resnet18",
         shortened=_shortened_resnet,
     ),
-    ConvNeXt: Family(
+    ConvNeXt: TimmFamily(
         _convnext_trunk,
         _CONVNEXT,
         lambda m: "convnext_tiny",
@@ -266,7 +266,7 @@ FAMILIES: dict[type[nn.Module], Family] = {
 """By class; one derived from it counts too."""
 
 
-def family_of(model: Any) -> Family | None:
+def family_of(model: Any) -> TimmFamily | None:
     """The family of a model, if it is of one."""
     for kind, family in FAMILIES.items():
         if isinstance(model, kind):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from multiexit.backbones.graphs import cuts
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
-from multiexit.backbones.verify import check_answers
+from multiexit.backbones.vision.instances import stage_instance
 
 BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
 
@@ -44,27 +45,10 @@ def from_instance(
     input_shape: Sequence[int] | None = None,
     layout: str | Sequence[str] | None = None,
 ) -> Backbone:
-    """Stage a torchvision model: an exit after each block; the feature of a ViT has the final norm.
-
-    The model's own head, whatever it looks like, is the backbone's classifier.
-
-    Args:
-        model: of torchvision.
-        spec: by which it is made again; None is found from the model.
-        input_shape: of one image, (C, height, width); None is the model's own.
-        layout: of the features, for a model of no family where it can't be told.
-
-    Raises:
-        ValueError: a model that can't be staged, or one whose own forward does something else.
-    """
+    """Stage a torchvision model, as `from_instance` of `vision/timm.py` does one of timm."""
     spec = _spec(model, input_shape) if spec is None else spec
-    if not isinstance(model, FAMILIES):
-        return cuts.from_module(model, _example(model, input_shape), layout, spec)
-    if layout is not None:
-        raise ValueError(f"{type(model).__name__} takes no layout=: its features' layout is known")
-    backbone = stage(model, spec, input_shape)
-    check_answers(backbone, model)
-    return backbone
+    by_parts = partial(stage, model, spec, input_shape) if isinstance(model, FAMILIES) else None
+    return stage_instance(model, _example(model, input_shape), spec, layout, by_parts)
 
 
 FAMILIES = (ResNet, VisionTransformer)

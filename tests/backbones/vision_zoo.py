@@ -55,6 +55,7 @@ SIZES = {
     **dict.fromkeys(("byoanet", "crossvit", "efficientformer", "efficientformer_v2"), None),
     **dict.fromkeys(("gcvit", "hiera", "levit", "mvitv2", "volo"), None),
     "torchvision/alexnet": 224,  # where its convolutions are most of the compute
+    "torchvision/efficientnet": 128,
     "torchvision/inception": 96,
     **dict.fromkeys(("torchvision/maxvit", "torchvision/vision_transformer"), 224),
 }

@@ -41,7 +41,9 @@ class TrainConfig:
             it, down to the embeddings; None is one rate for all.
         label_smoothing: ε in [0, 1), of labels that are classes (see `multiexit.Criterion`).
         class_weights: how much each class counts in the loss against labels, one number for each
-            of the C outputs; None is 1.
+            of the C outputs; None is 1. A batch's loss is the weighted mean over its own rows (as
+            of `torch.nn.CrossEntropyLoss`); batches that are accumulated, and those of several
+            processes, count by their rows, whatever these weigh.
         clip: largest norm of Θ's gradient, or None.
         accumulation: batches per step of Θ.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.

@@ -6,12 +6,31 @@ from typing import Annotated
 import typer
 
 from multiexit.cli import typed
-from multiexit.cli.words import LAST_SEED, DataDir, Model, ModelTask, Policies, typed_command
+from multiexit.cli.words import (
+    LAST_SEED,
+    DataDir,
+    Image,
+    Label,
+    Model,
+    ModelData,
+    ModelTask,
+    Policies,
+    SkipBad,
+    Text,
+    TextPair,
+    typed_command,
+)
 
 
 def evaluate(
     model: Model,
     task: ModelTask = None,
+    data: ModelData = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    image: Image = None,
+    label: Label = None,
+    skip_bad: SkipBad = False,
     data_dir: DataDir = None,
     policy: Policies = None,
     output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
@@ -27,20 +46,23 @@ def evaluate(
     from multiexit.evaluation import grids
     from multiexit.policies import check, parse
 
-    named_policies = [parse(text) for text in policy or []]
+    model = typed.model_folder(model)
+    named_policies = [parse(name) for name in policy or []]
     if output is not None:
         typed.folder("--output", output)
-    loaded, data = typed.load(model, task, data_dir)
+    loaded, rows = typed.load(
+        model, task, data_dir, data, typed.columns(text, text_pair, image, label), skip_bad
+    )
     for named_policy in named_policies:
         check(named_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
     model_policy = None if named_policies else loaded.policy
     folder = output or model.parent / "evaluation"
     reporting.report_on(
         loaded,
-        data,
+        rows,
         folder,
         lambda outputs: named_policies or grids.default_policies(outputs, model_policy),
-        title=data.name,
+        title=rows.name,
         time_batch=time_batch,
         certificate=None if model_policy is None else model_policy.certificate,
         command=typed_command(),
@@ -53,6 +75,12 @@ def sweep(
         str, typer.Option(help="patience, entropy, max-prob, margin, …")
     ] = "patience",
     task: ModelTask = None,
+    data: ModelData = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    image: Image = None,
+    label: Label = None,
+    skip_bad: SkipBad = False,
     data_dir: DataDir = None,
     output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
 ) -> None:
@@ -65,18 +93,21 @@ def sweep(
     from multiexit.evaluation import grids
     from multiexit.policies import POLICIES
 
+    model = typed.model_folder(model)
     if policy not in POLICIES:
         raise unknown("policy", policy, sorted(POLICIES))
     if output is not None:
         typed.folder("--output", output)
-    loaded, data = typed.load(model, task, data_dir)
+    loaded, rows = typed.load(
+        model, task, data_dir, data, typed.columns(text, text_pair, image, label), skip_bad
+    )
     folder = output or model.parent / f"sweep-{policy}"
     reporting.report_on(
         loaded,
-        data,
+        rows,
         folder,
         lambda outputs: grids.family(policy, outputs),
-        title=f"{policy} on {data.name}",
+        title=f"{policy} on {rows.name}",
         command=typed_command(),
     )
 
@@ -114,6 +145,12 @@ def calibrate(
     share: Annotated[float, typer.Option(help="of the set, to calibrate on")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="of the rows' draw")] = 0,
     task: ModelTask = None,
+    data: ModelData = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    image: Image = None,
+    label: Label = None,
+    skip_bad: SkipBad = False,
     data_dir: DataDir = None,
 ) -> None:
     """Set the model's policy for one target, on a share of the development set.
@@ -122,6 +159,8 @@ def calibrate(
     a certificate, by which `evaluate` leaves its rows out.
 
     Examples:
+
+    multiexit calibrate runs/reviews --policy max-prob --speedup 2
 
     multiexit calibrate runs/mrpc/model --policy max-prob --speedup 2 --data-dir data
 
@@ -140,10 +179,13 @@ def calibrate(
         "confidence": confidence,
         "loss": loss,
     }
+    model = typed.model_folder(model)
     kind = calibrating.named(policy)
     target = calibrating.complete(target, share)
-    loaded, data = typed.load(model, task, data_dir)
-    calibrating.run(loaded, model, data, kind, target, share, seed, temperatures)
+    loaded, rows = typed.load(
+        model, task, data_dir, data, typed.columns(text, text_pair, image, label), skip_bad
+    )
+    calibrating.run(loaded, model, rows, kind, target, share, seed, temperatures)
 
 
 def profile(
@@ -163,6 +205,7 @@ def profile(
     from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
     from multiexit.serving import profiling
 
+    model = typed.model_folder(model)
     sizes = typed.whole_numbers("--batch-sizes", batch_sizes)
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     inputs = loaded.backbone.example_inputs()

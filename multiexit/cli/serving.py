@@ -37,6 +37,7 @@ def predict(
     from multiexit.policies import parse
     from multiexit.serving.raw_inputs import predict_images, predict_lines
 
+    model = typed.model_folder(model)
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     exit_policy = parse(policy) if policy else loaded.policy
     if exit_policy is None:
@@ -122,6 +123,7 @@ def export(
         raise ValueError("--data names the rows: leave out --task and --data-dir")
     if agreement is not None and not (int8 and (data or task or data_dir)):
         raise ValueError("--agreement is measured with --int8 on rows: give --data or --task too")
+    model = typed.model_folder(model)
     exit_policy = parse(policy) if policy else None
     reads = (model / "tokenizer_config.json").is_file()
     reader = typed.tokenizer(model) if reads else None

@@ -12,20 +12,31 @@ import typer
 from multiexit.cli import typed
 from multiexit.cli.words import (
     LAST_SEED,
+    Augment,
     BackboneName,
     ChannelsLast,
     CheckpointGradients,
     Compile,
+    Data,
     DataDir,
     Exits,
     HeadName,
+    Image,
+    ImageSize,
+    Label,
     MaxLength,
     MaxSteps,
     MixedPrecision,
     Pool,
+    Problem,
     Progress,
     RecipeName,
+    SkipBad,
     Task,
+    TestData,
+    Text,
+    TextPair,
+    ValidationData,
     typed_command,
 )
 
@@ -52,12 +63,23 @@ def demo(
 
 
 def train(
-    task: Task,
     output: Annotated[Path, typer.Option(help="the run's folder")],
     config_file: Annotated[
         Path | None,
         typer.Option("--config", help="options by name in YAML or JSON, or a run's run.json"),
     ] = None,
+    task: Task = None,
+    data: Data = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    image: Image = None,
+    label: Label = None,
+    problem: Problem = None,
+    validation_data: ValidationData = None,
+    test_data: TestData = None,
+    image_size: ImageSize = None,
+    augment: Augment = None,
+    skip_bad: SkipBad = False,
     data_dir: DataDir = None,
     download: Annotated[bool, typer.Option(help="fetch CIFAR into the data folder")] = False,
     recipe: RecipeName = "leebert",
@@ -65,6 +87,9 @@ def train(
         list[str] | None, typer.Option(help="a recipe's own option, e.g. temperature=2")
     ] = None,
     backbone: BackboneName = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="timm, torchvision: with their weights")
+    ] = False,
     weights: Annotated[
         str | None,
         typer.Option(help="safetensors to start a CIFAR ResNet from (see --normalisation)"),
@@ -152,6 +177,8 @@ def train(
 
     Examples:
 
+    multiexit train --data reviews.csv --text review --label stars --output runs/reviews
+
     multiexit train --task mrpc --backbone albert-base-v2 --recipe leebert --output runs/mrpc
 
     multiexit train --task cifar10 --data-dir data --recipe leebert --epochs 20 --output runs/cifar
@@ -161,7 +188,7 @@ def train(
     multiexit train --config runs/mrpc/run.json --output runs/mrpc-again
     """
     del config_file  # `main` has written its options out
-    from multiexit.cli import reporting
+    from multiexit.cli import reporting, sources
     from multiexit.data import tasks
     from multiexit.evaluation import grids
     from multiexit.runtime import processes
@@ -169,26 +196,41 @@ def train(
     from multiexit.training.records import run_folder
     from multiexit.training.search import crossval
 
-    kind = tasks.modality(task)
-    tasks.check_options(
+    typed.folder("--output", output)
+    source = sources.find(
         task,
-        data_dir=data_dir,
+        data,
+        {
+            "text": text,
+            "text_pair": text_pair,
+            "image": image,
+            "label": label,
+            "problem": problem,
+            "validation_data": validation_data,
+            "test_data": test_data,
+            "image_size": image_size,
+            "augment": augment,
+            "skip_bad": skip_bad,
+        },
+        data_dir,
+        seed,
         download=download or None,
+        pretrained=pretrained or None,
         weights=weights,
         normalisation=normalisation,
         schedule=schedule,
         channels_last=channels_last or None,
         max_length=max_length,
     )
-    typed.folder("--output", output)
+    known_as = source.name
     places = typed.exits(exits)
-    share = experiment.validation_for(task, validation)
+    share = experiment.validation_for(known_as, validation)
     for name, value in (("early-stopping", early_stopping), ("evaluate-every", evaluate_every)):
         if value is not None and not share:
             raise ValueError(f"--{name} needs rows to judge exits on: give --validation 0.1")
     if against is not None and seeds is None:
         raise ValueError("--against compares runs of several seeds: give --seeds")
-    method = experiment.recipe_for(recipe, task, typed.options(option or []))
+    method = experiment.recipe_for(recipe, known_as, typed.options(option or []))
     fields = {
         "epochs": epochs,
         "max_steps": max_steps,
@@ -204,7 +246,7 @@ def train(
         "log_every": log_every,
     }
     config = replace(
-        experiment.config_for(task, schedule),
+        experiment.config_for(known_as, schedule),
         output=output,
         mixed_precision=mixed_precision,
         compile=compile,
@@ -226,19 +268,23 @@ def train(
     )
     if clip == 0:
         config = replace(config, clip=None)
-    crossval.check_effect(recipe, task, config, omega_lr=omega_lr, epochs=epochs)
+    crossval.check_effect(recipe, known_as, config, omega_lr=omega_lr, epochs=epochs)
     numbers = range(seed, seed + (seeds or 1))
-    other = None if against is None else _other_seeds(against, tasks.canonical(task), numbers)
+    other = None
+    if against is not None:
+        named = source.own.name if source.own is not None else tasks.canonical(known_as)
+        other = _other_seeds(against, named, numbers)
     folders = [output if seeds is None else output / f"seed-{number}" for number in numbers]
     for folder in folders:
         run_folder.check(replace(config, output=folder))
-    tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
-    data = tasks.load(task, data_dir, tokenizer, max_length, normalisation, download)
+    tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
+    read = source.load(tokenizer, max_length, output / typed.SKIPPED if skip_bad else None)
+    method = experiment.tolerant(method, read)
     for number, folder in zip(numbers, folders, strict=True):
         begin = time.perf_counter()
         model, history = experiment.train(
-            data,
-            experiment.backbone_for(data, backbone, weights, number),
+            read,
+            experiment.backbone_for(read, backbone, weights, number, pretrained),
             method,
             replace(config, output=folder, seed=number),
             exits=places,
@@ -249,10 +295,10 @@ def train(
         )
         reporting.report_on(
             model,
-            data,
+            read,
             folder,
             lambda outputs, policy=model.policy: grids.default_policies(outputs, policy),
-            title=f"{method.name} on {data.name}",
+            title=f"{method.name} on {read.name}",
             history=history,
             certificate=model.policy.certificate if model.policy else None,
             recipe=method.name,
@@ -260,7 +306,7 @@ def train(
             seconds=round(time.perf_counter() - begin, 1),
         )
     if seeds is not None and processes().is_main_process:
-        _report_seeds(output, numbers, data, method, other)
+        _report_seeds(output, numbers, read, method, other)
 
 
 def _other_seeds(folder: Path, task: str, numbers: Sequence[int]) -> dict[str, Any]:

@@ -13,20 +13,29 @@ import typer
 from multiexit.cli import training, typed
 from multiexit.cli.words import (
     LAST_SEED,
+    Augment,
     BackboneName,
     ChannelsLast,
     CheckpointGradients,
     Compile,
+    Data,
     DataDir,
     Exits,
     HeadName,
+    Image,
+    ImageSize,
+    Label,
     MaxLength,
     MaxSteps,
     MixedPrecision,
     Pool,
+    Problem,
     Progress,
     RecipeName,
+    SkipBad,
     Task,
+    Text,
+    TextPair,
 )
 
 if TYPE_CHECKING:
@@ -36,8 +45,17 @@ SCORE = "mean over exits (%)"
 
 
 def tune(
-    task: Task,
     output: Annotated[Path, typer.Option(help="the search's folder; its name is the study's")],
+    task: Task = None,
+    data: Data = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    image: Image = None,
+    label: Label = None,
+    problem: Problem = None,
+    image_size: ImageSize = None,
+    augment: Augment = None,
+    skip_bad: SkipBad = False,
     space: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,22 +112,40 @@ def tune(
     multiexit tune --task rte --space lr=1e-5..1e-4:log --space option.cycle=2,4,8 --output t/rte
     """
     from multiexit import MultiExitModel
-    from multiexit.data import tasks
+    from multiexit.cli import sources
     from multiexit.evaluation import report, results
     from multiexit.files import json_files
     from multiexit.runtime import processes, versions
     from multiexit.training import experiment
     from multiexit.training.search import crossval, queue
 
-    kind = tasks.modality(task)
-    tasks.check_options(
-        task, data_dir=data_dir, channels_last=channels_last or None, max_length=max_length
+    source = sources.find(
+        task,
+        data,
+        {
+            "text": text,
+            "text_pair": text_pair,
+            "image": image,
+            "label": label,
+            "problem": problem,
+            "image_size": image_size,
+            "augment": augment,
+            "skip_bad": skip_bad,
+        },
+        data_dir,
+        seed,
+        channels_last=channels_last or None,
+        max_length=max_length,
     )
+    known_as = source.name
     typed.folder("--output", output)
     options, places = typed.options(option or []), typed.exits(exits)
-    method = experiment.recipe_for(recipe, task, options)
-    share = experiment.validation_for(task, validation)
-    dimensions = {**(crossval.paper_grid(recipe, task) if grid else {}), **typed.space(space or [])}
+    method = experiment.recipe_for(recipe, known_as, options)
+    share = experiment.validation_for(known_as, validation)
+    dimensions = {
+        **(crossval.paper_grid(recipe, known_as) if grid else {}),
+        **typed.space(space or []),
+    }
     if not dimensions:
         raise ValueError("nothing to search: give --space NAME=VALUES, or --grid")
     for name in options:
@@ -118,7 +154,7 @@ def tune(
     if processes().num_processes > 1:
         raise ValueError("a trial runs in one process: start `multiexit tune` several times")
     config = replace(
-        experiment.config_for(task),
+        experiment.config_for(known_as),
         max_steps=max_steps,
         mixed_precision=mixed_precision,
         compile=compile,
@@ -127,15 +163,26 @@ def tune(
         seed=seed,
         progress=progress,
     )
-    crossval.check(dimensions, recipe, task, config)
-    tokenizer = typed.tokenizer(backbone or "albert-base-v2") if kind == "text" else None
-    data = tasks.load(task, data_dir, tokenizer, max_length)
-    if folds > len(data.train):
-        raise ValueError(f"--folds {folds}: there are {len(data.train)} rows to be parted")
-    network = experiment.backbone_for(data, backbone, seed=seed)
-    MultiExitModel(network, data.num_classes, places, head or method.head, pool)  # refuses now
+    crossval.check(dimensions, recipe, known_as, config)
+    tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
+    read = source.load(tokenizer, max_length, output / typed.SKIPPED if skip_bad else None)
+    if folds > len(read.train):
+        raise ValueError(f"--folds {folds}: there are {len(read.train)} rows to be parted")
+    network = experiment.backbone_for(read, backbone, seed=seed)
+    MultiExitModel(  # refuses now
+        network, read.num_classes, places, head or method.head, pool, None, read.problem
+    )
     settings = {
-        "task": data.name,
+        "task": None if task is None else read.name,
+        "data": data,
+        "text": text,
+        "text_pair": text_pair,
+        "image": image,
+        "label": label or [],
+        "problem": problem,
+        "image_size": image_size,
+        "augment": augment,
+        "skip_bad": skip_bad,
         "recipe": recipe,
         "option": option or [],
         "backbone": backbone,
@@ -181,7 +228,7 @@ def tune(
 
     tuning = queue.tune(
         crossval.judge(
-            data,
+            read,
             recipe,
             options,
             config,
@@ -199,7 +246,7 @@ def tune(
         sampler or ("grid" if grid else "tpe"),
         seed,
         storage,
-        about={**settings, "rows": len(data.train)},
+        about={**settings, "rows": len(read.train)},
         watch=watch,
     )
     write(tuning)

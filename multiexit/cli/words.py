@@ -12,7 +12,35 @@ from typing import Annotated, Any
 import typer
 
 LAST_SEED = 2**32 - 1
-Task = Annotated[str, typer.Option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")]
+Task = Annotated[
+    str | None, typer.Option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="your own: a CSV, TSV, JSONL or parquet file, a folder of train, validation and test, "
+        "a folder of images per class, or a hub data set"
+    ),
+]
+ValidationData = Annotated[str | None, typer.Option(help="a file, beside --data")]
+TestData = Annotated[str | None, typer.Option(help="a file, beside --data")]
+Text = Annotated[str | None, typer.Option(help="of --data: the column of texts")]
+TextPair = Annotated[str | None, typer.Option(help="of --data: the column of second texts")]
+Image = Annotated[str | None, typer.Option(help="of --data: the column of image files")]
+Label = Annotated[
+    list[str] | None,
+    typer.Option(help="of --data: the column of labels; repeated, columns of yes and no"),
+]
+Problem = Annotated[
+    str | None, typer.Option(help="of --data: classification, regression or multi-label")
+]
+ImageSize = Annotated[int | None, typer.Option(min=8, help="of --data: pixels; default 224")]
+Augment = Annotated[
+    str | None, typer.Option(help="of --data: crop (the default), randaugment or none")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="of --data: leave bad rows out, and write them aside")
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
@@ -22,6 +50,9 @@ MaxLength = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote (RUN/model)")]
 Run = Annotated[Path, typer.Argument(help="a folder that `train` wrote, or the model in it")]
+ModelData = Annotated[
+    str | None, typer.Option(help="a file of your own to judge on; default: as in training")
+]
 ModelTask = Annotated[str | None, typer.Option(help="default: what the model was trained on")]
 Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="patience=4, max-prob=0.9, …; may be repeated")

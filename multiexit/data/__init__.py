@@ -4,3 +4,5 @@ A split is a `torch.utils.data.Dataset` with `collate(items) -> batch` for the d
 `labels` (a tensor with one label a row), `lengths` (token counts, None for images) and
 `subset(indices)`, which gives a split of the same type.
 """
+
+from multiexit.data.own.loading import load as load

@@ -16,9 +16,11 @@ After resizing, the H × W in the middle are cut out. Descriptions of older vers
 `mean` and `std` alone: the absent keys mean what those versions did.
 """
 
+import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ LARGEST = 178_956_970
 """Pixels of the largest image, as many as Pillow opens by default."""
 
 
-def read(path: str | Path, how: Mapping[str, Any]) -> Tensor:
+def read(
+    source: Any, how: Mapping[str, Any], augment: Callable[[Any], Any] | None = None
+) -> Tensor:
     """An image file as the network reads it, float32 [C, H, W].
 
     The file becomes 8-bit pixels, turned upright as its EXIF says: 16 bits are rounded to 8, floats
@@ -51,20 +55,26 @@ def read(path: str | Path, how: Mapping[str, Any]) -> Tensor:
     and of timm's transforms for evaluation.
 
     Args:
-        path: a regular file in one of `FORMATS`, of one picture.
+        source: a regular file in one of `FORMATS`, of one picture; such a file's bytes; or an image
+            of Pillow.
         how: the description (see above).
+        augment: changes the picture, upright in mode L or RGB, to another one; the whole of that
+            is then resized to [H, W].
 
     Raises:
         ValueError: a file that is no such image, named with the reason; a wrong description.
     """
     check(how)
     channels, height, width = how["shape"]
-    path = Path(path)
     try:
-        image = _resized(_pixels(path, how), how)
+        picture = _pixels(source, how)
+        if augment is not None:
+            picture, how = augment(picture), {**how, "resize": [height, width]}
+        image = _resized(picture, how)
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         reason = str(error) or type(error).__name__
-        raise ValueError(f"can't read {path} as an image: {reason}") from error
+        named = source if isinstance(source, str | Path) else f"a {type(source).__name__}"
+        raise ValueError(f"can't read {named} as an image: {reason}") from error
     top, left = (
         round((size - target) / 2)
         for size, target in ((image.height, height), (image.width, width))
@@ -109,15 +119,27 @@ def check(how: Mapping[str, Any]) -> None:
         raise schema.wrong("preprocessing.antialias", False, right)
 
 
-def _pixels(path: Path, how: Mapping[str, Any]) -> Any:
+def _opened(source: Any) -> Any:
+    """An image of Pillow, of a file, its bytes, or as it is."""
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source), formats=_formats())
+    path = Path(source)
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    return Image.open(path, formats=_formats())
+
+
+def _pixels(source: Any, how: Mapping[str, Any]) -> Any:
     """The picture in 8 bits, upright, in mode L or RGB, for as many channels."""
     from PIL import Image, ImageOps
 
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of size and of broken tags; what matters is refused
-        with Image.open(path, formats=_formats()) as image:
+        with _opened(source) as image:
             if not 0 < image.width * image.height <= LARGEST:
                 raise ValueError(f"{image.width} × {image.height} pixels")
             if getattr(image, "is_animated", False) and image.format != "MPO":

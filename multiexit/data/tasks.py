@@ -27,6 +27,7 @@ class TaskData:
         metric: a name in `multiexit.metrics.METRICS`.
         labels: the classes' names, or None for regression.
         preprocessing: how inputs are made, saved with the model and used by `predict`.
+        problem: what labels mean; None is classification, or with one output regression.
     """
 
     name: str
@@ -36,6 +37,12 @@ class TaskData:
     metric: str
     labels: tuple[str, ...] | None
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def known_as(self) -> str:
+        """The name by which settings go: the task's, or of a user's own data one of `OWN`."""
+        return self.preprocessing["kind"] if "data" in self.preprocessing else self.name
 
 
 def _cifar(name: str, **options: Any) -> Images:
@@ -55,6 +62,9 @@ class ImageSet(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+OWN = ("text", "image")
+"""Names of a user's own data, in place of a task's: what holds for any texts, and any images."""
+
 TEXT_OPTIONS = ("data_dir", "max_length")
 IMAGE_OPTIONS = ("weights", "channels_last")
 CIFAR_OPTIONS = ("data_dir", "download", "normalisation", "schedule")
@@ -69,9 +79,14 @@ IMAGES = {
 def modality(name: str) -> str:
     """`"text"` or `"image"`.
 
+    Args:
+        name: of a task, or one of `OWN`.
+
     Raises:
         ValueError: an unknown task; the message lists all.
     """
+    if name in OWN:
+        return name
     name = canonical(name)
     if name in IMAGES:
         return "image"
@@ -103,6 +118,8 @@ def check_options(name: str, **options: Any) -> None:
 
 
 def _options_of(name: str) -> tuple[str, ...]:
+    if name in OWN:
+        return ("max_length",) if name == "text" else ("channels_last", "pretrained", "weights")
     if modality(name) == "text":
         return TEXT_OPTIONS
     return (*IMAGE_OPTIONS, *IMAGES[canonical(name)].options)

@@ -49,10 +49,20 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
             defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
         recipe = recipes.recipe(name, **{**defaults, **options})
     policy: Any = recipe.policy
-    intolerant = getattr(policy, "tolerance", 0) is None
+    intolerant = getattr(policy, "tolerance", 0) is None and task not in tasks.OWN
     if intolerant and tasks.modality(task) == "text" and glue.find_task(task).num_classes == 1:
         recipe = replace(recipe, policy=replace(policy, tolerance=0.5))
     return recipe
+
+
+def tolerant(recipe: Recipe, task: TaskData) -> Recipe:
+    """The recipe, for numbers of a user's own: answers closer than a tenth of their range agree."""
+    policy: Any = recipe.policy
+    if task.problem != "regression" or getattr(policy, "tolerance", 0) is not None:
+        return recipe
+    labels = task.train.labels
+    tolerance = 0.1 * float(labels.max() - labels.min())
+    return replace(recipe, policy=replace(policy, tolerance=tolerance))
 
 
 def config_for(task: str, schedule: str | None = None) -> TrainConfig:
@@ -69,6 +79,10 @@ def config_for(task: str, schedule: str | None = None) -> TrainConfig:
         if schedule is not None:
             raise ValueError(f"schedule {schedule!r} is for images, and {task} is text: leave it")
         return presets.glue(task)
+    if task == "image":
+        if schedule is not None:
+            raise ValueError(f"schedule {schedule!r} is for CIFAR: leave it out")
+        return presets.images()
     schedule = schedule or "strong"
     if canonical(task) == "digits":
         config = presets.cifar(schedule, epochs=30)
@@ -81,20 +95,24 @@ def validation_for(task: str, validation: float | None) -> float:
 
     Args:
         task: its name.
-        validation: what is asked for; None is a tenth for text, and 0 for images: their last epoch
-            is kept.
+        validation: what is asked for; None is a tenth for text and for images of one's own, and 0
+            for other images: their last epoch is kept.
 
     Raises:
         ValueError: a share outside [0, 1).
     """
     if validation is None:
-        return 0.1 if tasks.modality(task) == "text" else 0.0
+        return 0.1 if tasks.modality(task) == "text" or task in tasks.OWN else 0.0
     check_share("validation", validation, "[0, 1)")
     return validation
 
 
 def backbone_for(
-    task: TaskData, name: str | None, weights: str | None = None, seed: int = 0
+    task: TaskData,
+    name: str | None,
+    weights: str | None = None,
+    seed: int = 0,
+    pretrained: bool = False,
 ) -> Backbone:
     """Make the backbone of a name, for a task's inputs.
 
@@ -103,15 +121,24 @@ def backbone_for(
         name: as for `multiexit.wrap`; None is ALBERT-base for text, a CIFAR ResNet for images.
         weights: a file to start a CIFAR ResNet from.
         seed: of random weights.
+        pretrained: whether a network of timm or torchvision comes with its weights, downloaded.
 
     Raises:
-        ValueError: `weights` for anything but a CIFAR ResNet, or what `multiexit.wrap` refuses.
+        ValueError: `weights` for anything but a CIFAR ResNet, no name for images of one's own, or
+            what `multiexit.wrap` refuses.
     """
     torch.manual_seed(seed)
     text = task.preprocessing["kind"] == "text"
     images = "cifar-resnet-20" if task.name == "digits" else "cifar-resnet-56"
+    if name is None and not text and task.known_as in tasks.OWN:
+        raise ValueError(
+            "images of your own need a backbone: --backbone timm:resnet18 --pretrained, "
+            "torchvision:mobilenet_v3_small, …"
+        )
     name = name or ("albert-base-v2" if text else images)
     resnet = name.startswith("cifar-resnet-")
+    if pretrained and not name.startswith(("timm:", "torchvision:")):
+        raise ValueError(f"pretrained is for timm:NAME and torchvision:NAME, not {name!r}")
     if weights and not resnet:
         raise ValueError(f"weights start a CIFAR ResNet; {name!r} brings its own")
     if text:
@@ -119,7 +146,11 @@ def backbone_for(
     channels, size, _ = shape = task.preprocessing["shape"]
     if resnet:
         return wrap(name, weights=weights, in_channels=channels, size=size)
-    return wrap(name, input_shape=tuple(shape))
+    if not pretrained:
+        return wrap(name, input_shape=tuple(shape))
+    if name.startswith("torchvision:"):
+        return wrap(name, input_shape=tuple(shape), weights="DEFAULT")
+    return wrap(name, input_shape=tuple(shape), pretrained=True)
 
 
 def train(
@@ -158,7 +189,7 @@ def train(
 
         order_classes(backbone, task.labels)
     model = MultiExitModel(
-        backbone, task.num_classes, exits, head or recipe.head, pool, task.labels
+        backbone, task.num_classes, exits, head or recipe.head, pool, task.labels, task.problem
     )
     model.preprocessing = task.preprocessing
     rows, dev = task.train, None

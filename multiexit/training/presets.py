@@ -62,6 +62,19 @@ def glue(task: str) -> TrainConfig:
     return TrainConfig(epochs=5, lr=row.lr, omega_lr=row.omega_lr, batch_size=row.batch_size)
 
 
+def images() -> TrainConfig:
+    """AdamW at 5e-4 on a cosine, batch 64, 10 epochs: to fine-tune a pretrained network.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.presets.images().lr
+        0.0005
+    """
+    return TrainConfig(
+        epochs=10, batch_size=64, lr=5e-4, omega_lr=1e-3, weight_decay=0.05, schedule="cosine"
+    )
+
+
 def cifar(schedule: str = "strong", epochs: int | None = None) -> TrainConfig:
     """SGD at 0.1, batch 128, λ2 = 0.01 (LeeBERT, appendix F), with one of two schedules.
 

@@ -61,6 +61,7 @@ NUMBERS = {
     "repeats": ("0",),
     "classes": ("0", "100000000000"),
     "agreement": ("2",),
+    "image_size": ("0", "64"),
 }
 WORDS = {
     "task": ("mnist", "digts", "cifar", "-"),
@@ -98,8 +99,11 @@ WORDS = {
     "storage": ("nonsense", "sqlite:////dev/null", "sqlite:////nowhere/at/all.db", "mysql:x://"),
     "data_dir": ("data",),  # the digits come with a library
     "against": ("nowhere",),
+    "data": ("nowhere.csv", "/dev/null", "no/such/set"),  # and beside --task
+    **dict.fromkeys(("text", "text_pair", "image", "label", "problem"), ("of", "own")),
+    **dict.fromkeys(("validation_data", "test_data", "augment"), ("of", "own")),
 }
-FLAGS = ("download", "force")  # of no use for the digits, and without --resume
+FLAGS = ("download", "force", "pretrained", "skip_bad")  # of no use for the digits
 BESIDE = {"confidence": ("--risk", "0.1"), "share": ("--speedup", "2")}
 
 

@@ -173,12 +173,11 @@ def test_a_folder_that_is_no_model(command_name, mrpc, tmp_path):
     one_line(refused(tmp_path, *words, naming="not a saved MultiExitModel"))
 
 
-def test_a_runs_folder_in_place_of_its_model(tmp_path):
+def test_a_runs_folder_stands_for_its_model(tmp_path):
     mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2).save_pretrained(
         tmp_path / "run" / "model"
     )
-    hint = f"did you mean {tmp_path / 'run' / 'model'}?"
-    one_line(refused(tmp_path, "predict", tmp_path / "run", "x.png", naming=hint))
+    one_line(refused(tmp_path, "predict", tmp_path / "run", "x.png", naming="without a policy"))
 
 
 def test_a_run_of_another_kind_in_the_folder_is_not_gone_on_with(digits, tmp_path):

@@ -154,7 +154,7 @@ def judge(
     """
 
     def scored(setting: Setting, index: int) -> float:
-        tried, settings = apply(setting, recipe, task.name, options, config)
+        tried, settings = apply(setting, recipe, task.known_as, options, config)
         rest, held_out = fold(task.train, index, folds, config.seed)
         fold_task = replace(task, train=rest, sets={})
         network = experiment.backbone_for(fold_task, backbone, seed=config.seed)

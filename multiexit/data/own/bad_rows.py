@@ -1,0 +1,52 @@
+"""Rows that can't be used: named together, or set aside in a file."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multiexit.files import schema
+from multiexit.files.writing import write
+
+
+@dataclass
+class BadRows:
+    """Collects rows that can't be used, with the reason.
+
+    Args:
+        aside: where they are written as JSON lines while the others go on; None refuses them.
+    """
+
+    aside: Path | None = None
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, place: str, reason: str, value: Any) -> None:
+        """Note a row.
+
+        Args:
+            place: its file and line.
+            reason: what is wrong with it.
+            value: that is wrong.
+        """
+        self.found.append({"place": place, "reason": reason, "value": value})
+
+    def settle(self) -> str | None:
+        """Write the rows aside, and say so; nothing where there are none.
+
+        Raises:
+            ValueError: they are to be refused: the first one, and how many there are.
+        """
+        if not self.found:
+            return None
+        first = self.found[0]
+        example = f"{first['place']}: {first['reason']}, {schema.short(first['value'])}"
+        count = len(self.found)
+        if self.aside is None:
+            more = "" if count == 1 else f"; {count} such rows in all"
+            raise ValueError(f"{example}{more}. Mend them, or go on without them by skip_bad")
+        lines = "".join(
+            json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in self.found
+        )
+        self.aside.parent.mkdir(parents=True, exist_ok=True)
+        write(self.aside, lambda path: path.write_text(lines, encoding="utf-8"))
+        return f"{count} rows left out, written to {self.aside}; the first: {example}"

@@ -1,0 +1,137 @@
+"""Which columns are the text, the image and the label: as named, or guessed and said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from multiexit.arguments import suggest
+from multiexit.data.own.bad_rows import BadRows
+from multiexit.data.own.tables import Table
+
+LABELS = ("label", "labels", "target", "class", "category", "sentiment", "score", "rating", "y")
+TEXTS = ("text", "sentence", "review", "content", "comment", "body", "question", "title", "input")
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+)
+IMAGES = ("image", "img", "file", "file_name", "filename", "path", "image_path")
+SAMPLE = 200
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read.
+
+    Args:
+        text, text_pair: of texts; None where images are read.
+        image: of images.
+        labels: one, or several of yes and no.
+    """
+
+    text: str | None
+    text_pair: str | None
+    image: str | None
+    labels: tuple[str, ...]
+
+    @property
+    def read(self) -> list[str]:
+        """The columns that are inputs."""
+        return [name for name in (self.text, self.text_pair, self.image) if name is not None]
+
+
+def choose(
+    table: Table,
+    text: str | None = None,
+    text_pair: str | None = None,
+    image: str | None = None,
+    label: str | Sequence[str] | None = None,
+) -> tuple[Columns, list[str]]:
+    """The columns of a table, and what was guessed, as sentences.
+
+    Args:
+        table: the training set.
+        text, text_pair, image, label: as named by the user; None guesses, by names and values.
+
+    Raises:
+        ValueError: a column that isn't there, or none that could be it.
+    """
+    if image is not None and (text is not None or text_pair is not None):
+        raise ValueError(
+            f"image={image!r} and text={text or text_pair!r}: a row is one or the other"
+        )
+    names = [label] if isinstance(label, str) else list(label or ())
+    for name in (text, text_pair, image, *names):
+        if name is not None and name not in table.columns:
+            near = suggest(name, table.columns)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ValueError(f"{table.name} has no column {name!r}{hint} It has {table.columns}")
+    notes = []
+    rows = [row for _, row in islice(table.read(BadRows()), SAMPLE)]
+    left = [name for name in table.columns if name not in (text, text_pair, image, *names)]
+    if not names:
+        guess = _by_name(LABELS, left) or _few_values(left, rows)
+        if guess is None:
+            raise ValueError(
+                f"{table.name}: which of the columns {table.columns} is the label? Name it: label=…"
+            )
+        names, left = [guess], [name for name in left if name != guess]
+        notes.append(f"the label is column {guess!r}")
+    if text is None and image is None:
+        image = next((name for name in left if _is_image(name, rows)), None)
+        if image is not None:
+            notes.append(f"images are column {image!r}")
+    if text is None and image is None:
+        pair = next((pair for pair in PAIRS if {*pair} <= {*left}), None)
+        if pair is not None and text_pair is None:
+            text, text_pair = pair
+            notes.append(f"rows are pairs of texts, columns {text!r} and {text_pair!r}")
+        else:
+            text = _by_name(TEXTS, left) or _longest(left, rows)
+            if text is None:
+                raise ValueError(
+                    f"{table.name}: which of the columns {table.columns} is the text? Name it: "
+                    "text=…"
+                )
+            notes.append(f"the text is column {text!r}")
+    return Columns(text, text_pair, image, tuple(names)), notes
+
+
+def _by_name(known: Sequence[str], columns: list[str]) -> str | None:
+    by_lower = {name.lower(): name for name in columns}
+    return next((by_lower[name] for name in known if name in by_lower), None)
+
+
+def _few_values(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
+    """The only column whose values come again and again."""
+    few = [
+        name
+        for name in columns
+        if 1 < len({str(row.get(name)) for row in rows}) <= max(2, len(rows) // 5)
+    ]
+    return few[0] if len(few) == 1 else None
+
+
+def _longest(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
+    """The column of the longest strings."""
+
+    def length(name: str) -> float:
+        texts = [row.get(name) for row in rows]
+        return sum(len(t) for t in texts if isinstance(t, str)) / max(1, len(rows))
+
+    longest = max(columns, key=length, default=None)
+    return longest if longest is not None and length(longest) > 0 else None
+
+
+def _is_image(name: str, rows: list[dict[str, Any]]) -> bool:
+    from multiexit.data.own.image_folders import SUFFIXES
+
+    values = [row.get(name) for row in rows[:20]]
+    if any(type(value).__module__.startswith("PIL.") for value in values):
+        return True
+    strings = [value for value in values if isinstance(value, str)]
+    return bool(strings) and all(value.lower().endswith(tuple(SUFFIXES)) for value in strings)

@@ -1,0 +1,114 @@
+"""Images that are read from files as they are needed, of any size, as a split.
+
+Letters: N rows of the split, C channels, H height, W width.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multiexit.arguments import unknown
+from multiexit.data import image_files
+from multiexit.data.splits import row_numbers
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as pretrained networks have
+
+Augment = Callable[[Any], Any]
+"""From an image of Pillow to another one, of any size."""
+
+
+def preparation(size: int) -> dict[str, Any]:
+    """How images become [3, size, size], as `multiexit.data.image_files` reads them."""
+    return {
+        "shape": [3, size, size],
+        "resize": round(size / 0.875) if size >= 64 else size,
+        "interpolation": "bicubic",
+        "antialias": True,
+        "mean": list(MEAN),
+        "std": list(STD),
+    }
+
+
+class ImageRows(Dataset[tuple[Tensor, Tensor]]):
+    """Images in files or in memory, read and prepared one by one.
+
+    Args:
+        images: N files' names, images of Pillow, or files' bytes.
+        labels: [N] classes, or [N, C].
+        how: the preparation.
+        augment: changes an image of Pillow before it is prepared, in training.
+    """
+
+    lengths: list[int] | None = None
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        labels: Tensor,
+        how: dict[str, Any],
+        augment: Augment | None = None,
+    ):
+        self.images, self.labels, self.how, self.augment = list(images), labels, how, augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image [C, H, W], and its label.
+
+        Raises:
+            ValueError: an image that can't be read, by its file.
+        """
+        return image_files.read(self.images[index], self.how, self.augment), self.labels[index]
+
+    def subset(self, indices: Sequence[int] | Tensor) -> "ImageRows":
+        """Take the rows `indices`, in that order, with the same augmentation."""
+        rows = row_numbers(indices, len(self))
+        images = [self.images[row] for row in rows.tolist()]
+        return ImageRows(images, self.labels[rows], self.how, self.augment)
+
+    def for_evaluation(self) -> "ImageRows":
+        """The same rows without augmentation."""
+        return ImageRows(self.images, self.labels, self.how)
+
+
+def crop(image: Any) -> Any:
+    """A random part of 35 to 100 % of the area, mirrored half of the time."""
+    from torchvision.transforms import RandomResizedCrop
+    from torchvision.transforms.functional import hflip
+
+    top, left, height, width = RandomResizedCrop.get_params(image, [0.35, 1.0], [3 / 4, 4 / 3])
+    part = image.crop((left, top, left + width, top + height))
+    return hflip(part) if torch.rand(()) < 0.5 else part
+
+
+def randaugment(image: Any) -> Any:
+    """`crop`, then two of RandAugment's changes of strength 9 (Cubuk et al. 2020)."""
+    return _changes()(crop(image))
+
+
+@cache
+def _changes() -> Any:
+    from torchvision.transforms.v2 import RandAugment
+
+    return RandAugment()
+
+
+AUGMENTS: dict[str, Augment | None] = {"crop": crop, "randaugment": randaugment, "none": None}
+
+
+def augment_of(augment: str | Augment | None) -> Augment | None:
+    """The augmentation of a name, or a function as it is.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if not isinstance(augment, str):
+        return augment
+    if augment not in AUGMENTS:
+        raise unknown("augmentation", augment, AUGMENTS)
+    return AUGMENTS[augment]

@@ -1,0 +1,136 @@
+"""Where a user's data lies: the tables or images of each split."""
+
+from pathlib import Path
+from typing import Any
+
+from multiexit.data.own import tables
+from multiexit.data.own.tables import SUFFIXES, Table
+
+NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+"""Names of files and folders by split."""
+
+
+def splits(source: Any, validation: Any = None, test: Any = None) -> dict[str, Table]:
+    """The tables of a source by split: `"train"`, and `"validation"` and `"test"` where there are.
+
+    Args:
+        source: a file; a folder of files, of folders by split, or of a folder of images per class;
+            a folder that `datasets` saved; the name of a set on the hub, with `:CONFIG` behind it
+            where it has several; or rows in memory, one table or a mapping of tables by split.
+        validation, test: a file or rows of that split.
+
+    Raises:
+        ValueError: nothing there, no training set, or what is no table.
+    """
+    found = _splits(source)
+    for name, given in (("validation", validation), ("test", test)):
+        if given is not None:
+            found[name] = _one(given, name)
+    if "train" not in found:
+        raise ValueError(f"{source}: no training set; there is {', '.join(found)}")
+    return found
+
+
+def _one(source: Any, split: str) -> Table:
+    found = _splits(source)
+    if len(found) > 1:
+        raise ValueError(f"{split}={source} has the splits {list(found)}: name one file or table")
+    return next(iter(found.values()))
+
+
+def _splits(source: Any) -> dict[str, Table]:
+    if not isinstance(source, str | Path):
+        return _in_memory(source)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return {"train": tables.from_file(path)}
+    if path.is_dir():
+        return _in_folder(path)
+    if path.suffix.lower() in SUFFIXES or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"{source}: no such file or folder")
+    return _on_hub(str(source))
+
+
+def _in_memory(data: Any) -> dict[str, Table]:
+    by_split = {name: split for split, names in NAMES.items() for name in names}
+    if isinstance(data, dict) and data and all(str(key) in by_split for key in data):
+        return {
+            by_split[str(key)]: tables.from_memory(rows, str(key)) for key, rows in data.items()
+        }
+    return {"train": tables.from_memory(data)}
+
+
+def _in_folder(folder: Path) -> dict[str, Table]:
+    names = {path.name for path in folder.iterdir()}
+    if names & {"dataset_dict.json", "dataset_info.json", "state.json"}:
+        return _saved_by_datasets(folder)
+    found = {}
+    for split, aliases in NAMES.items():
+        folders = [folder / alias for alias in aliases if (folder / alias).is_dir()]
+        files = [
+            path
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in SUFFIXES and _split_of(path) == split
+        ]
+        if folders:
+            found[split] = _whole_folder(folders[0])
+        elif files:
+            found[split] = tables.joined([tables.from_file(path) for path in files])
+    return found or {"train": _whole_folder(folder)}
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name begins with."""
+    stem = path.stem.lower().replace(".", "-").replace("_", "-").split("-")[0]
+    return next((split for split, names in NAMES.items() if stem in names), None)
+
+
+def _whole_folder(folder: Path) -> Table:
+    """A folder's tables as one, or its folders of images by class."""
+    from multiexit.data.own import image_folders
+
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if files:
+        kinds = {path.suffix.lower() for path in files}
+        if len(kinds) > 1:
+            raise ValueError(f"{folder} has files of several kinds, {sorted(kinds)}: name one")
+        return tables.joined([tables.from_file(path) for path in files])
+    return image_folders.table(folder)
+
+
+def _saved_by_datasets(folder: Path) -> dict[str, Table]:
+    import datasets
+
+    try:
+        data: Any = datasets.load_from_disk(str(folder))
+    except Exception as error:  # Arrow's and the library's own, of all kinds
+        raise ValueError(f"{folder}: not a folder that `datasets` saved whole: {error}") from error
+    return _of_datasets(data, str(folder))
+
+
+def _on_hub(name: str) -> dict[str, Table]:
+    import datasets
+
+    path, _, config = name.partition(":")
+    try:
+        data: Any = datasets.load_dataset(path, config or None)
+    except Exception as error:  # the library's own, of all kinds
+        raise ValueError(
+            f"{name} is no file or folder here, and no data set of the hub that can be read: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    return _of_datasets(data, name)
+
+
+def _of_datasets(data: Any, name: str) -> dict[str, Table]:
+    if not isinstance(data, dict):
+        return {"train": tables.from_datasets(data, name)}
+    by_split = {alias: split for split, aliases in NAMES.items() for alias in aliases}
+    return {
+        by_split.get(str(key), str(key)): tables.from_datasets(rows, f"{name} {key}")
+        for key, rows in data.items()
+    }

@@ -1,0 +1,184 @@
+"""Labels as users write them: which problem they pose, which classes there are, and their numbers.
+
+Letters: N rows, C classes or outputs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from multiexit.arguments import unknown
+from multiexit.losses.class_names import missing
+
+MANY = 50
+"""More whole numbers than this could be classes or values: the user says which."""
+
+YES_NO = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What labels say.
+
+    Args:
+        problem: `"classification"`, `"regression"` or `"multi-label"`.
+        names: the classes' names in the order of their numbers; None of regression.
+        num_classes: C.
+    """
+
+    problem: str
+    names: tuple[str, ...] | None
+    num_classes: int
+
+    def number(self, value: Any) -> Any:
+        """A row's label as a number, or several.
+
+        Args:
+            value: as the table has it; of several labels a list of names, or a list of yes and no.
+
+        Raises:
+            ValueError: what is no label, with the reason.
+        """
+        if self.problem == "regression":
+            return _float(value)
+        assert self.names is not None
+        if self.problem == "multi-label":
+            return _several(value, self.names)
+        name = _name(value)
+        if name not in self.names:
+            shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
+            raise ValueError(f"a label that isn't among the {len(self.names)} classes {shown}")
+        return self.names.index(name)
+
+
+def of_columns(names: Sequence[str]) -> Targets:
+    """The targets of several columns, each of yes and no."""
+    return Targets("multi-label", tuple(names), len(names))
+
+
+def given(names: Sequence[Any] | None, num_classes: int, problem: str) -> Targets:
+    """The targets of a model that is trained already."""
+    listed = None if names is None else tuple(map(str, names))
+    if listed is None and problem != "regression":
+        listed = tuple(map(str, range(num_classes)))
+    return Targets(problem, listed, num_classes)
+
+
+def found(
+    values: list[Any], problem: str | None = None, names: Sequence[str] | None = None
+) -> tuple[Targets, str]:
+    """The targets that a column of labels has, and what was guessed, as a sentence.
+
+    Args:
+        values: the training set's labels, without gaps.
+        problem: as named by the user; None guesses: lists are several labels, numbers with
+            fractions values, anything else classes.
+        names: of the classes, where the source numbers them itself.
+
+    Raises:
+        ValueError: one class only, values that are none, or a guess that is none.
+    """
+    if problem not in (None, "classification", "regression", "multi-label"):
+        raise unknown("problem", problem, ("classification", "regression", "multi-label"))
+    if problem is None:
+        problem = _guess(values, names)
+    if problem == "regression":
+        numbers = [_float(value) for value in values]
+        if min(numbers) == max(numbers):
+            raise ValueError(f"all {len(numbers)} labels are {numbers[0]:g}: nothing to learn")
+        return (
+            Targets("regression", None, 1),
+            f"labels are numbers from {min(numbers):g} to {max(numbers):g} (regression)",
+        )
+    if names is not None:
+        listed = tuple(map(str, names))
+    elif problem == "multi-label":
+        listed = _ordered({_name(name) for value in values for name in _list(value)})
+    else:
+        listed = _ordered({_name(value) for value in values})
+    if problem == "classification" and len(listed) < 2:
+        raise ValueError(
+            f"all {len(values)} rows have the label {''.join(listed)!r}: it takes two classes"
+        )
+    if problem == "classification" and len(listed) > max(MANY, len(values) // 2):
+        raise ValueError(
+            f"{len(listed)} different labels in {len(values)} rows, such as {listed[0]!r}: is that "
+            "the label's column?"
+        )
+    shown = ", ".join(listed[:8]) + (f", … ({len(listed)})" if len(listed) > 8 else "")
+    kind = "labels, several a row" if problem == "multi-label" else "classes in this order"
+    return Targets(problem, listed, len(listed)), f"{kind}: {shown}"
+
+
+def _guess(values: Sequence[Any], names: Sequence[str] | None) -> str:
+    if any(isinstance(value, list | tuple | set) for value in values):
+        return "multi-label"
+    if names is not None:
+        return "classification"
+    numbers = [_number(value) for value in values]
+    if any(number is None for number in numbers):
+        return "classification"
+    if any(number != int(number) for number in numbers if number is not None):
+        return "regression"
+    distinct = len(set(numbers))
+    if distinct > MANY:
+        raise ValueError(
+            f"{distinct} different whole numbers as labels: are they classes or values? Say "
+            "problem='classification' or problem='regression'"
+        )
+    return "classification"
+
+
+def _name(value: Any) -> str:
+    """A class as it is called: 1, 1.0, "1" and True of a table are one name each by its kind."""
+    if isinstance(value, float) and value == int(value):
+        value = int(value)
+    return str(value).strip()
+
+
+def _ordered(names: set[str]) -> tuple[str, ...]:
+    """By number where all are numbers, else by letters."""
+    numbers = {name: _number(name) for name in names}
+    if all(number is not None for number in numbers.values()):
+        return tuple(sorted(names, key=lambda name: (numbers[name], name)))
+    return tuple(sorted(names))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple | set):
+        raise ValueError(f"several labels a row are a list of names, got {value!r}")
+    return list(value)
+
+
+def _several(value: Any, names: tuple[str, ...]) -> list[float]:
+    """0 and 1 for each name."""
+    if isinstance(value, dict):  # columns of yes and no
+        return [_yes_no(value[name], name) for name in names]
+    chosen = {_name(name) for name in _list(value)}
+    if strange := sorted(chosen - {*names}):
+        raise ValueError(f"a label {strange[0]!r} that isn't among {', '.join(names)}")
+    return [float(name in chosen) for name in names]
+
+
+def _yes_no(value: Any, name: str) -> float:
+    number = YES_NO.get(_name(value).lower())
+    if number is None:
+        raise ValueError(f"column {name!r} is to be 0 or 1, yes or no")
+    return float(number)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _float(value: Any) -> float:
+    number = None if missing(value) or isinstance(value, bool) else _number(value)
+    if number is None or not isinstance(value, Real | str):
+        raise ValueError("a label that is no number")
+    return number

@@ -13,7 +13,7 @@ from multiexit import recipes
 from multiexit._version import __version__ as __version__
 from multiexit.backbones import (
     Backbone,
-    Classifier,
+    NetworkHead,
     SequentialBackbone,
     cifar_resnet,
     merge_adapters,
@@ -70,7 +70,6 @@ __all__ = [
     "Certainty",
     "Certificate",
     "Choices",
-    "Classifier",
     "Cost",
     "Criterion",
     "Engine",
@@ -83,6 +82,7 @@ __all__ = [
     "MaxProb",
     "MostConfident",
     "MultiExitModel",
+    "NetworkHead",
     "NormalizedEntropy",
     "Outputs",
     "Patience",

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from multiexit.backbones.base import Backbone
-from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.classifier import NetworkHead
 
 Place = tuple[nn.Module, str, nn.Module]
 """A module, the name of a child in it, and that child: a layer of peft."""
@@ -86,7 +86,7 @@ def put_in(backbone: Backbone, taken: Mapping[int, nn.Module]) -> None:
         _without_adapters(head, taken, memo) for head in (backbone.classifier, backbone.pooler)
     )
     if classifier is not backbone.classifier:
-        assert isinstance(classifier, Classifier)
+        assert isinstance(classifier, NetworkHead)
         backbone.set_classifier(classifier)
     backbone.set_pooler(pooler)  # type: ignore[arg-type]
     for head in (classifier, pooler):

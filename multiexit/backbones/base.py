@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.backbones import layouts as layouts_
-from multiexit.backbones.classifier import Classifier, classifier_spec
+from multiexit.backbones.classifier import NetworkHead, classifier_spec
 
 Carry = dict[str, Any]
 """Handed from one stage to the next. Every tensor in it has the batch as its first dimension, so
@@ -77,7 +77,7 @@ class Backbone(nn.Module, ABC):
         pooler: a pretrained `Linear(H, H)` that heads may start from (BERT's pooler).
         classifier: the network's own head: an exit after the last stage is that, if it is to tell
             as many classes apart. Of a plain `nn.Linear(H, K)`, which reads the pooled feature, the
-            spec tells the sizes; any other `Classifier` is one that the spec's kind makes again.
+            spec tells the sizes; any other `NetworkHead` is one that the spec's kind makes again.
 
     Attributes:
         undescribed: why there is no spec, where `wrap` knows it; else nothing.
@@ -105,7 +105,7 @@ class Backbone(nn.Module, ABC):
         pool: str = "mean",
         spec: dict[str, Any] | None = None,
         pooler: nn.Linear | None = None,
-        classifier: Classifier | nn.Linear | None = None,
+        classifier: NetworkHead | nn.Linear | None = None,
         layouts: str | Sequence[str] | None = None,
     ):
         super().__init__()
@@ -136,7 +136,7 @@ class Backbone(nn.Module, ABC):
         return self._pretrained["pooler"]
 
     @property
-    def classifier(self) -> Classifier | None:
+    def classifier(self) -> NetworkHead | None:
         """The network's own head, if it came with one."""
         return self._pretrained["classifier"]
 
@@ -144,11 +144,11 @@ class Backbone(nn.Module, ABC):
         """Let heads start from another pooler, or none."""
         self._pretrained["pooler"] = pooler
 
-    def set_classifier(self, classifier: Classifier | nn.Linear | None) -> None:
+    def set_classifier(self, classifier: NetworkHead | nn.Linear | None) -> None:
         """Give the network another head of its own, or none."""
         if isinstance(classifier, nn.Linear):
             layout = self.layouts[-1]
-            classifier = Classifier(classifier, classifier.out_features, self.pool, layout=layout)
+            classifier = NetworkHead(classifier, classifier.out_features, self.pool, layout=layout)
         self._pretrained["classifier"] = classifier
         if self.spec is None:
             return

@@ -15,7 +15,7 @@ from multiexit.backbones.pooling import pool_feature
 TOKEN_PROBLEM = "token-classification"
 
 
-class Classifier(nn.Module):
+class NetworkHead(nn.Module):
     """A network's own head on its last feature: `linear(read(feature))`, [B, …] → [B, K].
 
     Modules are shared with the network, not copied. Whatever lies between the last stage and the
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
 
     Example:
         >>> import torch, multiexit as mx
-        >>> own = mx.Classifier(torch.nn.Linear(8, 2), 2, read="mean", labels=["no", "yes"])
+        >>> own = mx.NetworkHead(torch.nn.Linear(8, 2), 2, read="mean", labels=["no", "yes"])
         >>> own(torch.rand(5, 8, 4, 4)).shape
         torch.Size([5, 2])
     """
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
                 f"head has them, {self.labels}: give them in that order, or none"
             )
 
-    def ordered(self, labels: Sequence[str]) -> "Classifier | None":
+    def ordered(self, labels: Sequence[str]) -> "NetworkHead | None":
         """A copy with the classes in the order of these names, if the network has the same ones.
 
         Capitals, spaces and hyphens don't count.
@@ -98,7 +98,7 @@ class Classifier(nn.Module):
         with torch.no_grad():
             for p in linear.parameters():
                 p.copy_(p[index])
-        return Classifier(linear, self.num_classes, self.read, labels, problem=self.problem)
+        return NetworkHead(linear, self.num_classes, self.read, labels, problem=self.problem)
 
 
 def _folded(labels: Sequence[Any] | None) -> list[str]:
@@ -161,7 +161,7 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(1) if x.ndim > 2 and x[0].numel() == x.shape[1] else x
 
 
-def classifier_spec(classifier: Classifier) -> bool | str | dict[str, Any]:
+def classifier_spec(classifier: NetworkHead) -> bool | str | dict[str, Any]:
     """Describe a classifier for its backbone's spec.
 
     Returns:
@@ -181,16 +181,16 @@ def classifier_spec(classifier: Classifier) -> bool | str | dict[str, Any]:
     }
 
 
-def linear_classifier(sizes: Mapping[str, Any], layout: str) -> Classifier:
+def linear_classifier(sizes: Mapping[str, Any], layout: str) -> NetworkHead:
     """The classifier, with random weights, of such sizes."""
     linear = nn.Linear(sizes["inputs"], sizes["classes"], sizes["bias"])
-    return Classifier(linear, sizes["classes"], sizes["pool"], layout=layout)
+    return NetworkHead(linear, sizes["classes"], sizes["pool"], layout=layout)
 
 
 def user_classifier(
     head: Any, module: Any, feature_shape: tuple[int | None, ...], layout: str, pool: str
-) -> Classifier:
-    """The classifier that a user passes: a `Classifier`, a module, or names of the network's parts.
+) -> NetworkHead:
+    """The head that a user passes: a `NetworkHead`, a module, or names of the network's parts.
 
     Args:
         head: a module reads the pooled feature if it is an `nn.Linear`, else the feature itself;
@@ -202,7 +202,7 @@ def user_classifier(
     Raises:
         ValueError: nothing of these, or what doesn't give [B, K] from the last feature.
     """
-    if isinstance(head, Classifier):
+    if isinstance(head, NetworkHead):
         return head
     if isinstance(head, list | tuple):
         layers = [_module_of(part, module) for part in head]
@@ -213,7 +213,7 @@ def user_classifier(
     else:
         head = _module_of(head, module)
         read = pool if isinstance(head, nn.Linear) else nn.Identity()
-    classifier = Classifier(head, 0, read, layout=layout)
+    classifier = NetworkHead(head, 0, read, layout=layout)
     classifier.num_classes = _num_outputs(classifier, feature_shape)
     return classifier
 
@@ -225,7 +225,7 @@ def _module_of(part: Any, network: nn.Module) -> nn.Module:
     if not isinstance(part, str):
         raise ValueError(
             "classifier is a module, the name of one in the network, a list of these that run one "
-            f"after another, or a Classifier; got {part!r}"
+            f"after another, or a NetworkHead; got {part!r}"
         )
     try:
         return network.get_submodule(part)
@@ -236,7 +236,7 @@ def _module_of(part: Any, network: nn.Module) -> nn.Module:
         ) from error
 
 
-def _num_outputs(classifier: Classifier, feature_shape: tuple[int | None, ...]) -> int:
+def _num_outputs(classifier: NetworkHead, feature_shape: tuple[int | None, ...]) -> int:
     """K, found by a run on zeros."""
     p = next(classifier.parameters(), torch.zeros(0))
     sizes = [8 if size is None else size for size in feature_shape]

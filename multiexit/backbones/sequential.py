@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from multiexit.backbones import layouts
 from multiexit.backbones.base import Backbone, Carry
-from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.classifier import NetworkHead
 from multiexit.backbones.infer_layout import Chain, infer
 from multiexit.backbones.running import in_precision, like_parameters
 from multiexit.backbones.verify import check_parts, check_rows, part_names
@@ -56,7 +56,7 @@ class SequentialBackbone(Backbone):
         norm: nn.Module | None = None,
         pool: str = "mean",
         spec: dict[str, Any] | None = None,
-        classifier: Classifier | nn.Linear | None = None,
+        classifier: NetworkHead | nn.Linear | None = None,
         layout: str | Sequence[str] | None = None,
     ):
         norm = nn.Identity() if norm is None else norm

@@ -53,7 +53,7 @@ def wrap(
         classifier: the network's own head, where it can't be told or another shall be the last
             exit: the name of a part, a module, or a list of these that run one after another. An
             `nn.Linear` by itself reads the pooled feature of the last stage, anything else that
-            feature itself; a `Classifier` says what it reads. Of the network's own parts it must
+            feature itself; a `NetworkHead` says what it reads. Of the network's own parts it must
             give what the network's forward gives.
         kwargs: for names only, passed to the library that makes the model (`pretrained=True`).
 
@@ -98,7 +98,7 @@ def _with_classifier(backbone: Backbone, module: nn.Module, classifier: Any) -> 
         backbone.set_classifier(head)
         parts = {id(part) for part in module.modules()}
         is_part = module is not backbone and all(id(p) in parts for p in head.linear.modules())
-        if is_part and head is not classifier:  # a Classifier is taken at its word
+        if is_part and head is not classifier:  # a NetworkHead is taken at its word
             if "input_ids" in backbone.example_inputs():
                 check_text(backbone, module)
             else:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.classifier import NetworkHead
 from multiexit.backbones.graphs import cut_places
 from multiexit.backbones.graphs.tracing import Trace, follow
 from multiexit.backbones.running import like_parameters, random_rows
@@ -127,17 +127,17 @@ def _is_first_token(node: fx.Node) -> bool:
 
 def _classifier(
     traced: Trace, last: fx.Node, rest: nn.Module, example: Tensor
-) -> Classifier | None:
+) -> NetworkHead | None:
     """The network's own head, which lies behind the last cut, if it classifies."""
     linear = traced.layer(traced.output)
     if isinstance(linear, nn.Linear):
         (read,) = traced.output.all_input_nodes
-        return Classifier(linear, linear.out_features, traced.piece(last, read))
+        return NetworkHead(linear, linear.out_features, traced.piece(last, read))
     if all(p.ndim < 2 for p in rest.parameters()):
         return None
     with evaluating(traced.module), torch.no_grad():
         logits_BK = traced.module(like_parameters(example, traced.module))
-    return Classifier(rest, logits_BK.shape[1], nn.Identity()) if logits_BK.ndim == 2 else None
+    return NetworkHead(rest, logits_BK.shape[1], nn.Identity()) if logits_BK.ndim == 2 else None
 
 
 def _check_pieces(traced: Trace, nodes: Sequence[fx.Node], example: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.classifier import NetworkHead
 from multiexit.backbones.layers import tails
 from multiexit.backbones.layers.recording import Recording
 
@@ -62,11 +62,11 @@ def describe(ending: Ending | None) -> dict[str, Any]:
 
 def classifier(
     module: nn.Module, ending: Ending, classes: int, labels: Sequence[str] | None = None
-) -> Classifier | None:
+) -> NetworkHead | None:
     """The network's own head; None where what it does can't be told."""
     halves = tails.split_last(ending.names, module)
     if halves is None:
         return None
     before, last = halves
     read = tails.Tail(tails.parts(before, module))
-    return Classifier(module.get_submodule(last), classes, read, labels)
+    return NetworkHead(module.get_submodule(last), classes, read, labels)

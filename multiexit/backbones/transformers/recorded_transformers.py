@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from multiexit.backbones import same
-from multiexit.backbones.classifier import TOKEN_PROBLEM, Classifier
+from multiexit.backbones.classifier import TOKEN_PROBLEM, NetworkHead
 from multiexit.backbones.layers import comparing, describing, endings, recording, tails
 from multiexit.backbones.layers.endings import Ending
 from multiexit.backbones.layers.recorded import RecordedBackbone
@@ -128,7 +128,7 @@ class _Builder:
         return backbone
 
     def _backbone(
-        self, first_run: Recording, spec: dict[str, Any], head: Classifier | None
+        self, first_run: Recording, spec: dict[str, Any], head: NetworkHead | None
     ) -> RecordedBackbone:
         arguments = {
             **describing.parts(self.model, first_run, endings.described_ending(spec)),
@@ -150,7 +150,7 @@ class _Builder:
             trial.limits, trial.takes, fills_up, trial.length, **arguments, example={}
         )
 
-    def _head(self, ending: Ending | None) -> Classifier | None:
+    def _head(self, ending: Ending | None) -> NetworkHead | None:
         """Its own head, of rows or of tokens, if its end is one."""
         classes = self.config.num_labels
         labels = task_heads.labels(self.config, classes)
@@ -159,7 +159,7 @@ class _Builder:
             head.problem = task_heads.problem_of(self.model)
         return head
 
-    def _described_head(self, spec: dict[str, Any]) -> Classifier | None:
+    def _described_head(self, spec: dict[str, Any]) -> NetworkHead | None:
         """The head that a spec says to be the model's own."""
         is_own = spec.get("classifier") in (True, TOKEN_PROBLEM)
         return self._head(endings.described_ending(spec)) if is_own else None

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from multiexit.backbones.classifier import TOKEN_PROBLEM, Classifier, FirstToken
+from multiexit.backbones.classifier import TOKEN_PROBLEM, FirstToken, NetworkHead
 from multiexit.backbones.transformers.families import FAMILIES, part
 
 ENDING = "ForSequenceClassification"
@@ -21,7 +21,7 @@ OF_TOKENS = "ForTokenClassification"
 """How the names of classes end that classify tokens, by `logits` [B, T, K]."""
 
 
-def classifier_of(model: Any) -> Classifier | None:
+def classifier_of(model: Any) -> NetworkHead | None:
     """The head of a `…ForSequenceClassification` or `…ForTokenClassification`; else None.
 
     It is as the library's forward runs it.
@@ -36,7 +36,7 @@ def classifier_of(model: Any) -> Classifier | None:
     head = part(model, head_name) if head_name else None
     if head is not None and not _is_library_head(head):  # the forward hands it the feature as it is
         names = labels(config, config.num_labels)
-        return Classifier(head, config.num_labels, nn.Identity(), names, problem=problem_of(model))
+        return NetworkHead(head, config.num_labels, nn.Identity(), names, problem=problem_of(model))
     layers = {
         name: part(model, layer) if isinstance(layer, str) else layer()
         for name, layer in family.read.items()
@@ -45,18 +45,18 @@ def classifier_of(model: Any) -> Classifier | None:
         return None
     linear = part(model, family.linear)
     classes = linear.out_features if isinstance(linear, nn.Linear) else config.num_labels
-    return Classifier(
+    return NetworkHead(
         linear, classes, FirstToken(**layers), labels(config, classes), problem=problem_of(model)
     )
 
 
-def _of_tokens(model: Any) -> Classifier | None:
+def _of_tokens(model: Any) -> NetworkHead | None:
     """Dropout and a linear layer on each token, which all of `FAMILIES` have."""
     dropout, linear = part(model, "dropout"), part(model, "classifier")
     if not isinstance(dropout, nn.Module) or not isinstance(linear, nn.Linear):
         return None
     classes = linear.out_features
-    return Classifier(
+    return NetworkHead(
         linear, classes, dropout, labels(model.config, classes), problem=TOKEN_PROBLEM
     )
 

@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from multiexit.backbones.base import Backbone, Carry
-from multiexit.backbones.classifier import TOKEN_PROBLEM, Classifier
+from multiexit.backbones.classifier import TOKEN_PROBLEM, NetworkHead
 from multiexit.backbones.transformers import (
     attention_heads,
     configs,
@@ -315,7 +315,7 @@ def _family_from_spec(spec: dict[str, Any]) -> TransformerBackbone:
     return backbone
 
 
-def _current_config(model: Any, order: list[int], classifier: Classifier | None) -> Any:
+def _current_config(model: Any, order: list[int], classifier: NetworkHead | None) -> Any:
     """A model's configuration, with the sizes that its modules have now."""
     encoder = model.base_model
     config = encoder.config

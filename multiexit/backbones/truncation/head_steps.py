@@ -13,7 +13,7 @@ def steps(read: nn.Module, linear: nn.Module) -> list[Step]:
     """The steps of `linear(read(feature))`, without what does nothing in evaluation.
 
     Args:
-        read, linear: of a `Classifier`.
+        read, linear: of a `NetworkHead`.
     """
     if isinstance(read, Pool):
         return [read.pool, linear]

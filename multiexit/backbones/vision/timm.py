@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from multiexit.arguments import unknown
 from multiexit.backbones.base import Backbone
-from multiexit.backbones.classifier import Classifier
+from multiexit.backbones.classifier import NetworkHead
 from multiexit.backbones.graphs import cuts
 from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
@@ -145,16 +145,16 @@ def staged(model: Any, spec: dict[str, Any]) -> Backbone:
     return stage(model, spec, shape)
 
 
-def _classifier(model: Any, family: TimmFamily) -> Classifier | None:
+def _classifier(model: Any, family: TimmFamily) -> NetworkHead | None:
     """The model's own head, if it classifies."""
     last = model.head_dist if hasattr(model, "head_dist") else model.get_classifier()
     if not isinstance(last, nn.Module) or isinstance(last, nn.Identity):
         return None
     if hasattr(model, "head_dist"):
-        return Classifier(_DistilledHead(model), num_classes(model), nn.Identity())
+        return NetworkHead(_DistilledHead(model), num_classes(model), nn.Identity())
     pool = family.pool(model)
     pools = bool(pool if isinstance(pool, str) else getattr(pool, "pool_type", True))
-    return Classifier(last, num_classes(model), family.reader(model)) if pools else None
+    return NetworkHead(last, num_classes(model), family.reader(model)) if pools else None
 
 
 # How an instance is made again: its architecture's name, and what differs from that

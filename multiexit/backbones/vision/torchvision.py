@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from multiexit.arguments import unknown
 from multiexit.backbones.base import Backbone
-from multiexit.backbones.classifier import Classifier, FirstToken
+from multiexit.backbones.classifier import FirstToken, NetworkHead
 from multiexit.backbones.graphs import cuts
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
@@ -157,11 +157,11 @@ def _made(name: str, kwargs: dict[str, Any]) -> Any:
             return get_model(name, weights=None, **kwargs).to(device)
 
 
-def _classifier(last: nn.Module, read: nn.Module) -> Classifier | None:
+def _classifier(last: nn.Module, read: nn.Module) -> NetworkHead | None:
     """The model's own head, if it classifies; how many classes is seen when it runs."""
     if isinstance(last, nn.Identity):
         return None
-    return Classifier(last, int(getattr(last, "out_features", 0)), read)
+    return NetworkHead(last, int(getattr(last, "out_features", 0)), read)
 
 
 def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | None:

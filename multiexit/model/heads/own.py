@@ -5,7 +5,7 @@ Letters: B batch rows, D of the vector that the last layer reads.
 
 from torch import Tensor
 
-from multiexit.backbones.classifier import Classifier, vector
+from multiexit.backbones.classifier import NetworkHead, vector
 from multiexit.model.heads.base import VectorHead
 
 
@@ -17,12 +17,12 @@ class OwnHead(VectorHead):
 
     Example:
         >>> import torch, multiexit as mx
-        >>> own = mx.Classifier(torch.nn.Linear(8, 3), num_classes=3, read="mean")
+        >>> own = mx.NetworkHead(torch.nn.Linear(8, 3), num_classes=3, read="mean")
         >>> mx.heads.OwnHead(own)(torch.rand(2, 8, 4, 4)).shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, classifier: Classifier):
+    def __init__(self, classifier: NetworkHead):
         super().__init__()
         self.read = classifier.read
         self.linear = classifier.linear

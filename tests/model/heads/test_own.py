@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import multiexit as mx
-from multiexit.backbones import Classifier
+from multiexit.backbones import NetworkHead
 from multiexit.model import heads
 from multiexit.recipes import static
 
@@ -304,7 +304,7 @@ def test_a_classifier_by_its_name(text):
     x = torch.randn(4, 6)
     assert torch.equal(model(x)[-1], net(x))
     assert model.heads[-1].linear is net.fc
-    given = Classifier(net.fc, 3, nn.Tanh(), ["x", "y", "z"])
+    given = NetworkHead(net.fc, 3, nn.Tanh(), ["x", "y", "z"])
     model = mx.MultiExitModel(mx.wrap(net, stages=["a", "b"], classifier=given), 3).eval()
     assert torch.equal(model(x)[-1], net.fc(net.b(net.a(x)).tanh()))
     assert model.labels == ["x", "y", "z"]

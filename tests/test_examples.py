@@ -17,6 +17,7 @@ WORDS = ["the", "a", "cat", "dog", "saw", "ate", "runs", "slept", "fish", "house
 def test_the_examples_are_those_the_readers_are_promised():
     assert {
         "examples/custom_policy.py",
+        "examples/nlp/tag_words.py",
         "examples/nlp/train_glue.py",
         "examples/vision/train_cifar.py",
         "examples/wrap_anything.py",
@@ -72,6 +73,24 @@ def test_training_on_text(tmp_path):
     assert len(means) == 2
     assert "patience=6" in out
     assert mx.MultiExitModel.from_pretrained(tmp_path / "run" / "model").num_exits == 3
+
+
+def test_tagging_words(tmp_path):
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "7"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "tokenizer")
+    draw = random.Random(0)
+    for split in ("train", "dev", "test"):
+        rows = [[*draw.choices(WORDS, k=4), draw.choice(["Cat", "Dog"]), "7"] for _ in range(30)]
+        sentences = [" ".join(row) for row in rows]
+        pairs = zip(sentences, sentences[::-1], strict=True)
+        lines = [f"1\t0\t0\t{one}\t{two}" for one, two in pairs]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["header", *lines]))
+    words = ("--data", tmp_path, "--tokenizer", tmp_path / "tokenizer", "--epochs", 1)
+    out = example("examples/nlp/tag_words.py", *words, "--layers", 2, "--width", 16)
+    assert "30, 30 and 30 sentences" in out
+    assert "f1 (%)" in out
+    assert "patience=1" in out
 
 
 def test_exits_on_anything():

@@ -40,6 +40,11 @@ def load(
     folder = model_folder(folder)
     model = MultiExitModel.from_pretrained(folder).to(device())
     preprocessing = model.preprocessing
+    if model.problem == "token-classification":
+        raise ValueError(
+            f"{folder} answers each token, and the rows that commands read have one answer: judge "
+            "it in Python, multiexit.collect(model, rows)"
+        )
     if data is not None and (task is not None or data_dir is not None):
         raise ValueError("--data names the rows: leave out --task and --data-dir")
     if data is None and any((columns or {}).values()):

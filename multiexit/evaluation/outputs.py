@@ -3,6 +3,7 @@
 Letters: M exits, B rows of the set, T tokens, C classes.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +28,7 @@ from multiexit.model.cost import Cost
 from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
-from multiexit.runtime import evaluating, processes
+from multiexit.runtime import evaluating, processes, user_level
 
 
 @dataclass(frozen=True)
@@ -255,9 +256,24 @@ def collect(
     for exit, logits_BC in enumerate(outputs.logits_MBC):
         check_finite(exit, logits_BC)
     check_labels(outputs.labels_B, model.num_classes, "the data set", model.problem, soft=False)
+    _warn_of_unlabelled(outputs)
     if model.problem.endswith("classification"):  # booleans and short integers too
         return replace(outputs, labels_B=outputs.labels_B.long())
     return outputs
+
+
+def _warn_of_unlabelled(outputs: Outputs) -> None:
+    """Warn where rows wait for tokens that nobody learned to answer, such as [SEP]."""
+    if outputs.asked_BT is None:
+        return
+    unlabelled = float((outputs.labels_B[outputs.asked_BT] == IGNORED).double().mean())
+    if unlabelled > 0:
+        warnings.warn(
+            f"{unlabelled:.0%} of the tokens that are asked for have no label (−100), and a row "
+            "leaves when it is sure of these too: give an answer_mask [B, T] in each batch, 1 "
+            "where a token is asked for, as multiexit.data.words.tokenise_words makes it",
+            stacklevel=user_level(),
+        )
 
 
 def _image_row(model: MultiExitModel, args: Sequence[Any]) -> dict[str, Tensor] | None:

@@ -16,7 +16,7 @@ from multiexit.backbones.truncation.head_steps import Step, spelt, steps
 from multiexit.backbones.truncation.library_form import LibraryForm, share
 from multiexit.backbones.verify import mismatch
 from multiexit.files.unreadable import one_line
-from multiexit.model import heads
+from multiexit.model import heads, tokens
 from multiexit.model.heads import CertainHead, ChainedHead, LinearHead, OwnHead, PoolerHead
 from multiexit.model.model import MultiExitModel
 from multiexit.runtime import evaluating, user_level
@@ -45,15 +45,22 @@ class Truncated(nn.Module):
         self.backbone = first_stages(model.backbone, model.exits[exit] + 1)
         self.head = model.heads[exit]
         self.temperature = nn.Buffer(model.temperature_M[exit].clone())
+        self.answers_tokens = model.problem == "token-classification"
         self.training = self.backbone.training = model.training
 
     def forward(self, *args: Any, **inputs: Any) -> Tensor:
-        """Logits [B, K], from what the model's backbone takes."""
-        carry, feature = self.backbone.start(*args, **inputs), None
+        """Logits [B, K], or of tokens [B, T, K], from what the model's backbone takes."""
+        feature = None
+        if self.answers_tokens:
+            carry = tokens.start(self.backbone, args, inputs)
+        else:
+            carry = self.backbone.start(*args, **inputs)
         for stage in range(self.backbone.num_stages):
             carry, feature = self.backbone.stage(carry, stage)
         assert feature is not None
         logits_BK, _ = heads.ask(self.head, feature, carry.get("valid_BT"), {})
+        if self.answers_tokens:
+            logits_BK = tokens.in_order(logits_BK, carry)
         return (logits_BK / self.temperature).to(logits_BK.dtype)
 
 
@@ -141,6 +148,8 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
     exit = _checked(model, exit)
     library = _library(model)
     try:
+        if model.problem == "token-classification":
+            raise ValueError("networks that answer each token aren't put into a library's class")
         if library not in _FORMS:
             raise ValueError(
                 "only networks of transformers and timm have a folder format that others load; "

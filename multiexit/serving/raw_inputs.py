@@ -47,6 +47,11 @@ def predict_lines(
     Raises:
         ValueError: a line without a tab where pairs are needed. All lines before it are answered.
     """
+    if model.problem == "token-classification":
+        raise ValueError(
+            "this model answers each token, and lines are answered as a whole: make rows by "
+            "multiexit.data.words.tokenise_words, and give them to multiexit.Engine"
+        )
     engine = Engine(model, policy)
     length = model.preprocessing.get("max_length", 128)
     paired = model.preprocessing.get("pairs", False)

@@ -21,6 +21,7 @@ from multiexit.data.words import tokenise_words
 from multiexit.evaluation import guarantee
 from multiexit.evaluation.recommendation import recommend
 from multiexit.recipes.registry import RECIPES
+from multiexit.serving.raw_inputs import predict_lines
 from multiexit.training.accelerator import accelerator
 from multiexit.training.stepper import Stepper
 
@@ -129,7 +130,9 @@ def test_rows_are_padded_so_that_padding_is_not_learned(tokenizer):
     wanted = theirs([rows[row] for row in range(8)])
     assert torch.equal(batch["labels"], wanted["labels"])
     loader = DataLoader(rows, batch_size=4, collate_fn=theirs)
-    assert mx.collect(tagger(), loader).logits_MBC.shape[:2] == (3, 8)
+    with pytest.warns(UserWarning, match="asked for have no label"):
+        outputs = mx.collect(tagger(), loader)
+    assert outputs.logits_MBC.shape[:2] == (3, 8)
 
 
 def test_a_trained_tagger_leaves_early_and_is_judged_as_it_predicts(trained, tokenizer):
@@ -154,7 +157,8 @@ def test_a_trained_tagger_leaves_early_and_is_judged_as_it_predicts(trained, tok
 def test_labels_never_say_where_a_row_leaves(trained, tokenizer):
     data = tagged(tokenizer, 16, 3).remove_columns("answer_mask")
     batch = collate([data[row] for row in range(16)])
-    outputs = mx.collect(trained, [batch])
+    with pytest.warns(UserWarning, match="asked for have no label"):
+        outputs = mx.collect(trained, [batch])
     assert torch.equal(outputs.asked_BT, batch["attention_mask"].bool())
     labels = batch.pop("labels")
     got = trained.predict(mx.MaxProb(0.9), **batch)
@@ -223,6 +227,21 @@ def test_a_report_and_a_recommendation_read_tokens(trained, tokenizer):
     same = (outputs.logits_MBC[0].argmax(-1) == full_BT) | ~outputs.asked_BT
     assert f"{100 * float(same.all(1).double().mean()):.2f}" in table.splitlines()[2]
     assert recommend(outputs, max_loss=0.5).rows_judged <= 20
+
+
+@pytest.mark.filterwarnings("ignore:exit 1 fits no class")
+def test_a_tagger_is_cut_behind_an_exit_and_not_exported(trained, tokenizer, tmp_path):
+    data = tagged(tokenizer, 4, 13)
+    batch = collate([data[row] for row in range(4)])
+    inputs = {name: batch[name].flip(1) for name in ("input_ids", "attention_mask")}
+    static = mx.truncate(trained, 1)
+    wanted = trained.predict(mx.FixedExit(1), **inputs)
+    assert torch.equal(static(**inputs), wanted.logits_BC)
+    with pytest.raises(ValueError, match="graphs answer whole rows"):
+        mx.export(trained, tmp_path / "graphs", mx.MaxProb(0.9))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="answers each token, and lines are"):
+        next(predict_lines(trained, mx.MaxProb(0.9), tokenizer, ["ada sang"]))
 
 
 def test_a_smaller_and_a_saved_tagger_answer_the_same(trained, tokenizer, tmp_path):

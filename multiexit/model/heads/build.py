@@ -35,7 +35,13 @@ class _FeatureHead(Head):
 
 
 def usual(backbone: Backbone, problem: str) -> str:
-    """The name of the head that suits a backbone and a problem."""
+    """The name of the head that suits a backbone and a problem.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.heads.usual(mx.cifar_resnet(20), "classification")
+        'linear'
+    """
     return "linear" if problem == "token-classification" else backbone.head
 
 

@@ -207,6 +207,11 @@ def _check_export(
             f"{type(policy).__name__}"
         )
     policies.check(policy, model.num_exits, model.num_classes, model.problem)
+    if model.problem == "token-classification":
+        raise ValueError(
+            "graphs answer whole rows, and this model answers each token: run it by "
+            "multiexit.Engine"
+        )
     if model.training:
         raise ValueError("a model in train mode would be random: call model.eval() first")
     other = {p.dtype for p in model.parameters() if p.dtype != torch.float32}

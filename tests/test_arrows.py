@@ -19,6 +19,7 @@ MAY = {
 }
 MAY["recipes"] = MAY["evaluation"] | {"backbones", "evaluation"}
 MAY["training"] = MAY["recipes"] | {"recipes"}
+MAY["integrations"] = MAY["training"] | {"training"}
 MAY["cli"] = MAY["__init__"] = {*MAY, "cli", "__init__"}
 
 

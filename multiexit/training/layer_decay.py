@@ -33,10 +33,20 @@ def factors(model: MultiExitModel, decay: float) -> dict[str, float]:
             f"layer_decay={decay} gives each stage a rate of its own, and stages of this "
             f"{type(model.backbone).__name__} share their parameters, as ALBERT's do: leave it out"
         )
-    by_parameter = dict.fromkeys(_before(model), decay**S)
+    found = dict.fromkeys(_before(model), decay**S)
     for i, stage in enumerate(stages):
-        by_parameter.update(dict.fromkeys(stage, decay ** (S - 1 - i)))
-    return {name: by_parameter.get(p, 1.0) for name, p in model.named_parameters()}
+        found.update(dict.fromkeys(stage, decay ** (S - 1 - i)))
+    return {name: found.get(p, 1.0) for name, p in model.named_parameters()}
+
+
+def by_parameter(
+    model: MultiExitModel, decay: float | None, copy: MultiExitModel
+) -> dict[nn.Parameter, float] | None:
+    """The factors by the parameters of a copy of the model, or of itself; None without decay."""
+    if decay is None:
+        return None
+    by_name = factors(model, decay)
+    return {p: by_name[name] for name, p in copy.named_parameters()}
 
 
 def _before(model: MultiExitModel) -> list[nn.Parameter]:

@@ -96,10 +96,7 @@ class Stepper:
         device = accelerator.device
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        factors = None
-        if config.layer_decay is not None:
-            by_name = layer_decay.factors(model, config.layer_decay)
-            factors = {p: by_name[name] for name, p in self.model.named_parameters()}
+        factors = layer_decay.by_parameter(model, config.layer_decay, self.model)
         optimizer = build_optimizer(freeze_untrained(self.model, phase), config, factors)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         shared = shared_parameters(self.model)

@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from multiexit.cli import typed
-from multiexit.cli.words import LAST_SEED, DataDir, ModelTask, Run
+from multiexit.cli.words import (
+    LAST_SEED,
+    DataDir,
+    Image,
+    Label,
+    ModelData,
+    ModelTask,
+    Run,
+    SkipBad,
+    Text,
+    TextPair,
+)
 
 
 def recommend(
@@ -22,6 +33,12 @@ def recommend(
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="of the rows' draw")] = 0,
     write: Annotated[bool, typer.Option("--write", help="store the policy in the model")] = False,
     task: ModelTask = None,
+    data: ModelData = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    image: Image = None,
+    label: Label = None,
+    skip_bad: SkipBad = False,
     data_dir: DataDir = None,
 ) -> None:
     """Say which policy to take for one target, what it costs, and how sure that is.
@@ -51,7 +68,8 @@ def recommend(
         raise ValueError("--batch-size goes with --milliseconds: leave it out")
     check_share("share", share, "(0, 1)")
     folder = typed.model_folder(run)
-    model, data = typed.load(folder, task, data_dir)
+    columns = typed.columns(text, text_pair, image, label)
+    model, source = typed.load(folder, task, data_dir, data, columns, skip_bad)
     if milliseconds is not None:
         if model.latency is None:
             raise ValueError(
@@ -59,8 +77,8 @@ def recommend(
                 f"`multiexit profile {folder}`"
             )
         check_latency(model, model.num_exits, model.latency)
-    name, rows = next(iter(data.sets.items()))
-    outputs = collect(model, rows, data.metric)
+    name, rows = next(iter(source.sets.items()))
+    outputs = collect(model, rows, source.metric)
     advice = choose(
         outputs,
         speedup=speedup,
@@ -72,7 +90,7 @@ def recommend(
         share=share,
         seed=seed,
     )
-    print(f"{data.name} ({name}): {policy_name(advice.row.policy)}\n")
+    print(f"{source.name} ({name}): {policy_name(advice.row.policy)}\n")
     print(plain_words.explain(advice, outputs.cost.layers_M, outputs.metric, loss))
     if milliseconds is not None:
         print(plain_words.time(advice, model.latency, batch_size or 1))

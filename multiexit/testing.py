@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from multiexit import policies, problems
 from multiexit.backbones import Backbone, adapters, rebuild, select
 from multiexit.losses import topology
+from multiexit.losses.criterion import Criterion
 from multiexit.losses.topology import Topology
 from multiexit.losses.weights.learners import Learner, Plan
 from multiexit.losses.weights.parametrisations import LossWeights
@@ -218,6 +219,18 @@ def check_learner(learner: Learner, exits: int = 4) -> None:
         after = omega.weights.state_dict()
         moved = any(not torch.equal(before[name], after[name]) for name in after)
         _require(moved == (any(plan) and learner.learns), f"step {step}, {plan}: Ω moved: {moved}")
+    if learner.looks_back:
+        logits_MBC = torch.randn(exits, 8, 3, requires_grad=True)
+        for criterion, labels in (
+            (Criterion(), torch.arange(8) % 3),
+            (Criterion("multi-label"), torch.ones(8, 3)),
+        ):
+            outer = learner.outer(logits_MBC, labels, criterion)
+            _require(
+                outer.ndim == 0 and outer.requires_grad and bool(outer.isfinite()),
+                f"outer(logits_MBC, labels, {criterion}) must be a scalar with a gradient, is "
+                f"{outer!r}",
+            )
     resumed.load_state_dict(omega.state_dict())
     _require(torch.equal(resumed.value(), omega.value()), "Ω isn't the same after being saved")
 

@@ -34,7 +34,8 @@ class ImageDataset(Dataset[Batch]):
 
     Args:
         images: uint8 [N, C, H, W].
-        labels: [N] classes: a tensor, list, array or series with any index.
+        labels: [N] classes, or several labels or numbers a row [N, C]: a tensor, list, array or
+            series with any index.
         mean: per channel, of pixels in 0..1; subtracted.
         std: per channel; divided by.
         augment: whether to crop and mirror.
@@ -69,7 +70,7 @@ class ImageDataset(Dataset[Batch]):
                 f"images must be uint8 [N, C, H, W], got {images.dtype} of {tuple(images.shape)}"
             )
         labels = raw_values.numbers(labels).to(images.device)
-        if labels.shape != images.shape[:1]:
+        if len(labels) != len(images):
             raise ValueError(f"{len(images)} images need as many labels, got {tuple(labels.shape)}")
         if not len(mean) == len(std) == images.shape[1] or min(std) <= 0:
             raise ValueError(

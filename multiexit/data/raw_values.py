@@ -14,7 +14,9 @@ from multiexit.losses.class_names import missing
 
 
 def numbers(labels: Any, name: str = "labels") -> Tensor:
-    """Labels as a tensor [N]: whole numbers and booleans as int64, with fractions as float32.
+    """Labels as a tensor [N], or of several a row [N, C]: whole ones int64, fractions float32.
+
+    Booleans are whole numbers.
 
     Args:
         labels: a list, array, or series with any index; of a tensor only the shape is looked at.
@@ -24,27 +26,49 @@ def numbers(labels: Any, name: str = "labels") -> Tensor:
         ValueError: a string, a gap, or anything else that is no finite number, named by its row.
     """
     if isinstance(labels, Tensor) and not labels.is_complex():  # gaps are found where they matter
-        _check_flat(labels, name, "number")
+        if labels.ndim not in (1, 2):
+            raise _not_numbers(name, tuple(labels.shape))
         return labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
-    listed = _as_list(labels, name, "number")
-    for row, value in enumerate(listed):
+    listed = _as_list(labels, name, "number", dims=2)
+    places = [(f"{name}[{row}]", value) for row, value in enumerate(listed)]
+    columns = None
+    if listed and all(_is_row(value) for value in listed):
+        columns = len(listed[0])
+        if any(len(value) != columns for value in listed):
+            lengths = sorted({len(value) for value in listed})
+            raise ValueError(f"{name} has rows of {lengths} numbers; all must have as many")
+        places = [
+            (f"{place}[{column}]", number)
+            for place, value in places
+            for column, number in enumerate(value)
+        ]
+    for place, value in places:
         if missing(value):
-            raise ValueError(f"{name}[{row}] is missing: every row needs a label")
+            raise ValueError(f"{place} is missing: every row needs a label")
         if isinstance(value, str | bytes):
             raise ValueError(
-                f"{name}[{row}] is {value!r}: give class numbers from 0, such as "
+                f"{place} is {value!r}: give class numbers from 0, such as "
                 f"[classes.index(name) for name in {name}], or scores"
             )
         if isinstance(value, Sequence):
-            raise ValueError(
-                f"{name} must be one number a text, got shape {(len(listed), len(value))}"
-            )
+            shape = (len(listed), *(() if columns is None else (columns,)), len(value))
+            raise _not_numbers(name, shape)
         if not isinstance(value, Real) or value in (float("inf"), float("-inf")):
-            raise ValueError(f"{name}[{row}] is {value!r}; a label is a finite number")
+            raise ValueError(f"{place} is {value!r}; a label is a finite number")
         if isinstance(value, Integral) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{name}[{row}] is {value!r}, more than 64 bits hold")
-    whole = all(isinstance(value, Integral) for value in listed)
+            raise ValueError(f"{place} is {value!r}, more than 64 bits hold")
+    whole = all(isinstance(value, Integral) for _, value in places)
     return torch.tensor(listed, dtype=torch.int64 if whole else torch.float32)
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _not_numbers(name: str, shape: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"{name} must be one number a row, [N], or several, [N, C]; got shape {shape}"
+    )
 
 
 def strings(texts: Any, name: str = "texts") -> list[str]:
@@ -72,20 +96,16 @@ def strings(texts: Any, name: str = "texts") -> list[str]:
     return [str.__str__(text) for text in listed]
 
 
-def _as_list(values: Any, name: str, what: str) -> list[Any]:
+def _as_list(values: Any, name: str, what: str, dims: int = 1) -> list[Any]:
     if isinstance(values, Mapping | Set | str | bytes) or not isinstance(values, Iterable):
         raise ValueError(
             f"{name} must be a list of {what}s, one a row, got {type(values).__name__}"
         )
-    _check_flat(values, name, what)
+    if len(shape := getattr(values, "shape", (1,))) not in (1, dims):
+        raise ValueError(f"{name} must be one {what} a text, got shape {tuple(shape)}")
     to_list: Any = getattr(values, "tolist", None)  # of arrays and series: Python's own numbers
     listed = list(values) if to_list is None else to_list()
-    return [value.item() if isinstance(value, Tensor) else value for value in listed]
-
-
-def _check_flat(values: Any, name: str, what: str) -> None:
-    if len(shape := getattr(values, "shape", (1,))) != 1:
-        raise ValueError(f"{name} must be one {what} a text, got shape {tuple(shape)}")
+    return [value.tolist() if hasattr(value, "tolist") else value for value in listed]
 
 
 def _lone_surrogate(text: str) -> str | None:

@@ -38,7 +38,7 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         tokenizer: gives the padding's side and values.
         fields: per name (`input_ids`, …) the values of all rows, one after the other.
         lengths: tokens in each of the N rows.
-        labels: [N], int64 classes or float32 scores.
+        labels: [N], int64 classes or float32 scores, or several a row [N, C].
         starts: [N], where each row begins in the flat tensors; one after the other if not given.
 
     Example:
@@ -85,8 +85,8 @@ class TextDataset(Dataset[dict[str, Tensor]]):
             tokenizer: any tokenizer of transformers that has a padding token.
             texts: N texts, in a list, an array or a series with any index.
             pairs: N second texts, where the task has two.
-            labels: N classes (whole numbers, booleans) or scores (floats); -1 everywhere if not
-                given.
+            labels: N classes (whole numbers, booleans) or scores (floats), or a list of several a
+                row; -1 everywhere if not given.
             max_length: rows are cut to this many tokens, special tokens included; of a pair, the
                 longer text first.
 

@@ -61,9 +61,12 @@ def test_scores(scores):
         ([0.5, np.inf], r"labels\[1\] is inf"),
         ([0, 1j], r"labels\[1\] is 1j"),
         ([0, 2**63], r"labels\[1\] is 9223372036854775808"),
-        ([[0, 1], [1, 0]], r"one number a text, got shape \(2, 2\)"),
-        (np.zeros((2, 2)), r"one number a text, got shape \(2, 2\)"),
-        (torch.zeros(2, 1), r"one number a text, got shape \(2, 1\)"),
+        ([[0, 1], [1]], r"rows of \[1, 2\] numbers; all must have as many"),
+        ([[0, 1], [1, None]], r"labels\[1\]\[1\] is missing"),
+        ([[0, 1], [1, "a"]], r"labels\[1\]\[1\] is 'a': give class numbers"),
+        ([0, [1, 2]], r"one number a row, \[N\], or several, \[N, C\]; got shape \(2, 2\)"),
+        (np.zeros((2, 2, 3)), r"got shape \(2, 2, 3\)"),
+        (torch.zeros(2, 1, 1), r"one number a row.*got shape \(2, 1, 1\)"),
         ({0: 1, 1: 0}, "a list of numbers, one a row, got dict"),
         ({0, 1}, "got set"),
         ("01", "got str"),
@@ -131,3 +134,21 @@ def test_images_take_labels_of_any_kind(labels):
     assert (made.tolist(), made.dtype) == ([1, 1], torch.int64)
     with pytest.raises(ValueError, match=r"labels\[0\] is 'cat'"):
         ImageDataset(pixels, ["cat", "dog"], (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [[0, 1, 1], [True, False, True]],
+        [np.array([0, 1, 1]), torch.tensor([1, 0, 1])],
+        np.array([[0, 1, 1], [1, 0, 1]]),
+        torch.tensor([[0, 1, 1], [1, 0, 1]]),
+        pd.Series([[0, 1, 1], (1, 0, 1)]),
+    ],
+    ids=lambda labels: type(labels).__name__,
+)
+def test_several_labels_a_row(labels):
+    got = numbers(labels)
+    assert got.dtype == torch.int64
+    assert got.tolist() == [[0, 1, 1], [1, 0, 1]]
+    assert numbers([[0.5, 1], [1, 0]]).dtype == torch.float32

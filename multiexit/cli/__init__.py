@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from multiexit import starting
-from multiexit.cli import baselines, judging, recommending, serving, training, tuning
+from multiexit.cli import baselines, judging, looking, recommending, serving, training, tuning
 from multiexit.cli.run_files import expanded
 from multiexit.cli.spelling import as_typed
 from multiexit.cli.words import check_words, finite, options_of
@@ -27,6 +27,7 @@ for command in (
     tuning.compare,
     judging.evaluate,
     judging.sweep,
+    looking.report,
     judging.calibrate,
     recommending.recommend,
     judging.profile,

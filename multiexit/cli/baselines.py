@@ -65,6 +65,7 @@ def baseline(
     from multiexit import Trainer, wrap
     from multiexit.cli import reporting
     from multiexit.data import tasks
+    from multiexit.data.showing import shown
     from multiexit.data.splits import holdout
     from multiexit.evaluation.judging import judge, relative_to
     from multiexit.evaluation.outputs import collect
@@ -127,6 +128,8 @@ def baseline(
                 outputs,
                 [row],
                 history,
+                lambda number, some=some: shown(some, number, data.preprocessing),
+                model.labels,
                 title=f"{name}, {layers} layers of {source} on {data.name} ({label})",
                 recipe=name,
                 note=f"A static network; its speed-ups are against {whole} with one head.",

@@ -1,14 +1,15 @@
 """Reports of a run, as commands print and write them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from multiexit.data import tasks
+from multiexit.data.showing import shown
 from multiexit.data.tasks import TaskData
-from multiexit.evaluation import pictures, report, results
+from multiexit.evaluation import examples, pictures, report, results
 from multiexit.evaluation.grids import default_policies
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, sweep
@@ -46,7 +47,9 @@ def report_on(
     """
     for name, rows in task.sets.items():
         outputs = collect(model, rows, task.metric, spread=True)
+        kept: list[int] | None = None
         if certificate is not None and (calibrated := int(outputs.seen(certificate).sum())):
+            kept = (~outputs.seen(certificate)).nonzero().flatten().tolist()
             outputs = outputs.without(certificate)
             left = len(outputs.labels_B)
             if processes().is_main_process:
@@ -61,7 +64,13 @@ def report_on(
                 for row in judged
             ]
         set_folder = folder if len(task.sets) == 1 else folder / name
-        write_results(set_folder, outputs, judged, history, title=f"{title} ({name})", **about)
+
+        def seen(row: int, rows: Any = rows, kept: list[int] | None = kept) -> dict[str, Any]:
+            number = row if kept is None else kept[row]
+            return {**shown(rows, number, model.preprocessing), "row": number}
+
+        about_set = {"title": f"{title} ({name})", **about}
+        write_results(set_folder, outputs, judged, history, seen, model.labels, **about_set)
 
 
 def write_results(
@@ -69,14 +78,18 @@ def write_results(
     outputs: Outputs,
     rows: list[Row],
     history: History | None = None,
+    inputs: Callable[[int], dict[str, Any]] | None = None,
+    labels: Sequence[Any] | None = None,
     **about: Any,
 ) -> None:
-    """Save a run's results as `results.json` and `results.png`, and print the tables.
+    """Save results as `results.json`, `results.png` and `examples.json`, and print the tables.
 
     Args:
-        folder: for both files.
+        folder: for the files.
         outputs: of the evaluation set.
         rows: a sweep on it.
+        inputs: what a row of the outputs shows, for `examples.json`; None writes no such file.
+        labels: the classes' names.
         history, about: as in `multiexit.evaluation.results.results_json`.
     """
     if not processes().is_main_process:
@@ -92,9 +105,14 @@ def write_results(
     print(report.policy_table(rows))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results.results_json(outputs, rows, history, **about))
-    shown = rows[results.nearest([row.speedup_layers for row in rows])]
-    pictures.draw_summary(outputs, curves, shown, W_MM, folder / "results.png")
-    print(f"\nwritten: {folder / 'results.json'}, {folder / 'results.png'}")
+    shown_row = rows[results.nearest([row.speedup_layers for row in rows])]
+    pictures.draw_summary(outputs, curves, shown_row, W_MM, folder / "results.png")
+    files = ["results.json", "results.png"]
+    if inputs is not None:
+        found = examples.examples_json(outputs, shown_row.policy, inputs, labels)
+        write_json(folder / examples.NAME, found)
+        files.append(examples.NAME)
+    print("\nwritten: " + ", ".join(str(folder / file) for file in files))
 
 
 def demo(folder: Path, epochs: int = 30, overwrite: bool = False) -> None:

@@ -36,6 +36,7 @@ def test_each_name_gives_a_row_of_the_table(name, layers, tiny_glue, tmp_path):
     assert row["speedup_time"] > 0
     assert (row["speedup_macs"] > 1) == (name not in ("full", "distilbert"))
     assert written["about"]["recipe"] == name
+    assert (tmp_path / "run" / "examples.json").is_file()
     model = mx.MultiExitModel.from_pretrained(tmp_path / "run" / "model")
     assert model.cost().params_M[0] == exit["parameters"]
     again = command("baseline", name, *words, "--output", tmp_path / "run")

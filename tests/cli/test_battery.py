@@ -17,6 +17,8 @@ from helpers import command
 import multiexit as mx
 from multiexit.cli import app
 from multiexit.data import tasks
+from multiexit.evaluation.results import results_json
+from multiexit.files.json_files import write_json
 
 COMMANDS = typer.main.get_command(app).commands
 NEVER = {
@@ -125,6 +127,14 @@ def folder(tmp_path_factory, tiny_glue):
     (place / "binary").write_bytes(bytes(range(256)))
     (place / "text").write_text("no file of ours\n")
     (place / "folder").mkdir()
+    (place / "results").mkdir()
+    outputs = mx.Outputs(
+        torch.eye(2).expand(2, 2, 2), torch.arange(2), mx.Cost((1, 2), (1, 2), (1, 2), 2)
+    )
+    write_json(
+        place / "results" / "results.json",
+        results_json(outputs, [mx.judge(outputs, mx.FixedExit(0))]),
+    )
     (place / "loop").symlink_to(place / "loop")
     os.mkfifo(place / "fifo")
     for content in ("empty", "binary", "text", "fifo", "folder"):
@@ -167,6 +177,7 @@ def usual(name: str, place: Path) -> list[str]:
         "sweep": [model, "--output", "out"],
         "calibrate": [model],
         "recommend": [model, "--speedup", "2"],
+        "report": [str(place / "results")],
         "profile": [model],
         "predict": [model, str(place / "empty")],
         "export": [model, "out"],
@@ -236,6 +247,9 @@ def lines_of(place: Path):
     yield from (["predict", str(place / "model"), str(place / one)] for one in NOT_THESE)
     yield ["predict", str(place / "model"), "/dev/zero"]
     yield ["predict", str(place / "model")]
+    report = ["report", str(place / "results")]
+    yield from ([*report, str(place / one)] for one in (*NOT_THESE, *NOR_THESE))
+    yield from ([*report, "--output", str(place / one)] for one in ("folder", "text/below"))
     tune, speedup = (
         ["tune", *usual("tune", place)],
         ["calibrate", str(place / "model"), "--speedup", "2"],

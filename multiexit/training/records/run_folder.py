@@ -29,7 +29,10 @@ except ImportError:  # pragma: no cover (on systems without it, runs aren't kept
 MODEL = "model"
 HISTORY = "history.json"
 LOCK = ".lock"
-RUN_FILES = (checkpoint.FOLDER, MODEL, HISTORY, provenance.NAME, "results.json", "results.png")
+RUN_FILES = (
+    *(checkpoint.FOLDER, MODEL, HISTORY, provenance.NAME),
+    *("results.json", "results.png", "examples.json", "report.html"),
+)
 """The files that a run leaves behind, which `overwrite` clears away."""
 
 _holders: dict[str, int] = {}  # by folder, since a lock doesn't refuse its own process

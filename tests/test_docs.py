@@ -140,7 +140,7 @@ def unresolved(text: str) -> list[str]:
     found = []
     for name in re.findall(r"(?<![\w./-])[A-Za-z]\w*(?:\.[A-Za-z_]\w*)+(?![\w/])", text):
         door, _, rest = name.partition(".")
-        if door not in DOORS or rest in ("json", "py"):
+        if door not in DOORS or rest in ("json", "py", "html"):
             continue
         try:
             pkgutil.resolve_name(f"multiexit.{rest if door in ('mx', 'multiexit') else name}")

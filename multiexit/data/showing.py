@@ -32,7 +32,8 @@ def shown(rows: Any, row: int, preprocessing: dict[str, Any]) -> dict[str, Any]:
     if isinstance(item, dict) and tokenizer is not None and "input_ids" in item:
         return {"text": _texts(item["input_ids"].tolist(), tokenizer)}
     pixels = item[0] if isinstance(item, tuple) else None
-    if preprocessing.get("kind") == "image" and isinstance(pixels, torch.Tensor):
+    normalised = {"mean", "std"} <= preprocessing.keys()
+    if normalised and isinstance(pixels, torch.Tensor) and pixels.ndim == 3:
         return {"image": _picture(pixels, preprocessing)}
     return {}
 

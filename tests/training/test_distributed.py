@@ -190,6 +190,13 @@ def test_a_signal_to_one_ends_both_at_the_same_step(ran):
     assert one[2] == two[2] == []
 
 
+def test_a_callback_of_the_first_process_stops_both_at_the_same_step(ran):
+    """It asks at step 3; they agree where losses are read, at step 4."""
+    one, two = (json.loads((ran / f"stopped-{rank}.json").read_text()) for rank in range(2))
+    assert one == two
+    assert one[0] == one[1] == [4, 1, [6, 6], ["phase-00-step-0000004"]]
+
+
 def test_the_rising_temperature_rises_in_this_case():
     """Else the case would prove nothing."""
     model, train = chain(), Table(40)

@@ -95,6 +95,8 @@ CASES = {name: of_recipe(name) for name in RECIPES if name not in UNEQUAL} | {
     "stopped early": Case("joint", 40, {"lr": 0.3, "epochs": 9, "early_stopping": 1}),
     "leebert-clo-v1": Case("leebert-clo-v1", 48, {"clip": 0.5}),
     "accumulated": Case("leebert", 64, {"accumulation": 2}),
+    "evaluated inside epochs": Case("leebert", 48, {"evaluate_every": 2}),
+    "decayed": Case("joint", changes={"layer_decay": 0.5}),
     "uncertain": Case("leebert", 48, options={"parametrization": "uncertainty"}),
     "rising": Case("rising", 40),
     "recomputed": Case("leebert", 48, {"checkpoint_gradients": True}),
@@ -124,6 +126,7 @@ SHARDED = {
     "sharded deebert": Case("deebert"),
     "sharded ztw": Case("ztw"),
     "sharded bert": Case("leebert", 48, ADAM, network="bert"),
+    "sharded bert, decayed": Case("joint", changes={**ADAM, "layer_decay": 0.5}, network="bert"),
     "sharded albert": Case("fastbert", changes=ADAM, network="albert"),
     "sharded bert, recomputed": Case(
         "leebert", 64, {**ADAM, "checkpoint_gradients": True, "accumulation": 2}, network="bert"
@@ -195,7 +198,7 @@ def trained(case, batch_size, output=None):
     kept = tensors(model)
     kept["omega"] = torch.tensor([[w or 0.0 for row in W for w in row] for _, W in history.weights])
     kept["loss"] = torch.tensor([row["loss"] for row in history.steps])
-    kept["scores"] = torch.tensor([row["mean"] for row in history.epochs])
+    kept["scores"] = torch.tensor([row["mean"] for row in history.epochs if "mean" in row])
     return kept
 
 
@@ -247,6 +250,24 @@ def asked(output, stop, resume):
     end = lambda: os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     fit(model, "leebert", settings, Watched(Table(), stop, end))
     return tensors(model)
+
+
+class FirstStops(mx.Callback):
+    """Of all processes the first asks for the end, and all note when theirs comes."""
+
+    def on_step(self, run, row):
+        if run.first and run.position.step == 3:
+            run.stop()
+
+    def on_end(self, run):
+        self.ended = run.position.step, len(run.history.epochs), next(run.model.parameters()).shape
+
+
+def ended_by_callback(output):
+    """Where a run ends that its first process stops."""
+    callback, settings = FirstStops(), config(batch_size=4, output=output, log_every=4)
+    mx.Trainer(chain(), mx.recipe("joint"), settings, callbacks=[callback]).fit(Table())
+    return [*callback.ended, checkpoint.names(output)]
 
 
 @contextmanager
@@ -307,8 +328,10 @@ def work(rank: int, port: int, folder: Path) -> None:
         stop("sharded")
         whole = interrupted(folder / "sharded whole")
         resumed["sharded"] = different(interrupted(folder / "sharded"), whole)
+        ended = [ended_by_callback(folder / "sharded by one")]
     assert shard.called
     tell("resumed", resumed)
+    tell("stopped", [*ended, ended_by_callback(folder / "stopped by one")])
 
     # One of them is asked to end: both do, at the same step, and go on to the same end.
     whole = asked(folder / "not asked", None, False)

@@ -54,6 +54,7 @@ from multiexit.policies import (
     simulate,
 )
 from multiexit.recipes import Phase, Recipe, recipe
+from multiexit.serving.classifier import Classifier
 from multiexit.serving.engine import Engine
 from multiexit.serving.onnx import export
 from multiexit.serving.profiling import profile
@@ -70,6 +71,7 @@ __all__ = [
     "Certainty",
     "Certificate",
     "Choices",
+    "Classifier",
     "Cost",
     "Criterion",
     "Engine",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from multiexit.files.paths import regular_file
-from multiexit.files.unreadable import reason
 
 SKIPPED = "skipped.jsonl"
 """The file of rows that were left out, in a run's folder."""
@@ -121,9 +120,9 @@ def device() -> Any:
 
 def model_folder(run: Path) -> Path:
     """The folder of the model in a run's folder, or that folder itself."""
-    from multiexit.model.folder import SETTINGS
+    from multiexit.model.folder import of_run
 
-    return run / "model" if (run / "model" / SETTINGS).exists() else run
+    return of_run(run)
 
 
 def folder(option: str, path: Path) -> None:
@@ -140,15 +139,9 @@ def folder(option: str, path: Path) -> None:
 
 def tokenizer(name: str | Path) -> Any:
     """The tokenizer of a hub name or folder; ValueError if there is none."""
-    from transformers import AutoTokenizer
+    from multiexit.backbones.transformers.configs import load_tokenizer
 
-    from multiexit.backbones.transformers.configs import check_tokenizer
-
-    try:
-        check_tokenizer(str(name))
-        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
-    except Exception as error:  # the library's parts raise all kinds for a damaged file
-        raise ValueError(f"no tokenizer for {str(name)!r}: {reason(name, error)}") from error
+    return load_tokenizer(name)
 
 
 def lines(files: list[str] | None) -> Iterator[str]:

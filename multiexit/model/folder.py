@@ -26,6 +26,11 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """The files that are taken from a repository of the hub."""
 
 
+def of_run(run: Path) -> Path:
+    """The folder of the model in a run's folder, or that folder itself."""
+    return run / "model" if (run / "model" / SETTINGS).exists() else run
+
+
 def save_folder(
     folder: Path, model: nn.Module, settings: dict[str, Any], tokenizer: Any = None
 ) -> None:

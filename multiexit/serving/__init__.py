@@ -1,5 +1,6 @@
 """Serving: answers with the layers really skipped, in this process or exported."""
 
+from multiexit.serving.classifier import Classifier as Classifier
 from multiexit.serving.engine import Engine as Engine
 from multiexit.serving.onnx import Parity as Parity
 from multiexit.serving.onnx import export as export

@@ -94,7 +94,7 @@ class Engine:
         compile: bool | str,
     ) -> None:
         exit_loop.check_evaluating(model)
-        self._original, self._compile = model, compile
+        self.original, self._compile = model, compile
         self.model = for_inference(model)
         self.policy, self.latency, self.compiled = policy, latency, bool(compile)
         self._is_unchanged = (lambda: True) if self.model is model else unchanged(model)
@@ -106,7 +106,7 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "model": self._original,
+            "model": self.original,
             "policy": self.policy,
             "latency": self.latency,
             "compile": self._compile,
@@ -175,7 +175,7 @@ class Engine:
                 f"{type(data).__name__}, which predict would take"
             )
         self._check_ready()
-        columns = Columns(self._original.backbone.start, self._original.own_inputs)
+        columns = Columns(self.original.backbone.start, self.original.own_inputs)
         source = named_inputs(in_order(data, int(batch_size)), columns)
         read_windows = windows_at_hand if isinstance(data, Dataset | Sized) else windows
         return self._stream(read_windows(source, int(window)), int(batch_size))
@@ -222,7 +222,7 @@ class Engine:
         ]
 
     def _check_ready(self) -> None:
-        exit_loop.check_evaluating(self._original)
+        exit_loop.check_evaluating(self.original)
         if not self._is_unchanged():
             raise ValueError(
                 "the model has changed since this engine was made, and the engine runs a copy: "

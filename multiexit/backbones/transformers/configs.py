@@ -12,6 +12,7 @@ from multiexit.backbones.specs import ATTENTION, LARGEST
 from multiexit.files import schema
 from multiexit.files.json_files import read_json
 from multiexit.files.paths import regular_file
+from multiexit.files.unreadable import reason
 
 NEEDED = (
     *("vocab_size", "max_position_embeddings", "num_hidden_layers", "n_layers", "hidden_size"),
@@ -179,6 +180,21 @@ def check_tokenizer(name: str) -> None:
                 f"{name}: tokenizer_config.json has {key} {value!r}, outside the folder: copy the "
                 "file there"
             )
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a hub name or folder.
+
+    Raises:
+        ValueError: none there, or one that can't be read or needs code or files from elsewhere.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        check_tokenizer(str(name))
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:  # the library's parts raise all kinds for a damaged file
+        raise ValueError(f"no tokenizer for {str(name)!r}: {reason(name, error)}") from error
 
 
 def check_folder(folder: Path) -> None:

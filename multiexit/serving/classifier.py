@@ -1,0 +1,228 @@
+"""`mx.Classifier`: texts or images in, labels and probabilities out.
+
+Letters: B batch rows, C classes.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiexit import policies
+from multiexit.data import image_files
+from multiexit.data.text import TextDataset
+from multiexit.model.finite import NotFinite
+from multiexit.model.folder import of_run
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import ExitPolicy, FixedExit
+from multiexit.runtime import user_level
+from multiexit.serving.engine import Engine
+from multiexit_runner import answering
+from multiexit_runner.answering import Answer
+
+ENGINES = 4
+"""Policies whose engines are kept."""
+
+
+class Classifier:
+    """Answers texts or images with a trained model, early where its policy allows.
+
+    Batches, padding, the order and the device are seen to inside; an answer is the same in any
+    batch, but for how sums are rounded.
+
+    An answer is a dict of plain values:
+
+    | problem | keys |
+    |---|---|
+    | classification | `label`, `score` (its probability), `scores` (of all classes, best first) |
+    | multi-label | `labels` (that hold: probability above ½), `scores` |
+    | regression | `value`, or `values` where there are several |
+    | all | `exit`, counted from 0, and `layers`, the stages that were run |
+
+    Args:
+        model: in evaluation mode, or an `Engine` of one.
+        tokenizer: of transformers, where the model reads text.
+        policy: or its text form, such as `"max-prob=0.9"`; None is the model's own. Without any, a
+            warning says once that each input runs through all layers.
+
+    Raises:
+        ValueError: a policy that doesn't fit, a model that doesn't say how its inputs are made,
+            text without a tokenizer, or a problem other than these.
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), 2, labels=["cat", "dog"]).eval()
+        >>> model.preprocessing = {
+        ...     "kind": "image", "shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
+        >>> classify = mx.Classifier(model, policy="fixed=1")
+        >>> answer = classify(np.zeros((48, 64, 3), np.uint8))
+        >>> list(answer), answer["exit"], answer["layers"]
+        (['label', 'score', 'scores', 'exit', 'layers'], 1, 2)
+    """
+
+    def __init__(
+        self,
+        model: MultiExitModel | Engine,
+        tokenizer: Any = None,
+        policy: ExitPolicy | str | None = None,
+    ):
+        self._engines = [model] if isinstance(model, Engine) else []
+        self.model = model.original if isinstance(model, Engine) else model
+        answering.check_problem(self.model.problem)
+        preprocessing = self.model.preprocessing
+        self.kind = preprocessing.get("kind") or ("text" if tokenizer is not None else None)
+        if self.kind not in ("text", "image"):
+            raise ValueError(
+                "the model doesn't say how its inputs are made: set model.preprocessing to the "
+                "training data's, or give a tokenizer"
+            )
+        if self.kind == "image":
+            image_files.check(preprocessing)
+        elif tokenizer is None:
+            raise ValueError("this model reads texts: give its tokenizer too")
+        self.tokenizer: Any = tokenizer
+        self.paired: bool = preprocessing.get("pairs", False)
+        self.policy = self._engines[0].policy if self._engines else self.model.policy
+        if policy is not None:
+            self.policy = self._engine(policy).policy
+        self._told_length = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        policy: ExitPolicy | str | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Classifier":
+        """Load a model, with its tokenizer where it reads text.
+
+        Args:
+            folder: that `save_pretrained` or a training run wrote, or a repository of the hub.
+            policy: as for the class.
+            device: None is the GPU, if there is one.
+
+        Raises:
+            ValueError: no such folder, no tokenizer in it, or what the class refuses.
+        """
+        from multiexit.backbones.transformers.configs import load_tokenizer
+
+        place = of_run(Path(folder).expanduser())
+        name = place if place.is_dir() else folder
+        if (place / "export.json").exists():
+            raise ValueError(f"{folder} is an export: multiexit_runner.Classifier reads it")
+        model = MultiExitModel.from_pretrained(name)
+        kind = model.preprocessing.get("kind")
+        tokenizer = load_tokenizer(name) if kind == "text" else None
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device), tokenizer, policy)
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        policy: ExitPolicy | str | None = None,
+        top_k: int | None = None,
+        batch_size: int = 32,
+    ) -> Answer | list[Answer] | Iterator[Answer]:
+        """Answer one input, a list of them, or a generator.
+
+        A text longer than the `max_length` of training is cut there, as in training; a warning
+        names the first one.
+
+        Args:
+            inputs: a text is a string, and a pair of texts a tuple or a dict with `"text"` and
+                `"text_pair"`. An image is one of Pillow, a file's name, a file's bytes, or an array
+                uint8 [height, width, 3] or [height, width].
+            policy: in place of the classifier's own.
+            top_k: how many classes `scores` holds; None is all.
+            batch_size: inputs that go through the model together, at most.
+
+        Returns:
+            For one input its answer. For a list, array or anything else with a length a list of
+            answers, in order. For a generator a generator, which answers what has come when nothing
+            more comes for 0.05 s, and reads at most four batches ahead.
+
+        Raises:
+            ValueError: an input that can't be read, by its position: of a list before any is
+                answered (a damaged image file when it is read), of a generator behind the answers
+                before it. A policy, `top_k` or `batch_size` that won't do.
+        """
+        batch_size = answering.check_batch(batch_size)
+        top_k = answering.check_top(top_k, self.model.problem, self.model.num_classes)
+        respond = partial(self._respond, self._engine(policy), top_k, batch_size)
+        check = answering.check_image if self.kind == "image" else self._text
+        prepare = self._image if self.kind == "image" else self._text
+        return answering.answers(inputs, check, prepare, respond, batch_size)
+
+    def _engine(self, policy: ExitPolicy | str | None) -> Engine:
+        """The engine of a policy."""
+        if policy is None and self.policy is None:
+            self.policy = FixedExit(self.model.num_exits - 1)
+            warnings.warn(
+                "this model was saved without a policy, so each input runs through all its layers; "
+                "give policy=, such as policy='max-prob=0.9', to stop early",
+                stacklevel=user_level(),
+            )
+        wanted: Any = self.policy if policy is None else policy
+        wanted = policies.parse(wanted) if isinstance(wanted, str) else wanted
+        for engine in self._engines:
+            if engine.policy == wanted:
+                return engine
+        engine = Engine(self.model, wanted)
+        self._engines = [engine, *self._engines][:ENGINES]
+        return engine
+
+    def _text(self, item: Any, where: str) -> tuple[str, str | None]:
+        return answering.text_of(item, self.paired, where)
+
+    def _image(self, item: Any, where: str) -> torch.Tensor:
+        answering.check_image(item, where)
+        try:
+            return image_files.read(answering.picture_of(item), self.model.preprocessing)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def _respond(
+        self, engine: Engine, top_k: int, batch_size: int, rows: Sequence[Any], first: int
+    ) -> Iterator[Answer]:
+        """Answers of prepared inputs, of which the first stood at this place."""
+        if self.kind == "image":
+            data: Any = [torch.stack(list(part)) for part in _parts(rows, batch_size)]
+        else:
+            data = self._tokenised(rows, first)
+        model = self.model
+        try:
+            for prediction in engine.stream(data, batch_size, answering.WINDOW):
+                exits = prediction.exit_B.tolist()
+                logits_BC = prediction.logits_BC.float().cpu().numpy()
+                for logits_C, exit in zip(logits_BC, exits, strict=True):
+                    said = answering.answer_of(logits_C, model.problem, model.labels, top_k)
+                    yield {**said, "exit": exit, "layers": model.exits[exit] + 1}
+        except NotFinite as error:
+            raise error.shifted(first, "") from error
+
+    def _tokenised(self, rows: Sequence[tuple[str, str | None]], first: int) -> TextDataset:
+        length = self.model.preprocessing.get("max_length", 128)
+        texts = [text for text, _ in rows]
+        pairs = [str(pair) for _, pair in rows] if self.paired else None
+        try:
+            data = TextDataset.from_texts(self.tokenizer, texts, pairs, max_length=length)
+        except ValueError as error:
+            raise ValueError(f"inputs[{first}] and behind: {error}") from error
+        cut = next((i for i, tokens in enumerate(data.lengths) if tokens >= length), None)
+        if cut is not None and not self._told_length:
+            self._told_length = True
+            warnings.warn(
+                f"inputs[{first + cut}] fills all {length} tokens that this model reads: what is "
+                "longer is cut there, as in training",
+                stacklevel=user_level(),
+            )
+        return data
+
+
+def _parts(rows: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))

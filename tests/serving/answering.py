@@ -1,0 +1,62 @@
+"""Tiny models with their inputs, for classifiers with torch and without."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+import multiexit as mx
+
+WORDS = ["the", "a", "cat", "dog", "saw", "ate", "runs", "fish", "house", "not", "red", "blue"]
+LABELS = ["bad", "fair", "good"]
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Random texts of 1 to 9 words."""
+    draw = np.random.default_rng(seed)
+    return [" ".join(draw.choice(WORDS, draw.integers(1, 10))) for _ in range(count)]
+
+
+def tokenizer_in(folder) -> BertTokenizerFast:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    return BertTokenizerFast(str(folder / "vocab.txt"))
+
+
+def text_model(tokenizer, problem="classification", pairs=False, classes=3) -> mx.MultiExitModel:
+    """A BERT of four layers whose exits disagree."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = BertModel(BertConfig(vocab_size=17, num_hidden_layers=4, initializer_range=0.5, **sizes))
+    labels = LABELS[:classes] if classes > 1 else None
+    model = mx.MultiExitModel(mx.wrap(bert), classes, problem=problem, labels=labels).eval()
+    model.preprocessing = {"kind": "text", "max_length": 16, "pairs": pairs}
+    batch = dict(tokenizer(texts(30, seed=9), padding=True, return_tensors="pt"))
+    enliven(model, batch)
+    return model
+
+
+def enliven(model, batch) -> None:
+    """Heads that are sure of some rows and not of others, at each exit."""
+    with torch.no_grad():
+        for head, logits_BC in zip(model.heads, model(**batch), strict=True):
+            scale = 1.5 / logits_BC.std(0).clamp(min=1e-6)
+            head.linear.bias.sub_(logits_BC.mean(0)).mul_(scale)
+            head.linear.weight.mul_(scale.unsqueeze(1))
+
+
+def pictures(count: int) -> list[Image.Image]:
+    draw = np.random.default_rng(0)
+    sizes = [(9 + row % 5, 12 + row % 3) for row in range(count)]
+    return [Image.fromarray(draw.integers(0, 256, (*s, 3), np.uint8)) for s in sizes]
+
+
+def image_model() -> mx.MultiExitModel:
+    torch.manual_seed(0)
+    model = mx.MultiExitModel(mx.cifar_resnet(20, size=8), 3, labels=LABELS).eval()
+    model.preprocessing = {
+        **{"kind": "image", "shape": [3, 8, 8], "resize": 9, "interpolation": "bicubic"},
+        **{"antialias": True, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]},
+    }
+    enliven(model, {"x": torch.randn(30, 3, 8, 8)})
+    return model

@@ -121,6 +121,12 @@ def train(
     layer_decay: Annotated[
         float | None, typer.Option(help="factor of the rate from a stage to the one before, 0.9")
     ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="of labels that are classes, in [0, 1)")
+    ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help="in the loss against labels, one a class: 1,2.5")
+    ] = None,
     clip: Annotated[
         float | None, typer.Option(min=0, help="largest norm of the gradient; 0 is none")
     ] = None,
@@ -241,6 +247,8 @@ def train(
         "warmup": warmup,
         "schedule": lr_schedule,
         "layer_decay": layer_decay,
+        "label_smoothing": label_smoothing,
+        "class_weights": class_weights and typed.weights("--class-weights", class_weights),
         "clip": clip or None,
         "early_stopping": early_stopping,
         "log_every": log_every,

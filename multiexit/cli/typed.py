@@ -213,6 +213,16 @@ def whole_numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
+def weights(option: str, text: str) -> tuple[float, ...]:
+    """Numbers with commas between them, "1,2.5,1"."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"{option} is a number from 0 for each class, as 1,2.5,1; got {text!r}"
+        ) from None
+
+
 def options(pairs: list[str], option: str = "--option") -> dict[str, Any]:
     """`NAME=VALUE` pairs; a value that is JSON is read as such."""
     return {name: _value(text) for name, text in _pairs(option, pairs)}

@@ -37,6 +37,7 @@ NUMBERS = {
     "omega_lr": ("0",),
     "warmup": ("1", "2"),
     "layer_decay": ("0", "1", "2"),
+    "label_smoothing": ("1", "2"),
     "early_stopping": ("0", "3"),
     "workers": ("100000",),
     "accumulation": ("0",),
@@ -77,6 +78,7 @@ WORDS = {
     "pool": ("max", "frist"),
     "lr_schedule": ("cosin", "reduce_lr_on_plateau", "greedy", "cosine_with_min_lr"),
     "lr_schedule_option": ("power", "power=2", "=2", "num_cycles=x"),
+    "class_weights": (",", "x", "1,-1", "1,nan", "1,2", "1;2"),  # of 2 classes, not of 10
     "schedule": ("appendix-f", "strong", "weak"),
     "mixed_precision": ("fp4", "b16"),
     "tracker": ("bogus",),

@@ -188,6 +188,18 @@ def test_weights_of_other_classes_are_refused_before_training():
 # Folders
 
 
+def test_a_run_of_another_problem_is_not_gone_on_with(tmp_path):
+    data = Labelled("multi-label")
+    settings = config(max_steps=2, output=tmp_path)
+    fit(several("multi-label"), "joint", settings, data)
+    recipe = mx.Recipe(**{**vars(mx.recipe("joint")), "policy": mx.FixedExit(1)})
+    again = config(max_steps=2, output=tmp_path, resume=True)
+    with pytest.raises(
+        ValueError, match=r"model problem \('multi-label' there, 'regression' here\)"
+    ):
+        fit(several("regression"), recipe, again, data)
+
+
 @pytest.mark.parametrize(("classes", "usual"), [(3, "classification"), (1, "regression")])
 def test_a_folder_that_doesnt_tell_its_problem_is_read(classes, usual, tmp_path):
     model = mx.MultiExitModel(mx.cifar_resnet(20), classes)

@@ -73,6 +73,7 @@ def describe(
         "backbone": adapters.described(model.backbone),
         "model": {
             "exits": model.exits,
+            "problem": model.problem,
             "head": _part_text(model.head),
             "pool": model.pool,
             "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],

@@ -51,6 +51,7 @@ from multiexit.policies import (
     NormalizedEntropy,
     Patience,
     PatientConfident,
+    Settled,
     simulate,
 )
 from multiexit.recipes import Phase, Recipe, recipe
@@ -95,6 +96,7 @@ __all__ = [
     "Recipe",
     "Row",
     "SequentialBackbone",
+    "Settled",
     "TrainConfig",
     "Trainer",
     "budgeted",

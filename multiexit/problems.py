@@ -1,6 +1,6 @@
 """What a network's outputs say of a row, and how they come apart into decisions.
 
-A row's answer is one decision or several, each among K classes, or a number:
+A row's answer is one decision or several, each among K classes, or a number; or it is a vector:
 
     problem                 outputs      decisions of a row
     "classification"        [B, C]       1, among C classes
@@ -8,6 +8,7 @@ A row's answer is one decision or several, each among K classes, or a number:
                                          softmax(0, z) = (1 - sigmoid(z), sigmoid(z))
     "regression"            [B, C]       C numbers
     "token-classification"  [B, T, C]    T, each among C classes
+    "embedding"             [B, C]       1, a vector of length 1 with C entries
 
 Losses are means over decisions, and a policy stops a row when it would stop all its decisions.
 
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from multiexit.arguments import unknown
 
@@ -32,6 +34,7 @@ class Problem(NamedTuple):
         classes: C to K; 1 of numbers.
         single: whether a row is one decision.
         least: the smallest C.
+        vectors: whether a decision is a vector of length 1: no classes, no softmax.
     """
 
     split: Callable[[Tensor], Tensor]
@@ -39,6 +42,7 @@ class Problem(NamedTuple):
     classes: Callable[[int], int]
     single: bool = False
     least: int = 1
+    vectors: bool = False
 
 
 def _no_and_yes(z: Tensor) -> Tensor:
@@ -56,6 +60,14 @@ PROBLEMS: dict[str, Problem] = {
     "multi-label": Problem(_no_and_yes, _log_odds, lambda C: 2),
     "regression": Problem(lambda z: z.unsqueeze(-1), lambda d: d.squeeze(-1), lambda C: 1),
     "token-classification": Problem(lambda z: z, lambda d: d, lambda C: C, least=2),
+    "embedding": Problem(
+        lambda z: z.unsqueeze(-2),
+        lambda d: d.squeeze(-2),
+        lambda C: C,
+        single=True,
+        least=2,
+        vectors=True,
+    ),
 }
 
 
@@ -77,6 +89,8 @@ def resolve(problem: str | None, num_classes: int) -> str:
     if problem not in PROBLEMS:
         raise unknown("problem", problem, PROBLEMS)
     if num_classes < PROBLEMS[problem].least:
+        if PROBLEMS[problem].vectors:
+            raise ValueError(f"a vector has 2 entries at least, got num_classes={num_classes}")
         raise ValueError(
             f"{problem} is among at least 2 classes, got num_classes={num_classes}: one number is "
             "'regression', one yes or no is 'multi-label'"
@@ -93,13 +107,15 @@ def answer(outputs: Tensor, problem: str | None) -> Tensor:
 
     Returns:
         Classes, int64, or numbers: [..., B] where a row is one decision, [..., B, C] of several
-        labels (1 is yes) or numbers, and [..., B, T] of tokens.
+        labels (1 is yes) or numbers, and [..., B, T] of tokens. Vectors as they are.
 
     >>> answer(torch.tensor([[2.0, -1.0]]), "multi-label").tolist()
     [[1, 0]]
     """
     C = outputs.shape[-1]
     kind = PROBLEMS[resolve(problem, C)]
+    if kind.vectors:
+        return outputs
     decisions = kind.split(outputs)
     values = decisions.squeeze(-1) if kind.classes(C) == 1 else decisions.argmax(-1)
     return values.squeeze(-1) if kind.single or (kind.classes(C) == 1 and C == 1) else values
@@ -149,8 +165,44 @@ def same(one: Tensor, other: Tensor, problem: str, asked_BT: Tensor | None = Non
     return (agree if asked_BT is None else agree | ~asked_BT).all(-1)
 
 
+def are_vectors(problem: str | None) -> bool:
+    """Whether outputs are vectors of length 1, not logits."""
+    return problem in PROBLEMS and PROBLEMS[problem].vectors  # type: ignore[index]
+
+
+def outputs_of(raw: Tensor, problem: str) -> Tensor:
+    """A network's outputs, from what its heads give: vectors get length 1.
+
+    Args:
+        raw: […, B, C], or of tokens […, B, T, C].
+        problem: a key of `PROBLEMS`.
+
+    >>> outputs_of(torch.tensor([[3.0, 4.0]]), "embedding")
+    tensor([[0.6000, 0.8000]])
+    """
+    return F.normalize(raw, dim=-1) if are_vectors(problem) else raw
+
+
+def refuse_vectors(problem: str | None, what: str, instead: str) -> None:
+    """Refuse vectors, which are in no class, by a ValueError.
+
+    Args:
+        problem: the model's, or None.
+        what: needs classes, for the message.
+        instead: what does for vectors.
+
+    >>> refuse_vectors("embedding", "a temperature", "none")
+    Traceback (most recent call last):
+    ValueError: a temperature needs classes, and the outputs of an embedding are vectors: use none
+    """
+    if are_vectors(problem):
+        raise ValueError(
+            f"{what} needs classes, and the outputs of an embedding are vectors: use {instead}"
+        )
+
+
 def classes_of_decision(problem: str | None, num_classes: int) -> int:
-    """K: how many classes a decision is among, 1 of numbers.
+    """K: how many classes a decision is among, 1 of numbers; the C entries of a vector.
 
     Args:
         problem: a key of `PROBLEMS`, or None as for `resolve`.

@@ -71,6 +71,7 @@ def check_policy(
     logits_MBC[:, ::5] = logits_MBC[:1, ::5]  # the same answer at every exit
     logits_MBC[1:, 1::5] = logits_MBC[1:2, 1::5]  # at all but the first
     logits_MBC[:, 2::7] = 0  # ties
+    logits_MBC = problems.outputs_of(logits_MBC, problem)
     certainty_MB = torch.rand(exits, rows, generator=generator)
     alone_B = torch.cat(
         [run(policy, logits_MBC[:, [row]], certainty_MB[:, [row]]) for row in range(rows)]

@@ -48,6 +48,12 @@ PLAIN = mx.TrainConfig(
 """Settings without a schedule, clipping or decay, that read the losses at every step."""
 
 
+OF_CLASSES = [
+    name for name in mx.recipes.RECIPES if "decisions" in mx.recipes.recipe(name).policy.reads
+]
+"""The recipes for models whose outputs are classes."""
+
+
 def config(**changes) -> mx.TrainConfig:
     """`PLAIN` with changes."""
     return replace(PLAIN, **changes)

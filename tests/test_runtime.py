@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import (
     CLASSES,
+    OF_CLASSES,
     Stopped,
     Table,
     Text,
@@ -22,7 +23,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import multiexit as mx
-from multiexit.recipes import RECIPES, static
+from multiexit.recipes import static
 from multiexit.runtime import train_mode
 from multiexit.serving import speedup
 
@@ -75,7 +76,7 @@ def freeze_some(model, draw):
     return {name for name in model.state_dict() if name.startswith(under)}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_frozen_parts_stay_to_the_last_bit_under_every_recipe(name):
     draw, ran = random.Random(name), 0
     while ran < 4:

@@ -199,6 +199,17 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     )
 
 
+def has_labels(batch: Any) -> bool:
+    """Whether a batch has labels; -1 everywhere, as of texts without any, are none."""
+    batch = as_mapping(batch)
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels")
+    else:
+        labels = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    whole = isinstance(labels, Tensor) and labels.dtype == torch.int64
+    return labels is not None and not (whole and bool((labels == -1).all()))
+
+
 def unpack_inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and named inputs of a batch whose labels, if it has any, don't matter."""
     batch = as_mapping(batch)

@@ -15,6 +15,7 @@ from multiexit.evaluation.outputs import Outputs
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import MaxProb
 from multiexit.policies.base import need_classes
+from multiexit.problems import refuse_vectors
 
 NOBODY = 2.0  # a threshold that no probability reaches
 STEEPEST = 60.0
@@ -42,7 +43,7 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
 
     Raises:
         ValueError: a budget that leaving at the first exit alone exceeds, or that is more than all
-            exits cost, or regression.
+            exits cost, or regression or vectors.
 
     Example:
         The surest of three rows, with a max p of 0.88, may leave at the first exit:
@@ -106,6 +107,7 @@ def shares(macs_M: tuple[int, ...], budget: float) -> Tensor:
 
 
 def _check_classes(of: Outputs | MultiExitModel) -> None:
+    refuse_vectors(of.problem, "a budget", "Settled, calibrated to a speedup")
     K = problems.classes_of_decision(of.problem, of.num_classes)
     need_classes(K, "a budget", "Patience(patience, tolerance=…), calibrated to a speedup")
 

@@ -3,6 +3,8 @@
 Letters: M exits, C classes.
 """
 
+from torch import Tensor
+
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.guarantee import warn_one_answer
 from multiexit.evaluation.outputs import Outputs
@@ -23,7 +25,8 @@ def calibrate(
     latency: Latency | None = None,
     batch_size: int = 1,
     confidence: float | None = 0.9,
-    loss: str = "disagreement",
+    loss: str | None = None,
+    corpus: Tensor | None = None,
 ) -> ExitPolicy:
     """The setting of a policy's number that serves one target.
 
@@ -56,8 +59,12 @@ def calibrate(
         latency: from `multiexit.profile`, for time and milliseconds.
         batch_size: rows of a batch, for time and milliseconds.
         confidence: with which the risk is kept, in (0, 1), or None.
-        loss: `"disagreement"` with the last exit, or `"accuracy"`: wrong where the last exit is
-            right.
+        loss: `"disagreement"` with the last exit (the default), or `"accuracy"`: wrong where the
+            last exit is right. Of vectors `"cosine"` (the default), or `"rank@10"`: the nearest row
+            of the corpus by the last exit is not among the 10 nearest
+            (`multiexit.evaluation.guarantee.losses`).
+        corpus: the vectors that a rank is among, from the last exit, [N, C]: fixed beforehand, and
+            not those of the rows to calibrate on. A certificate speaks of this corpus alone.
 
     Returns:
         A policy, with a certificate where a risk was the target.
@@ -65,7 +72,7 @@ def calibrate(
     Raises:
         ValueError: no target or two, a class with more to choose, a target that no setting
             reaches (the message says what one reaches), a risk that these rows can't certify,
-            time without a latency table.
+            time without a latency table, a loss of other outputs, a corpus that holds the rows.
 
     Example:
         Three of four rows are sure enough to leave at the first of two exits:
@@ -89,6 +96,7 @@ def calibrate(
         batch_size=batch_size,
         confidence=confidence,
         loss=loss,
+        corpus=corpus,
     )
     settings = policy_settings(policy, outputs.num_exits, outputs.num_classes, outputs.problem)
     warn_one_answer(outputs)

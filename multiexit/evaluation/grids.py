@@ -4,6 +4,7 @@ from multiexit import policies, problems
 from multiexit.arguments import unknown
 from multiexit.evaluation.outputs import Outputs
 from multiexit.policies import ExitPolicy, Known, one_number
+from multiexit.problems import are_vectors
 
 
 def policy_settings(
@@ -35,7 +36,9 @@ def default_policies(outputs: Outputs, model_policy: ExitPolicy | None = None) -
     """
     known = _known(outputs)
     kinds: list[type[ExitPolicy] | ExitPolicy] = [policies.Certainty] * _has_certainty(outputs)
-    if known.num_classes == 1:
+    if are_vectors(outputs.problem):
+        kinds.append(policies.Settled)
+    elif known.num_classes == 1:
         kinds.append(policies.Patience(1, tolerance=0.1 * (known.apart or 1.0)))
     else:
         kinds += [policies.Patience, policies.MaxProb, policies.Entropy]

@@ -9,7 +9,9 @@ model not trained or selected on them.
 import math
 import warnings
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from multiexit import problems
 from multiexit.arguments import check_share, unknown
@@ -17,6 +19,11 @@ from multiexit.evaluation.outputs import Outputs
 from multiexit.losses.labels import IGNORED, as_answers
 from multiexit.policies import ExitPolicy
 from multiexit.policies.base import need_classes
+from multiexit.policies.certificate import LOSS
+from multiexit.problems import are_vectors
+
+ROUNDING = 1e-6
+"""By how much a cosine must be larger to be larger."""
 
 
 def learn_then_test(loss_SB: Tensor, risk: float, delta: float) -> int | None:
@@ -130,13 +137,29 @@ def check_rows(rows: int, risk: float, delta: float | None) -> None:
         )
 
 
-LOSSES = ("disagreement", "accuracy")
+OF_CLASSES = ("disagreement", "accuracy")
+OF_VECTORS = ("cosine", "rank@1", "rank@10")
 
 
 def check_loss(kind: str) -> None:
     """Refuse what is no loss of `losses`, by a ValueError."""
-    if kind not in LOSSES:
-        raise unknown("loss", kind, LOSSES)
+    if not isinstance(kind, str) or LOSS.fullmatch(kind) is None:
+        raise unknown("loss", kind, OF_CLASSES + OF_VECTORS)
+
+
+def fitting(kind: str | None, problem: str | None) -> str:
+    """The loss of that name; for None the first that suits the problem.
+
+    Raises:
+        ValueError: a loss of other outputs.
+    """
+    suited = OF_VECTORS if are_vectors(problem) else OF_CLASSES
+    kind = suited[0] if kind is None else kind
+    check_loss(kind)
+    if (kind in OF_CLASSES) == are_vectors(problem):
+        what = "vectors" if are_vectors(problem) else "classes"
+        raise ValueError(f"loss {kind!r} isn't one of {what}; {', '.join(suited)} are")
+    return kind
 
 
 def check_classes(C: int, problem: str | None = None) -> None:
@@ -154,6 +177,8 @@ def warn_one_answer(outputs: Outputs) -> None:
     A model that answers the same whatever comes agrees with itself at every exit, and any bound
     on early exits' losses is kept by it.
     """
+    if are_vectors(outputs.problem):
+        return
     rows, C = len(outputs.labels_B), outputs.num_classes
     if problems.classes_of_decision(outputs.problem, C) == 1 or rows < 2:
         return
@@ -188,26 +213,34 @@ def losses(
     kind: str,
     problem: str | None = None,
     asked_BT: Tensor | None = None,
+    corpus_NC: Tensor | None = None,
 ) -> Tensor:
-    """The loss of leaving early on each row, 0 or 1; a row's answer is that of all its decisions.
+    """The loss of leaving early on each row, in 0..1; a row's answer is that of all its decisions.
 
     Args:
         answer_SBC: what each setting answers, logits [S, B, C].
         full_BC: what the last exit answers, logits [B, C].
         labels_B: the labels [B], as the problem has them.
         kind: `"disagreement"`: another answer than the last exit's. `"accuracy"`: wrong where the
-            last exit is right, so that the mean bounds the loss of accuracy.
+            last exit is right, so that the mean bounds the loss of accuracy. Of vectors
+            `"cosine"`: (1 − cos(v, v_last)) / 2. `"rank@k"`: 1 where the nearest row of the
+            corpus by the last exit's vector isn't among the k nearest by the early one, ties aside.
         problem: the model's; None is classification.
         asked_BT: of tokens, which are asked for; None is all. Of these, all that have a label must
             be right for a row to be right.
+        corpus_NC: vectors of the rows that are searched in for `"rank@k"`, from the last exit.
 
     Returns:
-        0 or 1, float64 [S, B].
+        float64 [S, B].
 
     Raises:
-        ValueError: another kind, or regression.
+        ValueError: another kind, no corpus where one is searched, or regression.
     """
     check_loss(kind)
+    if kind == "cosine":
+        return (1 - F.cosine_similarity(answer_SBC.double(), full_BC.double(), dim=-1)) / 2
+    if kind not in OF_CLASSES:
+        return _rank_losses(answer_SBC, full_BC, int(kind.removeprefix("rank@")), corpus_NC)
     check_classes(full_BC.shape[-1], problem)
     problem = problems.resolve(problem, full_BC.shape[-1])
     early_SB, full_B = (problems.answer(z, problem) for z in (answer_SBC, full_BC))
@@ -223,28 +256,86 @@ def losses(
     return (full_right_B & ~early_right_SB).double()
 
 
-def realised(outputs: Outputs, policy: ExitPolicy, kind: str) -> float:
+def _rank_losses(answer_SBC: Tensor, full_BC: Tensor, k: int, corpus_NC: Tensor | None) -> Tensor:
+    """1 where k rows or more are nearer than the one that is the nearest by the last exit."""
+    corpus_NC = checked_corpus(corpus_NC, k, full_BC.shape[-1]).to(full_BC.dtype)
+    nearest_BC = corpus_NC[(full_BC @ corpus_NC.T).argmax(-1)]
+    loss_SB = [
+        ((answer_BC @ corpus_NC.T) > (answer_BC * nearest_BC).sum(-1, keepdim=True) + ROUNDING)
+        .sum(-1)
+        .ge(k)
+        for answer_BC in answer_SBC
+    ]
+    return torch.stack(loss_SB).double()
+
+
+def checked_corpus(corpus_NC: Tensor | None, k: int, C: int) -> Tensor:
+    """The corpus's vectors with length 1.
+
+    Args:
+        corpus_NC: as it was given.
+        k: how many nearest rows count.
+        C: a vector's entries.
+
+    Raises:
+        ValueError: there is none, or too few rows, or what are no finite vectors of C entries.
+    """
+    good = isinstance(corpus_NC, Tensor) and corpus_NC.is_floating_point()
+    if not good or corpus_NC.ndim != 2 or corpus_NC.shape[1] != C or len(corpus_NC) <= k:  # type: ignore[union-attr]
+        got = tuple(corpus_NC.shape) if isinstance(corpus_NC, Tensor) else corpus_NC
+        raise ValueError(
+            f"rank@{k} searches a corpus: pass corpus=, the last exit's vectors of more than {k} "
+            f"other rows, floats [N, {C}]; got {got!r:.80}"
+        )
+    assert corpus_NC is not None
+    length_N = corpus_NC.norm(dim=-1)
+    if not (length_N.isfinite() & (length_N > 0)).all():
+        raise ValueError("the corpus has vectors that are 0, NaN or infinite")
+    return corpus_NC / length_N[:, None]
+
+
+def check_apart(corpus_NC: Tensor, full_BC: Tensor) -> None:
+    """Refuse a corpus that holds all the rows to calibrate on, by a ValueError.
+
+    Each would find itself, and rows to come won't: they would not be drawn alike.
+    """
+    corpus_NC = checked_corpus(corpus_NC, 0, full_BC.shape[-1]).to(full_BC.dtype)
+    if bool(((full_BC @ corpus_NC.T).amax(-1) > 1 - ROUNDING).all()):
+        raise ValueError(
+            f"the corpus holds all {len(full_BC)} rows to calibrate on, so that each finds itself, "
+            "which new rows won't: give a corpus of other rows"
+        )
+
+
+def realised(
+    outputs: Outputs, policy: ExitPolicy, kind: str, corpus_NC: Tensor | None = None
+) -> float:
     """The mean of `losses` when rows leave where a policy says.
 
     Args:
         outputs: from `multiexit.collect`.
         policy: that stops the rows.
         kind: of the loss.
+        corpus_NC: as for `losses`.
 
     Raises:
-        ValueError: another kind, or regression.
+        ValueError: another kind than the outputs', or regression.
     """
+    kind = fitting(kind, outputs.problem)
     _, answer_BC = outputs.answers(policy)
-    return float(losses_of(outputs, answer_BC[None], kind).mean())
+    return float(losses_of(outputs, answer_BC[None], kind, corpus_NC).mean())
 
 
-def losses_of(outputs: Outputs, answer_SBC: Tensor, kind: str) -> Tensor:
+def losses_of(
+    outputs: Outputs, answer_SBC: Tensor, kind: str, corpus_NC: Tensor | None = None
+) -> Tensor:
     """`losses` of answers to a set's rows, [S, B].
 
     Args:
         outputs: from `multiexit.collect`.
         answer_SBC: what each setting answers.
         kind: of the loss.
+        corpus_NC: as for `losses`.
     """
-    full_BC, labels_B = outputs.logits_MBC[-1], outputs.labels_B
-    return losses(answer_SBC, full_BC, labels_B, kind, outputs.problem, outputs.asked_BT)
+    full_BC, labels_B, asked_BT = outputs.logits_MBC[-1], outputs.labels_B, outputs.asked_BT
+    return losses(answer_SBC, full_BC, labels_B, kind, outputs.problem, asked_BT, corpus_NC)

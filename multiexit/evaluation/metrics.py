@@ -153,6 +153,19 @@ def subset_accuracy(
     return {"score": value, "subset_accuracy": value}
 
 
+def cosine(predicted_NC: NDArray[Any], labels_NC: NDArray[Any]) -> dict[str, float]:
+    """Mean cosine of vectors to those they should be, in −1..1.
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> mx.metrics.cosine(np.array([[1.0, 0], [0.6, 0.8]]), np.array([[2.0, 0], [0, 1]]))
+        {'score': 0.9, 'cosine': 0.9}
+    """
+    lengths_N = np.linalg.norm(predicted_NC, axis=1) * np.linalg.norm(labels_NC, axis=1)
+    value = float(np.mean((predicted_NC * labels_NC).sum(1) / lengths_N))
+    return {"score": value, "cosine": value}
+
+
 METRICS: dict[str, Callable[..., float | Mapping[str, float]]] = {
     "accuracy": accuracy,
     "accuracy_f1": accuracy_f1,
@@ -161,6 +174,7 @@ METRICS: dict[str, Callable[..., float | Mapping[str, float]]] = {
     "micro_f1": micro_f1,
     "subset_accuracy": subset_accuracy,
     "entity_f1": entity_f1,
+    "cosine": cosine,
 }
 """Metrics by name. Of more than two classes `"accuracy_f1"` is `accuracy_macro_f1`."""
 
@@ -172,6 +186,7 @@ OF_CLASSES = {
 OF_LABELS = {"micro_f1": "F1 over all labels (%)", "subset_accuracy": "accuracy of whole rows (%)"}
 OF_TAGS = {**OF_CLASSES, "entity_f1": "F1 of entities (%)"}
 OF_VALUES = {"pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)"}
+OF_VECTORS = {"cosine": "mean cosine (× 100)"}
 """What a metric of `METRICS` judges, with the name of an axis or column of its score."""
 
 SUITED = {
@@ -179,6 +194,7 @@ SUITED = {
     "regression": OF_VALUES,
     "multi-label": OF_LABELS,
     "token-classification": OF_TAGS,
+    "embedding": OF_VECTORS,
 }
 """The metrics of `METRICS` by problem, the usual one first."""
 
@@ -260,6 +276,8 @@ def check(
         )
     if problem == "token-classification":
         predicted_N, labels_N = (x.reshape(2, -1) for x in (predicted_N, labels_N))
+    if problems.are_vectors(problem):
+        predicted_N, labels_N = np.random.default_rng(0).normal(size=(2, 8, num_classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         measure(metric, predicted_N, labels_N, num_classes, problem, names)
@@ -278,7 +296,8 @@ def measure(
     Args:
         metric: a key of `METRICS`, or a function.
         predicted_N: the answers (`multiexit.problems.answer`): class numbers [N], floats of
-            regression [N] or [N, C], 0 and 1 of several labels [N, C], classes of tokens [N, T].
+            regression [N] or [N, C], 0 and 1 of several labels [N, C], classes of tokens [N, T],
+            vectors [N, C].
         labels_N: the labels, of the same shape; −100 of tokens that don't count.
         num_classes: C, how many outputs there are.
         problem: the model's; None is classification, or with one output regression.
@@ -330,6 +349,7 @@ def _task(num_classes: int, problem: str) -> str:
         "regression": f"regression (num_classes={num_classes})",
         "multi-label": f"{num_classes} labels a row",
         "token-classification": f"tokens of {num_classes} classes",
+        "embedding": f"vectors of {num_classes} entries",
     }[problem]
 
 
@@ -361,4 +381,5 @@ def label(metric: str) -> str:
         >>> mx.metrics.label("accuracy"), mx.metrics.label("mine")
         ('accuracy (%)', 'mine (%)')
     """
-    return {**OF_TAGS, **OF_VALUES, **OF_LABELS}.get(metric, f"{metric} (%)")
+    named = {**OF_TAGS, **OF_VALUES, **OF_LABELS, **OF_VECTORS}
+    return named.get(metric, f"{metric} (%)")

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from multiexit import policies
 from multiexit.arguments import check_share
 from multiexit.data import hub
-from multiexit.data.batches import loader, move, unpack
+from multiexit.data.batches import has_labels, loader, move, unpack, unpack_inputs
 from multiexit.data.columns import Columns
 from multiexit.data.images import on_device
 from multiexit.data.padding import filled_up
@@ -40,7 +40,8 @@ class Outputs:
             float64 model float64. Of tokens they are [M, B, T, C], T those of the longest row.
         labels_B: as the model's problem has them (`multiexit.losses.check_labels`): int64 classes
             [B], floats for regression, [B] or [B, C], for several labels [B, C], and of tokens
-            [B, T].
+            [B, T]. Of an embedding vectors [B, C]: the last exit's, where the rows had none of
+            their own.
         cost: what leaving at each exit costs.
         metric: a name in `multiexit.metrics.METRICS`, or a function.
         certainty_MB: how sure each exit is of being right, in 0..1, of models that learn to exit.
@@ -189,8 +190,9 @@ def collect(
         model: is put into evaluation mode for the while.
         data: a data set (read in order of length where it tells lengths; rows come back in the
             set's order), or an iterable of batches: `(inputs, labels)` or a dict with `"labels"`.
+            Rows of an embedding need no labels: exits are then compared with the last one.
         metric: a name in `multiexit.metrics.METRICS`, or a function of answers and labels; None is
-            accuracy, or Pearson and Spearman for regression.
+            the first that suits: accuracy, Pearson and Spearman for regression, cosine for vectors.
         batch_size: rows per batch, where `data` doesn't say.
         keys: whether rows get keys to be known again by, as a policy's certificate needs them.
         spread: share a data set's batches among the processes of this run, all of which must call
@@ -220,15 +222,16 @@ def collect(
     parts, image_row = [], None
     with evaluating(model):
         for batch in batches:
-            args, inputs, labels_B = unpack(columns(batch))
+            args, inputs, labels_B = _unpacked(columns(batch), model)
             image_row = image_row or _image_row(model, move(args, device))
             seen = model.run(move(args, device), move(inputs, device))
             sure_MB = None if seen.certainty_MB is None else seen.certainty_MB.float().cpu()
             asked_BT = None if seen.asked_BT is None else seen.asked_BT.cpu()
+            logits_MBC = policies.wide(seen.logits_MBC).cpu()
+            labels_B = logits_MBC[-1] if labels_B is None else labels_B.cpu()
             read = {name: x for name, x in inputs.items() if name not in model.own_inputs}
             keys_B = row_keys(args, read, len(labels_B)) if keys else None
-            logits_MBC = policies.wide(seen.logits_MBC).cpu()
-            parts.append((logits_MBC, labels_B.cpu(), sure_MB, keys_B, asked_BT))
+            parts.append((logits_MBC, labels_B, sure_MB, keys_B, asked_BT))
     if spread and order is not None:
         parts, order = gather_object(parts), gather_object(order)
     if not parts:
@@ -274,6 +277,13 @@ def _warn_of_unlabelled(outputs: Outputs) -> None:
             "where a token is asked for, as multiexit.data.words.tokenise_words makes it",
             stacklevel=user_level(),
         )
+
+
+def _unpacked(batch: Any, model: MultiExitModel) -> tuple[Any, Any, Tensor | None]:
+    """A batch's positional and named inputs, and its labels; None where there may be none."""
+    if model.problem == "embedding" and not has_labels(batch):
+        return *unpack_inputs(batch), None
+    return unpack(batch)
 
 
 def _image_row(model: MultiExitModel, args: Sequence[Any]) -> dict[str, Tensor] | None:

@@ -14,6 +14,7 @@ from multiexit.evaluation.outputs import Outputs
 from multiexit.model.cost import Cost
 from multiexit.model.latency import Latency
 from multiexit.policies.registry import policy_name
+from multiexit.problems import are_vectors
 
 AGREEMENT = "agreement with the last exit"
 SMALL = 12  # up to so many exits the weights are written out as numbers
@@ -155,7 +156,8 @@ def _exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
             zip(cost.layers_M, cost.macs_M, cost.params_M, exit_scores(outputs), strict=True)
         )
     ]
-    if problem != "regression":  # whose answers agree or not by degree
+    # The answers of a regression and of an embedding agree or not by degree.
+    if problem != "regression" and not are_vectors(problem):
         for row, answer_B in zip(rows, answer_MB, strict=True):
             same_B = problems.same(answer_B, answer_MB[-1], problem, outputs.asked_BT)
             row["agreement"] = float(same_B.double().mean())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from multiexit.arguments import check_share, unknown
 from multiexit.evaluation import guarantee
@@ -26,7 +27,7 @@ class Target:
     """The one target that is given, checked.
 
     Args:
-        speedup, score, milliseconds, risk, by, latency, batch_size, confidence, loss: as
+        speedup, score, milliseconds, risk, by, latency, batch_size, confidence, loss, corpus: as
             for `multiexit.calibrate`.
 
     Raises:
@@ -42,7 +43,8 @@ class Target:
     latency: Latency | None = None
     batch_size: int = 1
     confidence: float | None = 0.9
-    loss: str = "disagreement"
+    loss: str | None = None
+    corpus: Tensor | None = None
 
     def __post_init__(self) -> None:
         names = [name for name in TARGETS if getattr(self, name) is not None]
@@ -51,9 +53,16 @@ class Target:
                 f"calibrate has one target: give one of {', '.join(TARGETS)}; got "
                 + (" and ".join(names) or "none")
             )
+        ranked = self.risk is not None and str(self.loss).startswith("rank@")
+        if self.corpus is not None and not ranked:
+            raise ValueError(
+                "a corpus goes with a risk and a loss such as 'rank@10', which search it: leave it "
+                "out"
+            )
         if self.risk is not None:
             check_share("risk", self.risk, "(0, 1)")
-            guarantee.check_loss(self.loss)
+            if self.loss is not None:
+                guarantee.check_loss(self.loss)
             if self.confidence is not None:
                 check_share("confidence", self.confidence, "(0, 1)")
             return
@@ -177,12 +186,13 @@ def _bounded(
     rows = len(outputs.labels_B)
     delta = None if target.confidence is None else 1 - target.confidence
     guarantee.check_rows(rows, risk, delta)
-    answers = [outputs.answers(setting) for setting in settings]
+    loss = guarantee.fitting(target.loss, outputs.problem)
+    if target.corpus is not None:
+        guarantee.check_apart(target.corpus, outputs.logits_MBC[-1])
+    exit_sum_S, loss_SB = _losses(outputs, settings, loss, target.corpus)
     # Numbers rise; whether that makes rows leave later or earlier, the two ends say.
-    if answers[0][0].sum() < answers[-1][0].sum():
-        settings, answers = settings[::-1], answers[::-1]
-    answer_SBC = torch.stack([answer_BC for _, answer_BC in answers])
-    loss_SB = guarantee.losses_of(outputs, answer_SBC, target.loss)
+    if exit_sum_S[0] < exit_sum_S[-1]:
+        settings, loss_SB = settings[::-1], loss_SB.flip(0)
     if delta is None:
         index = guarantee.conformal(loss_SB, risk)
     else:
@@ -195,8 +205,26 @@ def _bounded(
     keys = None if outputs.keys_B is None else tuple(sorted(outputs.keys_B.tolist()))
     observed = float(loss_SB[index].mean())
     return settings[index].with_certificate(
-        Certificate(target.loss, risk, target.confidence, rows, observed, keys)
+        Certificate(loss, risk, target.confidence, rows, observed, keys)
     )
+
+
+def _losses(
+    outputs: Outputs, settings: list[ExitPolicy], loss: str, corpus_NC: Tensor | None
+) -> tuple[list[int], Tensor]:
+    """How late rows leave in all under each setting, [S], and their losses, [S, B]."""
+    before_BC = outputs.logits_MBC[-1]
+    loss_B = torch.zeros(len(before_BC), dtype=torch.float64)
+    exit_sum_S, loss_SB = [], []
+    for setting in settings:
+        exit_B, answer_BC = outputs.answers(setting)
+        changed_B = (answer_BC != before_BC).flatten(1).any(1)  # few, from setting to setting
+        loss_B, before_BC = loss_B.clone(), answer_BC
+        few, answer_1FC = outputs.take(changed_B), answer_BC[None, changed_B]
+        loss_B[changed_B] = guarantee.losses_of(few, answer_1FC, loss, corpus_NC)[0]
+        exit_sum_S.append(int(exit_B.sum()))
+        loss_SB.append(loss_B)
+    return exit_sum_S, torch.stack(loss_SB)
 
 
 def _check_positive(name: str, value: float) -> None:

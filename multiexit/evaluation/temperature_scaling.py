@@ -14,6 +14,7 @@ from multiexit.losses.criterion import Criterion
 from multiexit.losses.matrix import row_losses
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
+from multiexit.problems import refuse_vectors
 
 RANGE = math.log(100.0)
 
@@ -32,7 +33,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
         outputs: on held-out data that is not the evaluation's.
 
     Raises:
-        ValueError: regression.
+        ValueError: regression, or vectors.
 
     Example:
         p is 0.88 on rows of which 3/4 are right; logits divided by 2 / log 3 = 1.82 say 3/4:
@@ -48,6 +49,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
     Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; per exit in
     Schwartz et al., "The Right Tool for the Job", ACL 2020, section 3.
     """
+    refuse_vectors(model.problem, "a temperature", "none")
     need_classes(problems.classes_of_decision(model.problem, model.num_classes), "a temperature")
     from scipy.optimize import minimize_scalar  # which takes a second to import
 

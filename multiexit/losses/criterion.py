@@ -22,8 +22,8 @@ class Decisions(NamedTuple):
 
     Args:
         logits_MNK: of all exits.
-        targets: classes [N], shares of the classes [N, K], or with K = 1 numbers [N]; None where
-            there are no labels.
+        targets: classes [N], shares of the classes [N, K], or with K = 1 numbers [N]; of vectors
+            others, [N, K]; None where there are no labels.
         share_N: how much each decision counts in a mean over them, summing to 1; None is 1/N.
     """
 
@@ -36,7 +36,7 @@ class Decisions(NamedTuple):
 class Criterion:
     """A batch's loss against its labels, as a mean over decisions n (see `multiexit.problems`).
 
-        ℓ_n = −Σ_k w_k q_nk log p_nk,    or (ŷ_n − y_n)² of numbers
+        ℓ_n = −Σ_k w_k q_nk log p_nk,    (ŷ_n − y_n)² of numbers,    1 − cos(v_n, y_n) of vectors
 
     q is the label's class, or the shares of classes that a soft label gives; with label smoothing
     ε it is (1 − ε) q + ε/K. With class weights the mean is Σ ℓ_n / Σ_n Σ_k w_k q_nk, before
@@ -51,7 +51,7 @@ class Criterion:
 
     Raises:
         ValueError: a share outside [0, 1), weights that are no numbers from 0, or either of them
-            for regression.
+            for regression or vectors.
 
     Example:
         >>> import torch, multiexit as mx
@@ -77,8 +77,9 @@ class Criterion:
             raise ValueError(
                 f"class_weights has {len(self.class_weights)} numbers, for {num_classes} classes"
             )
-        if problem == "regression" and (self.label_smoothing or self.class_weights):
-            raise ValueError("regression has no classes to smooth or to weigh: leave these out")
+        classless = problem == "regression" or problems.are_vectors(problem)
+        if classless and (self.label_smoothing or self.class_weights):
+            raise ValueError(f"{problem} has no classes to smooth or to weigh: leave these out")
 
     def decisions(
         self, logits_MBC: Tensor, labels: Tensor | None, valid_BT: Tensor | None = None
@@ -110,6 +111,8 @@ class Criterion:
         logits_MNK, targets, share_N = decisions
         assert targets is not None
         M, N, K = logits_MNK.shape
+        if problems.are_vectors(self.problem):
+            return (1 - F.cosine_similarity(logits_MNK, targets.to(logits_MNK.dtype), dim=-1)) / N
         if K == 1:
             loss_MN = (logits_MNK.squeeze(-1) - targets.to(logits_MNK.dtype)).square()
             return loss_MN / N if share_N is None else loss_MN * share_N
@@ -142,7 +145,7 @@ def _targets(problem: str, labels: Tensor, logits_MNK: Tensor) -> Tensor:
     if problem == "multi-label":  # the share of yes
         yes_N = labels.to(logits_MNK.dtype).flatten()
         return torch.stack([1 - yes_N, yes_N], -1)
-    if problem == "classification" and labels.ndim == 2:  # shares of the classes
+    if problem in ("classification", "embedding") and labels.ndim == 2:  # shares, or vectors
         return labels.to(logits_MNK.dtype)
     return labels.flatten()
 

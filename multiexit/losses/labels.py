@@ -29,7 +29,7 @@ def check_labels(
         labels: of classification integers in 0..C-1 [N] (of two classes booleans too), or shares of
             the classes [N, C]; of regression finite floats [N], of several numbers [N, C]; of
             several labels 0 or 1, or shares of yes in between [N, C]; of tokens classes [N, T],
-            −100 for those that aren't learned from.
+            −100 for those that aren't learned from; of an embedding vectors [N, C], floats.
         num_classes: C, how many outputs there are.
         where: what to call the data in the message, such as `"train"` or a file.
         problem: a key of `multiexit.problems.PROBLEMS`; None is classification, or with one output
@@ -52,13 +52,15 @@ def check_labels(
     floating = labels.is_floating_point()
     if problem == "multi-label":
         unfit = labels.is_complex()
-    elif problem == "regression" or shares:
+    elif problem in ("regression", "embedding") or shares:
         unfit = not floating
     else:
         boolean = labels.dtype == torch.bool
         unfit = floating or labels.is_complex() or (boolean and num_classes != 2)
     if unfit:
-        expected = "float32 for regression" if problem == "regression" else "int64 for classes"
+        expected = {"regression": "float32 for regression", "embedding": "float32 for vectors"}.get(
+            problem, "int64 for classes"
+        )
         raise ValueError(f"{where}: labels are {labels.dtype}; they must be {expected}")
 
 
@@ -93,7 +95,10 @@ def check_label_shape(
     N, C = outputs[0], outputs[-1]
     problem = problems.resolve(problem, C)
     shape = tuple(labels.shape)
-    if problem == "multi-label" or (problem == "regression" and C > 1):
+    if problem == "embedding":
+        good = shape == (N, C)
+        wanted = f"a vector a row, [N, {C}], or left out: nothing else can be learned from"
+    elif problem == "multi-label" or (problem == "regression" and C > 1):
         good = shape == (N, C)
         wanted = f"one number for each of the {C} outputs of a row, [N, {C}]"
     elif problem == "token-classification":
@@ -113,7 +118,10 @@ def check_label_shape(
 
 def _check_values(labels: Tensor, num_classes: int, where: str, problem: str, shares: bool) -> None:
     values = labels if labels.is_floating_point() else labels.long()
-    if problem == "regression":
+    if problem == "embedding":
+        long_N1 = values.abs().amax(1, keepdim=True) > 0
+        good, allowed = values.isfinite() & long_N1, "finite vectors that aren't 0"
+    elif problem == "regression":
         good, allowed = values.isfinite(), "finite scores"
     elif problem == "multi-label":
         good, allowed = (values >= 0) & (values <= 1), "0 or 1, or shares of yes in between"

@@ -7,7 +7,7 @@ differing from teacher j.
 
 import math
 from numbers import Real
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from multiexit.losses.criterion import Criterion, Decisions
 from multiexit.losses.labels import check_label_shape, check_labels
+from multiexit.problems import are_vectors
 
-Divergence = Literal["ce", "kl"]
+Divergence = Literal["ce", "kl", "similarity"]
 
 
 def loss_matrix(
@@ -41,6 +42,13 @@ def loss_matrix(
     distributions. The M² terms are one matrix product. Half-precision logits are taken to float32;
     float64 stays.
 
+    Of vectors v (`"embedding"`), with S the cosines of a batch's rows among each other,
+
+        L[i, i] = mean_b 1 − cos(v_ib, y_b)
+        L[i, j] = mean_b 1 − cos(v_ib, v_jb),    with "similarity" + mean_bb' (S_i − S_j)²
+
+    Cosines are, but for constants, the logarithms of von Mises-Fisher distributions.
+
     Args:
         logits_MBC: all exits' logits [M, B, C], or of tokens [M, B, T, C].
         labels_B: whole classes [B] of any integer type (bool for two), or shares of the classes
@@ -48,9 +56,10 @@ def loss_matrix(
             classes [B, T], −100 where none is learned. None where there are none, and the diagonal
             is 0.
         temperature: τ > 0, a number or a tensor of one, which is not checked on a GPU, so that
-            it is not waited for.
+            it is not waited for. Vectors have none: 1.
         divergence: `"ce"` as the paper has it, or `"kl"`: the same gradient for the student, less
-            the teacher's entropy, so 0 where they agree.
+            the teacher's entropy, so 0 where they agree; of numbers and vectors they are one.
+            `"similarity"` is for vectors alone.
         criterion: what the labels mean, and how they count; None is classification, or with one
             output regression.
         valid_BT: of tokens, which are real; None is all. Pairs of exits are compared where there
@@ -60,8 +69,8 @@ def loss_matrix(
         L_MM [M, M], float32 (float64 of float64), row = student, column = teacher.
 
     Raises:
-        ValueError: shapes that don't fit, an empty batch, τ ≤ 0, or (on the CPU) labels outside
-            the classes.
+        ValueError: shapes that don't fit, an empty batch, τ ≤ 0, or τ ≠ 1 of vectors, a divergence
+            of other outputs, or (on the CPU) labels outside the classes.
 
     Example:
         >>> import torch, multiexit as mx
@@ -70,7 +79,8 @@ def loss_matrix(
         tensor([[1.3863, 1.3863],
                 [1.3863, 1.3863]])
 
-    Reference: Zhu, "LeeBERT", ACL 2021, section 3.1, eqs. 1–4.
+    Reference: Zhu, "LeeBERT", ACL 2021, section 3.1, eqs. 1–4; for similarities Tung & Mori,
+    "Similarity-Preserving Knowledge Distillation", ICCV 2019, section 3.1.
     """
     criterion = criterion or Criterion()
     _check_arguments(logits_MBC, labels_B, temperature, divergence, criterion)
@@ -82,7 +92,9 @@ def loss_matrix(
         own_M = logits_MBC.new_zeros(len(logits_MBC))
         if labels_B is not None:
             own_M = criterion.own_losses(decisions).sum(1)
-        if decisions.logits_MNK.shape[-1] == 1:
+        if are_vectors(criterion.problem):
+            pairs_MM = _angles(decisions, divergence)
+        elif decisions.logits_MNK.shape[-1] == 1:
             pairs_MM = _differences(decisions)
         else:
             pairs_MM = _divergences(decisions, temperature, divergence)
@@ -149,6 +161,29 @@ def _differences(decisions: Decisions) -> Tensor:
     return (y_MN[:, None] - y_MN.detach()[None]).square().mean(2)
 
 
+def _angles(decisions: Decisions, divergence: Divergence) -> Tensor:
+    """1 − cos of all pairs, a mean over rows, [M, M]; and the change of rows' similarities."""
+    v_MNK = F.normalize(decisions.logits_MNK, dim=-1)
+    N = v_MNK.shape[1]
+    pairs_MM = 1 - torch.einsum("ink,jnk->ij", v_MNK, v_MNK.detach()) / N
+    if divergence == "similarity":
+        S_MNN = v_MNK @ v_MNK.transpose(1, 2)
+        apart = [(S_MNN - S_NN).square().mean((1, 2)) for S_NN in S_MNN.detach()]
+        pairs_MM = pairs_MM + torch.stack(apart, 1)
+    return pairs_MM
+
+
+def check_divergence(divergence: str, problem: str | None) -> None:
+    """Refuse what is no divergence of a problem's outputs, by a ValueError."""
+    if divergence not in get_args(Divergence):
+        raise ValueError(f"divergence must be 'ce', 'kl' or 'similarity', got {divergence!r}")
+    if divergence == "similarity" and not are_vectors(problem):
+        raise ValueError(
+            "divergence='similarity' compares the vectors of an embedding, and these outputs are "
+            "others: use 'ce' or 'kl'"
+        )
+
+
 def _check_arguments(
     logits_MBC: Tensor,
     labels_B: Tensor | None,
@@ -168,8 +203,9 @@ def _check_arguments(
         good = isinstance(temperature, Real) and 0 < temperature < math.inf
     if not good:
         raise ValueError(f"temperature must be above 0, got {temperature!r}")
-    if divergence not in ("ce", "kl"):
-        raise ValueError(f"divergence must be 'ce' or 'kl', got {divergence!r}")
+    check_divergence(divergence, criterion.problem)
+    if are_vectors(criterion.problem) and not isinstance(temperature, Tensor) and temperature != 1:
+        raise ValueError(f"vectors have no temperature: it must be 1, got {temperature}")
     criterion.check(logits_MBC.shape[-1])
     if labels_B is not None and looks:
         check_labels(labels_B, logits_MBC.shape[-1], problem=criterion.problem)

@@ -34,20 +34,23 @@ class MultiExitModel(nn.Module):
 
     Args:
         backbone: from `multiexit.wrap`.
-        num_classes: C, how many outputs there are; 1 for regression.
+        num_classes: C, how many outputs there are; 1 for regression. Of an embedding the entries
+            of its vector; None is the width of the network's pooled feature.
         exits: `"all"`; stage indices `[3, 7, 11]`; a whole number k for every k-th stage, counted
             so that the last has one; or fractions of the trunk's compute `[0.25, 0.5, 1.0]`, each
             taking the first stage that reaches it.
         head: see `multiexit.heads.build`; None is the backbone's own choice, a shared pooler +
-            linear for text, linear for anything else.
-        pool: `"first"`, `"last"` or `"mean"`; None is the backbone's own choice.
+            linear for text, linear for anything else; of an embedding linear.
+        pool: `"first"`, `"last"` or `"mean"`; None is the backbone's own choice, of an embedding
+            the mean.
         labels: the classes' names: a list, array or series in the order of their numbers, or a
             mapping such as `id2label` or `label2id`; None takes those that the network itself
             knows.
         problem: what the outputs say of a row: `"classification"`, one of C classes;
             `"multi-label"`, for each of C whether it holds; `"regression"`, C numbers;
-            `"token-classification"`, one of C classes for each token. None is the network's own,
-            where its head is kept; else classification, or with one output regression.
+            `"token-classification"`, one of C classes for each token; `"embedding"`, a vector of
+            length 1, at the last exit the network's own. None is the network's own, where its head
+            is kept; else classification, or with one output regression.
 
     Raises:
         ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit;
@@ -73,7 +76,7 @@ class MultiExitModel(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        num_classes: int,
+        num_classes: int | None = None,
         exits: Exits = "all",
         head: str | heads.Factory | None = None,
         pool: str | None = None,
@@ -87,25 +90,31 @@ class MultiExitModel(nn.Module):
                 "call multiexit.wrap(…) on it first"
             )
         self.backbone = backbone
+        self.exits = resolve_exits(exits, backbone)
+        if num_classes is None and problem == "embedding":
+            last = self.exits[-1]
+            num_classes = heads.width_of(backbone.feature_shapes[last], backbone.layouts[last])
         self.num_classes = num_classes = class_names.count(num_classes)
+        vectors = problems.are_vectors(problem)
+        if vectors and labels is not None:
+            raise ValueError("the entries of an embedding's vector have no names: leave labels out")
         classifier = backbone.classifier
         if classifier is not None and classifier.serves(problem, num_classes):
             problem = classifier.problem if problem is None else problem
-            labels = classifier.labels if labels is None else labels
+            labels = classifier.labels if labels is None and not vectors else labels
         self.problem = problems.resolve(problem, num_classes)
         self.labels = class_names.names(labels, num_classes)
-        self.exits = resolve_exits(exits, backbone)
         if self._answers_tokens:
             tokens.check_backbone(backbone)
         self.head = heads.usual(backbone, self.problem) if head is None else head
-        self.pool = backbone.pool if pool is None else pool
+        self.pool = ("mean" if vectors else backbone.pool) if pool is None else pool
         self.heads = heads.build(
             self.head, self.pool, backbone, self.exits, num_classes, self.problem
         )
         has_own_head = isinstance(self.head, str) and heads.own_head(
             backbone, self.exits, num_classes, self.problem
         )
-        if has_own_head and classifier is not None:
+        if has_own_head and classifier is not None and not vectors:
             classifier.check_labels(self.labels)
         # The last head's weights as they were drawn, to know whether they have learnt since.
         drawn = [] if has_own_head else [p for p in self.heads[-1].parameters() if not p.is_meta]
@@ -202,8 +211,7 @@ class MultiExitModel(nn.Module):
         certainty_MB = torch.stack(certainty) if certainty else None
         if batched:
             outputs = list(heads.classify(self.heads, outputs))  # type: ignore[arg-type]
-            if self._answers_tokens:
-                outputs = [tokens.in_order(logits_BTC, carry) for logits_BTC in outputs]
+            outputs = [self._answer(raw, carry) for raw in outputs]
         raw_MBC = torch.stack(outputs)
         temperature_M = self.temperature_M.view(-1, *[1] * (raw_MBC.ndim - 1))
         logits_MBC = (raw_MBC / temperature_M).to(raw_MBC.dtype)
@@ -381,7 +389,13 @@ class MultiExitModel(nn.Module):
                 f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "
                 f"and {self.num_classes} classes it must give {wanted}"
             )
-        return tokens.in_order(logits_BC, carry) if self._answers_tokens else logits_BC, memory
+        return self._answer(logits_BC, carry), memory
+
+    def _answer(self, raw_BC: Tensor, carry: Carry) -> Tensor:
+        """An exit's logits, from what its head gives."""
+        if self._answers_tokens:
+            return tokens.in_order(raw_BC, carry)
+        return problems.outputs_of(raw_BC, self.problem)
 
     def cost(self, inputs: dict[str, Tensor] | None = None) -> cost.Cost:
         """Layers, MACs and parameters at each exit, of one input row (see `multiexit.Cost`).

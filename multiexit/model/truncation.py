@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multiexit import problems
 from multiexit.backbones.truncation.first_stages import first_stages
 from multiexit.backbones.truncation.head_steps import Step, spelt, steps
 from multiexit.backbones.truncation.library_form import LibraryForm, share
@@ -44,6 +45,7 @@ class Truncated(nn.Module):
         super().__init__()
         self.backbone = first_stages(model.backbone, model.exits[exit] + 1)
         self.head = model.heads[exit]
+        self.problem = model.problem
         self.temperature = nn.Buffer(model.temperature_M[exit].clone())
         self.answers_tokens = model.problem == "token-classification"
         self.training = self.backbone.training = model.training
@@ -61,6 +63,7 @@ class Truncated(nn.Module):
         logits_BK, _ = heads.ask(self.head, feature, carry.get("valid_BT"), {})
         if self.answers_tokens:
             logits_BK = tokens.in_order(logits_BK, carry)
+        logits_BK = problems.outputs_of(logits_BK, self.problem)
         return (logits_BK / self.temperature).to(logits_BK.dtype)
 
 
@@ -147,6 +150,8 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
     """
     exit = _checked(model, exit)
     library = _library(model)
+    if problems.are_vectors(model.problem):
+        raise NoClassError(f"exit {exit} gives vectors of length 1, as no class of transformers")
     try:
         if model.problem == "token-classification":
             raise ValueError("networks that answer each token aren't put into a library's class")

@@ -33,3 +33,4 @@ from multiexit.policies.settings import sweep_settings as sweep_settings
 from multiexit.policies.simulating import answers as answers
 from multiexit.policies.simulating import check as check
 from multiexit.policies.simulating import simulate as simulate
+from multiexit.policies.vectors import Settled as Settled

@@ -48,6 +48,9 @@ class ExitPolicy(ABC):
 
     certificate: ClassVar[Certificate | None] = None
     """Its certificate, if it has one. It is no field: other numbers make a policy that has none."""
+    reads: ClassVar[tuple[str, ...]] = ("decisions",)
+    """What outputs it can go by: `"decisions"`, logits of classes or numbers; `"vectors"`, those of
+    an embedding. Any other model is refused."""
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -5,6 +5,7 @@ Letters: N rows it was calibrated on, B rows of other outputs.
 
 import base64
 import binascii
+import re
 import struct
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,9 +15,19 @@ from torch import Tensor
 
 from multiexit.files import schema
 
+LOSS = re.compile("disagreement|accuracy|cosine|rank@([1-9][0-9]{0,8})")
+"""The names of losses; `rank@k` has its k."""
+
+
+def _loss(key: str, value: Any) -> None:
+    schema.text(key, value)
+    if LOSS.fullmatch(value) is None:
+        raise schema.wrong(key, value, "'disagreement', 'accuracy', 'cosine' or such as 'rank@10'")
+
+
 TABLE = schema.table(
     {
-        "loss": schema.one_of("disagreement", "accuracy"),
+        "loss": _loss,
         "risk": schema.number(0, 1),
         "confidence": schema.optional(schema.number(0, 1)),
         "rows": schema.whole(1, 2**53),
@@ -35,7 +46,8 @@ class Certificate:
     neither trained nor selected on them. `multiexit.calibrate` makes it, and its policy has it.
 
     Args:
-        loss: `"disagreement"` or `"accuracy"` (`multiexit.evaluation.guarantee.losses`).
+        loss: `"disagreement"` or `"accuracy"`, of vectors `"cosine"` or such as `"rank@10"`
+            (`multiexit.evaluation.guarantee.losses`).
         risk: the bound.
         confidence: with which it holds; None: on average over draws of the calibration rows.
         rows: N.

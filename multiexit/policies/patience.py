@@ -6,6 +6,7 @@ Letters: M exits, B batch rows, C classes. Exits are counted from 0. H is entrop
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -126,6 +127,8 @@ class FixedExit(ExitPolicy):
         >>> mx.simulate(mx.FixedExit(1), torch.zeros(3, 2, 4))
         tensor([1, 1])
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("decisions", "vectors")
 
     exit: int = number(
         lambda known: (0, known.num_exits - 1), whole="an index", least=0, within=True

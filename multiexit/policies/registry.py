@@ -19,6 +19,7 @@ from multiexit.policies.confidence import (
 )
 from multiexit.policies.numbers import plain
 from multiexit.policies.patience import FixedExit, Patience, PatientConfident
+from multiexit.policies.vectors import Settled
 
 POLICIES: dict[str, type[ExitPolicy]] = {
     "entropy": Entropy,
@@ -29,6 +30,7 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "patience": Patience,
     "patient-confident": PatientConfident,
     "certainty": Certainty,
+    "settled": Settled,
     "fixed": FixedExit,
 }
 

@@ -108,13 +108,32 @@ def check(policy: ExitPolicy, num_exits: int, num_classes: int, problem: str | N
 
     Raises:
         ValueError: no policy; an exit that isn't there, another count of thresholds than exits, or
-            a policy of classes for regression, and the other way round.
+            a policy of classes for regression or vectors, and the other way round.
     """
     if not isinstance(policy, ExitPolicy):
         raise ValueError(f"a policy is wanted, such as Patience(4); got {type(policy).__name__}")
     classes = problems.classes_of_decision(problem, num_classes)
+    _check_reads(policy, problems.resolve(problem, num_classes))
     known = Known(num_exits, classes)
     for f in fields(policy):
         if (rule := f.metadata.get(Number)) is not None:
             rule.check_fits(f"{type(policy).__name__}'s {f.name}", getattr(policy, f.name), known)
     policy.init(torch.zeros(1, classes))
+
+
+def _check_reads(policy: ExitPolicy, problem: str) -> None:
+    """Refuse a policy that can't go by such outputs: a softmax of a vector would mean nothing."""
+    kind = "vectors" if problems.are_vectors(problem) else "decisions"
+    if kind in policy.reads:
+        return
+    name = type(policy).__name__
+    if kind == "vectors":
+        raise ValueError(
+            f"{name} goes by logits, and the outputs of an embedding are vectors: use "
+            "Settled(threshold) or FixedExit; a policy of your own that goes by vectors says "
+            'reads = ("vectors",)'
+        )
+    raise ValueError(
+        f"{name} goes by the vectors of an embedding, and this model's problem is {problem!r}: use "
+        "another policy, such as Patience(4)"
+    )

@@ -39,3 +39,4 @@ from multiexit.recipes.stages import shallow_deep_heads as shallow_deep_heads
 from multiexit.recipes.stages import ztw as ztw
 from multiexit.recipes.teachers import dbt as dbt
 from multiexit.recipes.teachers import romebert as romebert
+from multiexit.recipes.vectors import embedding as embedding

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor, nn
 
@@ -63,7 +63,8 @@ class Phase:
             step.
         learner: how the weights Ω are learned.
         temperature: τ of the distillation terms.
-        divergence: `"ce"` (eq. 2) or `"kl"`.
+        divergence: `"ce"` (eq. 2) or `"kl"`; of vectors `"similarity"` too, see
+            `multiexit.loss_matrix`.
         train: who is trained: `"all"`; `"last"`, all but the early heads; `"heads"`, the early
             heads alone; or a function of the model that gives parameters. What is not trained is
             in evaluation mode: a frozen trunk keeps its BatchNorm statistics and has no dropout.
@@ -105,8 +106,10 @@ class Phase:
             raise ValueError(
                 f"a phase trains 'all', 'last', 'heads' or what a function says, not {self.train!r}"
             )
-        if self.divergence not in ("ce", "kl"):
-            raise ValueError(f"divergence must be 'ce' or 'kl', got {self.divergence!r}")
+        if self.divergence not in get_args(Divergence):
+            raise ValueError(
+                f"divergence must be one of {get_args(Divergence)}, got {self.divergence!r}"
+            )
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"a phase needs at least 1 epoch, got {self.epochs}")
         if not self.lr > 0:

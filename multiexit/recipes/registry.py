@@ -31,6 +31,7 @@ from multiexit.recipes.leebert import (
 from multiexit.recipes.options import check_options
 from multiexit.recipes.stages import deebert, fastbert, shallow_deep_heads, ztw
 from multiexit.recipes.teachers import dbt, romebert
+from multiexit.recipes.vectors import embedding
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "leebert": leebert,
@@ -58,6 +59,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "elasticbert": elasticbert,
     "pcee": pcee,
     "l2w-den": l2w_den,
+    "embedding": embedding,
 }
 
 

@@ -15,6 +15,7 @@ from multiexit import policies, problems
 from multiexit.backbones.base import select
 from multiexit.model.latency import Latency, machine_of, nested
 from multiexit.model.model import MultiExitModel
+from multiexit.problems import are_vectors
 from multiexit.runtime import evaluating
 from multiexit.serving.folding import for_inference
 from multiexit.serving.timing import median_seconds
@@ -60,8 +61,7 @@ def profile(
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
         raise ValueError(f"batch_sizes must rise from 1 at least, got {list(batch_sizes)}")
     if policy is None:
-        K = problems.classes_of_decision(model.problem, model.num_classes)
-        policy = model.policy or (policies.MaxProb(UNREACHED) if K > 1 else policies.FixedExit(0))
+        policy = model.policy or _usual(model)
     policies.check(policy, model.num_exits, model.num_classes, model.problem)
     example = model.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device
@@ -116,3 +116,11 @@ def _column(
         check.append(milliseconds(ask))
         memory, state = ask()
     return start, stages, check, drop, milliseconds(lambda: model.full(**inputs))
+
+
+def _usual(model: MultiExitModel) -> policies.ExitPolicy:
+    """A policy that stops no row, and costs what most do."""
+    if are_vectors(model.problem):
+        return policies.Settled(0.0)
+    K = problems.classes_of_decision(model.problem, model.num_classes)
+    return policies.MaxProb(UNREACHED) if K > 1 else policies.FixedExit(0)

@@ -18,6 +18,7 @@ from multiexit.data.text import TextDataset
 from multiexit.model.exit_loop import Prediction
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
+from multiexit.problems import are_vectors
 from multiexit.serving.engine import Engine
 from multiexit_runner.reading import windows
 
@@ -176,7 +177,9 @@ def _answers(
 
 
 def _plain_answer(model: MultiExitModel, logits_C: Tensor) -> dict[str, Any]:
-    """What a row's logits say, by name: a label, those that hold, a value, or several."""
+    """What a row's logits say, by name: a label, those that hold, a value, several, or a vector."""
+    if are_vectors(model.problem):
+        return {"vector": logits_C.tolist()}
     if model.problem == "regression":
         values = logits_C.tolist()
         return {"value": values[0]} if model.num_classes == 1 else {"values": values}

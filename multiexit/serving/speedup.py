@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
-from multiexit.data.batches import in_order, is_indexable, loader, move, unpack
+from multiexit.data.batches import in_order, is_indexable, loader, move, unpack_inputs
 from multiexit.data.columns import Columns
 from multiexit.model.exit_loop import num_rows
 from multiexit.model.model import MultiExitModel
@@ -31,7 +31,7 @@ def measured_speedup(
     Args:
         model: is put into evaluation mode for the while.
         policy: by which the engine stops rows.
-        data: a data set, or an iterable of batches, with labels.
+        data: a data set, or an iterable of batches, with or without labels.
         batch_size: rows per batch, where `data` doesn't say.
         rows: how many rows to time, from the start of `data`; of batches, as many of them as hold
             that many rows.
@@ -60,7 +60,7 @@ def measured_speedup(
     columns = Columns(model.backbone.start, model.own_inputs)
     timed_inputs: list[tuple[Any, Any]] = []
     for batch in batches:
-        args, inputs, _ = unpack(columns(batch))
+        args, inputs = unpack_inputs(columns(batch))
         timed_inputs.append((move(args, device), move(inputs, device)))
         if sum(num_rows(*inputs) for inputs in timed_inputs) >= rows:
             break

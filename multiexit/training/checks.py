@@ -11,12 +11,15 @@ from torch.utils.data import DataLoader
 
 from multiexit import policies, problems
 from multiexit.data import hub
-from multiexit.data.batches import is_rows, labels_of
+from multiexit.data.batches import has_labels, is_rows, labels_of
 from multiexit.evaluation import metrics
 from multiexit.evaluation.budget import Budget
 from multiexit.losses.labels import check_labels
+from multiexit.losses.matrix import check_divergence
+from multiexit.losses.temperature import Constant
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
+from multiexit.problems import are_vectors, refuse_vectors
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating, user_level
 from multiexit.training import layer_decay, precision, sharding
@@ -37,6 +40,12 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
     _check_tokens(model, recipe)
     for index, phase in enumerate(recipe.phases):
         where = f"phase {index} of {recipe.name!r}"
+        check_divergence(phase.divergence, model.problem)
+        if are_vectors(model.problem) and phase.temperature != Constant():
+            raise ValueError(
+                f"{where} has the temperature {phase.temperature}, and the vectors of an embedding "
+                "have none: leave it at 1"
+            )
         terms_MM = counted_terms(model, phase)
         if phase.extra is None and not terms_MM.any():
             raise ValueError(
@@ -59,6 +68,7 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             f"{model.head!r}: make it with head='{model.head}+{chained}'"
         )
     if recipe.finish is not None:  # calibrates confidences
+        refuse_vectors(model.problem, f"the recipe {recipe.name!r}", "'embedding'")
         K = problems.classes_of_decision(model.problem, model.num_classes)
         need_classes(K, f"the recipe {recipe.name!r}", "'berxit', or 'pabee' with a tolerance")
     if isinstance(recipe.finish, Budget):
@@ -168,7 +178,8 @@ def check_sets(
     hub.check_names(train, model.labels, "the training set")
     hub.check_names(dev, model.labels, "the dev set")
     labels = labels_of(dev)
-    if labels is not None:
+    may_lack = are_vectors(model.problem) and not has_labels((None, labels))
+    if labels is not None and not may_lack:
         check_labels(labels, model.num_classes, "the dev set", model.problem, soft=False)
     if dev is None and recipe.finish is not None:
         raise ValueError(
@@ -293,7 +304,9 @@ def _run_once(model: MultiExitModel, phase: Phase) -> None:
 
 
 def blank_labels(model: MultiExitModel) -> Tensor:
-    """Labels of one row that the model's problem may have: all 0."""
+    """Labels of one row that the model's problem may have: all 0, or all 1 of a vector."""
+    if are_vectors(model.problem):
+        return torch.ones(1, model.num_classes)
     if model.problem == "classification":
         return torch.zeros(1, dtype=torch.int64)
     if model.problem == "token-classification":

@@ -128,7 +128,8 @@ class Trainer:
         Args:
             train: a data set whose rows collate to `(inputs, labels)` or a dict with `"labels"`,
                 of torch or of `datasets`; or a `DataLoader`, whose settings are kept: its sampler's
-                order too, while that of `shuffle=True` is the trainer's own.
+                order too, while that of `shuffle=True` is the trainer's own. Where no phase learns
+                from labels, there may be none.
             dev: what selects the best epoch of a phase, by the mean of the metric over the exits
                 that it trains.
             unlabelled: rows for phases that learn from teachers alone; `train` without it.
@@ -155,7 +156,9 @@ class Trainer:
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
         columns = Columns(self.model.backbone.start, self.model.own_inputs)
-        data = TrainingSet(train, self.model.num_classes, device, columns, self.model.problem)
+        reads_labels = any(learns_from_labels(self.model, phase) for phase in self.recipe.phases)
+        C = self.model.num_classes if reads_labels else None
+        data = TrainingSet(train, C, device, columns, self.model.problem)
         no_labels = None if unlabelled is None else TrainingSet(unlabelled, None, device, columns)
         phase_data = [
             data if no_labels is None or learns_from_labels(self.model, phase) else no_labels

@@ -87,6 +87,8 @@ def test_the_first_entry_is_the_score():
         answers = tuple(np.stack([x, x], 1) for x in rows) if of_labels else rows
         if name == "entity_f1":
             answers = tuple([[f"B-{kind}" for kind in x]] for x in rows)
+        if name == "cosine":
+            answers = tuple(np.stack([x, 1 - x], 1) for x in rows)
         got = metric(*answers)
         assert next(iter(got)) == "score", name
         assert all(type(value) is float for value in got.values()), name

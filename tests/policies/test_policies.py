@@ -30,6 +30,8 @@ REGRESS = [
     mx.FixedExit(3),
 ]
 
+VECTORS = [*(mx.Settled(t) for t in (0.0, 0.1, 0.5, 1.0, 2.5)), mx.FixedExit(0), mx.FixedExit(3)]
+
 
 def naive_exit(policy, z: list[list[float]], u: list[float]) -> tuple[int, int]:
     """One row's exit from its logits [M][C] and certainties [M], and whose answer it takes."""
@@ -85,7 +87,7 @@ def naive_stops(policy, z: list[list[float]], u: list[float]) -> list[bool]:
 
 
 def test_every_policy_is_in_the_battery():
-    assert {type(policy) for policy in CLASSIFY} == set(policies.POLICIES.values())
+    assert {type(policy) for policy in CLASSIFY + VECTORS} == set(policies.POLICIES.values())
 
 
 # Logits
@@ -137,6 +139,51 @@ def test_a_row_leaves_where_all_its_decisions_would(case, M, C, seed):
         else:
             wanted_C = logits_MC[exit_B[b]]
         torch.testing.assert_close(answer_BC[b], wanted_C)
+
+
+@pytest.mark.parametrize("D", [2, 3, 10])
+@pytest.mark.parametrize("policy", VECTORS, ids=repr)
+def test_conforms_for_vectors(policy, D):
+    testing.check_policy(policy, num_classes=D, exits=5, problem="embedding")
+
+
+@given(st.floats(0, 2.2), st.integers(1, 6), st.integers(2, 5), st.integers(0, 99_999))
+@settings(max_examples=80, deadline=None)
+def test_rows_settle_where_plain_loops_say(threshold, M, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    vectors_MBD = torch.randn(M, 6, D, generator=generator, dtype=torch.float64)
+    vectors_MBD[:, ::2] = 0.2 * vectors_MBD[:, ::2] + torch.randn(6, D, generator=generator)[::2]
+    vectors_MBD = vectors_MBD / vectors_MBD.norm(dim=-1, keepdim=True)
+    wanted = []
+    for row in range(6):
+        exit = 0
+        for exit in range(M):
+            if exit and exit < M - 1:
+                pair = zip(vectors_MBD[exit, row], vectors_MBD[exit - 1, row], strict=True)
+                if 1 - sum(float(a * b) for a, b in pair) < threshold:
+                    break
+        wanted.append(exit)
+    exit_B, answer_BD = policies.answers(mx.Settled(threshold), vectors_MBD, problem="embedding")
+    assert exit_B.tolist() == wanted
+    assert torch.equal(answer_BD, vectors_MBD[exit_B, torch.arange(6)])
+
+
+def test_no_policy_of_classes_reads_vectors_and_the_other_way_round():
+    @dataclass(frozen=True)
+    class Mine(mx.ExitPolicy):
+        def init(self, logits_BC):
+            return {}
+
+        def step(self, state, logits_BC):
+            return state, logits_BC.amax(1) > 0
+
+    of_classes = [p for p in (*CLASSIFY, *REGRESS, Mine()) if not isinstance(p, mx.FixedExit)]
+    for policy in of_classes:
+        with pytest.raises(ValueError, match=r"outputs of an embedding are vectors: use Settled"):
+            policies.check(policy, 5, 4, "embedding")
+    for problem in (None, "multi-label", "regression", "token-classification"):
+        with pytest.raises(ValueError, match=r"Settled goes by the vectors of an embedding"):
+            policies.check(mx.Settled(0.1), 5, 4, problem)
 
 
 @given(st.sampled_from(CLASSIFY), st.integers(1, 7), st.integers(2, 5), st.integers(0, 99_999))

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import (
+    OF_CLASSES,
     Table,
     Text,
     assert_same,
@@ -19,7 +20,7 @@ from helpers import (
 from transformers import BertConfig, BertModel
 
 import multiexit as mx
-from multiexit import policies, recipes
+from multiexit import policies
 from multiexit.losses import topology
 
 
@@ -65,7 +66,7 @@ IDLE = {"right-tool": {"heads.0.mix"}}  # the share of one vector alone is 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_every_recipe_trains_saves_loads_and_predicts(name, kind, tmp_path):
     make, rows = KINDS[kind]
     recipe = mx.recipe(name)

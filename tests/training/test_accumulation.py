@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import WIDTH, Table, chain, config, fit, tensors
+from helpers import OF_CLASSES, WIDTH, Table, chain, config, fit, tensors
 from torch import Tensor, nn
 
 import multiexit as mx
@@ -41,7 +41,7 @@ def made(name: str) -> mx.Recipe:
     return replace(mx.recipe(name, **({"cycle": 1} if "cycle" in options else {})), finish=None)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in BY_BATCH])
+@pytest.mark.parametrize("name", [name for name in OF_CLASSES if name not in BY_BATCH])
 def test_batches_make_the_step_of_all_their_rows(name):
     recipe = made(name)
     splits = any(phase.learner.splits for phase in recipe.phases)

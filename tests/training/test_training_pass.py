@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import (
+    OF_CLASSES,
     Stopped,
     Table,
     Watched,
@@ -27,7 +28,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Subset
 
 import multiexit as mx
-from multiexit import recipes
 from multiexit.backbones.transformers import text_inputs
 from multiexit.data.images import on_device
 from multiexit.losses import matrix
@@ -80,7 +80,7 @@ def batches_of(kind, rows):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(name, "text") for name in recipes.RECIPES] + [("leebert", "images")]
+    ("name", "kind"), [(name, "text") for name in OF_CLASSES] + [("leebert", "images")]
 )
 def test_no_step_reads_back_from_the_device(name, kind, monkeypatch):
     """On the CPU, so that what is looked at where that costs nothing is let be."""
@@ -132,7 +132,7 @@ def assert_close(one, other, tolerance=1e-4):
     assert losses_of[0] == pytest.approx(losses_of[1], rel=10 * tolerance)
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_stages_computed_twice_train_bit_for_bit_the_same(name):
     ours, history = train(name, "images", checkpoint_gradients=True)
     theirs, expected = plain(name)
@@ -185,7 +185,7 @@ def test_real_machine_code_trains_the_same():
         torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_channels_last_trains_the_same(name):
     assert_close(train(name, "images", channels_last=True), plain(name), 1e-3)
 

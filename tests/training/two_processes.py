@@ -24,6 +24,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from helpers import (
     CLASSES,
+    OF_CLASSES,
     Stopped,
     Table,
     Text,
@@ -43,7 +44,6 @@ from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, Llama
 
 import multiexit as mx
 from multiexit.losses.temperature import Rising
-from multiexit.recipes import RECIPES
 from multiexit.training import sharding
 from multiexit.training.records import checkpoint
 
@@ -90,7 +90,7 @@ def of_recipe(name: str) -> Case:
     return Case(name, 48 if halves else 24)
 
 
-CASES = {name: of_recipe(name) for name in RECIPES if name not in UNEQUAL} | {
+CASES = {name: of_recipe(name) for name in OF_CLASSES if name not in UNEQUAL} | {
     "joint-odd": Case("joint", 18),  # and so a batch of 2
     "stopped early": Case("joint", 40, {"lr": 0.3, "epochs": 9, "early_stopping": 1}),
     "leebert-clo-v1": Case("leebert-clo-v1", 48, {"clip": 0.5}),

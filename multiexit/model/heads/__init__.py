@@ -9,6 +9,7 @@ from multiexit.model.heads.base import Shape as Shape
 from multiexit.model.heads.base import VectorHead as VectorHead
 from multiexit.model.heads.base import ask as ask
 from multiexit.model.heads.base import pool_feature as pool_feature
+from multiexit.model.heads.base import width_of as width_of
 from multiexit.model.heads.batched import classify as classify
 from multiexit.model.heads.batched import separable as separable
 from multiexit.model.heads.build import HEADS as HEADS
@@ -26,3 +27,4 @@ from multiexit.model.heads.plain import LinearHead as LinearHead
 from multiexit.model.heads.plain import MixedPoolHead as MixedPoolHead
 from multiexit.model.heads.plain import PoolerHead as PoolerHead
 from multiexit.model.heads.tokens import TokenHead as TokenHead
+from multiexit.model.heads.vectors import PooledHead as PooledHead

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from multiexit.arguments import unknown
 from multiexit.backbones.base import Backbone
-from multiexit.model.heads import chained, plain
+from multiexit.model.heads import chained, plain, vectors
 from multiexit.model.heads.base import ChainedHead, Factory, Features, Head, VectorHead
 from multiexit.model.heads.own import OwnHead
 from multiexit.model.heads.tokens import token_heads
-from multiexit.problems import resolve
+from multiexit.problems import are_vectors, resolve
 
 HEADS: dict[str, Callable[[Features], Sequence[VectorHead]]] = {
     "linear": plain.linear,
@@ -42,7 +42,8 @@ def usual(backbone: Backbone, problem: str) -> str:
         >>> mx.heads.usual(mx.cifar_resnet(20), "classification")
         'linear'
     """
-    return "linear" if problem == "token-classification" else backbone.head
+    linear = problem == "token-classification" or are_vectors(problem)
+    return "linear" if linear else backbone.head
 
 
 def build(
@@ -56,7 +57,8 @@ def build(
     """One head per exit.
 
     An exit after the last stage is the network's own head, if the backbone came with one of as many
-    classes: it answers as the network does, whatever the name of the other heads.
+    classes: it answers as the network does, whatever the name of the other heads. Where outputs are
+    vectors it is otherwise the pooled feature itself, and linear heads begin as that.
 
     Args:
         head: a name of `multiexit.heads.HEADS`, or a function `(shape, K) -> nn.Module`. A name
@@ -67,7 +69,8 @@ def build(
         stages: the stage of each exit.
         num_classes: K; 1 for regression.
         problem: the model's; None is classification, or with one output regression. Where it is
-            `"token-classification"`, heads give logits for each token, and aren't chained.
+            `"token-classification"`, heads give logits for each token, and aren't chained;
+            those that give vectors aren't either.
 
     Raises:
         ValueError: an unknown head or pool, or one that the features or the problem don't suit.
@@ -92,13 +95,19 @@ def build(
             for module in modules
         )
     name, plus, link = head.partition("+")
-    answers_tokens = problem == "token-classification"
+    answers_tokens, gives_vectors = problem == "token-classification", are_vectors(problem)
     if plus and answers_tokens:
         raise ValueError(
             f"heads chained by '+{link}' make one answer of a row, and token-classification has "
             "one for each token: use head='linear'"
         )
-    network_head = own_head(backbone, stages, num_classes, problem)
+    if plus and gives_vectors:
+        raise ValueError(f"head {head!r} chains logits of classes; for vectors leave '+{link}' out")
+    network_head: VectorHead | None = own_head(backbone, stages, num_classes, problem)
+    last = backbone.num_stages - 1
+    if gives_vectors and network_head is None and stages[-1] == last:
+        shape, layout = backbone.feature_shapes[last], backbone.layouts[last]
+        network_head = vectors.PooledHead(shape, num_classes, pool, layout)
     early = stages if network_head is None else stages[:-1]
     shared = set() if network_head is None else set(network_head.modules())
     features = Features(
@@ -113,6 +122,8 @@ def build(
         heads: list[VectorHead] = [*token_heads(name, features)]
     else:
         heads = _by_name(name or backbone.head, features)
+    if gives_vectors:
+        vectors.start_as_pooled(heads)
     heads += [] if network_head is None else [network_head]
     return nn.ModuleList(chained.chain(link, heads, problem) if plus else heads)
 

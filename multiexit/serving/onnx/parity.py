@@ -15,6 +15,7 @@ from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
 from multiexit.model.passes import Pass
 from multiexit.policies import ExitPolicy
+from multiexit.problems import are_vectors
 from multiexit_runner import Runner
 
 ALONE = 256
@@ -24,14 +25,18 @@ TOLERANCE = 1e-4
 """How far logits may be apart, times the largest of them (at least 1)."""
 
 
+SAME_COSINE = 0.99
+"""Vectors whose cosine is above this are the same answer."""
+
+
 class Parity(NamedTuple):
     """A comparison of exported graphs with the model.
 
     Args:
         rows: how many were compared.
         largest_difference: between any two logits, of all exits.
-        same_class: share of the exits, over all rows, that give the same answer: the class, or of
-            several labels all of them.
+        same_class: share of the exits, over all rows, that give the same answer: the class, of
+            several labels all of them, or a vector whose cosine to the model's is above 0.99.
         same_exit: share of the rows that leave at the same exit.
         same_answer: share of the rows whose answers, where they leave, are the same.
         same_answer_alone: the same of the first 256 rows, each run as a batch of its own.
@@ -136,6 +141,8 @@ def _same_answers(one: Tensor, other: Tensor, problem: str) -> Tensor:
     """Whether outputs give the same answer to each row, bool […, B]; of numbers always."""
     if problem == "regression":
         return torch.ones(one.shape[:-1], dtype=torch.bool)
+    if are_vectors(problem):
+        return (one * other).sum(-1) > SAME_COSINE
     return problems.same(problems.answer(one, problem), problems.answer(other, problem), problem)
 
 

@@ -19,9 +19,9 @@ class History:
         steps: per reading (`log_every` steps): phase, epoch, step, loss, lr; each exit's own loss
             `own_M` where the phase learns from labels; where Ω is learned its value `W_MM`, None
             for terms that don't count.
-        epochs: per epoch: phase, epoch, step, seconds, each exit's scores, and their mean
-            over the exits that the phase trains.
-        best: the best epoch of the last phase, by the mean over the exits that it trains; None
+        epochs: per epoch, and per evaluation inside one: phase, epoch, step, seconds; where exits
+            were scored each exit's scores, and their mean over the exits that the phase trains.
+        best: the best of these of the last phase, by the mean over the exits that it trains; None
             without a dev set.
 
     Example:

@@ -67,7 +67,10 @@ def from_bytes(data: bytes, settings: dict[str, Any], where: str) -> Rows:
     except Exception as error:  # numpy and zipfile raise all kinds for damaged files
         raise ValueError(f"{where} holds no rows to check: {error!r}") from error
     count = len(next(iter(rows.inputs.values()))) if rows.inputs else 0
-    shape = (len(settings["segments"]), count, settings["num_classes"])
+    outputs = (settings["num_classes"],)
+    if settings["problem"] == "token-classification" and count:
+        outputs = (*next(iter(rows.inputs.values())).shape[1:2], *outputs)
+    shape = (len(settings["segments"]), count, *outputs)
     for name, array in (("float", rows.float_MBC), ("exported", rows.exported_MBC)):
         if not count or array.shape != shape or array.dtype != np.float32:
             raise ValueError(

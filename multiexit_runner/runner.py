@@ -1,6 +1,6 @@
 """Prediction from exported graphs: rows leave the batch at the exit where they stop.
 
-Letters: M exits, B batch rows, C classes.
+Letters: M exits, B batch rows, T tokens, C classes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,8 @@ class Answer(NamedTuple):
     """Answers in the order the rows came in.
 
     Args:
-        logits_BC: the logits of the exit where each row left, float32.
+        logits_BC: the logits of the exit where each row left, float32. Of tokens they are
+            [B, T, C], in the order of the inputs, and 0 at padding.
         exit_B: which exit that was, counted from 0, int64.
     """
 
@@ -152,9 +153,9 @@ class Runner:
             ValueError: inputs that the network wasn't exported for; NaN or infinite logits,
                 named by exit and row.
         """
-        arrays, numbers = self._trimmed(self._named_arrays(args, inputs)), self._numbers()
-        rows = _rows(arrays)
-        answer = self._empty_answer(rows)
+        named, numbers = self._named_arrays(args, inputs), self._numbers()
+        arrays, rows = self._trimmed(named), _rows(named)
+        answer = self._empty_answer(rows, self._outputs(named))
         group = Group(0, np.arange(rows), arrays) if rows else None
         while group is not None:
             group, broken = self._advance(group, numbers, answer)
@@ -216,7 +217,9 @@ class Runner:
 
     def _batch_arrays(self, batch: Any) -> Arrays:
         args, inputs = ((), batch) if isinstance(batch, Mapping) else ((batch,), {})
-        return self._trimmed(self._named_arrays(args, inputs))
+        arrays = self._named_arrays(args, inputs)
+        self._trimmed(arrays)  # refuses what is too long
+        return arrays
 
     def _window_answers(
         self, batches: Sequence[Arrays], batch_size: int, numbers: Arrays, rows_before: int
@@ -229,8 +232,9 @@ class Runner:
             rows_before: the number of the first row.
         """
         sizes = [_rows(arrays) for arrays in batches]
+        outputs = [self._outputs(arrays) for arrays in batches]
         rows = sum(sizes)
-        answer = self._empty_answer(rows)
+        answer = self._empty_answer(rows, max(outputs))
         waiting = Waiting(len(self._segments), batch_size, shape_key, merge)
         broken: dict[int, str] = {}
 
@@ -240,7 +244,7 @@ class Runner:
             if after is not None:
                 waiting.add(after)
 
-        arrays = join(pad(batches, self.settings["inputs"]))
+        arrays = join(pad([self._trimmed(batch) for batch in batches], self.settings["inputs"]))
         order_B = long_first(arrays, rows)
         for start in range(0, rows, batch_size):
             group = Group(0, np.arange(rows), arrays).take(order_B[start : start + batch_size])
@@ -252,12 +256,12 @@ class Runner:
             step(group)
         ends = np.cumsum(sizes)
         worst = min(broken, default=rows)
-        parts = zip(*(np.split(part, ends[:-1]) for part in answer), strict=True)
-        for end, (logits_BC, exit_B) in zip(ends, parts, strict=True):
+        parts = zip(*(np.split(part, ends[:-1]) for part in answer), outputs, strict=True)
+        for end, (logits_BC, exit_B, shape) in zip(ends, parts, strict=True):
             if end > worst:
                 row = f"row {rows_before + worst} of the stream"
                 raise ValueError(broken[worst].format(row=row))
-            yield Answer(logits_BC, exit_B)
+            yield Answer(logits_BC[:, : shape[0]], exit_B)  # of tokens, as many as its batch has
 
     def _advance(
         self, group: Group, numbers: Arrays, answer: Answer
@@ -274,7 +278,8 @@ class Runner:
             return None, {int(row): f"{{row}}: {what}" for row in rows_B}
         broken = _broken_rows(exit, rows_B, outputs["logits"])
         stop_B = outputs.get("stop", np.ones(len(rows_B), bool))
-        answer.logits_BC[rows_B[stop_B]] = outputs.get("answer", outputs["logits"])[stop_B]
+        answer_BC = outputs.get("answer", outputs["logits"])
+        answer.logits_BC[rows_B[stop_B], : answer_BC.shape[1]] = answer_BC[stop_B]
         answer.exit_B[rows_B[stop_B]] = exit
         stays_B = ~stop_B & ~np.isin(rows_B, list(broken))
         after = Group(exit + 1, rows_B, arrays)
@@ -282,13 +287,18 @@ class Runner:
             return None, broken
         return (after if stays_B.all() else after.take(stays_B)), broken
 
-    def _empty_answer(self, rows: int) -> Answer:
-        """Answers to be filled in."""
-        logits_BC = np.empty((rows, self.settings["num_classes"]), np.float32)
-        return Answer(logits_BC, np.empty(rows, np.int64))
+    def _outputs(self, arrays: Arrays) -> tuple[int, ...]:
+        """The shape of a row's logits: [C], or of tokens [T, C]."""
+        C = self.settings["num_classes"]
+        tokens = self.problem == "token-classification"
+        return (next(iter(arrays.values())).shape[1], C) if tokens else (C,)
+
+    def _empty_answer(self, rows: int, outputs: tuple[int, ...]) -> Answer:
+        """Answers to be filled in; padding that is cut before it runs keeps 0."""
+        return Answer(np.zeros((rows, *outputs), np.float32), np.empty(rows, np.int64))
 
     def forward(self, *args: Any, **inputs: Any) -> np.ndarray:
-        """All exits' logits, float32 [M, B, C]: nobody stops.
+        """All exits' logits, float32 [M, B, C], or of tokens [M, B, T, C]: nobody stops.
 
         Args:
             args, inputs: as for `predict`.
@@ -296,14 +306,13 @@ class Runner:
         Raises:
             ValueError: inputs that the network wasn't exported for.
         """
-        arrays, numbers = self._trimmed(self._named_arrays(args, inputs)), self._numbers()
-        logits = []
-        if not _rows(arrays):
-            return np.empty((len(self._segments), 0, self.settings["num_classes"]), np.float32)
-        for exit in range(len(self._segments)):
+        named, numbers = self._named_arrays(args, inputs), self._numbers()
+        rows, arrays = _rows(named), self._trimmed(named)
+        logits_MBC = np.zeros((len(self._segments), rows, *self._outputs(named)), np.float32)
+        for exit in range(len(self._segments) if rows else 0):
             arrays, outputs = self._run(exit, arrays, numbers)
-            logits.append(outputs["logits"])
-        return np.stack(logits)
+            logits_MBC[exit, :, : outputs["logits"].shape[1]] = outputs["logits"]
+        return logits_MBC
 
     def _named_arrays(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> Arrays:
         return named_arrays(self.settings["inputs"], args, inputs)
@@ -336,10 +345,18 @@ def _rows(arrays: Arrays) -> int:
 
 def _broken_rows(exit: int, rows_B: np.ndarray, logits_BC: np.ndarray) -> dict[int, str]:
     """The message for each row whose logits are NaN or infinite, by number."""
-    broken_B = ~np.isfinite(logits_BC).all(1)
+    finite_BC = np.isfinite(logits_BC)
+    broken_B = ~finite_BC.reshape(len(rows_B), -1).all(1)
+
+    def broken_logits(place: int) -> list[float]:
+        if logits_BC.ndim == 2:
+            return logits_BC[place].tolist()
+        return logits_BC[place][~finite_BC[place].all(1)][0].tolist()  # of a token
+
     return {
-        int(row): f"exit {exit} gave NaN or infinite logits for {{row}}: {logits_C.tolist()}"
-        for row, logits_C in zip(rows_B[broken_B], logits_BC[broken_B], strict=True)
+        int(rows_B[place]): "exit "
+        f"{exit} gave NaN or infinite logits for {{row}}: {broken_logits(place)}"
+        for place in np.flatnonzero(broken_B).tolist()
     }
 
 

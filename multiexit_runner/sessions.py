@@ -136,7 +136,9 @@ def _check_session(session: Any, settings: dict[str, Any], exit: int, path: str)
         if name not in outputs:
             continue
         kind, shape = outputs[name].type, outputs[name].shape
-        if kind != "tensor(float)" or shape[1:] != [settings["num_classes"]]:
+        rank = 3 if settings["problem"] == "token-classification" else 2
+        fits = len(shape) == rank and shape[-1] == settings["num_classes"]
+        if kind != "tensor(float)" or not fits:
             raise ValueError(
                 f"{path} gives {name} as {kind} {shape}, but export.json says num_classes is "
                 f"{settings['num_classes']}: export again"

@@ -102,6 +102,7 @@ def inputs_of(
                 f"{name} is {tensor.dtype}: exported inputs are {sorted(TYPES.values())}"
             )
     below, limit = model.backbone.limits()
+    below = {**below, **dict.fromkeys(model.own_inputs, 2)}
     used_below = {name: rows for name, rows in below.items() if name in example}
     return Inputs({name: tensor.cpu() for name, tensor in example.items()}, used_below, limit)
 

@@ -79,6 +79,7 @@ def compare(
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
         with torch.no_grad():
             outputs = model.run((), batch)
+        asked_BT = outputs.asked_BT
         model_BC, model_exit_B = model.predict(policy, **batch)
         graph_MBC = torch.from_numpy(runner.forward(**arrays))
         graph_BC, graph_exit_B = map(torch.from_numpy, runner.predict(**arrays))
@@ -91,7 +92,8 @@ def compare(
             difference_alone = max(
                 difference_alone, float((alone_MBC - graph_MBC[:, :count]).abs().max())
             )
-            same_alone.append(same(model_BC[:count], alone_BC))
+            some_BT = None if asked_BT is None else asked_BT[:count]
+            same_alone.append(same(model_BC[:count], alone_BC, asked_BT=some_BT))
             remaining -= count
         if exact:
             allowed = TOLERANCE * max(1.0, float(outputs.logits_MBC.abs().max()))
@@ -108,9 +110,9 @@ def compare(
                     f"{shapes}"
                 )
         differences.append(difference)
-        same_class.append(same(outputs.logits_MBC, graph_MBC).float().mean(0))
+        same_class.append(same(outputs.logits_MBC, graph_MBC, asked_BT=asked_BT).float().mean(0))
         same_exit.append(model_exit_B == graph_exit_B)
-        same_answer.append(same(model_BC, graph_BC))
+        same_answer.append(same(model_BC, graph_BC, asked_BT=asked_BT))
     if not differences:
         raise ValueError("no rows to compare the exported graphs on: the data set is empty")
 
@@ -137,13 +139,16 @@ def _single_row_answers(
     return logits_MBC, torch.cat([torch.from_numpy(runner.predict(**row)[0]) for row in single])
 
 
-def _same_answers(one: Tensor, other: Tensor, problem: str) -> Tensor:
+def _same_answers(
+    one: Tensor, other: Tensor, problem: str, asked_BT: Tensor | None = None
+) -> Tensor:
     """Whether outputs give the same answer to each row, bool […, B]; of numbers always."""
     if problem == "regression":
         return torch.ones(one.shape[:-1], dtype=torch.bool)
     if are_vectors(problem):
         return (one * other).sum(-1) > SAME_COSINE
-    return problems.same(problems.answer(one, problem), problems.answer(other, problem), problem)
+    answers = problems.answer(one, problem), problems.answer(other, problem)
+    return problems.same(*answers, problem, asked_BT)
 
 
 def _near_threshold(policy: ExitPolicy, outputs: Pass, noise: float, problem: str) -> Tensor:

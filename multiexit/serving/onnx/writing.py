@@ -58,7 +58,8 @@ def export(
         policy: by default the model's own. Its numbers can be turned where the graphs run.
         inputs: one batch by name, if the graphs are to take others than the backbone's example
             has. With an `attention_mask` [B, T] there may be any number of tokens; all other
-            sizes but B are fixed.
+            sizes but B are fixed. Where tokens are classified an `answer_mask` in it, or in the
+            `rows`, becomes an input; without one all real tokens are asked for.
         tokenizer: saved with it; says which inputs there are.
         rows: a data set, or an iterable of batches, to compare on too; the first 4 of them are
             kept in the folder (else 4 that are drawn at random).
@@ -207,11 +208,6 @@ def _check_export(
             f"{type(policy).__name__}"
         )
     policies.check(policy, model.num_exits, model.num_classes, model.problem)
-    if model.problem == "token-classification":
-        raise ValueError(
-            "graphs answer whole rows, and this model answers each token: run it by "
-            "multiexit.Engine"
-        )
     if model.training:
         raise ValueError("a model in train mode would be random: call model.eval() first")
     other = {p.dtype for p in model.parameters() if p.dtype != torch.float32}

@@ -91,7 +91,7 @@ def recommend(
         seed=seed,
     )
     print(f"{source.name} ({name}): {policy_name(advice.row.policy)}\n")
-    print(plain_words.explain(advice, outputs.cost.layers_M, outputs.metric, loss))
+    print(plain_words.explain(advice, outputs.cost.layers_M, outputs.metric))
     if milliseconds is not None:
         print(plain_words.time(advice, model.latency, batch_size or 1))
     print(f"\nTried, on the {advice.rows_chosen} rows that chose:\n")

@@ -71,7 +71,6 @@ def explain(
     advice: Recommendation,
     layers_M: Sequence[int],
     metric: str | metrics.Metric,
-    max_loss: float | None = None,
 ) -> str:
     r"""A recommendation in words: the rule, what it keeps, what it costs, and how sure that is.
 
@@ -79,7 +78,6 @@ def explain(
         advice: from `recommend`.
         layers_M: the layers up to each exit.
         metric: of the scores.
-        max_loss: the loss that was asked for, in 0..1.
 
     Example:
         >>> import torch, multiexit as mx
@@ -91,7 +89,7 @@ def explain(
         >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
         >>> outputs = mx.Outputs(torch.stack([first_BC, sure_BC]), labels_B, cost)
         >>> advice = recommend(outputs, max_loss=0.1)
-        >>> lines = explain(advice, cost.layers_M, "accuracy", 0.1).splitlines()
+        >>> lines = explain(advice, cost.layers_M, "accuracy").splitlines()
         >>> print("\n".join([lines[0], *lines[3:6]]))
         Stop when the answer's probability is at least 0.5989.
         55 % of the inputs leave after layer 1, half of them by layer 1, and 45 % run to layer 2.
@@ -100,7 +98,7 @@ def explain(
     """
     row, full = advice.row, advice.full
     lines = [rule(row.policy, layers_M), _kept(advice, metric), _speed(row, layers_M)]
-    lines += [_exits(row.shares_M, layers_M), _changes(advice), _verdict(advice, max_loss)]
+    lines += [_exits(row.shares_M, layers_M), _changes(advice), _verdict(advice)]
     if isinstance(row.policy, FixedExit) and row.shares_M[-1] < 1:
         lines.append(
             "No rule that looks at the input did better on the rows that chose, so a network cut "
@@ -178,9 +176,10 @@ def _changes(advice: Recommendation) -> str:
     return f"{changed} of the {rows} answers differ from the full network's."
 
 
-def _verdict(advice: Recommendation, max_loss: float | None) -> str:
+def _verdict(advice: Recommendation) -> str:
     low, high = advice.interval
-    if max_loss is not None:
+    if advice.target == "max_loss":
+        max_loss = advice.wanted
         asked = f"the {100 * max_loss:g} points that you allow"
         if low >= -max_loss:
             return f"So a loss within {asked} is sure enough ({100 * advice.confidence:g} %)."
@@ -200,12 +199,20 @@ def _verdict(advice: Recommendation, max_loss: float | None) -> str:
 
 
 def _origin(advice: Recommendation) -> str:
-    out = (
-        f"; {advice.repeated} rows that repeat theirs were left out of the judging"
-        if advice.repeated
-        else ""
+    """Why this one, and of which rows."""
+    why = (
+        "the fastest that lost no more there"
+        if advice.target == "max_loss"
+        else "the best score of those fast enough there"
     )
-    return f"{advice.rows_chosen} other rows chose it{out}."
+    text = (
+        f"{advice.rows_chosen} other rows chose it among {len(advice.tried)} kinds of rules: {why}"
+    )
+    if advice.target == "speedup" and advice.row.speedup_layers < advice.wanted:
+        text += f" ({advice.tried[0].speedup_layers:.2f} times; here a little less than asked)"
+    if advice.repeated:
+        text += f". {advice.repeated} rows that repeat theirs were left out of the judging"
+    return f"{text}."
 
 
 def _number(value: Any) -> str:

@@ -30,6 +30,8 @@ class Recommendation:
     """A policy, and how it did on rows that it wasn't chosen on.
 
     Args:
+        target, wanted: what was asked for: `"speedup"`, `"max_loss"` or `"milliseconds"`, and the
+            number.
         row: the policy, judged.
         full: no early exit, judged on the same rows.
         interval: the difference of their scores in new rows lies there, with `confidence`.
@@ -41,6 +43,8 @@ class Recommendation:
         repeated: rows left out, since equal ones were among those that chose.
     """
 
+    target: str
+    wanted: float
     row: Row
     full: Row
     interval: tuple[float, float]
@@ -104,7 +108,7 @@ def recommend(
         >>> advice.rows_chosen, advice.rows_judged, advice.difference, advice.row.speedup_layers
         (20, 20, 0.0, 2.0)
     """
-    check_target(speedup=speedup, max_loss=max_loss, milliseconds=milliseconds)
+    name, wanted = check_target(speedup=speedup, max_loss=max_loss, milliseconds=milliseconds)
     choosing, judging = outputs.split(share, seed)
     rest = judging
     if choosing.keys_B is not None and judging.keys_B is not None:
@@ -144,6 +148,8 @@ def recommend(
     _, answers_BC = rest.answers(policy)
     changed = differs(rest, answers_BC, rest.logits_MBC[-1])
     return Recommendation(
+        name,
+        wanted,
         judge(rest, policy),
         judge(rest, last),
         paired_interval(rest, answers_BC, rest.logits_MBC[-1], confidence),
@@ -156,11 +162,14 @@ def recommend(
     )
 
 
-def check_target(**target: float | None) -> None:
+def check_target(**target: float | None) -> tuple[str, float]:
     """Refuse what isn't one target in its range.
 
     Args:
         target: `speedup`, `max_loss` and `milliseconds`, as for `recommend`.
+
+    Returns:
+        Its name and its number.
 
     Raises:
         ValueError: no target or two, or a number that none can have.
@@ -180,6 +189,7 @@ def check_target(**target: float | None) -> None:
         raise ValueError(f"speedup is 1 without early exits; give more, got {value}")
     if name == "milliseconds" and not 0 < value < math.inf:
         raise ValueError(f"milliseconds must be above 0, got {value}")
+    return name, value
 
 
 def differs(outputs: Outputs, one_BC: torch.Tensor, other_BC: torch.Tensor) -> int:

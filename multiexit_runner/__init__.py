@@ -1,5 +1,6 @@
 """Run exported multi-exit networks with onnxruntime and numpy alone."""
 
+from multiexit_runner.classifier import Classifier
 from multiexit_runner.runner import Answer, Runner
 
-__all__ = ["Answer", "Runner"]
+__all__ = ["Answer", "Classifier", "Runner"]

@@ -210,7 +210,7 @@ def test_every_name_is_in_its_page(table, page, shown):
 
 
 MODULES = ["multiexit", *(m.name for m in pkgutil.walk_packages(multiexit.__path__, "multiexit."))]
-MODULES.append(multiexit_runner.Runner.__module__)
+MODULES += [multiexit_runner.Runner.__module__, multiexit_runner.Classifier.__module__]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -23,13 +23,15 @@ def tokenizer_in(folder) -> BertTokenizerFast:
     return BertTokenizerFast(str(folder / "vocab.txt"))
 
 
-def text_model(tokenizer, problem="classification", pairs=False, classes=3) -> mx.MultiExitModel:
+def text_model(
+    tokenizer, problem="classification", pairs=False, classes=3, exits="all"
+) -> mx.MultiExitModel:
     """A BERT of four layers whose exits disagree."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
     bert = BertModel(BertConfig(vocab_size=17, num_hidden_layers=4, initializer_range=0.5, **sizes))
     labels = LABELS[:classes] if classes > 1 else None
-    model = mx.MultiExitModel(mx.wrap(bert), classes, problem=problem, labels=labels).eval()
+    model = mx.MultiExitModel(mx.wrap(bert), classes, exits, labels=labels, problem=problem).eval()
     model.preprocessing = {"kind": "text", "max_length": 16, "pairs": pairs}
     batch = dict(tokenizer(texts(30, seed=9), padding=True, return_tensors="pt"))
     enliven(model, batch)
@@ -53,7 +55,7 @@ def pictures(count: int) -> list[Image.Image]:
 
 def image_model() -> mx.MultiExitModel:
     torch.manual_seed(0)
-    model = mx.MultiExitModel(mx.cifar_resnet(20, size=8), 3, labels=LABELS).eval()
+    model = mx.MultiExitModel(mx.cifar_resnet(20, size=8), 3, [0, 4, 8], labels=LABELS).eval()
     model.preprocessing = {
         **{"kind": "image", "shape": [3, 8, 8], "resize": 9, "interpolation": "bicubic"},
         **{"antialias": True, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]},

@@ -53,6 +53,7 @@ def same(got, expected):
             assert one[key] == (pytest.approx(other[key], abs=1e-5) if numbers else other[key])
 
 
+@pytest.mark.filterwarnings("ignore:inputs")  # that fill all tokens
 @pytest.mark.parametrize("problem", ["classification", "multi-label", "regression"])
 @pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
 def test_answers_are_those_of_one_text_at_a_time(problem, pairs, tokenizer):

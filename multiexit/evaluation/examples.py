@@ -57,8 +57,8 @@ def examples_json(
     Returns:
         Plain data. `groups` has up to eight rows each: `easy`, right and first to leave; `hard`,
         last to leave, wrong ones first; `lost`, wrong where they leave though the last exit is
-        right; `won`, the other way round. None for tokens. `calibration` has `bins` and their mean
-        error `ece` of each exit, None of numbers and tokens.
+        right; `won`, the other way round. None for tokens and vectors. `calibration` has `bins`
+        and their mean error `ece` of each exit, None of all but classes and several labels.
 
     Example:
         >>> import torch, multiexit as mx
@@ -120,7 +120,7 @@ def _groups(
 ) -> dict[str, list[dict[str, Any]]] | None:
     problem = problems.resolve(outputs.problem, outputs.num_classes)
     labels = outputs.labels_B
-    if problem == "token-classification":
+    if problem not in ("classification", "multi-label", "regression"):
         return None
     if problem == "classification" and labels.is_floating_point():
         labels = labels.argmax(-1)

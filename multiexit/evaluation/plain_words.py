@@ -19,6 +19,7 @@ from multiexit.policies import (
     NormalizedEntropy,
     Patience,
     PatientConfident,
+    Settled,
 )
 from multiexit.policies.registry import policy_name
 
@@ -61,6 +62,9 @@ def rule(policy: ExitPolicy, layers_M: Sequence[int]) -> str:
             return f"Stop when the doubt (entropy, 0 is none) is below {_number(threshold)}."
         case NormalizedEntropy(threshold=threshold):
             return f"Stop when the doubt (entropy, of 0 to 1) is at most {_number(threshold)}."
+        case Settled(threshold=threshold):
+            moved = f"1 − cosine to the one before is below {_number(threshold)}"
+            return f"Stop when the vector has stopped turning: {moved}."
         case Certainty(threshold=threshold):
             sure = f"estimate of being right is at least {_number(threshold)}"
             return f"Stop when the exit's own {sure}."
@@ -98,7 +102,10 @@ def explain(
     """
     row, full = advice.row, advice.full
     lines = [rule(row.policy, layers_M), _kept(advice, metric), _speed(row, layers_M)]
-    lines += [_exits(row.shares_M, layers_M), _changes(advice), _verdict(advice)]
+    lines.append(_exits(row.shares_M, layers_M))
+    if advice.changed is not None:
+        lines.append(_changes(advice.rows_judged, advice.changed))
+    lines.append(_verdict(advice))
     if isinstance(row.policy, FixedExit) and row.shares_M[-1] < 1:
         lines.append(
             "No rule that looks at the input did better on the rows that chose, so a network cut "
@@ -169,8 +176,7 @@ def _exits(shares_M: Sequence[float], layers_M: Sequence[int]) -> str:
     )
 
 
-def _changes(advice: Recommendation) -> str:
-    rows, changed = advice.rows_judged, advice.changed
+def _changes(rows: int, changed: int) -> str:
     if changed == 0:
         return f"None of the {rows} answers differs from the full network's."
     return f"{changed} of the {rows} answers differ from the full network's."

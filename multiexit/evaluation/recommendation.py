@@ -36,7 +36,7 @@ class Recommendation:
         full: no early exit, judged on the same rows.
         interval: the difference of their scores in new rows lies there, with `confidence`.
         confidence: in (0, 1).
-        changed: judged rows whose answer isn't the full network's.
+        changed: judged rows whose answer isn't the full network's; None of numbers and vectors.
         tried: the best setting of each kind of policy, on the rows that chose; the chosen one
             first.
         rows_chosen, rows_judged: how many rows.
@@ -49,7 +49,7 @@ class Recommendation:
     full: Row
     interval: tuple[float, float]
     confidence: float
-    changed: int
+    changed: int | None
     tried: Sequence[Row]
     rows_chosen: int
     rows_judged: int
@@ -192,12 +192,11 @@ def check_target(**target: float | None) -> tuple[str, float]:
     return name, value
 
 
-def differs(outputs: Outputs, one_BC: torch.Tensor, other_BC: torch.Tensor) -> int:
-    """In how many of a set's rows two outputs have other answers."""
-    one, other = (problems.answer(x, outputs.problem) for x in (one_BC, other_BC))
-    different = one != other
-    if outputs.asked_BT is not None:
-        different &= outputs.asked_BT
+def differs(one_BC: torch.Tensor, other_BC: torch.Tensor, problem: str | None) -> int | None:
+    """In how many rows two outputs have other answers; None of numbers and vectors."""
+    if problems.resolve(problem, one_BC.shape[-1]) in ("regression", "embedding"):
+        return None
+    different = problems.answer(one_BC, problem) != problems.answer(other_BC, problem)
     return int(different.flatten(1).any(1).sum() if different.ndim > 1 else different.sum())
 
 

@@ -126,6 +126,7 @@ def test_numbers_have_policies_too():
         problem="regression",
     )
     advice = recommend(scores, speedup=1.2)
+    assert advice.changed is None
     assert advice.row.speedup_layers > 1
     assert advice.interval[0] <= advice.difference <= advice.interval[1]
 

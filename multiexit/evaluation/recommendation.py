@@ -192,11 +192,14 @@ def check_target(**target: float | None) -> tuple[str, float]:
     return name, value
 
 
-def differs(one_BC: torch.Tensor, other_BC: torch.Tensor, problem: str | None) -> int | None:
-    """In how many rows two outputs have other answers; None of numbers and vectors."""
-    if problems.resolve(problem, one_BC.shape[-1]) in ("regression", "embedding"):
+def differs(outputs: Outputs, one_BC: torch.Tensor, other_BC: torch.Tensor) -> int | None:
+    """In how many of a set's rows two outputs have other answers; None of numbers and vectors."""
+    if problems.resolve(outputs.problem, outputs.num_classes) in ("regression", "embedding"):
         return None
-    different = problems.answer(one_BC, problem) != problems.answer(other_BC, problem)
+    one, other = (problems.answer(x, outputs.problem) for x in (one_BC, other_BC))
+    different = one != other
+    if outputs.asked_BT is not None:
+        different &= outputs.asked_BT
     return int(different.flatten(1).any(1).sum() if different.ndim > 1 else different.sum())
 
 

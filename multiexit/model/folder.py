@@ -98,19 +98,24 @@ def backbone_spec(backbone: Backbone) -> dict[str, Any] | None:
 
 
 def read_folder(
-    folder: str | Path, backbone: Backbone | None, head: Any
+    folder: str | Path,
+    backbone: Backbone | None,
+    head: Any,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """A model's folder on this machine, and its settings, which fit the weights beside them.
 
     Args:
         folder: a local one, or a repository of the hub.
         backbone, head: what the user passes in place of what is described, or None.
+        revision, token: of the repository.
 
     Raises:
         ValueError: no such folder; settings that say nothing of the backbone or the heads where
             the user passes none; settings of which the weights aren't.
     """
-    path = _local_folder(folder)
+    path = _local_folder(folder, revision, token)
     settings = read_settings(path / SETTINGS)
     if backbone is None and settings["backbone"] is None:
         raise ValueError(
@@ -168,11 +173,17 @@ def _check_weights(
     weights.check_fit(expected, stored, path / WEIGHTS)
 
 
-def _local_folder(folder: str | Path) -> Path:
+def _local_folder(folder: str | Path, revision: str | None, token: str | None) -> Path:
     path = user_path(folder)
     if path.is_dir():
+        if revision is not None:
+            raise ValueError(f"{folder} is a folder here, which has no revision {revision!r}")
         return path
     try:
-        return Path(snapshot_download(str(folder), allow_patterns=list(HUB_FILES)))
+        return Path(
+            snapshot_download(
+                str(folder), revision=revision, token=token, allow_patterns=list(HUB_FILES)
+            )
+        )
     except (OSError, HFValidationError) as error:
         raise ValueError(f"no model {str(folder)!r}: {reason(folder, error)}") from error

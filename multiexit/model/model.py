@@ -3,6 +3,7 @@
 Letters: M exits, B batch rows, C classes.
 """
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -441,6 +442,26 @@ class MultiExitModel(nn.Module):
         settings = self.settings(backbone_spec(self.backbone))
         save_folder(user_path(folder), self, settings, tokenizer)
 
+    def push_to_hub(self, repo: str, tokenizer: Any = None, **options: Any) -> str:
+        """Save the model and upload it to the Hugging Face hub, as one commit.
+
+        Args:
+            repo: `"user/name"`, made where it isn't there.
+            tokenizer: saved with it.
+            options: `revision`, `token`, `private` and `message` of `multiexit.model.hub.push`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError, OSError: as `save_pretrained` and `multiexit.model.hub.push`.
+        """
+        from multiexit.model import hub
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, tokenizer)
+            return hub.push(folder, repo, **options)
+
     def settings(self, spec: dict[str, Any] | None) -> dict[str, Any]:
         """Everything but the weights, as plain data: what `multiexit.json` holds.
 
@@ -478,6 +499,8 @@ class MultiExitModel(nn.Module):
         backbone: Backbone | None = None,
         head: heads.Factory | None = None,
         policies: Sequence[type[ExitPolicy]] = (),
+        revision: str | None = None,
+        token: str | None = None,
     ) -> "MultiExitModel":
         """Load what `save_pretrained` wrote, without the original checkpoint.
 
@@ -487,6 +510,7 @@ class MultiExitModel(nn.Module):
                 `nn.Sequential`, a module whose parts were named).
             head: the head's function, where it was the user's own.
             policies: policy classes of the user's own that may be saved in it.
+            revision, token: of a repository of the hub.
 
         Returns:
             The model, in evaluation mode, on the CPU.
@@ -495,7 +519,7 @@ class MultiExitModel(nn.Module):
             ValueError: no such folder; a file cut short, of another version, or with missing
                 tensors; a backbone, head or policy of the user's own that isn't passed.
         """
-        path, settings = read_folder(folder, backbone, head)
+        path, settings = read_folder(folder, backbone, head, revision, token)
         try:
             policy = None if settings["policy"] is None else from_json(settings["policy"], policies)
         except ValueError as error:

@@ -1,0 +1,157 @@
+"""A model's card: the page that stands beside it on the hub, from its settings and results."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from multiexit.evaluation.report import table
+from multiexit.evaluation.results import exit_cells, policy_cells
+from multiexit.files.writing import write
+from multiexit.model.folder import SETTINGS
+from multiexit.model.settings import read_settings
+from multiexit.policies.registry import policy_name
+
+CARD = "README.md"
+PICTURE = "results.png"
+SHOWN = 12
+"""Policies in the card's table, at most."""
+
+LANGUAGE = {"text": "text-classification", "image": "image-classification"}
+
+
+def card_text(
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any] | None = None,
+    *,
+    name: str = "model",
+    backbone: str | None = None,
+    licence: str | None = None,
+    picture: bool = False,
+) -> str:
+    """The card as Markdown, with the hub's own header.
+
+    Args:
+        settings: what `multiexit.json` holds.
+        results: of the run, as `multiexit.evaluation.results.results_json` gives them.
+        name: of the model.
+        backbone: the name that the network came by.
+        licence: of the backbone, by the hub's short name.
+        picture: whether `results.png` lies beside it.
+
+    Example:
+        >>> import multiexit as mx
+        >>> from multiexit.evaluation.card import card_text
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10, exits=[2, 8])
+        >>> text = card_text(model.settings(None), name="tiny")
+        >>> "2 exits, behind 3 and 9 of its layers" in text
+        True
+    """
+    exits = [stage + 1 for stage in settings["exits"]]
+    kind = settings["preprocessing"].get("kind")
+    header = {
+        "library_name": "multiexit",
+        "tags": ["multiexit", "early-exit"],
+        **({"pipeline_tag": LANGUAGE[kind]} if kind in LANGUAGE else {}),
+        **({"license": licence} if licence else {}),
+        **({"base_model": backbone} if backbone and backbone.count("/") == 1 else {}),
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", ""]
+    behind = f"{', '.join(map(str, exits[:-1]))} and {exits[-1]}" if exits[1:] else str(exits[0])
+    lines += [
+        f"# {name}",
+        "",
+        f"A network with {len(exits)} exits, behind {behind} of its layers: easy inputs leave "
+        "early, hard ones run through.",
+        "",
+    ]
+    facts = {
+        "backbone": backbone,
+        "licence of the backbone": licence or (backbone and "see there"),
+        "answers": _answers(settings),
+        "stops by": None if settings["policy"] is None else policy_name(settings["policy"]),
+        "certificate": _certificate(settings["policy"]),
+        "trained by": (results or {}).get("about", {}).get("recipe"),
+        "command": (results or {}).get("about", {}).get("command"),
+    }
+    lines += [f"- {key}: {value}" for key, value in facts.items() if value]
+    lines += ["", "## Use", "", *_use(kind), ""]
+    if results is not None:
+        title = results["about"].get("title", "")
+        policies = results["policies"][:SHOWN]
+        lines += [
+            f"## Results: {title}",
+            "",
+            f"{results['examples']} rows; {results['metric']}.",
+            "",
+            table(exit_cells(results["exits"]), markdown=True),
+            "",
+            table(policy_cells(policies), markdown=True),
+            "",
+        ]
+        if picture:
+            lines += [f"![Score of each exit, and score against speed-up]({PICTURE})", ""]
+    return "\n".join(lines)
+
+
+def write_card(folder: str | Path, results: Mapping[str, Any] | None = None, **about: Any) -> Path:
+    """Write a model folder's card.
+
+    Args:
+        folder: that `save_pretrained` wrote.
+        results, about: as for `card_text`.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        ValueError: no such folder.
+    """
+    folder = Path(folder)
+    settings = read_settings(folder / SETTINGS)
+    text = card_text(settings, results, picture=(folder / PICTURE).is_file(), **about)
+    write(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    return folder / CARD
+
+
+def licence_of(backbone: str | None) -> str | None:
+    """The licence that a local folder's own card names, or None."""
+    card = None if backbone is None else Path(backbone) / CARD
+    if card is None or not card.is_file():
+        return None
+    head = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0].splitlines()
+    line = next((line for line in head if line.startswith("license:")), "")
+    return line.partition(":")[2].strip().strip("'\"") or None
+
+
+def _answers(settings: Mapping[str, Any]) -> str:
+    labels, count = settings["labels"], settings["num_classes"]
+    problem = settings.get("problem") or ("regression" if count == 1 else "classification")
+    names = f": {', '.join(map(str, labels[:20]))}" if labels else ""
+    return f"{problem}, {count} output{'s' * (count > 1)}{names}"
+
+
+def _certificate(policy: Mapping[str, Any] | None) -> str | None:
+    certificate = (policy or {}).get("certificate")
+    if certificate is None:
+        return None
+    sure = certificate.get("confidence")
+    how = "on average" if sure is None else f"with {sure:.0%} confidence"
+    return f"{certificate['loss']} of at most {certificate['risk']:g} on rows like those {how}"
+
+
+def _use(kind: str | None) -> list[str]:
+    example = {"text": '"a fine film"', "image": '"cat.png"'}.get(str(kind), "…")
+    return [
+        "```python",
+        "import multiexit as mx",
+        "",
+        'model = mx.MultiExitModel.from_pretrained("FOLDER")',
+        "```",
+        "",
+        "```sh",
+        f"multiexit predict FOLDER {example}"
+        if kind == "image"
+        else f"echo {example} | multiexit predict FOLDER",
+        "```",
+    ]

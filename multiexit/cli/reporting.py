@@ -1,5 +1,6 @@
 """Reports of a run, as commands print and write them."""
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,11 +10,12 @@ from typing import Any
 from multiexit.data import tasks
 from multiexit.data.showing import shown
 from multiexit.data.tasks import TaskData
-from multiexit.evaluation import examples, pictures, report, results
+from multiexit.evaluation import card, examples, pictures, report, results
 from multiexit.evaluation.grids import default_policies
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, sweep
 from multiexit.evaluation.outputs import Outputs, collect
+from multiexit.files import writing
 from multiexit.files.json_files import write_json
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
@@ -71,6 +73,27 @@ def report_on(
 
         about_set = {"title": f"{title} ({name})", **about}
         write_results(set_folder, outputs, judged, history, seen, model.labels, **about_set)
+
+
+def write_card(run: Path, task: TaskData, backbone: str | None) -> None:
+    """Write the card of a run's model, with the results on the task's main set.
+
+    Args:
+        run: the run's folder, in which `report_on` has written.
+        task: whose sets were reported on.
+        backbone: the name that the network came by.
+    """
+    folder = run if len(task.sets) == 1 else run / next(iter(task.sets))
+    model = run / run_folder.MODEL
+    picture = folder / card.PICTURE
+    writing.write(model / card.PICTURE, lambda path: shutil.copyfile(picture, path))
+    card.write_card(
+        model,
+        results.read_results(folder / "results.json"),
+        name=run.name,
+        backbone=backbone,
+        licence=card.licence_of(backbone),
+    )
 
 
 def write_results(

@@ -176,6 +176,12 @@ def train(
     force: Annotated[
         bool, typer.Option(help="resume a run with another recipe, settings, data or versions")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(help="upload the model to the hub's repository USER/NAME")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private", help="of a repository that is made now")
+    ] = None,
     tracker: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb, …")] = None,
     progress: Progress = True,
 ) -> None:
@@ -197,12 +203,19 @@ def train(
     from multiexit.cli import reporting, sources
     from multiexit.data import tasks
     from multiexit.evaluation import grids
+    from multiexit.model import hub
     from multiexit.runtime import processes
     from multiexit.training import experiment
     from multiexit.training.records import run_folder
     from multiexit.training.search import crossval
 
     typed.folder("--output", output)
+    if push is not None:
+        if seeds is not None:
+            raise ValueError("--push uploads one model, and --seeds trains several: leave one out")
+        hub.check_name(push)
+    elif private:
+        raise ValueError("--private is of what --push uploads: leave it out")
     source = sources.find(
         task,
         data,
@@ -313,6 +326,10 @@ def train(
             command=typed_command(),
             seconds=round(time.perf_counter() - begin, 1),
         )
+        if processes().is_main_process:
+            reporting.write_card(folder, read, backbone)
+            if push is not None:
+                print(f"pushed: {hub.push(folder / run_folder.MODEL, push, private=private)}")
     if seeds is not None and processes().is_main_process:
         _report_seeds(output, numbers, read, method, other)
 
@@ -379,19 +396,46 @@ def recipes() -> None:
 
 
 def info(
-    backbone: Annotated[str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, …")],
-    classes: Annotated[int, typer.Option(min=1, max=100_000)] = 2,
+    backbone: Annotated[
+        str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, …; or a trained run")
+    ],
+    classes: Annotated[int | None, typer.Option(min=1, max=100_000, help="default 2")] = None,
     exits: Annotated[
-        str, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0")
-    ] = "all",
+        str | None, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0; default all")
+    ] = None,
     head: Annotated[str | None, typer.Option()] = None,
 ) -> None:
-    """The exits that a backbone can have, with parameters and MACs up to each.
+    """What a run's or model's folder holds; or the exits that a backbone can have.
 
-    Example: multiexit info cifar-resnet-56 --classes 10
+    Both with parameters and MACs up to each exit.
+
+    Examples:
+
+    multiexit info cifar-resnet-56 --classes 10
+
+    multiexit info runs/reviews
     """
     from multiexit import MultiExitModel, wrap
-    from multiexit.evaluation import report
+    from multiexit.evaluation import card, report
+    from multiexit.model.folder import SETTINGS
+    from multiexit.model.settings import read_settings
 
-    model = MultiExitModel(wrap(backbone), classes, typed.exits(exits), head)
+    folder = typed.model_folder(Path(backbone))
+    if (folder / SETTINGS).is_file():
+        given = {"--classes": classes, "--exits": exits, "--head": head}
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(f"{option} is for a backbone, and {folder} has exits: leave it")
+        settings = read_settings(folder / SETTINGS)
+        how = settings["preprocessing"]
+        known = {
+            "a trained model": str(folder),
+            **card.facts(settings),
+            "reads": how.get("kind"),
+            "trained on": how.get("task") or (how.get("data") or {}).get("data"),
+        }
+        print("\n".join(f"{key}: {value}" for key, value in known.items() if value) + "\n")
+        print(report.cost_table(MultiExitModel.from_pretrained(folder).cost()))
+        return
+    model = MultiExitModel(wrap(backbone), classes or 2, typed.exits(exits or "all"), head)
     print(report.cost_table(model.cost()))

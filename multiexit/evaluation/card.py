@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from multiexit.evaluation.report import table
-from multiexit.evaluation.results import exit_cells, policy_cells
+from multiexit.evaluation.report import _exit_cells, _policy_cells, table
 from multiexit.files.writing import write
 from multiexit.model.folder import SETTINGS
 from multiexit.model.settings import read_settings
@@ -65,16 +64,13 @@ def card_text(
         "early, hard ones run through.",
         "",
     ]
-    facts = {
+    known = {
         "backbone": backbone,
         "licence of the backbone": licence or (backbone and "see there"),
-        "answers": _answers(settings),
-        "stops by": None if settings["policy"] is None else policy_name(settings["policy"]),
-        "certificate": _certificate(settings["policy"]),
+        **facts(settings),
         "trained by": (results or {}).get("about", {}).get("recipe"),
-        "command": (results or {}).get("about", {}).get("command"),
     }
-    lines += [f"- {key}: {value}" for key, value in facts.items() if value]
+    lines += [f"- {key}: {value}" for key, value in known.items() if value]
     lines += ["", "## Use", "", *_use(kind), ""]
     if results is not None:
         title = results["about"].get("title", "")
@@ -84,9 +80,9 @@ def card_text(
             "",
             f"{results['examples']} rows; {results['metric']}.",
             "",
-            table(exit_cells(results["exits"]), markdown=True),
+            table(_exit_cells(results["exits"]), markdown=True),
             "",
-            table(policy_cells(policies), markdown=True),
+            table(_policy_cells(policies), markdown=True),
             "",
         ]
         if picture:
@@ -122,6 +118,19 @@ def licence_of(backbone: str | None) -> str | None:
     head = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0].splitlines()
     line = next((line for line in head if line.startswith("license:")), "")
     return line.partition(":")[2].strip().strip("'\"") or None
+
+
+def facts(settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """What a model answers, how it stops, and what is certified, in words.
+
+    Args:
+        settings: what `multiexit.json` holds.
+    """
+    return {
+        "answers": _answers(settings),
+        "stops by": None if settings["policy"] is None else policy_name(settings["policy"]),
+        "certificate": _certificate(settings["policy"]),
+    }
 
 
 def _answers(settings: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from multiexit.files.paths import user_path
 from multiexit.model.folder import SETTINGS
@@ -42,6 +43,7 @@ def push(
         ValueError: no model in the folder, or a name that no repository can have.
         OSError: the hub can't be reached, or refuses.
     """
+    check_name(repo)
     folder = user_path(folder)
     settings = read_settings(folder / SETTINGS)
     api = HfApi(token=token)
@@ -58,11 +60,17 @@ def push(
             done: Any = api.upload_folder(
                 repo_id=repo, folder_path=copy, revision=revision, commit_message=message
             )
-    except HFValidationError as error:
-        raise ValueError(f"{repo!r} is no name of a repository: {error}") from error
     except (HfHubHTTPError, OSError) as error:
         raise OSError(f"{repo} was not pushed: {' '.join(str(error).split())}") from error
     return str(getattr(done, "commit_url", done))
+
+
+def check_name(repo: str) -> None:
+    """Refuse what can't be a repository's name, `"user/name"`, by a ValueError."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} is no name of a repository: {error}") from error
 
 
 def _link(source: str, target: str) -> None:

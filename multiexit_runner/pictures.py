@@ -8,8 +8,8 @@ Letters: C channels, H height, W width.
 import io
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,21 +92,41 @@ def pixels(
         ValueError: a file that is no such image, named with the reason.
     """
     channels, height, width = how["shape"]
-    try:
-        picture = _pixels(source, how)
+    with _named(source):
+        picture = _upright(source, how)
         if augment is not None:
             picture, how = augment(picture), {**how, "resize": [height, width]}
         image = _resized(picture, how, plain)
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        reason = str(error) or type(error).__name__
-        named = source if isinstance(source, str | Path) else f"a {type(source).__name__}"
-        raise ValueError(f"can't read {named} as an image: {reason}") from error
     top, left = (
         round((size - target) / 2)
         for size, target in ((image.height, height), (image.width, width))
     )
     cut = image.crop((left, top, left + width, top + height))
     return np.array(cut).reshape(height, width, channels)
+
+
+def upright(source: Any, how: Mapping[str, Any]) -> Any:
+    """The whole picture before it is resized: of Pillow, in 8 bits, upright, grey or RGB.
+
+    Args:
+        source, how: as for `pixels`, which makes the same of what comes back.
+
+    Raises:
+        ValueError: as for `pixels`.
+    """
+    with _named(source):
+        return _upright(source, how)
+
+
+@contextmanager
+def _named(source: Any) -> Iterator[None]:
+    """Errors inside name the source."""
+    try:
+        yield
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        reason = str(error) or type(error).__name__
+        named = source if isinstance(source, str | Path) else f"a {type(source).__name__}"
+        raise ValueError(f"can't read {named} as an image: {reason}") from error
 
 
 def _opened(source: Any) -> Any:
@@ -123,7 +143,7 @@ def _opened(source: Any) -> Any:
     return Image.open(path, formats=_formats())
 
 
-def _pixels(source: Any, how: Mapping[str, Any]) -> Any:
+def _upright(source: Any, how: Mapping[str, Any]) -> Any:
     """The picture in 8 bits, upright, in mode L or RGB, for as many channels."""
     from PIL import Image, ImageOps
 

@@ -1,6 +1,5 @@
 """Commands that answer, or make a model ready for it elsewhere."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from multiexit.cli import typed
+from multiexit.cli.row_files import as_json
 from multiexit.cli.words import DataDir, Model, Policy
 
 
@@ -19,22 +19,44 @@ def predict(
     ] = None,
     policy: Policy = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    text: Annotated[str | None, typer.Option(help="of a table: the column of texts")] = None,
+    text_pair: Annotated[
+        str | None, typer.Option(help="of a table: the column of second texts")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="of a table: the column of image files")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="of a table: a .csv, .tsv, .jsonl or .parquet file; default stdout"),
+    ] = None,
+    all_scores: Annotated[
+        bool, typer.Option("--all-scores", help="the probability of each class too")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="of a table: leave out rows that can't be used")
+    ] = False,
 ) -> None:
-    """Labels, exits and confidences as JSON lines, in the inputs' order.
+    """Labels, exits and confidences for a table, lines of text or image files, in their order.
 
-    Text comes one per line, sentence pairs with a tab between them. For a model of single texts the
-    whole line is the text, and a tab in it white space: of a table, give the column of texts alone,
-    as `cut -f1 table.tsv` does. An image file that can't be read is one line on stderr; the others
-    are answered, and the exit code is 2.
+    A table is a CSV, JSONL or parquet file; a TSV, or JSON lines on stdin, where a column is named.
+    Its rows come out with columns added: label, score, exit and layers. The columns that are read
+    are those of training where none are named.
+
+    Otherwise text comes one per line, sentence pairs with a tab between them; for a model of single
+    texts the whole line is the text, and a tab in it white space. An image file that can't be read
+    is one line on stderr; the others are answered, and the exit code is 2.
 
     Examples:
+
+    multiexit predict runs/mine reviews.csv --text review --output answers.csv
 
     echo "a fine film" | multiexit predict runs/sst2/model --policy patience=3
 
     multiexit predict runs/cifar/model cat.png dog.png --policy max-prob=0.9
     """
     from multiexit import MultiExitModel
+    from multiexit.cli import predicting
     from multiexit.policies import parse
+    from multiexit.serving.classifier import Classifier
     from multiexit.serving.raw_inputs import predict_images, predict_lines
 
     model = typed.model_folder(model)
@@ -50,32 +72,36 @@ def predict(
             f"{model} doesn't say how its inputs are made: set model.preprocessing before saving "
             "(see the documentation on saving), or predict in Python"
         )
+    columns = {"text": text, "text_pair": text_pair, "image": image}
+    if predicting.is_table(inputs, columns):
+        reader = typed.tokenizer(model) if kind == "text" else None
+        classify = Classifier(loaded, reader, exit_policy)
+        predicting.predict_table(
+            classify, inputs, columns, output, all_scores, skip_bad, batch_size
+        )
+        return
+    for name, value in (("output", output), ("skip_bad", skip_bad)):
+        if value:
+            raise ValueError(f"{name}={value} is for a table: name its column by --text or --image")
+    if all_scores and loaded.problem == "regression":
+        raise ValueError("all_scores=True: this model gives numbers, and no classes: leave it")
     if kind == "image":
         if not inputs:
             raise ValueError("give image files to predict")
-        answers = predict_images(loaded, exit_policy, [Path(name) for name in inputs], batch_size)
+        files = [Path(name) for name in inputs]
+        answers = predict_images(loaded, exit_policy, files, batch_size, all_scores)
     else:
         reader, lines = typed.tokenizer(model), typed.lines(inputs)
-        answers = predict_lines(loaded, exit_policy, reader, lines, batch_size)
+        answers = predict_lines(loaded, exit_policy, reader, lines, batch_size, all_scores)
     failed = 0
     for answer in answers:
         if "error" in answer:
             failed += 1
             print(f"multiexit: {answer['error']}", file=sys.stderr)
         else:
-            print(_json(answer), flush=True)
+            print(as_json(answer), flush=True)
     if failed:
         raise typer.Exit(2)
-
-
-def _json(answer: dict[str, Any]) -> str:
-    """One line; what the terminal's encoding lacks, or is half a letter, is escaped."""
-    line = json.dumps(answer, ensure_ascii=False)
-    try:
-        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(answer)
-    return line
 
 
 def export(

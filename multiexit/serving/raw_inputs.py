@@ -20,6 +20,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.problems import are_vectors
 from multiexit.serving.engine import Engine
+from multiexit_runner.answering import answer_of
 from multiexit_runner.reading import windows
 
 
@@ -29,6 +30,7 @@ def predict_lines(
     tokenizer: Any,
     lines: Iterable[str],
     batch_size: int = 32,
+    all_scores: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Answer lines of text one by one; where the task has sentence pairs, a tab is between them.
 
@@ -41,6 +43,7 @@ def predict_lines(
         tokenizer: of the model.
         lines: of text.
         batch_size: rows that go through the model together, at most.
+        all_scores: the probability of each class too.
 
     Returns:
         Per line, in order, plain data: the text, the answer and the exit.
@@ -64,7 +67,7 @@ def predict_lines(
             first, second = _sentences(texts, paired)
             rows = TextDataset.from_texts(tokenizer, first, second, max_length=length)
             _, inputs, _ = unpack(rows.collate([rows[i] for i in range(len(rows))]))
-            yield from _answers(model, engine.predict(**inputs), "text", texts)
+            yield from _answers(model, engine.predict(**inputs), "text", texts, all_scores)
         if len(texts) < len(chunk):
             raise _no_pair(read + 1, chunk[len(texts)])
 
@@ -82,7 +85,11 @@ def _chunks_at_hand(lines: Iterable[str], batch_size: int) -> Iterator[list[str]
 
 
 def predict_images(
-    model: MultiExitModel, policy: ExitPolicy, files: Iterable[str | Path], batch_size: int = 32
+    model: MultiExitModel,
+    policy: ExitPolicy,
+    files: Iterable[str | Path],
+    batch_size: int = 32,
+    all_scores: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Answer image files one by one, prepared as the model's `preprocessing` says.
 
@@ -93,6 +100,7 @@ def predict_images(
         policy: decides who stops.
         files: names of image files.
         batch_size: rows that go through the model together, at most.
+        all_scores: the probability of each class too.
 
     Returns:
         Per file, in order, plain data: its name, the answer and the exit.
@@ -110,7 +118,8 @@ def predict_images(
         ]
         answers = iter(())
         if images:
-            answers = _answers(model, engine.predict(torch.stack(images)), "file", names)
+            answer = engine.predict(torch.stack(images))
+            answers = _answers(model, answer, "file", names, all_scores)
         for path, image in zip(paths, results, strict=True):
             if isinstance(image, str):
                 yield {"file": str(path), "error": image}
@@ -167,13 +176,21 @@ def _image_or_reason(path: str | Path, preprocessing: dict[str, Any]) -> Tensor 
 
 
 def _answers(
-    model: MultiExitModel, answer: Prediction, name: str, inputs: Sequence[str]
+    model: MultiExitModel,
+    answer: Prediction,
+    name: str,
+    inputs: Sequence[str],
+    all_scores: bool,
 ) -> Iterator[dict[str, Any]]:
     for text, logits_C, exit in zip(
         inputs, answer.logits_BC.float().cpu(), answer.exit_B.tolist(), strict=True
     ):
         row: dict[str, Any] = {name: text, "exit": exit, "layers": model.exits[exit] + 1}
-        yield {**row, **_plain_answer(model, logits_C)}
+        row |= _plain_answer(model, logits_C)
+        if all_scores:
+            said = answer_of(logits_C.numpy(), model.problem, model.labels, model.num_classes)
+            row["scores"] = {name: round(p, 6) for name, p in said["scores"].items()}
+        yield row
 
 
 def _plain_answer(model: MultiExitModel, logits_C: Tensor) -> dict[str, Any]:

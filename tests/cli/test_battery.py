@@ -128,6 +128,10 @@ def folder(tmp_path_factory, tiny_glue):
     (place / "empty").write_bytes(b"")
     (place / "binary").write_bytes(bytes(range(256)))
     (place / "text").write_text("no file of ours\n")
+    (place / "table.csv").write_text("file,text\nnowhere.png,a\n")
+    for name, content in (("empty.csv", b""), ("binary.jsonl", bytes(range(256)))):
+        (place / name).write_bytes(content)
+    (place / "folder.json").mkdir()
     (place / "folder").mkdir()
     (place / "results").mkdir()
     outputs = mx.Outputs(
@@ -248,6 +252,15 @@ def lines_of(place: Path):
     )
     yield from (["predict", str(place / "model"), str(place / one)] for one in NOT_THESE)
     yield ["predict", str(place / "model"), "/dev/zero"]
+    for one in ("empty.csv", "none.parquet", "binary.jsonl", "folder.json"):
+        yield ["predict", str(place / "model"), str(place / one), "--image", "file"]
+    for words in (["--output", "out.csv"], ["--skip-bad"], ["--image", "file", "--text", "text"]):
+        yield ["predict", str(place / "model"), str(place / "table.csv"), *words]
+        yield ["predict", str(place / "model"), *words]
+    table = ["predict", str(place / "model"), str(place / "table.csv"), "--image", "file"]
+    for wrong in ("out", "out.xlsx", "no/such/out.csv", str(place / "table.csv"), "/dev/null"):
+        yield [*table, "--output", wrong]
+    yield [*table, "--output", "out.csv"]  # whose image isn't there
     yield ["predict", str(place / "model")]
     report = ["report", str(place / "results")]
     yield from ([*report, str(place / one)] for one in (*NOT_THESE, *NOR_THESE))

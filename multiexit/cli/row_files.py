@@ -1,0 +1,130 @@
+"""Rows written to a file: CSV, TSV, JSON lines or parquet, whole or not at all."""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def check(path: Path, source: Path | None) -> None:
+    """Refuse a file that can't be written.
+
+    Args:
+        path: of the file.
+        source: of the rows, which isn't to be lost; None where it is no file.
+
+    Raises:
+        ValueError: another suffix, no such folder, something there that is no file, or the source.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"output is {path}; it ends in {', '.join(WRITERS)}, which says its form")
+    if not path.parent.is_dir():
+        raise ValueError(f"output is {path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"output is {path}: that is no file")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise ValueError(f"output is {path}, the table that is read: name another file")
+
+
+def write(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+    """Write rows, by the file's suffix: aside, then renamed.
+
+    Args:
+        path: of the file.
+        columns: in their order.
+        rows: taken as they come; for parquet they are all held at once.
+
+    Raises:
+        ValueError: values that a file of this form can't hold.
+    """
+    from multiexit.files import writing
+
+    writer = WRITERS[path.suffix.lower()]
+    writing.write(path, lambda aside: writer(aside, columns, rows))
+
+
+def as_json(row: Row) -> str:
+    """One line; what the terminal's encoding lacks, or is half a letter, is escaped."""
+    import sys
+
+    line = json.dumps(row, ensure_ascii=False, default=_plain)
+    if "NaN" in line or "Infinity" in line:
+        line = json.dumps(_finite(row), ensure_ascii=False, default=_plain)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(_finite(row), default=_plain)
+    return line
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON lacks as null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise ValueError("a column holds bytes: write a .parquet file, which can keep them")
+    return str(value)
+
+
+def _delimited(delimiter: str) -> Callable[[Path, list[str], Iterable[Row]], None]:
+    def write(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+            writer.writerow(columns)
+            for row in rows:
+                writer.writerow([_cell(row.get(name)) for name in columns])
+
+    return write
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | dict | bytes):
+        return json.dumps(_finite(value), ensure_ascii=False, default=_plain)
+    return value
+
+
+def _json_lines(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            line = json.dumps(_finite(row), ensure_ascii=False, default=_plain)
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                line = json.dumps(_finite(row), default=_plain)
+            file.write(line + "\n")
+
+
+def _parquet(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    held: Iterator[list[Any]] = ([row.get(name) for name in columns] for row in rows)
+    by_column = [list(values) for values in zip(*held, strict=True)] or [[] for _ in columns]
+    arrays = []
+    for name, values in zip(columns, by_column, strict=True):
+        try:
+            arrays.append(pyarrow.array(values))
+        except (pyarrow.ArrowException, UnicodeEncodeError) as error:
+            raise ValueError(
+                f"column {name!r} can't be parquet ({error}): write a .jsonl file"
+            ) from error
+    pyarrow.parquet.write_table(pyarrow.table(arrays, names=columns), path)
+
+
+WRITERS: dict[str, Callable[[Path, list[str], Iterable[Row]], None]] = {
+    ".csv": _delimited(","),
+    ".tsv": _delimited("\t"),
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}
+"""What writes rows, by suffix."""

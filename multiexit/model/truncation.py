@@ -18,7 +18,14 @@ from multiexit.backbones.truncation.library_form import LibraryForm, share
 from multiexit.backbones.verify import mismatch
 from multiexit.files.unreadable import one_line
 from multiexit.model import heads, tokens
-from multiexit.model.heads import CertainHead, ChainedHead, LinearHead, OwnHead, PoolerHead
+from multiexit.model.heads import (
+    CertainHead,
+    ChainedHead,
+    LinearHead,
+    OwnHead,
+    PoolerHead,
+    TokenHead,
+)
 from multiexit.model.model import MultiExitModel
 from multiexit.runtime import evaluating, user_level
 
@@ -153,8 +160,6 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
     if problems.are_vectors(model.problem):
         raise NoClassError(f"exit {exit} gives vectors of length 1, as no class of transformers")
     try:
-        if model.problem == "token-classification":
-            raise ValueError("networks that answer each token aren't put into a library's class")
         if library not in _FORMS:
             raise ValueError(
                 "only networks of transformers and timm have a folder format that others load; "
@@ -263,6 +268,8 @@ def _steps(head: nn.Module) -> list[Step]:
             return steps(head.read, head.linear)
         case PoolerHead():
             return [head.pool, head.pooler, "tanh", head.linear]
+        case TokenHead():
+            return [head.linear]
         case LinearHead():
             return [head.pool, head.linear]
     raise ValueError(f"no class of transformers or timm has a head like {type(head).__name__}")

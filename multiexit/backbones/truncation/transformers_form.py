@@ -13,6 +13,7 @@ from transformers import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     PretrainedConfig,
 )
 
@@ -33,6 +34,9 @@ CLASSES = (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
 )
 """By the class of a configuration, the class that classifies whole rows."""
+
+OF_TOKENS = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,)
+"""By the class of a configuration, the class that classifies each token."""
 
 
 def transformers_form(
@@ -77,7 +81,10 @@ def transformers_form(
 
     def answers(rows: dict[str, Tensor]) -> Tensor:
         with padding_known(network.config):
-            return network(**rows).logits
+            logits = network(**rows).logits
+        if problem == "token-classification":  # what padding gets is nobody's answer
+            return logits * rows["attention_mask"].unsqueeze(-1)
+        return logits
 
     return LibraryForm(network, head, trial_rows(network, input_shape), answers)
 
@@ -107,7 +114,7 @@ def _network(
     """The network, in evaluation mode; what the trunk doesn't have is random."""
     spec: dict[str, Any] = backbone.spec or {}
     config: Any = configs.config_from_spec(spec["config"], spec.get("attention"))
-    kind = _class(spec.get("model", ""), config)
+    kind = _class(spec.get("model", ""), config, problem)
     p = next(backbone.parameters())
     options = {"dtype": p.dtype, "attn_implementation": spec.get("attention")}
     try:
@@ -160,11 +167,12 @@ def _trunk(backbone: Backbone, count: int) -> _Trunk:
     return _Trunk(state, layers, total, groups)
 
 
-def _class(name: str, config: PretrainedConfig) -> Any:
-    """The class of this name if it classifies rows; else the one for such a configuration."""
-    if name.endswith(task_heads.ENDINGS):
+def _class(name: str, config: PretrainedConfig, problem: str) -> Any:
+    """The class of this name if it classifies so; else the one for such a configuration."""
+    tokens = problem == "token-classification"
+    if name.endswith(task_heads.OF_TOKENS if tokens else task_heads.ENDINGS):
         return getattr(transformers, name)
-    for classes in CLASSES:
+    for classes in OF_TOKENS if tokens else CLASSES:
         if type(config) in classes:
             kind = classes[type(config)]
             return kind[0] if isinstance(kind, tuple) else kind

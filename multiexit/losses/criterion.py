@@ -125,7 +125,8 @@ class Criterion:
         w_NK = self._weights_NK(logits_MNK)
         share_N = q_NK.new_full((N,), 1 / N) if share_N is None else share_N
         if self.class_weights is not None and self.problem != "multi-label":
-            share_N = share_N / (share_N * (w_NK * q_NK).sum(-1)).sum()
+            weight = (share_N * (w_NK * q_NK).sum(-1)).sum()
+            share_N = share_N / weight.where(weight > 0, math.inf)  # 0 where nothing counts
         q_NK = (1 - self.label_smoothing) * q_NK + self.label_smoothing / K
         return -((w_NK * q_NK * log_p_MNK).sum(-1) * share_N)
 
@@ -154,11 +155,11 @@ def _weights(weights: Any) -> tuple[float, ...]:
     """Weights as plain numbers, of lists, arrays and tensors."""
     values = weights.tolist() if hasattr(weights, "tolist") else weights
     numbers = list(values) if isinstance(values, list | tuple) else []
-    if not numbers or not all(
+    if not all(
         isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w < math.inf
         for w in numbers
-    ):
+    ) or not any(numbers):
         raise ValueError(
-            f"class_weights must be a number from 0 for each class, got {weights!r:.80}"
+            f"class_weights must be a number from 0 for each class, not all 0, got {weights!r:.80}"
         )
     return tuple(float(w) for w in numbers)

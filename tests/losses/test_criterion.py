@@ -178,6 +178,17 @@ def test_shares_that_are_one_class_are_that_class():
         torch.testing.assert_close(soft, mx.loss_matrix(logits_MBC, labels_B, criterion=counts))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_batch_of_classes_that_do_not_count_has_no_loss(smoothing):
+    counts = mx.Criterion(None, smoothing, (1.0, 0.0))
+    logits_MBC = torch.randn(2, 3, 2, requires_grad=True)
+    loss_MM = mx.loss_matrix(logits_MBC, torch.ones(3, dtype=torch.int64), criterion=counts)
+    loss_MM.diagonal().sum().backward()
+    assert not loss_MM.diagonal().any()
+    assert logits_MBC.grad is not None
+    assert not logits_MBC.grad.any()
+
+
 def test_mixup_is_the_mix_of_two_losses():
     """A·y_a + (1 − A)·y_b costs A·CE(y_a) + (1 − A)·CE(y_b), without weights of the classes."""
     logits_BC, (a_B, b_B) = torch.randn(8, 4), torch.randint(4, (2, 8))
@@ -255,6 +266,7 @@ BAD_SETTINGS = [
     ({"class_weights": (1.0, math.inf)}, "a number from 0 for each class"),
     ({"class_weights": "balanced"}, "got 'balanced'"),
     ({"class_weights": ()}, "a number from 0"),
+    ({"class_weights": (0.0, 0.0)}, "not all 0"),
 ]
 
 

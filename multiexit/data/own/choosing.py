@@ -68,8 +68,11 @@ def choose(
     for name in (text, text_pair, image, *names):
         if name is not None and name not in table.columns:
             near = suggest(name, table.columns)
-            hint = f"; did you mean {near!r}?" if near else ""
+            hint = f": did you mean {near!r}?" if near else "."
             raise ValueError(f"{table.name} has no column {name!r}{hint} It has {table.columns}")
+    roles = [name for name in (text, text_pair, image, *names) if name is not None]
+    if twice := [name for name in roles if roles.count(name) > 1]:
+        raise ValueError(f"column {twice[0]!r} is named twice: each is read as one thing")
     notes = []
     rows = [row for _, row in islice(table.read(BadRows()), SAMPLE)]
     left = [name for name in table.columns if name not in (text, text_pair, image, *names)]

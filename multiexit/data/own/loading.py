@@ -315,6 +315,11 @@ def _read(
         raise ValueError(f"{table.name}: no rows")
     if goal is None:
         if len(columns.labels) > 1:
+            if problem not in (None, "multi-label"):
+                raise ValueError(
+                    f"{len(columns.labels)} columns of labels are each yes or no, which is "
+                    f"problem='multi-label'; got {problem!r}: name one column, or leave it out"
+                )
             goal = targets.of_columns(columns.labels)
         else:
             column = next(iter(columns.labels))
@@ -333,10 +338,15 @@ def _read(
 
 def _label(row: dict[str, Any], columns: Columns) -> Any:
     """A row's label, a dict where several columns are labels; None for a gap."""
-    values = {name: row.get(name) for name in columns.labels}
+    values = {name: _plain(row.get(name)) for name in columns.labels}
     if any(missing(v) or (isinstance(v, str) and not v.strip()) for v in values.values()):
         return None
     return values if len(values) > 1 else next(iter(values.values()))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _class_name(value: Any, table: Table, columns: Columns) -> Any:

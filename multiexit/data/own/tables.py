@@ -1,6 +1,7 @@
 """Tables of rows: CSV, TSV, JSON lines, parquet, sets of `datasets`, and lists in memory."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ Row = tuple[str, dict[str, Any]]
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+QUOTES = "a field that begins with a quote ends with one, and quotes within it are doubled"
 
 
 @dataclass(frozen=True)
@@ -129,25 +131,25 @@ def from_datasets(data: Any, name: str) -> Table:
 
 def _delimited(path: Path, delimiter: str | None) -> Table:
     csv.field_size_limit(sys.maxsize)
-    with path.open("rb") as file:
-        head = file.readline(1 << 20).decode("utf-8-sig", "replace")
     notes: tuple[str, ...] = ()
     if delimiter is None:
-        counts = {mark: len(next(csv.reader([head], delimiter=mark), [])) for mark in DELIMITERS}
+        counts = {mark: len(_header(path, mark)) for mark in DELIMITERS}
         delimiter = max(counts, key=lambda mark: counts[mark])
         if delimiter != ",":
             notes = (f"{path} is read with {DELIMITERS[delimiter]} between its columns",)
-    columns = [name.strip() for name in next(csv.reader([head], delimiter=delimiter), [])]
+    columns = [name.strip() for name in _header(path, delimiter)]
     _check_columns(path, columns)
 
     def read(bad: BadRows) -> Iterator[Row]:
-        reader = csv.reader(_text_lines(path), delimiter=delimiter)
+        reader = csv.reader(_text_lines(path), delimiter=delimiter, strict=True)
         while True:
             line = reader.line_num + 1
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                bad.add(f"{path}, line {line}", str(error), "")
+                last = reader.line_num
+                place = f"line {line}" if last <= line else f"lines {line} to {last}"
+                bad.add(f"{path}, {place}", f"{error} ({QUOTES})", "")
                 continue
             if fields is None:
                 return
@@ -162,6 +164,13 @@ def _delimited(path: Path, delimiter: str | None) -> Table:
     return Table(str(path), columns, read, {}, notes)
 
 
+def _header(path: Path, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(_text_lines(path), delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
+
+
 def _text_lines(path: Path) -> Iterator[str]:
     """The lines of a file with their ends, without a byte-order mark.
 
@@ -171,11 +180,12 @@ def _text_lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8"
                 ) from error
+            yield from io.StringIO(text, newline="")  # lines that end by \r alone come apart too
 
 
 def _json_lines(path: Path) -> Table:

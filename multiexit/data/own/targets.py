@@ -4,7 +4,9 @@ Letters: N rows, C classes or outputs.
 """
 
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -14,6 +16,12 @@ from multiexit.losses.class_names import missing
 
 MANY = 50
 """More whole numbers than this could be classes or values: the user says which."""
+
+SEVERAL = list | tuple | set | frozenset
+LISTS = (
+    "A list has the names or numbers of the labels that the row has, such as [0, 2]; yes and no "
+    "for each label stand in columns of their own"
+)
 
 YES_NO = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 
@@ -85,7 +93,7 @@ def found(
     if problem is None:
         problem = _guess(values, names)
     if problem == "regression":
-        numbers = [_float(value) for value in values]
+        numbers = _good(_float, values)
         if min(numbers) == max(numbers):
             raise ValueError(f"all {len(numbers)} labels are {numbers[0]:g}: nothing to learn")
         return (
@@ -95,9 +103,16 @@ def found(
     if names is not None:
         listed = tuple(map(str, names))
     elif problem == "multi-label":
-        listed = _ordered({_name(name) for value in values for name in _list(value)})
+        lists = _good(_list, values)
+        listed = _ordered({name for names in lists for name in names})
+        if listed and all(len(names) == len(listed) for names in lists):
+            raise ValueError(
+                f"all {len(lists)} rows have all labels, {', '.join(listed[:8])}: nothing to "
+                f"learn. {LISTS}"
+            )
     else:
-        listed = _ordered({_name(value) for value in values})
+        listed = _ordered(set(_good(_name, values)))
+    _check_differ(listed)
     if problem == "classification" and len(listed) < 2:
         raise ValueError(
             f"all {len(values)} rows have the label {''.join(listed)!r}: it takes two classes"
@@ -113,7 +128,7 @@ def found(
 
 
 def _guess(values: Sequence[Any], names: Sequence[str] | None) -> str:
-    if any(isinstance(value, list | tuple | set) for value in values):
+    if any(isinstance(value, SEVERAL) for value in values):
         return "multi-label"
     if names is not None:
         return "classification"
@@ -132,10 +147,45 @@ def _guess(values: Sequence[Any], names: Sequence[str] | None) -> str:
 
 
 def _name(value: Any) -> str:
-    """A class as it is called: 1, 1.0, "1" and True of a table are one name each by its kind."""
-    if isinstance(value, float) and value == int(value):
+    """A class as it is called, of a string or a number: 1.0 is called 1, as it stands for it."""
+    if isinstance(value, dict | bytes | SEVERAL) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise ValueError("a label that is no name and no number")
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
+
+
+def _good(read: Callable[[Any], Any], values: list[Any]) -> list[Any]:
+    """What can be read of values, the others being named with their rows later.
+
+    Raises:
+        ValueError: none can.
+    """
+    results, first = [], None
+    for value in values:
+        try:
+            results.append(read(value))
+        except ValueError as error:
+            first = first or ValueError(f"{error}, {value!r:.80}, and none of the others is one")
+    if first is not None and not results:
+        raise first
+    return results
+
+
+def _check_differ(names: Iterable[str]) -> None:
+    """Refuse names that are one number, or one word in two ways of Unicode."""
+    alike: dict[Any, list[str]] = defaultdict(list)
+    for name in names:
+        number = _number(name)
+        alike[unicodedata.normalize("NFC", name) if number is None else number].append(name)
+    for same in alike.values():
+        if len(same) > 1:
+            raise ValueError(
+                f"labels {same[0]!r} and {same[1]!r} look like one class written in two ways "
+                f"({same[0]!a}, {same[1]!a}): write it in one"
+            )
 
 
 def _ordered(names: set[str]) -> tuple[str, ...]:
@@ -146,17 +196,23 @@ def _ordered(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple | set):
-        raise ValueError(f"several labels a row are a list of names, got {value!r}")
-    return list(value)
+def _list(value: Any) -> list[str]:
+    """The names of a row's labels."""
+    if not isinstance(value, SEVERAL):
+        raise ValueError("several labels a row are a list of names")
+    if any(isinstance(name, float) and not name.is_integer() for name in value):
+        raise ValueError(f"a list of numbers with fractions. {LISTS}")
+    names = [_name(name) for name in value]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"a list with {twice[0]} twice. {LISTS}")
+    return names
 
 
 def _several(value: Any, names: tuple[str, ...]) -> list[float]:
     """0 and 1 for each name."""
     if isinstance(value, dict):  # columns of yes and no
         return [_yes_no(value[name], name) for name in names]
-    chosen = {_name(name) for name in _list(value)}
+    chosen = {*_list(value)}
     if strange := sorted(chosen - {*names}):
         raise ValueError(f"a label {strange[0]!r} that isn't among {', '.join(names)}")
     return [float(name in chosen) for name in names]

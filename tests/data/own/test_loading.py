@@ -199,7 +199,7 @@ def test_bad_data_is_refused(rows, message, tokenizer):
 
 
 def test_a_column_that_is_not_there_is_named_with_the_nearest(tokenizer):
-    with pytest.raises(ValueError, match="no column 'reviw'; did you mean 'review'"):
+    with pytest.raises(ValueError, match="no column 'reviw': did you mean 'review'"):
         load(ROWS, tokenizer, text="reviw")
 
 
@@ -289,3 +289,79 @@ def test_a_run_of_own_rows_from_memory(tokenizer):
     mx.Trainer(model, mx.recipe("joint"), settings).fit(task.train)
     outputs = mx.collect(model, task.sets["validation"], task.metric)
     assert mx.exit_scores(outputs)[-1]["score"] == 1
+
+
+HALVES = [{"review": f"film {i}", "mood": "ab"[i % 2]} for i in range(10)]
+
+TWISTED = {
+    "open quote": 'mood,review\na,x\nb,y\na,"z\nb,u\na,v\n',
+    "quote within": 'mood,review\na,x\nb,y\na,"z\nb,u "v\na,"w"\n',
+}
+
+
+@pytest.mark.parametrize("text", TWISTED.values(), ids=TWISTED)
+def test_a_quote_that_swallows_rows_is_named_by_its_lines(text, tokenizer, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.csv, lines 4 to \d: .*quotes within it are doubled"):
+        load(path, tokenizer, text="review", label="mood", notes=quiet)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_lines_end_in_any_way(end, tokenizer, tmp_path):
+    path = tmp_path / "a.csv"
+    lines = ['"mood","re\nview"', *(f'{row["mood"]},"{row["review"]}"' for row in HALVES), ""]
+    path.write_bytes(end.join(lines).encode())
+    task = load(path, tokenizer, text="re\nview", share=0.5, notes=quiet)
+    assert len(task.train) + len(task.sets["validation"]) == len(HALVES)
+
+
+UNLIKE = {
+    "one number in two ways": (["1", "0", "1.0"], "'1.*' and '1.*' look like one class"),
+    "one word in two ways": (["caf\u00e9", "cafe\u0301"], "look like one class"),
+    "yes and no for each": ([[1, 0, 1], [0, 0, 1]], "a list with 1 twice"),
+    "yes and no for two": ([[1, 0], [0, 1]], "have all labels"),
+    "shares": ([[0.5, 0.5], [0.25, 0.75]], "numbers with fractions"),
+    "an array of yes and no": ([np.array([1, 0, 1]), np.array([0, 1, 0])], "twice"),
+    "lists as classes": ([["a"], ["b"]], "no name", "classification"),
+    "infinity": ([float("inf"), 1.5, 2.5], "no number, inf", "regression"),
+    "a word among numbers": (
+        ["1.5", "2.5", "n/a"],
+        "row 2: a label that is no number",
+        "regression",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE.values(), ids=UNLIKE)
+def test_labels_that_could_be_read_wrongly_are_refused(case, tokenizer):
+    values, message, *problem = case
+    rows = [{"review": f"film {i}", "mood": value} for i, value in enumerate(5 * values)]
+    with pytest.raises(ValueError, match=message):
+        load(rows, tokenizer, label="mood", problem=next(iter(problem), None), notes=quiet)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_labels_are_numpys_and_torchs_too(make, tokenizer):
+    columns = {"review": ["a", "b", "c", "d"], "mood": make([1.0, 0.0, 1.0, 0.0])}
+    assert load(columns, tokenizer, share=0.5, notes=quiet).labels == ("0", "1")
+    columns["mood"] = [np.array(["x", "y"]), np.array(["x"])] * 2
+    assert load(columns, tokenizer, share=0.5, notes=quiet).problem == "multi-label"
+
+
+def test_a_word_among_numbers_is_left_out_like_other_bad_rows(tokenizer, tmp_path):
+    rows = [{"review": f"film {i}", "mood": v} for i, v in enumerate(["1.5", "2.5", "n/a"] * 2)]
+    aside = tmp_path / "bad.jsonl"
+    task = load(
+        rows, tokenizer, label="mood", problem="regression", share=0.5, skip_bad=aside, notes=quiet
+    )
+    assert len(aside.read_text().splitlines()) == 2
+    assert len(task.train) == len(task.sets["validation"]) == 2
+
+
+def test_columns_and_their_problem_go_together(tokenizer):
+    rows = [{"review": f"film {i}", "a": i % 2, "b": i % 3 > 1} for i in range(12)]
+    with pytest.raises(ValueError, match=r"each yes or no, .* got 'regression'"):
+        load(rows, tokenizer, label=["a", "b"], problem="regression", notes=quiet)
+    with pytest.raises(ValueError, match="'a' is named twice"):
+        load(rows, tokenizer, label=["a", "a"], notes=quiet)

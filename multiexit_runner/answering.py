@@ -177,8 +177,8 @@ def check_top(top_k: Any, problem: str, num_classes: int) -> int:
     """
     if top_k is None:
         return num_classes
-    if problem == "regression":
-        raise ValueError(f"top_k={top_k!r}: this model gives numbers, and no classes: leave it out")
+    if problem not in ("classification", "multi-label"):
+        raise ValueError(f"top_k={top_k!r} is not for {problem}: leave it out")
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
         raise ValueError(f"top_k is a whole number from 1 to {num_classes}, got {top_k!r}")
     return top_k
@@ -242,10 +242,15 @@ def _numbers(z_C: np.ndarray, names: Sequence[Any], top_k: int) -> Answer:
     return {"value": values[0]} if len(values) == 1 else {"values": values}
 
 
+def _vector(z_C: np.ndarray, names: Sequence[Any], top_k: int) -> Answer:
+    return {"vector": z_C.tolist()}
+
+
 SAY: dict[str, Callable[[np.ndarray, Sequence[Any], int], Answer]] = {
     "classification": _one_class,
     "multi-label": _several_labels,
     "regression": _numbers,
+    "embedding": _vector,
 }
 """What an answer says, by problem."""
 

@@ -215,8 +215,9 @@ def _answered(
 
     answers: Any = classify(inputs(), batch_size=batch_size)
     for answer in answers:
-        flat = {**answer, **{("score", name): p for name, p in answer.get("scores", {}).items()}}
-        row = waiting.popleft()
+        flat, row = dict(answer), waiting.popleft()
+        if isinstance(scores := answer.get("scores"), dict):
+            flat |= {("score", name): p for name, p in scores.items()}
         yield {**row, **{column: _rounded(flat[key]) for key, column in added.items()}}
 
 
@@ -228,10 +229,12 @@ def _added(classify: "Classifier", all_scores: bool, columns: list[str]) -> dict
         "classification": {"label": "label", "score": "score"},
         "multi-label": {"labels": "labels"},
         "regression": {"values": "values"} if several else {"value": "value"},
+        "embedding": {"vector": "vector"},
+        "token-classification": {"words": "words", "labels": "labels", "scores": "scores"},
     }[model.problem]
     if all_scores:
-        if model.problem == "regression":
-            raise ValueError("all_scores=True: this model gives numbers, and no classes: leave it")
+        if model.problem not in ("classification", "multi-label"):
+            raise ValueError(f"all_scores=True is not for {model.problem}: leave it")
         for name in model.labels or range(model.num_classes):
             names[("score", name)] = f"score_{name}"
     names |= {"exit": "exit", "layers": "layers"}

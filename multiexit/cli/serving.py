@@ -83,8 +83,8 @@ def predict(
     for name, value in (("output", output), ("skip_bad", skip_bad)):
         if value:
             raise ValueError(f"{name}={value} is for a table: name its column by --text or --image")
-    if all_scores and loaded.problem == "regression":
-        raise ValueError("all_scores=True: this model gives numbers, and no classes: leave it")
+    if all_scores and loaded.problem not in ("classification", "multi-label"):
+        raise ValueError(f"all_scores=True is not for {loaded.problem}: leave it")
     if kind == "image":
         if not inputs:
             raise ValueError("give image files to predict")

@@ -76,10 +76,7 @@ def tokenise_words(
         raise ValueError(f"this tokenizer takes no words: {error}") from error
     columns: Columns = {name: [list(row) for row in values] for name, values in encoded.items()}
     word_rows = [encoded.word_ids(row) for row in range(len(rows))]
-    firsts = [
-        [word is not None and word not in row[:place] for place, word in enumerate(row)]
-        for row in word_rows
-    ]
+    firsts = [[word is not None for word in first_tokens(row)] for row in word_rows]
     columns["answer_mask"] = [[int(first) for first in row] for row in firsts]
     if numbers is not None:
         columns["labels"] = [
@@ -87,6 +84,19 @@ def tokenise_words(
             for row, places, tag in zip(word_rows, firsts, numbers, strict=True)
         ]
     return columns
+
+
+def first_tokens(word_T: Sequence[int | None]) -> list[int | None]:
+    """The word that each token answers for: its own, of which it is the first.
+
+    Args:
+        word_T: the word that each token is of, as a tokenizer's `word_ids` gives them.
+
+    >>> first_tokens([None, 0, 0, 1, None])
+    [None, 0, None, 1, None]
+    """
+    seen: set[int | None] = {None}
+    return [None if word in seen or seen.add(word) else word for word in word_T]
 
 
 def _row(index: int, words: Any) -> list[str]:

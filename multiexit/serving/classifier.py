@@ -19,6 +19,7 @@ from multiexit.model.folder import of_run
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy, FixedExit
 from multiexit.runtime import user_level
+from multiexit.serving import tagging
 from multiexit.serving.engine import Engine
 from multiexit_runner import answering
 from multiexit_runner.answering import Answer
@@ -40,6 +41,8 @@ class Classifier:
     | classification | `label`, `score` (its probability), `scores` (of all classes, best first) |
     | multi-label | `labels` (that hold: probability above ½), `scores` |
     | regression | `value`, or `values` where there are several |
+    | embedding | `vector`, of length 1 |
+    | token-classification | `words`, their `labels` and `scores`; None of a word without a token |
     | all | `exit`, counted from 0, and `layers`, the stages that were run |
 
     Args:
@@ -71,7 +74,9 @@ class Classifier:
     ):
         self._engines = [model] if isinstance(model, Engine) else []
         self.model = model.original if isinstance(model, Engine) else model
-        answering.check_problem(self.model.problem)
+        self.tags = self.model.problem == "token-classification"
+        if not self.tags:
+            answering.check_problem(self.model.problem)
         preprocessing = self.model.preprocessing
         self.kind = preprocessing.get("kind") or ("text" if tokenizer is not None else None)
         if self.kind not in ("text", "image"):
@@ -135,8 +140,9 @@ class Classifier:
 
         Args:
             inputs: a text is a string, and a pair of texts a tuple or a dict with `"text"` and
-                `"text_pair"`. An image is one of Pillow, a file's name, a file's bytes, or an array
-                uint8 [height, width, 3] or [height, width].
+                `"text_pair"`; where tokens are classified a tuple of words, or a string, whose
+                words lie between white space. An image is one of Pillow, a file's name, a file's
+                bytes, or an array uint8 [height, width, 3] or [height, width].
             policy: in place of the classifier's own.
             top_k: how many classes `scores` holds; None is all.
             batch_size: inputs that go through the model together, at most.
@@ -176,7 +182,9 @@ class Classifier:
         self._engines = [engine, *self._engines][:ENGINES]
         return engine
 
-    def _text(self, item: Any, where: str) -> tuple[str, str | None]:
+    def _text(self, item: Any, where: str) -> Any:
+        if self.tags:
+            return tagging.words_of(item, where)
         return answering.text_of(item, self.paired, where)
 
     def _image(self, item: Any, where: str) -> torch.Tensor:
@@ -194,23 +202,30 @@ class Classifier:
             data: Any = [torch.stack(list(part)) for part in _parts(rows, batch_size)]
         else:
             data = self._tokenised(rows, first)
-        model = self.model
+        model, place = self.model, 0
         try:
             for prediction in engine.stream(data, batch_size, answering.WINDOW):
                 exits = prediction.exit_B.tolist()
                 logits_BC = prediction.logits_BC.float().cpu().numpy()
                 for logits_C, exit in zip(logits_BC, exits, strict=True):
-                    said = answering.answer_of(logits_C, model.problem, model.labels, top_k)
+                    if self.tags:
+                        said = tagging.tagged(logits_C, rows[place], data, place, model.labels)
+                    else:
+                        said = answering.answer_of(logits_C, model.problem, model.labels, top_k)
+                    place += 1
                     yield {**said, "exit": exit, "layers": model.exits[exit] + 1}
         except NotFinite as error:
             raise error.shifted(first, "") from error
 
-    def _tokenised(self, rows: Sequence[tuple[str, str | None]], first: int) -> TextDataset:
+    def _tokenised(self, rows: Sequence[Any], first: int) -> TextDataset:
         length = self.model.preprocessing.get("max_length", 128)
-        texts = [text for text, _ in rows]
-        pairs = [str(pair) for _, pair in rows] if self.paired else None
         try:
-            data = TextDataset.from_texts(self.tokenizer, texts, pairs, max_length=length)
+            if self.tags:
+                data = tagging.tokenised(self.tokenizer, rows, length)
+            else:
+                pairs = [pair for _, pair in rows] if self.paired else None
+                texts = [text for text, _ in rows]
+                data = TextDataset.from_texts(self.tokenizer, texts, pairs, max_length=length)
         except ValueError as error:
             raise ValueError(f"inputs[{first}] and behind: {error}") from error
         cut = next((i for i, tokens in enumerate(data.lengths) if tokens >= length), None)

@@ -53,8 +53,8 @@ def predict_lines(
     """
     if model.problem == "token-classification":
         raise ValueError(
-            "this model answers each token, and lines are answered as a whole: make rows by "
-            "multiexit.data.words.tokenise_words, and give them to multiexit.Engine"
+            "this model answers each token, and lines are answered as a whole: give a table of "
+            "texts, or words to multiexit.Classifier"
         )
     engine = Engine(model, policy)
     length = model.preprocessing.get("max_length", 128)
@@ -197,9 +197,8 @@ def _plain_answer(model: MultiExitModel, logits_C: Tensor) -> dict[str, Any]:
     """What a row's logits say, by name: a label, those that hold, a value, several, or a vector."""
     if are_vectors(model.problem):
         return {"vector": logits_C.tolist()}
-    if model.problem == "regression":
-        values = logits_C.tolist()
-        return {"value": values[0]} if model.num_classes == 1 else {"values": values}
+    if model.problem in ("regression", "embedding"):
+        return answer_of(logits_C.numpy(), model.problem, None, model.num_classes)
     names = model.labels or range(model.num_classes)
     if model.problem == "multi-label":
         shares = zip(names, logits_C.sigmoid().tolist(), strict=True)

@@ -24,9 +24,11 @@ def models(tmp_path_factory):
         "pairs": text_model(tokenizer, pairs=True),
         "labels": text_model(tokenizer, "multi-label"),
         "numbers": text_model(tokenizer, "regression", classes=1),
+        "tags": text_model(tokenizer, "token-classification"),
+        "vectors": text_model(tokenizer, "embedding", classes=16),
     }
     for name, model in made.items():
-        model.policy = mx.FixedExit(1) if name == "numbers" else mx.MaxProb(0.6)
+        model.policy = mx.FixedExit(1) if name in ("numbers", "vectors") else mx.MaxProb(0.6)
         model.save_pretrained(place / name, tokenizer)
     images = image_model()
     images.policy = mx.MaxProb(0.6)
@@ -126,13 +128,15 @@ def test_other_problems_and_pairs(models, tmp_path):
         ("pairs", ("--text-pair", "other"), ["label", "score", "exit", "layers"]),
         ("labels", (), ["labels", "exit", "layers"]),
         ("numbers", (), ["value", "exit", "layers"]),
+        ("tags", (), ["words", "labels", "scores", "exit", "layers"]),
+        ("vectors", (), ["vector", "exit", "layers"]),
     ]:
         words = ("predict", models / name, table, "--text", "review", *more, "--output", out)
         ended = command(*words)
         assert ended.code == 0, ended.err
         assert list(read(out)[0])[4:] == columns
         ended = command(*words, "--all-scores")
-        assert ended.code == (2 if name == "numbers" else 0)
+        assert ended.code == (0 if name in ("pairs", "labels") else 2)
     ended = command("predict", models / "labels", table, "--text", "review", "--output", out)
     answers = mx.Classifier.from_pretrained(models / "labels")([row["review"] for row in ROWS])
     assert [json.loads(row["labels"]) for row in read(out)] == [a["labels"] for a in answers]

@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import multiexit as mx
+from multiexit.data import image_files
 
 WORDS = ["the", "a", "cat", "dog", "saw", "ate", "runs", "fish", "house", "not", "red", "blue"]
 LABELS = ["bad", "fair", "good"]
@@ -18,7 +19,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
 
 
 def tokenizer_in(folder) -> BertTokenizerFast:
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     return BertTokenizerFast(str(folder / "vocab.txt"))
 
@@ -29,8 +30,8 @@ def text_model(
     """A BERT of four layers whose exits disagree."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-    bert = BertModel(BertConfig(vocab_size=17, num_hidden_layers=4, initializer_range=0.5, **sizes))
-    labels = LABELS[:classes] if classes > 1 else None
+    bert = BertModel(BertConfig(vocab_size=18, num_hidden_layers=4, initializer_range=0.5, **sizes))
+    labels = LABELS if classes == 3 else None
     model = mx.MultiExitModel(mx.wrap(bert), classes, exits, labels=labels, problem=problem).eval()
     model.preprocessing = {"kind": "text", "max_length": 16, "pairs": pairs}
     batch = dict(tokenizer(texts(30, seed=9), padding=True, return_tensors="pt"))
@@ -40,10 +41,13 @@ def text_model(
 
 def enliven(model, batch) -> None:
     """Heads that are sure of some rows and not of others, at each exit."""
+    if model.problem == "embedding":
+        return
     with torch.no_grad():
         for head, logits_BC in zip(model.heads, model(**batch), strict=True):
-            scale = 1.5 / logits_BC.std(0).clamp(min=1e-6)
-            head.linear.bias.sub_(logits_BC.mean(0)).mul_(scale)
+            logits_NC = logits_BC.flatten(0, -2)
+            scale = 1.5 / logits_NC.std(0).clamp(min=1e-6)
+            head.linear.bias.sub_(logits_NC.mean(0)).mul_(scale)
             head.linear.weight.mul_(scale.unsqueeze(1))
 
 
@@ -60,5 +64,6 @@ def image_model() -> mx.MultiExitModel:
         **{"kind": "image", "shape": [3, 8, 8], "resize": 9, "interpolation": "bicubic"},
         **{"antialias": True, "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]},
     }
-    enliven(model, {"x": torch.randn(30, 3, 8, 8)})
+    how = model.preprocessing
+    enliven(model, {"x": torch.stack([image_files.read(each, how) for each in pictures(30)])})
     return model

@@ -301,6 +301,7 @@ def _read(
     values: list[Any] = []
     for place, row in table.read(bad):
         value = _label(row, columns)
+        row = _with_files(row, table, columns)
         reason = _wrong_input(row, columns) or ("no label" if value is None else None)
         if reason is None:
             places.append(place)
@@ -357,6 +358,14 @@ def _class_name(value: Any, table: Table, columns: Columns) -> Any:
     return value
 
 
+def _with_files(row: dict[str, Any], table: Table, columns: Columns) -> dict[str, Any]:
+    """A row whose image's file is found from anywhere: a table's are beside it."""
+    name = columns.image
+    if name is None or table.folder is None or not isinstance(row.get(name), str):
+        return row
+    return {**row, name: str(table.folder / row[name].strip())}
+
+
 def _wrong_input(row: dict[str, Any], columns: Columns) -> str | None:
     for name in columns.read:
         value = row.get(name)
@@ -364,6 +373,12 @@ def _wrong_input(row: dict[str, Any], columns: Columns) -> str | None:
             return f"an empty {name}"
         if columns.image is None and not isinstance(value, str | int | float):
             return f"a {name} that is no text"
+        if (
+            columns.image is not None
+            and isinstance(value, str | Path)
+            and not Path(value).is_file()
+        ):
+            return "no such file"
     return None
 
 

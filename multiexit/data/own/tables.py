@@ -5,7 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Table:
         read: gives the rows; those that can't be read go to the bad rows.
         classes: the names of a column's classes, where the source numbers them itself.
         notes: what was guessed.
+        folder: that files named in the rows are looked for in; None is where the program runs.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Table:
     read: Callable[[BadRows], Iterator[Row]]
     classes: Mapping[str, list[str]]
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def from_file(path: Path) -> Table:
@@ -45,8 +47,12 @@ def from_file(path: Path) -> Table:
     Raises:
         ValueError: another suffix, no rows, or columns without or with the same names.
     """
-    suffix = path.suffix.lower()
     regular_file(path)
+    return replace(_by_suffix(path), folder=path.absolute().parent)
+
+
+def _by_suffix(path: Path) -> Table:
+    suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return _delimited(path, "\t" if suffix == ".tsv" else None)
     if suffix in (".jsonl", ".ndjson"):
@@ -77,7 +83,7 @@ def joined(tables: Sequence[Table]) -> Table:
             yield from table.read(bad)
 
     notes = tuple(note for table in tables for note in table.notes)
-    return Table(first.name, first.columns, read, first.classes, notes)
+    return replace(first, read=read, notes=notes)
 
 
 def from_memory(data: Any, name: str = "data") -> Table:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -265,6 +266,31 @@ def test_images_by_a_table_of_files_and_in_memory(tmp_path):
     ]
     for task in tasks[1:]:
         assert torch.equal(task.train[3][0], tasks[0].train[3][0])
+
+
+def test_images_of_a_table_lie_beside_it(tmp_path, monkeypatch):
+    folder = draw_images(tmp_path / "pets")
+    files = [{"file": str(f), "kind": f.parent.name} for f in sorted(folder.rglob("*.png"))]
+    near = [{**row, "file": str(Path(row["file"]).relative_to(tmp_path))} for row in files]
+    one, other = (
+        load(write_csv(tmp_path / "files.csv", rows), size=16, augment="none", notes=quiet)
+        for rows in (files, near)
+    )
+    for place in (tmp_path, tmp_path.parent):
+        monkeypatch.chdir(place)
+        assert torch.equal(one.train[3][0], other.train[3][0])
+    gone = [*near, {"file": "pets/none.png", "kind": "cat"}]
+    with pytest.raises(ValueError, match=r"line \d+: no such file, '.*pets/none\.png'"):
+        load(write_csv(tmp_path / "files.csv", gone), size=16, notes=quiet)
+
+
+def test_what_is_no_image_of_a_folder_is_left_alone(tmp_path):
+    folder = draw_images(tmp_path / "pets")
+    rows = len(load(folder, size=16, notes=quiet).train)
+    kind = next(path for path in folder.iterdir() if path.is_dir())
+    (kind / "._a.png").write_bytes(b"of another system")
+    (kind / "more.png").mkdir()
+    assert len(load(folder, size=16, notes=quiet).train) == rows
 
 
 @pytest.mark.parametrize("augment", [*AUGMENTS, lambda image: image.rotate(90)])

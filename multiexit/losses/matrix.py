@@ -42,12 +42,15 @@ def loss_matrix(
     distributions. The M² terms are one matrix product. Half-precision logits are taken to float32;
     float64 stays.
 
-    Of vectors v (`"embedding"`), with S the cosines of a batch's rows among each other,
+    Of vectors v of length 1 (`"embedding"`)
 
-        L[i, i] = mean_b 1 − cos(v_ib, y_b)
-        L[i, j] = mean_b 1 − cos(v_ib, v_jb),    with "similarity" + mean_bb' (S_i − S_j)²
+        L[i, i] = mean_b 1 − v_ib·y_b
+        L[i, j] = mean_b 1 − v_ib·v_jb,
+                  with "similarity" + mean_b Σ_b' (v_ib·v_jb' − v_jb·v_jb')²
 
-    Cosines are, but for constants, the logarithms of von Mises-Fisher distributions.
+    Cosines are, but for constants, the logarithms of von Mises-Fisher distributions. Similarities
+    are the student's to the teacher's vectors of all rows of the batch, so that those of several
+    exits can be compared; they count more in larger batches.
 
     Args:
         logits_MBC: all exits' logits [M, B, C], or of tokens [M, B, T, C].
@@ -79,8 +82,9 @@ def loss_matrix(
         tensor([[1.3863, 1.3863],
                 [1.3863, 1.3863]])
 
-    Reference: Zhu, "LeeBERT", ACL 2021, section 3.1, eqs. 1–4; for similarities Tung & Mori,
-    "Similarity-Preserving Knowledge Distillation", ICCV 2019, section 3.1.
+    Reference: Zhu, "LeeBERT", ACL 2021, section 3.1, eqs. 1–4. For similarities see Tung &
+    Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, section 3.1, where they are
+    each network's own, the student's among each other.
     """
     criterion = criterion or Criterion()
     _check_arguments(logits_MBC, labels_B, temperature, divergence, criterion)
@@ -162,13 +166,12 @@ def _differences(decisions: Decisions) -> Tensor:
 
 
 def _angles(decisions: Decisions, divergence: Divergence) -> Tensor:
-    """1 − cos of all pairs, a mean over rows, [M, M]; and the change of rows' similarities."""
+    """1 − cos of all pairs, [M, M]; and how similarities to a teacher's vectors change."""
     v_MNK = F.normalize(decisions.logits_MNK, dim=-1)
     N = v_MNK.shape[1]
     pairs_MM = 1 - torch.einsum("ink,jnk->ij", v_MNK, v_MNK.detach()) / N
     if divergence == "similarity":
-        S_MNN = v_MNK @ v_MNK.transpose(1, 2)
-        apart = [(S_MNN - S_NN).square().mean((1, 2)) for S_NN in S_MNN.detach()]
+        apart = [((v_MNK - u_NK) @ u_NK.T).square().sum((1, 2)) / N for u_NK in v_MNK.detach()]
         pairs_MM = pairs_MM + torch.stack(apart, 1)
     return pairs_MM
 

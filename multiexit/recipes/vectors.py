@@ -5,7 +5,7 @@ from multiexit.policies import Settled
 from multiexit.recipes.base import Phase, Recipe
 
 
-def embedding(threshold: float = 0.1, similarity: bool = False, trunk: bool = False) -> Recipe:
+def embedding(threshold: float = 0.05, similarity: bool = False, trunk: bool = False) -> Recipe:
     """Σ_(m<M) 1 − cos(v_m, v_M) on the early heads: the network stays as it is, without labels.
 
     With `trunk` the network is trained too, on vectors that it gave before, as labels y:
@@ -13,7 +13,8 @@ def embedding(threshold: float = 0.1, similarity: bool = False, trunk: bool = Fa
 
     Args:
         threshold: of its policy, `Settled`.
-        similarity: early heads also learn how alike the rows of a batch are: + mean (S_m − S_M)².
+        similarity: early heads also learn how alike their vectors are to the last exit's of other
+            rows, see `multiexit.loss_matrix`.
         trunk: train the network, too.
 
     Inputs:

@@ -36,11 +36,14 @@ def test_the_matrix_is_what_plain_loops_say(M, B, D, seed):
                         pairs = zip(x[i], x[j], strict=True)
                         wanted = sum(1 - cos(v, u) for v, u in pairs) / B
                         if divergence == "similarity":
-                            wanted += sum(
-                                (cos(x[i][a], x[i][b]) - cos(x[j][a], x[j][b])) ** 2
-                                for a in range(B)
-                                for b in range(B)
-                            ) / (B * B)
+                            wanted += (
+                                sum(
+                                    (cos(x[i][a], x[j][b]) - cos(x[j][a], x[j][b])) ** 2
+                                    for a in range(B)
+                                    for b in range(B)
+                                )
+                                / B
+                            )
                     assert float(L_MM[i, j]) == pytest.approx(wanted, abs=1e-9)
 
 
@@ -51,9 +54,12 @@ def test_the_matrix_by_hand():
     apart = 1 - (0.5 + math.sqrt(3) / 2) / 2
     L_MM = mx.loss_matrix(5 * x_MBD, None, criterion=VECTORS)  # lengths don't matter
     torch.testing.assert_close(L_MM, torch.tensor([[0, apart], [apart, 0]]))
-    # Rows' similarities are 0 and 1 off the diagonal: (1 + 1) / 4.
+    # To the second exit's rows, which are alike: 1/2 and √3/2 where it has 1, twice each. To the
+    # first's, which are at right angles: 1/2 and √3/2 where it has 1 and 0, or 0 and 1.
+    small = (1 - math.sqrt(3) / 2) ** 2
+    first, second = (2 / 4 + 2 * small) / 2, (1 / 4 + 3 / 4 + 1 / 4 + small) / 2
     L_MM = mx.loss_matrix(x_MBD, None, divergence="similarity", criterion=VECTORS)
-    torch.testing.assert_close(L_MM, torch.tensor([[0, apart + 0.5], [apart + 0.5, 0]]))
+    torch.testing.assert_close(L_MM, torch.tensor([[0, apart + first], [apart + second, 0]]))
     own_M = mx.loss_matrix(x_MBD, x_MBD[0], criterion=VECTORS).diagonal()
     torch.testing.assert_close(own_M, torch.tensor([0, apart]))
 

@@ -35,7 +35,7 @@ def model_of(problem, C=4):
     return mx.MultiExitModel(mx.wrap(layers), C, problem=problem).eval()
 
 
-@pytest.mark.parametrize("kind", guarantee.LOSSES)
+@pytest.mark.parametrize("kind", guarantee.OF_CLASSES)
 def test_a_rows_loss_is_that_of_all_its_labels(kind):
     outputs = outputs_of("multi-label", B=60)
     answer_SBC = outputs.logits_MBC[:2]

@@ -55,7 +55,8 @@ class Runner:
         settings: all that is known of the network, as plain data.
         problem: what its outputs say of a row: `"classification"`, one of C classes;
             `"multi-label"`, for each of C whether it holds, yes where its logit is above 0;
-            `"regression"`, C numbers; `"token-classification"`, a class for each token.
+            `"regression"`, C numbers; `"token-classification"`, a class for each token;
+            `"embedding"`, a vector of length 1.
         labels: the classes' names, or None.
         preprocessing: how inputs were prepared, plain data.
 

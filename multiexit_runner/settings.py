@@ -14,7 +14,7 @@ KEYS = {
     "format", "versions", "num_classes", "exits", "labels", "preprocessing", "inputs",
     "max_tokens", "policy", "knobs", "segments", "int8", "parity",
 }  # fmt: skip
-PROBLEMS = ("classification", "multi-label", "regression", "token-classification")
+PROBLEMS = ("classification", "multi-label", "regression", "token-classification", "embedding")
 TYPES = ("int64", "int32", "float32", "bool")
 INT64 = 2**63 - 1
 FLOAT32 = 3.4e38

@@ -51,6 +51,20 @@ def test_graphs_say_what_the_model_says(problem, policy, tmp_path):
     assert np.concatenate([answer.exit_B for answer in streamed]).tolist() == exit_B.tolist()
 
 
+def test_graphs_give_vectors_and_leave_when_they_have_settled(tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)]
+    model = mx.MultiExitModel(mx.wrap(nn.Sequential(*layers)), problem="embedding").eval()
+    x, policy = torch.randn(40, 6), mx.Settled(0.6)
+    wanted = model.predict(policy, x)
+    assert len(set(wanted.exit_B.tolist())) > 1
+    mx.export(model, tmp_path / "export", policy, rows=[x])
+    logits_BC, exit_B = Runner(tmp_path / "export").predict(x.numpy())
+    assert exit_B.tolist() == wanted.exit_B.tolist()
+    np.testing.assert_allclose(logits_BC, wanted.logits_BC, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(logits_BC, axis=1), 1, atol=1e-5)
+
+
 def test_numbers_are_turned_and_ranged_by_decisions(tmp_path):
     model, x = model_of("multi-label", C=5), torch.randn(40, 6)
     mx.export(model, tmp_path / "export", mx.MaxProb(0.8))

@@ -24,7 +24,7 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-included = ["_benchmarks.md", "_families.md", "_methods.md", "_vision.md"]
+included = [f"_{name}.md" for name in ("benchmarks", "embeddings", "families", "methods", "vision")]
 exclude_patterns = ["_build", "results/index.md", *included]
 
 html_theme = "furo"
@@ -79,6 +79,7 @@ def setup(app) -> None:
 
 write_results_page()
 write_tables(HERE.parent / "benchmarks" / "results", HERE / "_benchmarks.md")
+write_tables(HERE / "results" / "embeddings", HERE / "_embeddings.md")
 write_tables(HERE / "results" / "methods", HERE / "_methods.md")
 write_tables(HERE / "results" / "families", HERE / "_families.md")
 write_tables(HERE / "results" / "vision", HERE / "_vision.md")

@@ -93,7 +93,9 @@ def _own(
     if data is None and not {"data"} <= trained_on.keys():
         raise ValueError(f"{folder} was trained on rows in memory: name others by --data")
     sources = {"data": data} if data else {k: trained_on.get(k) for k in SOURCES}
-    draws = {} if data else {"share": trained_on["share"], "seed": trained_on["seed"]}
+    draws: dict[str, Any] = (
+        {} if data else {k: trained_on.get(k) for k in ("share", "seed", "drawn_from")}
+    )
     found = loading.find(**sources, **named)  # type: ignore[arg-type]
     if found.kind != how.get("kind"):
         raise ValueError(f"{data} holds {found.kind}s, and the model reads {how.get('kind')}s")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from multiexit.arguments import check_share
+from multiexit.data.fingerprint import fingerprint
 from multiexit.data.own import choosing, image_sets, places, targets
 from multiexit.data.own.bad_rows import BadRows
 from multiexit.data.own.choosing import Columns
@@ -206,6 +207,7 @@ def task_of(
     how: dict[str, Any] | None = None,
     trained: Targets | None = None,
     draw: bool = True,
+    drawn_from: str | None = None,
     notes: Callable[[str], None] = say,
 ) -> TaskData:
     """Read data that was found.
@@ -217,9 +219,11 @@ def task_of(
         trained: the targets of a model that is there already, whose classes these must be.
         draw: whether a validation set is drawn where there is none; if not, all rows are one set
             to judge on.
+        drawn_from: the fingerprint of the rows that a model's validation set was drawn from.
 
     Raises:
-        ValueError: rows that can't be used, one class only.
+        ValueError: rows that can't be used, one class only; a set that is to be drawn again, from
+            other rows.
     """
     check_share("share", share, "(0, 1)")
     bad = BadRows(None if skip_bad is None else Path(skip_bad))
@@ -236,6 +240,15 @@ def task_of(
     described = None
     if found.described is not None:
         described = {**found.described, "share": share, "seed": seed}
+    if draw and list(rows) == ["train"]:
+        these = fingerprint([rows["train"].inputs, rows["train"].labels])
+        if drawn_from not in (None, these):
+            raise ValueError(
+                f"{found.name} has other rows than when the model was trained, so that its "
+                "validation set can't be drawn again: rows that the model learned from would judge "
+                "it. Put the rows back as they were, or give new ones (--data)"
+            )
+        described = None if described is None else {**described, "drawn_from": these}
     preprocessing: dict[str, Any] = {"kind": found.kind, "data": described}
     if found.kind == "image":
         how, change = how or image_sets.preparation(size), image_sets.augment_of(augment)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import multiexit as mx
 from multiexit.data import load
-from multiexit.data.own import targets
+from multiexit.data.own import loading, targets
 from multiexit.data.own.image_sets import AUGMENTS
 
 ROWS = [
@@ -391,3 +391,17 @@ def test_columns_and_their_problem_go_together(tokenizer):
         load(rows, tokenizer, label=["a", "b"], problem="regression", notes=quiet)
     with pytest.raises(ValueError, match="'a' is named twice"):
         load(rows, tokenizer, label=["a", "a"], notes=quiet)
+
+
+def test_a_set_is_drawn_again_from_the_same_rows_alone(tokenizer, tmp_path):
+    path = write_csv(tmp_path / "a.csv", ROWS)
+    drawn_from = load(path, tokenizer, notes=quiet).preprocessing["data"]["drawn_from"]
+    again = loading.task_of(
+        loading.find(path, notes=quiet), tokenizer, drawn_from=drawn_from, notes=quiet
+    )
+    assert again.preprocessing["data"]["drawn_from"] == drawn_from
+    write_csv(path, ROWS[:-1])
+    with pytest.raises(ValueError, match="other rows than when the model was trained"):
+        loading.task_of(
+            loading.find(path, notes=quiet), tokenizer, drawn_from=drawn_from, notes=quiet
+        )

@@ -15,8 +15,10 @@ def count(num_classes: Any) -> int:
     """C as a plain number.
 
     Raises:
-        ValueError: no whole number from 1.
+        ValueError: None, or no whole number from 1.
     """
+    if num_classes is None:
+        raise ValueError("say num_classes: the network has no head of its own that tells it")
     if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
         raise ValueError(f"num_classes must be a whole number from 1, got {num_classes!r}")
     return int(num_classes)

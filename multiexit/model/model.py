@@ -35,8 +35,9 @@ class MultiExitModel(nn.Module):
 
     Args:
         backbone: from `multiexit.wrap`.
-        num_classes: C, how many outputs there are; 1 for regression. Of an embedding the entries
-            of its vector; None is the width of the network's pooled feature.
+        num_classes: C, how many outputs there are; 1 for regression of one number. None is as many
+            as the network's own head has; of an embedding, whose vector has C entries, the width of
+            the pooled feature.
         exits: `"all"`; stage indices `[3, 7, 11]`; a whole number k for every k-th stage, counted
             so that the last has one; or fractions of the trunk's compute `[0.25, 0.5, 1.0]`, each
             taking the first stage that reaches it.
@@ -54,8 +55,9 @@ class MultiExitModel(nn.Module):
             is kept; else classification, or with one output regression.
 
     Raises:
-        ValueError: exits out of range, unsorted, repeated or none; a head that doesn't fit;
-            names that are no list of C different ones.
+        ValueError: exits out of range, unsorted, repeated or none; no number of outputs, and no
+            head of the network's own that tells it; a head that doesn't fit; names that are no list
+            of C different ones.
 
     Attributes:
         exits: the stage of each exit.
@@ -95,6 +97,8 @@ class MultiExitModel(nn.Module):
         if num_classes is None and problem == "embedding":
             last = self.exits[-1]
             num_classes = heads.width_of(backbone.feature_shapes[last], backbone.layouts[last])
+        elif num_classes is None and backbone.classifier is not None:
+            num_classes = backbone.classifier.num_classes
         self.num_classes = num_classes = class_names.count(num_classes)
         vectors = problems.are_vectors(problem)
         if vectors and labels is not None:

@@ -304,7 +304,7 @@ def test_bad_exits_are_named(exits, message, make_backbone):
         mx.MultiExitModel(make_backbone("mlp"), 3, exits=exits)
 
 
-@pytest.mark.parametrize("num_classes", [0, -1, 2.0, None, "2"])
+@pytest.mark.parametrize("num_classes", [0, -1, 2.0, "2"])
 def test_bad_class_counts_are_named(num_classes, make_backbone):
     with pytest.raises(ValueError, match="num_classes must be"):
         mx.MultiExitModel(make_backbone("mlp"), num_classes)
@@ -358,3 +358,14 @@ def test_a_policy_that_is_none_is_not_saved(tmp_path):
         with pytest.raises(ValueError, match=r"a policy is wanted|99"):
             model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "multiexit.json").exists()
+
+
+def test_without_a_number_of_classes_a_model_has_its_networks_own():
+    stages = [nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 5)]
+    chain = nn.Sequential(*stages)
+    model = mx.MultiExitModel(mx.wrap(chain, stages=["0", "1"], classifier="2")).eval()
+    x = torch.randn(4, 8)
+    assert model.num_classes == 5
+    assert torch.equal(model(x)[-1], chain(x))
+    with pytest.raises(ValueError, match="say num_classes: the network has no head of its own"):
+        mx.MultiExitModel(mx.wrap(nn.Sequential(*stages[:2])))

@@ -98,7 +98,8 @@ class Classifier:
         """
         runner = Runner(folder, threads, providers)
         export, tokenizer = read_folder(folder), None
-        if runner.preprocessing.get("kind") == "text":
+        kind = runner.preprocessing.get("kind")
+        if kind == "text" or (kind is None and (Path(folder) / "tokenizer.json").exists()):
             tokenizer = _tokenizer(export, runner)
         return cls(runner, tokenizer)
 

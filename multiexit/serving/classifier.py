@@ -120,6 +120,8 @@ class Classifier:
             raise ValueError(f"{folder} is an export: multiexit_runner.Classifier reads it")
         model = MultiExitModel.from_pretrained(name)
         kind = model.preprocessing.get("kind")
+        if kind is None and (place / "tokenizer_config.json").exists():
+            kind = "text"
         tokenizer = load_tokenizer(name) if kind == "text" else None
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -106,6 +106,14 @@ def test_a_folder_answers_like_the_model_and_without_a_policy_in_full(tokenizer,
         same(classify(rows), wanted(model, tokenizer, rows, POLICY))
 
 
+def test_a_folder_with_a_tokenizer_reads_texts_without_being_told(tokenizer, tmp_path):
+    model, rows = text_model(tokenizer), texts(5)
+    model.preprocessing, model.policy = {}, POLICY
+    model.save_pretrained(tmp_path, tokenizer)
+    classify = mx.Classifier.from_pretrained(tmp_path, device="cpu")
+    same(classify(rows), wanted(model, tokenizer, rows, POLICY))
+
+
 def test_long_texts_are_cut_as_in_training_and_it_is_said_once(tokenizer):
     model, rows = text_model(tokenizer), [*texts(40), "the cat " * 50]
     classify = mx.Classifier(model, tokenizer, POLICY)

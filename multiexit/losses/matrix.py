@@ -45,8 +45,8 @@ def loss_matrix(
     Of vectors v of length 1 (`"embedding"`)
 
         L[i, i] = mean_b 1 − v_ib·y_b
-        L[i, j] = mean_b 1 − v_ib·v_jb,
-                  with "similarity" + mean_b Σ_b' (v_ib·v_jb' − v_jb·v_jb')²
+        L[i, j] = mean_b 1 − v_ib·v_jb
+        L[i, j] + mean_b Σ_b' (v_ib·v_jb' − v_jb·v_jb')²    with "similarity"
 
     Cosines are, but for constants, the logarithms of von Mises-Fisher distributions. Similarities
     are the student's to the teacher's vectors of all rows of the batch, so that those of several

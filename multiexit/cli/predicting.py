@@ -168,7 +168,7 @@ def _rows(
     """Rows with what the model reads of each; the others go to the bad ones."""
     for place, row in table.read(bad):
         try:
-            value = _input(classify, row, columns, open_images)
+            value = _input(classify, row, columns, open_images, table.folder)
             closed.check(row)
         except ValueError as error:
             bad.add(place, str(error), row.get(columns[0]))
@@ -180,7 +180,11 @@ def _rows(
 
 
 def _input(
-    classify: "Classifier", row: dict[str, Any], columns: list[str], open_images: bool
+    classify: "Classifier",
+    row: dict[str, Any],
+    columns: list[str],
+    open_images: bool,
+    folder: Path | None,
 ) -> Any:
     from multiexit.losses.class_names import missing
     from multiexit_runner import pictures
@@ -195,7 +199,10 @@ def _input(
             raise ValueError(f"a {name} that is no text")
     values = [row[name] for name in columns]
     if classify.kind == "image":
-        return pictures.upright(values[0], classify.model.preprocessing) if open_images else None
+        image = values[0]
+        if folder is not None and isinstance(image, str):
+            image = folder / image.strip()  # beside the table, as in training
+        return pictures.upright(image, classify.model.preprocessing) if open_images else None
     return str(values[0]) if len(values) == 1 else (str(values[0]), str(values[1]))
 
 

@@ -37,6 +37,21 @@ def test_predicting_images_gives_one_json_line_each_in_order(digits, pictures):
     ]
 
 
+def test_images_of_a_table_are_beside_it(digits, pictures, tmp_path):
+    folder, _ = digits
+    files, inputs = pictures
+    shutil.copytree(files[0].parent, tmp_path / "near")
+    names = [f"near/{path.name}" for path in files]
+    (tmp_path / "rows.csv").write_text("\n".join(["image", *names, ""]))
+    words = ("predict", folder / "model", tmp_path / "rows.csv", "--image", "image")
+    ended = command(*words, "--policy", "max-prob=0.5")
+    assert ended.code == 0, ended.err
+    model = mx.MultiExitModel.from_pretrained(folder / "model")
+    wanted = model.predict(mx.MaxProb(0.5), inputs)
+    answers = [json.loads(line) for line in ended.out.splitlines()]
+    assert [answer["exit"] for answer in answers] == wanted.exit_B.tolist()
+
+
 def test_the_models_own_policy_is_the_default(digits, pictures):
     folder, _ = digits
     files, _ = pictures

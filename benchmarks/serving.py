@@ -120,7 +120,7 @@ def main() -> None:
     _, held = holdout(task.train, 0.1, 0)
     ours: Any = Subset(held, range(min(1000, len(held))))
     outputs = mx.collect(model, ours, task.metric)
-    labels_B = torch.as_tensor([int(dev[i]["labels"]) for i in range(len(dev))])
+    judged = mx.collect(model, dev, task.metric)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -145,10 +145,10 @@ def main() -> None:
                         "sentences/s": f"{len(dev) / time:.1f}",
                         "÷ padded to 128": spent[0] / time,
                         "÷ padded to the batch": spent[1] / time,
-                        "score": f"{100 * score(logits_BC, labels_B, task.metric)['score']:.1f}",
+                        "score": f"{100 * score(judged, logits_BC)['score']:.1f}",
                     }
                 )
-    left = mx.judge(mx.collect(model, dev, task.metric), policy)
+    left = mx.judge(judged, policy)
     print(f"{policy}: {left.speedup_layers:.2f}× by layers on the development set")
     report(rows, args.output, shlex.join(["benchmarks/serving.py", *sys.argv[1:]]))
 

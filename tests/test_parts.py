@@ -412,7 +412,7 @@ def test_a_family_of_timm_is_a_row(monkeypatch):
         options = {"norm": model.norm, "pool": "mean", "layout": "tokens"}
         return timm_families.Trunk(model.stem, list(model.blocks), options)
 
-    row = timm_families.Family(trunk, {}, lambda model: "mixer_s32_224")
+    row = timm_families.TimmFamily(trunk, {}, lambda model: "mixer_s32_224")
     monkeypatch.setitem(timm_families.FAMILIES, MlpMixer, row)
     model = mx.MultiExitModel(mx.wrap(mixer, input_shape=(3, 32, 32)), CLASSES).eval()
     x = torch.randn(3, 3, 32, 32)

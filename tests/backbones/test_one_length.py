@@ -84,6 +84,19 @@ def test_streams_of_texts_of_all_lengths_are_answered_as_alone():
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_token_types_of_padding_say_nothing():
+    backbone = mx.wrap(ZOO["text/fnet"].make(), input_shape=(T,))
+    ids, mask = torch.randint(5, 30, (2, 7)), torch.ones(2, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    types = torch.zeros_like(ids)
+    features = [
+        backbone.features(input_ids=ids, attention_mask=mask, token_type_ids=given)[-1]
+        for given in (types, types + (1 - mask))
+    ]
+    assert torch.equal(*features)
+
+
 def test_what_does_not_fit_is_refused():
     _, model = model_of("text/convbert")
     with pytest.raises(ValueError, match="rows of 17 tokens, this network takes 16"):

@@ -137,7 +137,8 @@ def _padding_last(inputs: Inputs) -> Inputs:
 def filled_up(inputs: Mapping[str, Any], length: int, padding: int) -> Inputs:
     """The inputs as a tokenizer makes them with `padding="max_length"`: each [B, length].
 
-    What isn't real is the padding token, and without a mask the padding token is what isn't real.
+    What isn't real is the padding token, of type 0; without a mask the padding token is what isn't
+    real.
 
     Args:
         inputs: of `read`, without positions and embeddings.
@@ -150,8 +151,10 @@ def filled_up(inputs: Mapping[str, Any], length: int, padding: int) -> Inputs:
     assert ids_BT is not None
     assert mask_BT is not None
     valid_BT = mask_BT.to(torch.bool)
-    ids_BT = torch.where(valid_BT, ids_BT, padding)
-    inputs = {**inputs, "input_ids": ids_BT, "attention_mask": valid_BT}
+    inputs = {**inputs, "input_ids": torch.where(valid_BT, ids_BT, padding)}
+    if inputs.get("token_type_ids") is not None:
+        inputs["token_type_ids"] = inputs["token_type_ids"] * valid_BT
+    inputs["attention_mask"] = valid_BT
     T = valid_BT.shape[1]
     # By places: a graph of any T can't have a tensor of length - T.
     place_L = torch.arange(length, device=valid_BT.device)

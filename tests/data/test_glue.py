@@ -404,7 +404,7 @@ def test_texts_alone(tokenizer):
         ({"texts": ["a", None]}, r"texts\[1\] is None"),
         ({"texts": ["a", "b"], "pairs": ["a"]}, "1 pairs for 2 texts"),
         ({"texts": ["a", "b"], "labels": [0]}, "1 labels for 2 texts"),
-        ({"texts": ["a"], "labels": [[0, 1]]}, "one number a text"),
+        ({"texts": ["a"], "labels": [[[0, 1]]]}, "labels"),
         ({"texts": ["a"], "max_length": 2}, "max_length=2 .* adds 2 special tokens"),
         ({"texts": ["a"], "max_length": 10**31}, "max_length=10"),
     ],

@@ -115,7 +115,7 @@ def test_class_labels_in_another_order_than_the_models_are_refused():
         ([0, 1, None, 1] * 2, r"labels\[2\] is missing"),
         (["neg", "pos"] * 4, r"labels\[0\] is 'neg': give class numbers"),
         ([0, 1, -1, 1] * 2, r"label -1 in row 2"),
-        ([[0, 1]] * 8, "one number a text"),
+        ([[0, 1]] * 8, r"one number a row.*problem='multi-label'"),
     ],
 )
 def test_labels_that_are_none_are_named(labels, message):

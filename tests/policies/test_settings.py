@@ -39,7 +39,7 @@ class Named(Spread):
 
 
 SWEPT = [*policies.POLICIES.values(), Spread]
-LOWEST = {mx.Patience: 1}  # it compares two exits
+LOWEST = {mx.Patience: 1, mx.Settled: 1}  # they compare two exits
 
 
 @pytest.mark.parametrize("kind", SWEPT, ids=lambda kind: kind.__name__)
@@ -52,9 +52,13 @@ def test_a_sweep_reaches_both_ends(kind, M, C):
         logits_MBC = logits_MBC[:1].expand(M, -1, -1)  # who changes their mind can't leave early
     certainty_MB = torch.rand(M, 30, generator=generator)
     certainty_MB[:, 0], certainty_MB[:, 1] = 0.0, 1.0
+    problem = "embedding" if kind is mx.Settled else None
+    if problem is not None:
+        logits_MBC = torch.nn.functional.normalize(logits_MBC.clamp(min=1e-3), dim=-1)
     known = policies.Known(M, C)
     tried = policies.sweep_settings(kind, known)
-    means = [mx.simulate(p, logits_MBC, certainty_MB).double().mean().item() for p in tried]
+    exits = [mx.simulate(p, logits_MBC, certainty_MB, problem) for p in tried]
+    means = [exit_B.double().mean().item() for exit_B in exits]
     assert max(means) == M - 1
     assert min(means) == min(M - 1, LOWEST.get(kind, 0))
     assert len(tried) == len(set(tried)) <= 120

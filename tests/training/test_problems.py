@@ -58,8 +58,7 @@ def test_every_recipe_trains_several_decisions_or_refuses_first(name, problem, t
     else:
         why = ""
     if why:
-        assert problem == "regression"
-        assert "regression" in why
+        assert (problem == "regression" and "regression" in why) or name == "embedding"
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
         return
     assert problem == "multi-label" or name == "berxit"

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from multiexit.data.tasks import TaskData
 
 COLUMNS = ("text", "text_pair", "image", "label")
-OWN = (*COLUMNS, "validation_data", "test_data", "problem", "image_size", "augment", "skip_bad")
-"""Options that are for a user's own data alone."""
+"""Options that name the columns of a user's own data."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ def find(
     Args:
         task: its name, or None.
         data: a file, folder or hub name of the user's own data, or None.
-        options: those of `OWN` that the command has; None and False were not given.
+        options: those that are for a user's own data alone, as far as the command has them; None
+            and False were not given.
         data_dir: of a task.
         seed: of the split, where one is drawn.
         others: options that some tasks take; see `multiexit.data.tasks.check_options`.

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from multiexit.cli import sources
 from multiexit.files.paths import regular_file
 
 SKIPPED = "skipped.jsonl"
@@ -88,15 +89,15 @@ def _own(
     from multiexit.data.own import loading, targets
 
     how = model.preprocessing
-    named = {name: trained_on.get(name) for name in ("text", "text_pair", "image", "label")}
+    named = {name: trained_on.get(name) for name in sources.COLUMNS}
     named |= {name: value for name, value in columns.items() if value}
     if data is None and not {"data"} <= trained_on.keys():
         raise ValueError(f"{folder} was trained on rows in memory: name others by --data")
-    sources = {"data": data} if data else {k: trained_on.get(k) for k in SOURCES}
+    places = {"data": data} if data else {k: trained_on.get(k) for k in SOURCES}
     draws: dict[str, Any] = (
         {} if data else {k: trained_on.get(k) for k in ("share", "seed", "drawn_from")}
     )
-    found = loading.find(**sources, **named)  # type: ignore[arg-type]
+    found = loading.find(**places, **named)  # type: ignore[arg-type]
     if found.kind != how.get("kind"):
         raise ValueError(f"{data} holds {found.kind}s, and the model reads {how.get('kind')}s")
     return loading.task_of(

@@ -34,8 +34,8 @@ for command in (
     serving.predict,
     serving.export,
     serving.truncate,
-    training.recipes,
-    training.info,
+    looking.recipes,
+    looking.info,
 ):
     app.command()(finite(command))
 

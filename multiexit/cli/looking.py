@@ -1,9 +1,12 @@
-"""The command that makes a page of runs."""
+"""Commands that show: runs as a page, the recipes, what a backbone or a folder holds."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from multiexit.cli import typed
 
 
 def report(
@@ -37,3 +40,72 @@ def report(
     print(f"written: {target} ({len(page.encode()) / 1e6:.2f} MB)")
     if open_ and not webbrowser.open(target.resolve().as_uri()):
         print("no browser was found: open the file by hand")
+
+
+def recipes() -> None:
+    """List the training methods, and the networks without early exits, with paper and section.
+
+    Example: multiexit recipes
+    """
+    from multiexit.recipes import RECIPES
+    from multiexit.recipes.static import BASELINES
+
+    print("With exits: multiexit train --recipe NAME\n")
+    for make in RECIPES.values():
+        recipe = make()
+        print(f"{recipe.name:<18} {recipe.summary}")
+        print(f"{'':<18} {recipe.paper} ({recipe.year}), section {recipe.section}")
+    print("\nWithout early exits: multiexit baseline NAME\n")
+    for make in BASELINES.values():
+        network, options = make(), signature(make).parameters.values()
+        print(f"{network.name:<18} {network.summary} ({network.rows})")
+        print(f"{'':<18} {network.paper} ({network.year}), section {network.section}")
+        if options:
+            typed_options = ", ".join(f"{each.name}={each.default}" for each in options)
+            print(f"{'':<18} --option {typed_options}")
+
+
+def info(
+    backbone: Annotated[
+        str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, …; or a trained run")
+    ],
+    classes: Annotated[int | None, typer.Option(min=1, max=100_000, help="default 2")] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0; default all")
+    ] = None,
+    head: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """What a run's or model's folder holds; or the exits that a backbone can have.
+
+    Both with parameters and MACs up to each exit.
+
+    Examples:
+
+    multiexit info cifar-resnet-56 --classes 10
+
+    multiexit info runs/reviews
+    """
+    from multiexit import MultiExitModel, wrap
+    from multiexit.evaluation import card, report
+    from multiexit.model.folder import SETTINGS
+    from multiexit.model.settings import read_settings
+
+    folder = typed.model_folder(Path(backbone))
+    if (folder / SETTINGS).is_file():
+        given = {"--classes": classes, "--exits": exits, "--head": head}
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(f"{option} is for a backbone, and {folder} has exits: leave it")
+        settings = read_settings(folder / SETTINGS)
+        how = settings["preprocessing"]
+        known = {
+            "a trained model": str(folder),
+            **card.facts(settings),
+            "reads": how.get("kind"),
+            "trained on": how.get("task") or (how.get("data") or {}).get("data"),
+        }
+        print("\n".join(f"{key}: {value}" for key, value in known.items() if value) + "\n")
+        print(report.cost_table(MultiExitModel.from_pretrained(folder).cost()))
+        return
+    model = MultiExitModel(wrap(backbone), classes or 2, typed.exits(exits or "all"), head)
+    print(report.cost_table(model.cost()))

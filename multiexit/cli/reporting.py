@@ -10,7 +10,7 @@ from typing import Any
 from multiexit.data import tasks
 from multiexit.data.showing import shown
 from multiexit.data.tasks import TaskData
-from multiexit.evaluation import card, examples, pictures, report, results
+from multiexit.evaluation import card, examples, pictures, report, results, seeds
 from multiexit.evaluation.grids import default_policies
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, sweep
@@ -19,7 +19,8 @@ from multiexit.files import writing
 from multiexit.files.json_files import write_json
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
-from multiexit.runtime import processes
+from multiexit.recipes import Recipe
+from multiexit.runtime import processes, versions
 from multiexit.serving.speedup import measured_speedup
 from multiexit.training.experiment import backbone_for, config_for, recipe_for, train
 from multiexit.training.records import run_folder
@@ -158,3 +159,36 @@ def demo(folder: Path, epochs: int = 30, overwrite: bool = False) -> None:
         history=history,
         **about,
     )
+
+
+def other_seeds(folder: Path, task: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """The results of another run with the same seeds."""
+    other = seeds.read(folder)
+    seeds.check_pair(other, task, numbers)
+    return other
+
+
+def report_seeds(
+    output: Path,
+    numbers: Sequence[int],
+    data: TaskData,
+    recipe: Recipe,
+    other: dict[str, Any] | None,
+    command: str,
+) -> None:
+    """Print and write the results of several seeds together, and beside another run's."""
+    together = seeds.gather(
+        output,
+        numbers,
+        list(data.sets),
+        type(recipe.policy).__name__,
+        task=data.name,
+        recipe=recipe.name,
+        command=command,
+        versions=versions(),
+    )
+    print(f"\n{seeds.table(together)}\n\nwritten: {output / seeds.NAME}")
+    if other is not None:
+        comparison = seeds.compare(together, other)
+        write_json(output / "against.json", comparison)
+        print(f"\n{seeds.comparison_table(comparison)}\n\nwritten: {output / 'against.json'}")

@@ -1,17 +1,14 @@
-"""Commands that train, and what can be trained."""
+"""Commands that train."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from multiexit.cli import typed
+from multiexit.cli import train_options, typed
 from multiexit.cli.words import (
-    LAST_SEED,
     Augment,
     BackboneName,
     ChannelsLast,
@@ -40,10 +37,6 @@ from multiexit.cli.words import (
     typed_command,
 )
 
-if TYPE_CHECKING:
-    from multiexit.data.tasks import TaskData
-    from multiexit.recipes import Recipe
-
 
 def demo(
     output: Annotated[Path, typer.Option(help="folder for the model and the picture")] = Path(
@@ -64,10 +57,7 @@ def demo(
 
 def train(
     output: Annotated[Path, typer.Option(help="the run's folder")],
-    config_file: Annotated[
-        Path | None,
-        typer.Option("--config", help="options by name in YAML or JSON, or a run's run.json"),
-    ] = None,
+    config_file: train_options.ConfigFile = None,
     task: Task = None,
     data: Data = None,
     text: Text = None,
@@ -81,108 +71,52 @@ def train(
     augment: Augment = None,
     skip_bad: SkipBad = False,
     data_dir: DataDir = None,
-    download: Annotated[bool, typer.Option(help="fetch CIFAR into the data folder")] = False,
+    download: train_options.Download = False,
     recipe: RecipeName = "leebert",
-    option: Annotated[
-        list[str] | None, typer.Option(help="a recipe's own option, e.g. temperature=2")
-    ] = None,
+    option: train_options.Option = None,
     backbone: BackboneName = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="timm, torchvision: with their weights")
-    ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="safetensors to start a CIFAR ResNet from (see --normalisation)"),
-    ] = None,
-    normalisation: Annotated[
-        str | None,
-        typer.Option(help="of CIFAR's images: imagenet for published weights; default: its own"),
-    ] = None,
+    pretrained: train_options.Pretrained = False,
+    weights: train_options.Weights = None,
+    normalisation: train_options.Normalisation = None,
     exits: Exits = "all",
     head: HeadName = None,
     pool: Pool = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
+    epochs: train_options.Epochs = None,
     max_steps: MaxSteps = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    lr: Annotated[float | None, typer.Option(help="learning rate of the network")] = None,
-    omega_lr: Annotated[
-        float | None, typer.Option(help="learning rate of the loss weights")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="of the network's optimiser")] = None,
-    warmup: Annotated[
-        float | None, typer.Option(help="share of the steps over which the rate rises")
-    ] = None,
-    lr_schedule: Annotated[
-        str | None, typer.Option(help="linear, cosine, step, constant, or one of transformers")
-    ] = None,
-    lr_schedule_option: Annotated[
-        list[str] | None, typer.Option(help="of a schedule of transformers, e.g. num_cycles=3")
-    ] = None,
-    layer_decay: Annotated[
-        float | None, typer.Option(help="factor of the rate from a stage to the one before, 0.9")
-    ] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option(help="of labels that are classes, in [0, 1)")
-    ] = None,
-    class_weights: Annotated[
-        str | None, typer.Option(help="in the loss against labels, one a class: 1,2.5")
-    ] = None,
-    clip: Annotated[
-        float | None, typer.Option(min=0, help="largest norm of the gradient; 0 is none")
-    ] = None,
-    early_stopping: Annotated[
-        int | None, typer.Option(help="evaluations without a better one; text 5, images never")
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(min=0, max=256, help="processes that prepare batches")
-    ] = 0,
-    schedule: Annotated[
-        str | None, typer.Option(help="CIFAR: strong (the default) or appendix-f")
-    ] = None,
+    batch_size: train_options.BatchSize = None,
+    lr: train_options.Lr = None,
+    omega_lr: train_options.OmegaLr = None,
+    weight_decay: train_options.WeightDecay = None,
+    warmup: train_options.Warmup = None,
+    lr_schedule: train_options.LrSchedule = None,
+    lr_schedule_option: train_options.LrScheduleOption = None,
+    layer_decay: train_options.LayerDecay = None,
+    label_smoothing: train_options.LabelSmoothing = None,
+    class_weights: train_options.ClassWeights = None,
+    clip: train_options.Clip = None,
+    early_stopping: train_options.EarlyStopping = None,
+    workers: train_options.Workers = 0,
+    schedule: train_options.Schedule = None,
     mixed_precision: MixedPrecision = "no",
     compile: Compile = False,
     channels_last: ChannelsLast = False,
     checkpoint_gradients: CheckpointGradients = False,
-    accumulation: Annotated[int, typer.Option(help="batches per step")] = 1,
-    validation: Annotated[
-        float | None,
-        typer.Option(help="share of train that selects the epoch; text 0.1, images 0 (the last)"),
-    ] = None,
+    accumulation: train_options.Accumulation = 1,
+    validation: train_options.Validation = None,
     max_length: MaxLength = None,
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED)] = 0,
-    seeds: Annotated[
-        int | None,
-        typer.Option(min=1, max=1000, help="train so many, from --seed on, in OUTPUT/seed-N"),
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="another run with --seeds, for a paired test")
-    ] = None,
-    evaluate_every: Annotated[
-        int | None, typer.Option(help="steps between evaluations; default: at epochs' ends")
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(help="steps, beside epochs' ends and evaluations")
-    ] = None,
-    log_every: Annotated[
-        int | None, typer.Option(help="steps between readings of the losses")
-    ] = None,
-    keep_checkpoints: Annotated[
-        int, typer.Option(help="how many of the latest stay, beside that of the best epoch")
-    ] = 2,
-    resume: Annotated[bool, typer.Option(help="go on from the run's last checkpoint")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="clear away the run in OUTPUT and start anew")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option(help="resume a run with another recipe, settings, data or versions")
-    ] = False,
-    push: Annotated[
-        str | None, typer.Option(help="upload the model to the hub's repository USER/NAME")
-    ] = None,
-    private: Annotated[
-        bool | None, typer.Option("--private", help="of a repository that is made now")
-    ] = None,
-    tracker: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb, …")] = None,
+    seed: train_options.Seed = 0,
+    seeds: train_options.Seeds = None,
+    against: train_options.Against = None,
+    evaluate_every: train_options.EvaluateEvery = None,
+    checkpoint_every: train_options.CheckpointEvery = None,
+    log_every: train_options.LogEvery = None,
+    keep_checkpoints: train_options.KeepCheckpoints = 2,
+    resume: train_options.Resume = False,
+    overwrite: train_options.Overwrite = False,
+    force: train_options.Force = False,
+    push: train_options.Push = None,
+    private: train_options.Private = None,
+    tracker: train_options.Tracker = None,
     progress: Progress = True,
 ) -> None:
     """Put exits on a backbone, train it by a recipe, and report every exit and many policies.
@@ -294,7 +228,7 @@ def train(
     other = None
     if against is not None:
         named = source.own.name if source.own is not None else tasks.canonical(known_as)
-        other = _other_seeds(against, named, numbers)
+        other = reporting.other_seeds(against, named, numbers)
     folders = [output if seeds is None else output / f"seed-{number}" for number in numbers]
     for folder in folders:
         run_folder.check(replace(config, output=folder))
@@ -331,111 +265,4 @@ def train(
             if push is not None:
                 print(f"pushed: {hub.push(folder / run_folder.MODEL, push, private=private)}")
     if seeds is not None and processes().is_main_process:
-        _report_seeds(output, numbers, read, method, other)
-
-
-def _other_seeds(folder: Path, task: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """The results of another run with the same seeds."""
-    from multiexit.evaluation import seeds
-
-    other = seeds.read(folder)
-    seeds.check_pair(other, task, numbers)
-    return other
-
-
-def _report_seeds(
-    output: Path,
-    numbers: Sequence[int],
-    data: "TaskData",
-    recipe: "Recipe",
-    other: dict[str, Any] | None,
-) -> None:
-    """Print and write the results of several seeds together, and beside another run's."""
-    from multiexit.evaluation import seeds
-    from multiexit.files import json_files
-    from multiexit.runtime import versions
-
-    together = seeds.gather(
-        output,
-        numbers,
-        list(data.sets),
-        type(recipe.policy).__name__,
-        task=data.name,
-        recipe=recipe.name,
-        command=typed_command(),
-        versions=versions(),
-    )
-    print(f"\n{seeds.table(together)}\n\nwritten: {output / seeds.NAME}")
-    if other is not None:
-        comparison = seeds.compare(together, other)
-        json_files.write_json(output / "against.json", comparison)
-        print(f"\n{seeds.comparison_table(comparison)}\n\nwritten: {output / 'against.json'}")
-
-
-def recipes() -> None:
-    """List the training methods, and the networks without early exits, with paper and section.
-
-    Example: multiexit recipes
-    """
-    from multiexit.recipes import RECIPES
-    from multiexit.recipes.static import BASELINES
-
-    print("With exits: multiexit train --recipe NAME\n")
-    for make in RECIPES.values():
-        recipe = make()
-        print(f"{recipe.name:<18} {recipe.summary}")
-        print(f"{'':<18} {recipe.paper} ({recipe.year}), section {recipe.section}")
-    print("\nWithout early exits: multiexit baseline NAME\n")
-    for make in BASELINES.values():
-        network, options = make(), signature(make).parameters.values()
-        print(f"{network.name:<18} {network.summary} ({network.rows})")
-        print(f"{'':<18} {network.paper} ({network.year}), section {network.section}")
-        if options:
-            typed_options = ", ".join(f"{each.name}={each.default}" for each in options)
-            print(f"{'':<18} --option {typed_options}")
-
-
-def info(
-    backbone: Annotated[
-        str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, …; or a trained run")
-    ],
-    classes: Annotated[int | None, typer.Option(min=1, max=100_000, help="default 2")] = None,
-    exits: Annotated[
-        str | None, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0; default all")
-    ] = None,
-    head: Annotated[str | None, typer.Option()] = None,
-) -> None:
-    """What a run's or model's folder holds; or the exits that a backbone can have.
-
-    Both with parameters and MACs up to each exit.
-
-    Examples:
-
-    multiexit info cifar-resnet-56 --classes 10
-
-    multiexit info runs/reviews
-    """
-    from multiexit import MultiExitModel, wrap
-    from multiexit.evaluation import card, report
-    from multiexit.model.folder import SETTINGS
-    from multiexit.model.settings import read_settings
-
-    folder = typed.model_folder(Path(backbone))
-    if (folder / SETTINGS).is_file():
-        given = {"--classes": classes, "--exits": exits, "--head": head}
-        for option, value in given.items():
-            if value is not None:
-                raise ValueError(f"{option} is for a backbone, and {folder} has exits: leave it")
-        settings = read_settings(folder / SETTINGS)
-        how = settings["preprocessing"]
-        known = {
-            "a trained model": str(folder),
-            **card.facts(settings),
-            "reads": how.get("kind"),
-            "trained on": how.get("task") or (how.get("data") or {}).get("data"),
-        }
-        print("\n".join(f"{key}: {value}" for key, value in known.items() if value) + "\n")
-        print(report.cost_table(MultiExitModel.from_pretrained(folder).cost()))
-        return
-    model = MultiExitModel(wrap(backbone), classes or 2, typed.exits(exits or "all"), head)
-    print(report.cost_table(model.cost()))
+        reporting.report_seeds(output, numbers, read, method, other, typed_command())

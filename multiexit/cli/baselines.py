@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from multiexit.cli import typed
+from multiexit.cli.row_options import DataDir
 from multiexit.cli.words import (
     LAST_SEED,
-    DataDir,
     MaxLength,
     MaxSteps,
     Pool,

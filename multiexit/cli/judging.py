@@ -6,32 +6,14 @@ from typing import Annotated
 import typer
 
 from multiexit.cli import typed
-from multiexit.cli.words import (
-    LAST_SEED,
-    DataDir,
-    Image,
-    Label,
-    Model,
-    ModelData,
-    ModelTask,
-    Policies,
-    SkipBad,
-    Text,
-    TextPair,
-    typed_command,
-)
+from multiexit.cli.row_options import ModelRows
+from multiexit.cli.words import LAST_SEED, Model, Policies, spread, typed_command
 
 
+@spread
 def evaluate(
     model: Model,
-    task: ModelTask = None,
-    data: ModelData = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    image: Image = None,
-    label: Label = None,
-    skip_bad: SkipBad = False,
-    data_dir: DataDir = None,
+    rows: ModelRows,
     policy: Policies = None,
     output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
     time_batch: Annotated[
@@ -42,7 +24,7 @@ def evaluate(
 
     Example: multiexit evaluate runs/mrpc/model --data-dir data --policy patience=4 --time-batch 1
     """
-    from multiexit.cli import reporting
+    from multiexit.cli import reporting, sources
     from multiexit.evaluation import grids
     from multiexit.policies import check, parse
 
@@ -50,38 +32,30 @@ def evaluate(
     named_policies = [parse(name) for name in policy or []]
     if output is not None:
         typed.folder("--output", output)
-    loaded, rows = typed.load(
-        model, task, data_dir, data, typed.columns(text, text_pair, image, label), skip_bad
-    )
+    loaded, task = sources.load(model, rows)
     for named_policy in named_policies:
         check(named_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
     model_policy = None if named_policies else loaded.policy
     folder = output or model.parent / "evaluation"
     reporting.report_on(
         loaded,
-        rows,
+        task,
         folder,
         lambda outputs: named_policies or grids.default_policies(outputs, model_policy),
-        title=rows.name,
+        title=task.name,
         time_batch=time_batch,
         certificate=None if model_policy is None else model_policy.certificate,
         command=typed_command(),
     )
 
 
+@spread
 def sweep(
     model: Model,
+    rows: ModelRows,
     policy: Annotated[
         str, typer.Option(help="patience, entropy, max-prob, margin, …")
     ] = "patience",
-    task: ModelTask = None,
-    data: ModelData = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    image: Image = None,
-    label: Label = None,
-    skip_bad: SkipBad = False,
-    data_dir: DataDir = None,
     output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
 ) -> None:
     """One policy over its whole range, from one pass over the data.
@@ -89,7 +63,7 @@ def sweep(
     Example: multiexit sweep runs/mrpc/model --policy entropy --data-dir data
     """
     from multiexit.arguments import unknown
-    from multiexit.cli import reporting
+    from multiexit.cli import reporting, sources
     from multiexit.evaluation import grids
     from multiexit.policies import POLICIES
 
@@ -98,22 +72,22 @@ def sweep(
         raise unknown("policy", policy, sorted(POLICIES))
     if output is not None:
         typed.folder("--output", output)
-    loaded, rows = typed.load(
-        model, task, data_dir, data, typed.columns(text, text_pair, image, label), skip_bad
-    )
+    loaded, task = sources.load(model, rows)
     folder = output or model.parent / f"sweep-{policy}"
     reporting.report_on(
         loaded,
-        rows,
+        task,
         folder,
         lambda outputs: grids.family(policy, outputs),
-        title=f"{policy} on {rows.name}",
+        title=f"{policy} on {task.name}",
         command=typed_command(),
     )
 
 
+@spread
 def calibrate(
     model: Model,
+    rows: ModelRows,
     policy: Annotated[
         str,
         typer.Option(help="max-prob, patience, …; patient-confident=0.2,3 keeps the 3"),
@@ -144,14 +118,6 @@ def calibrate(
     ] = False,
     share: Annotated[float, typer.Option(help="of the set, to calibrate on")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="of the rows' draw")] = 0,
-    task: ModelTask = None,
-    data: ModelData = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    image: Image = None,
-    label: Label = None,
-    skip_bad: SkipBad = False,
-    data_dir: DataDir = None,
 ) -> None:
     """Set the model's policy for one target, on a share of the development set.
 
@@ -166,7 +132,7 @@ def calibrate(
 
     multiexit calibrate runs/mrpc/model --policy patience --risk 0.05 --confidence 0.95
     """
-    from multiexit.cli import calibrating
+    from multiexit.cli import calibrating, sources
 
     target = {
         "speedup": speedup,
@@ -182,10 +148,8 @@ def calibrate(
     model = typed.model_folder(model)
     kind = calibrating.named(policy)
     target = calibrating.complete(target, share)
-    loaded, rows = typed.load(
-        model, task, data_dir, data, typed.columns(text, text_pair, image, label), skip_bad
-    )
-    calibrating.run(loaded, model, rows, kind, target, share, seed, temperatures)
+    loaded, task = sources.load(model, rows)
+    calibrating.run(loaded, model, task, kind, target, share, seed, temperatures)
 
 
 def profile(

@@ -5,22 +5,14 @@ from typing import Annotated
 import typer
 
 from multiexit.cli import typed
-from multiexit.cli.words import (
-    LAST_SEED,
-    DataDir,
-    Image,
-    Label,
-    ModelData,
-    ModelTask,
-    Run,
-    SkipBad,
-    Text,
-    TextPair,
-)
+from multiexit.cli.row_options import ModelRows
+from multiexit.cli.words import LAST_SEED, Run, spread
 
 
+@spread
 def recommend(
     run: Run,
+    rows: ModelRows,
     speedup: Annotated[float | None, typer.Option(help="by layers, at least")] = None,
     max_loss: Annotated[
         float | None, typer.Option(help="of score, in points (0.5 is 84.5 → 84.0), at most")
@@ -32,14 +24,6 @@ def recommend(
     share: Annotated[float, typer.Option(help="of the set, to choose on")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="of the rows' draw")] = 0,
     write: Annotated[bool, typer.Option("--write", help="store the policy in the model")] = False,
-    task: ModelTask = None,
-    data: ModelData = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    image: Image = None,
-    label: Label = None,
-    skip_bad: SkipBad = False,
-    data_dir: DataDir = None,
 ) -> None:
     """Say which policy to take for one target, what it costs, and how sure that is.
 
@@ -54,6 +38,7 @@ def recommend(
     multiexit recommend runs/mrpc --milliseconds 20 --batch-size 8
     """
     from multiexit.arguments import check_share
+    from multiexit.cli import sources
     from multiexit.evaluation import plain_words, report
     from multiexit.evaluation.outputs import collect
     from multiexit.evaluation.recommendation import check_target
@@ -68,8 +53,7 @@ def recommend(
         raise ValueError("--batch-size goes with --milliseconds: leave it out")
     check_share("share", share, "(0, 1)")
     folder = typed.model_folder(run)
-    columns = typed.columns(text, text_pair, image, label)
-    model, source = typed.load(folder, task, data_dir, data, columns, skip_bad)
+    model, task = sources.load(folder, rows)
     if milliseconds is not None:
         if model.latency is None:
             raise ValueError(
@@ -77,8 +61,8 @@ def recommend(
                 f"`multiexit profile {folder}`"
             )
         check_latency(model, model.num_exits, model.latency)
-    name, rows = next(iter(source.sets.items()))
-    outputs = collect(model, rows, source.metric)
+    name, main_set = next(iter(task.sets.items()))
+    outputs = collect(model, main_set, task.metric)
     advice = choose(
         outputs,
         speedup=speedup,
@@ -90,7 +74,7 @@ def recommend(
         share=share,
         seed=seed,
     )
-    print(f"{source.name} ({name}): {policy_name(advice.row.policy)}\n")
+    print(f"{task.name} ({name}): {policy_name(advice.row.policy)}\n")
     print(plain_words.explain(advice, outputs.cost.layers_M, outputs.metric))
     if milliseconds is not None:
         print(plain_words.time(advice, model.latency, batch_size or 1))

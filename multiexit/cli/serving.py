@@ -9,7 +9,8 @@ import typer
 
 from multiexit.cli import typed
 from multiexit.cli.row_files import as_json
-from multiexit.cli.words import DataDir, Model, Policy
+from multiexit.cli.row_options import DataDir, ModelRows
+from multiexit.cli.words import Model, Policy
 
 
 def predict(
@@ -141,6 +142,7 @@ def export(
     multiexit export runs/mrpc/model mrpc-int8 --int8 --task mrpc --data-dir data
     """
     from multiexit import MultiExitModel
+    from multiexit.cli import sources
     from multiexit.policies import check, parse
     from multiexit.serving.onnx import export as export_onnx
     from multiexit.serving.onnx.int8 import TARGETS
@@ -158,7 +160,7 @@ def export(
         loaded = MultiExitModel.from_pretrained(model)
         rows = _rows(loaded, reader, data) if data else None
     else:
-        loaded, task_data = typed.load(model, task, data_dir)
+        loaded, task_data = sources.load(model, ModelRows(task=task, data_dir=data_dir))
         rows = next(iter(task_data.sets.values()))
     if exit_policy is not None:
         check(exit_policy, loaded.num_exits, loaded.num_classes, loaded.problem)

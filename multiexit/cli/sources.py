@@ -1,9 +1,11 @@
 """The data that a command reads: a task by its name, or a user's own."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from multiexit.cli import typed
+from multiexit.cli.row_options import ModelRows, TrainingRows
 
 if TYPE_CHECKING:
     from multiexit.data.own.loading import Found
@@ -11,6 +13,12 @@ if TYPE_CHECKING:
 
 COLUMNS = ("text", "text_pair", "image", "label")
 """Options that name the columns of a user's own data."""
+
+SOURCES = ("data", "validation", "test")
+"""What a run remembers of where its own data lies."""
+
+SKIPPED = "skipped.jsonl"
+"""The file of rows that were left out, in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -20,26 +28,26 @@ class Source:
     Args:
         name: of the task; of a user's own data `"text"` or `"image"`.
         kind: `"text"` or `"image"`.
-        data_dir, download, normalisation: of a task by its name.
+        rows: as they were typed.
+        download, normalisation: of a task by its name.
         own: a user's data.
         options: of how that is read.
     """
 
     name: str
     kind: str
-    data_dir: Path | None
+    rows: TrainingRows
     download: bool
     normalisation: str | None
     own: "Found | None"
     options: dict[str, Any]
 
-    def load(self, tokenizer: Any, max_length: int | None, skipped: Path | None) -> "TaskData":
+    def load(self, tokenizer: Any, folder: Path) -> "TaskData":
         """Read the data.
 
         Args:
             tokenizer: of texts.
-            max_length: tokens of text at most.
-            skipped: a file for rows that can't be used, where they are to be left out.
+            folder: of the run; rows that can't be used and are to be left out are written there.
 
         Raises:
             ValueError: rows that can't be used.
@@ -47,30 +55,21 @@ class Source:
         from multiexit.data import tasks
         from multiexit.data.own.loading import task_of
 
+        rows, length = self.rows, self.rows.max_length
         if self.own is None:
             return tasks.load(
-                self.name, self.data_dir, tokenizer, max_length, self.normalisation, self.download
+                self.name, rows.data_dir, tokenizer, length, self.normalisation, self.download
             )
-        length = {} if max_length is None else {"max_length": max_length}
-        return task_of(self.own, tokenizer, skip_bad=skipped, **length, **self.options)
+        skipped = folder / SKIPPED if rows.skip_bad else None
+        options = self.options if length is None else {**self.options, "max_length": length}
+        return task_of(self.own, tokenizer, skip_bad=skipped, **options)
 
 
-def find(
-    task: str | None,
-    data: str | None,
-    options: Mapping[str, Any],
-    data_dir: Path | None = None,
-    seed: int = 0,
-    **others: Any,
-) -> Source:
+def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:
     """Find what a command is to read.
 
     Args:
-        task: its name, or None.
-        data: a file, folder or hub name of the user's own data, or None.
-        options: those that are for a user's own data alone, as far as the command has them; None
-            and False were not given.
-        data_dir: of a task.
+        rows: as typed.
         seed: of the split, where one is drawn.
         others: options that some tasks take; see `multiexit.data.tasks.check_options`.
 
@@ -80,7 +79,8 @@ def find(
     from multiexit.data import tasks
     from multiexit.data.own.loading import find as find_own
 
-    given = {name: value for name, value in options.items() if value}
+    task, data, given = rows.task, rows.data, rows.of_own_data
+    others |= {"data_dir": rows.data_dir, "max_length": rows.max_length}
     if (task is None) == (data is None):
         raise ValueError(
             "give --task, the name of a data set, or --data, a file or folder of your own"
@@ -90,9 +90,9 @@ def find(
         if given:
             name, value = next(iter(given.items()))
             raise ValueError(f"{name} {value} is for data of your own, by --data: leave it out")
-        tasks.check_options(task, data_dir=data_dir, **others)
+        tasks.check_options(task, **others)
         download, normalisation = bool(others.get("download")), others.get("normalisation")
-        return Source(task, tasks.modality(task), data_dir, download, normalisation, None, {})
+        return Source(task, tasks.modality(task), rows, download, normalisation, None, {})
     columns: dict[str, Any] = {name: given.get(name) for name in COLUMNS}
     if columns["label"] is not None and len(columns["label"]) == 1:
         columns["label"] = columns["label"][0]
@@ -103,8 +103,83 @@ def find(
     for name in image_options:
         if name in given and own.kind != "image":
             raise ValueError(f"{name} {given[name]} is for images, and these are texts: leave it")
-    tasks.check_options(own.kind, data_dir=data_dir, **others)
+    tasks.check_options(own.kind, **others)
     reading = {new: given[name] for name, new in image_options.items() if name in given}
     if "problem" in given:
         reading["problem"] = given["problem"]
-    return Source(own.kind, own.kind, None, False, None, own, {**reading, "seed": seed})
+    return Source(own.kind, own.kind, rows, False, None, own, {**reading, "seed": seed})
+
+
+def load(folder: Path, rows: ModelRows) -> tuple[Any, Any]:
+    """A saved model and the data to judge it on: by default what it was trained on.
+
+    Args:
+        folder: of the model, or of its run.
+        rows: as typed. All rows of `--data` are judged on; its columns are those of training where
+            they aren't named; bad rows that are left out are written beside the model.
+
+    Raises:
+        ValueError: options that don't go together, or rows that the model can't be judged on.
+    """
+    from multiexit import MultiExitModel
+    from multiexit.data import tasks
+
+    folder = typed.model_folder(folder)
+    model = MultiExitModel.from_pretrained(folder).to(typed.device())
+    preprocessing = model.preprocessing
+    if model.problem == "token-classification":
+        raise ValueError(
+            f"{folder} answers each token, and the rows that commands read have one answer: judge "
+            "it in Python, multiexit.collect(model, rows)"
+        )
+    data, task = rows.data, rows.task
+    if data is not None and (task is not None or rows.data_dir is not None):
+        raise ValueError("--data names the rows: leave out --task and --data-dir")
+    if data is None and rows.columns:
+        raise ValueError("columns are of data of your own: name it by --data")
+    trained_on = None if task is not None else preprocessing.get("data")
+    if data is not None or trained_on is not None:
+        return model, _own(model, folder, trained_on or {}, rows)
+    if rows.skip_bad:
+        raise ValueError("--skip-bad is for data of your own: leave it out")
+    name = task or preprocessing.get("task")
+    if name is None:
+        raise ValueError(
+            f"{folder} doesn't say what it was trained on: pass --task, or --data with your own"
+        )
+    tasks.check_options(name, data_dir=rows.data_dir)
+    modality = tasks.modality(name)
+    reader = typed.tokenizer(folder) if modality == "text" else None
+    defaults = preprocessing if preprocessing.get("kind") == modality else {}
+    max_length, normalisation = defaults.get("max_length"), defaults.get("normalisation")
+    read = tasks.load(name, rows.data_dir, reader, max_length, normalisation)
+    if read.num_classes != model.num_classes:
+        raise ValueError(f"{name} has {read.num_classes} classes, the model {model.num_classes}")
+    return model, read
+
+
+def _own(model: Any, folder: Path, trained_on: dict[str, Any], rows: ModelRows) -> Any:
+    """A user's own data for a model: other data, or what it was trained on."""
+    from multiexit.data.own import loading, targets
+
+    how, data = model.preprocessing, rows.data
+    named = {name: trained_on.get(name) for name in COLUMNS} | rows.columns
+    if data is None and not {"data"} <= trained_on.keys():
+        raise ValueError(f"{folder} was trained on rows in memory: name others by --data")
+    places = {"data": data} if data else {k: trained_on.get(k) for k in SOURCES}
+    draws: dict[str, Any] = (
+        {} if data else {k: trained_on.get(k) for k in ("share", "seed", "drawn_from")}
+    )
+    found = loading.find(**places, **named)  # type: ignore[arg-type]
+    if found.kind != how.get("kind"):
+        raise ValueError(f"{data} holds {found.kind}s, and the model reads {how.get('kind')}s")
+    return loading.task_of(
+        found,
+        typed.tokenizer(folder) if found.kind == "text" else None,
+        max_length=how.get("max_length", 128),
+        how=how if found.kind == "image" else None,
+        trained=targets.given(model.labels, model.num_classes, model.problem),
+        draw=data is None,
+        skip_bad=folder.parent / SKIPPED if rows.skip_bad else None,
+        **draws,
+    )

@@ -8,32 +8,20 @@ from typing import Annotated
 import typer
 
 from multiexit.cli import train_options, typed
+from multiexit.cli.row_options import TrainingRows
 from multiexit.cli.words import (
-    Augment,
     BackboneName,
     ChannelsLast,
     CheckpointGradients,
     Compile,
-    Data,
-    DataDir,
     Exits,
     HeadName,
-    Image,
-    ImageSize,
-    Label,
-    MaxLength,
     MaxSteps,
     MixedPrecision,
     Pool,
-    Problem,
     Progress,
     RecipeName,
-    SkipBad,
-    Task,
-    TestData,
-    Text,
-    TextPair,
-    ValidationData,
+    spread,
     typed_command,
 )
 
@@ -55,22 +43,11 @@ def demo(
     reporting.demo(output, epochs, overwrite)
 
 
+@spread
 def train(
     output: Annotated[Path, typer.Option(help="the run's folder")],
+    rows: TrainingRows,
     config_file: train_options.ConfigFile = None,
-    task: Task = None,
-    data: Data = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    image: Image = None,
-    label: Label = None,
-    problem: Problem = None,
-    validation_data: ValidationData = None,
-    test_data: TestData = None,
-    image_size: ImageSize = None,
-    augment: Augment = None,
-    skip_bad: SkipBad = False,
-    data_dir: DataDir = None,
     download: train_options.Download = False,
     recipe: RecipeName = "leebert",
     option: train_options.Option = None,
@@ -103,7 +80,6 @@ def train(
     checkpoint_gradients: CheckpointGradients = False,
     accumulation: train_options.Accumulation = 1,
     validation: train_options.Validation = None,
-    max_length: MaxLength = None,
     seed: train_options.Seed = 0,
     seeds: train_options.Seeds = None,
     against: train_options.Against = None,
@@ -151,21 +127,7 @@ def train(
     elif private:
         raise ValueError("--private is of what --push uploads: leave it out")
     source = sources.find(
-        task,
-        data,
-        {
-            "text": text,
-            "text_pair": text_pair,
-            "image": image,
-            "label": label,
-            "problem": problem,
-            "validation_data": validation_data,
-            "test_data": test_data,
-            "image_size": image_size,
-            "augment": augment,
-            "skip_bad": skip_bad,
-        },
-        data_dir,
+        rows,
         seed,
         download=download or None,
         pretrained=pretrained or None,
@@ -173,7 +135,6 @@ def train(
         normalisation=normalisation,
         schedule=schedule,
         channels_last=channels_last or None,
-        max_length=max_length,
     )
     known_as = source.name
     places = typed.exits(exits)
@@ -233,7 +194,7 @@ def train(
     for folder in folders:
         run_folder.check(replace(config, output=folder))
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
-    read = source.load(tokenizer, max_length, output / typed.SKIPPED if skip_bad else None)
+    read = source.load(tokenizer, output)
     method = experiment.tolerant(method, read)
     for number, folder in zip(numbers, folders, strict=True):
         begin = time.perf_counter()

@@ -11,31 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiexit.cli import training, typed
+from multiexit.cli.row_options import TrainingRows
 from multiexit.cli.words import (
     LAST_SEED,
-    Augment,
     BackboneName,
     ChannelsLast,
     CheckpointGradients,
     Compile,
-    Data,
-    DataDir,
     Exits,
     HeadName,
-    Image,
-    ImageSize,
-    Label,
-    MaxLength,
     MaxSteps,
     MixedPrecision,
     Pool,
-    Problem,
     Progress,
     RecipeName,
-    SkipBad,
-    Task,
-    Text,
-    TextPair,
+    spread,
 )
 
 if TYPE_CHECKING:
@@ -44,18 +34,10 @@ if TYPE_CHECKING:
 SCORE = "mean over exits (%)"
 
 
+@spread
 def tune(
     output: Annotated[Path, typer.Option(help="the search's folder; its name is the study's")],
-    task: Task = None,
-    data: Data = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    image: Image = None,
-    label: Label = None,
-    problem: Problem = None,
-    image_size: ImageSize = None,
-    augment: Augment = None,
-    skip_bad: SkipBad = False,
+    rows: TrainingRows,
     space: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,7 +60,6 @@ def tune(
         str | None,
         typer.Option(help="a database for many machines, postgresql://…; default: OUTPUT/study.db"),
     ] = None,
-    data_dir: DataDir = None,
     recipe: RecipeName = "leebert",
     option: Annotated[list[str] | None, typer.Option(help="a recipe's option that stays")] = None,
     backbone: BackboneName = None,
@@ -89,7 +70,6 @@ def tune(
     validation: Annotated[
         float | None, typer.Option(help="share of the rest that selects the epoch, as for `train`")
     ] = None,
-    max_length: MaxLength = None,
     mixed_precision: MixedPrecision = "no",
     compile: Compile = False,
     channels_last: ChannelsLast = False,
@@ -119,24 +99,7 @@ def tune(
     from multiexit.training import experiment
     from multiexit.training.search import crossval, queue
 
-    source = sources.find(
-        task,
-        data,
-        {
-            "text": text,
-            "text_pair": text_pair,
-            "image": image,
-            "label": label,
-            "problem": problem,
-            "image_size": image_size,
-            "augment": augment,
-            "skip_bad": skip_bad,
-        },
-        data_dir,
-        seed,
-        channels_last=channels_last or None,
-        max_length=max_length,
-    )
+    source = sources.find(rows, seed, channels_last=channels_last or None)
     known_as = source.name
     typed.folder("--output", output)
     options, places = typed.options(option or []), typed.exits(exits)
@@ -165,7 +128,7 @@ def tune(
     )
     crossval.check(dimensions, recipe, known_as, config)
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
-    read = source.load(tokenizer, max_length, output / typed.SKIPPED if skip_bad else None)
+    read = source.load(tokenizer, output)
     if folds > len(read.train):
         raise ValueError(f"--folds {folds}: there are {len(read.train)} rows to be parted")
     network = experiment.backbone_for(read, backbone, seed=seed)
@@ -173,16 +136,9 @@ def tune(
         network, read.num_classes, places, head or method.head, pool, None, read.problem
     )
     settings = {
-        "task": None if task is None else read.name,
-        "data": data,
-        "text": text,
-        "text_pair": text_pair,
-        "image": image,
-        "label": label or [],
-        "problem": problem,
-        "image_size": image_size,
-        "augment": augment,
-        "skip_bad": skip_bad,
+        **{name: value for name, value in vars(rows).items() if name != "data_dir"},
+        "task": None if rows.task is None else read.name,
+        "label": rows.label or [],
         "recipe": recipe,
         "option": option or [],
         "backbone": backbone,
@@ -191,7 +147,6 @@ def tune(
         "pool": pool,
         "max_steps": max_steps,
         "validation": validation,
-        "max_length": max_length,
         "mixed_precision": mixed_precision,
         "compile": compile,
         "channels_last": channels_last,
@@ -219,7 +174,7 @@ def tune(
         words = {
             **settings,
             **fields,
-            "data_dir": data_dir,
+            "data_dir": rows.data_dir,
             "seed": seed,
             "output": output / "best",
         }
@@ -250,8 +205,8 @@ def tune(
         watch=watch,
     )
     write(tuning)
-    rows = sorted(tuning.trials, key=lambda trial: -(trial.score or 0.0))
-    print("\n" + report.table([_cells(trial) for trial in rows]))
+    best_first = sorted(tuning.trials, key=lambda trial: -(trial.score or 0.0))
+    print("\n" + report.table([_cells(trial) for trial in best_first]))
     if tuning.best is None:
         raise ValueError(f"every trial failed; {output / 'tuning.json'} says why")
     print(f"\nwritten: {output / 'tuning.json'}; the best setting:\n")

@@ -3,113 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from multiexit.cli import sources
 from multiexit.files.paths import regular_file
-
-SKIPPED = "skipped.jsonl"
-"""The file of rows that were left out, in a run's folder."""
-
-SOURCES = ("data", "validation", "test")
-
-
-def load(
-    folder: Path,
-    task: str | None,
-    data_dir: Path | None,
-    data: str | None = None,
-    columns: Mapping[str, Any] | None = None,
-    skip_bad: bool = False,
-) -> tuple[Any, Any]:
-    """A saved model and the data to judge it on: by default what it was trained on.
-
-    Args:
-        folder: of the model, or of its run.
-        task, data_dir: a task by its name, and where it lies.
-        data: a file or folder of one's own, all of whose rows are judged on.
-        columns: of it, where they are others than in training.
-        skip_bad: leave bad rows out, and write them beside the model.
-    """
-    from multiexit import MultiExitModel
-    from multiexit.data import tasks
-
-    folder = model_folder(folder)
-    model = MultiExitModel.from_pretrained(folder).to(device())
-    preprocessing = model.preprocessing
-    if model.problem == "token-classification":
-        raise ValueError(
-            f"{folder} answers each token, and the rows that commands read have one answer: judge "
-            "it in Python, multiexit.collect(model, rows)"
-        )
-    if data is not None and (task is not None or data_dir is not None):
-        raise ValueError("--data names the rows: leave out --task and --data-dir")
-    if data is None and any((columns or {}).values()):
-        raise ValueError("columns are of data of your own: name it by --data")
-    trained_on = None if task is not None else preprocessing.get("data")
-    if data is not None or trained_on is not None:
-        return model, _own(model, folder, data, trained_on or {}, columns or {}, skip_bad)
-    if skip_bad:
-        raise ValueError("--skip-bad is for data of your own: leave it out")
-    name = task or preprocessing.get("task")
-    if name is None:
-        raise ValueError(
-            f"{folder} doesn't say what it was trained on: pass --task, or --data with your own"
-        )
-    tasks.check_options(name, data_dir=data_dir)
-    modality = tasks.modality(name)
-    reader = tokenizer(folder) if modality == "text" else None
-    defaults = preprocessing if preprocessing.get("kind") == modality else {}
-    max_length, normalisation = defaults.get("max_length"), defaults.get("normalisation")
-    rows = tasks.load(name, data_dir, reader, max_length, normalisation)
-    if rows.num_classes != model.num_classes:
-        raise ValueError(f"{name} has {rows.num_classes} classes, the model {model.num_classes}")
-    return model, rows
-
-
-def columns(
-    text: str | None, text_pair: str | None, image: str | None, label: list[str] | None
-) -> dict[str, Any]:
-    """The columns that were typed."""
-    return {"text": text, "text_pair": text_pair, "image": image, "label": label}
-
-
-def _own(
-    model: Any,
-    folder: Path,
-    data: str | None,
-    trained_on: dict[str, Any],
-    columns: Mapping[str, Any],
-    skip_bad: bool,
-) -> Any:
-    """A user's own data for a model: other data, or what it was trained on."""
-    from multiexit.data.own import loading, targets
-
-    how = model.preprocessing
-    named = {name: trained_on.get(name) for name in sources.COLUMNS}
-    named |= {name: value for name, value in columns.items() if value}
-    if data is None and not {"data"} <= trained_on.keys():
-        raise ValueError(f"{folder} was trained on rows in memory: name others by --data")
-    places = {"data": data} if data else {k: trained_on.get(k) for k in SOURCES}
-    draws: dict[str, Any] = (
-        {} if data else {k: trained_on.get(k) for k in ("share", "seed", "drawn_from")}
-    )
-    found = loading.find(**places, **named)  # type: ignore[arg-type]
-    if found.kind != how.get("kind"):
-        raise ValueError(f"{data} holds {found.kind}s, and the model reads {how.get('kind')}s")
-    return loading.task_of(
-        found,
-        tokenizer(folder) if found.kind == "text" else None,
-        max_length=how.get("max_length", 128),
-        how=how if found.kind == "image" else None,
-        trained=targets.given(model.labels, model.num_classes, model.problem),
-        draw=data is None,
-        skip_bad=folder.parent / SKIPPED if skip_bad else None,
-        **draws,
-    )
 
 
 def device() -> Any:

@@ -1,59 +1,24 @@
 """Arguments that several commands take."""
 
+import dataclasses
 import functools
+import inspect
 import math
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 LAST_SEED = 2**32 - 1
-Task = Annotated[
-    str | None, typer.Option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="your own: a CSV, TSV, JSONL or parquet file, a folder of train, validation and test, "
-        "a folder of images per class, or a hub data set"
-    ),
-]
-ValidationData = Annotated[str | None, typer.Option(help="a file, beside --data")]
-TestData = Annotated[str | None, typer.Option(help="a file, beside --data")]
-Text = Annotated[str | None, typer.Option(help="of --data: the column of texts")]
-TextPair = Annotated[str | None, typer.Option(help="of --data: the column of second texts")]
-Image = Annotated[str | None, typer.Option(help="of --data: the column of image files")]
-Label = Annotated[
-    list[str] | None,
-    typer.Option(help="of --data: the column of labels; repeated, columns of yes and no"),
-]
-Problem = Annotated[
-    str | None, typer.Option(help="of --data: classification, regression or multi-label")
-]
-ImageSize = Annotated[int | None, typer.Option(min=8, help="of --data: pixels; default 224")]
-Augment = Annotated[
-    str | None, typer.Option(help="of --data: crop (the default), randaugment or none")
-]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="of --data: leave bad rows out, and write them aside")
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
-]
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="of text, tokens per row at most; default 128")
 ]
 Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote (RUN/model)")]
 Run = Annotated[Path, typer.Argument(help="a folder that `train` wrote, or the model in it")]
-ModelData = Annotated[
-    str | None, typer.Option(help="a file of your own to judge on; default: as in training")
-]
-ModelTask = Annotated[str | None, typer.Option(help="default: what the model was trained on")]
 Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="patience=4, max-prob=0.9, …; may be repeated")
 ]
@@ -136,3 +101,40 @@ def finite(command: Callable[..., None]) -> Callable[..., None]:
         command(**arguments)
 
     return checked
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of those of its parameters that are dataclasses.
+
+    What is typed sees single options, by the fields' annotations and defaults; the command gets
+    the dataclasses, so that options that go together are written once and handed on as one.
+    """
+    parameters: list[inspect.Parameter] = []
+    parts: dict[str, type] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = parameter.annotation
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+            continue
+        parts[parameter.name] = kind  # type: ignore[assignment]
+        hints = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in dataclasses.fields(kind)
+        ]
+
+    @functools.wraps(command)
+    def gathered(**arguments: Any) -> None:
+        for name, kind in parts.items():
+            fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+            arguments[name] = kind(**{f: arguments.pop(f) for f in fields if f in arguments})
+        command(**arguments)
+
+    gathered.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    gathered.__annotations__ = {each.name: each.annotation for each in parameters}
+    return gathered

@@ -1,0 +1,89 @@
+"""Which rows a command reads, as it is typed: the options of data, each in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from multiexit.cli.words import MaxLength
+
+Text = Annotated[str | None, typer.Option(help="of --data: the column of texts")]
+TextPair = Annotated[str | None, typer.Option(help="of --data: the column of second texts")]
+Image = Annotated[str | None, typer.Option(help="of --data: the column of image files")]
+Label = Annotated[
+    list[str] | None,
+    typer.Option(help="of --data: the column of labels; repeated, columns of yes and no"),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="of --data: leave bad rows out, and write them aside")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
+]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What a network is trained on: a task by its name, or a user's own data.
+
+    Where nothing was typed, an option is None, or False.
+    """
+
+    task: Annotated[
+        str | None, typer.Option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="your own: a CSV, TSV, JSONL or parquet file, a folder of train, validation and "
+            "test, a folder of images per class, or a hub data set"
+        ),
+    ] = None
+    text: Text = None
+    text_pair: TextPair = None
+    image: Image = None
+    label: Label = None
+    problem: Annotated[
+        str | None, typer.Option(help="of --data: classification, regression or multi-label")
+    ] = None
+    validation_data: Annotated[str | None, typer.Option(help="a file, beside --data")] = None
+    test_data: Annotated[str | None, typer.Option(help="a file, beside --data")] = None
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="of --data: pixels; default 224")
+    ] = None
+    augment: Annotated[
+        str | None, typer.Option(help="of --data: crop (the default), randaugment or none")
+    ] = None
+    skip_bad: SkipBad = False
+    data_dir: DataDir = None
+    max_length: MaxLength = None
+
+    @property
+    def of_own_data(self) -> dict[str, Any]:
+        """What was typed of options that are for a user's own data alone, but for `data`."""
+        tasks = ("task", "data", "data_dir", "max_length")
+        return {name: value for name, value in vars(self).items() if value and name not in tasks}
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """What a trained model is run on; if nothing was typed, what it was trained on."""
+
+    task: Annotated[str | None, typer.Option(help="default: what the model was trained on")] = None
+    data: Annotated[
+        str | None, typer.Option(help="a file of your own to judge on; default: as in training")
+    ] = None
+    text: Text = None
+    text_pair: TextPair = None
+    image: Image = None
+    label: Label = None
+    skip_bad: SkipBad = False
+    data_dir: DataDir = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns that were typed."""
+        names = ("text", "text_pair", "image", "label")
+        return {name: value for name in names if (value := getattr(self, name))}

@@ -43,6 +43,9 @@ LabelSmoothing = Annotated[float | None, typer.Option(help="of labels that are c
 ClassWeights = Annotated[
     str | None, typer.Option(help="in the loss against labels, one a class: 1,2.5")
 ]
+Ema = Annotated[
+    float | None, typer.Option(help="decay of the weights' moving average, which is kept: 0.999")
+]
 Clip = Annotated[float | None, typer.Option(min=0, help="largest norm of the gradient; 0 is none")]
 EarlyStopping = Annotated[
     int | None, typer.Option(help="evaluations without a better one; text 5, images never")

@@ -24,6 +24,9 @@ from multiexit.training.config import TrainConfig
 from multiexit.training.phase import factors, freeze_untrained, learns_from_labels
 from multiexit.training.training_pass import TrainingPass
 
+OF_THE_TRAINER = ("ema",)
+"""Settings that would change what is learned, and that the loss of a batch can't see to."""
+
 
 class PhaseLoss(nn.Module):
     """A model with the loss of one phase of a recipe; calling it on a batch gives that loss.
@@ -43,7 +46,8 @@ class PhaseLoss(nn.Module):
 
     Raises:
         ValueError: a phase that a loop of one loss and one batch can't train: with learned Ω,
-            coefficients or a temperature that change, gradient surgery, or a call before each step.
+            coefficients or a temperature that change, gradient surgery, or a call before each
+            step; a configuration with `ema`, which is the loop's.
 
     Attributes:
         columns: leaves out of a batch what the network doesn't take.
@@ -70,6 +74,12 @@ class PhaseLoss(nn.Module):
         super().__init__()
         config = TrainConfig() if config is None else config
         checks.check_all(model, recipe, config)
+        for name in OF_THE_TRAINER:
+            if getattr(config, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r} is for multiexit.Trainer to do: leave it "
+                    "out, and use what this loop or its loader has for it"
+                )
         if phase not in range(len(recipe.phases)):
             raise ValueError(
                 f"{recipe.name!r} has the phases 0..{len(recipe.phases) - 1}, got {phase!r}"

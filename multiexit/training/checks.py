@@ -251,7 +251,7 @@ def check_devices(
         )
     if not accelerator.is_fsdp2:
         return
-    for option in ("compile", "channels_last"):
+    for option in ("compile", "channels_last", "ema"):
         if getattr(config, option):
             raise ValueError(
                 f"{option} is not known to go with FSDP2: leave it out, or train with DDP "

@@ -44,6 +44,10 @@ class TrainConfig:
             of the C outputs; None is 1. A batch's loss is the weighted mean over its own rows (as
             of `torch.nn.CrossEntropyLoss`); batches that are accumulated, and those of several
             processes, count by their rows, whatever these weigh.
+        ema: decay in (0, 1) of an exponential moving average of Θ, and of BatchNorm's statistics,
+            over the steps of a phase, of 0.999 and near; smaller in its first steps, (1 + t) /
+            (10 + t). The averages are what is judged, selected and kept, and where the next phase
+            begins; Ω is not averaged. None keeps the weights themselves.
         clip: largest norm of Θ's gradient, or None.
         accumulation: batches per step of Θ.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
@@ -99,6 +103,7 @@ class TrainConfig:
     layer_decay: float | None = None
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
+    ema: float | None = None
     clip: float | None = 1.0
     accumulation: int = 1
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -160,8 +165,9 @@ class TrainConfig:
         _one_of("schedule", self.schedule, (*schedules.OWN, *schedules.LIBRARY))
         schedules.check(self.schedule, self.schedule_options, self.lr)
         object.__setattr__(self, "schedule_options", dict(self.schedule_options))
-        if self.layer_decay is not None:
-            check_share("layer_decay", self._set_number("layer_decay"), "(0, 1)")
+        for name in ("layer_decay", "ema"):
+            if getattr(self, name) is not None:
+                check_share(name, self._set_number(name), "(0, 1)")
         _one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         if isinstance(self.metric, str) and self.metric not in METRICS:
             raise ValueError(f"{unknown('metric', self.metric, METRICS)}, or give a function")

@@ -5,7 +5,7 @@ Letters: M exits, B batch rows, C classes. Θ are the network's parameters, Ω t
 
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from multiexit.recipes import Phase
 from multiexit.runtime import train_mode
 from multiexit.training import layer_decay, sharding
 from multiexit.training.accelerator import apart
+from multiexit.training.averaging import Average
 from multiexit.training.batch_norm import frozen_statistics
 from multiexit.training.config import TrainConfig
 from multiexit.training.optimizer import build_optimizer, learning_rate, restride, strided_as
@@ -123,6 +124,7 @@ class Stepper:
         rho = config.lr / config.omega_lr
         self.omega = Omega(phase.learner, self._teaches_MM, config.omega_lr, rho, config.seed)
         self.tau = phase.temperature.start(device)
+        self._average = None if config.ema is None else Average(self.model, config.ema)
         self.begin_epoch(1.0)
 
     def begin_epoch(self, progress: float) -> None:
@@ -163,6 +165,8 @@ class Stepper:
         if any(plan):
             self._move_omega(plan, first, draw, L_MM, look_back)
         learned_MM = self.omega.value() if self.omega.learns_terms else None
+        if self._average is not None:
+            self._average.update(step)
         rows = sum(map(num_rows, batches))
         return StepRecord(step, loss, L_MM, self.A_MM, learned_MM, rows, lr, self.labelled)
 
@@ -306,6 +310,10 @@ class Stepper:
         """The mean over processes."""
         return self.accelerator.reduce(value, "mean")  # type: ignore[return-value]
 
+    def kept(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are judged and kept: the averages, with `ema`."""
+        return nullcontext() if self._average is None else self._average.used()
+
     def close(self) -> None:
         """Take accelerate's wrapping off the model."""
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
@@ -319,10 +327,11 @@ class Stepper:
             "omega": self.omega.state_dict(),
             "tau": self.tau,
             "scaler": scaler.state_dict() if scaler else None,
+            "ema": self._average and self._average.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave; the model has its weights already."""
         moments = deepcopy(state["optimizer"])
         sharding.shard_state(moments["state"], self._parameters)
         self.optimizer.load_state_dict(moments)
@@ -332,3 +341,5 @@ class Stepper:
         self.tau = tau.to(self.accelerator.device) if isinstance(tau, Tensor) else tau
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load(state.get("ema"))

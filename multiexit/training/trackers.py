@@ -7,11 +7,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from multiexit.evaluation import metrics
 from multiexit.training.callbacks import Callback, Run
 
 
 class Trackers(Callback):
-    """Logs losses, rates, Ω and scores with accelerate's trackers.
+    """Logs a run's settings, and its losses, rates, Ω and scores, with accelerate's trackers.
 
     Args:
         accelerator: with the run's trackers, of which the first process has any.
@@ -22,7 +23,12 @@ class Trackers(Callback):
 
     def on_begin(self, run: Run) -> None:
         if not self._accelerator.trackers:
-            self._accelerator.init_trackers("multiexit")
+            name = str(run.config.output)
+            self._accelerator.init_trackers(
+                "multiexit",
+                config=settings(run),
+                init_kwargs={"wandb": {"name": name}, "mlflow": {"run_name": name}},
+            )
 
     def on_step(self, run: Run, row: dict[str, Any] | None) -> None:
         if row is not None and self._accelerator.trackers:
@@ -36,6 +42,14 @@ class Trackers(Callback):
         for tracker in self._accelerator.trackers:  # end_training would end the group too
             tracker.finish()
         self._accelerator.trackers = []
+
+
+def settings(run: Run) -> dict[str, str | int | float | bool]:
+    """The recipe's name and the configuration, as values that every tracker takes."""
+    metric = run.config.metric and metrics.name(run.config.metric)
+    values = {"recipe": run.recipe.name, **vars(run.config), "metric": metric}
+    plain = (str, int, float, bool)
+    return {k: v if isinstance(v, plain) else str(v) for k, v in values.items()}
 
 
 def of_step(row: dict[str, Any]) -> dict[str, float]:

@@ -223,10 +223,10 @@ class Trainer:
             closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper,
         ):
             self._run_epochs(stepper, data, dev)
-            self._share_buffers(stepper.model)
-            best = self.state.best
-            if best is not None or stepper.model is not self.model:
-                self.model.load_state_dict(best or sharding.parameters(stepper.model))
+            with stepper.kept():
+                self._share_buffers(stepper.model)
+                best = self.state.best or sharding.parameters(stepper.model)
+            self.model.load_state_dict(best)
 
     def _run_epochs(self, stepper: Stepper, data: TrainingSet, dev: Any) -> None:
         config, phase, state = self.config, stepper.phase, self.state
@@ -256,7 +256,9 @@ class Trainer:
                 judges = selection.judges(position, config.evaluate_every, epoch_ends, steps)
                 if judges or epoch_ends:
                     seconds = time.perf_counter() - begin
-                    self._judge(stepper.model, dev if judges else None, seconds)
+                    check_parameters(stepper.model, position.step)
+                    with stepper.kept():
+                        self._judge(stepper.model, dev if judges else None, seconds)
                     begin = time.perf_counter()
                 if epoch_ends:
                     position.epoch += 1
@@ -297,7 +299,6 @@ class Trainer:
     def _judge(self, model: MultiExitModel, dev: Any, seconds: float) -> None:
         """Score all exits, where there is a dev set to score them on, and keep the best."""
         position, history = self.state.position, self.state.history
-        check_parameters(model, position.step)
         row: dict[str, Any] = {
             "phase": position.phase,
             "epoch": position.epoch,

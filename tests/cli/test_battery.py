@@ -38,6 +38,7 @@ NUMBERS = {
     "warmup": ("1", "2"),
     "layer_decay": ("0", "1", "2"),
     "label_smoothing": ("1", "2"),
+    "ema": ("0", "1", "2"),
     "early_stopping": ("0", "3"),
     "workers": ("100000",),
     "accumulation": ("0",),

@@ -58,6 +58,8 @@ import multiexit as mx
         ("lr", True),
         ("lr", None),
         ("lr", 1j),
+        ("ema", 1.0),
+        ("ema", "0.9"),
         ("clip", math.inf),
         ("clip", "1"),
         ("warmup", "0.1"),

@@ -164,6 +164,11 @@ def test_what_sharding_cannot_train_is_refused_when_the_trainer_is_made(recipe, 
         mx.Trainer(chain(), mx.recipe(recipe), config())
 
 
+def test_averages_are_not_of_shards():
+    with fsdp2_launch(), pytest.raises(ValueError, match="ema is not known to go with FSDP2"):
+        mx.Trainer(chain(), mx.recipe("joint"), config(ema=0.9))
+
+
 def test_activations_are_computed_again_by_the_setting_of_the_trainer():
     with (
         fsdp2_launch(activation_checkpointing=True),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
 from helpers import (
     CLASSES,
     Scores,
@@ -18,6 +20,7 @@ from helpers import (
     convnet,
     fit,
     images,
+    phased,
     tensors,
 )
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -171,6 +174,53 @@ def test_a_tracker_writes_its_file(tmp_path):
     settings = config(output=tmp_path, trackers=("tensorboard",))
     fit(chain(), "joint", settings, Table(), Table(12, seed=1))
     assert list(tmp_path.rglob("*tfevents*"))
+
+
+class Told:
+    """What accelerate starts in place of W&B."""
+
+    name, requires_logging_directory, main_process_only = "wandb", False, True
+
+    def __init__(self, run_name, **options):
+        self.project, self.options, self.rows = run_name, options, []
+        self.all.append(self)
+
+    def start(self):
+        self.started = True
+
+    def store_init_configuration(self, values):
+        self.values = values
+
+    def log(self, values, step=None, **kwargs):
+        self.rows.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_a_tracker_is_told_the_run_its_settings_and_its_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(Told, "all", [], raising=False)
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Told)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])
+    settings = config(output=tmp_path, trackers=("wandb",), metric="matthews", log_every=5)
+    recipe = phased({"train": "last", "coefficients": mx.coefficients.last_only}, {})
+    fit(chain(), recipe, settings, Table(), Table(12, seed=1))
+    (told,) = Told.all  # of both phases
+    assert (told.project, told.options, told.finished) == (
+        "multiexit",
+        {"name": str(tmp_path)},
+        True,
+    )
+    assert told.values["recipe"] == "phased"
+    assert (told.values["metric"], told.values["lr"], told.values["clip"]) == (
+        "matthews",
+        0.1,
+        "None",
+    )
+    assert all(isinstance(value, str | int | float) for value in told.values.values())
+    steps = [step for step, _ in told.rows]
+    assert steps == sorted(steps)  # W&B drops what comes for a step before
+    assert steps[-1] == 20
 
 
 def test_trackers_must_exist_and_need_a_folder(tmp_path):

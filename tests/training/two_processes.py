@@ -96,6 +96,7 @@ CASES = {name: of_recipe(name) for name in OF_CLASSES if name not in UNEQUAL} | 
     "leebert-clo-v1": Case("leebert-clo-v1", 48, {"clip": 0.5}),
     "accumulated": Case("leebert", 64, {"accumulation": 2}),
     "evaluated inside epochs": Case("leebert", 48, {"evaluate_every": 2}),
+    "averaged": Case("leebert", 48, {"ema": 0.5}),
     "decayed": Case("joint", changes={"layer_decay": 0.5}),
     "uncertain": Case("leebert", 48, options={"parametrization": "uncertainty"}),
     "rising": Case("rising", 40),

@@ -96,8 +96,8 @@ class State:
         if saved is None:
             return
         try:
-            stepper.load_state_dict(saved["stepper"])
             sharding.set_parameters(stepper.model, saved["model"])
+            stepper.load_state_dict(saved["stepper"])
             self.best = saved["best"]
             self.history = History(**saved["history"])
             self.unread.steps = [StepRecord(*move(step, device)) for step in saved["unread"]]

@@ -1,6 +1,7 @@
 """Reports of a run, as commands print and write them."""
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 from multiexit.data import tasks
 from multiexit.data.showing import shown
 from multiexit.data.tasks import TaskData
-from multiexit.evaluation import card, examples, pictures, report, results, seeds
+from multiexit.evaluation import alike, card, examples, pictures, report, results, seeds
 from multiexit.evaluation.grids import default_policies
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, sweep
@@ -125,6 +126,8 @@ def write_results(
         curves.pop("FixedExit", None)
     W_MM = history.weights[-1][1] if history is not None and history.weights else None
     print(report.exit_table(outputs))
+    if (note := alike.advice(outputs)) is not None:
+        print(f"multiexit: {note}", file=sys.stderr)
     print()
     print(report.policy_table(rows))
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import multiexit as mx
-from multiexit.evaluation import pictures, report, results, seeds
+from multiexit.evaluation import alike, pictures, report, results, seeds
 from multiexit.policies import registry
 from multiexit.runtime import versions
 
@@ -287,3 +287,21 @@ def test_versions():
     found = versions()
     assert found["multiexit"] == mx.__version__
     assert {"python", "torch", "transformers", "cpus", "device"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "said"),
+    [
+        ([[0, 0, 0], [0, 1, 0]], [0, 1, 0], "exit 0 answers every row alike, and has learned"),
+        ([[0] * 3, [2] * 3, [0, 1, 0], [1] * 3], [0, 1, 0], "exits 0 to 1, 3 answer every row"),
+        ([[0, 1, 0], [0, 1, 1]], [0, 1, 0], None),
+        ([[0, 0, 0], [0, 0, 0]], [1, 1, 1], None),
+    ],
+    ids=["one", "several", "none", "one label"],
+)
+def test_exits_that_answer_every_row_alike_are_named(answers, labels, said):
+    logits_MBC = torch.nn.functional.one_hot(torch.tensor(answers), 3).float()
+    M = len(answers)
+    cost = mx.Cost(*(tuple(range(1, M + 1)) for _ in range(3)), full_macs=M)
+    advice = alike.advice(mx.Outputs(logits_MBC, torch.tensor(labels), cost))
+    assert advice is None if said is None else advice.startswith(said)

@@ -24,6 +24,7 @@ from multiexit.evaluation import pictures as pictures
 from multiexit.evaluation import report as report
 from multiexit.evaluation.budget import budgeted
 from multiexit.evaluation.calibration import calibrate
+from multiexit.evaluation.calibration_table import calibration_table
 from multiexit.evaluation.exit_choice import exits_that_pay
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, exit_scores, judge, sweep
@@ -40,6 +41,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.model.subset import keep_exits
 from multiexit.model.truncation import truncate
 from multiexit.policies import (
+    CalibrationTable,
     Certainty,
     Certificate,
     Entropy,
@@ -68,6 +70,7 @@ from multiexit.training.trainer import Trainer
 
 __all__ = [
     "Backbone",
+    "CalibrationTable",
     "Callback",
     "Certainty",
     "Certificate",
@@ -101,6 +104,7 @@ __all__ = [
     "Trainer",
     "budgeted",
     "calibrate",
+    "calibration_table",
     "cifar_resnet",
     "coefficients",
     "collect",

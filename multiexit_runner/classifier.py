@@ -3,28 +3,24 @@
 Letters: B batch rows, T tokens, C classes.
 """
 
-import copy
-import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from multiexit_runner import answering, pictures
+from multiexit_runner import answering, choosing, pictures, tagging, tokenizing
 from multiexit_runner.answering import Answer
-from multiexit_runner.folder import Folder, read_file, read_folder
+from multiexit_runner.folder import read_folder
 from multiexit_runner.inputs import Arrays
 from multiexit_runner.runner import Runner
+from multiexit_runner.tokenizing import ANSWER_MASK, FIELDS
+from multiexit_runner.turning import turned
 
-TOKENIZER, TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
-FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-"""What a tokenizer gives, by the network's names."""
-
-POLICIES = {"FixedExit": "fixed"}
-"""Policies that are typed otherwise than their class is called."""
+Words = Sequence[int | None]
+"""The word that each token answers for."""
 
 
 class Classifier:
@@ -35,10 +31,11 @@ class Classifier:
     Args:
         runner: of the export.
         tokenizer: of `tokenizers`, which cuts and pads as training did, where texts are read.
+        policy: other numbers for the export's policy, in all calls that don't give their own.
 
     Raises:
         ValueError: an export that doesn't say how its inputs are made or reads others, text without
-            a tokenizer that pads, or a problem whose answers aren't of whole rows.
+            a tokenizer that pads, or a policy that the graphs don't hold.
 
     Example:
         >>> import tempfile, numpy as np, multiexit as mx
@@ -54,9 +51,11 @@ class Classifier:
         (['label', 'score', 'scores', 'exit', 'layers'], 1, 2)
     """
 
-    def __init__(self, runner: Runner, tokenizer: Any = None):
-        self.runner, self.tokenizer = runner, tokenizer
-        answering.check_problem(runner.problem)
+    def __init__(self, runner: Runner, tokenizer: Any = None, policy: Any = None):
+        self.runner, self.tokenizer = turned(runner, policy), tokenizer
+        self.tags = runner.problem == "token-classification"
+        if not self.tags:
+            answering.check_problem(runner.problem)
         self.kind = runner.preprocessing.get("kind") or ("text" if tokenizer is not None else None)
         self.paired: bool = runner.preprocessing.get("pairs", False)
         inputs = [*runner.settings["inputs"]]
@@ -71,8 +70,13 @@ class Classifier:
                     "this network reads texts: give a tokenizer with padding enabled, or load the "
                     "folder by Classifier.from_pretrained"
                 )
-            if others := [name for name in inputs if name not in FIELDS]:
+            if others := [name for name in inputs if name not in (*FIELDS, ANSWER_MASK)]:
                 raise ValueError(f"the network reads {others}, which a tokenizer doesn't give")
+            if self.tags and ANSWER_MASK not in inputs:
+                raise ValueError(
+                    "these graphs wait for every token, and words are answered by their first: "
+                    f"export again, with tokenizer= or with an {ANSWER_MASK} in the rows"
+                )
         else:
             raise ValueError(
                 "the export doesn't say how its inputs are made: set model.preprocessing to the "
@@ -86,12 +90,14 @@ class Classifier:
         folder: str | Path,
         threads: int | None = None,
         providers: Sequence[Any] | None = None,
+        policy: Any = None,
     ) -> "Classifier":
         """Load an export, with its tokenizer where it reads text.
 
         Args:
             folder: that `multiexit.export` wrote; text with `tokenizer=`.
             threads, providers: as for `Runner`.
+            policy: as for the class.
 
         Raises:
             ValueError: what `Runner` refuses; no tokenizer that can be read without transformers.
@@ -99,41 +105,57 @@ class Classifier:
         runner = Runner(folder, threads, providers)
         export, tokenizer = read_folder(folder), None
         kind = runner.preprocessing.get("kind")
-        if kind == "text" or (kind is None and (Path(folder) / "tokenizer.json").exists()):
-            tokenizer = _tokenizer(export, runner)
-        return cls(runner, tokenizer)
+        if kind == "text" or (kind is None and tokenizing.TOKENIZER in export.sums):
+            tokenizer = tokenizing.load(export, runner.preprocessing.get("max_length", 128))
+        return cls(runner, tokenizer, policy)
 
     def __call__(
         self,
         inputs: Any,
         *,
-        policy: str | Mapping[str, float] | None = None,
+        policy: Any = None,
+        speedup: float | None = None,
+        max_loss: float | None = None,
         top_k: int | None = None,
         batch_size: int = 32,
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Answer one input, a list of them, or a generator, as `multiexit.Classifier` does.
 
         Args:
-            inputs: texts, pairs or images.
+            inputs: texts, pairs, words or images.
             policy: other numbers for the export's policy, which the graphs hold: as
-                `"max-prob=0.8"` or as `{"threshold": 0.8}`.
+                `"max-prob=0.8"`, as `{"threshold": 0.8}`, or as an exit policy of `multiexit`.
+            speedup, max_loss: in place of a policy, one target, for which a setting is chosen from
+                the calibration table that was exported with the model.
             top_k: how many classes `scores` holds; None is all.
             batch_size: inputs that go through a graph together, at most.
 
         Raises:
             ValueError: an input that can't be read, by its position; another policy, or a number
-                that is fixed in the graphs; a `top_k` or `batch_size` that won't do.
+                that is fixed in the graphs; a target without a table, or one that no setting
+                reaches; a `top_k` or `batch_size` that won't do.
         """
         batch_size = answering.check_batch(batch_size)
         classes = self.runner.settings["num_classes"]
         top_k = answering.check_top(top_k, self.runner.problem, classes)
-        runner = _turned(self.runner, policy)
+        target = choosing.wanted(policy, speedup=speedup, max_loss=max_loss)
+        runner = turned(self.runner, policy if target is None else self._chosen(target))
         respond = partial(self._respond, runner, top_k, batch_size)
         check = answering.check_image if self.kind == "image" else self._text
         prepare = self._image if self.kind == "image" else self._text
         return answering.answers(inputs, check, prepare, respond, batch_size)
 
-    def _text(self, item: Any, where: str) -> tuple[str, str | None]:
+    def _chosen(self, target: tuple[str, float]) -> dict[str, Any]:
+        """The setting of the export's calibration table that serves a target."""
+        table = self.runner.settings["calibration"]
+        if table is None:
+            why = choosing.NO_TABLE.format(again=", and export again")
+            raise ValueError(f"{target[0]}={target[1]:g}: {why}")
+        return table["settings"][choosing.choose(table, target)]["policy"]
+
+    def _text(self, item: Any, where: str) -> Any:
+        if self.tags:
+            return tagging.words_of(item, where)
         return answering.text_of(item, self.paired, where)
 
     def _image(self, item: Any, where: str) -> np.ndarray:
@@ -150,23 +172,35 @@ class Classifier:
         parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         starts = range(first, first + len(rows), batch_size)
         batches = [self._batch(part, start) for part, start in zip(parts, starts, strict=True)]
-        exits = runner.settings["exits"]
+        exits, place, labels = runner.settings["exits"], 0, runner.labels
+        words_BT = [word_T for _, words in batches for word_T in words]
         try:
-            for answer in runner.stream(batches, batch_size, answering.WINDOW):
+            arrays = [named for named, _ in batches]
+            for answer in runner.stream(arrays, batch_size, answering.WINDOW):
                 rows_of = zip(answer.logits_BC, answer.exit_B.tolist(), strict=True)
                 for logits_C, exit in rows_of:
-                    said = answering.answer_of(logits_C, runner.problem, runner.labels, top_k)
+                    if self.tags:
+                        said = tagging.tagged(logits_C, rows[place], words_BT[place], labels)
+                    else:
+                        said = answering.answer_of(logits_C, runner.problem, labels, top_k)
+                    place += 1
                     yield {**said, "exit": exit, "layers": exits[exit] + 1}
         except ValueError as error:
             raise ValueError(f"inputs[{first}] and behind, as a stream: {error}") from error
 
-    def _batch(self, rows: Sequence[Any], first: int) -> Arrays:
-        """Inputs by name; the first stood at this place."""
+    def _batch(self, rows: Sequence[Any], first: int) -> tuple[Arrays, list[Words]]:
+        """Inputs by name, and where words are answered which word each token answers for.
+
+        The first row stood at this place.
+        """
         specs = self.runner.settings["inputs"]
         if self.kind == "image":
-            return {next(iter(specs)): np.stack(list(rows))}
-        texts = [text if pair is None else (text, pair) for text, pair in rows]
-        encoded = self.tokenizer.encode_batch(texts)
+            return {next(iter(specs)): np.stack(list(rows))}, []
+        if self.tags:
+            encoded = self.tokenizer.encode_batch(rows, is_pretokenized=True)
+        else:
+            texts = [text if pair is None else (text, pair) for text, pair in rows]
+            encoded = self.tokenizer.encode_batch(texts)
         truncation = self.tokenizer.truncation or {}
         longest = truncation.get("max_length")
         for place, row in enumerate(encoded, first):
@@ -180,77 +214,10 @@ class Classifier:
                     "longer is cut there, as in training",
                     stacklevel=2,
                 )
-        return {
-            name: np.array([getattr(row, FIELDS[name]) for row in encoded], spec["dtype"])
-            for name, spec in specs.items()
+        words = [tagging.first_tokens(row.word_ids) for row in encoded] if self.tags else []
+        columns: dict[str, Any] = {
+            name: [getattr(row, field) for row in encoded] for name, field in FIELDS.items()
         }
-
-
-def _tokenizer(folder: Folder, runner: Runner) -> Any:
-    """The tokenizer in an export, which cuts and pads as transformers' does."""
-    for name in (TOKENIZER, TOKENIZER_SETTINGS):
-        if name not in folder.sums:
-            raise ValueError(
-                f"{folder.path} has no {name}: export with tokenizer=, one of the fast kind, or "
-                "give Classifier a tokenizer of your own"
-            )
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ValueError("texts need the package tokenizers: pip install tokenizers") from error
-    try:
-        tokenizer = Tokenizer.from_buffer(read_file(folder, TOKENIZER))
-        settings = json.loads(read_file(folder, TOKENIZER_SETTINGS))
-        pad = settings["pad_token"]
-        pad = pad["content"] if isinstance(pad, dict) else pad
-        sides = [settings.get(f"{what}_side", "right") for what in ("truncation", "padding")]
-        length = runner.preprocessing.get("max_length", 128)
-        tokenizer.enable_truncation(length, strategy="longest_first", direction=sides[0])
-        tokenizer.enable_padding(
-            direction=sides[1],
-            pad_id=tokenizer.token_to_id(pad),
-            pad_type_id=settings.get("pad_token_type_id", 0),
-            pad_token=pad,
-        )
-    except Exception as error:  # of the library's Rust, of one kind for all
-        raise ValueError(f"{folder.path}: its tokenizer can't be read: {error!r}") from error
-    return tokenizer
-
-
-def _turned(runner: Runner, policy: Any) -> Runner:
-    """The runner with other numbers in its policy."""
-    if policy is None:
-        return runner
-    numbers = policy
-    if not isinstance(policy, Mapping):
-        numbers = _numbers_of(policy, runner.settings["policy"], runner.knobs)
-    other = copy.copy(runner)
-    other.set(**numbers)
-    return other
-
-
-def _numbers_of(text: Any, policy: Mapping[str, Any], knobs: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a policy that was typed, which must be of the kind that was exported."""
-    kind = str(policy.get("class"))
-    words = "".join(f"-{c.lower()}" if c.isupper() else c for c in kind).removeprefix("-")
-    expected = POLICIES.get(kind, words)
-    fields = [name for name in policy if name not in ("class", "certificate")]
-    if not isinstance(text, str) or text.partition("=")[0] != expected:
-        raise ValueError(
-            f"policy={text!r}: these graphs hold the policy {expected}, whose numbers alone can be "
-            f"turned, {sorted(knobs)}; for another policy export again"
-        )
-    values = [value for value in text.partition("=")[2].split(",") if value]
-    try:
-        numbers = [float(value) for value in values]
-    except ValueError as error:
-        raise ValueError(f"can't read policy {text!r}: one number for each of {fields}") from error
-    if not numbers or len(numbers) > len(fields):
-        raise ValueError(f"can't read policy {text!r}: one number for each of {fields}")
-    given = dict(zip(fields, numbers, strict=False))
-    for name, number in given.items():
-        if name not in knobs and policy[name] != number:
-            raise ValueError(
-                f"policy={text!r}: {name} is fixed in these graphs, as {policy[name]}: export again"
-            )
-    return {name: number for name, number in given.items() if name in knobs}
+        columns[ANSWER_MASK] = [[word is not None for word in word_T] for word_T in words]
+        arrays = {name: np.array(columns[name], spec["dtype"]) for name, spec in specs.items()}
+        return arrays, words

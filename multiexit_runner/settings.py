@@ -86,7 +86,8 @@ def _check_settings(settings: Any) -> None:
             f"it has format {reprlib.repr(settings.get('format'))}; this version reads {FORMAT}: "
             "export the model again, or use the multiexit_runner of the version that wrote it"
         )
-    _check_keys("the whole", settings, KEYS, {"ranges", "problem"})  # which older folders lack
+    older = {"ranges", "problem", "calibration"}  # which older folders lack
+    _check_keys("the whole", settings, KEYS, older)
     _check_whole("num_classes", settings["num_classes"], 1)
     usual = "regression" if settings["num_classes"] == 1 else "classification"
     problem = settings.setdefault("problem", usual)
@@ -105,6 +106,7 @@ def _check_settings(settings: Any) -> None:
         check_knob(f"knobs.{name}", number, number)
     _check_ranges(settings.setdefault("ranges", {}), settings["knobs"])
     _check_segments(settings)
+    _check_calibration(settings.setdefault("calibration", None), len(settings["segments"]))
     exits = settings["exits"]
     many = isinstance(exits, list) and len(exits) == len(settings["segments"])
     _need(many and all(map(_is_whole, exits)), "exits", exits, "a whole number for each segment")
@@ -114,6 +116,31 @@ def _check_settings(settings: Any) -> None:
             _need(isinstance(value, str), f"int8.{key}", value, "a string")
     for key, value in _checked_table("parity", settings["parity"]).items():
         _need(key == "on" or _is_number(value), f"parity.{key}", value, "a finite number")
+
+
+def _check_calibration(table: Any, exits: int) -> None:
+    """A calibration table, as far as it is read here."""
+    if table is None:
+        return
+    needed = {"metric", "score", "rows", "loss", "confidence", "settings"}
+    _check_keys("calibration", table, needed)
+    _check_whole("calibration.rows", table["rows"], 1)
+    for name in ("score", "confidence"):
+        _need(_is_number(table[name]), f"calibration.{name}", table[name], "a finite number")
+    settings = table["settings"]
+    _need(isinstance(settings, list) and settings, "calibration.settings", settings, "a list")
+    figures = {"score", "mean_layers", "speedup_layers", "speedup_macs"}
+    for place, setting in enumerate(settings):
+        key = f"calibration.settings[{place}]"
+        _check_keys(key, setting, {*figures, "loss_bound", "policy", "shares_M"})
+        for name in sorted(figures):
+            _need(_is_number(setting[name]), f"{key}.{name}", setting[name], "a finite number")
+        bound, shares = setting["loss_bound"], setting["shares_M"]
+        within = bound is None or (_is_number(bound) and 0 <= bound <= 1)
+        _need(within, f"{key}.loss_bound", bound, "null or from 0 to 1")
+        listed = isinstance(shares, list) and len(shares) == exits and all(map(_is_number, shares))
+        _need(listed, f"{key}.shares_M", shares, "a number for each segment")
+        _checked_table(f"{key}.policy", setting["policy"])
 
 
 def _check_inputs(inputs: Any) -> None:

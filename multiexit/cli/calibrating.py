@@ -10,6 +10,7 @@ from multiexit.data.tasks import TaskData
 from multiexit.evaluation import guarantee, report
 from multiexit.evaluation.budget import Budget, budgeted
 from multiexit.evaluation.calibration import calibrate
+from multiexit.evaluation.calibration_table import calibration_table
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.judging import judge
 from multiexit.evaluation.outputs import Outputs, collect, rows_in_share
@@ -53,7 +54,7 @@ def complete(target: dict[str, Any], share: float) -> dict[str, Any]:
     if len(targets) != 1:
         every = ", ".join(f"--{name}" for name in (*TARGETS, "budget"))
         got = " and ".join(f"--{name}" for name in targets) or "none"
-        raise ValueError(f"calibrate has one target: give one of {every}; got {got}")
+        raise ValueError(f"calibrate has one target: give one of {every}, or --table; got {got}")
     effective = {
         "by": targets[0] in ("speedup", "score"),
         "batch_size": targets[0] == "milliseconds" or target["by"] == "time",
@@ -78,6 +79,52 @@ def complete(target: dict[str, Any], share: float) -> dict[str, Any]:
     if targets[0] not in ("milliseconds", "budget") and filled["by"] != "time":
         Target(**{name: value for name, value in filled.items() if name != "budget"})
     return filled
+
+
+def check_table(given: dict[str, Any], temperatures: bool) -> None:
+    """Refuse what has no effect beside `--table`, and a confidence that none can have.
+
+    Raises:
+        ValueError: with the option's name.
+    """
+    names = [name for name, value in given.items() if value is not None and name != "confidence"]
+    if others := [*names, *["temperatures"] * temperatures]:
+        raise ValueError(
+            f"--{others[0].replace('_', '-')} has no effect beside --table, which is of all "
+            "settings on the whole set: leave it out"
+        )
+    if given["confidence"] is not None:
+        check_share("confidence", given["confidence"], "(0, 1)")
+
+
+def tabulate(
+    model: MultiExitModel,
+    folder: Path,
+    task: TaskData,
+    policy: type[ExitPolicy] | ExitPolicy,
+    confidence: float,
+) -> None:
+    """Keep with a model what each setting of a policy gives on a task's main set, and print it.
+
+    Args:
+        model, folder: the model and where it was saved.
+        task: whose first set is used, all of it.
+        policy, confidence: as for `multiexit.calibration_table`.
+
+    Raises:
+        ValueError: what `multiexit.calibration_table` refuses; nothing is saved then.
+    """
+    policy_settings(policy, model.num_exits, model.num_classes, model.problem)  # or refuses it
+    name, rows = next(iter(task.sets.items()))
+    outputs = collect(model, rows, task.metric, keys=False)
+    model.calibration = calibration_table(outputs, policy, confidence=confidence)
+    save_settings(folder, model.settings(backbone_spec(model.backbone)))
+    print(f"{task.name} ({name}), {model.calibration.rows} rows")
+    if model.calibration.loss is not None:
+        print(f"Bounds on the loss against the last exit hold with confidence {confidence:g}.")
+    print()
+    print(report.calibration_table(model.calibration))
+    print(f"\nwritten: {folder / SETTINGS}, with this table")
 
 
 def run(

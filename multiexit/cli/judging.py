@@ -116,13 +116,22 @@ def calibrate(
     temperatures: Annotated[
         bool, typer.Option("--temperatures", help="fit one per exit, on half of the share")
     ] = False,
-    share: Annotated[float, typer.Option(help="of the set, to calibrate on")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="of the rows' draw")] = 0,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="no target: keep what each setting gives, on the whole set"),
+    ] = False,
+    share: Annotated[
+        float | None, typer.Option(help="of the set, to calibrate on; default 0.5")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=LAST_SEED, help="of the rows' draw; default 0")
+    ] = None,
 ) -> None:
     """Set the model's policy for one target, on a share of the development set.
 
     The rest of the set judges it. The policy is saved in the model's folder; one for a risk with
-    a certificate, by which `evaluate` leaves its rows out.
+    a certificate, by which `evaluate` leaves its rows out. With --table the policy stays as it is,
+    and a table of settings is saved, among which a call can choose: classify(texts, speedup=2).
 
     Examples:
 
@@ -131,6 +140,8 @@ def calibrate(
     multiexit calibrate runs/mrpc/model --policy max-prob --speedup 2 --data-dir data
 
     multiexit calibrate runs/mrpc/model --policy patience --risk 0.05 --confidence 0.95
+
+    multiexit calibrate runs/reviews --table
     """
     from multiexit.cli import calibrating, sources
 
@@ -147,8 +158,15 @@ def calibrate(
     }
     model = typed.model_folder(model)
     kind = calibrating.named(policy)
-    target = calibrating.complete(target, share)
+    if table:
+        calibrating.check_table({**target, "share": share, "seed": seed}, temperatures)
+    else:
+        target = calibrating.complete(target, 0.5 if share is None else share)
     loaded, task = sources.load(model, rows)
+    if table:
+        calibrating.tabulate(loaded, model, task, kind, confidence or 0.9)
+        return
+    share, seed = 0.5 if share is None else share, seed or 0
     calibrating.run(loaded, model, task, kind, target, share, seed, temperatures)
 
 

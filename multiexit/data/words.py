@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from multiexit.losses.labels import IGNORED
+from multiexit_runner.tagging import first_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,19 +85,6 @@ def tokenise_words(
             for row, places, tag in zip(word_rows, firsts, numbers, strict=True)
         ]
     return columns
-
-
-def first_tokens(word_T: Sequence[int | None]) -> list[int | None]:
-    """The word that each token answers for: its own, of which it is the first.
-
-    Args:
-        word_T: the word that each token is of, as a tokenizer's `word_ids` gives them.
-
-    >>> first_tokens([None, 0, 0, 1, None])
-    [None, 0, None, 1, None]
-    """
-    seen: set[int | None] = {None}
-    return [None if word in seen or seen.add(word) else word for word in word_T]
 
 
 def _row(index: int, words: Any) -> list[str]:

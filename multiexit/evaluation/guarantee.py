@@ -102,6 +102,28 @@ def p_value(mean: float, n: int, risk: float) -> float:
     return min(1.0, hoeffding, bentkus)
 
 
+def upper_bound(mean: float, n: int, delta: float) -> float:
+    """The smallest risk that n losses of this mean certify by themselves, up to 1e-6.
+
+    It is the smallest α with p ≤ δ, p as in `learn_then_test`. Of settings from the safest on, the
+    last whose bound, and whose every safer one's, is at most α is the one that `learn_then_test`
+    gives for the risk α.
+
+    Args:
+        mean: of the losses.
+        n: how many.
+        delta: δ, in (0, 1).
+
+    >>> upper_bound(0.0, 45, 0.1) <= 0.05 < upper_bound(0.0, 44, 0.1)
+    True
+    """
+    low, high = min(mean, 1.0), 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if p_value(mean, n, middle) <= delta else (middle, high)
+    return high
+
+
 def rows_needed(risk: float, delta: float | None) -> int:
     """The number of rows without any loss that it takes to certify a risk.
 

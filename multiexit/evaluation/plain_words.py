@@ -39,6 +39,8 @@ def rule(policy: ExitPolicy, layers_M: Sequence[int]) -> str:
         >>> rule(mx.FixedExit(1), (2, 4, 6))
         'Stop every input after layer 4 (exit 1), whatever it is.'
     """
+    if _never(policy):
+        return f"No input stops early: each runs through all {layers_M[-1]} layers."
     match policy:
         case FixedExit(exit=exit):
             return f"Stop every input after layer {layers_M[exit]} (exit {exit}), whatever it is."
@@ -69,6 +71,20 @@ def rule(policy: ExitPolicy, layers_M: Sequence[int]) -> str:
             sure = f"estimate of being right is at least {_number(threshold)}"
             return f"Stop when the exit's own {sure}."
     return f"Stop by {policy_name(policy)}."
+
+
+def _never(policy: ExitPolicy) -> bool:
+    """Whether its threshold is one that no answer reaches."""
+    match policy:
+        case (
+            MaxProb(threshold=float(t)) | Margin(threshold=float(t)) | Certainty(threshold=float(t))
+        ):
+            return t > 1
+        case Entropy(threshold=float(t)) | PatientConfident(threshold=float(t)):
+            return t <= 0
+        case NormalizedEntropy(threshold=float(t)):
+            return t < 0
+    return False
 
 
 def explain(

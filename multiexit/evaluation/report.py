@@ -10,10 +10,12 @@ from typing import Any
 
 from multiexit import problems
 from multiexit.evaluation.judging import Row, exit_scores
+from multiexit.evaluation.metrics import label
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.cost import Cost
 from multiexit.model.latency import Latency
-from multiexit.policies.registry import policy_name
+from multiexit.policies import CalibrationTable
+from multiexit.policies.registry import policy_name, to_json
 from multiexit.problems import are_vectors
 
 AGREEMENT = "agreement with the last exit"
@@ -147,6 +149,47 @@ def policy_table(rows: Sequence[Row], markdown: bool = False) -> str:
     return table(_policy_cells(_policy_rows(rows)), markdown)
 
 
+def calibration_table(calibration: CalibrationTable) -> str:
+    """A table with a row per setting: score, loss bound, mean layers, speed-ups.
+
+    Args:
+        calibration: from `multiexit.calibration_table`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> from multiexit.policies import Setting
+        >>> setting = Setting(mx.MaxProb(0.9), 0.84, 0.015, 1.5, 1.33, 1.2, (0.5, 0.5))
+        >>> table = mx.CalibrationTable("accuracy", 0.85, 400, "accuracy", 0.9, (setting,))
+        >>> print(mx.report.calibration_table(table))
+        policy        accuracy (%)  loss ≤ (%)  mean layers  speed-up, layers  speed-up, MACs
+        ------------  ------------  ----------  -----------  ----------------  --------------
+        max-prob=0.9         84.00        1.50         1.50             1.33×           1.20×
+    """
+    return table(
+        [
+            {
+                "policy": _policy_cell(to_json(each.policy), each.shares_M),
+                label(calibration.metric): f"{100 * each.score:.2f}",
+                **(
+                    {}
+                    if each.loss_bound is None
+                    else {"loss ≤ (%)": f"{100 * each.loss_bound:.2f}"}
+                ),
+                "mean layers": f"{each.mean_layers:.2f}",
+                "speed-up, layers": f"{each.speedup_layers:.2f}×",
+                "speed-up, MACs": f"{each.speedup_macs:.2f}×",
+            }
+            for each in calibration.settings
+        ]
+    )
+
+
+def _policy_cell(policy: Mapping[str, Any], shares_M: Sequence[float]) -> str:
+    """A policy as typed, and whether it lets nobody leave early."""
+    stays = shares_M[-1] == 1 and policy["class"] != "FixedExit"
+    return policy_name(policy) + " (no row leaves early)" * stays
+
+
 def _exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
     cost, problem = outputs.cost, problems.resolve(outputs.problem, outputs.num_classes)
     answer_MB = problems.answer(outputs.logits_MBC, problem)
@@ -190,7 +233,7 @@ def _policy_cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     speedups = {"layers": "speedup_layers", "MACs": "speedup_macs", "time": "speedup_time"}
     return [
         {
-            "policy": policy_name(row["policy"]),
+            "policy": _policy_cell(row["policy"], row["shares_M"]),
             **_percents(row["scores"]),
             "mean layers": f"{row['mean_layers']:.2f}",
             **{f"speed-up, {k}": f"{row[v]:.2f}×" for k, v in speedups.items() if row[v]},

@@ -189,7 +189,7 @@ def _bounded(
     loss = guarantee.fitting(target.loss, outputs.problem)
     if target.corpus is not None:
         guarantee.check_apart(target.corpus, outputs.logits_MBC[-1])
-    exit_sum_S, loss_SB = _losses(outputs, settings, loss, target.corpus)
+    exit_sum_S, loss_SB = losses_of_settings(outputs, settings, loss, target.corpus)
     # Numbers rise; whether that makes rows leave later or earlier, the two ends say.
     if exit_sum_S[0] < exit_sum_S[-1]:
         settings, loss_SB = settings[::-1], loss_SB.flip(0)
@@ -209,10 +209,16 @@ def _bounded(
     )
 
 
-def _losses(
-    outputs: Outputs, settings: list[ExitPolicy], loss: str, corpus_NC: Tensor | None
+def losses_of_settings(
+    outputs: Outputs, settings: list[ExitPolicy], loss: str, corpus_NC: Tensor | None = None
 ) -> tuple[list[int], Tensor]:
-    """How late rows leave in all under each setting, [S], and their losses, [S, B]."""
+    """How late rows leave in all under each setting, [S], and their losses, [S, B].
+
+    Args:
+        outputs: from `collect`.
+        settings: S of them.
+        loss, corpus_NC: as for `multiexit.evaluation.guarantee.losses`.
+    """
     before_BC = outputs.logits_MBC[-1]
     loss_B = torch.zeros(len(before_BC), dtype=torch.float64)
     exit_sum_S, loss_SB = [], []

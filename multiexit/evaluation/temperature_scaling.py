@@ -26,7 +26,8 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
 
     Of several labels it is the sum over all of them, with softmax(0, z); of tokens over those that
     are asked for and have a label. Answers stay the same; confidences, and so what a threshold
-    means, change. The temperatures are kept in `model.temperature_M`, and saved with it.
+    means, change: a calibration table of the model is dropped. The temperatures are kept in
+    `model.temperature_M`, and saved with it.
 
     Args:
         model: whose outputs these are; changed in place.
@@ -62,6 +63,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
             method="bounded",
         )
         model.temperature_M[exit] *= math.exp(optimum.x)
+    model.calibration = None
 
 
 def _loss(

@@ -95,7 +95,7 @@ class PhaseLoss(nn.Module):
                 "use that, or a recipe such as 'joint'"
             )
         freeze_untrained(model, chosen)
-        model.policy = recipe.policy
+        model.policy, model.calibration = recipe.policy, None
         self.training_pass = TrainingPass(model, chosen, learns_from_labels(model, chosen), config)
         W_MM = Omega(chosen.learner, teaches_MM, config.omega_lr, 1.0, config.seed).value()
         self.register_buffer("factors_MM", W_MM * begins[0], persistent=False)

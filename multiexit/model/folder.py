@@ -115,7 +115,7 @@ def read_folder(
         ValueError: no such folder; settings that say nothing of the backbone or the heads where
             the user passes none; settings of which the weights aren't.
     """
-    path = _local_folder(folder, revision, token)
+    path = local_folder(folder, revision, token)
     settings = read_settings(path / SETTINGS)
     if backbone is None and settings["backbone"] is None:
         raise ValueError(
@@ -173,7 +173,16 @@ def _check_weights(
     weights.check_fit(expected, stored, path / WEIGHTS)
 
 
-def _local_folder(folder: str | Path, revision: str | None, token: str | None) -> Path:
+def local_folder(folder: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+    """A folder on this machine: a local one, or the snapshot of a repository of the hub.
+
+    Args:
+        folder: its path, or the repository's name.
+        revision, token: of the repository.
+
+    Raises:
+        ValueError: neither a folder nor a repository that can be had; a revision of a local one.
+    """
     path = user_path(folder)
     if path.is_dir():
         if revision is not None:

@@ -25,7 +25,7 @@ from multiexit.model.latency import Latency
 from multiexit.model.passes import Pass, Segment
 from multiexit.model.placement import Exits, resolve_exits
 from multiexit.model.settings import FORMAT
-from multiexit.policies import ExitPolicy, State, from_json
+from multiexit.policies import CalibrationTable, ExitPolicy, State, from_json
 
 RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
 
@@ -64,6 +64,8 @@ class MultiExitModel(nn.Module):
         temperature_M: what each exit's logits are divided by; 1 until they are calibrated.
         policy: the policy saved with the model, or None.
         latency: how long its parts take, from `multiexit.profile`, saved with the model; or None.
+        calibration: settings to choose among for each call, from `multiexit.calibration_table`,
+            saved with the model; or None.
         preprocessing: how inputs were prepared, plain data saved with the model.
 
     Example:
@@ -131,6 +133,7 @@ class MultiExitModel(nn.Module):
             self.heads.to(trunk.device, trunk.dtype)
         self.policy: ExitPolicy | None = None
         self.latency: Latency | None = None
+        self.calibration: CalibrationTable | None = None
         self.preprocessing: dict[str, Any] = {}
 
     @property
@@ -482,6 +485,8 @@ class MultiExitModel(nn.Module):
             )
         if self.policy is not None:
             policies.check(self.policy, self.num_exits, self.num_classes, self.problem)
+        if self.calibration is not None:
+            self._check_calibration(self.calibration)
         return {
             "format": FORMAT,
             "backbone": spec,
@@ -494,7 +499,15 @@ class MultiExitModel(nn.Module):
             "preprocessing": self.preprocessing,
             "policy": None if self.policy is None else policies.to_json(self.policy),
             "latency": None if self.latency is None else self.latency.to_json(),
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
+
+    def _check_calibration(self, table: CalibrationTable) -> None:
+        """Refuse a table of other exits or of a policy that doesn't fit, by a ValueError."""
+        if (exits := len(table.settings[0].shares_M)) != self.num_exits:
+            raise ValueError(f"the calibration table is of {exits} exits, not {self.num_exits}")
+        for setting in table.settings:
+            policies.check(setting.policy, self.num_exits, self.num_classes, self.problem)
 
     @classmethod
     def from_pretrained(
@@ -526,6 +539,8 @@ class MultiExitModel(nn.Module):
         path, settings = read_folder(folder, backbone, head, revision, token)
         try:
             policy = None if settings["policy"] is None else from_json(settings["policy"], policies)
+            table = settings.get("calibration")
+            calibration = None if table is None else CalibrationTable.from_json(table, policies)
         except ValueError as error:
             raise ValueError(f"{path / SETTINGS}: {error}") from error
         model = cls(
@@ -538,6 +553,9 @@ class MultiExitModel(nn.Module):
             settings.get("problem"),
         )
         model.preprocessing, model.policy = settings["preprocessing"], policy
+        if calibration is not None:
+            model._check_calibration(calibration)
+            model.calibration = calibration
         if settings.get("latency") is not None:
             model.latency = Latency.from_json(settings["latency"])
         weights.load_weights(model, path / WEIGHTS, path)

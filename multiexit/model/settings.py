@@ -8,7 +8,7 @@ from multiexit.backbones import kinds, specs
 from multiexit.files import schema
 from multiexit.files.json_files import read_table
 from multiexit.model import latency
-from multiexit.policies import registry
+from multiexit.policies import calibration_table, registry
 from multiexit.problems import PROBLEMS, resolve
 
 FORMAT = 1
@@ -49,7 +49,11 @@ TABLE = schema.table(
         "preprocessing": PREPROCESSING,
         "policy": schema.optional(registry.TABLE),
     },
-    {"latency": schema.optional(latency.TABLE), "problem": schema.one_of(*PROBLEMS)},
+    {
+        "latency": schema.optional(latency.TABLE),
+        "problem": schema.one_of(*PROBLEMS),
+        "calibration": schema.optional(calibration_table.TABLE),
+    },
 )
 
 

@@ -19,7 +19,8 @@ LOSS = re.compile("disagreement|accuracy|cosine|rank@([1-9][0-9]{0,8})")
 """The names of losses; `rank@k` has its k."""
 
 
-def _loss(key: str, value: Any) -> None:
+def loss_name(key: str, value: Any) -> None:
+    """A check that a value is the name of a loss."""
     schema.text(key, value)
     if LOSS.fullmatch(value) is None:
         raise schema.wrong(key, value, "'disagreement', 'accuracy', 'cosine' or such as 'rank@10'")
@@ -27,7 +28,7 @@ def _loss(key: str, value: Any) -> None:
 
 TABLE = schema.table(
     {
-        "loss": _loss,
+        "loss": loss_name,
         "risk": schema.number(0, 1),
         "confidence": schema.optional(schema.number(0, 1)),
         "rows": schema.whole(1, 2**53),

@@ -15,14 +15,18 @@ from multiexit import policies
 from multiexit.data import image_files
 from multiexit.data.text import TextDataset
 from multiexit.model.finite import NotFinite
-from multiexit.model.folder import of_run
+from multiexit.model.folder import local_folder, of_run
+from multiexit.model.latency import check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy, FixedExit
 from multiexit.runtime import user_level
 from multiexit.serving import tagging
 from multiexit.serving.engine import Engine
-from multiexit_runner import answering
+from multiexit_runner import answering, choosing
 from multiexit_runner.answering import Answer
+from multiexit_runner.classifier import Classifier as ExportClassifier
+from multiexit_runner.folder import SETTINGS as EXPORT
+from multiexit_runner.tagging import words_of
 
 ENGINES = 4
 """Policies whose engines are kept."""
@@ -101,28 +105,40 @@ class Classifier:
         folder: str | Path,
         policy: ExitPolicy | str | None = None,
         device: str | torch.device | None = None,
-    ) -> "Classifier":
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> "Classifier | ExportClassifier":
         """Load a model, with its tokenizer where it reads text.
 
         Args:
-            folder: that `save_pretrained` or a training run wrote, or a repository of the hub.
+            folder: that `save_pretrained`, a training run or `multiexit.export` wrote, or a
+                repository of the hub.
             policy: as for the class.
-            device: None is the GPU, if there is one.
+            device: None is the GPU, if there is one; an export runs on the CPU.
+            revision, token: of a repository of the hub.
+
+        Returns:
+            The classifier; of an export `multiexit_runner.Classifier`, which takes the same inputs
+            and gives the same answers by its graphs.
 
         Raises:
             ValueError: no such folder, no tokenizer in it, or what the class refuses.
         """
         from multiexit.backbones.transformers.configs import load_tokenizer
 
-        place = of_run(Path(folder).expanduser())
-        name = place if place.is_dir() else folder
-        if (place / "export.json").exists():
-            raise ValueError(f"{folder} is an export: multiexit_runner.Classifier reads it")
-        model = MultiExitModel.from_pretrained(name)
+        place = of_run(local_folder(folder, revision, token))
+        if (place / EXPORT).exists():
+            if torch.device(device or "cpu").type != "cpu":
+                raise ValueError(
+                    f"{folder} is an export, which runs on the CPU here: leave device={device!r}, "
+                    "or give providers to multiexit_runner.Classifier.from_pretrained"
+                )
+            return ExportClassifier.from_pretrained(place, policy=policy)
+        model = MultiExitModel.from_pretrained(place)
         kind = model.preprocessing.get("kind")
         if kind is None and (place / "tokenizer_config.json").exists():
             kind = "text"
-        tokenizer = load_tokenizer(name) if kind == "text" else None
+        tokenizer = load_tokenizer(place) if kind == "text" else None
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device), tokenizer, policy)
@@ -132,6 +148,9 @@ class Classifier:
         inputs: Any,
         *,
         policy: ExitPolicy | str | None = None,
+        speedup: float | None = None,
+        max_loss: float | None = None,
+        milliseconds: float | None = None,
         top_k: int | None = None,
         batch_size: int = 32,
     ) -> Answer | list[Answer] | Iterator[Answer]:
@@ -146,6 +165,12 @@ class Classifier:
                 words lie between white space. An image is one of Pillow, a file's name, a file's
                 bytes, or an array uint8 [height, width, 3] or [height, width].
             policy: in place of the classifier's own.
+            speedup, max_loss, milliseconds: in place of a policy, one target, for which a setting
+                is chosen from the model's calibration table (`multiexit.calibration_table`): layers
+                of the full network over those that are run, at least; points of score that are lost
+                against it, at most (0.5 is 84.5 to 84.0), by the table's bound; or of a batch of
+                `batch_size` inputs (of one, where one is given) on average, at most, by the model's
+                latency table.
             top_k: how many classes `scores` holds; None is all.
             batch_size: inputs that go through the model together, at most.
 
@@ -157,14 +182,36 @@ class Classifier:
         Raises:
             ValueError: an input that can't be read, by its position: of a list before any is
                 answered (a damaged image file when it is read), of a generator behind the answers
-                before it. A policy, `top_k` or `batch_size` that won't do.
+                before it. A policy, target, `top_k` or `batch_size` that won't do; a target that
+                no setting of the calibration table reaches, or a model without one.
         """
         batch_size = answering.check_batch(batch_size)
+        target = choosing.wanted(
+            policy, speedup=speedup, max_loss=max_loss, milliseconds=milliseconds
+        )
+        if target is not None:
+            policy = self._chosen(target, 1 if answering.is_one(inputs) else batch_size)
         top_k = answering.check_top(top_k, self.model.problem, self.model.num_classes)
         respond = partial(self._respond, self._engine(policy), top_k, batch_size)
         check = answering.check_image if self.kind == "image" else self._text
         prepare = self._image if self.kind == "image" else self._text
         return answering.answers(inputs, check, prepare, respond, batch_size)
+
+    def _chosen(self, target: tuple[str, float], rows: int) -> ExitPolicy:
+        """The setting of the model's calibration table that serves a target."""
+        table, latency, ms_S = self.model.calibration, self.model.latency, []
+        if table is None:
+            raise ValueError(f"{target[0]}={target[1]:g}: {choosing.NO_TABLE.format(again='')}")
+        if target[0] == "milliseconds":
+            if latency is None:
+                raise ValueError(
+                    f"milliseconds={target[1]:g}: the model has no latency table, which says how "
+                    "long a setting takes: model.latency = multiexit.profile(model), or `multiexit "
+                    "profile`"
+                )
+            check_latency(self.model, self.model.num_exits, latency)
+            ms_S = [latency.expected_ms(each.shares_M, rows) for each in table.settings]
+        return table.settings[choosing.choose(table.to_json(), target, ms_S)].policy
 
     def _engine(self, policy: ExitPolicy | str | None) -> Engine:
         """The engine of a policy."""
@@ -180,13 +227,16 @@ class Classifier:
         for engine in self._engines:
             if engine.policy == wanted:
                 return engine
-        engine = Engine(self.model, wanted)
+        if self._engines and isinstance(wanted, ExitPolicy):
+            engine = self._engines[0].with_policy(wanted)
+        else:
+            engine = Engine(self.model, wanted)
         self._engines = [engine, *self._engines][:ENGINES]
         return engine
 
     def _text(self, item: Any, where: str) -> Any:
         if self.tags:
-            return tagging.words_of(item, where)
+            return words_of(item, where)
         return answering.text_of(item, self.paired, where)
 
     def _image(self, item: Any, where: str) -> torch.Tensor:

@@ -96,13 +96,33 @@ class Engine:
         exit_loop.check_evaluating(model)
         self.original, self._compile = model, compile
         self.model = for_inference(model)
-        self.policy, self.latency, self.compiled = policy, latency, bool(compile)
+        self.latency, self.compiled = latency, bool(compile)
         self._is_unchanged = (lambda: True) if self.model is model else unchanged(model)
+        self._go_by(policy)
+
+    def _go_by(self, policy: ExitPolicy) -> None:
+        self.policy, compile = policy, self._compile
         self._decide: exit_loop.Decide = partial(self.model.decide, policy)
         if compile:
             mode = compile if isinstance(compile, str) else None
-            graphs = 64 * model.num_exits  # for each exit, batch size and length
+            graphs = 64 * self.model.num_exits  # for each exit, batch size and length
             self._decide = compiled(self._decide, graphs, mode=mode, dynamic=False)
+
+    def with_policy(self, policy: ExitPolicy) -> "Engine":
+        """Make an engine with another policy on the same copy of the model.
+
+        Args:
+            policy: of the new one; this one keeps its own.
+
+        Raises:
+            ValueError: a policy that doesn't fit the model.
+        """
+        model = self.original
+        policies.check(policy, model.num_exits, model.num_classes, model.problem)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._go_by(policy)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return {

@@ -11,25 +11,9 @@ import numpy as np
 import torch
 
 from multiexit.data.text import TextDataset
-from multiexit.data.words import first_tokens, tokenise_words
-
-
-def words_of(item: Any, where: str) -> list[str]:
-    """An input as words.
-
-    Args:
-        item: a string, split at white space, or a list or tuple of words.
-        where: the input stood.
-
-    Raises:
-        ValueError: anything else, no words, or an empty one.
-    """
-    words = item.split() if isinstance(item, str) else item
-    if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
-        raise ValueError(f"{where} is {item!r:.80}; this model reads a string or a list of words")
-    if not words or not all(word.strip() for word in words):
-        raise ValueError(f"{where} is {item!r:.80}: no words, or an empty one")
-    return [str.__str__(word) for word in words]
+from multiexit.data.words import tokenise_words
+from multiexit_runner.tagging import first_tokens
+from multiexit_runner.tagging import tagged as answer
 
 
 class WordDataset(TextDataset):
@@ -82,14 +66,4 @@ def tagged(
         labels: the classes' names, or None.
     """
     before = len(logits_TC) - data.lengths[row] if data.tokenizer.padding_side == "left" else 0
-    names = range(logits_TC.shape[1]) if labels is None else labels
-    found: list[Any] = [None] * len(words)
-    scores: list[float | None] = [None] * len(words)
-    for place, word in enumerate(data.words[row]):
-        if word is None:
-            continue
-        z_C = logits_TC[before + place].astype(np.float64)
-        p_C = np.exp(z_C - z_C.max())
-        best = int(z_C.argmax())
-        found[word], scores[word] = names[best], float(p_C[best] / p_C.sum())
-    return {"words": list(words), "labels": found, "scores": scores}
+    return answer(logits_TC[before:], words, data.words[row], labels)

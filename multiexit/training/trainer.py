@@ -174,7 +174,7 @@ class Trainer:
                 self._keeper.record_start()
                 self.state.history = History(**self.state.saved["history"])
                 return self.state.history
-            self.model.policy = self.recipe.policy
+            self.model.policy, self.model.calibration = self.recipe.policy, None
             may_mix = sharding.may_mix(self.accelerator, self.model)
             try:
                 with signals.noted(self.config.output is not None) as self._signal:

@@ -286,3 +286,26 @@ def test_help_has_an_example():
     ended = command("calibrate", "--help")
     assert ended.code == 0
     assert "multiexit calibrate runs/mrpc/model" in ended.out
+
+
+def test_a_table_is_kept_and_the_policy_stays(folder):
+    before = contents(folder)
+    ended = command("calibrate", folder, "--table", "--confidence", 0.8)
+    assert ended.code == 0, ended.err
+    model = mx.MultiExitModel.from_pretrained(folder)
+    assert model.calibration == mx.calibration_table(collected(folder), mx.MaxProb, confidence=0.8)
+    assert model.policy == mx.Patience(2)
+    after = contents(folder)
+    assert {n for n in before if before[n] != after.get(n)} == {"multiexit.json"}
+    assert f"(test), {ROWS} rows" in ended.out
+    assert "max-prob=1.009 (no row leaves early)" in ended.out
+    for words, message in [
+        (("--speedup", 2), "--speedup has no effect beside --table"),
+        (("--share", 0.5), "--share has no effect"),
+        (("--temperatures",), "--temperatures has no effect"),
+        (("--confidence", 1), "--confidence"),
+        (("--policy", "patient-confident"), "2 numbers to choose"),
+    ]:
+        ended = command("calibrate", folder, "--table", *words)
+        assert (ended.code, message in ended.err) == (2, True), ended.err
+    assert contents(folder) == after

@@ -13,6 +13,8 @@ from answering import LABELS, image_model, pictures, text_model, texts, tokenize
 
 import multiexit as mx
 from multiexit.data import image_files
+from multiexit.data.text import TextDataset
+from multiexit_runner import choosing
 
 POLICY = mx.MaxProb(0.6)
 
@@ -296,3 +298,38 @@ def test_images_come_in_all_forms(tmp_path):
         assert next(answers)["label"] == expected[0][0]
         with pytest.raises(ValueError, match=message):
             next(answers)
+
+
+def test_a_target_per_call_is_served_from_the_table(tokenizer):
+    model, rows = text_model(tokenizer), texts(40)
+    model.policy = mx.FixedExit(3)
+    classify = mx.Classifier(model, tokenizer)
+    with pytest.raises(ValueError, match=r"speedup=2: there is no calibration table"):
+        classify(rows, speedup=2)
+    data = TextDataset.from_texts(tokenizer, texts(300, 5), None, torch.arange(300) % 3)
+    outputs = mx.collect(model, data)
+    model.calibration = mx.calibration_table(outputs, mx.MaxProb)
+    for target in ({"speedup": 1.5}, {"speedup": 2}, {"max_loss": 3.5}, {"max_loss": 20}):
+        chosen = model.calibration.settings[
+            choosing.choose(model.calibration.to_json(), next(iter(target.items())))
+        ]
+        same(classify(rows, **target), wanted(model, tokenizer, rows, chosen.policy))
+        if "speedup" in target:
+            assert chosen.speedup_layers >= target["speedup"]
+        else:
+            assert chosen.loss_bound <= target["max_loss"] / 100
+    assert len(classify._engines) <= 4
+    with pytest.raises(ValueError, match="no setting of the calibration table"):
+        classify(rows, max_loss=0.1)
+    with pytest.raises(ValueError, match="policy and speedup: give one"):
+        classify(rows, policy="max-prob=0.9", speedup=2)
+    with pytest.raises(ValueError, match="no latency table"):
+        classify(rows, milliseconds=5)
+    model.latency = mx.profile(model, batch_sizes=(1, 4), repeats=1)
+    full = model.latency.expected_ms((0, 0, 0, 1), 1)
+    (answer,) = classify(rows[:1], milliseconds=1000, batch_size=1)
+    same([answer], wanted(model, tokenizer, rows[:1], model.calibration.settings[0].policy))
+    ms = model.latency.expected_ms(model.calibration.settings[-1].shares_M, 1)
+    assert ms < full
+    with pytest.raises(ValueError, match="no setting of the calibration table takes"):
+        classify(rows[0], milliseconds=ms / 2)

@@ -91,6 +91,9 @@ def inputs_of(
         ValueError: a batch that is no dict of tensors with a row per row.
     """
     example = _backbone_example(model.backbone, tokenizer) if batch is None else dict(batch)
+    if batch is None and tokenizer is not None:  # by which a row's words say what is asked for
+        own = dict.fromkeys(model.own_inputs, torch.ones_like(example["input_ids"]))
+        example = {**example, **own}
     if not example or not all(isinstance(value, Tensor) for value in example.values()):
         kinds = {name: type(value).__name__ for name, value in example.items()}
         raise ValueError(f"inputs must be a dict of tensors by name, one batch; got {kinds}")

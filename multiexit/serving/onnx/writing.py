@@ -59,7 +59,8 @@ def export(
         inputs: one batch by name, if the graphs are to take others than the backbone's example
             has. With an `attention_mask` [B, T] there may be any number of tokens; all other
             sizes but B are fixed. Where tokens are classified an `answer_mask` in it, or in the
-            `rows`, becomes an input; without one all real tokens are asked for.
+            `rows`, becomes an input, and with a `tokenizer` alone it does too; without one all real
+            tokens are asked for.
         tokenizer: saved with it; says which inputs there are.
         rows: a data set, or an iterable of batches, to compare on too; the first 4 of them are
             kept in the folder (else 4 that are drawn at random).
@@ -120,6 +121,7 @@ def export(
             "ranges": ranges(policy, numbers, Known(model.num_exits, K)),
             "segments": [segment._asdict() for segment in segments],
             "int8": {"target": target, "machines": TARGETS[target].machines} if int8 else None,
+            "calibration": _calibration(model, int8),
             "parity": {},
         }
         (partial / ROWS).touch()
@@ -170,6 +172,15 @@ def _settings(model: MultiExitModel, policy: ExitPolicy, spec: Inputs) -> dict[s
         "max_tokens": spec.max_tokens,
         "policy": policies.to_json(policy),
     }
+
+
+def _calibration(model: MultiExitModel, int8: bool) -> dict[str, Any] | None:
+    """The model's calibration table; its bounds are on float, and say nothing of int8."""
+    if model.calibration is None:
+        return None
+    table = model.calibration.to_json()
+    bounds = {"loss_bound": None} if int8 else {}
+    return {**table, "settings": [{**setting, **bounds} for setting in table["settings"]]}
 
 
 def _write_settings(folder: Path, settings: dict[str, Any]) -> None:

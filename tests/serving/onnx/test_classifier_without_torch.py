@@ -7,14 +7,16 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 from answering import image_model, pictures, text_model, texts, tokenizer_in
 from helpers import ROOT
 
 import multiexit as mx
+from multiexit.data.text import TextDataset
 from multiexit.policies import POLICIES, parse
 from multiexit_runner import Classifier, Runner
-from multiexit_runner.classifier import _numbers_of
 from multiexit_runner.folder import SETTINGS, seal
+from multiexit_runner.turning import numbers_of
 
 pytestmark = pytest.mark.usefixtures("onnx_operators")
 
@@ -57,6 +59,8 @@ def same(got, wanted):
 def test_texts_get_the_same_answers(tmp_path):
     tokenizer = tokenizer_in(tmp_path)
     model, rows = text_model(tokenizer, exits=[0, 3]), [*texts(13), "the cat " * 20]
+    data = TextDataset.from_texts(tokenizer, texts(300, 5), None, torch.arange(300) % 3)
+    model.calibration = mx.calibration_table(mx.collect(model, data), mx.MaxProb)
     mx.export(model, tmp_path / "export", mx.MaxProb(0.6), tokenizer=tokenizer)
     wanted = mx.Classifier(model, tokenizer, mx.MaxProb(0.6))
     listed, streamed = without_torch(tmp_path / "export", rows)
@@ -67,6 +71,21 @@ def test_texts_get_the_same_answers(tmp_path):
     for policy in ("max-prob=0.9", {"threshold": 0.9}):
         same(classify(rows, policy=policy, top_k=2), wanted(rows, policy="max-prob=0.9", top_k=2))
     same(classify(rows, batch_size=3), wanted(rows))
+    for target in ({"speedup": 1.5}, {"max_loss": 50}):
+        same(classify(rows, **target), wanted(rows, **target))
+    for policy in (None, "max-prob=0.8", mx.MaxProb(0.8)):
+        ours = mx.Classifier.from_pretrained(tmp_path / "export", policy)
+        same(ours(rows), wanted(rows, policy=policy))
+        same(ours(rows, policy=mx.MaxProb(0.9)), wanted(rows, policy="max-prob=0.9"))
+    for call, message in [
+        (lambda: classify(rows, speedup=9), "the fastest gives"),
+        (lambda: classify(rows, policy=mx.Patience(2)), "hold the policy max-prob"),
+        (lambda: classify(rows, policy={"class": "Entropy", "threshold": 1.0}), "hold the policy"),
+        (lambda: classify(rows, policy={"threshold": "much"}), "threshold"),
+        (lambda: mx.Classifier.from_pretrained(tmp_path / "export", device="cuda"), "on the CPU"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
     with pytest.raises(ValueError, match=r"inputs\[1\]"):
         classify([rows[0], None])
     with pytest.raises(ValueError, match="hold the policy max-prob"):
@@ -100,12 +119,32 @@ def test_images_get_the_same_answers(tmp_path):
         classify([arrays[0], "none.png"])
 
 
+@pytest.mark.filterwarnings("ignore:inputs")  # that fill all tokens
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_words_get_the_same_labels(side, tmp_path):
+    tokenizer = tokenizer_in(tmp_path)
+    tokenizer.padding_side = side
+    model = text_model(tokenizer, "token-classification", exits=[0, 3])
+    rows = [text.split() for text in texts(13)]
+    rows[3:6] = [["cats"], ["the", "\u200b", "dogs", "runs"], ["cats", "runs"] * 9]
+    mx.export(model, tmp_path / "export", mx.MaxProb(0.6), tokenizer=tokenizer)
+    wanted = mx.Classifier(model, tokenizer, mx.MaxProb(0.6))(rows)
+    assert len({answer["exit"] for answer in wanted}) > 1
+    classify = Classifier.from_pretrained(tmp_path / "export")
+    for size in (1, 4, 32):
+        for got, want in zip(classify(rows, batch_size=size), wanted, strict=True):
+            assert got == want | {"scores": pytest.approx(want["scores"], abs=1e-4)}
+    assert classify(" ".join(rows[0])) == classify(tuple(rows[0])) == classify([rows[0]])[0]
+    with pytest.raises(ValueError, match=r"inputs\[1\]"):
+        classify([rows[0], ["a", " "]])
+
+
 def test_policies_are_typed_as_everywhere():
     for name in POLICIES:
         ones = ",".join("1" for _ in fields(POLICIES[name]))
         policy = parse(f"{name}={ones}")
         data = mx.policies.to_json(policy)
         knobs = {key: value for key, value in data.items() if key != "class"}
-        assert _numbers_of(f"{name}={ones}", data, knobs) == pytest.approx(knobs)
+        assert numbers_of(f"{name}={ones}", data, knobs) == pytest.approx(knobs)
         with pytest.raises(ValueError, match="is fixed in these graphs"):
-            _numbers_of(f"{name}=7", data, {})
+            numbers_of(f"{name}=7", data, {})

@@ -1,0 +1,122 @@
+"""A policy's settings with what each gives, kept with a model so that a call can choose among them.
+
+Letters: M exits, N rows that the figures are of.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from multiexit.files import schema
+from multiexit.policies.base import ExitPolicy
+from multiexit.policies.certificate import loss_name
+from multiexit.policies.registry import TABLE as POLICY
+from multiexit.policies.registry import from_json, to_json
+
+MOST = 10_000
+
+_SETTING = schema.table(
+    {
+        "policy": POLICY,
+        "score": schema.number(),
+        "loss_bound": schema.optional(schema.number(0, 1)),
+        "mean_layers": schema.number(0),
+        "speedup_layers": schema.number(0),
+        "speedup_macs": schema.number(0),
+        "shares_M": schema.listed(schema.number(0, 1), 1, MOST),
+    }
+)
+
+TABLE = schema.table(
+    {
+        "metric": schema.text,
+        "score": schema.number(),
+        "rows": schema.whole(1, 2**53),
+        "loss": schema.optional(loss_name),
+        "confidence": schema.number(0, 1),
+        "settings": schema.listed(_SETTING, 1, MOST),
+    }
+)
+"""The schema of a saved table."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one setting of a policy gives.
+
+    Args:
+        policy: with its numbers.
+        score: the metric's main figure on the N rows.
+        loss_bound: at most this much is lost against the last exit on new rows, in 0..1; None of
+            numbers, which have no such loss.
+        mean_layers: stages run per row, averaged.
+        speedup_layers, speedup_macs: as in `multiexit.Row`.
+        shares_M: the share of rows that left at each exit.
+    """
+
+    policy: ExitPolicy
+    score: float
+    loss_bound: float | None
+    mean_layers: float
+    speedup_layers: float
+    speedup_macs: float
+    shares_M: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """Settings of one policy, the slowest first: from `multiexit.calibration_table`.
+
+    Args:
+        metric: what the scores are.
+        score: of the last exit, on the same rows.
+        rows: N.
+        loss: what is bounded: `"accuracy"`, 1 where a row's answer is wrong and the last exit's is
+            right, or of vectors `"cosine"`; None of numbers.
+        confidence: with which the bounds hold.
+        settings: by falling mean layers.
+    """
+
+    metric: str
+    score: float
+    rows: int
+    loss: str | None
+    confidence: float
+    settings: tuple[Setting, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plain data."""
+        settings = [
+            {**asdict(each), "policy": to_json(each.policy), "shares_M": list(each.shares_M)}
+            for each in self.settings
+        ]
+        return {**asdict(replace(self, settings=())), "settings": settings}
+
+    @classmethod
+    def from_json(
+        cls, data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()
+    ) -> "CalibrationTable":
+        """Make the table that `to_json` gave.
+
+        Args:
+            data: what it gave.
+            others: policy classes of the user's own.
+
+        Raises:
+            ValueError: another table, settings of other numbers of exits or kinds, or an unknown
+                policy.
+        """
+        TABLE("calibration", data)
+        settings = tuple(
+            Setting(
+                **{
+                    **row,
+                    "policy": from_json(row["policy"], others),
+                    "shares_M": tuple(row["shares_M"]),
+                }
+            )
+            for row in data["settings"]
+        )
+        if len({(type(each.policy), len(each.shares_M)) for each in settings}) > 1:
+            raise ValueError("calibration.settings must be of one policy and one number of exits")
+        return cls(**{**data, "settings": settings})

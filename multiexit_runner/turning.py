@@ -1,0 +1,92 @@
+"""Other numbers for the policy that an export's graphs hold."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from multiexit_runner.runner import Runner
+
+POLICIES = {"FixedExit": "fixed"}
+"""Policies that are typed otherwise than their class is called."""
+
+
+def turned(runner: Runner, policy: Any) -> Runner:
+    """The runner with other numbers in its policy, which it shares all else with.
+
+    Args:
+        runner: stays as it is.
+        policy: as typed, `"max-prob=0.8"`; its numbers by name, with its class's name under
+            `"class"` or without; or an exit policy of `multiexit`. None gives the runner itself.
+
+    Raises:
+        ValueError: another policy than the graphs hold, or numbers that it can't have.
+    """
+    if policy is None:
+        return runner
+    held, knobs = runner.settings["policy"], runner.knobs
+    if is_dataclass(policy) and not isinstance(policy, type):
+        policy = {"class": type(policy).__name__, **asdict(policy)}
+    numbers = policy
+    if not isinstance(policy, Mapping):
+        numbers = numbers_of(policy, held, knobs)
+    elif "class" in policy:
+        numbers = {n: v for n, v in policy.items() if n not in ("class", "certificate")}
+        if policy["class"] != held.get("class"):
+            raise _other(policy["class"], held, knobs)
+        numbers = _free(numbers, held, knobs, policy["class"])
+    other = copy.copy(runner)
+    other.set(**numbers)
+    return other
+
+
+def _typed(kind: Any) -> str:
+    """A policy's class as it is typed."""
+    words = "".join(f"-{c.lower()}" if c.isupper() else c for c in str(kind)).removeprefix("-")
+    return POLICIES.get(str(kind), words)
+
+
+def _other(policy: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> ValueError:
+    return ValueError(
+        f"policy={policy!r:.80}: these graphs hold the policy {_typed(held.get('class'))}, whose "
+        f"numbers alone can be turned, {sorted(knobs)}; for another policy export again"
+    )
+
+
+def numbers_of(text: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a policy that was typed.
+
+    Args:
+        text: as typed.
+        held: the policy of the graphs.
+        knobs: its numbers that can be turned.
+
+    Raises:
+        ValueError: another policy, or numbers that can't be read or turned.
+    """
+    fields = [name for name in held if name not in ("class", "certificate")]
+    if not isinstance(text, str) or text.partition("=")[0] != _typed(held.get("class")):
+        raise _other(text, held, knobs)
+    values = [value for value in text.partition("=")[2].split(",") if value]
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError as error:
+        raise ValueError(f"can't read policy {text!r}: one number for each of {fields}") from error
+    if not numbers or len(numbers) > len(fields):
+        raise ValueError(f"can't read policy {text!r}: one number for each of {fields}")
+    return _free(dict(zip(fields, numbers, strict=False)), held, knobs, text)
+
+
+def _free(
+    given: Mapping[str, Any], held: Mapping[str, Any], knobs: Mapping[str, Any], policy: Any
+) -> dict[str, Any]:
+    """Those that can be turned; the others must be as the graphs have them."""
+    for name, number in given.items():
+        fixed = held.get(name)
+        fixed = tuple(fixed) if isinstance(fixed, list) else fixed
+        if name not in knobs and fixed != (tuple(number) if isinstance(number, list) else number):
+            raise ValueError(
+                f"policy={policy!r}: {name} is fixed in these graphs, as {held.get(name)}: export "
+                "again"
+            )
+    return {name: number for name, number in given.items() if name in knobs}

@@ -19,7 +19,7 @@ from multiexit_runner.runner import Runner
 from multiexit_runner.tokenizing import ANSWER_MASK, FIELDS
 from multiexit_runner.turning import turned
 
-Words = Sequence[int | None]
+Words = list[int | None]
 """The word that each token answers for."""
 
 

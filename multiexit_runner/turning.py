@@ -27,7 +27,7 @@ def turned(runner: Runner, policy: Any) -> Runner:
     held, knobs = runner.settings["policy"], runner.knobs
     if is_dataclass(policy) and not isinstance(policy, type):
         policy = {"class": type(policy).__name__, **asdict(policy)}
-    numbers = policy
+    numbers: Any = policy
     if not isinstance(policy, Mapping):
         numbers = numbers_of(policy, held, knobs)
     elif "class" in policy:

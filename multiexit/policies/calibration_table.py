@@ -75,6 +75,14 @@ class CalibrationTable:
             right, or of vectors `"cosine"`; None of numbers.
         confidence: with which the bounds hold.
         settings: by falling mean layers.
+
+    Example:
+        >>> import multiexit as mx
+        >>> from multiexit.policies import Setting
+        >>> setting = Setting(mx.MaxProb(0.9), 0.84, 0.015, 1.5, 1.33, 1.2, (0.5, 0.5))
+        >>> table = mx.CalibrationTable("accuracy", 0.85, 400, "accuracy", 0.9, (setting,))
+        >>> mx.CalibrationTable.from_json(table.to_json()) == table
+        True
     """
 
     metric: str

@@ -89,6 +89,7 @@ def info(
     from multiexit.evaluation import card, report
     from multiexit.model.folder import SETTINGS
     from multiexit.model.settings import read_settings
+    from multiexit.training.records import provenance
 
     folder = typed.model_folder(Path(backbone))
     if (folder / SETTINGS).is_file():
@@ -97,12 +98,13 @@ def info(
             if value is not None:
                 raise ValueError(f"{option} is for a backbone, and {folder} has exits: leave it")
         settings = read_settings(folder / SETTINGS)
-        how = settings["preprocessing"]
+        how, trained = settings["preprocessing"], provenance.settings(folder.parent)
         known = {
             "a trained model": str(folder),
             **card.facts(settings),
             "reads": how.get("kind"),
             "trained on": how.get("task") or (how.get("data") or {}).get("data"),
+            "trained by": ", ".join(f"{name} {value}" for name, value in trained.items()),
         }
         print("\n".join(f"{key}: {value}" for key, value in known.items() if value) + "\n")
         print(report.cost_table(MultiExitModel.from_pretrained(folder).cost()))

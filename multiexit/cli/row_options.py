@@ -54,7 +54,8 @@ class TrainingRows:
         int | None, typer.Option(min=8, help="of --data: pixels; default 224")
     ] = None
     augment: Annotated[
-        str | None, typer.Option(help="of --data: crop (the default), randaugment or none")
+        str | None,
+        typer.Option(help="of --data: crop (the default), randaugment, trivialaugment or none"),
     ] = None
     skip_bad: SkipBad = False
     data_dir: DataDir = None

@@ -43,6 +43,9 @@ LabelSmoothing = Annotated[float | None, typer.Option(help="of labels that are c
 ClassWeights = Annotated[
     str | None, typer.Option(help="in the loss against labels, one a class: 1,2.5")
 ]
+Sampling = Annotated[str | None, typer.Option(help="balanced: every class as often as any other")]
+Mixup = Annotated[float | None, typer.Option(help="of images: α of MixUp, e.g. 0.2")]
+Cutmix = Annotated[float | None, typer.Option(help="of images: α of CutMix, e.g. 1.0")]
 Ema = Annotated[
     float | None, typer.Option(help="decay of the weights' moving average, which is kept: 0.999")
 ]

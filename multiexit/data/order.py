@@ -33,6 +33,33 @@ def split_epoch(size: int, seed: int, epoch: int, halves: bool) -> tuple[Indices
     return order[:middle], order[middle:]
 
 
+def balance(rows: Indices, classes_N: np.ndarray, seed: int, epoch: int) -> Indices:
+    """As many rows again, of which each class has the same number (or one more), in random order.
+
+    A class with fewer rows than that has them several times, none twice more than another; of one
+    with more rows a part is drawn. (Drawn with replacement, as by torch's `WeightedRandomSampler`,
+    classes were equally frequent on average alone.)
+
+    Args:
+        rows: what is drawn from.
+        classes_N: the class of every row of the set.
+        seed, epoch: what the draw goes by.
+
+    >>> drawn = balance([0, 1, 2, 3, 4, 5], np.array([0, 0, 0, 0, 0, 1]), seed=0, epoch=0)
+    >>> len(drawn), drawn.count(5)
+    (6, 3)
+    """
+    generator = np.random.default_rng([seed, epoch, 4])
+    shuffled_N = generator.permutation(rows)
+    by_class_N = shuffled_N[np.argsort(classes_N[shuffled_N], kind="stable")]
+    _, firsts = np.unique(classes_N[by_class_N], return_index=True)
+    parts = np.split(by_class_N, firsts[1:])
+    share, rest = divmod(len(rows), len(parts))
+    more = generator.permutation(len(parts)) < rest
+    drawn = [np.resize(part, share + one) for part, one in zip(parts, more, strict=True)]
+    return generator.permutation(np.concatenate(drawn)).tolist()
+
+
 def group(
     order: Indices, batch_size: int, lengths: Sequence[int] | None, seed: int, epoch: int
 ) -> list[Indices]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from multiexit.data import loaders
 from multiexit.data.batches import collate_by, collate_of, is_rows, labels_of, lengths_of
 from multiexit.data.images import on_device
-from multiexit.data.order import Indices, group, shard, split_epoch
+from multiexit.data.order import Indices, balance, group, shard, split_epoch
 from multiexit.losses.labels import check_labels
 from multiexit.randomness import seeded
 
@@ -28,10 +29,12 @@ class TrainingSet:
         device: where a set of images is to live; None leaves it.
         select_columns: makes a batch what the network takes, see `multiexit.data.columns`.
         problem: what labels mean, a key of `multiexit.problems.PROBLEMS`.
+        balanced: whether rows are drawn so that each class comes as often as every other.
+        mixing: what mixes the rows of the batches that `feed` gives, see `multiexit.data.mixing`.
 
     Raises:
         ValueError: something else, fewer than two rows, labels outside the classes, or a setting of
-            the loader that can't be kept.
+            the loader that can't be kept; `balanced` with an order or labels that it can't go by.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class TrainingSet:
         device: torch.device | None = None,
         select_columns: Callable[[Any], Any] = lambda batch: batch,
         problem: str | None = None,
+        balanced: bool = False,
+        mixing: Callable[[Any], Any] | None = None,
     ):
         loader = source if isinstance(source, DataLoader) else None
         dataset: Any = source.dataset if isinstance(source, DataLoader) else source
@@ -62,6 +67,22 @@ class TrainingSet:
         self._sampler_batches = None  # where the order is the trainer's own
         if loader is not None and not loaders.shuffles(loader):
             self._sampler_batches = loaders.SamplerBatches(loader)
+        self._classes_N = self._classes(labels) if balanced else None
+        self._mixing = mixing
+
+    def _classes(self, labels: Tensor | None) -> np.ndarray:
+        if self._sampler_batches is not None:
+            raise ValueError(
+                "sampling='balanced' draws the rows itself, and this DataLoader has an order of "
+                "its own: give it shuffle=True and no sampler, or leave sampling out"
+            )
+        if labels is None or labels.ndim != 1:
+            what = "none" if labels is None else f"shares of classes, {tuple(labels.shape)}"
+            raise ValueError(
+                "sampling='balanced' goes by each row's class, known before rows are read, in the "
+                f"training set's `labels` [N]; it has {what}"
+            )
+        return labels.cpu().numpy()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -88,6 +109,8 @@ class TrainingSet:
             orders = loaders.halves(order, epoch) if halves else (order, order)
         else:
             parts = split_epoch(len(self), seed, epoch, halves)
+            if self._classes_N is not None:
+                parts = [balance(rows, self._classes_N, seed, epoch) for rows in parts]
             size = batch_size * world
             orders = [group(rows, size, self.lengths, seed, epoch) for rows in parts]
             if loaders.drops_last(self._loader):
@@ -104,12 +127,15 @@ class TrainingSet:
         """Make one batch, as a `DataLoader` would; what is drawn for it comes from the seed."""
         return self.select_columns(self.raw(rows, seed))
 
-    def raw(self, rows: Indices, seed: tuple[int, ...]) -> Any:
-        """Make a batch with all of its columns."""
+    def raw(self, rows: Indices, seed: tuple[int, ...], mixed: bool = False) -> Any:
+        """Make a batch with all of its columns, and mix its rows if they are to be."""
         draw_seed = np.random.SeedSequence(seed).generate_state(1)[0]
         getitems = getattr(self.dataset, "__getitems__", None)
         with seeded(int(draw_seed)):
-            return self.collate(getitems(rows) if getitems else [self.dataset[row] for row in rows])
+            batch = self.collate(
+                getitems(rows) if getitems else [self.dataset[row] for row in rows]
+            )
+            return batch if self._mixing is None or not mixed else self._mixing(batch)
 
     def feed(
         self, order: list[Indices], workers: int, seed: tuple[int, ...], start: int = 0
@@ -152,7 +178,7 @@ class _SeededBatches(Dataset[Any]):
         return len(self.order)
 
     def __getitem__(self, number: int) -> Any:
-        return self.training_set.raw(self.order[number], (*self.seed, number))
+        return self.training_set.raw(self.order[number], (*self.seed, number), mixed=True)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -24,7 +24,7 @@ from multiexit.training.config import TrainConfig
 from multiexit.training.phase import factors, freeze_untrained, learns_from_labels
 from multiexit.training.training_pass import TrainingPass
 
-OF_THE_TRAINER = ("ema",)
+OF_THE_TRAINER = ("ema", "sampling", "mixup", "cutmix")
 """Settings that would change what is learned, and that the loss of a batch can't see to."""
 
 
@@ -47,7 +47,8 @@ class PhaseLoss(nn.Module):
     Raises:
         ValueError: a phase that a loop of one loss and one batch can't train: with learned Ω,
             coefficients or a temperature that change, gradient surgery, or a call before each
-            step; a configuration with `ema`, which is the loop's.
+            step; a configuration with `ema`, `sampling`, `mixup` or `cutmix`, which
+            are the loop's and its loader's.
 
     Attributes:
         columns: leaves out of a batch what the network doesn't take.

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -22,7 +21,7 @@ from multiexit.policies.base import need_classes
 from multiexit.problems import are_vectors, refuse_vectors
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating, user_level
-from multiexit.training import layer_decay, precision, sharding
+from multiexit.training import layer_decay, precision
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import counted_terms, learns_from_labels, trained_parameters
 from multiexit.training.training_pass import TrainingPass, criterion
@@ -212,6 +211,7 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
             "channels_last is a layout of images for convolutions, and this model has none: "
             "leave it out"
         )
+    _check_sampling(model, config)
     if config.layer_decay is not None:
         layer_decay.factors(model, config.layer_decay)
     if not config.compile:
@@ -228,57 +228,24 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
         )
 
 
-def check_devices(
-    accelerator: Accelerator, model: MultiExitModel, recipe: Recipe, config: TrainConfig
-) -> None:
-    """Refuse ways of spreading that training doesn't know, and what devices can't train.
-
-    Args:
-        accelerator: of the run, which knows how it was launched.
-        model, recipe, config: of the run.
-
-    Raises:
-        ValueError: fp16 on a CPU; FSDP of version 1, DeepSpeed, …; under FSDP2 surgery or
-            hypergradients, BatchNorm in mixed precision, and options of the training pass.
-    """
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
-    kind = accelerator.distributed_type.value
-    if kind != "NO" and not kind.startswith("MULTI_") and not accelerator.is_fsdp2:
+def _check_sampling(model: MultiExitModel, config: TrainConfig) -> None:
+    """Refuse drawing by classes, and mixing, of rows that have none or are no images."""
+    problem = problems.resolve(model.problem, model.num_classes)
+    if config.sampling is not None and problem != "classification":
         raise ValueError(
-            f"this run was launched as {kind}; training knows DDP and FSDP2: launch it with "
-            "--multi_gpu, or with --use_fsdp --fsdp_version 2"
+            f"sampling={config.sampling!r} needs one class a row, and this model's problem is "
+            f"{problem}: leave it out"
         )
-    if not accelerator.is_fsdp2:
-        return
-    for option in ("compile", "channels_last", "ema"):
-        if getattr(config, option):
+    for name in ("mixup", "cutmix"):
+        if getattr(config, name) is None:
+            continue
+        if problem not in ("classification", "multi-label"):
+            raise ValueError(f"{name} mixes classes, and {problem} has none: leave it out")
+        example = model.backbone.example_inputs()
+        if [value.ndim for value in example.values() if value.is_floating_point()] != [4]:
             raise ValueError(
-                f"{option} is not known to go with FSDP2: leave it out, or train with DDP "
-                "(--multi_gpu)"
-            )
-    from torch.distributed.fsdp import CPUOffloadPolicy  # which takes a second to import
-
-    plugin: Any = accelerator.state.fsdp_plugin
-    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
-        raise ValueError("sharded parameters stay on their devices: set fsdp_offload_params: false")
-    if plugin.activation_checkpointing:  # it would draw other dropout when it computes again
-        raise ValueError(
-            "activations are computed again by checkpoint_gradients=True: "
-            "set that, and fsdp_activation_checkpointing: false"
-        )
-    if accelerator.mixed_precision != "no" and not sharding.may_mix(accelerator, model):
-        raise ValueError(
-            f"FSDP2 makes BatchNorm's weights {accelerator.mixed_precision} and leaves its "
-            "statistics float32, which BatchNorm refuses: set mixed_precision='no', or train with "
-            "DDP (--multi_gpu)"
-        )
-    for index, phase in enumerate(recipe.phases):
-        if phase.surgery is not None or phase.learner.looks_back:
-            what = "gradient surgery" if phase.surgery is not None else "hypergradients"
-            raise ValueError(
-                f"phase {index} of {recipe.name!r} uses {what}, which needs whole parameters, and "
-                "FSDP2 shards them: train it with DDP (--multi_gpu)"
+                f"{name} mixes images [B, C, H, W], and this network reads {', '.join(example)}: "
+                "leave it out"
             )
 
 

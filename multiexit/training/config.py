@@ -44,6 +44,13 @@ class TrainConfig:
             of the C outputs; None is 1. A batch's loss is the weighted mean over its own rows (as
             of `torch.nn.CrossEntropyLoss`); batches that are accumulated, and those of several
             processes, count by their rows, whatever these weigh.
+        sampling: `"balanced"` draws each epoch's rows (of D1 and of D2) so that every class has as
+            many as every other: rows of rare classes come several times, of frequent ones a part.
+            It needs a class a row. None is every row once.
+        mixup, cutmix: α of MixUp and CutMix of images, such as 0.2 and 1.0 (see
+            `multiexit.data.mixing`): Θ learns from mixed images and labels, of classes or of
+            several labels, and so do exits from each other; D2 and rows without labels stay as
+            they are. None is without. Label smoothing comes after it.
         ema: decay in (0, 1) of an exponential moving average of Θ, and of BatchNorm's statistics,
             over the steps of a phase, of 0.999 and near; smaller in its first steps, (1 + t) /
             (10 + t). The averages are what is judged, selected and kept, and where the next phase
@@ -103,6 +110,9 @@ class TrainConfig:
     layer_decay: float | None = None
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
+    sampling: Literal["balanced"] | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
     ema: float | None = None
     clip: float | None = 1.0
     accumulation: int = 1
@@ -148,8 +158,16 @@ class TrainConfig:
         self._set_number("label_smoothing")
         criterion = Criterion(None, self.label_smoothing, self.class_weights)
         object.__setattr__(self, "class_weights", criterion.class_weights)
-        if self.clip is not None and not self._set_number("clip") > 0:
-            raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
+        for name, none in (("clip", "no clipping"), ("mixup", "none"), ("cutmix", "none")):
+            value = getattr(self, name)
+            if value is not None and not self._set_number(name) > 0:
+                raise ValueError(f"{name} must be above 0, or None for {none}, got {value}")
+        _one_of("sampling", self.sampling, (None, "balanced"))
+        if self.sampling is not None and self.class_weights is not None:
+            raise ValueError(
+                "sampling='balanced' makes classes equally frequent, and class_weights would count "
+                "rare ones once more: set one of them"
+            )
         for name in ("compile", "channels_last", "checkpoint_gradients", "resume", "force"):
             self._set_switch(name)
         for name in ("overwrite", "progress"):

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multiexit.data import loaders
 from multiexit.data.columns import Columns
+from multiexit.data.mixing import Mixing
 from multiexit.data.order import Indices, chunks
 from multiexit.data.training_set import TrainingSet
 from multiexit.evaluation.history import History
@@ -51,6 +52,7 @@ from multiexit.training import (
 from multiexit.training.accelerator import accelerator
 from multiexit.training.callbacks import Callback, Calls, Run
 from multiexit.training.config import TrainConfig
+from multiexit.training.device_checks import check_devices
 from multiexit.training.finite import check_parameters
 from multiexit.training.phase import judged_exits, learns_from_labels
 from multiexit.training.progress import Progress
@@ -99,7 +101,7 @@ class Trainer:
         self.config = TrainConfig() if config is None else config
         checks.check_all(model, recipe, self.config)
         self.accelerator = accelerator(self.config)
-        checks.check_devices(self.accelerator, model, recipe, self.config)
+        check_devices(self.accelerator, model, recipe, self.config)
         first = self.accelerator.is_main_process
         self._keeper = Keeper(model, self.config, tokenizer, first)
         shown = [Progress()] if first and self.config.progress else []
@@ -158,7 +160,11 @@ class Trainer:
         columns = Columns(self.model.backbone.start, self.model.own_inputs)
         reads_labels = any(learns_from_labels(self.model, phase) for phase in self.recipe.phases)
         C = self.model.num_classes if reads_labels else None
-        data = TrainingSet(train, C, device, columns, self.model.problem)
+        config, mixing = self.config, None
+        if config.mixup is not None or config.cutmix is not None:
+            mixing = Mixing(config.mixup, config.cutmix, self.model.num_classes)
+        balanced = config.sampling == "balanced"
+        data = TrainingSet(train, C, device, columns, self.model.problem, balanced, mixing)
         no_labels = None if unlabelled is None else TrainingSet(unlabelled, None, device, columns)
         phase_data = [
             data if no_labels is None or learns_from_labels(self.model, phase) else no_labels

@@ -39,6 +39,8 @@ NUMBERS = {
     "layer_decay": ("0", "1", "2"),
     "label_smoothing": ("1", "2"),
     "ema": ("0", "1", "2"),
+    "mixup": ("0", "-1"),
+    "cutmix": ("0", "-1"),
     "early_stopping": ("0", "3"),
     "workers": ("100000",),
     "accumulation": ("0",),
@@ -80,6 +82,7 @@ WORDS = {
     "lr_schedule": ("cosin", "reduce_lr_on_plateau", "greedy", "cosine_with_min_lr"),
     "lr_schedule_option": ("power", "power=2", "=2", "num_cycles=x"),
     "class_weights": (",", "x", "1,-1", "1,nan", "1,2", "1;2"),  # of 2 classes, not of 10
+    "sampling": ("balnced", "uniform"),
     "schedule": ("appendix-f", "strong", "weak"),
     "mixed_precision": ("fp4", "b16"),
     "tracker": ("bogus",),

@@ -4,7 +4,7 @@ Letters: N rows of the split, C channels, H height, W width.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ class ImageRows(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             ValueError: an image that can't be read, by its file.
         """
-        return image_files.read(self.images[index], self.how, self.augment), self.labels[index]
+        augment = None if self.augment is None else partial(_augmented, self.augment)
+        return image_files.read(self.images[index], self.how, augment), self.labels[index]
 
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageRows":
         """Take the rows `indices`, in that order, with the same augmentation."""
@@ -74,6 +75,27 @@ class ImageRows(Dataset[tuple[Tensor, Tensor]]):
     def for_evaluation(self) -> "ImageRows":
         """The same rows without augmentation."""
         return ImageRows(self.images, self.labels, self.how)
+
+
+def _augmented(augment: Augment, image: Any) -> Any:
+    """The image that an augmentation makes, in Pillow's form and in as many channels.
+
+    Raises:
+        ValueError: it makes neither such an image nor uint8 pixels.
+    """
+    from PIL import Image
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    changed = augment(image)
+    if isinstance(changed, Tensor) and changed.dtype == torch.uint8:
+        changed = to_pil_image(changed)
+    if not isinstance(changed, Image.Image):
+        what = f"{changed.dtype} " * isinstance(changed, Tensor) + type(changed).__name__
+        raise ValueError(
+            f"augment made a {what} of an image: it must give an image of Pillow, or uint8 pixels "
+            "[C, H, W]; size, scale and normalisation of the network's own come after it"
+        )
+    return changed.convert(image.mode)
 
 
 def crop(image: Any) -> Any:
@@ -88,17 +110,27 @@ def crop(image: Any) -> Any:
 
 def randaugment(image: Any) -> Any:
     """`crop`, then two of RandAugment's changes of strength 9 (Cubuk et al. 2020)."""
-    return _changes()(crop(image))
+    return _changes("RandAugment")(crop(image))
+
+
+def trivialaugment(image: Any) -> Any:
+    """`crop`, then one change of any strength (Müller & Hutter, "TrivialAugment", 2021)."""
+    return _changes("TrivialAugmentWide")(crop(image))
 
 
 @cache
-def _changes() -> Any:
-    from torchvision.transforms.v2 import RandAugment
+def _changes(name: str) -> Any:
+    from torchvision.transforms import v2
 
-    return RandAugment()
+    return getattr(v2, name)()
 
 
-AUGMENTS: dict[str, Augment | None] = {"crop": crop, "randaugment": randaugment, "none": None}
+AUGMENTS: dict[str, Augment | None] = {
+    "crop": crop,
+    "randaugment": randaugment,
+    "trivialaugment": trivialaugment,
+    "none": None,
+}
 
 
 def augment_of(augment: str | Augment | None) -> Augment | None:

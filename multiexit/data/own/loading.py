@@ -82,8 +82,9 @@ def load(
         max_length: texts are cut to this many tokens.
         size: height and width of images as the network reads them.
         augment: of training images: `"crop"`, a random part, mirrored half of the time;
-            `"randaugment"`; `"none"`; or a function from an image of Pillow to another one, such as
-            transforms of torchvision.
+            `"randaugment"` or `"trivialaugment"`, a change or two more; `"none"`; or a function
+            from an image of Pillow to another one, or to uint8 pixels [C, H, W], such as transforms
+            of torchvision (v2); the network's size, scale and normalisation come after it.
         share: of the rows that are drawn for a validation set where there is none.
         seed: of that draw.
         skip_bad: a file; rows that can't be used are written there, and the others used. None

@@ -138,6 +138,28 @@ def finished(folder: Path, checkpoint: str, default: bool) -> bool:
     return isinstance(noted, dict) and noted.get("checkpoint") == checkpoint
 
 
+def settings(folder: Path) -> dict[str, Any]:
+    """The recipe's name and the settings that aren't the defaults, of a run's record.
+
+    Args:
+        folder: the run's.
+
+    Returns:
+        Them by name; nothing of a folder without a record.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    if not (folder / NAME).is_file():
+        return {}
+    run, plain = _read_run(folder / NAME), TrainConfig()
+    recipe, config = (run.get(part) for part in ("recipe", "config"))
+    name = {"recipe": recipe.get("name")} if isinstance(recipe, dict) else {}
+    defaults = json.loads(json.dumps(vars(plain)))
+    given = config if isinstance(config, dict) else {}
+    return name | {k: v for k, v in given.items() if k in defaults and v != defaults[k]}
+
+
 def _read_run(path: Path) -> dict[str, Any]:
     return read_table(path, "record of a run", _RUN, finite=False)
 

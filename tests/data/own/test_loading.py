@@ -12,6 +12,7 @@ import tokenizers
 import torch
 import transformers
 from PIL import Image
+from torchvision.transforms import v2
 
 import multiexit as mx
 from multiexit.data import load
@@ -293,13 +294,23 @@ def test_what_is_no_image_of_a_folder_is_left_alone(tmp_path):
     assert len(load(folder, size=16, notes=quiet).train) == rows
 
 
-@pytest.mark.parametrize("augment", [*AUGMENTS, lambda image: image.rotate(90)])
+OWN_CHANGES = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(), v2.ColorJitter(0.5)])
+
+
+@pytest.mark.parametrize("augment", [*AUGMENTS, lambda image: image.rotate(90), OWN_CHANGES])
 def test_augmentation_changes_training_images_alone(augment, tmp_path):
     task = load(draw_images(tmp_path / "pets"), size=16, augment=augment, notes=quiet)
     batch = [task.train[0][0] for _ in range(8)]
     assert all(image.shape == (3, 16, 16) for image in batch)
     held = task.sets["validation"]
     assert torch.equal(held[0][0], held[0][0])
+
+
+def test_an_augmentation_gives_an_image(tmp_path):
+    scaled = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    task = load(draw_images(tmp_path / "pets"), size=16, augment=scaled, notes=quiet)
+    with pytest.raises(ValueError, match=r"augment made a torch\.float32 Image .*uint8"):
+        task.train[0]
 
 
 def test_a_run_of_own_rows_from_memory(tokenizer):

@@ -1,7 +1,9 @@
 """The examples run as they stand, on small settings."""
 
+import json
 import random
 import re
+import tempfile
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 import multiexit as mx
 
 EXAMPLES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 WORDS = ["the", "a", "cat", "dog", "saw", "ate", "runs", "slept", "fish", "house", "red", "blue"]
 
 
@@ -99,3 +102,27 @@ def test_exits_on_anything():
     assert len(rows) >= 9
     assert all("fewer MACs" in row for row in rows)
     assert any(re.search(r"ResNet-56 for CIFAR +27 +14", row) for row in rows)
+
+
+def test_the_notebooks_are_those_the_documentation_names():
+    assert [path.name for path in NOTEBOOKS] == ["own_images.ipynb", "own_text.ipynb"]
+
+
+@pytest.mark.usefixtures("onnx_operators")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebooks_cells_run(path, tmp_path, monkeypatch, capsys):
+    """In this process; continuous integration runs them in a kernel."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert all(not c["outputs"] and c["execution_count"] is None for c in cells), (
+        "clear all outputs"
+    )
+    names = {"__name__": path.stem}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), path.name, "exec"), names)
+    scores = mx.exit_scores(names["outputs"])
+    assert scores[-1]["accuracy"] > 0.8
+    assert names["model"].policy.certificate.rows >= 70
+    assert names["advice"].row.speedup_layers > 1.5
+    assert "max-prob" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from zoo import ONE_LENGTH, TOKENS, ZOO
 
 import multiexit as mx
 from multiexit.backbones.layers.recorded import RecordedBackbone
+from multiexit.backbones.transformers import trials
 from multiexit.backbones.transformers.task_heads import ENDINGS
 
 ALONE = r"doesn't run on pixel_values \[2, 3, 224, 224\] alone .*input_shape="
@@ -39,6 +40,7 @@ STARTS_ANEW = {
     "audio/sew",  # stretches its features
     "audio/sew-d",
 }
+ENDLESS = {"text/tapas"}  # places beyond its table are taken for the last one
 UNDESCRIBED = {"video/vivit"}
 SHARES = {"text": 0.9, "decoder": 1.0, "image": 0.8, "video": 0.8, "audio": 1.0}
 
@@ -105,6 +107,26 @@ def test_rows_answer_as_alone_and_the_last_exit_as_the_network(key, tmp_path):
         loaded = mx.MultiExitModel.from_pretrained(tmp_path).eval()
         with torch.no_grad():
             torch.testing.assert_close(loaded(**inputs), logits_MBC)
+
+
+def runs(network, tokens):
+    ids = torch.full((1, tokens), 7)
+    try:
+        with torch.no_grad():
+            network(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (IndexError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("key", [k for k in ZOO if ZOO[k].group in ("text", "decoder")])
+def test_texts_may_be_as_long_as_the_network_s_own_forward_takes(key):
+    if key in REFUSED:
+        pytest.skip("refused for another reason")
+    network = ZOO[key].make()
+    most = trials.trial(network).limits.tokens
+    assert runs(network, most or 200)
+    assert most is None or key in ENDLESS or not runs(network, most + 1)
 
 
 def row(entry, inputs, index):

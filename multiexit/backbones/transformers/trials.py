@@ -3,6 +3,7 @@
 Letters: B batch rows, T tokens.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -19,6 +20,9 @@ from multiexit.backbones.transformers.text_inputs import Limits
 
 TOKENS = 9
 """The length of the rows that a network of texts is tried on, where rows have none of their own."""
+
+MORE_ROWS = 8
+"""The most rows that a table of positions has beside those that are counted: OPT's has 2."""
 
 
 class TextTrial(NamedTuple):
@@ -185,16 +189,33 @@ def _limits(model: Any) -> Limits:
     embeddings = _embeddings(model)
     count, width = embeddings.weight.shape
     table_sizes = {"input_ids": int(count)}
-    tokens = None
     for name, table in _tables(model).items():
-        last = name.rpartition(".")[2]
-        if last == "token_type_embeddings":
+        if name.rpartition(".")[2] == "token_type_embeddings":
             table_sizes["token_type_ids"] = table.num_embeddings
-        if last in ("wpe", "position_embeddings", "embed_positions"):
-            padding = table.padding_idx
-            count = table.num_embeddings - (0 if padding is None else padding + 1)
-            tokens = min(count, getattr(model.config, "max_position_embeddings", count))
-    return Limits(table_sizes, tokens, int(width))
+    return Limits(table_sizes, _most_tokens(model), int(width))
+
+
+def _most_tokens(model: Any) -> int | None:
+    """The most tokens that a row may have, None where there is no table [positions, width].
+
+    A configuration's number alone is no limit: rotary positions go on beyond it. A table is any
+    matrix with as many rows, or with a few more, whatever the module that it is in; others count
+    distances, or places in an image.
+    """
+    said = getattr(text_config(model.config), "max_position_embeddings", None) or 0
+    found = []
+    for name, owner in model.named_modules():
+        if isinstance(owner, nn.Linear):
+            continue
+        for key, table in {**owner._parameters, **owner._buffers, **vars(owner)}.items():
+            if not (isinstance(table, Tensor) and re.search("pos|wpe", f"{name}.{key}")):
+                continue
+            if table.ndim == 2 and (said <= 0 or said <= len(table) <= said + MORE_ROWS):
+                # As RoBERTa does, some count positions from behind that of padding.
+                padding = getattr(owner, "padding_idx", None)
+                rows = len(table) - (0 if padding is None else padding + 1)
+                found.append(min(rows, said) if said > 0 else rows)
+    return min(found, default=None)
 
 
 def _embeddings(model: Any) -> Any:

@@ -31,13 +31,24 @@ def report(
     ]
     print(table(cells))
     if output:
-        about = {
-            "command": f"python {command}",
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": versions(),
-            **({"note": note} if note else {}),
-        }
-        path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"about": about, "rows": list(rows)}, indent=1)
-        write(path, lambda target: target.write_text(text))
+        save(rows, output, command, note)
+
+
+def saved(output: str) -> list[dict[str, Any]]:
+    """The rows in a file of `save`; none where it isn't there yet."""
+    path = Path(output)
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
+def save(rows: Sequence[dict[str, Any]], output: str, command: str, note: str = "") -> None:
+    """Write rows as JSON with machine, command and a note."""
+    about = {
+        "command": f"python {command}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": versions(),
+        **({"note": note} if note else {}),
+    }
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"about": about, "rows": list(rows)}, indent=1)
+    write(path, lambda target: target.write_text(text))

@@ -1,0 +1,175 @@
+"""What families of networks that `mx.wrap` takes are good for: costs, training, export.
+
+    python benchmarks/family_uses.py --output docs/results/families/each-family.json
+
+Every network of the tests' zoos, each in a process of its own. *trained*: by LeeBERT, two steps;
+the largest difference between the losses with and without `checkpoint_gradients`. *exported*: to
+ONNX, with two exits; the largest difference between the graphs' logits and the model's own. What
+is refused has the sentence in place of a number. A file that is there already is gone on with;
+`--only` names families that are done again.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from multiprocessing import TimeoutError, get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import save, saved
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import multiexit as mx
+from multiexit.files.unreadable import one_line
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "backbones"))
+
+CLASSES, ROWS, SECONDS = 3, 8, 400
+TWO_STEPS = mx.TrainConfig(max_steps=2, batch_size=4, log_every=1, progress=False)
+
+
+class Rows(Dataset[Any]):
+    """Rows of a network's own kind, with labels."""
+
+    def __init__(self, inputs: Mapping[str, Tensor]):
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**{k: v[row] for k, v in self.inputs.items()}, "labels": row % CLASSES}
+
+
+def made(key: str) -> tuple[mx.MultiExitModel, dict[str, Tensor]] | None:
+    """A model of two exits that disagree, and rows for it; None where the network is refused."""
+    from vision_zoo import zoo  # type: ignore[import-not-found]  # beside the tests
+    from zoo import ONE_LENGTH, TOKENS, ZOO  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    entry: Any = ZOO[key] if key in ZOO else zoo()[key]
+    length = (TOKENS,) if key in ONE_LENGTH else None
+    shape = length if key in ZOO else entry.input_shape
+    try:
+        backbone = mx.wrap(entry.make(), input_shape=shape)
+    except ValueError:
+        return None
+    last = backbone.num_stages - 1
+    model = mx.MultiExitModel(backbone, CLASSES, sorted({last // 2, last})).eval()
+    for parameter in model.heads.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    inputs = entry.inputs(ROWS, 0) if key in ZOO else {"x": torch.randn(ROWS, *shape)}
+    return model, inputs
+
+
+def counted(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
+    """MACs of one row, as `cost()` counts them by itself."""
+    return f"{model.cost().full_macs:.3g}"
+
+
+def trained(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
+    """How far losses of two steps differ with and without `checkpoint_gradients`."""
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    losses = []
+    for again in (False, True):
+        model.load_state_dict(start)
+        config = mx.TrainConfig(**{**vars(TWO_STEPS), "checkpoint_gradients": again})
+        history = mx.Trainer(model, mx.recipe("leebert", cycle=1), config).fit(Rows(inputs))
+        losses.append(torch.tensor([step["loss"] for step in history.steps]))
+    if len(losses[0]) != 2 or not losses[0].isfinite().all():
+        raise AssertionError(f"losses {losses[0].tolist()}")
+    return f"{(losses[0] - losses[1]).abs().max().item():.2g}"
+
+
+def exported(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
+    """How far logits of the graphs differ from the model's own."""
+    with torch.no_grad():
+        sure = model(**inputs)[0].softmax(-1).amax(-1)
+    with tempfile.TemporaryDirectory() as folder:
+        policy = mx.MaxProb(float(sure.quantile(0.5)))
+        parity = mx.export(model, f"{folder}/exported", policy, rows=[inputs])
+    if parity.same_exit < 1:
+        raise AssertionError(f"{parity.same_exit:.1%} of rows leave where they should")
+    return f"{parity.largest_difference:.1g}"
+
+
+CHECKS: dict[str, Callable[[mx.MultiExitModel, dict[str, Tensor]], str]] = {
+    "MACs": counted,
+    "trained": trained,
+    "exported": exported,
+}
+
+
+def row_of(key: str, checks: list[str]) -> dict[str, str] | None:
+    """One row of the table: numbers, or what is said instead; None of what isn't wrapped."""
+    warnings.simplefilter("ignore")
+    row = {"family": key}
+    for name in checks:
+        found = made(key)
+        if found is None:
+            return None
+        try:
+            row[name] = CHECKS[name](*found)
+        except ValueError as error:
+            row[name] = one_line(error).replace("|", "¦")
+        except Exception as error:  # whatever it runs into is what is looked for
+            row[name] = f"FAILS {one_line(error)}"
+    return row
+
+
+def apart(key: str, checks: list[str]) -> dict[str, str] | None:
+    """`row_of` in a process that ends after a while."""
+    with get_context("fork").Pool(1) as pool:
+        try:
+            return pool.apply_async(row_of, (key, checks)).get(SECONDS)
+        except TimeoutError:
+            return {"family": key} | dict.fromkeys(checks, f"FAILS took over {SECONDS} s")
+
+
+def load_exporter() -> None:
+    """What each export would import and make anew is there before processes are forked."""
+    import onnxruntime  # noqa: F401
+    import onnxscript  # noqa: F401
+    import torch._dynamo
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    registry = ONNXRegistry.from_torchlib()
+    ONNXRegistry.from_torchlib = staticmethod(lambda *_, **__: registry)  # type: ignore[method-assign]
+
+
+def keys_of(libraries: list[str]) -> list[str]:
+    """`group/family` of the networks of these libraries."""
+    from vision_zoo import zoo  # type: ignore[import-not-found]  # beside the tests
+    from zoo import ZOO  # type: ignore[import-not-found]
+
+    vision = [key for key in zoo() if key.partition("/")[0] in libraries]
+    return [*(ZOO if "transformers" in libraries else []), *vision]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    libraries = ["transformers", "timm", "torchvision"]
+    parser.add_argument("--libraries", nargs="+", choices=libraries, default=["transformers"])
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS))
+    parser.add_argument("--only", nargs="+", help="families that are done again, such as text/bert")
+    parser.add_argument("--output", required=True, help="a JSON file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if "exported" in args.checks:
+        load_exporter()
+    rows = {row["family"]: row for row in saved(args.output)}
+    for key in args.only or [k for k in keys_of(args.libraries) if k not in rows]:
+        row = apart(key, args.checks)
+        print(row or f"{key} is not wrapped", flush=True)
+        if row is not None:
+            rows[key] = {**rows.get(key, {}), **row}
+            save([*rows.values()], args.output, shlex.join(sys.argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -135,7 +135,7 @@ def load_exporter() -> None:
     """What each export would import and make anew is there before processes are forked."""
     import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     registry = ONNXRegistry.from_torchlib()

@@ -3,8 +3,9 @@
 Letters: M exits, B batch rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from multiexit.backbones.base import Backbone
 from multiexit.model.heads import Memory, ask
 from multiexit.runtime import evaluating
+
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,28 @@ def stage_shares(backbone: Backbone) -> list[float]:
     return [macs / total for macs in so_far]
 
 
+def _grouped(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """Of experts: each row of x [S, K] times one of weight [E, K, N]."""
+    return 2 * prod(x) * weight[-1]
+
+
+def _recurrent(x: Shape, *rest: Any, **_: Any) -> int:
+    """Of an LSTM or its like: x [T, B, K], and each matrix once for each of T·B vectors."""
+    weights = rest[0] if isinstance(rest[0], list) else rest[:2]
+    return 2 * prod(x[:2]) * sum(prod(weight) for weight in weights if len(weight) == 2)
+
+
+UNKNOWN_TO_TORCH = {
+    torch.ops.aten._grouped_mm: _grouped,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+    torch.ops.aten._cudnn_rnn: _recurrent,
+}
+"""Operators that torch's counter takes for nothing → their FLOPs, by what shapes they get."""
+
+
 def _macs(run: Callable[[], Any]) -> tuple[Any, int]:
     """Run and count. Fused attention counts as zero on a CPU, so the plain kernel is used."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertConfig,
+    BertModel,
+    MixtralConfig,
+    MixtralModel,
+)
 
 import multiexit as mx
 from multiexit.model import cost
@@ -66,6 +73,30 @@ def test_a_convolution():
     got = mx.MultiExitModel(mx.wrap(chain, input_shape=(3, 8, 8)), 5).cost()
     first, second = 3 * 9 * 4 * 64, 4 * 9 * 6 * 16
     assert got.macs_M == (first + 4 * 5, first + second + 4 * 5 + 6 * 5)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_an_lstm(both):
+    lstm = nn.LSTM(6, 5, num_layers=2, batch_first=True, bidirectional=both)
+    width = 10 if both else 5
+    wanted = 3 * 4 * (1 + both) * 5 * ((6 + 5) + (width + 5))  # 3 tokens, 4 gates
+    assert cost._macs(lambda: lstm(torch.randn(1, 3, 6)))[1] == wanted
+    matrices = [tuple(p.shape) for p in lstm.parameters()]
+    assert cost._recurrent((1, 3, 6), matrices) == 2 * wanted  # on a GPU they are one list
+
+
+@pytest.mark.parametrize("name", ["grouped_mm", "batched_mm"])
+def test_experts_count_as_the_plain_loop_over_them(name):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 50}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    network = MixtralModel(MixtralConfig(**sizes, **heads))
+
+    def macs(implementation):
+        network.set_experts_implementation(implementation)
+        return mx.MultiExitModel(mx.wrap(network), 2).cost().macs_M
+
+    assert macs(name) == macs("eager")
+    assert macs(name)[0] > 128 * 2 * 3 * 16 * 32  # tokens, experts of each, matrices
 
 
 def test_shared_parameters_count_once():

@@ -63,7 +63,7 @@ def made(key: str) -> tuple[mx.MultiExitModel, dict[str, Tensor]] | None:
     model = mx.MultiExitModel(backbone, CLASSES, sorted({last // 2, last})).eval()
     for parameter in model.heads.parameters():
         nn.init.normal_(parameter, std=0.5)
-    inputs = entry.inputs(ROWS, 0) if key in ZOO else {"x": torch.randn(ROWS, *shape)}
+    inputs = entry.inputs(ROWS, 0) if key in ZOO else {"x": torch.randn(ROWS, *entry.input_shape)}
     return model, inputs
 
 

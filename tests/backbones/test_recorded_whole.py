@@ -15,6 +15,7 @@ from zoo import ONE_LENGTH, TOKENS, ZOO
 from zoo_sizes import small_config
 
 import multiexit as mx
+from multiexit.serving.onnx import tracing
 
 TEXTS = ["decoder/gpt2", "decoder/llama", "text/deberta-v2", "text/mt5", "text/xlnet"]
 OTHERS = ["image/swin", "image/convnext", "audio/wav2vec2"]
@@ -165,6 +166,42 @@ def test_exports_agree(key, tmp_path):
     parity = mx.export(model, tmp_path / "exported", policy, rows=[inputs])
     assert parity.same_exit == 1
     assert parity.largest_difference < 1e-4
+
+
+@pytest.mark.usefixtures("onnx_operators")
+def test_experts_are_exported_by_the_way_that_the_refusal_names(tmp_path):
+    network = ZOO["decoder/mixtral"].make()
+    model, inputs = made("decoder/mixtral", network, exits=[0])
+    with pytest.raises(ValueError, match=r"no operator for .*grouped_mm.*'batched_mm'") as refusal:
+        mx.export(model, tmp_path / "exported", policy_for(model, inputs))
+    assert "\n" not in str(refusal.value)
+    network.set_experts_implementation("batched_mm")
+    model, inputs = made("decoder/mixtral", network, exits=[0])
+    parity = mx.export(model, tmp_path / "exported", policy_for(model, inputs), rows=[inputs])
+    assert parity.same_exit == 1
+
+
+class Counting(nn.Module):
+    """A network of texts that goes through its tokens one by one, as some state spaces do."""
+
+    def forward(self, *tensors):
+        (x_BT,) = tensors
+        return sum(x_BT[:, t] * t for t in range(x_BT.shape[1]))
+
+
+class Deciding(nn.Module):
+    def forward(self, *tensors):
+        (x_BT,) = tensors
+        return -x_BT if bool((x_BT > 0).any()) else x_BT
+
+
+@pytest.mark.parametrize(
+    ("network", "said"), [(Counting(), "loop over them"), (Deciding(), "by the values of tensors")]
+)
+def test_what_cannot_be_traced_is_told_in_a_sentence(network, said):
+    with pytest.raises(Exception, match=r".") as failure:
+        tracing.trace(network, [torch.randn(2, 5)], [{0: tracing.ANY, 1: tracing.ANY}])
+    assert said in tracing.reason(failure.value)
 
 
 @pytest.mark.parametrize("key", TEXTS + OTHERS)

@@ -19,7 +19,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.serving.onnx import knobs
 from multiexit.serving.onnx.knobs import Knobs
-from multiexit.serving.onnx.tracing import ANY, trace
+from multiexit.serving.onnx.tracing import ANY, reason, trace
 from multiexit.serving.onnx.trees import Tree, filled, flat, form
 
 ROW_OUTPUTS = ("logits", "answer", "stop")
@@ -154,9 +154,9 @@ def _write_graph(
         program = trace(module, examples, shapes, module.inputs, outputs)
     except Exception as error:  # whatever a backbone's, head's or policy's code runs into
         raise ValueError(
-            f"the segment of exit {module.exit} can't be traced: {error}\nThe code of backbone, "
-            "head and policy must work on tensors of any batch size, without decisions in Python "
-            "that depend on their values"
+            f"the segment of exit {module.exit} can't be exported: {reason(error)}. Code of "
+            "backbone, head and policy must work on tensors of any batch size and number of "
+            "tokens, without decisions in Python that depend on their values"
         ) from error
     graph = program.model.graph
     for value in list(graph.inputs):

@@ -1,12 +1,16 @@
 """A module's computation as an ONNX program."""
 
+import logging
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from multiexit.files.unreadable import one_line
 from multiexit.runtime import evaluating
 
 ANY = torch.export.Dim.DYNAMIC
@@ -31,7 +35,7 @@ def trace(
     Raises:
         Exception: of many kinds, where the module's code can't be traced.
     """
-    with warnings.catch_warnings(), torch.no_grad(), evaluating(module):
+    with warnings.catch_warnings(), torch.no_grad(), evaluating(module), _unlogged("torch._guards"):
         warnings.simplefilter("ignore")
         # Strict: else `len` of a tensor fixes the size of the batch.
         program = torch.export.export(
@@ -42,3 +46,37 @@ def trace(
         )
     assert onnx_program is not None
     return onnx_program
+
+
+def reason(error: Exception) -> str:
+    """Why `trace` failed, in one sentence without its full stop."""
+    text = str(error)
+    if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
+        if "grouped_mm" in found[1]:
+            return (
+                f"ONNX has no operator for {found[1]}, by which this network runs its experts: "
+                "model.set_experts_implementation('batched_mm') before wrapping, which gathers a "
+                "copy of each token's experts, can be exported"
+            )
+        return f"ONNX has no operator for {found[1]}"
+    where = re.findall(r'File "[^"]*?([^/"]+)", line (\d+), in (\w+)', text)
+    place = f" ({where[-1][2]}, {where[-1][0]}:{where[-1][1]})" if where else ""
+    if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__:
+        return (
+            f"its code{place} counts in Python what must stay free, such as the number of tokens "
+            "in a loop over them"
+        )
+    if re.search("data-dependent|Data-dependent|DataDependent", text):
+        return f"its code{place} decides in Python by the values of tensors"
+    return one_line(error) + place
+
+
+@contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Inside, this logger is silent: what it would say is raised, too."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -1,12 +1,12 @@
 """What families of networks that `mx.wrap` takes are good for: costs, training, export.
 
-    python benchmarks/family_uses.py --output docs/results/families/each-family.json
+    python benchmarks/family_uses.py --output docs/results/families
 
-Every network of the tests' zoos, each in a process of its own. *trained*: by LeeBERT, two steps;
-the largest difference between the losses with and without `checkpoint_gradients`. *exported*: to
-ONNX, with two exits; the largest difference between the graphs' logits and the model's own. What
-is refused has the sentence in place of a number. A file that is there already is gone on with;
-`--only` names families that are done again.
+Every network of the tests' zoos, each in a process of its own. *MACs*: of one row, in `cost()`.
+*trained*: by LeeBERT, two steps; the largest difference between the losses with and without
+`checkpoint_gradients`. *exported*: to ONNX, with two exits; the largest difference between the
+graphs' logits and the model's own. What is refused has the sentence in place of a number. What
+`zoo.json` has already isn't measured again, but for the families that `--only` names.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import shlex
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from multiprocessing import TimeoutError, get_context
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,25 @@ def load_exporter() -> None:
     ONNXRegistry.from_torchlib = staticmethod(lambda *_, **__: registry)  # type: ignore[method-assign]
 
 
+def is_number(cell: str) -> bool:
+    """Whether a check gave a number, and no sentence."""
+    try:
+        return float(cell) < float("inf")
+    except ValueError:
+        return False
+
+
+def shares(rows: Collection[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Of each kind of networks, how many do what, of how many that were tried."""
+    table = []
+    for kind in dict.fromkeys(row["family"].partition("/")[0] for row in rows):
+        some = [row for row in rows if row["family"].startswith(f"{kind}/")]
+        cells = {name: [row[name] for row in some if name in row] for name in CHECKS}
+        done = {k: f"{sum(map(is_number, v))} of {len(v)}" for k, v in cells.items()}
+        table.append({"kind": kind, "wrapped": len(some), **done})
+    return table
+
+
 def keys_of(libraries: list[str]) -> list[str]:
     """`group/family` of the networks of these libraries."""
     from vision_zoo import zoo  # type: ignore[import-not-found]  # beside the tests
@@ -157,18 +176,21 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="+", choices=libraries, default=["transformers"])
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--only", nargs="+", help="families that are done again, such as text/bert")
-    parser.add_argument("--output", required=True, help="a JSON file")
+    parser.add_argument("--output", required=True, type=Path, help="a folder for JSON files")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if "exported" in args.checks:
         load_exporter()
-    rows = {row["family"]: row for row in saved(args.output)}
-    for key in args.only or [k for k in keys_of(args.libraries) if k not in rows]:
-        row = apart(key, args.checks)
-        print(row or f"{key} is not wrapped", flush=True)
+    file, command = str(args.output / "zoo.json"), shlex.join(sys.argv)
+    rows = {row["family"]: row for row in saved(file)}
+    for key in args.only or keys_of(args.libraries):
+        checks = [name for name in args.checks if args.only or name not in rows.get(key, {})]
+        row = apart(key, checks) if checks else None
         if row is not None:
+            print(row, flush=True)
             rows[key] = {**rows.get(key, {}), **row}
-            save([*rows.values()], args.output, shlex.join(sys.argv))
+            save([*rows.values()], file, command)
+    save(shares([*rows.values()]), str(args.output / "trained-and-exported.json"), command)
 
 
 if __name__ == "__main__":

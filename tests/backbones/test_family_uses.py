@@ -1,0 +1,45 @@
+"""Wrapped means trained, counted and exported: a part is run, the whole table looked up."""
+
+import json
+import math
+import runpy
+import sys
+from unittest.mock import patch
+
+import pytest
+from helpers import ROOT
+from test_recorded import REFUSED
+from zoo import ZOO
+
+TABLE = ROOT / "docs" / "results" / "families" / "zoo.json"
+ROWS = {row["family"]: row for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]}
+UNEXPORTED = 0.1
+"""The largest share of networks that are refused by the export."""
+
+
+@pytest.fixture(scope="module")
+def uses():
+    folder = ROOT / "benchmarks"
+    with patch.object(sys, "path", [str(folder), *sys.path]):
+        return runpy.run_path(str(folder / "family_uses.py"))
+
+
+@pytest.mark.parametrize("key", ["decoder/gptj", "decoder/mixtral", "text/clip_text_model"])
+def test_two_steps_of_leebert_and_the_macs_are_what_the_table_says(key, uses):
+    row = uses["row_of"](key, ["MACs", "trained"])
+    assert row == {name: ROWS[key][name] for name in row}
+
+
+def test_every_network_that_is_wrapped_is_counted_and_trained():
+    assert ROWS.keys() == ZOO.keys() - REFUSED.keys()
+    assert all(float(row["MACs"]) > 0 for row in ROWS.values())
+    assert {row["trained"] for row in ROWS.values()} == {"0"}
+
+
+def test_nearly_all_are_exported_and_the_others_refused_in_a_sentence():
+    cells = [row["exported"] for row in ROWS.values() if "exported" in row]
+    refused = [cell for cell in cells if not cell[0].isdigit()]
+    assert len(refused) <= UNEXPORTED * len(cells)
+    assert all(math.isfinite(float(cell)) for cell in cells if cell not in refused)
+    for said in refused:
+        assert said.startswith(("the segment of exit", "the exported graphs"))

@@ -31,6 +31,7 @@ from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import versions
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import factors
+from multiexit.training.records.identity import FREE
 
 NAME = "run.json"
 PLAIN = str | int | float | None
@@ -139,7 +140,7 @@ def finished(folder: Path, checkpoint: str, default: bool) -> bool:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """The recipe's name and the settings that aren't the defaults, of a run's record.
+    """The recipe's name and the settings that count and aren't the defaults, of a run's record.
 
     Args:
         folder: the run's.
@@ -155,7 +156,7 @@ def settings(folder: Path) -> dict[str, Any]:
     run, plain = _read_run(folder / NAME), TrainConfig()
     recipe, config = (run.get(part) for part in ("recipe", "config"))
     name = {"recipe": recipe.get("name")} if isinstance(recipe, dict) else {}
-    defaults = json.loads(json.dumps(vars(plain)))
+    defaults = {k: v for k, v in json.loads(json.dumps(vars(plain))).items() if k not in FREE}
     given = config if isinstance(config, dict) else {}
     return name | {k: v for k, v in given.items() if k in defaults and v != defaults[k]}
 

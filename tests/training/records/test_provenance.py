@@ -100,6 +100,17 @@ def test_it_says_what_the_run_was_made_from(tmp_path, monkeypatch):
     assert again["resumed"][0]["config"]["resume"]
 
 
+def test_its_settings_are_those_that_are_no_defaults(tmp_path):
+    settings = mx.TrainConfig(
+        max_steps=1, sampling="balanced", ema=0.9, output=tmp_path / "run", progress=False
+    )
+    fit(chain(2), "joint", settings, Table())
+    assert provenance.settings(tmp_path / "run") == {
+        "recipe": "joint", "max_steps": 1, "sampling": "balanced", "ema": 0.9
+    }  # fmt: skip
+    assert provenance.settings(tmp_path) == {}
+
+
 def test_outside_of_a_repository_git_is_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

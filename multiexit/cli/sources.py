@@ -9,6 +9,7 @@ from multiexit.cli.row_options import ModelRows, TrainingRows
 
 if TYPE_CHECKING:
     from multiexit.data.own.loading import Found
+    from multiexit.data.own.targets import Targets
     from multiexit.data.tasks import TaskData
 
 COLUMNS = ("text", "text_pair", "image", "label")
@@ -138,6 +139,11 @@ def load(folder: Path, rows: ModelRows) -> tuple[Any, Any]:
     if data is None and rows.columns:
         raise ValueError("columns are of data of your own: name it by --data")
     trained_on = None if task is not None else preprocessing.get("data")
+    if trained_on is not None and rows.data_dir is not None:
+        raise ValueError(
+            f"--data-dir {rows.data_dir} is of a task by its name, and {folder} was trained on "
+            "data of your own: leave it out, or name other rows by --data or --task"
+        )
     if data is not None or trained_on is not None:
         return model, _own(model, folder, trained_on or {}, rows)
     if rows.skip_bad:
@@ -173,13 +179,41 @@ def _own(model: Any, folder: Path, trained_on: dict[str, Any], rows: ModelRows) 
     found = loading.find(**places, **named)  # type: ignore[arg-type]
     if found.kind != how.get("kind"):
         raise ValueError(f"{data} holds {found.kind}s, and the model reads {how.get('kind')}s")
-    return loading.task_of(
+    goal = targets.given(model.labels, model.num_classes, model.problem)
+    read = loading.task_of(
         found,
         typed.tokenizer(folder) if found.kind == "text" else None,
         max_length=how.get("max_length", 128),
         how=how if found.kind == "image" else None,
-        trained=targets.given(model.labels, model.num_classes, model.problem),
+        trained=goal,
         draw=data is None,
         skip_bad=folder.parent / SKIPPED if rows.skip_bad else None,
         **draws,
+    )
+    if data is not None and (note := _learned_note(found, trained_on, goal)) is not None:
+        loading.say(note)
+    return read
+
+
+def _learned_note(found: "Found", trained_on: dict[str, Any], goal: "Targets") -> str | None:
+    """What to say where rows may be among those that the model learned from."""
+    from multiexit.data.own import loading, overlap
+
+    source = trained_on.get("data")
+    if source is None:
+        return None
+    try:
+        if not Path(source).exists():
+            raise ValueError(f"{source} isn't here")
+        places = {name: trained_on.get(name) for name in (*SOURCES, *COLUMNS)}
+        trained = loading.find(**places, notes=lambda note: None)  # type: ignore[arg-type]
+        draw = {k: v for k in ("share", "seed", "drawn_from") if (v := trained_on.get(k))}
+        learned, rows = overlap.rows_learned_from(found, trained, goal, **draw)
+    except (ValueError, OSError) as error:
+        return f"whether the model was trained on rows of {found.name} can't be told: {error}"
+    if not learned:
+        return None
+    return (
+        f"{learned} of {rows} rows of {found.name} are among those that the model was trained on: "
+        "scores on new rows may be lower"
     )

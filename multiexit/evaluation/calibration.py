@@ -6,7 +6,7 @@ Letters: M exits, C classes.
 from torch import Tensor
 
 from multiexit.evaluation.grids import policy_settings
-from multiexit.evaluation.guarantee import warn_one_answer
+from multiexit.evaluation.guarantee import warn_exits_at_chance, warn_one_answer
 from multiexit.evaluation.outputs import Outputs
 from multiexit.evaluation.targets import Target
 from multiexit.model.latency import Latency
@@ -42,7 +42,8 @@ def calibrate(
 
     Tries every whole number, or thresholds that lie close together near both ends, over the range
     in which the policy's number makes a difference (`multiexit.policies.number`), on the collected
-    outputs. Warns where the last exit answers one class only, or the rows are all of one class.
+    outputs. Warns where the last exit answers one class only, or the rows are all of one class, and
+    where rows leave at an exit that is right no more often than one answer for all.
 
     Where a row is several decisions, it disagrees with the last exit if one of them does, and is
     right if all of them are; of tokens those that are asked for are decisions.
@@ -100,4 +101,6 @@ def calibrate(
     )
     settings = policy_settings(policy, outputs.num_exits, outputs.num_classes, outputs.problem)
     warn_one_answer(outputs)
-    return target.choose(outputs, settings)
+    chosen = target.choose(outputs, settings)
+    warn_exits_at_chance(outputs, chosen)
+    return chosen

@@ -20,6 +20,7 @@ from multiexit.losses.labels import IGNORED, as_answers
 from multiexit.policies import ExitPolicy
 from multiexit.policies.base import need_classes
 from multiexit.policies.certificate import LOSS
+from multiexit.policies.simulating import simulate
 from multiexit.problems import are_vectors
 
 ROUNDING = 1e-6
@@ -226,6 +227,29 @@ def warn_one_answer(outputs: Outputs) -> None:
             "chosen and certified on them says nothing about others",
             stacklevel=3,
         )
+
+
+def warn_exits_at_chance(outputs: Outputs, policy: ExitPolicy) -> None:
+    """Warn where rows leave early at an exit that is right no more often than one class for all.
+
+    Such an exit was not trained, or has learnt nothing. Of classes, one a row; of other answers
+    there is no such share.
+    """
+    M, _, C = outputs.logits_MBC.shape
+    if problems.resolve(outputs.problem, C) != "classification" or M == 1:
+        return
+    labels_B = outputs.labels_B
+    usual = float(labels_B.bincount().max() / len(labels_B))
+    left_M = simulate(policy, outputs.logits_MBC).bincount(minlength=M)
+    right_M = (outputs.logits_MBC.argmax(-1) == labels_B).double().mean(1)
+    for exit in range(M - 1):
+        if left_M[exit] and right_M[exit] <= usual < right_M[-1]:
+            warnings.warn(
+                f"{int(left_M[exit])} of {len(labels_B)} rows leave at exit {exit}, which is right "
+                f"on {right_M[exit]:.1%} of them all, no more than one class for all of them "
+                f"({usual:.1%}): it was not trained, or has learnt nothing",
+                stacklevel=3,
+            )
 
 
 def losses(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from multiexit.data.fingerprint import fingerprint
 from multiexit.evaluation import metrics
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row
@@ -63,6 +64,7 @@ def results_json(
         "about": {"versions": versions(), **about},
         "metric": metrics.name(outputs.metric),
         "examples": len(outputs.labels_B),
+        "labels": fingerprint(outputs.labels_B),
         "exits": _exit_rows(outputs),
         "policies": _policy_rows(rows),
         "epochs": [{k: v for k, v in row.items() if k != "exits"} for row in epochs],

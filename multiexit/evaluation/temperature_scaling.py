@@ -4,6 +4,7 @@ Letters: M exits, B batch rows, C classes.
 """
 
 import math
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +27,8 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
 
     Of several labels it is the sum over all of them, with softmax(0, z); of tokens over those that
     are asked for and have a label. Answers stay the same; confidences, and so what a threshold
-    means, change: a calibration table of the model is dropped. The temperatures are kept in
-    `model.temperature_M`, and saved with it.
+    means, change: a calibration table of the model is dropped. A temperature at an end of the range
+    is warned of. The temperatures are kept in `model.temperature_M`, and saved with it.
 
     Args:
         model: whose outputs these are; changed in place.
@@ -62,6 +63,17 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
             args=(logits_BC, outputs.scored_labels, criterion),
             method="bounded",
         )
+        if abs(optimum.x) > RANGE - 1e-3:
+            why = (
+                "answers hardly tell its classes apart"
+                if optimum.x > 0
+                else "hardly an answer of it is wrong on these rows"
+            )
+            warnings.warn(
+                f"exit {exit}: its temperature is at the end of what is tried, "
+                f"{math.exp(optimum.x):.3g}, since {why}; its confidences mean little",
+                stacklevel=2,
+            )
         model.temperature_M[exit] *= math.exp(optimum.x)
     model.calibration = None
 

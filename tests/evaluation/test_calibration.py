@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -352,3 +353,18 @@ def test_collected_keys_are_in_the_sets_order_in_any_batch(make_backbone, text):
     assert one[5] == row_keys((), inputs, 1)
     batches = [{"inputs_embeds": torch.randn(2, 3, 16), "labels": torch.tensor([0, 1])}]
     assert len(set(mx.collect(model, batches).keys_B.tolist())) == 2
+
+
+def test_rows_that_leave_at_an_exit_which_has_learnt_nothing_are_warned_of():
+    torch.manual_seed(0)
+    labels_B = torch.arange(200) % 2
+    logits_MBC = torch.randn(3, 200, 2) * 0.1
+    logits_MBC[0, :, 1] += 1  # the same answer for all
+    logits_MBC[1:, torch.arange(200), labels_B] += 3
+    cost = mx.Cost((1, 2, 3), (1, 2, 3), (1, 2, 3), full_macs=3)
+    outputs = mx.Outputs(logits_MBC, labels_B, cost)
+    with pytest.warns(UserWarning, match=r"leave at exit 0.*no more than one class for all"):
+        mx.calibrate(outputs, mx.MaxProb, speedup=2.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mx.calibrate(outputs, mx.MaxProb, speedup=1.2)  # leaves at exit 1

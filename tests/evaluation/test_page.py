@@ -204,3 +204,23 @@ def test_a_phone_needs_no_scrolling_aside(tmp_path):
     )
     seen = browsed(f"<!doctype html><title></title>{frame}{measure}", tmp_path)
     assert int(re.search(r"<title>(\d+)</title>", seen)[1]) <= 360
+
+
+def test_runs_that_are_unlike_are_said_to_be(tmp_path):
+    for name in ("one", "two", "three"):
+        made(tmp_path / name, title=name)
+    assert "Not all of these runs" not in html_page([tmp_path / "one", tmp_path / "two"])
+    path = tmp_path / "three" / "results.json"
+    for change, said in (
+        (lambda data: data.update(labels="other"), "on the same rows."),
+        (lambda data: data.update(metric="f1"), "by the same metric and on the same rows."),
+        (lambda data: data["exits"].pop(0), "metric and on the same rows and at exits behind"),
+    ):
+        data = json.loads(path.read_text())
+        change(data)
+        write_json(path, data)
+        assert said in html_page([tmp_path / "one", tmp_path / "three"])
+    data = json.loads(path.read_text())
+    del data["labels"]  # of an older version
+    write_json(path, data)
+    assert "by the same metric and at exits" in html_page([tmp_path / "one", tmp_path / "three"])

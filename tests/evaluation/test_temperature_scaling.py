@@ -43,6 +43,22 @@ def test_temperatures_make_labels_likeliest(seed, scale):
     torch.testing.assert_close(model.temperature_M[inside], once[inside], rtol=1e-2, atol=0)
 
 
+def test_a_temperature_at_the_end_of_its_range_is_warned_of():
+    model = linear_chain(classes=2)
+    labels_B = torch.arange(20) % 2
+    right_BC = torch.nn.functional.one_hot(labels_B, 2).double()
+    logits_MBC = torch.stack([right_BC / 20, -right_BC, right_BC, right_BC])
+    logits_MBC[2:, :5] = 1 - logits_MBC[2:, :5]  # a quarter wrong, as T = 1 / log 3 says
+    outputs = mx.Outputs(logits_MBC, labels_B, model.cost())
+    with pytest.warns(UserWarning, match="end of what is tried") as warned:
+        mx.fit_temperatures(model, outputs)
+    said = [str(one.message) for one in warned]
+    assert [message[:7] for message in said] == ["exit 0:", "exit 1:"]
+    assert "0.01, since hardly an answer" in said[0]
+    assert "100, since answers hardly tell" in said[1]
+    assert model.temperature_M[2] == pytest.approx(1 / math.log(3), rel=1e-3)
+
+
 def test_values_have_no_temperature():
     model = linear_chain(classes=1)
     outputs = mx.Outputs(torch.zeros(M, 2, 1), torch.zeros(2), model.cost())

@@ -37,7 +37,7 @@ def say(note: str) -> None:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """A split's rows that can be used: the inputs of each, and its label as a number."""
 
     inputs: list[list[Any]]
@@ -228,11 +228,13 @@ def task_of(
     """
     check_share("share", share, "(0, 1)")
     bad = BadRows(None if skip_bad is None else Path(skip_bad))
-    rows: dict[str, _Rows] = {}
+    rows: dict[str, Rows] = {}
     goal = trained
     for split, table in found.tables.items():
-        rows[split], goal = _read(table, found.columns, goal, problem, bad, notes)
+        rows[split], goal = read_split(table, found.columns, goal, problem, bad, notes)
     assert goal is not None
+    if not draw and list(rows) == ["train"]:
+        rows = {found.name: rows["train"]}
     left_out = bad.settle()
     if left_out is not None:
         notes(left_out)
@@ -257,7 +259,7 @@ def task_of(
         for split, part in rows.items():
             images = [row[0] for row in part.inputs]
             sets[split] = image_sets.ImageRows(
-                images, _tensor(part, goal), how, change if split == "train" else None
+                images, tensor(part, goal), how, change if draw and split == "train" else None
             )
     else:
         if tokenizer is None:
@@ -284,8 +286,6 @@ def task_of(
                 f"no validation set: {drawn} of {drawn + left} rows are drawn for one, class by "
                 f"class, with seed {seed}"
             )
-    elif list(sets) == ["train"]:
-        sets = {found.name: sets["train"].for_evaluation()}
     return TaskData(
         found.name,
         train,
@@ -298,14 +298,14 @@ def task_of(
     )
 
 
-def _read(
+def read_split(
     table: Table,
     columns: Columns,
     goal: Targets | None,
     problem: str | None,
     bad: BadRows,
     notes: Callable[[str], None],
-) -> tuple[_Rows, Targets]:
+) -> tuple[Rows, Targets]:
     """A split's rows, and the targets: of the training set where there are none yet."""
     for name in (*columns.read, *columns.labels):
         if name not in table.columns:
@@ -340,7 +340,7 @@ def _read(
             column = next(iter(columns.labels))
             goal, guess = targets.found(values, problem, table.classes.get(column))
             notes(guess)
-    rows = _Rows([], [])
+    rows = Rows([], [])
     for place, row, value in zip(places, inputs, values, strict=True):
         try:
             rows.labels.append(goal.number(_class_name(value, table, columns)))
@@ -396,7 +396,7 @@ def _wrong_input(row: dict[str, Any], columns: Columns) -> str | None:
     return None
 
 
-def _check_some(rows: dict[str, _Rows], goal: Targets, notes: Callable[[str], None]) -> None:
+def _check_some(rows: dict[str, Rows], goal: Targets, notes: Callable[[str], None]) -> None:
     """Refuse an empty split, and name classes that a split lacks."""
     for split, part in rows.items():
         if not part.labels:
@@ -409,8 +409,10 @@ def _check_some(rows: dict[str, _Rows], goal: Targets, notes: Callable[[str], No
             notes(f"{split} has no row of {', '.join(lacking[:8])}" + ", …" * (len(lacking) > 8))
 
 
-def _say_repeats(rows: dict[str, _Rows], notes: Callable[[str], None]) -> None:
+def _say_repeats(rows: dict[str, Rows], notes: Callable[[str], None]) -> None:
     """Say how many rows of a split are in the training set too."""
+    if "train" not in rows:
+        return
     seen = {tuple(row) for row in rows["train"].inputs}
     for split, part in rows.items():
         again = 0 if split == "train" else sum(tuple(row) in seen for row in part.inputs)
@@ -418,15 +420,16 @@ def _say_repeats(rows: dict[str, _Rows], notes: Callable[[str], None]) -> None:
             notes(f"{again} of {len(part.inputs)} rows of {split} are in the training set too")
 
 
-def _tokenised(rows: _Rows, tokenizer: Any, max_length: int, goal: Targets) -> TextDataset:
+def _tokenised(rows: Rows, tokenizer: Any, max_length: int, goal: Targets) -> TextDataset:
     columns = [[str(text) for text in column] for column in zip(*rows.inputs, strict=True)]
     pairs = columns[1] if len(columns) > 1 else None
     data = TextDataset.from_texts(tokenizer, columns[0], pairs, None, max_length)
-    data.labels = _tensor(rows, goal)
+    data.labels = tensor(rows, goal)
     return data
 
 
-def _tensor(rows: _Rows, goal: Targets) -> Tensor:
+def tensor(rows: Rows, goal: Targets) -> Tensor:
+    """Labels as numbers: whole ones of classes."""
     whole = goal.problem == "classification"
     return torch.tensor(rows.labels, dtype=torch.int64 if whole else torch.float32)
 

@@ -69,6 +69,8 @@ def _row(run: Run) -> dict[str, str]:
         "run": run.title,
         "recipe": str(run.results["about"].get("recipe", "–")),
         "metric": label(run.results["metric"]),
+        "rows": str(run.results["examples"]),
+        "exits": str(len(scores)),
         "mean over exits": f"{sum(scores) / len(scores):.2f}",
         "last exit": f"{scores[-1]:.2f}",
         "nearest to 2×": f"{100 * at_two['score']:.2f}",
@@ -81,9 +83,12 @@ def _row(run: Run) -> dict[str, str]:
 def _side_by_side(found: Sequence[Run], rows: Sequence[dict[str, str]]) -> Markup:
     names = _names(found)
     exits, speeds = [], []
+    by_layers = len(set(map(_layers, found))) > 1
     for k, (run, name) in enumerate(zip(found, names, strict=True)):
         dashed = k >= charts.COLOURS
-        exits.append(Series(name, list(enumerate(sections.exit_scores(run))), True, k, dashed))
+        places = _layers(run) if by_layers else range(len(run.results["exits"]))
+        scores = list(zip(places, sections.exit_scores(run), strict=True))
+        exits.append(Series(name, scores, True, k, dashed))
         # The points of the policy that has most of them: most often the run's own.
         points = max(sections.curves(run).values(), key=len)
         kind = next(n for n, p in sections.curves(run).items() if p == points)
@@ -92,14 +97,32 @@ def _side_by_side(found: Sequence[Run], rows: Sequence[dict[str, str]]) -> Marku
     axis = metrics[0] if len(metrics) == 1 else "score (× 100)"
     return element(
         "div",
+        element("p", unlike) if (unlike := _unlike(found)) else None,
         sections.sortable(rows),
         element(
             "div",
-            charts.lines("Score of each exit", exits, "exit", axis),
+            charts.lines("Score of each exit", exits, "layers" if by_layers else "exit", axis),
             charts.lines("Score against speed-up", speeds, "all layers ÷ layers run", axis),
             class_="charts",
         ),
     )
+
+
+def _unlike(found: Sequence[Run]) -> str | None:
+    """What keeps these runs' scores from being compared, as a sentence."""
+    sizes = {run.results["examples"] for run in found}
+    labels = {run.results.get("labels") for run in found} - {None}  # older runs don't tell
+    differ = {
+        "by the same metric": len({label(run.results["metric"]) for run in found}) > 1,
+        "on the same rows": len(sizes) > 1 or len(labels) > 1,
+        "at exits behind the same layers": len(set(map(_layers, found))) > 1,
+    }
+    wrong = [what for what, differs in differ.items() if differs]
+    return f"Not all of these runs are judged {' and '.join(wrong)}." if wrong else None
+
+
+def _layers(run: Run) -> tuple[float, ...]:
+    return tuple(row["layers"] for row in run.results["exits"])
 
 
 def _names(found: Sequence[Run]) -> list[str]:

@@ -10,7 +10,7 @@ from multiexit import starting
 from multiexit.cli import baselines, judging, looking, recommending, serving, training, tuning
 from multiexit.cli.run_files import expanded
 from multiexit.cli.spelling import as_typed
-from multiexit.cli.words import check_words, finite, options_of
+from multiexit.cli.words import Sections, check_words, finite, options_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +37,7 @@ for command in (
     looking.recipes,
     looking.info,
 ):
-    app.command()(finite(command))
+    app.command(cls=Sections)(finite(command))
 
 
 def main() -> None:

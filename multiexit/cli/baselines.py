@@ -43,10 +43,14 @@ def baseline(
     pool: Pool = None,
     epochs: Annotated[int | None, typer.Option(help="of each training; default 5")] = None,
     max_steps: MaxSteps = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="rows a batch; default: the task's preset")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
     max_length: MaxLength = None,
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="of weights, draws and order")
+    ] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="clear away the run in OUTPUT and start anew")
     ] = False,

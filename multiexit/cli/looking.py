@@ -73,7 +73,7 @@ def info(
     exits: Annotated[
         str | None, typer.Option(help="all, k, stages 3,7,11 or shares 0.25,0.5,1.0; default all")
     ] = None,
-    head: Annotated[str | None, typer.Option()] = None,
+    head: Annotated[str | None, typer.Option(help="as for `train`; default linear")] = None,
 ) -> None:
     """What a run's or model's folder holds; or the exits that a backbone can have.
 

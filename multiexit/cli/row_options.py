@@ -1,26 +1,27 @@
 """Which rows a command reads, as it is typed: the options of data, each in one place."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from multiexit.cli.words import MaxLength
+_option = partial(typer.Option, rich_help_panel="Data")
 
-Text = Annotated[str | None, typer.Option(help="of --data: the column of texts")]
-TextPair = Annotated[str | None, typer.Option(help="of --data: the column of second texts")]
-Image = Annotated[str | None, typer.Option(help="of --data: the column of image files")]
+Text = Annotated[str | None, _option(help="of --data: the column of texts")]
+TextPair = Annotated[str | None, _option(help="of --data: the column of second texts")]
+Image = Annotated[str | None, _option(help="of --data: the column of image files")]
 Label = Annotated[
     list[str] | None,
-    typer.Option(help="of --data: the column of labels; repeated, columns of yes and no"),
+    _option(help="of --data: the column of labels; repeated, columns of yes and no"),
 ]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="of --data: leave bad rows out, and write them aside")
+    bool, _option("--skip-bad", help="of --data: leave bad rows out, and write them aside")
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
+    _option(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
 ]
 
 
@@ -32,11 +33,11 @@ class TrainingRows:
     """
 
     task: Annotated[
-        str | None, typer.Option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")
+        str | None, _option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")
     ] = None
     data: Annotated[
         str | None,
-        typer.Option(
+        _option(
             help="your own: a CSV, TSV, JSONL or parquet file, a folder of train, validation and "
             "test, a folder of images per class, or a hub data set"
         ),
@@ -46,20 +47,20 @@ class TrainingRows:
     image: Image = None
     label: Label = None
     problem: Annotated[
-        str | None, typer.Option(help="of --data: classification, regression or multi-label")
+        str | None, _option(help="of --data: classification, regression or multi-label")
     ] = None
-    validation_data: Annotated[str | None, typer.Option(help="a file, beside --data")] = None
-    test_data: Annotated[str | None, typer.Option(help="a file, beside --data")] = None
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="of --data: pixels; default 224")
-    ] = None
+    validation_data: Annotated[str | None, _option(help="a file, beside --data")] = None
+    test_data: Annotated[str | None, _option(help="a file, beside --data")] = None
+    image_size: Annotated[int | None, _option(min=8, help="of --data: pixels; default 224")] = None
     augment: Annotated[
         str | None,
-        typer.Option(help="of --data: crop (the default), randaugment, trivialaugment or none"),
+        _option(help="of --data: crop (the default), randaugment, trivialaugment or none"),
     ] = None
     skip_bad: SkipBad = False
     data_dir: DataDir = None
-    max_length: MaxLength = None
+    max_length: Annotated[
+        int | None, _option(min=1, help="of text, tokens per row at most; default 128")
+    ] = None
 
     @property
     def of_own_data(self) -> dict[str, Any]:
@@ -72,9 +73,9 @@ class TrainingRows:
 class ModelRows:
     """What a trained model is run on; if nothing was typed, what it was trained on."""
 
-    task: Annotated[str | None, typer.Option(help="default: what the model was trained on")] = None
+    task: Annotated[str | None, _option(help="default: what the model was trained on")] = None
     data: Annotated[
-        str | None, typer.Option(help="a file of your own to judge on; default: as in training")
+        str | None, _option(help="a file of your own to judge on; default: as in training")
     ] = None
     text: Text = None
     text_pair: TextPair = None

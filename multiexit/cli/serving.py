@@ -19,7 +19,9 @@ def predict(
         list[str] | None, typer.Argument(help="image files; for text one file of lines, or stdin")
     ] = None,
     policy: Policy = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="rows that go through together, at most")
+    ] = 32,
     text: Annotated[str | None, typer.Option(help="of a table: the column of texts")] = None,
     text_pair: Annotated[
         str | None, typer.Option(help="of a table: the column of second texts")
@@ -124,8 +126,8 @@ def export(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="rows to compare on, and to keep 4 of: a text file as `predict` reads it, or an "
-            "image file; may be repeated"
+            help="rows to compare on, and to keep 4 of: a table with training's columns, a text "
+            "file as `predict` reads it, or an image file; may be repeated"
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="compare on this task's development set")] = None,
@@ -142,7 +144,7 @@ def export(
     multiexit export runs/mrpc/model mrpc-int8 --int8 --task mrpc --data-dir data
     """
     from multiexit import MultiExitModel
-    from multiexit.cli import sources
+    from multiexit.cli import predicting, sources
     from multiexit.policies import check, parse
     from multiexit.serving.onnx import export as export_onnx
     from multiexit.serving.onnx.int8 import TARGETS
@@ -155,12 +157,15 @@ def export(
     exit_policy = parse(policy) if policy else None
     reads = (model / "tokenizer_config.json").is_file()
     reader = typed.tokenizer(model) if reads else None
-    rows = None
-    if task is None and data_dir is None:
+    rows, table = None, bool(data) and predicting.is_table(data, {})
+    if table and len(data or ()) > 1:
+        raise ValueError(f"--data: one table at a time; got {len(data or ())} files")
+    if task is None and data_dir is None and not table:
         loaded = MultiExitModel.from_pretrained(model)
         rows = _rows(loaded, reader, data) if data else None
     else:
-        loaded, task_data = sources.load(model, ModelRows(task=task, data_dir=data_dir))
+        chosen = ModelRows(task=task, data_dir=data_dir, data=data[0] if data else None)
+        loaded, task_data = sources.load(model, chosen)
         rows = next(iter(task_data.sets.values()))
     if exit_policy is not None:
         check(exit_policy, loaded.num_exits, loaded.num_classes, loaded.problem)

@@ -30,7 +30,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="folder for the model and the picture")] = Path(
         "demo"
     ),
-    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    epochs: Annotated[int, typer.Option(min=1, help="of training")] = 30,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="clear a run in OUTPUT")] = False,
 ) -> None:
     """Train, judge and plot a small multi-exit ResNet on real images, without any download.

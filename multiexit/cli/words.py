@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+import typer.core
 
 LAST_SEED = 2**32 - 1
 MaxLength = Annotated[
@@ -23,27 +24,46 @@ Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="patience=4, max-prob=0.9, …; may be repeated")
 ]
 Policy = Annotated[str | None, typer.Option(help="default: the model's own")]
-RecipeName = Annotated[str, typer.Option(help="see `multiexit recipes`")]
+RecipeName = Annotated[str, typer.Option(help="see `multiexit recipes`", rich_help_panel="Method")]
 BackboneName = Annotated[
-    str | None, typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, …")
+    str | None,
+    typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, …", rich_help_panel="Network"),
 ]
 Exits = Annotated[
-    str, typer.Option(help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0")
+    str,
+    typer.Option(
+        help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0",
+        rich_help_panel="Network",
+    ),
 ]
 HeadName = Annotated[
     str | None,
     typer.Option(
-        help="linear, pooler, attention, …, with +lte, +mix, … behind; an unknown one lists all"
+        help="linear, pooler, attention, …, with +lte, +mix, … behind; an unknown one lists all",
+        rich_help_panel="Network",
     ),
 ]
-Pool = Annotated[str | None, typer.Option(help="first or mean")]
-MaxSteps = Annotated[int | None, typer.Option(help="steps per phase, in place of epochs")]
-MixedPrecision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
-Compile = Annotated[bool, typer.Option(help="compile the training pass")]
-ChannelsLast = Annotated[
-    bool, typer.Option(help="images: lay out channels innermost, faster on many machines")
+Pool = Annotated[str | None, typer.Option(help="first or mean", rich_help_panel="Network")]
+MaxSteps = Annotated[
+    int | None, typer.Option(help="steps per phase, in place of epochs", rich_help_panel="Training")
 ]
-CheckpointGradients = Annotated[bool, typer.Option(help="less memory, about a third more time")]
+MixedPrecision = Annotated[
+    str, typer.Option(help="no, bf16 or fp16", rich_help_panel="Speed and memory")
+]
+Compile = Annotated[
+    bool, typer.Option(help="compile the training pass", rich_help_panel="Speed and memory")
+]
+ChannelsLast = Annotated[
+    bool,
+    typer.Option(
+        help="images: lay out channels innermost, faster on many machines",
+        rich_help_panel="Speed and memory",
+    ),
+]
+CheckpointGradients = Annotated[
+    bool,
+    typer.Option(help="less memory, about a third more time", rich_help_panel="Speed and memory"),
+]
 Progress = Annotated[bool, typer.Option(help="say how far it is, on stderr")]
 
 
@@ -101,6 +121,23 @@ def finite(command: Callable[..., None]) -> Callable[..., None]:
         command(**arguments)
 
     return checked
+
+
+class Sections(typer.core.TyperCommand):
+    """A command whose help puts options under the headings of their `rich_help_panel`."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections, each where its first option comes."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            usual = "Options" if param.param_type_name == "option" else "Arguments"
+            record = param.get_help_record(ctx)
+            if record is not None:
+                name = getattr(param, "rich_help_panel", None) or usual
+                sections.setdefault(name, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

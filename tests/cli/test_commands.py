@@ -12,11 +12,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import typer.main
 from helpers import ROOT, assert_same, command, written
 from safetensors.torch import load_file
 
 import multiexit as mx
-from multiexit.cli import main
+from multiexit.cli import app, main
 from multiexit.data.digits import load as load_digits
 from multiexit.recipes import RECIPES
 from multiexit.training import experiment
@@ -244,3 +245,16 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
         main()
     assert ended.value.code == 1
     assert said.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is(name):
+    commands = typer.main.get_command(app).commands
+    silent = [p.name for p in commands[name].params if not p.help]
+    assert silent == []
+
+
+def test_the_options_of_training_stand_under_headings():
+    ended = command("train", "--help")
+    headings = ["Data:", "Method:", "Network:", "Training:", "Speed and memory:", "Run:"]
+    assert [line for line in ended.out.splitlines() if line in headings] == headings

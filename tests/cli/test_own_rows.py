@@ -56,3 +56,18 @@ def test_a_folder_of_tasks_is_refused_beside_data_of_ones_own(run, tmp_path):
     assert ended.code == 2
     assert "is of a task by its name" in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_is_compared_on_by_its_columns(run, tmp_path, monkeypatch):
+    given = {}
+
+    def kept(model, output, policy, rows=None, **others):
+        given["rows"] = rows
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("multiexit.serving.onnx.export", kept)
+    ended = command("export", run / "run", tmp_path / "onnx", "--data", run / "new.csv")
+    assert ended.code == 2
+    assert len(given["rows"]) == 20  # neither the heading nor the labels are texts
+    ended = command("export", run / "run", tmp_path / "onnx", *(2 * ["--data", run / "new.csv"]))
+    assert "one table at a time" in ended.err

@@ -128,7 +128,7 @@ def apart(key: str, checks: list[str]) -> dict[str, str] | None:
         try:
             return pool.apply_async(row_of, (key, checks)).get(SECONDS)
         except TimeoutError:
-            return {"family": key} | dict.fromkeys(checks, f"FAILS took over {SECONDS} s")
+            return {"family": key} | dict.fromkeys(checks, f"not done in {SECONDS} s")
 
 
 def load_exporter() -> None:
@@ -157,7 +157,7 @@ def shares(rows: Collection[Mapping[str, str]]) -> list[dict[str, Any]]:
         some = [row for row in rows if row["family"].startswith(f"{kind}/")]
         cells = {name: [row[name] for row in some if name in row] for name in CHECKS}
         done = {k: f"{sum(map(is_number, v))} of {len(v)}" for k, v in cells.items()}
-        table.append({"kind": kind, "wrapped": len(some), **done})
+        table.append({"kind": kind, **done})
     return table
 
 

@@ -59,13 +59,13 @@ def reason(error: Exception) -> str:
                 "copy of each token's experts, can be exported"
             )
         return f"ONNX has no operator for {found[1]}"
-    where = re.findall(r'File "[^"]*?([^/"]+)", line (\d+), in (\w+)', text)
-    place = f" ({where[-1][2]}, {where[-1][0]}:{where[-1][1]})" if where else ""
     if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__:
         return (
-            f"its code{place} counts in Python what must stay free, such as the number of tokens "
-            "in a loop over them"
+            "its code counts in Python what must stay free, such as the number of tokens in a loop "
+            "over them"
         )
+    where = re.findall(r'File "[^"]*?([^/"]+)", line (\d+), in (\w+)', text)
+    place = f" ({where[-1][2]}, {where[-1][0]}:{where[-1][1]})" if where else ""
     if re.search("data-dependent|Data-dependent|DataDependent", text):
         return f"its code{place} decides in Python by the values of tensors"
     return one_line(error) + place

@@ -1,0 +1,49 @@
+"""Wrapped means trained, counted and exported: a part is run, the whole table looked up."""
+
+import json
+import math
+import runpy
+import sys
+from unittest.mock import patch
+
+import pytest
+from helpers import ROOT
+from test_recorded import REFUSED
+from zoo import ZOO
+
+TABLE = ROOT / "docs" / "results" / "families" / "zoo.json"
+ROWS = {row["family"]: row for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]}
+UNEXPORTED = 0.15
+"""The largest share of networks, of those that were tried, that the export refuses."""
+
+
+@pytest.fixture(scope="module")
+def uses():
+    folder = ROOT / "benchmarks"
+    with patch.object(sys, "path", [str(folder), *sys.path]):
+        return runpy.run_path(str(folder / "family_uses.py"))
+
+
+@pytest.mark.parametrize("key", ["decoder/gptj", "decoder/mixtral", "text/clip_text_model"])
+def test_two_steps_of_leebert_and_the_macs_are_what_the_table_says(key, uses):
+    row = uses["row_of"](key, ["MACs", "trained"])
+    assert row == {name: ROWS[key][name] for name in row}
+
+
+def test_networks_that_are_wrapped_are_counted_and_trained():
+    wrapped = {key for key in ZOO if key not in REFUSED}
+    assert ROWS.keys() <= wrapped
+    assert {key for key in wrapped if ZOO[key].group in ("text", "decoder")} <= ROWS.keys()
+    measured = [row for row in ROWS.values() if "trained" in row]
+    assert len(measured) >= 0.8 * len(wrapped)
+    assert all(float(row["MACs"]) > 0 for row in measured)
+    assert {row["trained"] for row in measured} == {"0"}
+
+
+def test_nearly_all_are_exported_and_the_others_refused_in_a_sentence():
+    cells = [row["exported"] for row in ROWS.values() if "exported" in row]
+    refused = [cell for cell in cells if not cell[0].isdigit()]
+    assert len(refused) <= UNEXPORTED * len(cells)
+    assert all(math.isfinite(float(cell)) for cell in cells if cell not in refused)
+    for said in refused:
+        assert said.startswith(("the segment of exit", "the exported graphs", "not done"))

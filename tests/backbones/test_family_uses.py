@@ -30,14 +30,10 @@ def test_two_steps_of_leebert_and_the_macs_are_what_the_table_says(key, uses):
     assert row == {name: ROWS[key][name] for name in row}
 
 
-def test_networks_that_are_wrapped_are_counted_and_trained():
-    wrapped = {key for key in ZOO if key not in REFUSED}
-    assert ROWS.keys() <= wrapped
-    assert {key for key in wrapped if ZOO[key].group in ("text", "decoder")} <= ROWS.keys()
-    measured = [row for row in ROWS.values() if "trained" in row]
-    assert len(measured) >= 0.8 * len(wrapped)
-    assert all(float(row["MACs"]) > 0 for row in measured)
-    assert {row["trained"] for row in measured} == {"0"}
+def test_every_network_that_is_wrapped_is_counted_and_trained():
+    assert ROWS.keys() >= {key for key in ZOO if key not in REFUSED}
+    assert all(float(row["MACs"]) > 0 for row in ROWS.values())
+    assert {row["trained"] for row in ROWS.values()} == {"0"}
 
 
 def test_nearly_all_are_exported_and_the_others_refused_in_a_sentence():

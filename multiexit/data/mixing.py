@@ -25,6 +25,7 @@ class Mixing:
         num_classes: C, of labels that are numbers of classes.
 
     Example:
+        >>> import torch
         >>> images_BCHW, labels_B = torch.eye(2)[:, :, None, None], torch.tensor([0, 1])
         >>> _ = torch.manual_seed(0)
         >>> mixed_BCHW, shares_BC = Mixing(1.0, None, num_classes=2)((images_BCHW, labels_B))

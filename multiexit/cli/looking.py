@@ -67,7 +67,10 @@ def recipes() -> None:
 
 def info(
     backbone: Annotated[
-        str, typer.Argument(help="hub name, folder, cifar-resnet-N, timm:NAME, …; or a trained run")
+        str,
+        typer.Argument(
+            help="hub name, folder, cifar-resnet-N, timm:NAME, …; or a trained run, or an export"
+        ),
     ],
     classes: Annotated[int | None, typer.Option(min=1, max=100_000, help="default 2")] = None,
     exits: Annotated[
@@ -75,9 +78,9 @@ def info(
     ] = None,
     head: Annotated[str | None, typer.Option(help="as for `train`; default linear")] = None,
 ) -> None:
-    """What a run's or model's folder holds; or the exits that a backbone can have.
+    """What a folder of a run, a model or an export holds; or the exits that a backbone can have.
 
-    Both with parameters and MACs up to each exit.
+    Models and backbones with parameters and MACs up to each exit.
 
     Examples:
 
@@ -90,13 +93,17 @@ def info(
     from multiexit.model.folder import SETTINGS
     from multiexit.model.settings import read_settings
     from multiexit.training.records import provenance
+    from multiexit_runner.folder import SETTINGS as EXPORT
 
     folder = typed.model_folder(Path(backbone))
-    if (folder / SETTINGS).is_file():
+    if (folder / SETTINGS).is_file() or (folder / EXPORT).is_file():
         given = {"--classes": classes, "--exits": exits, "--head": head}
         for option, value in given.items():
             if value is not None:
                 raise ValueError(f"{option} is for a backbone, and {folder} has exits: leave it")
+        if not (folder / SETTINGS).is_file():
+            print(_export_text(folder))
+            return
         settings = read_settings(folder / SETTINGS)
         how, trained = settings["preprocessing"], provenance.settings(folder.parent)
         known = {
@@ -111,3 +118,26 @@ def info(
         return
     model = MultiExitModel(wrap(backbone), classes or 2, typed.exits(exits or "all"), head)
     print(report.cost_table(model.cost()))
+
+
+def _export_text(folder: Path) -> str:
+    """What an export holds, a line for each fact; its graphs are not run."""
+    from multiexit.evaluation import card
+    from multiexit_runner.folder import SETTINGS, read_file, read_folder
+    from multiexit_runner.settings import parse_settings
+
+    export = read_folder(folder)
+    settings = parse_settings(read_file(export, SETTINGS), str(export.path / SETTINGS))
+    how, stages, int8 = settings["preprocessing"], settings["exits"], settings["int8"]
+    megabytes = sum((export.path / name).stat().st_size for name in export.sums) / 1e6
+    known = {
+        "an export": f"{folder}, for multiexit_runner",
+        **card.facts(settings),
+        "reads": how.get("kind"),
+        "trained on": how.get("task") or (how.get("data") or {}).get("data"),
+        "graphs": f"{len(stages)}, up to layers {', '.join(str(n + 1) for n in stages)}; "
+        f"{megabytes:.1f} MB in all",
+        "int8": int8 and f"for {int8['machines']}",
+        "can be turned": ", ".join(settings["knobs"]),
+    }
+    return "\n".join(f"{key}: {value}" for key, value in known.items() if value)

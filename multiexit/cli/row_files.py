@@ -3,11 +3,16 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+GROUP = 10_000
+"""Rows of a parquet file's row group."""
 
 
 def check(path: Path, source: Path | None) -> None:
@@ -36,7 +41,7 @@ def write(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
     Args:
         path: of the file.
         columns: in their order.
-        rows: taken as they come; for parquet they are all held at once.
+        rows: taken as they come; for parquet `GROUP` are held at once.
 
     Raises:
         ValueError: values that a file of this form can't hold.
@@ -105,20 +110,50 @@ def _json_lines(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
 
 
 def _parquet(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+    """Row groups, first each in a file of its own: what a column holds is known behind the last."""
     import pyarrow
     import pyarrow.parquet
 
-    held: Iterator[list[Any]] = ([row.get(name) for name in columns] for row in rows)
-    by_column = [list(values) for values in zip(*held, strict=True)] or [[] for _ in columns]
+    groups = _groups(rows)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        schema, parts = _arrow_table(columns, []).schema, []
+        for part in groups:
+            table = _arrow_table(columns, part)
+            try:
+                schema = pyarrow.unify_schemas([schema, table.schema], promote_options="permissive")
+            except pyarrow.ArrowException as error:
+                raise ValueError(f"{error}, which can't be parquet: write a .jsonl file") from error
+            parts.append(Path(folder) / str(len(parts)))
+            pyarrow.parquet.write_table(table, parts[-1])
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            for part in parts:
+                try:
+                    writer.write_table(pyarrow.parquet.read_table(part).cast(schema))
+                except pyarrow.ArrowException as error:
+                    raise ValueError(
+                        f"{error}, which can't be parquet: write a .jsonl file"
+                    ) from error
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    source = iter(rows)
+    while group := list(islice(source, GROUP)):
+        yield group
+
+
+def _arrow_table(columns: list[str], rows: Sequence[Row]) -> Any:
+    """Rows as a table of pyarrow, each column of the type that holds its values."""
+    import pyarrow
+
     arrays = []
-    for name, values in zip(columns, by_column, strict=True):
+    for name in columns:
         try:
-            arrays.append(pyarrow.array(values))
+            arrays.append(pyarrow.array([row.get(name) for row in rows]))
         except (pyarrow.ArrowException, UnicodeEncodeError) as error:
             raise ValueError(
                 f"column {name!r} can't be parquet ({error}): write a .jsonl file"
             ) from error
-    pyarrow.parquet.write_table(pyarrow.table(arrays, names=columns), path)
+    return pyarrow.table(arrays, names=columns)
 
 
 WRITERS: dict[str, Callable[[Path, list[str], Iterable[Row]], None]] = {

@@ -6,6 +6,7 @@ Letters: C classes.
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -179,16 +180,18 @@ def check_top(top_k: Any, problem: str, num_classes: int) -> int:
         return num_classes
     if problem not in ("classification", "multi-label"):
         raise ValueError(f"top_k={top_k!r} is not for {problem}: leave it out")
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
+    whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
+    if not whole or not 1 <= top_k <= num_classes:
         raise ValueError(f"top_k is a whole number from 1 to {num_classes}, got {top_k!r}")
-    return top_k
+    return int(top_k)
 
 
 def check_batch(batch_size: Any) -> int:
     """The batch size, or a ValueError."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    whole = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    if not whole or batch_size < 1:
         raise ValueError(f"batch_size is a whole number from 1, got {batch_size!r}")
-    return batch_size
+    return int(batch_size)
 
 
 def check_problem(problem: str) -> None:

@@ -10,6 +10,7 @@ from answering import LABELS, image_model, pictures, text_model, texts, tokenize
 from helpers import command
 
 import multiexit as mx
+from multiexit.cli import row_files
 
 ROWS = [{"id": str(i), "review": text, "stars": str(i % 5)} for i, text in enumerate(texts(11))]
 
@@ -163,6 +164,21 @@ def test_images_in_a_table(models, tmp_path):
     checked(read(out), answers, [{**row, "n": str(row["n"])} for row in rows])
     (aside,) = read(tmp_path / "out.skipped.jsonl")
     assert aside["place"].endswith("bad.csv, line 5")
+
+
+def test_parquet_is_written_in_row_groups_of_one_type(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_files, "GROUP", 3)
+    rows = [{"a": None, "b": n, "c": []} for n in range(3)]
+    rows += [{"a": "x", "b": 0.5 * n, "c": ["u"]} for n in range(5)]
+    row_files.write(tmp_path / "out.parquet", list("abc"), iter(rows))
+    assert pyarrow.parquet.ParquetFile(tmp_path / "out.parquet").num_row_groups == 3
+    assert read(tmp_path / "out.parquet") == rows
+    mixed = [*rows, {"a": 3, "b": 1, "c": []}]
+    with pytest.raises(ValueError, match="can't be parquet"):
+        row_files.write(tmp_path / "mixed.parquet", list("abc"), iter(mixed))
+    row_files.write(tmp_path / "none.parquet", list("abc"), iter([]))
+    assert read(tmp_path / "none.parquet") == []
+    assert {path.name for path in tmp_path.iterdir()} == {"out.parquet", "none.parquet"}
 
 
 def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):

@@ -90,6 +90,8 @@ def test_policies_and_top_k_are_per_call(tokenizer):
         for answer, whole in zip(classify(rows, top_k=top), full, strict=True):
             assert list(answer["scores"].items()) == list(whole["scores"].items())[:top]
     assert all(answer["score"] == max(answer["scores"].values()) for answer in full)
+    sizes = {"top_k": np.int64(2), "batch_size": np.int64(4)}
+    same(classify(rows, **sizes), classify(rows, top_k=2))
     engine = mx.Engine(model, POLICY)
     assert mx.Classifier(engine, tokenizer)(rows) == classify(rows, policy=POLICY)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from answering import image_model, pictures, text_model, texts, tokenizer_in
-from helpers import ROOT
+from helpers import ROOT, command
 
 import multiexit as mx
 from multiexit.data.text import TextDataset
@@ -90,6 +90,13 @@ def test_texts_get_the_same_answers(tmp_path):
         classify([rows[0], None])
     with pytest.raises(ValueError, match="hold the policy max-prob"):
         classify(rows, policy="patience=2")
+    ended = command("info", tmp_path / "export")
+    assert ended.code == 0, ended.err
+    for line in ("graphs: 2, up to layers 1, 4", "stops by: max-prob=0.6", "reads: text"):
+        assert line in ended.out
+    assert "settings of max-prob, up to 4.00 times fewer layers" in ended.out
+    ended = command("info", tmp_path / "export", "--classes", 3)
+    assert (ended.code, "--classes is for a backbone" in ended.err) == (2, True)
     with pytest.raises(ValueError, match="give a tokenizer"):
         Classifier(Runner(tmp_path / "export"))
     model.preprocessing["pairs"] = True  # the same graphs read pairs

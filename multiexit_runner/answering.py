@@ -181,7 +181,7 @@ def check_top(top_k: Any, problem: str, num_classes: int) -> int:
     if problem not in ("classification", "multi-label"):
         raise ValueError(f"top_k={top_k!r} is not for {problem}: leave it out")
     whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
-    if not whole or not 1 <= top_k <= num_classes:
+    if not whole or not 1 <= int(top_k) <= num_classes:
         raise ValueError(f"top_k is a whole number from 1 to {num_classes}, got {top_k!r}")
     return int(top_k)
 

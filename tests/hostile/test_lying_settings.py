@@ -53,7 +53,16 @@ def mutations(said, below=()):
 
 
 FREE = {
-    *("labels", "preprocessing", "policy", "latency", "threshold", "certificate", "machine"),
+    *(
+        "labels",
+        "preprocessing",
+        "policy",
+        "latency",
+        "calibration",
+        "threshold",
+        "certificate",
+        "machine",
+    ),
     *("risk", "confidence", "rows", "observed", "keys", "start_ms", "drop_ms", "full_ms"),
     *("stages_ms", "check_ms", "config", "attention", "input_shape", "kwargs", "in_channels"),
     *("size", "exits", "classifier"),

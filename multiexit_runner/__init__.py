@@ -1,6 +1,7 @@
 """Run exported multi-exit networks with onnxruntime and numpy alone."""
 
 from multiexit_runner.classifier import Classifier
-from multiexit_runner.runner import Answer, Runner
+from multiexit_runner.leaving import Answer
+from multiexit_runner.runner import Runner
 
 __all__ = ["Answer", "Classifier", "Runner"]

@@ -4,34 +4,22 @@ Letters: M exits, B batch rows, T tokens, C classes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
 from multiexit_runner.inputs import Arrays, named_arrays, trim
+from multiexit_runner.knobs import by_row, check_numbers, last_exits
+from multiexit_runner.leaving import Answer, Said, broken_rows
 from multiexit_runner.reading import windows
 from multiexit_runner.regroup import Group, join, long_first, merge, pad, shape_key
 from multiexit_runner.rows import from_bytes
 from multiexit_runner.sessions import check_providers, open_sessions, run
-from multiexit_runner.settings import check_knob, check_range, parse_settings
+from multiexit_runner.settings import parse_settings
 from multiexit_runner.waiting import Waiting
-
-
-class Answer(NamedTuple):
-    """Answers in the order the rows came in.
-
-    Args:
-        logits_BC: the logits of the exit where each row left, float32. Of tokens they are
-            [B, T, C], in the order of the inputs, and 0 at padding.
-        exit_B: which exit that was, counted from 0, int64.
-    """
-
-    logits_BC: np.ndarray
-    exit_B: np.ndarray
 
 
 class Runner:
@@ -124,21 +112,19 @@ class Runner:
         Raises:
             ValueError: a number that this policy lacks, or that is no number of that kind.
         """
-        for name, number in knobs.items():
-            if name not in self._knobs:
-                near = get_close_matches(name, self._knobs, n=1)
-                opening = f": did you mean {near[0]!r}? This" if near else "; this"
-                raise ValueError(
-                    f"no number {name!r} to set{opening} policy has {sorted(self._knobs)}"
-                )
-            check_knob(name, self._knobs[name], number)
-            check_range(name, self.settings["ranges"].get(name), number)
+        check_numbers(self._knobs, self.settings["ranges"], knobs)
         self._knobs = {
             **self._knobs,
             **{name: type(self._knobs[name])(number) for name, number in knobs.items()},
         }
 
-    def predict(self, *args: Any, **inputs: Any) -> Answer:
+    def predict(
+        self,
+        *args: Any,
+        knobs: Mapping[str, Any] | None = None,
+        max_exit: Any = None,
+        **inputs: Any,
+    ) -> Answer:
         """Run until the policy stops each row; rows that stopped leave the batch.
 
         Graphs behind the exit where the last row leaves are not run at all.
@@ -146,6 +132,9 @@ class Runner:
         Args:
             args, inputs: numpy arrays, named as the network's own inputs or in their order. An
                 empty batch gives an empty answer.
+            knobs: for this call, numbers in place of the policy's: each one for all rows, or an
+                array [B].
+            max_exit: where rows leave at the latest, for all rows or an array [B].
 
         Returns:
             The rows' logits [B, C] and exits [B], in the order that the rows came in.
@@ -154,12 +143,14 @@ class Runner:
             ValueError: inputs that the network wasn't exported for; NaN or infinite logits,
                 named by exit and row.
         """
-        named, numbers = self._named_arrays(args, inputs), self._numbers()
-        arrays, rows = self._trimmed(named), _rows(named)
+        named = self._named_arrays(args, inputs)
+        rows = _rows(named)
+        numbers = self.numbers(rows, knobs)
+        last_B = last_exits(len(self._segments), rows, max_exit)
         answer = self._empty_answer(rows, self._outputs(named))
-        group = Group(0, np.arange(rows), arrays) if rows else None
+        group = self.first(named, numbers, np.arange(rows)) if rows else None
         while group is not None:
-            group, broken = self._advance(group, numbers, answer)
+            group, broken = self._advance(group, answer, last_B[group.rows_B] <= group.exit)
             if broken:
                 row = min(broken)
                 raise ValueError(broken[row].format(row=f"row {row}"))
@@ -194,10 +185,10 @@ class Runner:
                 "batches must be an iterable of batches, each a dict of arrays by name or one "
                 f"array; got {type(batches).__name__}"
             )
-        return self._stream(batches, batch_size, window, self._numbers())
+        return self._stream(batches, batch_size, window, self.knobs)
 
     def _stream(
-        self, batches: Iterable[Any], batch_size: int, window: int, numbers: Arrays
+        self, batches: Iterable[Any], batch_size: int, window: int, knobs: Mapping[str, float]
     ) -> Iterator[Answer]:
         batches_before = rows_before = 0
         for at_hand, error in windows(batches, window):
@@ -208,7 +199,7 @@ class Runner:
                 except ValueError as wrong:
                     error = ValueError(f"batch {batches_before + len(read)} of the stream: {wrong}")
                     break
-            answers = self._window_answers(read, batch_size, numbers, rows_before) if read else ()
+            answers = self._window_answers(read, batch_size, knobs, rows_before) if read else ()
             for answer in answers:
                 yield answer
                 batches_before += 1
@@ -223,13 +214,18 @@ class Runner:
         return arrays
 
     def _window_answers(
-        self, batches: Sequence[Arrays], batch_size: int, numbers: Arrays, rows_before: int
+        self,
+        batches: Sequence[Arrays],
+        batch_size: int,
+        knobs: Mapping[str, float],
+        rows_before: int,
     ) -> Iterator[Answer]:
         """Answers of some batches, up to the first in which a row broke.
 
         Args:
             batches: inputs by name.
-            batch_size, numbers: as for `stream` and for the graphs.
+            batch_size: as for `stream`.
+            knobs: the policy's numbers.
             rows_before: the number of the first row.
         """
         sizes = [_rows(arrays) for arrays in batches]
@@ -240,7 +236,7 @@ class Runner:
         broken: dict[int, str] = {}
 
         def step(group: Group) -> None:
-            after, wrong = self._advance(group, numbers, answer)
+            after, wrong = self._advance(group, answer)
             broken.update(wrong)
             if after is not None:
                 waiting.add(after)
@@ -248,9 +244,9 @@ class Runner:
         arrays = join(pad([self._trimmed(batch) for batch in batches], self.settings["inputs"]))
         order_B = long_first(arrays, rows)
         for start in range(0, rows, batch_size):
-            group = Group(0, np.arange(rows), arrays).take(order_B[start : start + batch_size])
-            group.arrays = self._trimmed(group.arrays)
-            waiting.add(group)
+            rows_B = order_B[start : start + batch_size]
+            part = {name: array[rows_B] for name, array in arrays.items()}
+            waiting.add(self.first(part, self.numbers(len(rows_B), knobs), rows_B))
             while (group := waiting.full()) is not None:
                 step(group)
         while (group := waiting.any()) is not None:
@@ -264,29 +260,63 @@ class Runner:
                 raise ValueError(broken[worst].format(row=row))
             yield Answer(logits_BC[:, : shape[0]], exit_B)  # of tokens, as many as its batch has
 
+    def first(self, arrays: Arrays, numbers: Arrays, rows_B: np.ndarray) -> Group:
+        """Rows before the first exit, without columns that are padding in all of them.
+
+        Args:
+            arrays: the inputs by name.
+            numbers: from `numbers`.
+            rows_B: the rows' places in the answer.
+        """
+        return Group(0, rows_B, {**self._trimmed(arrays), **numbers})
+
+    def segment(self, exit: int, arrays: Arrays) -> Said:
+        """Run one exit's graph on rows that came to it.
+
+        Args:
+            exit: counted from 0.
+            arrays: what the graphs before gave and left, and the policy's numbers.
+
+        Raises:
+            ValueError: whatever goes wrong in the graph.
+        """
+        after, outputs = self._run(exit, arrays)
+        logits_BC = outputs["logits"]
+        stop_B = outputs.get("stop", np.ones(len(logits_BC), bool))
+        answer_BC = outputs.get("answer", logits_BC)
+        return Said(answer_BC, stop_B, broken_rows(exit, logits_BC), after)
+
     def _advance(
-        self, group: Group, numbers: Arrays, answer: Answer
+        self, group: Group, answer: Answer, last_B: np.ndarray | None = None
     ) -> tuple[Group | None, dict[int, str]]:
         """Past the next exit: who stops is written down, who goes on is returned.
 
-        Rows that broke go no further; they come back by number with what is wrong.
+        Args:
+            group: the rows.
+            answer: filled in at the places of those that stop.
+            last_B: those that leave whatever the policy says.
+
+        Returns:
+            The rows that go on, None where there are none; and those that broke, which don't, by
+            number, with what is wrong.
         """
         exit, rows_B = group.exit, group.rows_B
         try:
-            arrays, outputs = self._run(exit, group.arrays, numbers)
+            said = self.segment(exit, group.arrays)
         except ValueError as error:
             what = str(error).replace("{", "{{").replace("}", "}}")
             return None, {int(row): f"{{row}}: {what}" for row in rows_B}
-        broken = _broken_rows(exit, rows_B, outputs["logits"])
-        stop_B = outputs.get("stop", np.ones(len(rows_B), bool))
-        answer_BC = outputs.get("answer", outputs["logits"])
-        answer.logits_BC[rows_B[stop_B], : answer_BC.shape[1]] = answer_BC[stop_B]
-        answer.exit_B[rows_B[stop_B]] = exit
-        stays_B = ~stop_B & ~np.isin(rows_B, list(broken))
-        after = Group(exit + 1, rows_B, arrays)
-        if not stays_B.any():
+        fine_B = np.ones(len(rows_B), bool)
+        fine_B[list(said.broken)] = False
+        stop_B = said.stop_B if last_B is None else said.stop_B | last_B
+        leave_B, stay_B = stop_B & fine_B, ~stop_B & fine_B
+        answer.logits_BC[rows_B[leave_B], : said.answer_BC.shape[1]] = said.answer_BC[leave_B]
+        answer.exit_B[rows_B[leave_B]] = exit
+        broken = {int(rows_B[place]): what for place, what in said.broken.items()}
+        after = Group(exit + 1, rows_B, said.arrays)
+        if not stay_B.any():
             return None, broken
-        return (after if stays_B.all() else after.take(stays_B)), broken
+        return (after if stay_B.all() else after.take(stay_B)), broken
 
     def _outputs(self, arrays: Arrays) -> tuple[int, ...]:
         """The shape of a row's logits: [C], or of tokens [T, C]."""
@@ -307,11 +337,12 @@ class Runner:
         Raises:
             ValueError: inputs that the network wasn't exported for.
         """
-        named, numbers = self._named_arrays(args, inputs), self._numbers()
-        rows, arrays = _rows(named), self._trimmed(named)
+        named = self._named_arrays(args, inputs)
+        rows = _rows(named)
+        arrays = {**self._trimmed(named), **self.numbers(rows)}
         logits_MBC = np.zeros((len(self._segments), rows, *self._outputs(named)), np.float32)
         for exit in range(len(self._segments) if rows else 0):
-            arrays, outputs = self._run(exit, arrays, numbers)
+            arrays, outputs = self._run(exit, arrays)
             logits_MBC[exit, :, : outputs["logits"].shape[1]] = outputs["logits"]
         return logits_MBC
 
@@ -321,15 +352,21 @@ class Runner:
     def _trimmed(self, arrays: Arrays) -> Arrays:
         return trim(arrays, self.settings["inputs"], self.settings["max_tokens"])
 
-    def _numbers(self) -> Arrays:
-        """The policy's numbers as the graphs take them."""
-        types = {int: np.int64, float: np.float32}
-        knobs = self._knobs
-        return {f"policy.{name}": np.array(knobs[name], types[type(knobs[name])]) for name in knobs}
+    def numbers(self, rows: int, knobs: Mapping[str, Any] | None = None) -> Arrays:
+        """The policy's numbers as the graphs take them, one for each row.
 
-    def _run(self, exit: int, arrays: Arrays, numbers: Arrays) -> tuple[Arrays, Arrays]:
+        Args:
+            rows: B.
+            knobs: in place of those that stand, by name: a number, or an array [B].
+
+        Raises:
+            ValueError: a number that this policy can't take; an array of another length.
+        """
+        return by_row(self._knobs, self.settings["ranges"], knobs or {}, rows)
+
+    def _run(self, exit: int, arrays: Arrays) -> tuple[Arrays, Arrays]:
         """Run a graph: what later graphs read, and what this one says of its rows."""
-        outputs = run(self._sessions[exit], self._segments[exit], {**arrays, **numbers})
+        outputs = run(self._sessions[exit], self._segments[exit], arrays)
         rows = _rows(arrays)
         if any(array.shape[:1] != (rows,) for array in outputs.values()) or (
             "stop" in outputs and outputs["stop"].ndim != 1
@@ -342,23 +379,6 @@ class Runner:
 
 def _rows(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
-
-
-def _broken_rows(exit: int, rows_B: np.ndarray, logits_BC: np.ndarray) -> dict[int, str]:
-    """The message for each row whose logits are NaN or infinite, by number."""
-    finite_BC = np.isfinite(logits_BC)
-    broken_B = ~finite_BC.reshape(len(rows_B), -1).all(1)
-
-    def broken_logits(place: int) -> list[float]:
-        if logits_BC.ndim == 2:
-            return logits_BC[place].tolist()
-        return logits_BC[place][~finite_BC[place].all(1)][0].tolist()  # of a token
-
-    return {
-        int(rows_B[place]): "exit "
-        f"{exit} gave NaN or infinite logits for {{row}}: {broken_logits(place)}"
-        for place in np.flatnonzero(broken_B).tolist()
-    }
 
 
 def _count(name: str, value: Any) -> int:

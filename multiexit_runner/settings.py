@@ -6,7 +6,7 @@ from typing import Any
 
 from multiexit_runner.folder import is_plain_name
 
-FORMAT = 2
+FORMAT = 3
 ROW_OUTPUTS = ("logits", "answer", "stop")
 """A graph's outputs about its rows; its others are for the graphs behind it."""
 

@@ -344,7 +344,8 @@ class MultiExitModel(nn.Module):
         Args:
             policy: of which `state` is.
             exit, carry, memory: as for `segment`.
-            state: the policy's after the exit before; nothing at the first one.
+            state: the policy's after the exit before; at the first one nothing, or what
+                `PerRow.row_state` gave.
 
         Raises:
             ValueError: a head whose logits aren't [B, C], or a policy whose step is malformed.
@@ -353,7 +354,7 @@ class MultiExitModel(nn.Module):
         carry, logits_BC, memory = self.segment(exit, carry, memory)
         wide_BC = policies.wide(logits_BC)
         if exit == 0:
-            state = policy.init(wide_BC)
+            state = {**state, **policy.init(wide_BC)}
         if exit == self.num_exits - 1:
             stop_B = wide_BC.new_ones(len(wide_BC), dtype=torch.bool)
         else:

@@ -20,6 +20,9 @@ from multiexit.policies.numbers import Number, plain
 
 State = dict[str, Tensor]
 
+ROW = "row."
+"""Begins the names of a state's entries that are of a row, however many decisions it holds."""
+
 
 @dataclass(frozen=True)
 class ExitPolicy(ABC):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from multiexit.policies.base import ExitPolicy, State
+from multiexit.policies.base import ROW, ExitPolicy, State
 from multiexit.problems import PROBLEMS, decisions
 
 
@@ -46,27 +46,30 @@ class _EachDecision(ExitPolicy):
         return self._by_row(self.policy.init(self._flat(logits_BC)), self._shape(logits_BC))
 
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
-        B, P = shape = self._shape(logits_BC)
-        state = dict(state)
-        asked_BP = state.pop("asked", None)
-        certainty_B = state.pop("certainty", None)
-        inner = {name: value.flatten(0, 1) for name, value in state.items()}
-        if certainty_B is not None:
-            inner["certainty"] = certainty_B[:, None].expand(B, P).flatten()
-        inner, stop_N = self.policy.step(inner, self._flat(logits_BC))
+        shape = self._shape(logits_BC)
+        inner, stop_N = self.policy.step(self._inner(state, shape), self._flat(logits_BC))
         stop_BP = stop_N.view(shape)
-        if asked_BP is not None:
-            stop_BP = stop_BP | ~asked_BP
-        return self._by_row(inner, shape), stop_BP.all(1)
+        if "asked" in state:
+            stop_BP = stop_BP | ~state["asked"]
+        of_rows = {name: value for name, value in state.items() if _of_rows(name)}
+        return {**of_rows, **self._by_row(inner, shape)}, stop_BP.all(1)
 
     def answer(self, state: State, logits_BC: Tensor) -> Tensor:
-        inner = {
-            name: value.flatten(0, 1)
+        shape = self._shape(logits_BC)
+        answer_NK = self.policy.answer(self._inner(state, shape), self._flat(logits_BC))
+        return PROBLEMS[self.problem].join(answer_NK.view(*shape, -1))
+
+    def _inner(self, state: State, shape: tuple[int, int]) -> State:
+        """The state of single decisions: each of a row's has what the row has."""
+        return {
+            name: (
+                value[:, None].expand(shape).flatten()
+                if _of_rows(name)
+                else value.flatten(0, 1)
+            )
             for name, value in state.items()
-            if name not in ("asked", "certainty")
+            if name != "asked"
         }
-        answer_NK = self.policy.answer(inner, self._flat(logits_BC))
-        return PROBLEMS[self.problem].join(answer_NK.view(*self._shape(logits_BC), -1))
 
     def _flat(self, logits_BC: Tensor) -> Tensor:
         """[N, K], row after row."""
@@ -76,4 +79,13 @@ class _EachDecision(ExitPolicy):
         return logits_BC.shape[0], logits_BC.shape[1]
 
     def _by_row(self, state: State, shape: tuple[int, int]) -> State:
-        return {name: value.view(*shape, *value.shape[1:]) for name, value in state.items()}
+        return {
+            name: value.view(*shape, *value.shape[1:])
+            for name, value in state.items()
+            if not _of_rows(name)
+        }
+
+
+def _of_rows(name: str) -> bool:
+    """Whether an entry of a state is of a row, not of each of its decisions."""
+    return name == "certainty" or name.startswith(ROW)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from multiexit import problems
 from multiexit.model import exit_loop
 from multiexit.model.model import MultiExitModel
-from multiexit.policies import ExitPolicy
+from multiexit.policies import ExitPolicy, PerRow, numbers_of
+from multiexit.policies.base import ROW
+from multiexit.policies.per_row import Numbers
 from multiexit.serving.onnx import knobs
-from multiexit.serving.onnx.knobs import Knobs
 from multiexit.serving.onnx.tracing import ANY, reason, trace
 from multiexit.serving.onnx.trees import Tree, filled, flat, form
 
@@ -39,7 +40,7 @@ def write(
     policy: ExitPolicy,
     examples: Sequence[Mapping[str, Tensor]],
     folder: Path,
-) -> tuple[list[GraphFile], Knobs]:
+) -> tuple[list[GraphFile], Numbers]:
     """Write a graph for each exit, from the last to the first.
 
     What a graph leaves as it was is not among its outputs, and neither is what no later one
@@ -58,11 +59,11 @@ def write(
         ValueError: a carry that can't cross from one graph to the next, or code that can't be
             traced.
     """
-    numbers = knobs.policy_numbers(policy)
+    K = problems.classes_of_decision(model.problem, model.num_classes)
+    numbers = knobs.turnable(policy, numbers_of(policy), K)
     try:
         return _write(model, policy, numbers, examples, folder)
     except ValueError:
-        K = problems.classes_of_decision(model.problem, model.num_classes)
         traceable = knobs.traceable(policy, numbers, K)
         if traceable == numbers:
             raise
@@ -72,17 +73,17 @@ def write(
 def _write(
     model: "MultiExitModel",
     policy: ExitPolicy,
-    numbers: Knobs,
+    numbers: Numbers,
     examples: Sequence[Mapping[str, Tensor]],
     folder: Path,
-) -> tuple[list[GraphFile], Knobs]:
+) -> tuple[list[GraphFile], Numbers]:
     """`write`, with these numbers as inputs."""
     last = model.num_exits - 1
     befores = [[dict(example) for example in examples]]
     afters = []
     for exit in range(model.num_exits):
         with torch.no_grad():
-            decisions = [_decide(model, policy, exit, tree) for tree in befores[exit]]
+            decisions = [_decide(model, policy, exit, tree, {}) for tree in befores[exit]]
         befores.append([_tree(decision) for decision in decisions])
         afters.append(_output_tensors(decisions[0]))
     graphs: list[GraphFile] = []
@@ -131,8 +132,8 @@ class ExitModule(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         by_name = dict(zip(self.inputs, tensors, strict=True))
         numbers = {field: by_name[knobs.input_name(field)] for field in self.fields}
-        policy = knobs.with_numbers(self.policy, numbers)
-        decision = _decide(self.model, policy, self.exit, filled(self.form, by_name))
+        before = filled(self.form, by_name)
+        decision = _decide(self.model, self.policy, self.exit, before, numbers)
         outputs = _output_tensors(decision)
         return tuple(outputs[name] for name in self.outputs)
 
@@ -141,13 +142,14 @@ def _write_graph(
     module: ExitModule,
     tensors: Mapping[str, Tensor],
     other: Mapping[str, Tensor],
-    numbers: Knobs,
+    numbers: Numbers,
     path: Path,
 ) -> GraphFile:
     """Trace an exit and write it, without the inputs that turn out to be unused."""
     shapes = [_dynamic_sizes(tensor.shape, other[name].shape) for name, tensor in tensors.items()]
-    examples = [*tensors.values(), *knobs.as_tensors(numbers)]
-    shapes += [{}] * len(numbers)
+    rows = len(next(iter(tensors.values())))
+    examples = [*tensors.values(), *knobs.as_tensors(numbers, rows)]
+    shapes += [{0: ANY}] * len(numbers)
     try:
         # A graph's outputs can't be called as its inputs are.
         outputs = [name if name in ROW_OUTPUTS else f"next.{name}" for name in module.outputs]
@@ -169,15 +171,25 @@ def _write_graph(
 
 
 def _decide(
-    model: MultiExitModel, policy: ExitPolicy, exit: int, before: Tree
+    model: MultiExitModel,
+    policy: ExitPolicy,
+    exit: int,
+    before: Tree,
+    numbers: Mapping[str, Tensor],
 ) -> exit_loop.Decision:
+    """What happens at an exit, with these of the policy's numbers for each row."""
+    own = knobs.row_state(numbers.keys(), numbers.values())
+    policy = PerRow((policy,))
     if exit == 0:
-        return model.decide(policy, 0, model.start((), before), {}, {})
-    return model.decide(policy, exit, before["carry"], before["memory"], before["state"])
+        return model.decide(policy, 0, model.start((), before), {}, own)
+    state = {**before["state"], **own}
+    return model.decide(policy, exit, before["carry"], before["memory"], state)
 
 
 def _tree(decision: exit_loop.Decision) -> Tree:
-    return {"carry": decision.carry, "memory": decision.memory, "state": decision.state}
+    """What the next exit reads, but for the numbers, which each graph reads for itself."""
+    state = {name: value for name, value in decision.state.items() if not name.startswith(ROW)}
+    return {"carry": decision.carry, "memory": decision.memory, "state": state}
 
 
 def _output_tensors(decision: exit_loop.Decision) -> dict[str, Tensor]:

@@ -1,10 +1,9 @@
-"""A policy's numbers as inputs of a graph, so that they can be turned where it runs.
+"""A policy's numbers as inputs of a graph, one for each row, so that they can be turned.
 
 Letters: B batch rows, C classes.
 """
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,31 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from multiexit import policies
-from multiexit.policies import ExitPolicy
+from multiexit.policies import ExitPolicy, PerRow
+from multiexit.policies.base import ROW, State
 from multiexit.policies.numbers import Known, Number
+from multiexit.policies.per_row import Numbers, with_numbers
 from multiexit.serving.onnx.tracing import ANY, trace
 
-Knobs = dict[str, int | float]
-"""Fields that are numbers, whole ones as int."""
+
+def turnable(policy: ExitPolicy, numbers: Numbers, num_classes: int) -> Numbers:
+    """Those that may differ between the rows of a batch: each row decides as it would alone.
+
+    Args:
+        policy: whose numbers they are.
+        numbers: from `multiexit.policies.numbers_of`.
+        num_classes: of a decision of the model's rows (`multiexit.problems`).
+    """
+    return {
+        field: number
+        for field, number in numbers.items()
+        if _decides_by_row(policy, field, number, num_classes)
+    }
 
 
-def policy_numbers(policy: ExitPolicy) -> Knobs:
-    """The policy's numbers; None, tuples, true and false are none."""
-    numbers: Knobs = {}
-    for field, field_type in policies.field_types(type(policy)).items():
-        value = getattr(policy, field)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[field] = value if field_type is int else float(value)
-    return numbers
-
-
-def traceable(policy: ExitPolicy, numbers: Knobs, num_classes: int) -> Knobs:
+def traceable(policy: ExitPolicy, numbers: Numbers, num_classes: int) -> Numbers:
     """Those that can be inputs of a graph: not what the policy's code decides by in Python.
 
     Args:
         policy: whose numbers they are.
-        numbers: from `policy_numbers`.
-        num_classes: of a decision of the model's rows (`multiexit.problems`).
+        numbers: from `turnable`.
+        num_classes: as there.
     """
     if _traceable(policy, numbers, num_classes):
         return numbers
@@ -63,18 +66,15 @@ def ranges(policy: ExitPolicy, names: Iterable[str], known: Known) -> dict[str, 
     return {name: list(pair) for name, pair in limits.items() if pair is not None}
 
 
-def with_numbers(policy: ExitPolicy, numbers: Mapping[str, Tensor]) -> ExitPolicy:
-    """The policy with tensors in place of numbers."""
-    changed = copy.copy(policy)
-    for field, number in numbers.items():
-        object.__setattr__(changed, field, number)
-    return changed
-
-
-def as_tensors(numbers: Knobs) -> list[Tensor]:
-    """Each as a tensor without dimensions, int64 or float32."""
+def as_tensors(numbers: Numbers, rows: int) -> list[Tensor]:
+    """Each for every row [B], int64 or float32."""
     types = {int: torch.int64, float: torch.float32}
-    return [torch.tensor(number, dtype=types[type(number)]) for number in numbers.values()]
+    return [torch.full((rows,), number, dtype=types[type(number)]) for number in numbers.values()]
+
+
+def row_state(fields: Iterable[str], numbers: Iterable[Tensor]) -> State:
+    """What `PerRow` of one policy reads: its fields' numbers [B]."""
+    return {f"{ROW}0.{field}": number_B for field, number_B in zip(fields, numbers, strict=True)}
 
 
 def input_name(field: str) -> str:
@@ -87,25 +87,56 @@ class _Decision(nn.Module):
 
     def __init__(self, policy: ExitPolicy, fields: Sequence[str]):
         super().__init__()
-        self.policy, self.fields = policy, list(fields)
+        self.policy, self.fields = PerRow((policy,)), list(fields)
 
     def forward(self, *tensors: Tensor) -> Any:
         logits_BC, certainty_B, *numbers = tensors
-        policy = with_numbers(self.policy, dict(zip(self.fields, numbers, strict=True)))
-        state = policy.init(logits_BC)
-        state, stop_B = policies.step(policy, state, logits_BC, certainty_B)
-        return stop_B, policy.answer(state, logits_BC)
+        state = {**row_state(self.fields, numbers), **self.policy.init(logits_BC)}
+        state, stop_B = policies.step(self.policy, state, logits_BC, certainty_B)
+        return stop_B, self.policy.answer(state, logits_BC)
 
 
-def _traceable(policy: ExitPolicy, numbers: Knobs, num_classes: int) -> bool:
+def _examples(num_classes: int, rows: int) -> list[Tensor]:
+    """Logits [B, C] and certainties [B]."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(rows, num_classes, generator=generator),
+        torch.rand(rows, generator=generator),
+    ]
+
+
+def _traceable(policy: ExitPolicy, numbers: Numbers, num_classes: int) -> bool:
     if not numbers:
         return True
-    generator = torch.Generator().manual_seed(0)
-    logits_BC = torch.randn(3, num_classes, generator=generator)
-    certainty_B = torch.rand(3, generator=generator)
-    examples = [logits_BC, certainty_B, *as_tensors(numbers)]
+    examples = [*_examples(num_classes, 3), *as_tensors(numbers, 3)]
     try:
-        trace(_Decision(policy, list(numbers)), examples, [{0: ANY}] * 2 + [{}] * len(numbers))
+        trace(_Decision(policy, list(numbers)), examples, [{0: ANY}] * len(examples))
     except Exception:  # a user's code may fail in any way on tensors in place of numbers
         return False
     return True
+
+
+def _decides_by_row(policy: ExitPolicy, field: str, number: float, num_classes: int) -> bool:
+    """Whether a number for each row does for each what it does for one alone."""
+    rows = 5 if num_classes != 5 else 7  # where B isn't C, mixed dimensions fail
+    logits_BC, certainty_B = _examples(num_classes, rows)
+    (number_B,) = as_tensors({field: number}, rows)
+    spread_B = torch.arange(rows) - rows // 2
+    number_B = number_B + (spread_B if isinstance(number, int) else 0.1 * spread_B)
+    try:
+        together = _Decision(policy, [field])(logits_BC, certainty_B, number_B)
+        for row in range(rows):
+            one = slice(row, row + 1)
+            alone = _alone(
+                with_numbers(policy, {field: number_B[row]}), logits_BC[one], certainty_B[one]
+            )
+            if not all(torch.equal(a[one], b) for a, b in zip(together, alone, strict=True)):
+                return False
+    except Exception:  # a user's code may fail in any way on tensors in place of numbers
+        return False
+    return True
+
+
+def _alone(policy: ExitPolicy, logits_BC: Tensor, certainty_B: Tensor) -> tuple[Tensor, Tensor]:
+    state, stop_B = policies.step(policy, policy.init(logits_BC), logits_BC, certainty_B)
+    return stop_B, policy.answer(state, logits_BC)

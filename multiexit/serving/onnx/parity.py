@@ -76,7 +76,7 @@ def compare(
     differences, same_class, same_exit, same_answer = [], [], [], []
     same_alone, difference_alone, remaining = [], 0.0, ALONE
     for batch in batches:
-        arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in batch.items()}
         with torch.no_grad():
             outputs = model.run((), batch)
         asked_BT = outputs.asked_BT

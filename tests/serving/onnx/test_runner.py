@@ -494,3 +494,36 @@ def test_a_reader_that_is_no_longer_needed_ends():
         if thread.name == "multiexit-stream":
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_each_row_has_numbers_and_a_last_exit_of_its_own(exported):
+    runner, (batch,) = Runner(exported / "float", threads=1), _batches(1, rows=8)
+    threshold_B = np.linspace(0.0, 1.0, 8)
+    last_B = np.array([1, 1, 1, 1, 0, 1, 0, 1])
+    together = runner.predict(batch, knobs={"threshold": threshold_B}, max_exit=last_B)
+    for row in range(8):
+        alone = copy.copy(runner)
+        alone.set(threshold=threshold_B[row])
+        answer = alone.predict(batch[row : row + 1])
+        exit = min(int(answer.exit_B[0]), int(last_B[row]))
+        assert together.exit_B[row] == exit
+        logits_MBC = runner.forward(batch[row : row + 1])
+        np.testing.assert_allclose(together.logits_BC[row], logits_MBC[exit, 0], atol=1e-5)
+    assert {*together.exit_B.tolist()} == {0, 1}
+    assert runner.predict(batch).exit_B.tolist() == runner.predict(batch, knobs={}).exit_B.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"knobs": {"treshold": 0.5}}, "did you mean 'threshold'"),
+        ({"knobs": {"threshold": [0.5, 0.6]}}, r"one for each of 4 rows; got shape \[2\]"),
+        ({"knobs": {"threshold": [0.5, 0.6, np.nan, 0.5]}}, "threshold is nan"),
+        ({"max_exit": 9}, "max_exit must be from 0 to 1; got 9"),
+        ({"max_exit": 1.0}, "max_exit must be the index of an exit"),
+        ({"max_exit": [0, 1]}, "one for each of 4 rows"),
+    ],
+)
+def test_numbers_of_rows_are_checked(exported, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Runner(exported / "float", threads=1).predict(_batches(1)[0], **arguments)

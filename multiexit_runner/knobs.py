@@ -1,0 +1,90 @@
+"""A policy's numbers, and the last exit that a row may take, for each row of a batch.
+
+Letters: M exits, B batch rows.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from multiexit_runner.inputs import Arrays
+from multiexit_runner.settings import check_knob, check_range
+
+Knobs = Mapping[str, int | float]
+"""Numbers by name, whole ones as int."""
+
+TYPES: dict[type, Any] = {int: np.int64, float: np.float32}
+
+
+def check_numbers(
+    standing: Knobs, ranges: Mapping[str, list[float]], given: Mapping[str, Any]
+) -> None:
+    """Refuse numbers that a policy can't take.
+
+    Args:
+        standing: its numbers.
+        ranges: the lowest and highest that some may be.
+        given: those in their place, each a number.
+
+    Raises:
+        ValueError: a name or number that won't do, with what would.
+    """
+    for name, number in given.items():
+        if name not in standing:
+            near = get_close_matches(name, standing, n=1)
+            opening = f": did you mean {near[0]!r}? This" if near else "; this"
+            raise ValueError(f"no number {name!r} to set{opening} policy has {sorted(standing)}")
+        check_knob(name, standing[name], number)
+        check_range(name, ranges.get(name), number)
+
+
+def by_row(
+    standing: Knobs, ranges: Mapping[str, list[float]], given: Mapping[str, Any], rows: int
+) -> Arrays:
+    """The policy's numbers as graphs take them, `policy.NAME` [B].
+
+    Args:
+        standing, ranges: as for `check_numbers`.
+        given: in place of those that stand, by name: a number, or an array [B].
+        rows: B.
+
+    Raises:
+        ValueError: as `check_numbers`; an array of another length.
+    """
+    for name, numbers in given.items():
+        numbers_B = np.asarray(numbers)
+        if numbers_B.ndim and numbers_B.shape != (rows,):
+            raise ValueError(
+                f"{name} must be one number, or one for each of {rows} rows; got shape "
+                f"{list(numbers_B.shape)}"
+            )
+        for number in {*numbers_B.ravel().tolist()}:
+            check_numbers(standing, ranges, {name: number})
+    return {
+        f"policy.{name}": np.full(rows, given.get(name, number), TYPES[type(number)])
+        for name, number in standing.items()
+    }
+
+
+def last_exits(num_exits: int, rows: int, max_exit: Any) -> np.ndarray:
+    """Each row's last exit [B].
+
+    Args:
+        num_exits: M.
+        rows: B.
+        max_exit: an index for all, or one for each; None is the last there is.
+
+    Raises:
+        ValueError: no such exit.
+    """
+    last_B = np.asarray(num_exits - 1 if max_exit is None else max_exit)
+    if last_B.dtype.kind not in "iu" or last_B.shape not in ((), (rows,)):
+        raise ValueError(
+            f"max_exit must be the index of an exit, or one for each of {rows} rows; got "
+            f"{max_exit!r:.80}"
+        )
+    if rows and not 0 <= last_B.min() <= last_B.max() < num_exits:
+        raise ValueError(f"max_exit must be from 0 to {num_exits - 1}; got {max_exit!r:.80}")
+    return np.broadcast_to(last_B, (rows,))

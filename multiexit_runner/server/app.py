@@ -1,0 +1,298 @@
+"""The service's HTTP: what is asked, what is answered, and what is refused.
+
+Letters: C classes.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+
+from multiexit_runner import answering
+from multiexit_runner.server.around import LimitBodies, Named
+from multiexit_runner.server.metrics import Metrics
+from multiexit_runner.server.options import Options
+from multiexit_runner.server.orders import Orders
+from multiexit_runner.server.scheduler import Full, Left, Row, Scheduler
+from multiexit_runner.server.served import Prepared, Served, said
+
+SOME = 2_000
+"""Characters that are tokenised at once; more go to another thread."""
+
+log = logging.getLogger("multiexit.server")
+
+
+class Ask(BaseModel):
+    """A request: one input or several, and how long to spend on them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    inputs: Any = Field(
+        description='A text, {"text": …, "text_pair": …}, {"image": "base64 of a file"}, or a list '
+        "of them",
+        examples=["a fine film", ["a fine film", "a dull one"]],
+    )
+    policy: str | None = Field(None, description="In place of the service's own: max-prob=0.9")
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="In place of the policy's threshold"
+    )
+    max_exit: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="The exit, counted from 0, where rows leave at the latest"
+    )
+    budget_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Rows leave with the answer that they have after so many milliseconds"
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Classes in `scores`")
+
+
+class Refused(Exception):
+    """A request that is refused, with its status, a sentence and headers."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None):
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, dict(headers or {})
+
+
+class Service:
+    """A network behind HTTP.
+
+    Args:
+        served: the network.
+        options: of the operator.
+
+    Attributes:
+        app: to be run by an ASGI server.
+        scheduler: that runs the network; it is started with the app.
+    """
+
+    def __init__(self, served: Served, options: Options):
+        self.served, self.options = served, options
+        self.metrics = Metrics()
+        self.orders = Orders(served, options)
+        self.scheduler = Scheduler(
+            served.network,
+            batch_size=options.batch_size,
+            max_wait=options.max_wait_ms / 1000,
+            max_rows=options.max_rows,
+            on_run=self.metrics.on_run,
+        )
+        self.metrics.queue.set_function(lambda: self.scheduler.rows)
+        self.metrics.certified.set(served.certificate is not None)
+        for name, number in served.numbers(self.orders.default).items():
+            self.metrics.number.labels(name).set(number)
+        self.ready = False
+        self.app = self._app()
+
+    def _app(self) -> FastAPI:
+        app = FastAPI(
+            title="multiexit",
+            description="Answers early where it is sure.",
+            lifespan=self._life,
+        )
+        app.add_middleware(LimitBodies, most=int(self.options.max_body_mb * 1e6))
+        app.add_middleware(Named, on_response=self._on_response)
+        app.add_exception_handler(Refused, _refused)
+        app.add_exception_handler(RequestValidationError, _invalid)
+        app.add_exception_handler(Exception, _failed)
+        app.post("/predict", summary="Answer inputs, early where the policy allows")(self.predict)
+        app.get("/health", summary="Whether the process lives")(self._health)
+        app.get("/ready", summary="Whether requests are taken")(self._is_ready)
+        app.get("/info", summary="What is served")(self._info)
+        app.get("/metrics", summary="For Prometheus")(self._metrics)
+        return app
+
+    @asynccontextmanager
+    async def _life(self, app: FastAPI) -> AsyncIterator[None]:
+        self.scheduler.start()
+        self.ready = True
+        yield
+        self.ready = False
+        await to_thread.run_sync(self.scheduler.close)
+
+    async def predict(self, ask: Ask, request: Request, response: Response) -> dict[str, Any]:
+        """Answer inputs: `answers` has one for each, in order."""
+        items = ask.inputs if isinstance(ask.inputs, list) else [ask.inputs]
+        if not items or len(items) > self.options.max_request_rows:
+            raise Refused(
+                422, f"a request has 1 to {self.options.max_request_rows} inputs, got {len(items)}"
+            )
+        try:
+            order = self.orders.of(ask.policy, ask.threshold, ask.max_exit)
+            top_k = answering.check_top(ask.top_k, self.served.problem, self.served.num_classes)
+            prepared = await self._prepared(items)
+        except ValueError as error:
+            raise Refused(422, str(error)) from error
+        budget = None if ask.budget_ms is None else ask.budget_ms / 1000
+        lefts = await self._run(prepared, order.policy, order.max_exit, budget, request)
+        answers = []
+        for place, (left, (_, truncated)) in enumerate(zip(lefts, prepared, strict=True)):
+            if left.answer_C is None:
+                raise Refused(422, left.error.replace("{row}", f"inputs[{place}]"))
+            answer = said(self.served, left.answer_C, left.exit, top_k)
+            answer |= {
+                "stages": list(left.ran),
+                "why": left.why,
+                "milliseconds": round(1000 * left.seconds, 3),
+            }
+            answers.append(answer | ({"truncated": True} if truncated else {}))
+        certified = order.certified and all(left.why == "policy" for left in lefts)
+        response.headers["X-Multiexit-Certified"] = "true" if certified else "false"
+        return {"answers": answers, "policy": order.said, "certified": certified}
+
+    async def _prepared(self, items: list[Any]) -> list[Prepared]:
+        if self.served.kind == "text" and sum(map(_characters, items)) <= SOME:
+            return self._prepare(items)
+        return await to_thread.run_sync(self._prepare, items)
+
+    def _prepare(self, items: list[Any]) -> list[Prepared]:
+        prepared = []
+        for place, item in enumerate(items):
+            where = f"inputs[{place}]"
+            if self.served.kind == "image":
+                item = _image_bytes(item, where)
+            elif (size := _characters(item)) > self.options.max_characters:
+                raise ValueError(
+                    f"{where} has {size} characters; this service takes at most "
+                    f"{self.options.max_characters}"
+                )
+            prepared.append(self.served.prepare(item, where))
+        return prepared
+
+    async def _run(
+        self,
+        prepared: list[Prepared],
+        policy: Any,
+        max_exit: int,
+        budget: float | None,
+        request: Request,
+    ) -> list[Left]:
+        """What came of each row; rows whose client is gone are not run further."""
+        loop = asyncio.get_running_loop()
+        gone = False
+        futures = [loop.create_future() for _ in prepared]
+        rows = [
+            Row(
+                item,
+                policy,
+                lambda left, future=future: loop.call_soon_threadsafe(_set, future, left),
+                max_exit,
+                budget,
+                lambda: gone,
+            )
+            for (item, _), future in zip(prepared, futures, strict=True)
+        ]
+        try:
+            self.scheduler.submit(rows)
+        except Full as full:
+            seconds = max(1, math.ceil(full.retry_after))
+            raise Refused(
+                503 if not self.ready else 429, f"{full}: come again in {seconds} s",
+                {"Retry-After": str(seconds)},
+            ) from full  # fmt: skip
+        answered = asyncio.gather(*futures)
+        watch = asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait((answered, watch), return_when=asyncio.FIRST_COMPLETED)
+            gone = not answered.done()
+            lefts = await answered
+        finally:
+            gone = True
+            watch.cancel()
+        self._count(lefts)
+        return lefts
+
+    def _count(self, lefts: list[Left]) -> None:
+        layers, all_layers = self.served.exits, self.served.exits[-1] + 1
+        for left in lefts:
+            self.metrics.rows.labels(left.exit, left.why).inc()
+            run = layers[left.ran[-1]] + 1 if left.ran else 0
+            self.metrics.layers_run.inc(run)
+            self.metrics.layers_saved.inc(all_layers - run)
+
+    def _on_response(self, path: str, status: int, id: str, seconds: float) -> None:
+        """Count and log a request."""
+        if path == "/predict":
+            self.metrics.requests.labels(status).inc()
+            self.metrics.request_seconds.observe(seconds)
+        entry = {"request": id, "path": path, "status": status, "ms": round(1000 * seconds, 3)}
+        log.info(json.dumps(entry))
+
+    async def _health(self) -> dict[str, str]:
+        return {"status": "alive"}
+
+    async def _is_ready(self) -> JSONResponse:
+        return JSONResponse({"ready": self.ready}, 200 if self.ready else 503)
+
+    async def _info(self) -> dict[str, Any]:
+        served = self.served
+        return {
+            "reads": served.kind,
+            "problem": served.problem,
+            "labels": served.labels,
+            "exits": len(served.exits),
+            "layers": [layer + 1 for layer in served.exits],
+            "policy": served.policy,
+            "certificate": served.certificate,
+        }
+
+    async def _metrics(self) -> Response:
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _set(future: asyncio.Future[Left], left: Left) -> None:
+    if not future.done():
+        future.set_result(left)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _characters(item: Any) -> int:
+    """The length of an input's texts."""
+    if isinstance(item, Mapping):
+        return sum(map(_characters, item.values()))
+    if isinstance(item, list):
+        return sum(map(_characters, item))
+    return len(item) if isinstance(item, str) else 0
+
+
+def _image_bytes(item: Any, where: str) -> bytes:
+    """The bytes of an image's file."""
+    if not isinstance(item, Mapping) or {*item} != {"image"} or not isinstance(item["image"], str):
+        raise ValueError(f'{where} must be {{"image": "the base64 of an image file"}}')
+    try:
+        return base64.b64decode(item["image"], validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{where}.image is no base64: {error}") from error
+
+
+async def _refused(request: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    """A body of another form, in a sentence."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"][1:])) or "the body"
+    got = f", got {first['input']!r:.80}" if first.get("type") != "missing" else ""
+    status = 400 if first["type"] == "json_invalid" else 422
+    return JSONResponse({"detail": f"{place}: {first['msg']}{got}"}, status)
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    log.error("a request failed", exc_info=error)
+    return JSONResponse({"detail": "the service failed on this request; its log says why"}, 500)

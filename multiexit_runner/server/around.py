@@ -1,0 +1,74 @@
+"""Around every request: its name and time, and a body of a size that can be held."""
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+
+class LimitBodies:
+    """Refuses requests whose body is larger than this, said beforehand or not.
+
+    Args:
+        app: behind it.
+        most: bytes.
+    """
+
+    def __init__(self, app: Any, most: int):
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.most:
+            return await self._refuse(scope, receive, send)
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            parts.append(message)
+            size += len(message.get("body", b""))
+            if size > self.most:
+                return await self._refuse(scope, receive, send)
+            if message["type"] != "http.request" or not message.get("more_body"):
+                break
+        parts.reverse()
+
+        async def again() -> Any:
+            return parts.pop() if parts else await receive()
+
+        return await self.app(scope, again, send)
+
+    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
+        detail = f"a request's body is at most {self.most / 1e6:g} MB"
+        await JSONResponse({"detail": detail}, 413)(scope, receive, send)
+
+
+class Named:
+    """Gives each request an id, or takes its own, and tells of the response.
+
+    Args:
+        app: behind it.
+        on_response: called with path, status, id and seconds.
+    """
+
+    def __init__(self, app: Any, on_response: Callable[[str, int, str, float], None]):
+        self.app, self.on_response = app, on_response
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start = time.perf_counter()
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        id = given.decode("latin-1") if 0 < len(given) <= 100 else uuid.uuid4().hex
+
+        async def named(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", id.encode("latin-1"))]
+                seconds = time.perf_counter() - start
+                self.on_response(scope["path"], message["status"], id, seconds)
+            await send(message)
+
+        await self.app(scope, receive, named)

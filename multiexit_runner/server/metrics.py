@@ -1,0 +1,51 @@
+"""What a service counts, for Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters of one service, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "multiexit_requests", "Requests, by status", ["status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "multiexit_request_seconds", "From a request's body to its answer", buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.rows = Counter(
+            "multiexit_rows", "Rows that left, by exit and why", ["exit", "why"], registry=registry
+        )
+        self.segment_seconds = Histogram(
+            "multiexit_segment_seconds", "Time of a segment, by exit", ["exit"], buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.batch_rows = Histogram(
+            "multiexit_batch_rows", "Rows of a segment, by exit", ["exit"], buckets=ROWS,
+            registry=registry,
+        )  # fmt: skip
+        self.layers_run = Counter(
+            "multiexit_layers_run", "Layers that were run, times rows", registry=registry
+        )
+        self.layers_saved = Counter(
+            "multiexit_layers_saved", "Layers that were skipped, times rows", registry=registry
+        )
+        self.queue = Gauge("multiexit_queue_rows", "Rows on their way", registry=registry)
+        self.number = Gauge(
+            "multiexit_policy_number", "Numbers of the policy of requests without one", ["name"],
+            registry=registry,
+        )  # fmt: skip
+        self.certified = Gauge(
+            "multiexit_certificate_valid", "1 while answers are under the certificate",
+            registry=registry,
+        )  # fmt: skip
+
+    def on_run(self, exit: int, rows: int, seconds: float) -> None:
+        """A segment was run."""
+        self.segment_seconds.labels(exit).observe(seconds)
+        self.batch_rows.labels(exit).observe(rows)

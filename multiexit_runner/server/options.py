@@ -1,0 +1,133 @@
+"""What an operator sets: by flags, else by variables of the environment, else by a file."""
+
+import argparse
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "MULTIEXIT_SERVE_"
+
+
+def _option(default: Any, words: str, least: float | None = None) -> Any:
+    return field(default=default, metadata={"words": words, "least": least})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a service; each is a flag, a variable and a key of the file.
+
+    Raises:
+        ValueError: a value that won't do, by its name.
+    """
+
+    host: str = _option("127.0.0.1", "address to listen at; 0.0.0.0 is all")
+    port: int = _option(8000, "port to listen at; 0 is a free one", 0)
+    policy: str = _option("", "policy of requests without one; default the model's own")
+    policies: str = _option(
+        "", "kinds of policy that requests may name, with commas; default the kind of --policy"
+    )
+    limits: str = _option(
+        "", "numbers that requests may give, such as threshold=0.7..1, with commas; default any"
+    )
+    batch_size: int = _option(32, "rows that go through a segment together, at most", 1)
+    max_wait_ms: float = _option(0.0, "age of the oldest row, in ms, from which it goes first", 0)
+    max_rows: int = _option(1024, "rows on their way, at most; others get 429", 1)
+    max_request_rows: int = _option(256, "rows of a request, at most", 1)
+    max_characters: int = _option(20_000, "characters of a text, at most", 1)
+    max_body_mb: float = _option(8.0, "size of a request, in MB, at most", 0)
+    max_pixels: int = _option(50_000_000, "pixels of an image, at most", 1)
+    threads: int = _option(0, "threads of the network; 0 is as many as there are cores", 0)
+    providers: str = _option("", "onnxruntime's providers, with commas; default the CPU")
+    shutdown_seconds: float = _option(30.0, "time for requests on their way at the end", 0)
+    log_level: str = _option("info", "debug, info, warning or error")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, least = getattr(self, f.name), f.metadata["least"]
+            if type(value) is int and f.type is float:
+                value = float(value)
+                object.__setattr__(self, f.name, value)
+            if type(value) is not f.type:
+                raise ValueError(f"{f.name} must be {f.type.__name__}, got {value!r}")
+            if least is not None and not least <= value < float("inf"):
+                raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, got {self.port}")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ValueError(
+                f"log_level must be debug, info, warning or error, got {self.log_level!r}"
+            )
+
+
+def read(args: Sequence[str], environment: Mapping[str, str] = os.environ) -> tuple[str, Options]:
+    """The folder to serve, and the options.
+
+    Args:
+        args: of the command line.
+        environment: variables, `MULTIEXIT_SERVE_PORT` for `--port`.
+
+    Raises:
+        ValueError: a value that won't do, a file that can't be read, or a key that is no option.
+        SystemExit: from argparse, for help and for flags that it doesn't know.
+    """
+    parsed = vars(_parser().parse_args(args))
+    folder, file = parsed.pop("folder"), parsed.pop("config")
+    given = {**_of_file(file), **_of_environment(environment)}
+    given |= {name: value for name, value in parsed.items() if value is not None}
+    types: dict[str, Any] = {f.name: f.type for f in fields(Options)}
+    return folder, Options(**{k: _typed(k, types[k], value) for k, value in given.items()})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="multiexit serve",
+        description="Serve a model folder, or an exported one, over HTTP.",
+        epilog=f"Each option can be set by a variable {PREFIX}… or in the file too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", help="that was trained, saved or exported")
+    parser.add_argument("--config", type=Path, help="TOML file with these options, as batch_size")
+    for f in fields(Options):
+        default = "" if f.default in ("", MISSING) else f" ({f.default})"
+        flag = "--" + f.name.replace("_", "-")
+        parser.add_argument(flag, metavar=f.name.upper(), help=f.metadata["words"] + default)
+    return parser
+
+
+def _of_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    return _known(table, str(path))
+
+
+def _of_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    named = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(PREFIX)
+    }
+    return _known(named, f"the environment ({PREFIX}…)")
+
+
+def _known(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    names = [f.name for f in fields(Options)]
+    if unknown := [name for name in table if name not in names]:
+        raise ValueError(f"{where} has {unknown[0]!r}, which is none of {', '.join(names)}")
+    return dict(table)
+
+
+def _typed(name: str, kind: type, value: Any) -> Any:
+    """A value as its type, where it came as text."""
+    if not isinstance(value, str) or kind is str:
+        return value
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from error

@@ -1,0 +1,91 @@
+"""What requests may ask of the policy, within what the operator allows."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from multiexit_runner.server.options import Options
+from multiexit_runner.server.served import Served
+
+
+class Order(NamedTuple):
+    """How a request's rows stop.
+
+    Args:
+        policy: as the network takes it.
+        max_exit: where they leave at the latest.
+        said: the policy, as typed.
+        certified: whether it is the one that the certificate is for.
+    """
+
+    policy: Any
+    max_exit: int
+    said: str
+    certified: bool
+
+
+class Orders:
+    """Makes orders of requests.
+
+    Args:
+        served: the network.
+        options: of the operator.
+
+    Raises:
+        ValueError: limits that can't be read.
+
+    Attributes:
+        default: the policy of requests without one, as the network takes it.
+    """
+
+    def __init__(self, served: Served, options: Options):
+        self.served = served
+        self.limits = _limits(options.limits)
+        self.default = served.parse(None, {})
+        kind = served.policy.partition("=")[0]
+        self.kinds = [name.strip() for name in options.policies.split(",") if name.strip()]
+        self.kinds = self.kinds or [kind]
+
+    def of(self, policy: str | None, threshold: float | None, max_exit: int | None) -> Order:
+        """The order of a request.
+
+        Raises:
+            ValueError: what the network can't do, or the operator doesn't allow.
+        """
+        served = self.served
+        last = len(served.exits) - 1
+        if max_exit is not None and max_exit > last:
+            raise ValueError(f"max_exit must be from 0 to {last}, got {max_exit}")
+        max_exit = last if max_exit is None else max_exit
+        if policy is None and threshold is None:
+            return Order(self.default, max_exit, served.policy, served.certificate is not None)
+        if policy is not None and threshold is not None:
+            raise ValueError("a request has a policy or a threshold, not both")
+        if policy is not None and policy.partition("=")[0] not in self.kinds:
+            raise ValueError(
+                f"policy {policy!r:.80}: requests may name {', '.join(self.kinds)} here"
+            )
+        numbers = {} if threshold is None else {"threshold": threshold}
+        parsed = served.parse(policy, numbers)
+        self._check_limits(served.numbers(parsed))
+        kind = served.policy.partition("=")[0]
+        return Order(parsed, max_exit, policy or f"{kind}={threshold:g}", False)
+
+    def _check_limits(self, numbers: Mapping[str, float]) -> None:
+        for name, (low, high) in self.limits.items():
+            if name in numbers and not low <= numbers[name] <= high:
+                raise ValueError(
+                    f"{name} must be from {low:g} to {high:g} here, got {numbers[name]:g}"
+                )
+
+
+def _limits(text: str) -> dict[str, tuple[float, float]]:
+    """Limits as they are typed: `threshold=0.7..1`."""
+    limits = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, range_ = part.partition("=")
+        low, _, high = range_.partition("..")
+        try:
+            limits[name] = float(low), float(high)
+        except ValueError as error:
+            raise ValueError(f"limits are like threshold=0.7..1, got {part!r}") from error
+    return limits

@@ -1,0 +1,351 @@
+"""Continuous depth batching: rows join and leave a network at any of its exits.
+
+One thread runs the network. Between two segments it looks again at who waits where: rows that have
+just come begin at once, rows of different requests that wait at the same exit go on together, and
+a row that leaves is answered then, whatever becomes of the others.
+
+Letters: M exits, B batch rows, C classes.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+AnyGroup = TypeVar("AnyGroup")
+
+
+class Outcome(NamedTuple, Generic[AnyGroup]):
+    """What a segment says of its rows.
+
+    Args:
+        answer_BC: what each would answer here.
+        stop_B: which of them the policy stops; all of them at the last exit.
+        broken: by place, what is wrong with a row's logits.
+        after: the rows before the next exit, those that stop among them.
+    """
+
+    answer_BC: np.ndarray
+    stop_B: np.ndarray
+    broken: dict[int, str]
+    after: AnyGroup
+
+
+class Network(Protocol[AnyGroup]):
+    """A network that can be run exit by exit: of onnxruntime or of torch."""
+
+    @property
+    def num_exits(self) -> int:
+        """M."""
+        ...
+
+    def length(self, item: Any) -> int:
+        """How long a prepared input is; those of one length go together."""
+        ...
+
+    def first(self, items: Sequence[Any], policies: Sequence[Any]) -> AnyGroup:
+        """Prepared inputs of one length before the first exit, each with its policy."""
+        ...
+
+    def run(self, exit: int, group: AnyGroup) -> Outcome[AnyGroup]:
+        """Run the segment up to an exit."""
+        ...
+
+    def take(self, group: AnyGroup, keep_B: np.ndarray) -> AnyGroup:
+        """Some of the rows, bool [B]."""
+        ...
+
+    def merge(self, groups: Sequence[AnyGroup]) -> AnyGroup:
+        """Groups of one `shape_key` as one."""
+        ...
+
+    def shape_key(self, group: AnyGroup) -> Hashable:
+        """What groups must share to be merged."""
+        ...
+
+
+class Left(NamedTuple):
+    """How a row left.
+
+    Args:
+        answer_C: its logits; None where it broke.
+        exit: where it left, counted from 0.
+        ran: the segments that were run on it, in order.
+        why: `"policy"`, `"max_exit"`, `"budget"`, `"broken"` or `"abandoned"`.
+        error: what broke.
+        seconds: since it came.
+        run_seconds: its share of the time in which segments were run on it.
+    """
+
+    answer_C: np.ndarray | None
+    exit: int
+    ran: tuple[int, ...]
+    why: str
+    error: str
+    seconds: float
+    run_seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A row on its way.
+
+    Args:
+        item: its prepared input.
+        policy: of its own, as the network takes it.
+        done: called once, in the scheduler's thread.
+        max_exit: where it leaves at the latest.
+        budget: seconds from its coming, after which it leaves with the answer it has; None is any.
+        abandoned: asked before each segment: whether nobody waits for it any more.
+    """
+
+    item: Any
+    policy: Any
+    done: Callable[[Left], None]
+    max_exit: int
+    budget: float | None = None
+    abandoned: Callable[[], bool] = lambda: False
+    came: float = 0.0
+    ran: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    so_far: tuple[np.ndarray, int] | None = None
+
+
+class Full(Exception):
+    """The queue has no place for these rows; `retry_after` is in seconds."""
+
+    def __init__(self, rows: int, places: int, retry_after: float):
+        super().__init__(f"{rows} rows for a queue with {places} places left")
+        self.retry_after = retry_after
+
+
+@dataclass(slots=True)
+class _Group(Generic[AnyGroup]):
+    """Rows that wait together; those that have just come have no tensors yet."""
+
+    rows: list[Row]
+    tensors: AnyGroup | None
+    oldest: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.oldest = min(row.came for row in self.rows)
+
+
+class Scheduler(Generic[AnyGroup]):
+    """Runs rows of many requests through one network.
+
+    What is run next, between two segments:
+
+    1. the exit where the oldest row waits, if it came more than `max_wait` ago;
+    2. else the deepest exit where `batch_size` rows wait;
+    3. else the shallowest one, so that its rows catch up with those ahead.
+
+    Nothing waits while the thread is idle. A row that never leaves early is the oldest at last, and
+    from then on goes first: with at most Q rows in the queue and t seconds a row for the whole
+    network, its answer comes within `max_wait` + Q·t.
+
+    Args:
+        network: what to run.
+        batch_size: rows that go through a segment together, at most.
+        max_wait: seconds; 0 serves the oldest first, always.
+        max_rows: how many rows may be on their way.
+        clock: in seconds, for tests.
+        on_run: called after each segment with the exit, the rows and the seconds.
+    """
+
+    def __init__(
+        self,
+        network: Network[AnyGroup],
+        batch_size: int = 32,
+        max_wait: float = 0.02,
+        max_rows: int = 1024,
+        clock: Callable[[], float] = time.perf_counter,
+        on_run: Callable[[int, int, float], None] = lambda exit, rows, seconds: None,
+    ):
+        self.network, self.batch_size, self.max_wait = network, batch_size, max_wait
+        self.max_rows = max_rows
+        self._clock, self._on_run = clock, on_run
+        self._new: deque[Row] = deque()
+        self._waiting: dict[tuple[int, Hashable], deque[_Group[AnyGroup]]] = {}
+        self._on_the_way = 0
+        self._row_seconds = 0.0
+        self._segment_seconds = [0.0] * network.num_exits
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows are on their way."""
+        return self._on_the_way
+
+    def start(self) -> None:
+        """Begin to run, in a thread of its own."""
+        self._thread = threading.Thread(target=self._serve, name="multiexit-scheduler", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer all rows that have come, and end."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Let rows begin: all of them, or none.
+
+        Raises:
+            Full: there is no place for all of them.
+        """
+        with self._wake:
+            places = self.max_rows - self._on_the_way
+            if len(rows) > places or self._closing:
+                wait = self._on_the_way * self._row_seconds
+                raise Full(len(rows), 0 if self._closing else places, wait)
+            now = self._clock()
+            for row in rows:
+                row.came = now
+            self._on_the_way += len(rows)
+            self._new.extend(rows)
+            self._wake.notify()
+
+    def _serve(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._on_the_way or self._closing):
+                    self._wake.wait()
+                if not self._on_the_way:
+                    return
+            self.step()
+
+    def step(self) -> None:
+        """Run one segment, if any row waits."""
+        self._begin()
+        place = self._next(self._clock())
+        if place is None:
+            return
+        exit = place[0]
+        group = self._taken(place)
+        if group is None:
+            return
+        start = self._clock()
+        try:
+            if group.tensors is None:
+                items, policies = zip(*((row.item, row.policy) for row in group.rows), strict=True)
+                group.tensors = self.network.first(items, policies)
+            outcome = self.network.run(exit, group.tensors)
+        except Exception as error:  # a network may fail in any way: its rows are told
+            for row in group.rows:
+                self._leave(row, None, exit, "broken", str(error))
+            return
+        now = self._clock()
+        self._measure(exit, group.rows, now - start)
+        stays_B = np.zeros(len(group.rows), bool)
+        for place, row in enumerate(group.rows):
+            answer_C = outcome.answer_BC[place]
+            if place in outcome.broken:
+                self._leave(row, None, exit, "broken", outcome.broken[place])
+            elif outcome.stop_B[place]:
+                self._leave(row, answer_C, exit, "policy")
+            elif exit >= row.max_exit:
+                self._leave(row, answer_C, exit, "max_exit")
+            elif self._is_spent(row, now, exit + 1):
+                self._leave(row, answer_C, exit, "budget")
+            else:
+                stays_B[place] = True
+                row.so_far = None if row.budget is None else (answer_C, exit)
+        if stays_B.any():
+            after = self._kept(_Group(group.rows, outcome.after), stays_B)
+            self._wait(exit + 1, self.network.shape_key(outcome.after), after)
+
+    def _begin(self) -> None:
+        """Rows that have come wait for the first exit, with those of their length."""
+        while self._new:
+            row = self._new.popleft()
+            self._wait(0, self.network.length(row.item), _Group([row], None))
+
+    def _wait(self, exit: int, key: Hashable, group: _Group[AnyGroup]) -> None:
+        self._waiting.setdefault((exit, key), deque()).append(group)
+
+    def _next(self, now: float) -> tuple[int, Hashable] | None:
+        """The exit that is run next, and the shape of its rows."""
+
+        def rank(place: tuple[int, Hashable]) -> tuple[float, float, float]:
+            exit, groups = place[0], self._waiting[place]
+            oldest = min(group.oldest for group in groups)
+            if now - oldest >= self.max_wait:
+                return (0, oldest, 0)
+            if sum(len(group.rows) for group in groups) >= self.batch_size:
+                return (1, -exit, oldest)
+            return (2, exit, oldest)
+
+        return min(self._waiting, key=rank, default=None)
+
+    def _taken(self, place: tuple[int, Hashable]) -> _Group[AnyGroup] | None:
+        """The oldest rows that wait there, a batch at most; None where nobody waits for them."""
+        groups, chosen, count = self._waiting[place], [], 0
+        while groups and (not chosen or count + len(groups[0].rows) <= self.batch_size):
+            chosen.append(groups.popleft())
+            count += len(chosen[-1].rows)
+        if not groups:
+            del self._waiting[place]
+        now = self._clock()
+        left = [self._without_left(group, now) for group in chosen]
+        groups = [group for group in left if group is not None]
+        if not groups:
+            return None
+        rows = [row for group in groups for row in group.rows]
+        tensors = [group.tensors for group in groups if group.tensors is not None]
+        if len(tensors) > 1:
+            return _Group(rows, self.network.merge(tensors))
+        return _Group(rows, tensors[0] if tensors else None)
+
+    def _without_left(self, group: _Group[AnyGroup], now: float) -> _Group[AnyGroup] | None:
+        """The rows that still wait for an answer."""
+        stays_B = np.ones(len(group.rows), bool)
+        for place, row in enumerate(group.rows):
+            if row.abandoned():
+                self._leave(row, None, len(row.ran) - 1, "abandoned")
+            elif row.so_far is not None and self._is_spent(row, now, len(row.ran)):
+                self._leave(row, *row.so_far, "budget")
+            else:
+                continue
+            stays_B[place] = False
+        return self._kept(group, stays_B) if stays_B.any() else None
+
+    def _kept(self, group: _Group[AnyGroup], keep_B: np.ndarray) -> _Group[AnyGroup]:
+        if keep_B.all():
+            return group
+        rows = [row for row, keep in zip(group.rows, keep_B, strict=True) if keep]
+        tensors = None if group.tensors is None else self.network.take(group.tensors, keep_B)
+        return _Group(rows, tensors)
+
+    def _is_spent(self, row: Row, now: float, exit: int) -> bool:
+        """Whether a row's budget ends before it would leave an exit."""
+        return row.budget is not None and now - row.came + self._segment_seconds[exit] > row.budget
+
+    def _measure(self, exit: int, rows: Sequence[Row], seconds: float) -> None:
+        """Keep running means, of the time of a segment and of a row."""
+        old = self._segment_seconds[exit]
+        self._segment_seconds[exit] = 0.9 * old + 0.1 * seconds if old else seconds
+        for row in rows:
+            row.ran.append(exit)
+            row.seconds += seconds / len(rows)
+        self._on_run(exit, len(rows), seconds)
+
+    def _leave(
+        self, row: Row, answer_C: np.ndarray | None, exit: int, why: str, error: str = ""
+    ) -> None:
+        old = self._row_seconds
+        self._row_seconds = 0.99 * old + 0.01 * row.seconds if old else row.seconds
+        with self._wake:
+            self._on_the_way -= 1
+        left = Left(
+            answer_C, exit, tuple(row.ran), why, error, self._clock() - row.came, row.seconds
+        )
+        row.done(left)

@@ -1,0 +1,82 @@
+"""Rows with policies of their own: each leaves where it would alone, whoever is beside it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multiexit import policies
+from multiexit.policies import POLICIES, PerRow, for_problem, kinds_of, numbers_of
+from multiexit.policies.base import ROW
+
+M, C = 4, 3
+SETTINGS = [
+    "entropy=0.4", "entropy=0.9", "normalized-entropy=0.7", "max-prob=0.5", "max-prob=0.8",
+    "max-prob=0.9/0.6/0.5", "most-confident=0.7", "margin=0.3", "margin=0.6", "patience=1",
+    "patience=2", "patient-confident=0.8,1", "patient-confident=0.9,2", "certainty=0.4",
+    "certainty=0.7", "fixed=0", "fixed=2",
+]  # fmt: skip
+PARSED = [policies.parse(text) for text in SETTINGS]
+
+
+def leave(policy, state, logits_MBC, certainty_MB):
+    """Exit and answer of each row, by the plain loop."""
+    B = logits_MBC.shape[1]
+    exit_B = torch.full((B,), M - 1)
+    answer_BC = torch.empty(logits_MBC.shape[1:])
+    running_B = torch.ones(B, dtype=torch.bool)
+    state = {**state, **policy.init(logits_MBC[0])}
+    for exit, logits_BC in enumerate(logits_MBC):
+        stop_B = torch.ones(B, dtype=torch.bool)
+        if exit < M - 1:
+            state, stop_B = policies.step(policy, state, logits_BC, certainty_MB[exit])
+        leave_B = running_B & stop_B
+        exit_B[leave_B] = exit
+        answer_BC[leave_B] = policy.answer(state, logits_BC)[leave_B]
+        running_B &= ~stop_B
+    return exit_B, answer_BC
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(PARSED), min_size=1, max_size=9), st.integers(0, 99))
+@pytest.mark.parametrize("problem", ["classification", "multi-label"])
+def test_each_row_leaves_as_it_would_alone(problem, own, seed):
+    generator = torch.Generator().manual_seed(seed)
+    B = len(own)
+    logits_MBC = torch.randn(M, B, C, generator=generator) * 2
+    certainty_MB = torch.rand(M, B, generator=generator)
+    rows = PerRow(kinds_of(own))
+    together = leave(
+        for_problem(rows, problem), rows.row_state(own, "cpu"), logits_MBC, certainty_MB
+    )
+    for row, policy in enumerate(own):
+        one = slice(row, row + 1)
+        alone = leave(for_problem(policy, problem), {}, logits_MBC[:, one], certainty_MB[:, one])
+        assert together[0][row] == alone[0][0], policy
+        torch.testing.assert_close(together[1][row], alone[1][0], msg=f"{policy}")
+
+
+def test_all_policies_of_decisions_are_tried():
+    tried = {type(policy) for policy in PARSED}
+    assert {kind for kind in POLICIES.values() if "decisions" in kind.reads} <= tried
+
+
+def test_policies_that_differ_in_numbers_are_one_kind():
+    assert len(kinds_of([policies.parse("max-prob=0.8"), policies.parse("max-prob=0.9")])) == 1
+    assert len(kinds_of([policies.parse("max-prob=0.8"), policies.parse("max-prob=0.9/0.8")])) == 2
+    assert numbers_of(policies.parse("max-prob=0.9/0.8")) == {}
+
+
+def test_what_is_of_rows_stays_as_it_is():
+    own = [policies.parse("patience=1"), policies.parse("patience=3")]
+    rows = PerRow(kinds_of(own))
+    state = {**rows.row_state(own, "cpu"), **rows.init(torch.zeros(2, C))}
+    after, _ = rows.step(state, torch.zeros(2, C))
+    for name in state:
+        if name.startswith(ROW):
+            assert after[name] is state[name]
+
+
+def test_a_policy_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"Patience\(patience=1.*none of the kinds \[MaxProb"):
+        PerRow((policies.MaxProb(0.5),)).row_state([policies.Patience(1)], "cpu")

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,21 @@ Prepare = Callable[[Any, str], Any]
 
 Respond = Callable[[Sequence[Any], int], Iterator[Answer]]
 """Answers prepared inputs in order; the number is the place of the first."""
+
+
+class Encoded(NamedTuple):
+    """An input as the network takes it.
+
+    Args:
+        inputs: by name or place, each without a row's dimension: arrays or tensors.
+        cut: whether it fills all tokens that the model reads, so that some may have been cut.
+        words: where words are answered, they and the word that each token answers for.
+    """
+
+    inputs: dict[Any, Any]
+    cut: bool = False
+    words: tuple[list[str], list[int | None]] | None = None
+
 
 WINDOW = 4
 """Batches that are read and regrouped together."""

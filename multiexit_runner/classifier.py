@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from multiexit_runner import answering, choosing, pictures, tagging, tokenizing
-from multiexit_runner.answering import Answer
+from multiexit_runner.answering import Answer, Encoded
 from multiexit_runner.folder import read_folder
 from multiexit_runner.inputs import Arrays
 from multiexit_runner.runner import Runner
@@ -145,6 +145,43 @@ class Classifier:
         prepare = self._image if self.kind == "image" else self._text
         return answering.answers(inputs, check, prepare, respond, batch_size)
 
+    def encode(self, item: Any, place: int) -> Encoded:
+        """Make one input ready for whoever runs the network exit by exit.
+
+        Args:
+            item: a text, pair, words or image.
+            place: of it among the inputs, for the message.
+
+        Raises:
+            ValueError: an input that can't be read.
+        """
+        where = f"inputs[{place}]"
+        if self.kind == "image":
+            return Encoded({next(iter(self.runner.settings["inputs"])): self._image(item, where)})
+        row = self._text(item, where)
+        arrays, words = self._batch([row], place)
+        tokens = len(next(iter(arrays.values()))[0])
+        cut = tokens == (self.tokenizer.truncation or {}).get("max_length")
+        named = (row, words[0]) if self.tags else None
+        return Encoded({name: array[0] for name, array in arrays.items()}, cut, named)
+
+    def say(self, logits_C: np.ndarray, exit: int, encoded: Encoded, top_k: int) -> Answer:
+        """What an input's logits say.
+
+        Args:
+            logits_C: of the exit where it left, [C], or of tokens [T, C].
+            exit: which that was.
+            encoded: the input.
+            top_k: how many classes `scores` holds.
+        """
+        runner = self.runner
+        if encoded.words is not None:
+            words, word_T = encoded.words
+            said = tagging.tagged(logits_C, words, word_T, runner.labels)
+        else:
+            said = answering.answer_of(logits_C, runner.problem, runner.labels, top_k)
+        return {**said, "exit": exit, "layers": runner.settings["exits"][exit] + 1}
+
     def _chosen(self, target: tuple[str, float]) -> dict[str, Any]:
         """The setting of the export's calibration table that serves a target."""
         table = self.runner.settings["calibration"]
@@ -172,19 +209,16 @@ class Classifier:
         parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         starts = range(first, first + len(rows), batch_size)
         batches = [self._batch(part, start) for part, start in zip(parts, starts, strict=True)]
-        exits, place, labels = runner.settings["exits"], 0, runner.labels
+        place = 0
         words_BT = [word_T for _, words in batches for word_T in words]
         try:
             arrays = [named for named, _ in batches]
             for answer in runner.stream(arrays, batch_size, answering.WINDOW):
                 rows_of = zip(answer.logits_BC, answer.exit_B.tolist(), strict=True)
                 for logits_C, exit in rows_of:
-                    if self.tags:
-                        said = tagging.tagged(logits_C, rows[place], words_BT[place], labels)
-                    else:
-                        said = answering.answer_of(logits_C, runner.problem, labels, top_k)
+                    words = (rows[place], words_BT[place]) if self.tags else None
                     place += 1
-                    yield {**said, "exit": exit, "layers": exits[exit] + 1}
+                    yield self.say(logits_C, exit, Encoded({}, words=words), top_k)
         except ValueError as error:
             raise ValueError(f"inputs[{first}] and behind, as a stream: {error}") from error
 

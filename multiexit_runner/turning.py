@@ -46,6 +46,17 @@ def _typed(kind: Any) -> str:
     return POLICIES.get(str(kind), words)
 
 
+def typed_policy(policy: Mapping[str, Any]) -> str:
+    """A policy as it is typed.
+
+    >>> typed_policy({"class": "MaxProb", "threshold": 0.9})
+    'max-prob=0.9'
+    """
+    fields = [v for n, v in policy.items() if n not in ("class", "certificate") and v is not None]
+    numbers = ["/".join(map(str, v)) if isinstance(v, list) else str(v) for v in fields]
+    return f"{_typed(policy.get('class'))}={','.join(numbers)}"
+
+
 def _other(policy: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> ValueError:
     return ValueError(
         f"policy={policy!r:.80}: these graphs hold the policy {_typed(held.get('class'))}, whose "

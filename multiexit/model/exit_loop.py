@@ -175,13 +175,13 @@ def resize(group: Group, size: int) -> Group:
 def merge(groups: Sequence[Group]) -> Group:
     """Put groups together that are at the same exit and have the same `shape_key`."""
     first = groups[0]
-    joined = {name: _join([getattr(g, name) for g in groups]) for name in ("running_B", *BATCHED)}
+    joined = {name: join([getattr(g, name) for g in groups]) for name in ("running_B", *BATCHED)}
     return replace(first, running=sum(group.running for group in groups), **joined)
 
 
 def shape_key(group: Group) -> Any:
     """A key that groups must have in common to be merged: shapes without the batch, and types."""
-    return tuple(_shape_key(getattr(group, name)) for name in BATCHED)
+    return tuple(tree_key(getattr(group, name)) for name in BATCHED)
 
 
 def run(group: Group | None, decide: Decide, batch_size: BatchSize, answer: Prediction) -> None:
@@ -251,19 +251,21 @@ def _read(*numbers: Tensor) -> list[float]:
     return torch.stack([number.float() for number in numbers]).tolist()
 
 
-def _shape_key(tree: Any) -> Any:
+def tree_key(tree: Any) -> Any:
+    """Shapes without the batch, and types, of all tensors in dicts."""
     if isinstance(tree, Tensor):
         return (tree.shape[1:], tree.dtype)
     if isinstance(tree, Mapping):
-        return tuple((key, _shape_key(value)) for key, value in tree.items())
+        return tuple((key, tree_key(value)) for key, value in tree.items())
     return tree
 
 
-def _join(trees: Sequence[Any]) -> Any:
+def join(trees: Sequence[Any]) -> Any:
+    """Batches one under another: of tensors, or of dicts of them."""
     if isinstance(trees[0], Tensor):
         return torch.cat(list(trees))
     if isinstance(trees[0], Mapping):
-        return {key: _join([tree[key] for tree in trees]) for key in trees[0]}
+        return {key: join([tree[key] for tree in trees]) for key in trees[0]}
     return trees[0]
 
 

@@ -63,9 +63,7 @@ class _EachDecision(ExitPolicy):
         """The state of single decisions: each of a row's has what the row has."""
         return {
             name: (
-                value[:, None].expand(shape).flatten()
-                if _of_rows(name)
-                else value.flatten(0, 1)
+                value[:, None].expand(shape).flatten() if _of_rows(name) else value.flatten(0, 1)
             )
             for name, value in state.items()
             if name != "asked"

@@ -42,16 +42,6 @@ def with_numbers(policy: ExitPolicy, numbers: Mapping[str, Tensor]) -> ExitPolic
     return changed
 
 
-def same_kind(one: ExitPolicy, other: ExitPolicy) -> bool:
-    """Whether two policies differ in numbers alone.
-
-    >>> import multiexit as mx
-    >>> same_kind(mx.MaxProb(0.9), mx.MaxProb(0.8)), same_kind(mx.MaxProb(0.9), mx.MaxProb((0.8,)))
-    (True, False)
-    """
-    return _kind(one) == _kind(other)
-
-
 def kinds_of(policies: Sequence[ExitPolicy]) -> tuple[ExitPolicy, ...]:
     """One policy of each kind among these, in their order."""
     return tuple({repr(_kind(policy)): policy for policy in reversed(policies)}.values())[::-1]

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from multiexit import policies
@@ -23,10 +24,10 @@ from multiexit.runtime import user_level
 from multiexit.serving import tagging
 from multiexit.serving.engine import Engine
 from multiexit_runner import answering, choosing
-from multiexit_runner.answering import Answer
+from multiexit_runner.answering import Answer, Encoded
 from multiexit_runner.classifier import Classifier as ExportClassifier
 from multiexit_runner.folder import SETTINGS as EXPORT
-from multiexit_runner.tagging import words_of
+from multiexit_runner.tagging import tagged, words_of
 
 ENGINES = 4
 """Policies whose engines are kept."""
@@ -197,6 +198,41 @@ class Classifier:
         prepare = self._image if self.kind == "image" else self._text
         return answering.answers(inputs, check, prepare, respond, batch_size)
 
+    def encode(self, item: Any, place: int) -> Encoded:
+        """Make one input ready for whoever runs the network exit by exit.
+
+        Args:
+            item: a text, pair, words or image.
+            place: of it among the inputs, for the message.
+
+        Raises:
+            ValueError: an input that can't be read.
+        """
+        where = f"inputs[{place}]"
+        if self.kind == "image":
+            return Encoded({0: self._image(item, where)})
+        row = self._text(item, where)
+        data = self._tokenised([row], place)
+        inputs = {name: values for name, values in data[0].items() if name != "labels"}
+        words = (row, data.words[0]) if isinstance(data, tagging.WordDataset) else None
+        return Encoded(inputs, data.lengths[0] >= self._max_length(), words)
+
+    def say(self, logits_C: np.ndarray, exit: int, encoded: Encoded, top_k: int) -> Answer:
+        """What an input's logits say.
+
+        Args:
+            logits_C: of the exit where it left, [C], or of tokens [T, C].
+            exit: which that was.
+            encoded: the input.
+            top_k: how many classes `scores` holds.
+        """
+        model = self.model
+        if encoded.words is not None:
+            said = tagged(logits_C, *encoded.words, model.labels)
+        else:
+            said = answering.answer_of(logits_C, model.problem, model.labels, top_k)
+        return {**said, "exit": exit, "layers": model.exits[exit] + 1}
+
     def _chosen(self, target: tuple[str, float], rows: int) -> ExitPolicy:
         """The setting of the model's calibration table that serves a target."""
         table, latency, ms_S = self.model.calibration, self.model.latency, []
@@ -254,23 +290,26 @@ class Classifier:
             data: Any = [torch.stack(list(part)) for part in _parts(rows, batch_size)]
         else:
             data = self._tokenised(rows, first)
-        model, place = self.model, 0
+        place = 0
         try:
             for prediction in engine.stream(data, batch_size, answering.WINDOW):
                 exits = prediction.exit_B.tolist()
                 logits_BC = prediction.logits_BC.float().cpu().numpy()
                 for logits_C, exit in zip(logits_BC, exits, strict=True):
-                    if self.tags:
-                        said = tagging.tagged(logits_C, rows[place], data, place, model.labels)
-                    else:
-                        said = answering.answer_of(logits_C, model.problem, model.labels, top_k)
+                    words = None
+                    if isinstance(data, tagging.WordDataset):
+                        words = rows[place], data.words[place]
+                        logits_C = tagging.in_place(logits_C, data, place)
                     place += 1
-                    yield {**said, "exit": exit, "layers": model.exits[exit] + 1}
+                    yield self.say(logits_C, exit, Encoded({}, words=words), top_k)
         except NotFinite as error:
             raise error.shifted(first, "") from error
 
+    def _max_length(self) -> int:
+        return self.model.preprocessing.get("max_length", 128)
+
     def _tokenised(self, rows: Sequence[Any], first: int) -> TextDataset:
-        length = self.model.preprocessing.get("max_length", 128)
+        length = self._max_length()
         try:
             if self.tags:
                 data = tagging.tokenised(self.tokenizer, rows, length)

@@ -13,7 +13,6 @@ import torch
 from multiexit.data.text import TextDataset
 from multiexit.data.words import tokenise_words
 from multiexit_runner.tagging import first_tokens
-from multiexit_runner.tagging import tagged as answer
 
 
 class WordDataset(TextDataset):
@@ -49,21 +48,13 @@ def tokenised(tokenizer: Any, rows: Sequence[list[str]], max_length: int) -> Wor
     return WordDataset(data, words)
 
 
-def tagged(
-    logits_TC: np.ndarray,
-    words: Sequence[str],
-    data: WordDataset,
-    row: int,
-    labels: Sequence[Any] | None,
-) -> dict[str, Any]:
-    """What a row's logits say of its words.
+def in_place(logits_TC: np.ndarray, data: WordDataset, row: int) -> np.ndarray:
+    """A row's logits from its first token on.
 
     Args:
         logits_TC: of its tokens, padded as its batch was.
-        words: of the row.
         data: that it is of, in this place.
         row: its place there.
-        labels: the classes' names, or None.
     """
     before = len(logits_TC) - data.lengths[row] if data.tokenizer.padding_side == "left" else 0
-    return answer(logits_TC[before:], words, data.words[row], labels)
+    return logits_TC[before:]

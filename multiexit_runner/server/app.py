@@ -20,13 +20,13 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from multiexit_runner import answering
+from multiexit_runner.answering import Encoded, check_top
 from multiexit_runner.server.around import LimitBodies, Named
 from multiexit_runner.server.metrics import Metrics
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.orders import Orders
 from multiexit_runner.server.scheduler import Full, Left, Row, Scheduler
-from multiexit_runner.server.served import Prepared, Served, said
+from multiexit_runner.server.served import Served
 
 SOME = 2_000
 """Characters that are tokenised at once; more go to another thread."""
@@ -130,34 +130,34 @@ class Service:
             )
         try:
             order = self.orders.of(ask.policy, ask.threshold, ask.max_exit)
-            top_k = answering.check_top(ask.top_k, self.served.problem, self.served.num_classes)
+            top_k = check_top(ask.top_k, self.served.problem, self.served.num_classes)
             prepared = await self._prepared(items)
         except ValueError as error:
             raise Refused(422, str(error)) from error
         budget = None if ask.budget_ms is None else ask.budget_ms / 1000
         lefts = await self._run(prepared, order.policy, order.max_exit, budget, request)
         answers = []
-        for place, (left, (_, truncated)) in enumerate(zip(lefts, prepared, strict=True)):
+        for place, (left, encoded) in enumerate(zip(lefts, prepared, strict=True)):
             if left.answer_C is None:
                 raise Refused(422, left.error.replace("{row}", f"inputs[{place}]"))
-            answer = said(self.served, left.answer_C, left.exit, top_k)
+            answer = self.served.say(left.answer_C, left.exit, encoded, top_k)
             answer |= {
                 "stages": list(left.ran),
                 "why": left.why,
                 "milliseconds": round(1000 * left.seconds, 3),
             }
-            answers.append(answer | ({"truncated": True} if truncated else {}))
+            answers.append(answer | ({"cut": True} if encoded.cut else {}))
         certified = order.certified and all(left.why == "policy" for left in lefts)
         response.headers["X-Multiexit-Certified"] = "true" if certified else "false"
         return {"answers": answers, "policy": order.said, "certified": certified}
 
-    async def _prepared(self, items: list[Any]) -> list[Prepared]:
+    async def _prepared(self, items: list[Any]) -> list[Encoded]:
         if self.served.kind == "text" and sum(map(_characters, items)) <= SOME:
             return self._prepare(items)
         return await to_thread.run_sync(self._prepare, items)
 
-    def _prepare(self, items: list[Any]) -> list[Prepared]:
-        prepared = []
+    def _prepare(self, items: list[Any]) -> list[Encoded]:
+        encoded: list[Encoded] = []
         for place, item in enumerate(items):
             where = f"inputs[{place}]"
             if self.served.kind == "image":
@@ -167,12 +167,12 @@ class Service:
                     f"{where} has {size} characters; this service takes at most "
                     f"{self.options.max_characters}"
                 )
-            prepared.append(self.served.prepare(item, where))
-        return prepared
+            encoded.append(self.served.encode(item, place))
+        return encoded
 
     async def _run(
         self,
-        prepared: list[Prepared],
+        prepared: list[Encoded],
         policy: Any,
         max_exit: int,
         budget: float | None,
@@ -184,14 +184,14 @@ class Service:
         futures = [loop.create_future() for _ in prepared]
         rows = [
             Row(
-                item,
+                encoded.inputs,
                 policy,
                 lambda left, future=future: loop.call_soon_threadsafe(_set, future, left),
                 max_exit,
                 budget,
                 lambda: gone,
             )
-            for (item, _), future in zip(prepared, futures, strict=True)
+            for encoded, future in zip(prepared, futures, strict=True)
         ]
         try:
             self.scheduler.submit(rows)

@@ -62,23 +62,36 @@ class Options:
             )
 
 
-def read(args: Sequence[str], environment: Mapping[str, str] = os.environ) -> tuple[str, Options]:
-    """The folder to serve, and the options.
-
-    Args:
-        args: of the command line.
-        environment: variables, `MULTIEXIT_SERVE_PORT` for `--port`.
+def read(args: Sequence[str]) -> tuple[str, Options]:
+    """The folder to serve and the options, from words of a command line.
 
     Raises:
-        ValueError: a value that won't do, a file that can't be read, or a key that is no option.
+        ValueError: as `merged`.
         SystemExit: from argparse, for help and for flags that it doesn't know.
     """
     parsed = vars(_parser().parse_args(args))
-    folder, file = parsed.pop("folder"), parsed.pop("config")
+    return parsed.pop("folder"), merged(parsed.pop("config"), parsed)
+
+
+def merged(
+    file: Path | None,
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+) -> Options:
+    """The options: flags, else variables, else the file.
+
+    Args:
+        file: TOML with options by name.
+        flags: by name; None where one wasn't given.
+        environment: variables, `MULTIEXIT_SERVE_PORT` for `port`.
+
+    Raises:
+        ValueError: a value that won't do, a file that can't be read, or a name that is no option.
+    """
     given = {**_of_file(file), **_of_environment(environment)}
-    given |= {name: value for name, value in parsed.items() if value is not None}
+    given |= {name: value for name, value in flags.items() if value is not None}
     types: dict[str, Any] = {f.name: f.type for f in fields(Options)}
-    return folder, Options(**{k: _typed(k, types[k], value) for k, value in given.items()})
+    return Options(**{name: _typed(name, types[name], value) for name, value in given.items()})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from multiexit_runner.server.options import Options, read
-from multiexit_runner.server.served import Served, ServedExport
+from multiexit_runner.server.served import Served, of_export
 
 Load = Callable[[Path, Options], Served]
 
@@ -25,33 +25,46 @@ def load_export(folder: Path, options: Options) -> Served:
             "with `multiexit serve`, which needs torch"
         )
     providers = [name.strip() for name in options.providers.split(",") if name.strip()]
-    classifier = Classifier.from_pretrained(folder, options.threads or None, providers or None)
-    return ServedExport(classifier, options.policy)
+    return of_export(
+        Classifier.from_pretrained(
+            folder, options.threads or None, providers or None, options.policy or None
+        )
+    )
 
 
-def main(args: Sequence[str], load: Load = load_export) -> int:
-    """Serve until the process is told to end.
-
-    Args:
-        args: of the command line.
-        load: makes what is served of a folder.
+def main(args: Sequence[str]) -> int:
+    """Serve an export, without torch, as words of a command line say.
 
     Returns:
         The exit code: 0, or 2 where there is nothing to serve.
+    """
+    try:
+        folder, options = read(args)
+        run(Path(folder).expanduser(), options, load_export)
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(folder: Path, options: Options, load: Load) -> None:
+    """Serve until the process is told to end.
+
+    Args:
+        folder: what is served.
+        options: of the operator.
+        load: makes what is served of the folder.
+
+    Raises:
+        ValueError: what can't be served, or packages that aren't there.
     """
     try:
         import uvicorn
 
         from multiexit_runner.server.app import Service
     except ImportError as error:
-        print(f"Error: {error}: pip install 'multiexit-torch[serve]'", file=sys.stderr)
-        return 2
-    try:
-        folder, options = read(args)
-        service = Service(load(Path(folder).expanduser(), options), options)
-    except ValueError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        raise ValueError(f"{error}: pip install 'multiexit-torch[serve]'") from error
+    service = Service(load(folder, options), options)
     logging.basicConfig(level=options.log_level.upper(), format="%(message)s", stream=sys.stderr)
     print(
         f"{folder}: {len(service.served.exits)} exits, policy {service.served.policy}; "
@@ -66,6 +79,4 @@ def main(args: Sequence[str], load: Load = load_export) -> int:
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
-        h11_max_incomplete_event_size=64 * 1024,
     )
-    return 0

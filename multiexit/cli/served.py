@@ -1,0 +1,68 @@
+"""`multiexit serve`: a service over HTTP."""
+
+from dataclasses import asdict, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from multiexit.cli import typed
+from multiexit.cli.words import spread
+from multiexit_runner.server.options import Options
+
+
+def _option(words: str, default: Any) -> Any:
+    return typer.Option(help=words + ("" if default == "" else f"; default {default}"))
+
+
+Flags: Any = make_dataclass(
+    "Flags",
+    [
+        (f.name, Annotated[f.type | None, _option(f.metadata["words"], f.default)], None)  # type: ignore
+        for f in fields(Options)
+    ],
+)
+"""The options of a service, each None where it isn't typed."""
+
+
+@spread
+def serve(
+    folder: Annotated[Path, typer.Argument(help="a model, run or export")],
+    flags: Flags,
+    config: Annotated[
+        Path | None, typer.Option(help="a TOML file with these options, as batch_size = 16")
+    ] = None,
+) -> None:
+    """Serve a model or an export over HTTP: each row leaves as early as its policy allows.
+
+    What isn't typed is read from variables such as MULTIEXIT_SERVE_PORT, else from --config.
+    `python -m multiexit_runner.server` serves an export without torch, with the same options.
+
+    Examples:
+
+    multiexit serve runs/reviews --port 8000
+
+    curl localhost:8000/predict -H 'content-type: application/json' -d '{"inputs": "a fine film"}'
+    """
+    from multiexit_runner.server.options import merged
+    from multiexit_runner.server.serve import run
+
+    run(folder.expanduser(), merged(config, asdict(flags)), _load)
+
+
+def _load(folder: Path, options: Options) -> Any:
+    """A model or an export."""
+    import torch
+
+    from multiexit.serving.classifier import Classifier
+    from multiexit.serving.stepping import of_model
+    from multiexit_runner.server.serve import load_export
+
+    if (folder / "export.json").exists():
+        return load_export(folder, options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = typed.model_folder(folder)
+    classifier = Classifier.from_pretrained(model, options.policy or None, typed.device())
+    assert isinstance(classifier, Classifier)
+    return of_model(classifier, [each.strip() for each in options.policies.split(",") if each])

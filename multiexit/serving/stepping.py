@@ -1,0 +1,172 @@
+"""A model run exit by exit, on rows whose policies are their own: for a service.
+
+Letters: B batch rows, T tokens.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from multiexit.arguments import unknown
+from multiexit.backbones import select
+from multiexit.backbones.base import Carry
+from multiexit.data.batches import move
+from multiexit.model import exit_loop
+from multiexit.model.heads import Memory
+from multiexit.model.model import MultiExitModel
+from multiexit.policies import (
+    POLICIES,
+    ExitPolicy,
+    FixedExit,
+    Known,
+    PerRow,
+    State,
+    check,
+    kinds_of,
+    numbers_of,
+    parse,
+    sweep_settings,
+)
+from multiexit.policies.registry import policy_name
+from multiexit.problems import classes_of_decision
+from multiexit.serving.classifier import Classifier
+from multiexit.serving.folding import for_inference
+from multiexit_runner.server.scheduler import Outcome
+from multiexit_runner.server.served import Served
+
+LENGTH_STEP = 8
+"""Texts go together whose lengths, in tokens, are the same up to the next multiple."""
+
+
+class Rows(NamedTuple):
+    """Rows before an exit: what `MultiExitModel.decide` takes."""
+
+    carry: Carry
+    memory: Memory
+    state: State
+
+
+class ModelNetwork:
+    """A model as a `Network` of the scheduler.
+
+    Args:
+        model: in evaluation mode.
+        kinds: of the policies that rows may have.
+
+    Raises:
+        ValueError: train mode.
+    """
+
+    def __init__(self, model: MultiExitModel, kinds: Sequence[ExitPolicy]):
+        exit_loop.check_evaluating(model)
+        self.model = for_inference(model)
+        self.rows = PerRow(kinds_of(kinds))
+        self.num_exits = model.num_exits
+        self._device = next(model.parameters()).device
+        self._limit = model.backbone.limits()[1]
+
+    def length(self, item: Mapping[Any, Tensor]) -> int:
+        """How many tokens a text is filled up to; 0 of other inputs."""
+        if "attention_mask" not in item:
+            return 0
+        length = -(-len(item["attention_mask"]) // LENGTH_STEP) * LENGTH_STEP
+        return length if self._limit is None else min(length, self._limit)
+
+    @torch.inference_mode()
+    def first(self, items: Sequence[Mapping[Any, Tensor]], policies: Sequence[ExitPolicy]) -> Rows:
+        """Rows before the first exit, filled up to their length."""
+        length = self.length(items[0])
+
+        def filled(tensor: Tensor) -> Tensor:
+            return F.pad(tensor, (0, length - len(tensor))) if length else tensor
+
+        batch = {name: torch.stack([filled(item[name]) for item in items]) for name in items[0]}
+        moved = move(batch, self._device)
+        args = [moved[place] for place in sorted(k for k in moved if isinstance(k, int))]
+        named = {name: value for name, value in moved.items() if isinstance(name, str)}
+        carry = self.model.start(args, named)
+        return Rows(carry, {}, self.rows.row_state(policies, self._device))
+
+    @torch.inference_mode()
+    def run(self, exit: int, group: Rows) -> Outcome[Rows]:
+        """Run the stages up to an exit, its head and the rows' policies."""
+        said = self.model.decide(self.rows, exit, *group)
+        logits_BC = said.logits_BC.float().cpu().numpy()
+        broken_B = ~np.isfinite(logits_BC.reshape(len(logits_BC), -1)).all(1)
+        what = f"exit {exit} gave NaN or infinite logits for {{row}}"
+        broken = dict.fromkeys(np.flatnonzero(broken_B).tolist(), what)
+        return Outcome(
+            said.answer_BC.float().cpu().numpy(),
+            said.stop_B.cpu().numpy(),
+            broken,
+            Rows(said.carry, said.memory, said.state),
+        )
+
+    @torch.inference_mode()
+    def take(self, group: Rows, keep_B: np.ndarray) -> Rows:
+        """Some of the rows."""
+        keep = torch.from_numpy(np.flatnonzero(keep_B)).to(self._device)
+        return Rows(*(select(part, keep) for part in group))
+
+    @torch.inference_mode()
+    def merge(self, groups: Sequence[Rows]) -> Rows:
+        """One group of several."""
+        return Rows(*(exit_loop.join(list(parts)) for parts in zip(*groups, strict=True)))
+
+    def shape_key(self, group: Rows) -> Hashable:
+        """Shapes of all tensors but for the rows, and types."""
+        return tuple(map(exit_loop.tree_key, group))
+
+
+def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
+    """A model of torch, to be served.
+
+    Args:
+        classifier: with the policy of requests that have none.
+        kinds: policies that requests may name, such as `"patience"`, beside that one's.
+
+    Raises:
+        ValueError: a policy that isn't there, or doesn't fit the model.
+    """
+    model, own = classifier.model, classifier.policy
+    if own is None:
+        own = FixedExit(model.num_exits - 1)
+    known = Known(model.num_exits, classes_of_decision(model.problem, model.num_classes))
+    examples = []
+    for name in kinds:
+        if name not in POLICIES:
+            raise unknown("policy", name, sorted(POLICIES))
+        examples.append(sweep_settings(POLICIES[name], known, (0.5,))[0])
+        check(examples[-1], model.num_exits, model.num_classes, model.problem)
+    network = ModelNetwork(model, [own, *examples])
+
+    def read(policy: str | None, numbers: Mapping[str, float]) -> ExitPolicy:
+        parsed = own if policy is None else parse(policy)
+        for name, number in numbers.items():
+            if name not in numbers_of(parsed):
+                have = ", ".join(numbers_of(parsed)) or "no numbers"
+                raise ValueError(f"no {name} to turn: the policy {policy_name(parsed)} has {have}")
+            parsed = replace(parsed, **{name: number})
+        check(parsed, model.num_exits, model.num_classes, model.problem)
+        network.rows.row_state([parsed], "cpu")  # refuses other kinds
+        return parsed
+
+    return Served(
+        network=network,
+        kind=str(classifier.kind),
+        problem=model.problem,
+        labels=model.labels,
+        num_classes=model.num_classes,
+        exits=model.exits,
+        policy=policy_name(own),
+        certificate=None if own.certificate is None else own.certificate.to_json(),
+        encode=classifier.encode,
+        say=classifier.say,
+        parse=read,
+        numbers=numbers_of,
+    )

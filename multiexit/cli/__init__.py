@@ -7,7 +7,16 @@ from typing import Any
 import typer
 
 from multiexit import starting
-from multiexit.cli import baselines, judging, looking, recommending, serving, training, tuning
+from multiexit.cli import (
+    baselines,
+    judging,
+    looking,
+    recommending,
+    served,
+    serving,
+    training,
+    tuning,
+)
 from multiexit.cli.run_files import expanded
 from multiexit.cli.spelling import as_typed
 from multiexit.cli.words import Sections, check_words, finite, options_of
@@ -34,6 +43,7 @@ for command in (
     serving.predict,
     serving.export,
     serving.truncate,
+    served.serve,
     looking.recipes,
     looking.info,
 ):

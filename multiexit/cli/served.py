@@ -8,7 +8,7 @@ import typer
 
 from multiexit.cli import typed
 from multiexit.cli.words import spread
-from multiexit_runner.server.options import Options
+from multiexit_runner.server.options import Options, words
 
 
 def _option(words: str, default: Any) -> Any:
@@ -65,4 +65,4 @@ def _load(folder: Path, options: Options) -> Any:
     model = typed.model_folder(folder)
     classifier = Classifier.from_pretrained(model, options.policy or None, typed.device())
     assert isinstance(classifier, Classifier)
-    return of_model(classifier, [each.strip() for each in options.policies.split(",") if each])
+    return of_model(classifier, words(options.policies))

@@ -164,6 +164,7 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         num_classes=model.num_classes,
         exits=model.exits,
         policy=policy_name(own),
+        kinds=[*dict.fromkeys([policy_name(own).partition("=")[0], *kinds])],
         certificate=None if own.certificate is None else own.certificate.to_json(),
         encode=classifier.encode,
         say=classifier.say,

@@ -27,7 +27,7 @@ class Options:
     port: int = _option(8000, "port to listen at; 0 is a free one", 0)
     policy: str = _option("", "policy of requests without one; default the model's own")
     policies: str = _option(
-        "", "kinds of policy that requests may name, with commas; default the kind of --policy"
+        "", "kinds of policy that requests may name beside that of --policy, with commas"
     )
     limits: str = _option(
         "", "numbers that requests may give, such as threshold=0.7..1, with commas; default any"
@@ -60,6 +60,11 @@ class Options:
             raise ValueError(
                 f"log_level must be debug, info, warning or error, got {self.log_level!r}"
             )
+
+
+def words(text: str) -> list[str]:
+    """Words with commas between them."""
+    return [word for word in map(str.strip, text.split(",")) if word]
 
 
 def read(args: Sequence[str]) -> tuple[str, Options]:

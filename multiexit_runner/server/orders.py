@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from multiexit_runner.server.options import Options
+from multiexit_runner.server.options import Options, words
 from multiexit_runner.server.served import Served
 
 
@@ -41,9 +41,6 @@ class Orders:
         self.served = served
         self.limits = _limits(options.limits)
         self.default = served.parse(None, {})
-        kind = served.policy.partition("=")[0]
-        self.kinds = [name.strip() for name in options.policies.split(",") if name.strip()]
-        self.kinds = self.kinds or [kind]
 
     def of(self, policy: str | None, threshold: float | None, max_exit: int | None) -> Order:
         """The order of a request.
@@ -60,9 +57,9 @@ class Orders:
             return Order(self.default, max_exit, served.policy, served.certificate is not None)
         if policy is not None and threshold is not None:
             raise ValueError("a request has a policy or a threshold, not both")
-        if policy is not None and policy.partition("=")[0] not in self.kinds:
+        if policy is not None and policy.partition("=")[0] not in served.kinds:
             raise ValueError(
-                f"policy {policy!r:.80}: requests may name {', '.join(self.kinds)} here"
+                f"policy {policy!r:.80}: requests may name {', '.join(served.kinds)} here"
             )
         numbers = {} if threshold is None else {"threshold": threshold}
         parsed = served.parse(policy, numbers)
@@ -81,7 +78,7 @@ class Orders:
 def _limits(text: str) -> dict[str, tuple[float, float]]:
     """Limits as they are typed: `threshold=0.7..1`."""
     limits = {}
-    for part in filter(None, map(str.strip, text.split(","))):
+    for part in words(text):
         name, _, range_ = part.partition("=")
         low, _, high = range_.partition("..")
         try:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from multiexit_runner.server.options import Options, read
+from multiexit_runner.server.options import Options, read, words
 from multiexit_runner.server.served import Served, of_export
 
 Load = Callable[[Path, Options], Served]
@@ -24,12 +24,10 @@ def load_export(folder: Path, options: Options) -> Served:
             f"{folder} is no export: write one with `multiexit export`, or serve a model folder "
             "with `multiexit serve`, which needs torch"
         )
-    providers = [name.strip() for name in options.providers.split(",") if name.strip()]
-    return of_export(
-        Classifier.from_pretrained(
-            folder, options.threads or None, providers or None, options.policy or None
-        )
+    classifier = Classifier.from_pretrained(
+        folder, options.threads or None, words(options.providers) or None, options.policy or None
     )
+    return of_export(classifier, words(options.policies))
 
 
 def main(args: Sequence[str]) -> int:

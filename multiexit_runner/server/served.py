@@ -24,6 +24,7 @@ class Served:
         num_classes: C.
         exits: the layer behind which each exit stands, counted from 0.
         policy: of requests without one, as it is typed.
+        kinds: of policies that requests may name.
         certificate: of that policy, if it has one.
         encode: makes an input ready; the number is its place in the request.
         say: from logits, exit, input and `top_k` to an answer.
@@ -39,6 +40,7 @@ class Served:
     num_classes: int
     exits: Sequence[int]
     policy: str
+    kinds: Sequence[str]
     certificate: Mapping[str, Any] | None
     encode: Callable[[Any, int], Encoded]
     say: Callable[[np.ndarray, int, Encoded, int], Answer]
@@ -46,11 +48,15 @@ class Served:
     numbers: Callable[[Any], Mapping[str, float]]
 
 
-def of_export(classifier: Classifier) -> Served:
+def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
     """An export, without torch.
 
     Args:
         classifier: with the policy of requests that have none.
+        kinds: of policies that requests may name; the graphs hold one.
+
+    Raises:
+        ValueError: another kind than that one.
     """
     runner = classifier.runner
     held, standing = runner.settings["policy"], runner.knobs
@@ -60,6 +66,10 @@ def of_export(classifier: Classifier) -> Served:
         runner.numbers(1, {**own, **numbers})  # refuses what can't be
         return {**standing, **own, **numbers}
 
+    typed = typed_policy({**held, **standing})
+    own = typed.partition("=")[0]
+    if others := [kind for kind in kinds if kind != own]:
+        raise ValueError(f"the graphs of this export hold {own}, and no {others[0]}")
     unchanged = all(held.get(name) == number for name, number in standing.items())
     return Served(
         network=ExportedNetwork(runner),
@@ -68,7 +78,8 @@ def of_export(classifier: Classifier) -> Served:
         labels=runner.labels,
         num_classes=runner.settings["num_classes"],
         exits=runner.settings["exits"],
-        policy=typed_policy({**held, **standing}),
+        policy=typed,
+        kinds=[own],
         certificate=held.get("certificate") if unchanged else None,
         encode=classifier.encode,
         say=classifier.say,

@@ -1,0 +1,237 @@
+"""What is asked over HTTP and what comes back, of a model and of its export."""
+
+import base64
+import io
+import json
+import threading
+
+import pytest
+from answering import image_model, pictures, text_model, texts, tokenizer_in
+from starlette.testclient import TestClient
+
+import multiexit as mx
+from multiexit.serving.stepping import of_model
+from multiexit_runner.server.app import Service
+from multiexit_runner.server.options import Options, merged
+from multiexit_runner.server.served import of_export
+
+pytestmark = pytest.mark.usefixtures("onnx_operators")
+
+
+@pytest.fixture(scope="module")
+def text_served(tmp_path_factory):
+    """The classifier, and what is served of the model and of its export."""
+    folder = tmp_path_factory.mktemp("served")
+    tokenizer = tokenizer_in(folder)
+    model = text_model(tokenizer)
+    classify = mx.Classifier(model, tokenizer, mx.MaxProb(0.6))
+    mx.export(model, folder / "export", mx.MaxProb(0.6), tokenizer=tokenizer)
+    exported = mx.Classifier.from_pretrained(folder / "export")
+    return classify, {
+        "model": lambda: of_model(classify, ["patience", "entropy"]),
+        "export": lambda: of_export(exported),
+    }
+
+
+@pytest.fixture(params=["model", "export"])
+def client(request, text_served):
+    service = Service(text_served[1][request.param](), Options(max_request_rows=20))
+    with TestClient(service.app, raise_server_exceptions=False) as client:
+        client.classify, client.service, client.kind = text_served[0], service, request.param
+        yield client
+
+
+def ask(client, inputs, status=200, **wishes):
+    response = client.post("/predict", json={"inputs": inputs, **wishes})
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def same(answers, wanted):
+    for answer, other in zip(answers, wanted, strict=True):
+        assert answer["label"] == other["label"]
+        assert answer["exit"] == other["exit"]
+        assert answer["scores"] == pytest.approx(other["scores"], abs=1e-4)
+        assert answer["stages"] == list(range(answer["exit"] + 1))
+
+
+def test_answers_are_those_of_the_classifier(client):
+    rows = texts(20)
+    same(ask(client, rows)["answers"], client.classify(rows))
+    same(ask(client, rows[0])["answers"], [client.classify(rows[0])])
+    same(ask(client, [{"text": rows[0]}])["answers"], [client.classify(rows[0])])
+    assert len({answer["exit"] for answer in ask(client, rows)["answers"]}) > 2
+    for answer in ask(client, rows, top_k=1)["answers"]:
+        assert len(answer["scores"]) == 1
+
+
+def test_requests_have_policies_of_their_own_in_shared_batches(client):
+    rows = texts(16, seed=3)
+    wishes = [{}, {"threshold": 0.5}, {"threshold": 0.9}, {"policy": "max-prob=0.7"}]
+    wishes += [{"max_exit": 1}, {"max_exit": 0}]
+    if client.kind == "model":
+        wishes += [{"policy": "patience=1"}, {"policy": "entropy=0.8"}]
+    answers = {}
+
+    def send(number):
+        answers[number] = ask(client, rows, **wishes[number % len(wishes)])
+
+    threads = [threading.Thread(target=send, args=[n]) for n in range(3 * len(wishes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, answer in answers.items():
+        wish = dict(wishes[number % len(wishes)])
+        if "max_exit" in wish:
+            full = client.classify(rows)
+            assert [a["exit"] for a in answer["answers"]] == [
+                min(a["exit"], wish["max_exit"]) for a in full
+            ]
+            assert {a["why"] for a in answer["answers"]} <= {"policy", "max_exit"}
+            continue
+        policy = wish.get("policy")
+        policy = f"max-prob={wish['threshold']}" if "threshold" in wish else policy
+        same(answer["answers"], client.classify(rows, policy=policy))
+    shared = client.service.metrics.batch_rows.labels(0)._sum.get()
+    assert shared == len(rows) * len(answers)
+
+
+def test_a_budget_is_kept_and_said(client):
+    answer = ask(client, texts(8), budget_ms=0.001)
+    assert {a["exit"] for a in answer["answers"]} == {0}
+    assert {a["why"] for a in answer["answers"]} <= {"budget", "policy"}
+    assert not answer["certified"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"", 422, "required"),
+        (b"{", 400, "JSON"),
+        (b"[" * 100_000, 400, ""),
+        (b'{"inputs": "a", "threshold": NaN}', 422, "threshold"),
+        (b'{"inputs": "a", "threshold": 1e999}', 422, "threshold"),
+        (b'{"inputs": "a", "polcy": "x"}', 422, "polcy"),
+        (b'{"inputs": []}', 422, "1 to 20 inputs, got 0"),
+        (b'{"inputs": null}', 422, r"inputs[0] is None"),
+        (b'{"inputs": [["a"]]}', 422, "inputs[0]"),
+        (b'{"inputs": "  "}', 422, "an empty text"),
+        (b'{"inputs": "\\ud800"}', 422, "half a character"),
+        (b'{"inputs": "a", "policy": "margin=0.5"}', 422, "requests may name"),
+        (b'{"inputs": "a", "policy": "max-prob"}', 422, "max-prob"),
+        (b'{"inputs": "a", "policy": "max-prob=0.5", "threshold": 0.5}', 422, "not both"),
+        (b'{"inputs": "a", "max_exit": 9}', 422, "from 0 to 3, got 9"),
+        (b'{"inputs": "a", "max_exit": true}', 422, "max_exit"),
+        (b'{"inputs": "a", "max_exit": -1}', 422, "max_exit"),
+        (b'{"inputs": "a", "top_k": 4}', 422, "top_k"),
+        (b'{"inputs": "a", "budget_ms": 0}', 422, "budget_ms"),
+        (json.dumps({"inputs": ["a"] * 21}).encode(), 422, "1 to 20 inputs, got 21"),
+        (json.dumps({"inputs": "a" * 20_001}).encode(), 422, "20001 characters"),
+        (json.dumps({"inputs": "a" * 9_000_000}).encode(), 413, "at most 8 MB"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_a_sentence(client, body, status, words):
+    response = client.post("/predict", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status, response.text
+    assert words in response.json()["detail"]
+    ask(client, "the cat")  # it lives
+
+
+def test_a_body_is_measured_though_its_length_is_not_said(client):
+    parts = (b" " * 1_000_000 for _ in range(20))
+    response = client.post("/predict", content=parts, headers={"content-type": "application/json"})
+    assert response.status_code == 413
+
+
+def test_a_full_queue_says_when_to_come_again(text_served):
+    service = Service(text_served[1]["export"](), Options(max_rows=4))
+    with TestClient(service.app) as client:
+        response = client.post("/predict", json={"inputs": ["a cat"] * 5})
+        assert response.status_code == 429
+        assert int(response.headers["retry-after"]) >= 1
+        assert "5 rows for a queue with 4 places" in response.json()["detail"]
+        ask(client, ["a cat"] * 4)
+
+
+def test_numbers_stay_within_the_operators_limits(text_served):
+    service = Service(text_served[1]["model"](), Options(limits="threshold=0.55..0.9"))
+    with TestClient(service.app) as client:
+        ask(client, "a cat", threshold=0.9)
+        for wish in ({"threshold": 0.5}, {"policy": "max-prob=0.95"}):
+            assert "from 0.55 to 0.9 here" in ask(client, "a cat", 422, **wish)["detail"]
+        detail = ask(client, "a cat", 422, policy="margin=0.6")["detail"]
+        assert "requests may name max-prob, patience, entropy here" in detail
+
+
+def test_it_says_what_it_is_and_counts(client):
+    ask(client, texts(5))
+    ask(client, "", 422)
+    info = client.get("/info").json()
+    assert info["policy"] == "max-prob=0.6"
+    assert info["exits"] == 4
+    assert client.get("/health").json() == {"status": "alive"}
+    assert client.get("/ready").status_code == 200
+    assert "/predict" in client.get("/openapi.json").json()["paths"]
+    counted = client.get("/metrics").text
+    assert 'multiexit_requests_total{status="200"} 1.0' in counted
+    assert 'multiexit_requests_total{status="422"} 1.0' in counted
+    assert 'multiexit_policy_number{name="threshold"} 0.6' in counted
+    run = saved = 0.0
+    for line in counted.splitlines():
+        name, _, value = line.partition(" ")
+        run += float(value) if name == "multiexit_layers_run_total" else 0
+        saved += float(value) if name == "multiexit_layers_saved_total" else 0
+    assert run + saved == 5 * 4
+
+
+def test_images_come_as_base64(tmp_path):
+    model = image_model()
+    mx.export(model, tmp_path / "export", mx.MaxProb(0.6))
+    classify = mx.Classifier(model, policy=mx.MaxProb(0.6))
+    images = pictures(6)
+    files = []
+    for image in images:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        files.append({"image": base64.b64encode(file.getvalue()).decode()})
+    for served in (
+        of_model(classify),
+        of_export(mx.Classifier.from_pretrained(tmp_path / "export")),
+    ):
+        with TestClient(Service(served, Options()).app) as client:
+            same(ask(client, files)["answers"], classify(images))
+            for wrong, words in [
+                ("cat.png", "base64"),
+                ({"image": "/etc/passwd"}, "base64"),
+                ({"image": base64.b64encode(b"no image").decode()}, "inputs[0]"),
+            ]:
+                assert words in ask(client, [wrong], 422)["detail"]
+
+
+def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
+    file = tmp_path / "serve.toml"
+    file.write_text('port = 1\nbatch_size = 2\nhost = "::"\nmax_wait_ms = 3\n')
+    environment = {"MULTIEXIT_SERVE_PORT": "4", "MULTIEXIT_SERVE_BATCH_SIZE": "5", "HOME": "/"}
+    options = merged(file, {"port": 6, "batch_size": None}, environment)
+    assert (options.port, options.batch_size, options.host) == (6, 5, "::")
+    assert options.max_wait_ms == 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "message"),
+    [
+        ("port = 70000", {}, "port must be at most 65535"),
+        ('port = "many"', {}, "port must be int, got 'many'"),
+        ("ports = 1", {}, "'ports', which is none of host, port"),
+        ("port =", {}, "can't be read"),
+        ("", {"MULTIEXIT_SERVE_PORTS": "1"}, "'ports'"),
+        ("", {"MULTIEXIT_SERVE_MAX_WAIT_MS": "nan"}, "max_wait_ms must be at least 0"),
+        ("", {"MULTIEXIT_SERVE_BATCH_SIZE": "0"}, "batch_size must be at least 1"),
+        ("", {"MULTIEXIT_SERVE_LOG_LEVEL": "loud"}, "log_level must be debug"),
+    ],
+)
+def test_options_that_will_not_do(tmp_path, text, environment, message):
+    (tmp_path / "serve.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        merged(tmp_path / "serve.toml", {}, environment)

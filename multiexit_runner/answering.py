@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
 
     inputs: dict[Any, Any]
     cut: bool = False
-    words: tuple[list[str], list[int | None]] | None = None
+    words: tuple[Sequence[str], Sequence[int | None]] | None = None
 
 
 WINDOW = 4

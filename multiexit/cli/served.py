@@ -11,24 +11,21 @@ from multiexit.cli.words import spread
 from multiexit_runner.server.options import Options, words
 
 
-def _option(words: str, default: Any) -> Any:
-    return typer.Option(help=words + ("" if default == "" else f"; default {default}"))
+def _flag(option: Any) -> tuple[str, Any, None]:
+    """An option as a field that typer reads."""
+    words, default = option.metadata["words"], option.default
+    help = words + ("" if default == "" else f"; default {default}")
+    return option.name, Annotated[option.type | None, typer.Option(help=help)], None
 
 
-Flags: Any = make_dataclass(
-    "Flags",
-    [
-        (f.name, Annotated[f.type | None, _option(f.metadata["words"], f.default)], None)  # type: ignore
-        for f in fields(Options)
-    ],
-)
+Flags: Any = make_dataclass("Flags", [_flag(option) for option in fields(Options)])
 """The options of a service, each None where it isn't typed."""
 
 
 @spread
 def serve(
     folder: Annotated[Path, typer.Argument(help="a model, run or export")],
-    flags: Flags,
+    flags: Flags,  # pyright: ignore[reportInvalidTypeForm]
     config: Annotated[
         Path | None, typer.Option(help="a TOML file with these options, as batch_size = 16")
     ] = None,

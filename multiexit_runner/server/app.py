@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -186,7 +187,7 @@ class Service:
             Row(
                 encoded.inputs,
                 policy,
-                lambda left, future=future: loop.call_soon_threadsafe(_set, future, left),
+                partial(_tell, loop, future),
                 max_exit,
                 budget,
                 lambda: gone,
@@ -249,6 +250,11 @@ class Service:
 
     async def _metrics(self) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Left], left: Left) -> None:
+    """Give the loop an answer of the scheduler's thread."""
+    loop.call_soon_threadsafe(_set, future, left)
 
 
 def _set(future: asyncio.Future[Left], left: Left) -> None:

@@ -51,7 +51,7 @@ class Options:
                 value = float(value)
                 object.__setattr__(self, f.name, value)
             if type(value) is not f.type:
-                raise ValueError(f"{f.name} must be {f.type.__name__}, got {value!r}")
+                raise ValueError(f"{f.name} must be {_name(f.type)}, got {value!r}")
             if least is not None and not least <= value < float("inf"):
                 raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
         if self.port > 65535:
@@ -148,4 +148,8 @@ def _typed(name: str, kind: type, value: Any) -> Any:
     try:
         return kind(value)
     except ValueError as error:
-        raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from error
+        raise ValueError(f"{name} must be {_name(kind)}, got {value!r}") from error
+
+
+def _name(kind: Any) -> str:
+    return {int: "a whole number", float: "a number"}.get(kind, "text")

@@ -222,7 +222,7 @@ def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
     ("text", "environment", "message"),
     [
         ("port = 70000", {}, "port must be at most 65535"),
-        ('port = "many"', {}, "port must be int, got 'many'"),
+        ('port = "many"', {}, "port must be a whole number, got 'many'"),
         ("ports = 1", {}, "'ports', which is none of host, port"),
         ("port =", {}, "can't be read"),
         ("", {"MULTIEXIT_SERVE_PORTS": "1"}, "'ports'"),

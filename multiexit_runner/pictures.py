@@ -118,6 +118,47 @@ def upright(source: Any, how: Mapping[str, Any]) -> Any:
         return _upright(source, how)
 
 
+def check_whole(source: Any, how: Mapping[str, Any]) -> None:
+    """Refuse a picture that `pixels` would refuse, with as little work as tells.
+
+    Of a PNG the checksums are checked, a JPEG is decoded at an eighth of its size, and others are
+    read whole.
+
+    Args:
+        source, how: as for `pixels`.
+
+    Raises:
+        ValueError: the reason, without the source's name.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        if not isinstance(source, Image.Image):
+            with _quiet(), _opened(source) as image:
+                _check_header(image, how)
+                plain = image.mode in ("L", "LA", "P", "RGB", "RGBA", "CMYK")
+                if plain and image.format == "PNG" and not image.info.get("exif"):
+                    image.verify()
+                    return
+                if plain and image.format in ("JPEG", "MPO"):
+                    image.draft("L", (1, 1))
+                    ImageOps.exif_transpose(image)
+                    return
+        _upright(source, how)
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        known = str(error).startswith("cannot identify")  # and names the object of the bytes
+        reason = "" if known else f": {str(error) or type(error).__name__}"
+        raise ValueError(f"can't be read as an image{reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of size and of broken tags; what matters is refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 @contextmanager
 def _named(source: Any) -> Iterator[None]:
     """Errors inside name the source."""
@@ -147,19 +188,10 @@ def _upright(source: Any, how: Mapping[str, Any]) -> Any:
     """The picture in 8 bits, upright, in mode L or RGB, for as many channels."""
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of size and of broken tags; what matters is refused
-        with _opened(source) as image:
-            if not 0 < image.width * image.height <= LARGEST:
-                raise ValueError(f"{image.width} × {image.height} pixels")
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                frames = getattr(image, "n_frames", "several")
-                raise ValueError(f"it holds {frames} pictures, and one is needed")
-            if math.prod(_size(image, how)) > LARGEST:
-                raise ValueError(f"{image.width} × {image.height} pixels are too narrow a strip")
-            _check_samples(image)
-            tags, transparent = getattr(image, "tag_v2", {}), image.info.get("transparency")
-            file_format, upright = image.format, ImageOps.exif_transpose(image)
+    with _quiet(), _opened(source) as image:
+        _check_header(image, how)
+        tags, transparent = getattr(image, "tag_v2", {}), image.info.get("transparency")
+        file_format, upright = image.format, ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
         upright = Image.fromarray(
             _eight_bits(np.asarray(upright), upright.mode, file_format, tags, transparent)
@@ -171,8 +203,15 @@ def _upright(source: Any, how: Mapping[str, Any]) -> Any:
     return upright.convert("RGB").convert("L" if how["shape"][0] == 1 else "RGB")
 
 
-def _check_samples(image: Any) -> None:
-    """Refuse TIFF's rarer numbers, which Pillow takes for others."""
+def _check_header(image: Any, how: Mapping[str, Any]) -> None:
+    """Refuse several pictures, too many pixels, and TIFF's rarer numbers, taken for others."""
+    if not 0 < image.width * image.height <= LARGEST:
+        raise ValueError(f"{image.width} × {image.height} pixels")
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        frames = getattr(image, "n_frames", "several")
+        raise ValueError(f"it holds {frames} pictures, and one is needed")
+    if math.prod(_size(image, how)) > LARGEST:
+        raise ValueError(f"{image.width} × {image.height} pixels are too narrow a strip")
     tags = getattr(image, "tag_v2", {})
     signed, inverted = 2 in np.atleast_1d(tags.get(339, 1)), tags.get(262) == 0
     if signed or (inverted and image.mode.startswith(("I", "F"))):

@@ -13,7 +13,7 @@ from multiexit.cli.row_files import as_json
 
 if TYPE_CHECKING:
     from multiexit.data.own.bad_rows import BadRows
-    from multiexit.data.own.tables import Table
+    from multiexit.data.own.table import Table
     from multiexit.serving.classifier import Classifier
 
 TABLES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -54,7 +54,7 @@ def predict_table(
     from multiexit.cli import row_files
     from multiexit.data.own import tables
     from multiexit.data.own.bad_rows import BadRows
-    from multiexit.data.own.loading import say
+    from multiexit.data.own.notes import say
 
     read = _input_columns(classify, columns)
     if len(inputs or ()) > 1:
@@ -112,7 +112,7 @@ def _input_columns(classify: "Classifier", columns: Mapping[str, str | None]) ->
 
 def _stdin(columns: list[str]) -> "Table":
     """JSON lines on stdin, read once, as they come; the first one tells the columns."""
-    from multiexit.data.own.tables import Table
+    from multiexit.data.own.table import Table
 
     numbered = ((n, line) for n, line in enumerate(typed.lines(None), 1) if line.strip())
     first = list(islice(numbered, 1))
@@ -186,24 +186,17 @@ def _input(
     open_images: bool,
     folder: Path | None,
 ) -> Any:
-    from multiexit.losses.class_names import missing
+    from multiexit.data.own import inputs, stored
     from multiexit_runner import pictures
 
     if _BROKEN in row:
         raise ValueError(row[_BROKEN])
-    for name in columns:
-        value = row.get(name)
-        if missing(value) or (isinstance(value, str) and not value.strip()):
-            raise ValueError(f"an empty {name}")
-        if classify.kind == "text" and not isinstance(value, str | int | float):
-            raise ValueError(f"a {name} that is no text")
-    values = [row[name] for name in columns]
     if classify.kind == "image":
-        image = values[0]
-        if folder is not None and isinstance(image, str):
-            image = folder / image.strip()  # beside the table, as in training
+        image = stored.read(inputs.image(row.get(columns[0]), columns[0], folder))
+        image = image["bytes"] if isinstance(image, dict) else image
         return pictures.upright(image, classify.model.preprocessing) if open_images else None
-    return str(values[0]) if len(values) == 1 else (str(values[0]), str(values[1]))
+    texts = [inputs.text(row.get(name), name) for name in columns]
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
 def _answered(

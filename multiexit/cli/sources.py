@@ -8,7 +8,7 @@ from multiexit.cli import typed
 from multiexit.cli.row_options import ModelRows, TrainingRows
 
 if TYPE_CHECKING:
-    from multiexit.data.own.loading import Found
+    from multiexit.data.own.finding import Found
     from multiexit.data.own.targets import Targets
     from multiexit.data.tasks import TaskData
 
@@ -54,7 +54,7 @@ class Source:
             ValueError: rows that can't be used.
         """
         from multiexit.data import tasks
-        from multiexit.data.own.loading import task_of
+        from multiexit.data.own.loading import Reading, task_of
 
         rows, length = self.rows, self.rows.max_length
         if self.own is None:
@@ -63,7 +63,7 @@ class Source:
             )
         skipped = folder / SKIPPED if rows.skip_bad else None
         options = self.options if length is None else {**self.options, "max_length": length}
-        return task_of(self.own, tokenizer, skip_bad=skipped, **options)
+        return task_of(self.own, tokenizer, Reading(skip_bad=skipped, **options))
 
 
 def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:
@@ -78,7 +78,7 @@ def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:
         ValueError: neither or both, an option that is for the other, no such data.
     """
     from multiexit.data import tasks
-    from multiexit.data.own.loading import find as find_own
+    from multiexit.data.own.finding import find as find_own
 
     task, data, given = rows.task, rows.data, rows.of_own_data
     others |= {"data_dir": rows.data_dir, "max_length": rows.max_length}
@@ -166,38 +166,40 @@ def load(folder: Path, rows: ModelRows) -> tuple[Any, Any]:
 
 def _own(model: Any, folder: Path, trained_on: dict[str, Any], rows: ModelRows) -> Any:
     """A user's own data for a model: other data, or what it was trained on."""
-    from multiexit.data.own import loading, targets
+    from multiexit.data.own import finding, loading, targets
+    from multiexit.data.own.notes import say
 
     how, data = model.preprocessing, rows.data
     named = {name: trained_on.get(name) for name in COLUMNS} | rows.columns
     if data is None and not {"data"} <= trained_on.keys():
         raise ValueError(f"{folder} was trained on rows in memory: name others by --data")
     places = {"data": data} if data else {k: trained_on.get(k) for k in SOURCES}
-    draws: dict[str, Any] = (
-        {} if data else {k: trained_on.get(k) for k in ("share", "seed", "drawn_from")}
-    )
-    found = loading.find(**places, **named)  # type: ignore[arg-type]
+    draws = {k: trained_on[k] for k in ("share", "seed") if not data and k in trained_on}
+    found = finding.find(**places, **named)  # type: ignore[arg-type]
     if found.kind != how.get("kind"):
         raise ValueError(f"{data} holds {found.kind}s, and the model reads {how.get('kind')}s")
     goal = targets.given(model.labels, model.num_classes, model.problem)
-    read = loading.task_of(
-        found,
-        typed.tokenizer(folder) if found.kind == "text" else None,
+    reading = loading.Reading(
         max_length=how.get("max_length", 128),
-        how=how if found.kind == "image" else None,
-        trained=goal,
-        draw=data is None,
         skip_bad=folder.parent / SKIPPED if rows.skip_bad else None,
         **draws,
     )
+    trained = loading.Trained(
+        goal,
+        how if found.kind == "image" else None,
+        draw=data is None,
+        drawn_from=None if data else trained_on.get("drawn_from"),
+    )
+    reader = typed.tokenizer(folder) if found.kind == "text" else None
+    read = loading.task_of(found, reader, reading, trained)
     if data is not None and (note := _learned_note(found, trained_on, goal)) is not None:
-        loading.say(note)
+        say(note)
     return read
 
 
 def _learned_note(found: "Found", trained_on: dict[str, Any], goal: "Targets") -> str | None:
     """What to say where rows may be among those that the model learned from."""
-    from multiexit.data.own import loading, overlap
+    from multiexit.data.own import finding, overlap
 
     source = trained_on.get("data")
     if source is None:
@@ -206,7 +208,7 @@ def _learned_note(found: "Found", trained_on: dict[str, Any], goal: "Targets") -
         if not Path(source).exists():
             raise ValueError(f"{source} isn't here")
         places = {name: trained_on.get(name) for name in (*SOURCES, *COLUMNS)}
-        trained = loading.find(**places, notes=lambda note: None)  # type: ignore[arg-type]
+        trained = finding.find(**places, notes=lambda note: None)  # type: ignore[arg-type]
         draw = {k: v for k in ("share", "seed", "drawn_from") if (v := trained_on.get(k))}
         learned, rows = overlap.rows_learned_from(found, trained, goal, **draw)
     except (ValueError, OSError) as error:

@@ -58,22 +58,26 @@ def holdout(split: AnySplit, fraction: float, seed: int = 0) -> tuple[AnySplit, 
         >>> rest.labels.tolist(), held_out.labels.tolist()
         ([0, 0, 0, 1, 1], [0, 0, 0, 1, 1])
     """
+    rest, held = draw(split.labels, fraction, seed)
+    if not len(rest) or not len(held):
+        raise ValueError(
+            f"fraction={fraction!r} of {len(split)} rows, class by class, leaves {len(rest)} and "
+            f"{len(held)} rows; both parts need at least one"
+        )
+    return split.subset(rest), split.subset(held).for_evaluation()
+
+
+def draw(labels_N: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The rows that `holdout` leaves, and those that it holds out: rising numbers, int64."""
     check_share("the fraction to hold out", fraction, "(0, 1)")
-    labels_N = split.labels
     classes = [None] if labels_N.is_floating_point() else labels_N.unique().tolist()
     generator = torch.Generator().manual_seed(seed)
-    held_N = torch.zeros(len(split), dtype=torch.bool)
+    held_N = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in classes:
-        rows = torch.arange(len(split)) if label is None else (labels_N == label).nonzero()[:, 0]
+        rows = torch.arange(len(labels_N)) if label is None else (labels_N == label).nonzero()[:, 0]
         order = torch.randperm(len(rows), generator=generator)
         held_N[rows[order[: round(fraction * len(rows))]]] = True
-    if held_N.all() or not held_N.any():
-        raise ValueError(
-            f"fraction={fraction!r} of {len(split)} rows in {len(classes)} classes leaves "
-            f"{int((~held_N).sum())} and {int(held_N.sum())} rows; both parts need at least one"
-        )
-    rest, held = ((mask.nonzero()[:, 0]) for mask in (~held_N, held_N))
-    return split.subset(rest), split.subset(held).for_evaluation()
+    return (~held_N).nonzero()[:, 0], held_N.nonzero()[:, 0]
 
 
 def fold(split: AnySplit, index: int, folds: int, seed: int = 0) -> tuple[AnySplit, AnySplit]:

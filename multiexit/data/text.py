@@ -6,7 +6,6 @@ Letters: N rows of the split, B batch rows, T tokens of the longest row in a bat
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +15,10 @@ from torch.utils.data import Dataset
 
 from multiexit.data import raw_values
 from multiexit.data.splits import row_numbers
-from multiexit.data.token_cache import cached_tokens
+from multiexit.data.token_cache import Texts, listed, tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CHUNK = 10_000
-"""Rows that are tokenised in one call: enough for full speed, and memory stays bounded."""
 
 FORGET_SEGMENTS = {"AlbertTokenizer", "AlbertTokenizerFast"}
 """Tokenizers that give `token_type_ids` only on request, though their network reads them
@@ -39,7 +35,8 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         fields: per name (`input_ids`, …) the values of all rows, one after the other.
         lengths: tokens in each of the N rows.
         labels: [N], int64 classes or float32 scores, or several a row [N, C].
-        starts: [N], where each row begins in the flat tensors; one after the other if not given.
+        starts: [N], int64, where each row begins in the flat tensors; one after the other if not
+            given.
 
     Example:
         >>> import tokenizers, transformers
@@ -59,7 +56,7 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         fields: dict[str, Tensor],
         lengths: list[int],
         labels: Tensor,
-        starts: list[int] | None = None,
+        starts: Tensor | None = None,
     ):
         self.tokenizer = tokenizer
         self.fields = fields
@@ -67,7 +64,7 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         self.labels = labels
         if starts is None:
             sizes = torch.tensor(lengths, dtype=torch.int64)
-            starts = (sizes.cumsum(0) - sizes).tolist()
+            starts = sizes.cumsum(0) - sizes
         self.starts = starts
 
     @classmethod
@@ -99,33 +96,47 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         if pairs is not None:
             pairs = raw_values.strings(pairs, "pairs")
             _check_count(len(pairs), len(texts), "pairs")
-        _check_tokenizer(tokenizer, max_length, pairs is not None)
         values = raw_values.numbers([-1] * len(texts) if labels is None else labels)
         _check_count(len(values), len(texts), "labels")
-        fields = cached_tokens(
-            tokenizer,
-            texts,
-            pairs,
-            max_length,
-            lambda: _tokenise(tokenizer, texts, pairs, max_length),
-        )
-        lengths = fields.pop("lengths").tolist()
-        if 0 in lengths:
-            row = lengths.index(0)
-            raise ValueError(
-                f"texts[{row}] is {texts[row]!r}, of which this {type(tokenizer).__name__} makes "
-                "no tokens: leave it out"
+        return cls.from_stream(tokenizer, listed(texts, pairs), values, max_length)
+
+    @classmethod
+    def from_stream(
+        cls, tokenizer: PreTrainedTokenizerBase, texts: Texts, labels: Tensor, max_length: int
+    ) -> TextDataset:
+        """Tokenise texts that are read chunk by chunk, without holding them all.
+
+        Args:
+            tokenizer, max_length: as for `from_texts`.
+            texts: N texts or pairs.
+            labels: [N], or [N, C].
+
+        Raises:
+            ValueError: a text that makes no token, or a tokenizer or `max_length` that won't do.
+        """
+        _check_tokenizer(tokenizer, max_length, texts.paired)
+        segments = True if type(tokenizer).__name__ in FORGET_SEGMENTS else None  # or its default
+
+        def tokenise(first: list[str], second: list[str] | None) -> Any:
+            return tokenizer(
+                first,
+                second,
+                truncation=True,
+                max_length=max_length,
+                return_token_type_ids=segments,
             )
-        return cls(tokenizer, fields, lengths, values)
+
+        fields = tokens(tokenizer, texts, max_length, tokenise)
+        return cls(tokenizer, fields, fields.pop("lengths").tolist(), labels)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One row, not padded: its fields [T] and its label, a scalar."""
-        start = self.starts[index]
+        start = int(self.starts[index])
         end = start + self.lengths[index]
-        row = {name: values[start:end] for name, values in self.fields.items()}
+        row = {name: values[start:end].long() for name, values in self.fields.items()}
         return row | {"labels": self.labels[index]}
 
     def collate(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -161,39 +172,12 @@ class TextDataset(Dataset[dict[str, Tensor]]):
             self.fields,
             [self.lengths[row] for row in rows.tolist()],
             self.labels[rows],
-            [self.starts[row] for row in rows.tolist()],
+            self.starts[rows],
         )
 
     def for_evaluation(self) -> TextDataset:
         """The split itself: texts are not augmented."""
         return self
-
-
-def _tokenise(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    max_length: int,
-) -> dict[str, Tensor]:
-    """The flat fields of all rows, and the rows' `lengths`."""
-    segments = True if type(tokenizer).__name__ in FORGET_SEGMENTS else None  # None: its default
-    parts: dict[str, list[Tensor]] = {}
-    lengths: list[int] = []
-    for start in range(0, len(texts), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        encoded = tokenizer(
-            list(texts[chunk]),
-            None if pairs is None else list(pairs[chunk]),
-            truncation=True,
-            max_length=max_length,
-            return_token_type_ids=segments,
-        )
-        lengths += [len(row) for row in encoded["input_ids"]]
-        for name, rows in encoded.items():
-            flat = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
-            parts.setdefault(name, []).append(flat)
-    fields = {name: torch.cat(flats) for name, flats in parts.items()}
-    return {**fields, "lengths": torch.tensor(lengths)}
 
 
 def _check_count(count: int, expected: int, name: str) -> None:

@@ -119,7 +119,12 @@ def test_columns_are_those_of_training_and_names_that_clash_get_a_prefix(models,
     assert "begin with predicted_" in ended.err
     late = written(tmp_path / "late.jsonl", [*ROWS, {**ROWS[0], "exit": 3}])
     ended = command("predict", tmp_path / "model", late, "--output", tmp_path / "out.csv")
-    assert "late.jsonl, line 12: a column 'exit' that the first row lacks" in ended.err
+    assert ended.code == 0, ended.err
+    assert [row["exit"] for row in read(tmp_path / "out.csv")] == [""] * 11 + ["3"]
+    assert {row["predicted_exit"] for row in read(tmp_path / "out.csv")} <= {*"0123"}
+    stdin = "".join(json.dumps(row) + "\n" for row in [*ROWS, {**ROWS[0], "exit": 3}])
+    ended = command("predict", tmp_path / "model", "--text", "review", stdin=stdin)
+    assert "stdin, line 12: a column 'exit' that the first row lacks" in ended.err
 
 
 def test_other_problems_and_pairs(models, tmp_path):

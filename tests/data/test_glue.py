@@ -356,7 +356,7 @@ def test_data_loader(tokenizer):
 
 def test_chunks_change_nothing(tokenizer, monkeypatch):
     whole = many(tokenizer)
-    monkeypatch.setattr("multiexit.data.text.CHUNK", 5)
+    monkeypatch.setattr("multiexit.data.token_cache.CHUNK", 5)
     parts = many(tokenizer)
     assert whole.lengths == parts.lengths
     assert all(torch.equal(whole.fields[name], parts.fields[name]) for name in whole.fields)

@@ -6,8 +6,10 @@ from itertools import islice
 from typing import Any
 
 from multiexit.arguments import suggest
+from multiexit.data.own import inputs
 from multiexit.data.own.bad_rows import BadRows
-from multiexit.data.own.tables import Table
+from multiexit.data.own.image_folders import SUFFIXES
+from multiexit.data.own.table import Table
 
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "score", "rating", "y")
 TEXTS = ("text", "sentence", "review", "content", "comment", "body", "question", "title", "input")
@@ -74,7 +76,11 @@ def choose(
     if twice := [name for name in roles if roles.count(name) > 1]:
         raise ValueError(f"column {twice[0]!r} is named twice: each is read as one thing")
     notes = []
-    rows = [row for _, row in islice(table.read(BadRows()), SAMPLE)]
+    bad = BadRows()
+    rows = [row for _, row in islice(table.read(bad), SAMPLE)]
+    if not rows:
+        bad.settle()
+        raise ValueError(f"{table.name}: no rows")
     left = [name for name in table.columns if name not in (text, text_pair, image, *names)]
     if not names:
         guess = _by_name(LABELS, left) or _few_values(left, rows)
@@ -131,10 +137,4 @@ def _longest(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
 
 
 def _is_image(name: str, rows: list[dict[str, Any]]) -> bool:
-    from multiexit.data.own.image_folders import SUFFIXES
-
-    values = [row.get(name) for row in rows[:20]]
-    if any(type(value).__module__.startswith("PIL.") for value in values):
-        return True
-    strings = [value for value in values if isinstance(value, str)]
-    return bool(strings) and all(value.lower().endswith(tuple(SUFFIXES)) for value in strings)
+    return inputs.are_images((row.get(name) for row in rows[:20]), SUFFIXES)

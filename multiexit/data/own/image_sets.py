@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from multiexit.arguments import unknown
 from multiexit.data import image_files
+from multiexit.data.own import stored
 from multiexit.data.splits import row_numbers
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as pretrained networks have
@@ -37,7 +38,7 @@ class ImageRows(Dataset[tuple[Tensor, Tensor]]):
     """Images in files or in memory, read and prepared one by one.
 
     Args:
-        images: N files' names, images of Pillow, or files' bytes.
+        images: N files' names, images of Pillow, files' bytes, or `Stored`.
         labels: [N] classes, or [N, C].
         how: the preparation.
         augment: changes an image of Pillow before it is prepared, in training.
@@ -64,7 +65,10 @@ class ImageRows(Dataset[tuple[Tensor, Tensor]]):
             ValueError: an image that can't be read, by its file.
         """
         augment = None if self.augment is None else partial(_augmented, self.augment)
-        return image_files.read(self.images[index], self.how, augment), self.labels[index]
+        image = stored.read(self.images[index])
+        if isinstance(image, dict):
+            image = image["bytes"]
+        return image_files.read(image, self.how, augment), self.labels[index]
 
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageRows":
         """Take the rows `indices`, in that order, with the same augmentation."""

@@ -1,10 +1,12 @@
 """Where a user's data lies: the tables or images of each split."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multiexit.data.own import tables
-from multiexit.data.own.tables import SUFFIXES, Table
+from multiexit.data.own import arrow, tables
+from multiexit.data.own.table import Table, joined
+from multiexit.data.own.tables import SUFFIXES
 
 NAMES = {
     "train": ("train", "training"),
@@ -45,6 +47,8 @@ def _one(source: Any, split: str) -> Table:
 def _splits(source: Any) -> dict[str, Table]:
     if not isinstance(source, str | Path):
         return _in_memory(source)
+    if not str(source).strip():
+        raise ValueError("an empty name, where a file, a folder or a set of the hub is wanted")
     path = Path(source).expanduser()
     if path.is_file():
         return {"train": tables.from_file(path)}
@@ -69,18 +73,29 @@ def _in_folder(folder: Path) -> dict[str, Table]:
     if names & {"dataset_dict.json", "dataset_info.json", "state.json"}:
         return _saved_by_datasets(folder)
     found = {}
+    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    used: set[Path] = set()
     for split, aliases in NAMES.items():
         folders = [folder / alias for alias in aliases if (folder / alias).is_dir()]
-        files = [
-            path
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() in SUFFIXES and _split_of(path) == split
-        ]
+        files = [p for p in entries if p.suffix.lower() in SUFFIXES and _split_of(p) == split]
+        if len(folders) + bool(files) > 1:
+            several = ", ".join(path.name for path in [*folders, *files])
+            raise ValueError(f"{folder} has {several}, each of which could be {split}: keep one")
         if folders:
             found[split] = _whole_folder(folders[0])
         elif files:
-            found[split] = tables.joined([tables.from_file(path) for path in files])
-    return found or {"train": _whole_folder(folder)}
+            found[split] = joined([tables.from_file(path) for path in files])
+        used |= {*folders, *files}
+    if "train" not in found:
+        return found or {"train": _whole_folder(folder)}
+    if left := [path.name for path in entries if path not in used]:
+        shown = ", ".join(left[:5]) + ", …" * (len(left) > 5)
+        found["train"] = _noted(found["train"], f"{folder}: {shown} left alone")
+    return found
+
+
+def _noted(table: Table, note: str) -> Table:
+    return replace(table, notes=(*table.notes, note))
 
 
 def _split_of(path: Path) -> str | None:
@@ -98,7 +113,7 @@ def _whole_folder(folder: Path) -> Table:
         kinds = {path.suffix.lower() for path in files}
         if len(kinds) > 1:
             raise ValueError(f"{folder} has files of several kinds, {sorted(kinds)}: name one")
-        return tables.joined([tables.from_file(path) for path in files])
+        return joined([tables.from_file(path) for path in files])
     return image_folders.table(folder)
 
 
@@ -128,9 +143,15 @@ def _on_hub(name: str) -> dict[str, Table]:
 
 def _of_datasets(data: Any, name: str) -> dict[str, Table]:
     if not isinstance(data, dict):
-        return {"train": tables.from_datasets(data, name)}
+        return {"train": arrow.from_datasets(data, name)}
     by_split = {alias: split for split, aliases in NAMES.items() for alias in aliases}
-    return {
-        by_split.get(str(key), str(key)): tables.from_datasets(rows, f"{name} {key}")
+    found = {
+        by_split.get(str(key), str(key)): arrow.from_datasets(rows, f"{name} {key}")
         for key, rows in data.items()
     }
+    left = [split for split in found if split not in NAMES]
+    if "train" in found and left:
+        found = {split: table for split, table in found.items() if split not in left}
+        note = f"{name}: the splits {', '.join(left)} are left alone"
+        found["train"] = _noted(found["train"], note)
+    return found

@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -55,10 +56,14 @@ class Targets:
         if self.problem == "multi-label":
             return _several(value, self.names)
         name = _name(value)
-        if name not in self.names:
+        if name not in self._numbers:
             shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
             raise ValueError(f"a label that isn't among the {len(self.names)} classes {shown}")
-        return self.names.index(name)
+        return self._numbers[name]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names or ())}
 
 
 def of_columns(names: Sequence[str]) -> Targets:
@@ -111,6 +116,7 @@ def found(
                 f"learn. {LISTS}"
             )
     else:
+        _check_kinds(values)
         listed = _ordered(set(_good(_name, values)))
     _check_differ(listed)
     if problem == "classification" and len(listed) < 2:
@@ -124,7 +130,7 @@ def found(
         )
     shown = ", ".join(listed[:8]) + (f", … ({len(listed)})" if len(listed) > 8 else "")
     kind = "labels, several a row" if problem == "multi-label" else "classes in this order"
-    return Targets(problem, listed, len(listed)), f"{kind}: {shown}"
+    return Targets(problem, listed, len(listed)), f"{kind}: {shown}{_alike(listed)}"
 
 
 def _guess(values: Sequence[Any], names: Sequence[str] | None) -> str:
@@ -172,6 +178,26 @@ def _good(read: Callable[[Any], Any], values: list[Any]) -> list[Any]:
     if first is not None and not results:
         raise first
     return results
+
+
+def _check_kinds(values: Iterable[Any]) -> None:
+    """Refuse true and false among other labels: is true 1, or a class of its own?"""
+    kinds = {type(value) is bool: value for value in values}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"labels such as {kinds[True]!r} and {kinds[False]!r} are of two kinds: write true and "
+            "false alone, or numbers or names alone"
+        )
+
+
+def _alike(names: Iterable[str]) -> str:
+    """What to say of names that differ in capitals alone."""
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            return f" ({other!r} and {name!r} count as two)"
+    return ""
 
 
 def _check_differ(names: Iterable[str]) -> None:
@@ -226,9 +252,11 @@ def _yes_no(value: Any, name: str) -> float:
 
 
 def _number(value: Any) -> float | None:
+    if isinstance(value, str) and "_" in value:  # Python's way to write 1000, and nobody else's
+        return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pandas
 import pytest
-import tokenizers
 import torch
 import transformers
 from PIL import Image
@@ -16,7 +15,7 @@ from torchvision.transforms import v2
 
 import multiexit as mx
 from multiexit.data import load
-from multiexit.data.own import loading, targets
+from multiexit.data.own import finding, loading, targets
 from multiexit.data.own.image_sets import AUGMENTS
 
 ROWS = [
@@ -25,17 +24,6 @@ ROWS = [
         10 * [("good", "glad"), ("bad", "angry"), ("dull", "sad")]
     )
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = ["[PAD]", "[UNK]", "good", "bad", "dull", "film"]
-    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]")
-    made = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(model), pad_token="[PAD]"
-    )
-    made.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return made
 
 
 def quiet(_):
@@ -407,12 +395,11 @@ def test_columns_and_their_problem_go_together(tokenizer):
 def test_a_set_is_drawn_again_from_the_same_rows_alone(tokenizer, tmp_path):
     path = write_csv(tmp_path / "a.csv", ROWS)
     drawn_from = load(path, tokenizer, notes=quiet).preprocessing["data"]["drawn_from"]
-    again = loading.task_of(
-        loading.find(path, notes=quiet), tokenizer, drawn_from=drawn_from, notes=quiet
-    )
+    goal = targets.given(("angry", "glad", "sad"), 3, "classification")
+    trained = loading.Trained(goal, drawn_from=drawn_from)
+    found = finding.find(path, notes=quiet)
+    again = loading.task_of(found, tokenizer, trained=trained, notes=quiet)
     assert again.preprocessing["data"]["drawn_from"] == drawn_from
     write_csv(path, ROWS[:-1])
     with pytest.raises(ValueError, match="other rows than when the model was trained"):
-        loading.task_of(
-            loading.find(path, notes=quiet), tokenizer, drawn_from=drawn_from, notes=quiet
-        )
+        loading.task_of(finding.find(path, notes=quiet), tokenizer, trained=trained, notes=quiet)

@@ -159,6 +159,18 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def count(source: Any) -> int:
+    """How many pixels an image says that it has, without reading them.
+
+    Raises:
+        ValueError: as for `pixels`.
+    """
+    with _named(source), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _opened(source) as image:
+            return image.width * image.height
+
+
 @contextmanager
 def _named(source: Any) -> Iterator[None]:
     """Errors inside name the source."""

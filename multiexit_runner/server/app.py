@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
+from multiexit_runner import pictures
 from multiexit_runner.answering import Encoded, check_top
 from multiexit_runner.server.around import LimitBodies, Named
 from multiexit_runner.server.metrics import Metrics
@@ -163,6 +164,7 @@ class Service:
             where = f"inputs[{place}]"
             if self.served.kind == "image":
                 item = _image_bytes(item, where)
+                _check_pixels(item, self.options.max_pixels, where)
             elif (size := _characters(item)) > self.options.max_characters:
                 raise ValueError(
                     f"{where} has {size} characters; this service takes at most "
@@ -284,6 +286,15 @@ def _image_bytes(item: Any, where: str) -> bytes:
         return base64.b64decode(item["image"], validate=True)
     except binascii.Error as error:
         raise ValueError(f"{where}.image is no base64: {error}") from error
+
+
+def _check_pixels(data: bytes, most: int, where: str) -> None:
+    try:
+        pixels = pictures.count(data)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if pixels > most:
+        raise ValueError(f"{where} has {pixels} pixels; this service takes at most {most}")
 
 
 async def _refused(request: Request, error: Any) -> JSONResponse:

@@ -1,6 +1,7 @@
 """Serving from the command line."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
         import uvicorn
 
         from multiexit_runner.server.app import Service
+        from multiexit_runner.server.wire import LimitedHttp
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'multiexit-torch[serve]'") from error
     service = Service(load(folder, options), options)
@@ -70,10 +72,13 @@ def run(folder: Path, options: Options, load: Load) -> None:
         file=sys.stderr,
         flush=True,
     )
+    for each in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends, and raises them once more
+        signal.signal(each, lambda *_: None)
     uvicorn.run(
         service.app,
         host=options.host,
         port=options.port,
+        http=LimitedHttp,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),

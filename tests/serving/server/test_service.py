@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from answering import image_model, pictures, text_model, texts, tokenizer_in
+from PIL import Image
 from starlette.testclient import TestClient
 
 import multiexit as mx
@@ -185,6 +186,13 @@ def test_it_says_what_it_is_and_counts(client):
     assert run + saved == 5 * 4
 
 
+def bomb():
+    """A small file that says that it is a huge picture."""
+    file = io.BytesIO()
+    Image.new("1", (4_000, 4_000)).save(file, "PNG")
+    return {"image": base64.b64encode(file.getvalue()).decode()}
+
+
 def test_images_come_as_base64(tmp_path):
     model = image_model()
     mx.export(model, tmp_path / "export", mx.MaxProb(0.6))
@@ -199,12 +207,13 @@ def test_images_come_as_base64(tmp_path):
         of_model(classify),
         of_export(mx.Classifier.from_pretrained(tmp_path / "export")),
     ):
-        with TestClient(Service(served, Options()).app) as client:
+        with TestClient(Service(served, Options(max_pixels=1000)).app) as client:
             same(ask(client, files)["answers"], classify(images))
             for wrong, words in [
                 ("cat.png", "base64"),
                 ({"image": "/etc/passwd"}, "base64"),
                 ({"image": base64.b64encode(b"no image").decode()}, "inputs[0]"),
+                (bomb(), "16000000 pixels; this service takes at most 1000"),
             ]:
                 assert words in ask(client, [wrong], 422)["detail"]
 

@@ -1,0 +1,165 @@
+"""A service as a process: what it imports, what clients may send it, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+from answering import text_model, texts, tokenizer_in
+from helpers import ROOT
+
+import multiexit as mx
+
+pytestmark = pytest.mark.usefixtures("onnx_operators")
+
+CODE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "multiexit", "transformers", "onnx"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+from multiexit_runner.server.serve import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("process")
+    tokenizer = tokenizer_in(folder)
+    mx.export(text_model(tokenizer), folder / "export", mx.MaxProb(0.6), tokenizer=tokenizer)
+    return folder / "export"
+
+
+JSON = b"Content-Type: application/json\r\n\r\n"
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+@contextmanager
+def serving(folder, *flags):
+    """A service without torch; its process and a client."""
+    port = free_port()
+    words = [sys.executable, "-c", CODE, str(folder), "--port", str(port), "--threads", "1", *flags]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+                for _ in range(200):
+                    assert process.poll() is None, process.stderr.read()
+                    try:
+                        client.get("/ready")
+                        break
+                    except httpx.ConnectError:
+                        time.sleep(0.05)
+                yield process, client, port
+        finally:
+            process.kill()
+
+
+def raw(port, data, wait=0.0):
+    """What comes back for bytes of any kind."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:
+        wire.sendall(data)
+        time.sleep(wait)
+        wire.shutdown(socket.SHUT_WR)
+        return wire.recv(1 << 16)
+
+
+def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
+    with serving(exported, "--max-rows", "64") as (process, client, port):
+        rows = texts(8)
+        assert len(client.post("/predict", json={"inputs": rows}).json()["answers"]) == 8
+        assert raw(port, b"\x16\x03\x01 no HTTP at all\r\n\r\n").startswith(b"HTTP/1.1 400")
+        flood = b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-A: " + b"a" * 4_000_000 + b"\r\n\r\n"
+        with suppress(OSError):  # closed in the middle
+            assert not raw(port, flood).startswith(b"HTTP/1.1 200")
+        with socket.create_connection(("127.0.0.1", port)) as hanging:  # a body that never comes
+            hanging.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            assert client.get("/health").status_code == 200
+        body = json.dumps({"inputs": rows}).encode()
+        for _ in range(5):  # clients that leave before their answer
+            with socket.create_connection(("127.0.0.1", port)) as leaving:
+                head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+                leaving.sendall(head.encode() + JSON + body)
+        assert client.post("/predict", json={"inputs": rows}).status_code == 200
+        for _ in range(100):  # those of clients that left are dropped
+            if "multiexit_queue_rows 0.0" in client.get("/metrics").text:
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError(client.get("/metrics").text)
+        statuses = []
+
+        def send():
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as own:
+                for _ in range(50):
+                    try:
+                        statuses.append(own.post("/predict", json={"inputs": rows}).status_code)
+                    except httpx.ConnectError:
+                        return  # no longer taken: refused before anything was sent
+                    except httpx.RemoteProtocolError:
+                        statuses.append("lost")
+
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(statuses) < 20:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert process.wait(20) == 0
+        assert {*statuses} <= {200, 429, 503}
+        assert statuses.count(200) >= 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--port", "many"], "port must be a whole number, got 'many'"),
+        (["--policy", "patience=2"], "these graphs hold the policy max-prob"),
+        (["--policies", "patience"], "hold max-prob, and no patience"),
+        (["--limits", "threshold"], "limits are like threshold=0.7..1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(exported, flags, message, capsys):
+    from multiexit_runner.server.serve import main
+
+    assert main([str(exported), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_model_folder_needs_the_other_command(tmp_path, capsys):
+    from multiexit_runner.server.serve import main
+
+    assert main([str(tmp_path)]) == 2
+    assert "no export" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_line(exported):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = str(listening.getsockname()[1])
+        words = [sys.executable, "-c", CODE, str(exported), "--port", port]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert port in done.stderr
+    assert os.path.exists(exported)

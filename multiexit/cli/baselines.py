@@ -8,24 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from multiexit.cli import typed
-from multiexit.cli.row_options import DataDir
+from multiexit.cli.row_options import TrainingRows
 from multiexit.cli.words import (
     LAST_SEED,
-    MaxLength,
     MaxSteps,
     Pool,
     Progress,
+    spread,
     typed_command,
 )
 
 
+@spread
 def baseline(
     name: Annotated[
         str, typer.Argument(help="full, first, layerdrop, headprune, distilbert, pkd or theseus")
     ],
-    task: Annotated[str, typer.Option(help="a GLUE task (mrpc, sst2, …)")],
     output: Annotated[Path, typer.Option(help="the run's folder")],
-    data_dir: DataDir = None,
+    rows: TrainingRows,
     backbone: Annotated[
         str | None,
         typer.Option(help="hub name or folder; default bert-base-uncased, or DistilBERT's"),
@@ -47,7 +47,6 @@ def baseline(
         int | None, typer.Option(help="rows a batch; default: the task's preset")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
-    max_length: MaxLength = None,
     seed: Annotated[
         int, typer.Option(min=0, max=LAST_SEED, help="of weights, draws and order")
     ] = 0,
@@ -62,13 +61,12 @@ def baseline(
 
     multiexit baseline first --option layers=9 --task mrpc --backbone albert-base-v2 --output runs/9
 
-    multiexit baseline headprune --task mrpc --output runs/heads
+    multiexit baseline headprune --data reviews.csv --output runs/heads
 
     multiexit baseline pkd --option layers=6 --task mrpc --output runs/pkd
     """
     from multiexit import Trainer, wrap
-    from multiexit.cli import reporting
-    from multiexit.data import tasks
+    from multiexit.cli import reporting, sources
     from multiexit.data.showing import shown
     from multiexit.data.splits import holdout
     from multiexit.evaluation.judging import judge, relative_to
@@ -81,14 +79,16 @@ def baseline(
     from multiexit.training.records import run_folder
 
     method = baselines.baseline(name, **typed.options(option or []))
-    if tasks.modality(task) != "text":
-        raise ValueError(f"static baselines are of BERT-like encoders, and {task} is images")
+    source = sources.find(rows, seed)
+    if source.kind != "text":
+        these = rows.task or rows.data
+        raise ValueError(f"static baselines are of BERT-like encoders, and {these} is images")
     if epochs is not None and max_steps is not None:
         raise ValueError("--epochs and --max-steps both say how long: give one")
     typed.folder("--output", output)
     fields = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr}
     config = replace(
-        experiment.config_for(task),
+        experiment.config_for(source.name),
         seed=seed,
         progress=progress,
         **{field: value for field, value in fields.items() if value is not None},
@@ -96,22 +96,27 @@ def baseline(
     place = replace(config, output=output, overwrite=overwrite)
     run_folder.check(place)
     distilled = name == "distilbert"
-    source = backbone or ("distilbert-base-uncased" if distilled else "bert-base-uncased")
-    tokenizer = typed.tokenizer(source)
-    data = tasks.load(task, data_dir, tokenizer, max_length)
-    rows, dev = holdout(data.train, experiment.validation_for(task, None), seed)
+    network = backbone or ("distilbert-base-uncased" if distilled else "bert-base-uncased")
+    tokenizer = typed.tokenizer(network)
+    data = source.load(tokenizer, output)
+    if data.problem == "multi-label":
+        raise ValueError(
+            f"static baselines answer one class or one number a row, and rows of {data.name} have "
+            "several labels: train the whole network, multiexit train --exits 1.0"
+        )
+    learned, dev = holdout(data.train, experiment.validation_for(source.name, None), seed)
 
     def encoder() -> Any:
-        made = experiment.backbone_for(data, source, seed=seed)
+        made = experiment.backbone_for(data, network, seed=seed)
         check_encoder(made)
         return made
 
     def fit(model: Any, recipe: Any) -> Any:
-        return Trainer(model, recipe, replace(config, metric=data.metric)).fit(rows, dev)
+        return Trainer(model, recipe, replace(config, metric=data.metric)).fit(learned, dev)
 
-    parts = baselines.Parts(encoder, fit, rows, data.num_classes, pool, data.labels)
-    whole = full or ("bert-base-uncased" if distilled else source)
-    measure = parts.on(encoder() if whole == source else wrap(whole))
+    parts = baselines.Parts(encoder, fit, learned, data.num_classes, pool, data.labels)
+    whole = full or ("bert-base-uncased" if distilled else network)
+    measure = parts.on(encoder() if whole == network else wrap(whole))
     begin = time.perf_counter()
     with run_folder.held(place):
         model, history = method.train(parts)
@@ -134,7 +139,7 @@ def baseline(
                 history,
                 lambda number, some=some: shown(some, number, data.preprocessing),
                 model.labels,
-                title=f"{name}, {layers} layers of {source} on {data.name} ({label})",
+                title=f"{name}, {layers} layers of {network} on {data.name} ({label})",
                 recipe=name,
                 note=f"A static network; its speed-ups are against {whole} with one head.",
                 command=typed_command(),

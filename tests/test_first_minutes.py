@@ -82,6 +82,8 @@ def test_five_commands(folder, monkeypatch):
         assert program == "multiexit"
         ended = command(*words)
         assert ended.code == 0, f"{line}\n{ended.err}"
+        if words[0] == "train":
+            assert "the learning rate 0.0001 (--lr) and at exits the mean over" in ended.err
     assert shown[0].endswith("runs/reviews/report.html")
     exits = json.loads((folder / "runs/reviews/results.json").read_text())["exits"]
     assert all(exit["scores"]["accuracy"] > 0.4 for exit in exits), "one class in four is chance"

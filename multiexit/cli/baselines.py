@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from multiexit.cli import typed
+from multiexit.cli import chosen, typed
 from multiexit.cli.row_options import TrainingRows
 from multiexit.cli.words import (
     LAST_SEED,
@@ -114,9 +114,11 @@ def baseline(
     def fit(model: Any, recipe: Any) -> Any:
         return Trainer(model, recipe, replace(config, metric=data.metric)).fit(learned, dev)
 
+    first = encoder()
+    config, pool = chosen.suited(config, pool, lr, source.name, first)
     parts = baselines.Parts(encoder, fit, learned, data.num_classes, pool, data.labels)
     whole = full or ("bert-base-uncased" if distilled else network)
-    measure = parts.on(encoder() if whole == network else wrap(whole))
+    measure = parts.on(first if whole == network else wrap(whole))
     begin = time.perf_counter()
     with run_folder.held(place):
         model, history = method.train(parts)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiexit.cli import train_options, typed
+from multiexit.cli import chosen, train_options, typed
 from multiexit.cli.row_options import TrainingRows
 from multiexit.cli.words import (
     BackboneName,
@@ -206,14 +206,16 @@ def train(
     method = experiment.tolerant(method, read)
     for number, folder in zip(numbers, folders, strict=True):
         begin = time.perf_counter()
+        network = experiment.backbone_for(read, backbone, weights, number, pretrained)
+        settings, pooling = chosen.suited(config, pool, lr, known_as, network, number != seed)
         model, history = experiment.train(
             read,
-            experiment.backbone_for(read, backbone, weights, number, pretrained),
+            network,
             method,
-            replace(config, output=folder, seed=number),
+            replace(settings, output=folder, seed=number),
             exits=places,
             head=head,
-            pool=pool,
+            pool=pooling,
             validation=share,
             tokenizer=tokenizer,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiexit.cli import training, typed
+from multiexit.cli import chosen, training, typed
 from multiexit.cli.row_options import TrainingRows
 from multiexit.cli.words import (
     LAST_SEED,
@@ -132,6 +132,7 @@ def tune(
     if folds > len(read.train):
         raise ValueError(f"--folds {folds}: there are {len(read.train)} rows to be parted")
     network = experiment.backbone_for(read, backbone, seed=seed)
+    config, pool = chosen.suited(config, pool, dimensions.get("lr"), known_as, network)
     MultiExitModel(  # refuses now
         network, read.num_classes, places, head or method.head, pool, None, read.problem
     )

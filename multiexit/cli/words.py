@@ -43,7 +43,13 @@ HeadName = Annotated[
         rich_help_panel="Network",
     ),
 ]
-Pool = Annotated[str | None, typer.Option(help="first or mean", rich_help_panel="Network")]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        help="first, last or mean token; default: the network's, for --data the mean",
+        rich_help_panel="Network",
+    ),
+]
 MaxSteps = Annotated[
     int | None, typer.Option(help="steps per phase, in place of epochs", rich_help_panel="Training")
 ]

@@ -66,7 +66,8 @@ def tolerant(recipe: Recipe, task: TaskData) -> Recipe:
 
 
 def config_for(task: str, schedule: str | None = None) -> TrainConfig:
-    """The paper's settings for a task; small and quick ones for the digits.
+    """The paper's settings for a task; `presets.texts` and `images` for a user's own, and small and
+    quick ones for the digits.
 
     Args:
         task: its name.
@@ -78,7 +79,7 @@ def config_for(task: str, schedule: str | None = None) -> TrainConfig:
     if tasks.modality(task) == "text":
         if schedule is not None:
             raise ValueError(f"schedule {schedule!r} is for images, and {task} is text: leave it")
-        return presets.glue(task)
+        return presets.texts() if task == "text" else presets.glue(task)
     if task == "image":
         if schedule is not None:
             raise ValueError(f"schedule {schedule!r} is for CIFAR: leave it out")
@@ -88,6 +89,26 @@ def config_for(task: str, schedule: str | None = None) -> TrainConfig:
         config = presets.cifar(schedule, epochs=30)
         return replace(config, batch_size=64, schedule="cosine", warmup=0.1, log_every=10)
     return presets.cifar(schedule)
+
+
+def suited(task: str, backbone: Backbone) -> tuple[float | None, str | None]:
+    """The rate and the pooling that suit a network, for texts of a user's own.
+
+    Early exits know little at the first token, and most in the mean of all, so the mean takes the
+    first one's place. The network's own head pools as it always did.
+
+    Args:
+        task: its name.
+        backbone: from `backbone_for`.
+
+    Returns:
+        λ1, and a name for `multiexit.MultiExitModel`; each None where the task's or the network's
+        own choice stays.
+    """
+    if task != "text":
+        return None, None
+    width = backbone.feature_shapes[-1][-1] or 384
+    return presets.texts(width).lr, "mean" if backbone.pool == "first" else None
 
 
 def validation_for(task: str, validation: float | None) -> float:

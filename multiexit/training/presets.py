@@ -62,6 +62,25 @@ def glue(task: str) -> TrainConfig:
     return TrainConfig(epochs=5, lr=row.lr, omega_lr=row.omega_lr, batch_size=row.batch_size)
 
 
+def texts(width: int = 384) -> TrainConfig:
+    """AdamW on a line down to 0, batch 16, 5 epochs: early exits on a few hundred texts or more.
+
+    The rate is 1e-4 up to width 384 (MiniLM) and falls as 1 / width beyond: 5e-5 for BERT-base,
+    the largest of its paper's. With the papers' rates for GLUE early exits of so few rows stay at
+    chance.
+
+    Args:
+        width: H, of the network's tokens.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.presets.texts().lr, mx.presets.texts(width=768).lr
+        (0.0001, 5e-05)
+    """
+    lr = 1e-4 * min(1.0, 384 / width)
+    return TrainConfig(epochs=5, lr=lr, omega_lr=1e-3, batch_size=16)
+
+
 def images() -> TrainConfig:
     """AdamW at 5e-4 on a cosine, batch 64, 10 epochs: to fine-tune a pretrained network.
 

@@ -67,8 +67,8 @@ def test_what_cant_be_is_refused_before_any_training(
         raise AssertionError
 
     monkeypatch.setattr("multiexit.Trainer.fit", trains)
-    usual = ["--backbone", tiny_glue / "bert", "--data-dir", tiny_glue, "--max-steps", 1]
-    usual += ["--task", "sst2"] * ("--task" not in words)
+    usual = ["--backbone", tiny_glue / "bert", "--max-steps", 1]
+    usual += ["--task", "sst2", "--data-dir", tiny_glue] * ("--task" not in words)
     ended = command("baseline", *words, *usual, "--output", tmp_path / "run")
     assert ended.code == 2, ended
     assert message in ended.err

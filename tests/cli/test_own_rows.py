@@ -1,12 +1,15 @@
 """Rows for a model that was trained on its user's own: what is said of them, and refused."""
 
+import json
+
 import pytest
 import torch
 from helpers import command
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 import multiexit as mx
 from multiexit.data import load
+from multiexit.training import experiment
 
 
 def rows(first: int, last: int) -> str:
@@ -39,6 +42,73 @@ def test_rows_that_the_model_was_trained_on_are_counted(run, data, learned, tmp_
         assert ended.code == 0, ended.err
         assert ("among those that the model was trained on" in ended.err) == bool(learned)
         assert (learned or "") in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "lr", "pool", "said"),
+    [
+        ((), 1e-4, "mean", "the learning rate 0.0001 (--lr) and at exits the mean over the tokens"),
+        (("--lr", 1e-3), 1e-3, "mean", "chosen for texts of your own: at exits the mean"),
+        (("--pool", "first", "--lr", 1e-3), 1e-3, "first", None),
+    ],
+)
+def test_texts_of_ones_own_have_settings_that_suit_early_exits(run, words, lr, pool, said,
+                                                               tiny_glue, tmp_path):  # fmt: skip
+    typed = ("--data", run / "mine.csv", "--backbone", tiny_glue / "bert", "--max-steps", 2, *words)
+    ended = command("train", *typed, "--output", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert (said or "") in ended.err
+    assert ("chosen for texts" in ended.err) == bool(said)
+    model = mx.MultiExitModel.from_pretrained(tmp_path / "run" / "model")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (model.pool, record["config"]["lr"]) == (pool, lr)
+    again = command("train", "--config", tmp_path / "run" / "run.json", "--output", tmp_path / "2")
+    assert again.code == 0, again.err
+    ours, theirs = (mx.MultiExitModel.from_pretrained(tmp_path / name / "model") for name in
+                    ("run", "2"))  # fmt: skip
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_a_wide_network_has_a_smaller_rate_and_one_that_pools_by_itself_keeps_that():
+    shape = {
+        "vocab_size": 9,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    bert = mx.wrap(BertModel(BertConfig(hidden_size=768, **shape)))
+    assert experiment.suited("text", bert) == (5e-5, "mean")
+    assert experiment.suited("mrpc", bert) == (None, None)
+    bert.pool = "last"
+    assert experiment.suited("text", bert) == (5e-5, None)
+
+
+@pytest.mark.parametrize("name", ["first", "headprune", "pkd"])
+def test_networks_without_early_exits_are_trained_on_rows_of_ones_own(
+    name, run, tiny_glue, tmp_path
+):
+    typed = ("--data", run / "mine.csv", "--backbone", tiny_glue / "bert", "--max-steps", 1)
+    typed += ("--option", "layers=3") * (name != "headprune")
+    ended = command("baseline", name, *typed, "--output", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "chosen for texts of your own" in ended.err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert len(results["policies"]) == 1
+    ended = command("evaluate", tmp_path / "run", "--output", tmp_path / "judged")
+    assert ended.code == 0, ended.err
+    judged = json.loads((tmp_path / "judged" / "results.json").read_text())
+    assert judged["exits"][0]["scores"] == results["exits"][0]["scores"]
+
+
+def test_baselines_refuse_rows_that_they_cannot_answer(run, tiny_glue, tmp_path):
+    (run / "many.csv").write_text("text,a,b\n" + "".join(f"cat {n},1,{n % 2}\n" for n in range(20)))
+    typed = ("--backbone", tiny_glue / "bert", "--output", tmp_path / "run")
+    many = ("--data", run / "many.csv", "--text", "text", "--label", "a", "--label", "b")
+    for words, message in ((many, "several labels"), ((), "give --task")):
+        ended = command("baseline", "first", "--option", "layers=3", *words, *typed)
+        assert ended.code == 2
+        assert message in ended.err
+        assert not (tmp_path / "run").exists()
 
 
 def test_where_it_cannot_be_told_that_is_said(run, tmp_path):

@@ -1,0 +1,42 @@
+"""What is chosen for texts of a user's own where nothing was typed, and said."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiexit.backbones import Backbone
+    from multiexit.training.config import TrainConfig
+
+
+def suited(
+    config: "TrainConfig",
+    pool: str | None,
+    lr: object,
+    task: str,
+    backbone: "Backbone",
+    quiet: bool = False,
+) -> tuple["TrainConfig", str | None]:
+    """The settings and the pooling that a network is trained with.
+
+    Args:
+        config: of the task, with what was typed.
+        pool, lr: as typed, None where nothing was; what was typed stays.
+        task: its name.
+        backbone: the network.
+        quiet: say nothing.
+    """
+    from multiexit.data.own.loading import say
+    from multiexit.runtime import processes
+    from multiexit.training import experiment
+
+    rate, pooling = experiment.suited(task, backbone)
+    said = []
+    if lr is None and rate is not None:
+        config = replace(config, lr=rate)
+        said.append(f"the learning rate {rate:.3g} (--lr)")
+    if pool is None and pooling is not None:
+        pool = pooling
+        said.append(f"at exits the {pooling} over the tokens (--pool)")
+    if said and not quiet and processes().is_main_process:
+        say(f"chosen for texts of your own: {' and '.join(said)}")
+    return config, pool

@@ -165,10 +165,8 @@ def count(source: Any) -> int:
     Raises:
         ValueError: as for `pixels`.
     """
-    with _named(source), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with _opened(source) as image:
-            return image.width * image.height
+    with _named(source), _quiet(), _opened(source) as image:
+        return image.width * image.height
 
 
 @contextmanager

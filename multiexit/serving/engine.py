@@ -4,7 +4,7 @@ Letters: M exits, B batch rows, T tokens, C classes.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -22,6 +22,7 @@ from multiexit.model.exit_loop import Prediction
 from multiexit.model.latency import Latency, check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
+from multiexit.policies.base import ROW
 from multiexit.runtime import compiled
 from multiexit.serving.folding import for_inference
 from multiexit.serving.streaming import (
@@ -32,9 +33,11 @@ from multiexit.serving.streaming import (
     windows_at_hand,
 )
 from multiexit.serving.unchanged import unchanged
+from multiexit_runner.knobs import last_exits
 from multiexit_runner.reading import Window, windows
 from multiexit_runner.waiting import Waiting
 
+LAST = f"{ROW}last"  # the entry of a state that says where a row leaves at the latest
 LENGTH_STEP = 16  # compiled engines see lengths of so many tokens apart
 
 
@@ -136,28 +139,69 @@ class Engine:
         self._prepare(**state)
 
     @torch.inference_mode()
-    def predict(self, *args: Any, **inputs: Any) -> Prediction:
+    def predict(
+        self,
+        *args: Any,
+        policy: ExitPolicy | Sequence[ExitPolicy] | None = None,
+        max_exit: int | Sequence[int] | None = None,
+        **inputs: Any,
+    ) -> Prediction:
         """Answer one batch, as `MultiExitModel.predict` does.
 
         Args:
             args, inputs: what the model takes, by place and by name.
+            policy: for this call, one for all rows or one for each.
+            max_exit: the exit where rows leave at the latest, for all or for each.
 
         Returns:
             The rows' logits [B, C] and exits [B], in the order that the rows came in.
 
         Raises:
             ValueError: what `MultiExitModel.predict` raises; a model that has changed since a copy
-                of it was made.
+                of it was made; other counts than rows, or no such exit; either of the two where the
+                engine is compiled, with its own policy.
         """
         self._check_ready()
         rows = exit_loop.num_rows(args, inputs)
+        decide, state = self._decide, {}
+        if policy is not None or max_exit is not None:
+            decide, state = self._by_row(rows, policy, max_exit)
         answer = exit_loop.empty_prediction(
             self.model.answer_shape(args, inputs), next(self.model.parameters())
         )
         if rows:
             group = self._first_group({**dict(enumerate(args)), **inputs}, torch.arange(rows))
-            exit_loop.run(group, self._decide, self._batch_size, answer)
+            group.state = state
+            exit_loop.run(group, decide, self._batch_size, answer)
         return answer
+
+    def _by_row(
+        self,
+        rows: int,
+        policy: ExitPolicy | Sequence[ExitPolicy] | None,
+        max_exit: int | Sequence[int] | None,
+    ) -> tuple[exit_loop.Decide, policies.State]:
+        """What happens at an exit where rows have a policy or a last exit of their own."""
+        if self.compiled:
+            raise ValueError("a compiled engine keeps its policy: make one without compile")
+        model = self.original
+        policy = self.policy if policy is None else policy
+        own = [policy] * rows if isinstance(policy, ExitPolicy) else list(policy)
+        if len(own) != rows:
+            raise ValueError(f"there are {rows} rows, and {len(own)} policies: give one for each")
+        for each in policies.kinds_of(own):
+            policies.check(each, model.num_exits, model.num_classes, model.problem)
+        last_B = last_exits(model.num_exits, rows, max_exit)
+        device = next(self.model.parameters()).device
+        by_row = policies.PerRow(policies.kinds_of(own))
+        state = by_row.row_state(own, device)
+        state[LAST] = torch.from_numpy(last_B.astype("int64")).to(device)
+
+        def decide(exit: int, carry: Any, memory: Any, state: Any) -> exit_loop.Decision:
+            decision = self.model.decide(by_row, exit, carry, memory, state)
+            return decision._replace(stop_B=decision.stop_B | (state[LAST] <= exit))
+
+        return decide, state
 
     def stream(
         self,

@@ -25,6 +25,32 @@ def test_one_batch_is_answered_as_by_predict(network, policy):
         same_answers(mx.Engine(model, policy, latency=latency).predict(**inputs), wanted)
 
 
+def test_rows_have_policies_and_last_exits_of_their_own(network):
+    model, inputs = network
+    engine, rows = mx.Engine(model, mx.MaxProb(0.6)), 24
+    own = [POLICIES[row % 4] if row % 3 else mx.MaxProb(row / rows) for row in range(rows)]
+    last = [row % model.num_exits for row in range(rows)]
+    got = engine.predict(**inputs, policy=own)
+    early = engine.predict(**inputs, policy=own, max_exit=last)
+    for row, policy in enumerate(own):
+        alone = model.predict(policy, **{name: x[row : row + 1] for name, x in inputs.items()})
+        assert got.exit_B[row] == alone.exit_B[0]
+        torch.testing.assert_close(got.logits_BC[row], alone.logits_BC[0], atol=1e-5, rtol=1e-4)
+        assert early.exit_B[row] == min(int(alone.exit_B[0]), last[row])
+    same_answers(
+        engine.predict(**inputs, policy=mx.Patience(2)), model.predict(mx.Patience(2), **inputs)
+    )
+    assert engine.predict(**inputs, max_exit=0).exit_B.tolist() == [0] * rows
+    for wrong, message in [
+        ({"policy": own[:3]}, "24 rows, and 3 policies"),
+        ({"policy": mx.FixedExit(99)}, "must be within"),
+        ({"max_exit": 99}, "max_exit must be from 0 to"),
+        ({"max_exit": 0.5}, "the index of an exit"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            engine.predict(**inputs, **wrong)
+
+
 def test_the_model_s_own_policy_is_the_default(spied):
     model, _, inputs = spied
     model.policy = mx.FixedExit(2)

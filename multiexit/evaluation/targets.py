@@ -1,21 +1,24 @@
 """The targets of calibration: a speed-up, a score, milliseconds, or a bounded risk.
 
-Letters: S settings, B rows, C classes.
+Letters: S settings, B rows, C classes, M exits, E bins of confidence.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from multiexit import problems
 from multiexit.arguments import check_share, unknown
 from multiexit.evaluation import guarantee
 from multiexit.evaluation.judging import Row, sweep
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.latency import Latency
 from multiexit.policies import Certificate, ExitPolicy
+from multiexit_runner.drift import BINS, bins_of
 
 TARGETS = ("speedup", "score", "milliseconds", "risk")
 BY = ("layers", "macs", "time")
@@ -204,9 +207,24 @@ def _bounded(
         )
     keys = None if outputs.keys_B is None else tuple(sorted(outputs.keys_B.tolist()))
     observed = float(loss_SB[index].mean())
+    counts = counts_of(outputs, settings[index])
     return settings[index].with_certificate(
-        Certificate(loss, risk, target.confidence, rows, observed, keys)
+        Certificate(loss, risk, target.confidence, rows, observed, keys, counts)
     )
+
+
+def counts_of(outputs: Outputs, policy: ExitPolicy) -> tuple[tuple[int, ...], ...]:
+    """How many rows leave at each exit with a confidence in each bin, M × E.
+
+    Args:
+        outputs: from `collect`.
+        policy: that stops the rows.
+    """
+    exit_B, answer_BC = outputs.answers(policy)
+    problem = problems.resolve(outputs.problem, outputs.num_classes)
+    counts_ME = np.zeros((outputs.num_exits, BINS), np.int64)
+    np.add.at(counts_ME, (exit_B.numpy(), bins_of(answer_BC.numpy(), problem)), 1)
+    return tuple(map(tuple, counts_ME.tolist()))
 
 
 def losses_of_settings(

@@ -1,6 +1,6 @@
 """The certificate of a policy, kept with it.
 
-Letters: N rows it was calibrated on, B rows of other outputs.
+Letters: N rows it was calibrated on, B rows of other outputs, M exits, E bins of confidence.
 """
 
 import base64
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from multiexit.files import schema
+from multiexit_runner.drift import BINS
 
 LOSS = re.compile("disagreement|accuracy|cosine|rank@([1-9][0-9]{0,8})")
 """The names of losses; `rank@k` has its k."""
@@ -34,7 +35,8 @@ TABLE = schema.table(
         "rows": schema.whole(1, 2**53),
         "observed": schema.number(0, 1),
         "keys": schema.optional(schema.text),
-    }
+    },
+    {"counts": schema.listed(schema.listed(schema.whole(0, 2**53), BINS, BINS), 1, 10_000)},
 )
 """The schema of a saved certificate."""
 
@@ -54,6 +56,9 @@ class Certificate:
         rows: N.
         observed: the mean loss on these rows.
         keys: of these rows (`multiexit.Outputs`), sorted; None where they have none.
+        counts: of these rows, by the exit where they left and the bin of their confidence there,
+            M × E (`multiexit_runner.drift.bins_of`): what a service compares its rows with. None
+            in certificates of before.
 
     Example:
         Two exits that always agree, on 400 rows:
@@ -72,6 +77,7 @@ class Certificate:
     rows: int
     observed: float
     keys: tuple[int, ...] | None = field(default=None, repr=False)
+    counts: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
 
     def seen(self, keys_B: Tensor) -> Tensor:
         """Say which of these rows it was calibrated on, bool [B].
@@ -86,7 +92,12 @@ class Certificate:
         keys = self.keys
         if keys is not None:
             keys = base64.b64encode(struct.pack(f"<{len(keys)}q", *keys)).decode()
-        return {**asdict(self), "keys": keys}
+        data = {**asdict(self), "keys": keys}
+        if self.counts is None:
+            del data["counts"]
+        else:
+            data["counts"] = [list(counts_E) for counts_E in self.counts]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Certificate":
@@ -105,4 +116,7 @@ class Certificate:
                 raise ValueError(
                     f"certificate.keys is {schema.short(keys)}; it must be 64-bit numbers in base64"
                 ) from error
-        return cls(**{**data, "keys": keys})
+        counts = data.get("counts")
+        if counts is not None:
+            counts = tuple(map(tuple, counts))
+        return cls(**{**data, "keys": keys, "counts": counts})

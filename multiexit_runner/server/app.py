@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ from multiexit_runner.server.options import Options
 from multiexit_runner.server.orders import Orders
 from multiexit_runner.server.scheduler import Full, Left, Row, Scheduler
 from multiexit_runner.server.served import Served
+from multiexit_runner.server.watch import Watch
 
 SOME = 2_000
 """Characters that are tokenised at once; more go to another thread."""
@@ -91,7 +92,9 @@ class Service:
             on_run=self.metrics.on_run,
         )
         self.metrics.queue.set_function(lambda: self.scheduler.rows)
-        self.metrics.certified.set(served.certificate is not None)
+        self.watch = Watch(served, options.drift_alpha)
+        self.metrics.certified.set_function(lambda: self.watch.valid)
+        self.metrics.evidence.set_function(lambda: self.watch.wealth)
         for name, number in served.numbers(self.orders.default).items():
             self.metrics.number.labels(name).set(number)
         self.ready = False
@@ -137,7 +140,9 @@ class Service:
         except ValueError as error:
             raise Refused(422, str(error)) from error
         budget = None if ask.budget_ms is None else ask.budget_ms / 1000
-        lefts = await self._run(prepared, order.policy, order.max_exit, budget, request)
+        counts = order.certified and ask.max_exit is None and budget is None
+        with self.watch.request() if counts else nullcontext([]) as lefts:
+            lefts += await self._run(prepared, order.policy, order.max_exit, budget, request)
         answers = []
         for place, (left, encoded) in enumerate(zip(lefts, prepared, strict=True)):
             if left.answer_C is None:
@@ -149,7 +154,8 @@ class Service:
                 "milliseconds": round(1000 * left.seconds, 3),
             }
             answers.append(answer | ({"cut": True} if encoded.cut else {}))
-        certified = order.certified and all(left.why == "policy" for left in lefts)
+        certified = order.certified and self.watch.valid
+        certified = certified and all(left.why == "policy" for left in lefts)
         response.headers["X-Multiexit-Certified"] = "true" if certified else "false"
         return {"answers": answers, "policy": order.said, "certified": certified}
 
@@ -239,7 +245,10 @@ class Service:
         return JSONResponse({"ready": self.ready}, 200 if self.ready else 503)
 
     async def _info(self) -> dict[str, Any]:
-        served = self.served
+        served, certificate = self.served, None
+        if served.certificate is not None:  # without what tells its rows
+            hidden = ("keys", "counts")
+            certificate = {k: v for k, v in served.certificate.items() if k not in hidden}
         return {
             "reads": served.kind,
             "problem": served.problem,
@@ -247,7 +256,8 @@ class Service:
             "exits": len(served.exits),
             "layers": [layer + 1 for layer in served.exits],
             "policy": served.policy,
-            "certificate": served.certificate,
+            "certificate": certificate,
+            "drift": self.watch.info(),
         }
 
     async def _metrics(self) -> Response:

@@ -44,6 +44,10 @@ class Metrics:
             "multiexit_certificate_valid", "1 while answers are under the certificate",
             registry=registry,
         )  # fmt: skip
+        self.evidence = Gauge(
+            "multiexit_drift_evidence", "Of drift since calibration; the certificate is void from "
+            "1/drift_alpha on", registry=registry,
+        )  # fmt: skip
 
     def on_run(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run."""

@@ -39,6 +39,9 @@ class Options:
     max_characters: int = _option(20_000, "characters of a text, at most", 1)
     max_body_mb: float = _option(8.0, "size of a request, in MB, at most", 0)
     max_pixels: int = _option(50_000_000, "pixels of an image, at most", 1)
+    drift_alpha: float = _option(
+        0.01, "chance that a certificate is voided though no row drifts; 0 doesn't watch", 0
+    )
     threads: int = _option(0, "threads of the network; 0 is as many as there are cores", 0)
     providers: str = _option("", "onnxruntime's providers, with commas; default the CPU")
     shutdown_seconds: float = _option(30.0, "time for requests on their way at the end", 0)
@@ -56,6 +59,8 @@ class Options:
                 raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, got {self.port}")
+        if self.drift_alpha >= 1:
+            raise ValueError(f"drift_alpha must be below 1, got {self.drift_alpha!r}")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(
                 f"log_level must be debug, info, warning or error, got {self.log_level!r}"

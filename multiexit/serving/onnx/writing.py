@@ -7,6 +7,7 @@ import copy
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def export(
             kept in the folder (else 4 that are drawn at random).
         int8: matrix products in 8-bit integers, for CPUs. Answers then differ a little: on the
             `rows`, if there are any, they must be the same for a share of at least `agreement`,
-            in batches and one row at a time. A row's answer is the same in any batch.
+            in batches and one row at a time. A row's answer is the same in any batch. The policy's
+            certificate, which is of the float model, isn't carried over.
         target: of int8, the CPUs it is for: `"auto"` is right on any; `"vnni"` and `"arm64"` round
             weights a little finer, at the same speed, and are right on such CPUs alone; `"avx2"`
             and `"avx512"` are what `"auto"` is.
@@ -98,6 +100,8 @@ def export(
     from multiexit_runner.rows import to_bytes
 
     assert policy is not None
+    if int8:
+        policy = replace(policy)  # without its certificate, which is of the float model
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     batches = None if rows is None else _batches(model, rows)

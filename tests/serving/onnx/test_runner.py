@@ -35,8 +35,9 @@ def _export(root):
     torch.manual_seed(0)
     stages = (nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(2))
     model = mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), 3, head="linear").eval()
-    mx.export(model, root / "float", mx.MaxProb(0.4))
-    mx.export(model, root / "auto", mx.MaxProb(0.4), int8=True)
+    policy = mx.MaxProb(0.4).with_certificate(mx.Certificate("accuracy", 0.1, 0.9, 50, 0.0))
+    mx.export(model, root / "float", policy)
+    mx.export(model, root / "auto", policy, int8=True)
     first = mx.keep_exits(model, [0])
     mx.export(first, root / "vnni", mx.MaxProb(0.4), int8=True, target="vnni")
 
@@ -53,6 +54,11 @@ def test_files_have_the_permissions_of_the_users_umask(exported):
     folder = exported / "auto"
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~mask}
     assert folder.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_a_certificate_is_of_the_float_model(exported):
+    said = [json.loads((exported / name / "export.json").read_text()) for name in ("float", "auto")]
+    assert ["certificate" in settings["policy"] for settings in said] == [True, False]
 
 
 def _batches(count, rows=4):

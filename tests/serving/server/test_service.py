@@ -6,7 +6,7 @@ import json
 import threading
 
 import pytest
-from answering import image_model, pictures, text_model, texts, tokenizer_in
+from answering import image_model, pictures, texts
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -17,21 +17,6 @@ from multiexit_runner.server.options import Options, merged
 from multiexit_runner.server.served import of_export
 
 pytestmark = pytest.mark.usefixtures("onnx_operators")
-
-
-@pytest.fixture(scope="module")
-def text_served(tmp_path_factory):
-    """The classifier, and what is served of the model and of its export."""
-    folder = tmp_path_factory.mktemp("served")
-    tokenizer = tokenizer_in(folder)
-    model = text_model(tokenizer)
-    classify = mx.Classifier(model, tokenizer, mx.MaxProb(0.6))
-    mx.export(model, folder / "export", mx.MaxProb(0.6), tokenizer=tokenizer)
-    exported = mx.Classifier.from_pretrained(folder / "export")
-    return classify, {
-        "model": lambda: of_model(classify, ["patience", "entropy"]),
-        "export": lambda: of_export(exported),
-    }
 
 
 @pytest.fixture(params=["model", "export"])

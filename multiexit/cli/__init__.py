@@ -17,6 +17,7 @@ from multiexit.cli import (
     training,
     tuning,
 )
+from multiexit.cli.noted import warnings_noted
 from multiexit.cli.run_files import expanded
 from multiexit.cli.spelling import as_typed
 from multiexit.cli.words import Sections, check_words, finite, options_of
@@ -63,7 +64,9 @@ def main() -> None:
         check_words(program, sys.argv[1:])
         sys.argv = [sys.argv[0], *expanded(program, sys.argv[1:])]
         check_words(program, sys.argv[1:])
-        run()
+        options = options_of(program, sys.argv[1:])
+        with warnings_noted(lambda text: as_typed(text, options)):
+            run()
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         # Of the many RuntimeErrors only those of memory; torch isn't imported for a name.
         memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)

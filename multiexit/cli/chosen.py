@@ -25,7 +25,7 @@ def suited(
         backbone: the network.
         quiet: say nothing.
     """
-    from multiexit.data.own.loading import say
+    from multiexit.data.own.notes import say
     from multiexit.runtime import processes
     from multiexit.training import experiment
 

@@ -1,7 +1,6 @@
 """`multiexit predict` on a table: the same rows, with columns of answers."""
 
 import json
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
@@ -239,8 +238,10 @@ def _added(classify: "Classifier", all_scores: bool, columns: list[str]) -> dict
             names[("score", name)] = f"score_{name}"
     names |= {"exit": "exit", "layers": "layers"}
     if {*names.values()} & {*columns}:
+        from multiexit.data.own.notes import say
+
         names = {key: PREFIX + name for key, name in names.items()}
-        print(f"multiexit: columns of answers begin with {PREFIX} here", file=sys.stderr)
+        say(f"columns of answers begin with {PREFIX} here")
     if clash := sorted({*names.values()} & {*columns}):
         raise ValueError(f"the table has a column {clash[0]!r} already: rename it")
     return names

@@ -1,7 +1,6 @@
 """Reports of a run, as commands print and write them."""
 
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multiexit.data import tasks
+from multiexit.data.own.notes import say
 from multiexit.data.showing import shown
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation import alike, card, examples, pictures, report, results, seeds
@@ -127,7 +127,7 @@ def write_results(
     W_MM = history.weights[-1][1] if history is not None and history.weights else None
     print(report.exit_table(outputs))
     if (note := alike.advice(outputs)) is not None:
-        print(f"multiexit: {note}", file=sys.stderr)
+        say(note)
     print()
     print(report.policy_table(rows))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Rows for a model that was trained on its user's own: what is said of them, and refused."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -67,6 +68,19 @@ def test_texts_of_ones_own_have_settings_that_suit_early_exits(run, words, lr, p
     ours, theirs = (mx.MultiExitModel.from_pretrained(tmp_path / name / "model") for name in
                     ("run", "2"))  # fmt: skip
     assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_warnings_are_notes_said_once(run, tmp_path, monkeypatch):
+    def load(*_):
+        warnings.warn("batch_size=3 is\nlarge", stacklevel=1)
+        warnings.warn("batch_size=3 is large", stacklevel=2)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("multiexit.cli.sources.load", load)
+    for _ in range(2):
+        ended = command("evaluate", run / "run", "--output", tmp_path)
+        assert ended.code == 2
+        assert ended.err == "multiexit: batch_size=3 is large\nmultiexit: far enough\n"
 
 
 def test_a_wide_network_has_a_smaller_rate_and_one_that_pools_by_itself_keeps_that():

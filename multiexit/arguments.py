@@ -7,6 +7,15 @@ from numbers import Real
 from typing import Any, Literal
 
 
+def in_a_row(names: Iterable[object]) -> str:
+    """Names, one after the other; one that has a comma of its own stands in quotes.
+
+    >>> in_a_row(["film", "question, answer"])
+    "film, 'question, answer'"
+    """
+    return ", ".join(repr(name) if "," in str(name) else str(name) for name in names)
+
+
 def suggest(name: object, known: Iterable[str]) -> str | None:
     """The known name that is nearest, or None where none is near.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from multiexit.arguments import check_share
 from multiexit.data.tasks import TaskData
-from multiexit.evaluation import guarantee, report
+from multiexit.evaluation import card, guarantee, report
 from multiexit.evaluation.budget import Budget, budgeted
 from multiexit.evaluation.calibration import calibrate
 from multiexit.evaluation.calibration_table import calibration_table
@@ -119,6 +119,7 @@ def tabulate(
     outputs = collect(model, rows, task.metric, keys=False)
     model.calibration = calibration_table(outputs, policy, confidence=confidence)
     save_settings(folder, model.settings(backbone_spec(model.backbone)))
+    card.renew_card(folder)
     print(f"{task.name} ({name}), {model.calibration.rows} rows")
     if model.calibration.loss is not None:
         print(f"Bounds on the loss against the last exit hold with confidence {confidence:g}.")
@@ -181,6 +182,7 @@ def run(
         model.save_pretrained(folder)
     else:
         save_settings(folder, model.settings(backbone_spec(model.backbone)))
+    card.renew_card(folder)
     rows_judging = len(rest.labels_B)
     print(f"{task.name} ({name}): {rows_calibrating} rows calibrate, {rows_judging} others judge")
     print(_report_text(model, rest, calibrated, target))

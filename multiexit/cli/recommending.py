@@ -39,7 +39,7 @@ def recommend(
     """
     from multiexit.arguments import check_share
     from multiexit.cli import sources
-    from multiexit.evaluation import plain_words, report
+    from multiexit.evaluation import card, plain_words, report
     from multiexit.evaluation.outputs import collect
     from multiexit.evaluation.recommendation import check_target
     from multiexit.evaluation.recommendation import recommend as choose
@@ -83,6 +83,7 @@ def recommend(
     if write:
         model.policy = advice.row.policy
         save_settings(folder, model.settings(backbone_spec(model.backbone)))
+        card.renew_card(folder)
         print(f"\nwritten: {folder / SETTINGS}, with the policy {policy_name(model.policy)}")
     else:
         print("\nTo store it in the model, run the command again with --write.")

@@ -146,6 +146,7 @@ def export(
     from multiexit import MultiExitModel
     from multiexit.cli import predicting, sources
     from multiexit.policies import check, parse
+    from multiexit.policies.registry import policy_name
     from multiexit.serving.onnx import export as export_onnx
     from multiexit.serving.onnx.int8 import TARGETS
 
@@ -170,6 +171,12 @@ def export(
     if exit_policy is not None:
         check(exit_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
     share = 0.95 if agreement is None else agreement
+    compared = "random inputs" if rows is None else "the rows given"
+    print(
+        f"multiexit: {loaded.num_exits} graphs are traced, then compared with the model on "
+        f"{compared}",
+        file=sys.stderr,
+    )
     parity = export_onnx(
         loaded,
         output,
@@ -189,6 +196,9 @@ def export(
     )
     if int8:
         print(f"int8 for {TARGETS[target].machines}")
+        held = exit_policy or loaded.policy
+        if held is not None and held.certificate is not None:
+            print(f"The certificate of {policy_name(held)} is the float model's, and was left out")
 
 
 def truncate(

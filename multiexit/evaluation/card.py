@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from multiexit.arguments import in_a_row
 from multiexit.evaluation.report import _exit_cells, _policy_cells, table
 from multiexit.files.writing import write
 from multiexit.model.folder import SETTINGS
@@ -110,6 +111,24 @@ def write_card(folder: str | Path, results: Mapping[str, Any] | None = None, **a
     return folder / CARD
 
 
+def renew_card(folder: str | Path) -> None:
+    """Say again in a folder's card what `facts` says, after a calibration; no card, nothing done.
+
+    Args:
+        folder: of a model, with its settings and perhaps the card of `write_card`.
+    """
+    card = Path(folder) / CARD
+    lines = card.read_text(encoding="utf-8").split("\n") if card.is_file() else []
+    now = facts(read_settings(Path(folder) / SETTINGS))
+    first = next((n for n, line in enumerate(lines) if line.startswith("- answers: ")), None)
+    if first is None:  # none, or a page of the user's own
+        return
+    last = lines.index("", first)
+    others = [line for line in lines[first:last] if line[2:].partition(": ")[0] not in now]
+    lines[first:last] = [*(f"- {key}: {value}" for key, value in now.items() if value), *others]
+    write(card, lambda path: path.write_text("\n".join(lines), encoding="utf-8"))
+
+
 def licence_of(backbone: str | None) -> str | None:
     """The licence that a local folder's own card names, or None."""
     card = None if backbone is None else Path(backbone) / CARD
@@ -137,7 +156,7 @@ def facts(settings: Mapping[str, Any]) -> dict[str, str | None]:
 def _answers(settings: Mapping[str, Any]) -> str:
     labels, count = settings["labels"], settings["num_classes"]
     problem = settings.get("problem") or ("regression" if count == 1 else "classification")
-    names = f": {', '.join(map(str, labels[:20]))}" if labels else ""
+    names = f": {in_a_row(labels[:20])}" if labels else ""
     return f"{problem}, {count} output{'s' * (count > 1)}{names}"
 
 

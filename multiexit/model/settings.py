@@ -68,6 +68,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         hint = ""
         if (inside / path.name).exists():
             hint = f"; did you mean {inside}?"
+        elif (path.parent / "export.json").exists():
+            hint = "; it is an export, which mx.Classifier and multiexit_runner answer with"
         elif (path.parent / "config.json").exists():
             hint = "; put exits on it by multiexit.wrap, or `multiexit train --backbone`"
         raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel{hint}")

@@ -41,3 +41,22 @@ def test_the_licence_is_that_of_the_backbones_own_card(tmp_path):
     (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: 'apache-2.0'\n---\n# x\n")
     assert card.licence_of(str(tmp_path)) == "apache-2.0"
     assert card.licence_of("albert-base-v2") is None
+
+
+def test_a_card_follows_what_was_calibrated_and_keeps_the_rest(tmp_path):
+    model = mx.MultiExitModel(mx.cifar_resnet(20), 2, exits=[2, 8], labels=["a, b", "c"])
+    model.policy = mx.Patience(1)
+    model.save_pretrained(tmp_path)
+    card.write_card(tmp_path, backbone="me/net")
+    model.policy = mx.MaxProb(0.8).with_certificate(
+        Certificate("disagreement", 0.05, 0.9, 100, 0.01, None)
+    )
+    model.save_pretrained(tmp_path)
+    card.renew_card(tmp_path)
+    text = (tmp_path / card.CARD).read_text()
+    assert text == card.write_card(tmp_path, backbone="me/net").read_text()
+    assert "stops by: max-prob=0.8\n- certificate: disagreement of at most 0.05" in text
+    assert "2 outputs: 'a, b', c" in text
+    (tmp_path / card.CARD).write_text("a page of my own\n")
+    card.renew_card(tmp_path)
+    assert (tmp_path / card.CARD).read_text() == "a page of my own\n"

@@ -12,7 +12,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
-from multiexit.arguments import unknown
+from multiexit.arguments import in_a_row, unknown
 from multiexit.losses.class_names import missing
 
 MANY = 50
@@ -128,7 +128,7 @@ def found(
             f"{len(listed)} different labels in {len(values)} rows, such as {listed[0]!r}: is that "
             "the label's column?"
         )
-    shown = ", ".join(listed[:8]) + (f", … ({len(listed)})" if len(listed) > 8 else "")
+    shown = in_a_row(listed[:8]) + (f", … ({len(listed)})" if len(listed) > 8 else "")
     kind = "labels, several a row" if problem == "multi-label" else "classes in this order"
     return Targets(problem, listed, len(listed)), f"{kind}: {shown}{_alike(listed)}"
 

@@ -4,6 +4,7 @@ import atexit
 import gc
 import io
 import runpy
+import socket
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -306,3 +307,10 @@ def command(*words: object, stdin: str = "") -> Ended:
         except SystemExit as end:
             code = int(end.code or 0)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 from answering import text_model, texts, tokenizer_in
-from helpers import ROOT
+from helpers import ROOT, free_port
 
 import multiexit as mx
 
@@ -43,12 +43,6 @@ def exported(tmp_path_factory):
 
 
 JSON = b"Content-Type: application/json\r\n\r\n"
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shutil
 import signal
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,6 +190,7 @@ def usual(name: str, place: Path) -> list[str]:
         "recommend": [model, "--speedup", "2"],
         "report": [str(place / "results")],
         "profile": [model],
+        "serve": [model],
         "predict": [model, str(place / "empty")],
         "export": [model, "out"],
         "truncate": [model, "0", "--output", "out"],
@@ -243,7 +245,16 @@ def lines_of(place: Path):
             if not p.multiple:
                 value = "out" if option in base else "1"
                 yield [*_with([*base, *more], option, value), option, value]
-        if name in ("evaluate", "sweep", "calibrate", "recommend", "profile", "predict", "export"):
+        if name in (
+            "evaluate",
+            "sweep",
+            "calibrate",
+            "recommend",
+            "profile",
+            "predict",
+            "export",
+            "serve",
+        ):
             target = ["--speedup", "2"] if name == "calibrate" else []
             for wrong in (*NOT_THESE, *NOR_THESE):
                 yield [name, str(place / wrong), *base[2:], *target]
@@ -356,6 +367,7 @@ def test_bad_command_lines_are_refused_shortly_and_leave_nothing(folder, tmp_pat
         *("serving.profiling.profile", "serving.onnx.export"),
     ):
         monkeypatch.setattr(f"multiexit.{work}", began)
+    monkeypatch.setattr("multiexit_runner.server.serve.logging", SimpleNamespace(basicConfig=began))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -1,7 +1,7 @@
 """Commands that judge a trained model, and set it up for a target."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -173,14 +173,25 @@ def calibrate(
 def profile(
     model: Model,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="per row of text, as yours have; default 128")
+        int | None,
+        typer.Option(min=1, help="per row of text; default: as its own rows have, else 128"),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="texts of your own, by whose length it is measured")
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="rising")] = "1,2,4,8,16,32",
     repeats: Annotated[int, typer.Option(min=1, help="readings of each part")] = 5,
 ) -> None:
     """Measure how long a model's parts take on this machine, and keep that with the model.
 
-    Example: multiexit profile runs/mrpc/model --tokens 50
+    Texts are as long as the mean of the rows that are named, or of those to judge on that the run
+    remembers.
+
+    Examples:
+
+    multiexit profile runs/reviews
+
+    multiexit profile runs/mrpc/model --tokens 50
     """
     from multiexit import MultiExitModel
     from multiexit.evaluation import report
@@ -189,9 +200,13 @@ def profile(
 
     model = typed.model_folder(model)
     sizes = typed.whole_numbers("--batch-sizes", batch_sizes)
+    if tokens is not None and data is not None:
+        raise ValueError("--tokens and --data both say how long rows are: give one")
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     inputs = loaded.backbone.example_inputs()
-    if tokens is not None:
+    if tokens is None:
+        inputs = _usual_row(loaded, model, data) or inputs
+    else:
         if "input_ids" not in inputs:
             raise ValueError(f"--tokens {tokens}: this model reads {', '.join(inputs)}, not text")
         most = inputs["input_ids"].shape[1]
@@ -202,3 +217,33 @@ def profile(
     save_settings(model, loaded.settings(backbone_spec(loaded.backbone)))
     print(report.latency_table(loaded.latency))
     print(f"\nwritten: {model / SETTINGS} ({loaded.latency.machine})")
+
+
+def _usual_row(model: Any, folder: Path, data: str | None) -> dict[str, Any] | None:
+    """The text whose length is nearest to the mean, as inputs; None where there are none."""
+    from statistics import fmean
+
+    from multiexit.cli import sources
+    from multiexit.data.own.notes import say
+
+    if model.preprocessing.get("kind") != "text":
+        if data is not None:
+            raise ValueError(f"--data {data} is for texts, whose lengths differ: leave it out")
+        return None
+    if data is None and "data" not in model.preprocessing:
+        return None
+    try:
+        task = sources.load(folder, ModelRows(data=data))[1]
+    except (ValueError, OSError) as error:
+        if data is not None:
+            raise
+        say(f"the run's own rows can't be read, so 128 tokens are measured (--tokens): {error}")
+        return None
+    name, rows = next(iter(task.sets.items()))
+    mean = fmean(rows.lengths)
+    nearest = min(range(len(rows)), key=lambda row: abs(rows.lengths[row] - mean))
+    say(
+        f"measured at {rows.lengths[nearest]} tokens, as rows of {name} have in the mean (--tokens)"
+    )
+    batch = rows.collate([rows[nearest]])
+    return {key: value for key, value in batch.items() if key != "labels"}

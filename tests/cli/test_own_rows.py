@@ -70,6 +70,24 @@ def test_texts_of_ones_own_have_settings_that_suit_early_exits(run, words, lr, p
     assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
 
 
+def test_a_profile_is_of_rows_as_long_as_ones_own(run, tmp_path, monkeypatch):
+    measured = []
+
+    def profile(model, inputs, **_):
+        measured.append(inputs["input_ids"].shape[1])
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("multiexit.serving.profiling.profile", profile)
+    (run / "long.csv").write_text("text,label\n" + f"{'cat ' * 28},1\n" * 3)
+    for words in ((), ("--data", run / "long.csv"), ("--tokens", 9)):
+        assert "far enough" in command("profile", run / "run", *words).err
+    own, long, typed = measured
+    assert 4 < own < 12
+    assert (long, typed) == (30, 9)
+    both = command("profile", run / "run", "--tokens", 9, "--data", run / "long.csv")
+    assert "give one" in both.err
+
+
 def test_warnings_are_notes_said_once(run, tmp_path, monkeypatch):
     def load(*_):
         warnings.warn("batch_size=3 is\nlarge", stacklevel=1)

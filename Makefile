@@ -9,7 +9,7 @@ demo: $(VENV)/demo
 	$(BIN)/multiexit demo --overwrite
 
 test: $(VENV)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -1,18 +1,18 @@
 """`multiexit_runner.Classifier`: the answers of `mx.Classifier`, where there is no torch."""
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 
 import numpy as np
 import pytest
-import torch
-from answering import image_model, pictures, text_model, texts, tokenizer_in
+from answering import pictures, text_model, texts, tokenizer_in
 from helpers import ROOT, command
 
 import multiexit as mx
-from multiexit.data.text import TextDataset
 from multiexit.policies import POLICIES, parse
 from multiexit_runner import Classifier, Runner
 from multiexit_runner.folder import SETTINGS, seal
@@ -56,25 +56,23 @@ def same(got, wanted):
 
 
 @pytest.mark.filterwarnings("ignore:inputs")  # that fill all tokens
-def test_texts_get_the_same_answers(tmp_path):
-    tokenizer = tokenizer_in(tmp_path)
-    model, rows = text_model(tokenizer, exits=[0, 3]), [*texts(13), "the cat " * 20]
-    data = TextDataset.from_texts(tokenizer, texts(300, 5), None, torch.arange(300) % 3)
-    model.calibration = mx.calibration_table(mx.collect(model, data), mx.MaxProb)
-    mx.export(model, tmp_path / "export", mx.MaxProb(0.6), tokenizer=tokenizer)
+def test_texts_get_the_same_answers(exported_texts, tmp_path):
+    model, tokenizer, _, exported = exported_texts
+    rows, folder = [*texts(13), "the cat " * 20], tmp_path / "export"
+    shutil.copytree(exported, folder)  # to be changed at the end
     wanted = mx.Classifier(model, tokenizer, mx.MaxProb(0.6))
-    listed, streamed = without_torch(tmp_path / "export", rows)
+    listed, streamed = without_torch(folder, rows)
     same(listed, wanted(rows))
     same(streamed, wanted(rows))
     assert len({answer["exit"] for answer in listed}) > 1
-    classify = Classifier.from_pretrained(tmp_path / "export")
+    classify = Classifier.from_pretrained(folder)
     for policy in ("max-prob=0.9", {"threshold": 0.9}):
         same(classify(rows, policy=policy, top_k=2), wanted(rows, policy="max-prob=0.9", top_k=2))
     same(classify(rows, batch_size=3), wanted(rows))
     for target in ({"speedup": 1.5}, {"max_loss": 50}):
         same(classify(rows, **target), wanted(rows, **target))
     for policy in (None, "max-prob=0.8", mx.MaxProb(0.8)):
-        ours = mx.Classifier.from_pretrained(tmp_path / "export", policy)
+        ours = mx.Classifier.from_pretrained(folder, policy)
         same(ours(rows), wanted(rows, policy=policy))
         same(ours(rows, policy=mx.MaxProb(0.9)), wanted(rows, policy="max-prob=0.9"))
     for call, message in [
@@ -82,7 +80,7 @@ def test_texts_get_the_same_answers(tmp_path):
         (lambda: classify(rows, policy=mx.Patience(2)), "hold the policy max-prob"),
         (lambda: classify(rows, policy={"class": "Entropy", "threshold": 1.0}), "hold the policy"),
         (lambda: classify(rows, policy={"threshold": "much"}), "threshold"),
-        (lambda: mx.Classifier.from_pretrained(tmp_path / "export", device="cuda"), "on the CPU"),
+        (lambda: mx.Classifier.from_pretrained(folder, device="cuda"), "on the CPU"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -90,36 +88,36 @@ def test_texts_get_the_same_answers(tmp_path):
         classify([rows[0], None])
     with pytest.raises(ValueError, match="hold the policy max-prob"):
         classify(rows, policy="patience=2")
-    ended = command("info", tmp_path / "export")
+    ended = command("info", folder)
     assert ended.code == 0, ended.err
-    for line in ("graphs: 2, up to layers 1, 4", "stops by: max-prob=0.6", "reads: text"):
+    for line in ("graphs: 4, up to layers 1, 2, 3, 4", "stops by: max-prob=0.6", "reads: text"):
         assert line in ended.out
     assert "settings of max-prob, up to 4.00 times fewer layers" in ended.out
-    ended = command("info", tmp_path / "export", "--classes", 3)
+    ended = command("info", folder, "--classes", 3)
     assert (ended.code, "--classes is for a backbone" in ended.err) == (2, True)
     with pytest.raises(ValueError, match="give a tokenizer"):
-        Classifier(Runner(tmp_path / "export"))
+        Classifier(Runner(folder))
+    model = copy.deepcopy(model)
     model.preprocessing["pairs"] = True  # the same graphs read pairs
-    settings = json.loads((tmp_path / "export" / SETTINGS).read_text())
+    settings = json.loads((folder / SETTINGS).read_text())
     settings["preprocessing"] = model.preprocessing
-    (tmp_path / "export" / SETTINGS).write_text(json.dumps(settings))
-    seal(tmp_path / "export")
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    seal(folder)
     pairs = list(zip(rows, texts(14, 1), strict=True))
-    classify = Classifier.from_pretrained(tmp_path / "export")
+    classify = Classifier.from_pretrained(folder)
     same(classify(pairs), mx.Classifier(model, tokenizer, mx.MaxProb(0.6))(pairs))
 
 
-def test_images_get_the_same_answers(tmp_path):
-    model, files = image_model(), []
+def test_images_get_the_same_answers(exported_images, tmp_path):
+    (model, folder), files = exported_images, []
     for number, image in enumerate(pictures(9)):
         files.append(str(tmp_path / f"{number}.png"))
         image.convert("L" if number % 3 == 0 else "RGB").save(files[-1])
-    mx.export(model, tmp_path / "export", mx.MaxProb(0.6))
     wanted = mx.Classifier(model, policy=mx.MaxProb(0.6))
-    listed, streamed = without_torch(tmp_path / "export", files)
+    listed, streamed = without_torch(folder, files)
     same(listed, wanted(files))
     same(streamed, wanted(files))
-    classify = Classifier.from_pretrained(tmp_path / "export")
+    classify = Classifier.from_pretrained(folder)
     arrays = [np.asarray(image) for image in pictures(9)]
     same(classify(arrays), wanted(arrays))
     with pytest.raises(ValueError, match=r"inputs\[1\]: can't read"):
@@ -127,20 +125,24 @@ def test_images_get_the_same_answers(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:inputs")  # that fill all tokens
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_words_get_the_same_labels(side, tmp_path):
-    tokenizer = tokenizer_in(tmp_path)
-    tokenizer.padding_side = side
+def test_words_get_the_same_labels(tmp_path):
+    tokenizer, folder = tokenizer_in(tmp_path), tmp_path / "export"
     model = text_model(tokenizer, "token-classification", exits=[0, 3])
     rows = [text.split() for text in texts(13)]
     rows[3:6] = [["cats"], ["the", "\u200b", "dogs", "runs"], ["cats", "runs"] * 9]
-    mx.export(model, tmp_path / "export", mx.MaxProb(0.6), tokenizer=tokenizer)
-    wanted = mx.Classifier(model, tokenizer, mx.MaxProb(0.6))(rows)
-    assert len({answer["exit"] for answer in wanted}) > 1
-    classify = Classifier.from_pretrained(tmp_path / "export")
-    for size in (1, 4, 32):
-        for got, want in zip(classify(rows, batch_size=size), wanted, strict=True):
-            assert got == want | {"scores": pytest.approx(want["scores"], abs=1e-4)}
+    tokenizer.padding_side = "left"
+    mx.export(model, folder, mx.MaxProb(0.6), tokenizer=tokenizer)
+    for side in ("left", "right"):
+        if side == "right":  # of the same graphs
+            tokenizer.padding_side = side
+            tokenizer.save_pretrained(folder)
+            seal(folder)
+        wanted = mx.Classifier(model, tokenizer, mx.MaxProb(0.6))(rows)
+        assert len({answer["exit"] for answer in wanted}) > 1
+        classify = Classifier.from_pretrained(folder)
+        for size in (1, 4, 32):
+            for got, want in zip(classify(rows, batch_size=size), wanted, strict=True):
+                assert got == want | {"scores": pytest.approx(want["scores"], abs=1e-4)}
     assert classify(" ".join(rows[0])) == classify(tuple(rows[0])) == classify([rows[0]])[0]
     with pytest.raises(ValueError, match=r"inputs\[1\]"):
         classify([rows[0], ["a", " "]])

@@ -12,12 +12,8 @@ from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
-from answering import text_model, texts, tokenizer_in
+from answering import texts
 from helpers import ROOT, free_port
-
-import multiexit as mx
-
-pytestmark = pytest.mark.usefixtures("onnx_operators")
 
 CODE = """
 import sys
@@ -35,11 +31,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("process")
-    tokenizer = tokenizer_in(folder)
-    mx.export(text_model(tokenizer), folder / "export", mx.MaxProb(0.6), tokenizer=tokenizer)
-    return folder / "export"
+def exported(exported_texts):
+    return exported_texts[-1]
 
 
 JSON = b"Content-Type: application/json\r\n\r\n"

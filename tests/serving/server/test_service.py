@@ -6,7 +6,7 @@ import json
 import threading
 
 import pytest
-from answering import image_model, pictures, texts
+from answering import pictures, texts
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -15,8 +15,6 @@ from multiexit.serving.stepping import of_model
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.options import Options, merged
 from multiexit_runner.server.served import of_export
-
-pytestmark = pytest.mark.usefixtures("onnx_operators")
 
 
 @pytest.fixture(params=["model", "export"])
@@ -178,9 +176,8 @@ def bomb():
     return {"image": base64.b64encode(file.getvalue()).decode()}
 
 
-def test_images_come_as_base64(tmp_path):
-    model = image_model()
-    mx.export(model, tmp_path / "export", mx.MaxProb(0.6))
+def test_images_come_as_base64(exported_images):
+    model, folder = exported_images
     classify = mx.Classifier(model, policy=mx.MaxProb(0.6))
     images = pictures(6)
     files = []
@@ -190,7 +187,7 @@ def test_images_come_as_base64(tmp_path):
         files.append({"image": base64.b64encode(file.getvalue()).decode()})
     for served in (
         of_model(classify),
-        of_export(mx.Classifier.from_pretrained(tmp_path / "export")),
+        of_export(mx.Classifier.from_pretrained(folder)),
     ):
         with TestClient(Service(served, Options(max_pixels=1000)).app) as client:
             same(ask(client, files)["answers"], classify(images))

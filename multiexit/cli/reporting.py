@@ -93,7 +93,7 @@ def write_card(run: Path, task: TaskData, backbone: str | None) -> None:
         model,
         results.read_results(folder / "results.json"),
         name=run.name,
-        backbone=backbone,
+        backbone=Path(backbone).name if backbone and Path(backbone).is_dir() else backbone,
         licence=card.licence_of(backbone),
     )
 

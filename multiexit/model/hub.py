@@ -51,7 +51,7 @@ def push(
         with tempfile.TemporaryDirectory() as place:
             copy = Path(place) / "model"
             shutil.copytree(folder, copy, copy_function=_link)
-            settings["preprocessing"].pop("data", None)
+            _forget_places(settings)
             (copy / SETTINGS).unlink()
             (copy / SETTINGS).write_text(settings_text(settings), encoding="utf-8")
             api.create_repo(repo, private=private, exist_ok=True)
@@ -63,6 +63,14 @@ def push(
     except (HfHubHTTPError, OSError) as error:
         raise OSError(f"{repo} was not pushed: {' '.join(str(error).split())}") from error
     return str(getattr(done, "commit_url", done))
+
+
+def _forget_places(settings: dict[str, Any]) -> None:
+    """Take out where data and backbone lie on this machine."""
+    settings["preprocessing"].pop("data", None)
+    config = (settings["backbone"] or {}).get("config")
+    if isinstance(config, dict) and Path(config.get("_name_or_path") or "").is_absolute():
+        config["_name_or_path"] = ""
 
 
 def check_name(repo: str) -> None:

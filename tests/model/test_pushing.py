@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 import multiexit as mx
 from multiexit.model import hub
@@ -134,3 +135,15 @@ def test_a_hub_that_refuses_is_one_sentence(stand_in, monkeypatch):
         tiny().push_to_hub("me/tiny")
     with pytest.raises(ValueError, match="no name of a repository"):
         tiny().push_to_hub("me/ti/ny")
+
+
+def test_the_place_of_a_backbone_stays_here(stand_in, tmp_path):
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path / "encoder")
+    model = mx.MultiExitModel(mx.wrap(str(tmp_path / "encoder")), 2).eval()
+    model.push_to_hub("me/tiny")
+    assert str(tmp_path).encode() not in b"".join(stand_in["files"].values())
+    ids = torch.tensor([[2, 3]])
+    assert torch.equal(mx.MultiExitModel.from_pretrained("me/tiny")(input_ids=ids), model(ids))

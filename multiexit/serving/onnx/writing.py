@@ -171,7 +171,7 @@ def _settings(model: MultiExitModel, policy: ExitPolicy, spec: Inputs) -> dict[s
         "problem": model.problem,
         "exits": list(model.exits),
         "labels": model.labels,
-        "preprocessing": model.preprocessing,
+        "preprocessing": {n: v for n, v in model.preprocessing.items() if n != "data"},  # a place
         "inputs": spec.to_json(),
         "max_tokens": spec.max_tokens,
         "policy": policies.to_json(policy),

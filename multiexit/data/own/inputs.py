@@ -21,6 +21,11 @@ def text(value: Any, name: str) -> str:
     """
     if missing(value) or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"an empty {name}")
+    if isinstance(value, list):
+        raise ValueError(
+            f"a list in {name!r}, where a text is wanted (words with a tag each are trained in "
+            "Python: see token classification in the documentation)"
+        )
     if not isinstance(value, str | int | float):
         raise ValueError(f"a {name} that is no text")
     words = str(value)

@@ -236,9 +236,10 @@ def _read(
     expected = trained.drawn_from if trained is not None and trained.draw else None
     if expected is not None and expected != rows["train"].fingerprint():
         raise ValueError(
-            f"{found.name} has other rows than when the model was trained, so that its "
-            "validation set can't be drawn again: rows that the model learned from would judge "
-            "it. Put the rows back as they were, or give new ones (--data)"
+            f"{found.name} has other rows than when the model was trained, or was read by another "
+            "version of multiexit then, so that its validation set can't be drawn again: rows that "
+            "the model learned from would judge it. Put the rows back as they were, or give new "
+            "ones (--data)"
         )
     drawing.say_lacks(rows, goal, notes)
     drawing.say_repeats(rows, notes)

@@ -31,10 +31,7 @@ def turned(runner: Runner, policy: Any) -> Runner:
     if not isinstance(policy, Mapping):
         numbers = numbers_of(policy, held, knobs)
     elif "class" in policy:
-        numbers = {n: v for n, v in policy.items() if n not in ("class", "certificate")}
-        if policy["class"] != held.get("class"):
-            raise _other(policy["class"], held, knobs)
-        numbers = _free(numbers, held, knobs, policy["class"])
+        numbers = saved_numbers(policy, held, knobs)
     other = copy.copy(runner)
     other.set(**numbers)
     return other
@@ -86,6 +83,24 @@ def numbers_of(text: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> 
     if not numbers or len(numbers) > len(fields):
         raise ValueError(f"can't read policy {text!r}: one number for each of {fields}")
     return _free(dict(zip(fields, numbers, strict=False)), held, knobs, text)
+
+
+def saved_numbers(
+    policy: Mapping[str, Any], held: Mapping[str, Any], knobs: Mapping[str, Any]
+) -> dict[str, float]:
+    """The numbers of a policy as it is saved, with its class.
+
+    Args:
+        policy: as `multiexit.policies.registry.to_json` gives it.
+        held, knobs: as for `numbers_of`.
+
+    Raises:
+        ValueError: another policy, or numbers that can't be turned.
+    """
+    numbers = {n: v for n, v in policy.items() if n not in ("class", "certificate")}
+    if policy.get("class") != held.get("class"):
+        raise _other(policy.get("class"), held, knobs)
+    return _free(numbers, held, knobs, policy["class"])
 
 
 def _free(

@@ -32,7 +32,7 @@ from multiexit.policies import (
     parse,
     sweep_settings,
 )
-from multiexit.policies.registry import policy_name
+from multiexit.policies.registry import from_json, policy_name
 from multiexit.problems import classes_of_decision
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.folding import for_inference
@@ -143,7 +143,8 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
             raise unknown("policy", name, sorted(POLICIES))
         examples.append(sweep_settings(POLICIES[name], known, (0.5,))[0])
         check(examples[-1], model.num_exits, model.num_classes, model.problem)
-    network = ModelNetwork(model, [own, *examples])
+    settings = () if model.calibration is None else model.calibration.settings
+    network = ModelNetwork(model, [own, *examples, *(each.policy for each in settings)])
 
     def read(policy: str | None, numbers: Mapping[str, float]) -> ExitPolicy:
         parsed = own if policy is None else parse(policy)
@@ -170,4 +171,6 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         say=classifier.say,
         parse=read,
         numbers=numbers_of,
+        calibration=None if model.calibration is None else model.calibration.to_json(),
+        restore=lambda policy: from_json({**policy}, [type(each.policy) for each in settings]),
     )

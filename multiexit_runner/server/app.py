@@ -9,8 +9,10 @@ import binascii
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -23,10 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from multiexit_runner import pictures
 from multiexit_runner.answering import Encoded, check_top
+from multiexit_runner.server.allowed import dial_of
 from multiexit_runner.server.around import LimitBodies, Named
+from multiexit_runner.server.dial import Entry, Shed
 from multiexit_runner.server.metrics import Metrics
 from multiexit_runner.server.options import Options
-from multiexit_runner.server.orders import Orders
+from multiexit_runner.server.orders import Order, Orders
 from multiexit_runner.server.scheduler import Full, Left, Row, Scheduler
 from multiexit_runner.server.served import Served
 from multiexit_runner.server.watch import Watch
@@ -81,7 +85,11 @@ class Service:
     """
 
     def __init__(self, served: Served, options: Options):
-        self.served, self.options = served, options
+        self.options = options
+        self.dial = dial_of(served, options)
+        if self.dial is not None:  # a certificate is of one policy
+            served = replace(served, certificate=None)
+        self.served = served
         self.metrics = Metrics()
         self.orders = Orders(served, options)
         self.scheduler = Scheduler(
@@ -89,14 +97,17 @@ class Service:
             batch_size=options.batch_size,
             max_wait=options.max_wait_ms / 1000,
             max_rows=options.max_rows,
-            on_run=self.metrics.on_run,
+            on_run=self._on_run,
         )
         self.metrics.queue.set_function(lambda: self.scheduler.rows)
         self.watch = Watch(served, options.drift_alpha)
         self.metrics.certified.set_function(lambda: self.watch.valid)
         self.metrics.evidence.set_function(lambda: self.watch.wealth)
-        for name, number in served.numbers(self.orders.default).items():
-            self.metrics.number.labels(name).set(number)
+        for name in served.numbers(self._in_force()):
+            number = self.metrics.number.labels(name)
+            number.set_function(lambda name=name: served.numbers(self._in_force())[name])
+        if (dial := self.dial) is not None:
+            self.metrics.turned(lambda: dial.settings[dial.place])
         self.ready = False
         self.app = self._app()
 
@@ -128,6 +139,7 @@ class Service:
 
     async def predict(self, ask: Ask, request: Request, response: Response) -> dict[str, Any]:
         """Answer inputs: `answers` has one for each, in order."""
+        began = time.perf_counter()
         items = ask.inputs if isinstance(ask.inputs, list) else [ask.inputs]
         if not items or len(items) > self.options.max_request_rows:
             raise Refused(
@@ -140,9 +152,12 @@ class Service:
         except ValueError as error:
             raise Refused(422, str(error)) from error
         budget = None if ask.budget_ms is None else ask.budget_ms / 1000
+        order, entry = self._enter(order, len(prepared))
         counts = order.certified and ask.max_exit is None and budget is None
         with self.watch.request() if counts else nullcontext([]) as lefts:
-            lefts += await self._run(prepared, order.policy, order.max_exit, budget, request)
+            lefts += await self._run(prepared, order, entry, budget, request)
+        if self.dial is not None and entry is not None:
+            self.dial.answered(entry, time.perf_counter() - began)
         answers = []
         for place, (left, encoded) in enumerate(zip(lefts, prepared, strict=True)):
             if left.answer_C is None:
@@ -157,7 +172,9 @@ class Service:
         certified = order.certified and self.watch.valid
         certified = certified and all(left.why == "policy" for left in lefts)
         response.headers["X-Multiexit-Certified"] = "true" if certified else "false"
-        return {"answers": answers, "policy": order.said, "certified": certified}
+        response.headers["X-Multiexit-Policy"] = order.said
+        said = {"policy": order.said, **order.expected, "certified": certified}
+        return {"answers": answers, **said}
 
     async def _prepared(self, items: list[Any]) -> list[Encoded]:
         if self.served.kind == "text" and sum(map(_characters, items)) <= SOME:
@@ -182,8 +199,8 @@ class Service:
     async def _run(
         self,
         prepared: list[Encoded],
-        policy: Any,
-        max_exit: int,
+        order: Order,
+        entry: Entry | None,
         budget: float | None,
         request: Request,
     ) -> list[Left]:
@@ -194,9 +211,9 @@ class Service:
         rows = [
             Row(
                 encoded.inputs,
-                policy,
-                partial(_tell, loop, future),
-                max_exit,
+                order.policy,
+                partial(self._tell, loop, future, entry),
+                order.max_exit,
                 budget,
                 lambda: gone,
             )
@@ -205,6 +222,7 @@ class Service:
         try:
             self.scheduler.submit(rows)
         except Full as full:
+            self._leave(entry, [None] * len(rows))
             seconds = max(1, math.ceil(full.retry_after))
             raise Refused(
                 503 if not self.ready else 429, f"{full}: come again in {seconds} s",
@@ -222,13 +240,64 @@ class Service:
         self._count(lefts)
         return lefts
 
+    def _enter(self, order: Order, rows: int) -> tuple[Order, Entry | None]:
+        """The order with the dial's setting, and the dial's entry of these rows."""
+        if self.dial is None:
+            return order, None
+        try:
+            entry = self.dial.enter(rows, order.own)
+        except Shed as shed:
+            self.metrics.shed.inc()
+            seconds = max(1, math.ceil(shed.retry_after))
+            raise Refused(
+                503, f"{shed}: come again in {seconds} s",
+                {"Retry-After": str(seconds), "X-Multiexit-Shedding": "true"},
+            ) from shed  # fmt: skip
+        return order if order.own else order.turned(self.dial.settings[entry.place]), entry
+
+    def _leave(self, entry: Entry | None, layers: Sequence[int | None]) -> None:
+        """Tell the dial of rows that left, after so many layers; None where without an answer."""
+        if self.dial is not None and entry is not None:
+            for each in layers:
+                self.dial.left(entry, each)
+
+    def _on_run(self, exit: int, rows: int, seconds: float) -> None:
+        self.metrics.on_run(exit, rows, seconds)
+        if self.dial is not None:
+            self.dial.ran(exit, rows, seconds)
+
+    def _in_force(self) -> Any:
+        """The policy of a request without one, as the network takes it."""
+        if self.dial is None:
+            return self.orders.default
+        return self.dial.settings[self.dial.place].policy
+
+    def _layers(self, left: Left) -> int:
+        """The layers that were run on a row."""
+        return self.served.exits[left.ran[-1]] + 1 if left.ran else 0
+
     def _count(self, lefts: list[Left]) -> None:
-        layers, all_layers = self.served.exits, self.served.exits[-1] + 1
         for left in lefts:
             self.metrics.rows.labels(left.exit, left.why).inc()
-            run = layers[left.ran[-1]] + 1 if left.ran else 0
+            run = self._layers(left)
             self.metrics.layers_run.inc(run)
-            self.metrics.layers_saved.inc(all_layers - run)
+            self.metrics.layers_saved.inc(self.served.exits[-1] + 1 - run)
+
+    def _tell(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[Left],
+        entry: Entry | None,
+        left: Left,
+    ) -> None:
+        """Give the loop an answer of the scheduler's thread."""
+
+        def told() -> None:
+            self._leave(entry, [None if left.answer_C is None else self._layers(left)])
+            if not future.done():
+                future.set_result(left)
+
+        loop.call_soon_threadsafe(told)
 
     def _on_response(self, path: str, status: int, id: str, seconds: float) -> None:
         """Count and log a request."""
@@ -262,16 +331,6 @@ class Service:
 
     async def _metrics(self) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Left], left: Left) -> None:
-    """Give the loop an answer of the scheduler's thread."""
-    loop.call_soon_threadsafe(_set, future, left)
-
-
-def _set(future: asyncio.Future[Left], left: Left) -> None:
-    if not future.done():
-        future.set_result(left)
 
 
 async def _disconnected(request: Request) -> None:

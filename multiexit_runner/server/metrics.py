@@ -1,6 +1,10 @@
 """What a service counts, for Prometheus."""
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from multiexit_runner.server.dial import Setting
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -35,6 +39,9 @@ class Metrics:
         self.layers_saved = Counter(
             "multiexit_layers_saved", "Layers that were skipped, times rows", registry=registry
         )
+        self.shed = Counter(
+            "multiexit_shed_requests", "Requests refused to keep target_ms", registry=registry
+        )
         self.queue = Gauge("multiexit_queue_rows", "Rows on their way", registry=registry)
         self.number = Gauge(
             "multiexit_policy_number", "Numbers of the policy of requests without one", ["name"],
@@ -48,6 +55,16 @@ class Metrics:
             "multiexit_drift_evidence", "Of drift since calibration; the certificate is void from "
             "1/drift_alpha on", registry=registry,
         )  # fmt: skip
+
+    def turned(self, setting: Callable[[], Setting]) -> None:
+        """Show what is expected of the setting in force."""
+        score = Gauge("multiexit_expected_score", "Of the policy now", registry=self.registry)
+        score.set_function(lambda: setting().score)
+        layers = Gauge("multiexit_expected_layers", "Per row, now", registry=self.registry)
+        layers.set_function(lambda: setting().mean_layers)
+        if setting().loss_bound is not None:
+            bound = Gauge("multiexit_expected_loss_bound", "From 0 to 1", registry=self.registry)
+            bound.set_function(lambda: setting().loss_bound or 0.0)
 
     def on_run(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run."""

@@ -5,10 +5,14 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
 PREFIX = "MULTIEXIT_SERVE_"
+
+NO_LOSS = 100.0
+"""Points that a setting may lose at most, where nothing is said."""
 
 
 def _option(default: Any, words: str, least: float | None = None) -> Any:
@@ -31,6 +35,18 @@ class Options:
     )
     limits: str = _option(
         "", "numbers that requests may give, such as threshold=0.7..1, with commas; default any"
+    )
+    target_ms: float = _option(
+        0.0, "time, in ms, that 95 % of requests stay below: turns the policy; 0 is none", 0
+    )
+    budget_layers: float = _option(
+        0.0, "layers per row, on average: turns the policy as rows change; 0 is none", 0
+    )
+    min_score: float = _option(
+        -inf, "score that the policy is expected to have where it is turned, at least"
+    )
+    max_loss: float = _option(
+        NO_LOSS, "points that it may lose where it is turned, by its bound, at most", 0
     )
     batch_size: int = _option(32, "rows that go through a segment together, at most", 1)
     max_wait_ms: float = _option(0.0, "age of the oldest row, in ms, from which it goes first", 0)
@@ -59,12 +75,33 @@ class Options:
                 raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, got {self.port}")
+        self._check_dial()
         if self.drift_alpha >= 1:
             raise ValueError(f"drift_alpha must be below 1, got {self.drift_alpha!r}")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(
                 f"log_level must be debug, info, warning or error, got {self.log_level!r}"
             )
+
+    def _check_dial(self) -> None:
+        """Options of a turned policy, which are all or none."""
+        if isnan(self.min_score):
+            raise ValueError(f"min_score must be a number, got {self.min_score!r}")
+        if self.max_loss > NO_LOSS:
+            raise ValueError(f"max_loss is in points, at most {NO_LOSS:g}, got {self.max_loss!r}")
+        turning = [name for name in ("target_ms", "budget_layers") if getattr(self, name)]
+        if len(turning) > 1:
+            raise ValueError("a service has target_ms or budget_layers, not both")
+        if turning and self.policy:
+            raise ValueError(
+                f"a service has a policy or {turning[0]}, not both: {turning[0]} turns the policy "
+                "among the settings of the calibration table"
+            )
+        for name in ("min_score", "max_loss"):
+            if not turning and getattr(self, name) not in (-inf, NO_LOSS):
+                raise ValueError(
+                    f"{name} bounds how far the policy is turned: give target_ms or budget_layers"
+                )
 
 
 def words(text: str) -> list[str]:

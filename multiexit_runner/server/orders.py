@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from multiexit_runner.server.dial import Setting
 from multiexit_runner.server.options import Options, words
 from multiexit_runner.server.served import Served
 
@@ -15,12 +16,23 @@ class Order(NamedTuple):
         max_exit: where they leave at the latest.
         said: the policy, as typed.
         certified: whether it is the one that the certificate is for.
+        own: whether the request said it.
+        expected: what the service expects of it, for the answer.
     """
 
     policy: Any
     max_exit: int
     said: str
     certified: bool
+    own: bool = True
+    expected: Mapping[str, float] = {}
+
+    def turned(self, setting: Setting) -> "Order":
+        """The order where a dial gives the policy."""
+        expected = {"expected_score": setting.score}
+        if setting.loss_bound is not None:
+            expected["loss_bound"] = setting.loss_bound
+        return self._replace(policy=setting.policy, said=setting.said, expected=expected)
 
 
 class Orders:
@@ -54,7 +66,8 @@ class Orders:
             raise ValueError(f"max_exit must be from 0 to {last}, got {max_exit}")
         max_exit = last if max_exit is None else max_exit
         if policy is None and threshold is None:
-            return Order(self.default, max_exit, served.policy, served.certificate is not None)
+            certified = served.certificate is not None
+            return Order(self.default, max_exit, served.policy, certified, own=False)
         if policy is not None and threshold is not None:
             raise ValueError("a request has a policy or a threshold, not both")
         if policy is not None and policy.partition("=")[0] not in served.kinds:

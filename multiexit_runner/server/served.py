@@ -10,7 +10,7 @@ from multiexit_runner.answering import Answer, Encoded
 from multiexit_runner.classifier import Classifier
 from multiexit_runner.server.exported import ExportedNetwork
 from multiexit_runner.server.scheduler import Network
-from multiexit_runner.turning import numbers_of, typed_policy
+from multiexit_runner.turning import numbers_of, saved_numbers, typed_policy
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Served:
         parse: from a policy as typed, or None for the service's own, and numbers in place of its
             own, to what the network takes.
         numbers: of what `parse` gave.
+        calibration: settings of a policy with what they give, as
+            `multiexit.policies.CalibrationTable.to_json` gives them; None where there are none.
+        restore: from a policy of that table to what the network takes.
     """
 
     network: Network[Any]
@@ -46,6 +49,8 @@ class Served:
     say: Callable[[np.ndarray, int, Encoded, int], Answer]
     parse: Callable[[str | None, Mapping[str, float]], Any]
     numbers: Callable[[Any], Mapping[str, float]]
+    calibration: Mapping[str, Any] | None
+    restore: Callable[[Mapping[str, Any]], Any]
 
 
 def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
@@ -85,4 +90,6 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         say=classifier.say,
         parse=parse,
         numbers=lambda policy: policy,
+        calibration=runner.settings["calibration"],
+        restore=lambda policy: parse(None, saved_numbers(policy, held, standing)),
     )

@@ -1,0 +1,83 @@
+"""The settings that an operator allows, and the dial that chooses among them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from multiexit_runner.choosing import NO_TABLE, choose
+from multiexit_runner.server.budget import BudgetDial
+from multiexit_runner.server.dial import Dial, LoadDial, Setting
+from multiexit_runner.server.options import NO_LOSS, Options
+from multiexit_runner.server.served import Served
+from multiexit_runner.turning import typed_policy
+
+
+def dial_of(served: Served, options: Options) -> Dial | None:
+    """The dial of requests that have no policy of their own; None where there is none.
+
+    Args:
+        served: with its calibration table.
+        options: of the operator.
+
+    Raises:
+        ValueError: a model without a table, or options that none of its settings meets.
+    """
+    if options.target_ms:
+        return LoadDial(_allowed(served, options), options.target_ms / 1000)
+    if options.budget_layers:
+        return BudgetDial(_allowed(served, options), options.budget_layers)
+    return None
+
+
+def _allowed(served: Served, options: Options) -> list[Setting]:
+    """The table's settings, from the slowest to the fastest, within the operator's bounds."""
+    table = served.calibration
+    if table is None:
+        name = "target_ms" if options.target_ms else "budget_layers"
+        again = ", and export again where this is an export"
+        raise ValueError(f"{name}: {NO_TABLE.format(again=again)}")
+    most = min(options.max_loss, _certified_loss(served.certificate, table, options.max_loss))
+    rows = table["settings"]
+    if most < NO_LOSS:
+        choose(table, ("max_loss", most))  # refuses what no setting reaches
+        rows = [row for row in rows if 100 * row["loss_bound"] <= most]
+    best = max(row["score"] for row in rows)
+    if options.min_score > best:
+        raise ValueError(
+            f"no setting of the calibration table that is allowed has min_score="
+            f"{options.min_score:g}; the best has {best:.4g}"
+        )
+    return [
+        Setting(
+            policy=served.restore(row["policy"]),
+            said=typed_policy(row["policy"]),
+            score=row["score"],
+            loss_bound=row["loss_bound"],
+            mean_layers=row["mean_layers"],
+            shares_M=row["shares_M"],
+        )
+        for row in rows
+        if row["score"] >= options.min_score
+    ]
+
+
+def _certified_loss(
+    certificate: Mapping[str, Any] | None, table: Mapping[str, Any], max_loss: float
+) -> float:
+    """The bound of the certificate, in points; that of no certificate is no bound.
+
+    Raises:
+        ValueError: one that the table's bounds don't speak of, and no other bound.
+    """
+    if certificate is None:
+        return NO_LOSS
+    confidence = certificate["confidence"]
+    alike = confidence is not None and confidence <= table["confidence"]
+    if alike and certificate["loss"] == table["loss"]:
+        return 100 * certificate["risk"]
+    if max_loss == NO_LOSS:
+        raise ValueError(
+            f"the policy's certificate bounds {certificate['loss']} with confidence {confidence}, "
+            f"the settings of the calibration table {table['loss']} with confidence "
+            f"{table['confidence']:g}: say with max_loss what the table's may lose, in points"
+        )
+    return max_loss

@@ -1,0 +1,209 @@
+"""Which setting of the calibration table serves a request, as the load changes.
+
+Letters: M exits; S settings, from the slowest to the fastest.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+SLOWEST_UNTIL, FASTEST_FROM, SHED_FROM = 0.5, 0.75, 0.9
+"""Shares of the target, of the time that a request is expected to take."""
+
+REMEMBERED, SECONDS = 256, 2.0
+"""How many requests are remembered, and how long."""
+
+FORGET = 0.9
+"""What stays, at each run of a segment, of the runs before."""
+
+
+class Setting(NamedTuple):
+    """What one setting of the policy gives, by the calibration table.
+
+    Args:
+        policy: as the network takes it.
+        said: as it is typed.
+        score: expected.
+        loss_bound: in 0..1, if there is one.
+        mean_layers: that are run per row.
+        shares_M: of the rows that leave at each exit.
+    """
+
+    policy: Any
+    said: str
+    score: float
+    loss_bound: float | None
+    mean_layers: float
+    shares_M: Sequence[float]
+
+
+class Entry(NamedTuple):
+    """A request whose rows began.
+
+    Args:
+        place: of their setting.
+        own: they have a policy of their own, and follow none.
+        expected: seconds up to their answers.
+    """
+
+    place: int
+    own: bool
+    expected: float = 0.0
+
+
+class Shed(Exception):
+    """No setting answers a request in time; `retry_after` is in seconds."""
+
+    def __init__(self, expected: float, target: float):
+        super().__init__(
+            f"this would take {1000 * expected:.0f} ms now, and the service's target is "
+            f"{1000 * target:g} ms"
+        )
+        self.retry_after = max(0.0, expected - target)
+
+
+class Dial(Protocol):
+    """Chooses among settings.
+
+    Attributes:
+        settings: from the slowest to the fastest.
+    """
+
+    settings: Sequence[Setting]
+
+    @property
+    def place(self) -> int:
+        """The setting in force, counted from the slowest."""
+        ...
+
+    def enter(self, rows: int, own: bool = False) -> Entry:
+        """Let a request's rows begin.
+
+        Args:
+            rows: how many.
+            own: they have a policy of their own.
+
+        Raises:
+            Shed: they can't be answered in time.
+        """
+        ...
+
+    def ran(self, exit: int, rows: int, seconds: float) -> None:
+        """A segment was run: called from any thread."""
+        ...
+
+    def left(self, entry: Entry, layers: int | None) -> None:
+        """A row left after so many layers; None where it had no answer."""
+        ...
+
+    def answered(self, entry: Entry, seconds: float) -> None:
+        """A request was answered, so many seconds after it came."""
+        ...
+
+
+class LoadDial:
+    """Keeps the time of requests below a target: as slow as the rows on their way allow.
+
+    A request of R rows that enters at setting s is expected to be answered after
+
+        L_s = Σ_k n_k·t_k + max(R·t_s, d_s) + e
+
+    with n_k the rows on their way of setting k and t_k the network's time for one of them, so that
+    the sum is the work w before it; d_s the time of a batch up to the exit where 95 % have left;
+    and e what the last requests took beyond that, 95 % of them at most. A setting is allowed where
+    L_s is at most target · (0.5 + 0.25·s/(S−1)). The slowest such is taken, else the fastest, and
+    where that one's L_s is above 0.9 · target the request is shed.
+
+    w changes by λ·t(w) − 1 per second, at λ new rows per second. As t falls where w rises, w
+    settles where λ·t(w) = 1, without swinging around it, and follows a jump of λ within the target.
+
+    Args:
+        settings: that are allowed, from the slowest to the fastest.
+        target: in seconds, for 95 % of requests.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[Setting],
+        target: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.settings, self.target = settings, target
+        self._clock = clock
+        shares_SM = np.array([setting.shares_M for setting in settings])
+        S, M = shares_SM.shape
+        left_SM = shares_SM.cumsum(1)
+        self._reach_SM = np.hstack([np.ones((S, 1)), 1 - left_SM[:, :-1]]).clip(0, 1)
+        self._deepest_S = (left_SM < 0.95).sum(1).clip(max=M - 1)
+        self._allowed_S = target * np.linspace(SLOWEST_UNTIL, FASTEST_FROM, S)
+        self._rows_S = np.zeros(S, int)
+        self._runs_M = [np.zeros(3)] * M
+        self._beyond: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+
+    @property
+    def place(self) -> int:
+        """The setting of a request of one row, were it to come now."""
+        return self._fit(1)[0]
+
+    def enter(self, rows: int, own: bool = False) -> Entry:
+        """Let a request's rows begin.
+
+        Args:
+            rows: how many.
+            own: they have a policy of their own, and count as those of the slowest setting.
+
+        Raises:
+            Shed: they would be answered too late, and others are on their way.
+        """
+        place, expected_S = self._fit(rows)
+        place = 0 if own else place
+        expected = float(expected_S[place])
+        if self._rows_S.any() and expected > SHED_FROM * self.target:
+            raise Shed(expected, self.target)
+        self._rows_S[place] += rows
+        return Entry(place, own, expected)
+
+    def ran(self, exit: int, rows: int, seconds: float) -> None:
+        """A segment was run."""
+        self._runs_M[exit] = FORGET * self._runs_M[exit] + (seconds, rows, 1)
+
+    def left(self, entry: Entry, layers: int | None = None) -> None:
+        """A row left, wherever."""
+        self._rows_S[entry.place] -= 1
+
+    def answered(self, entry: Entry, seconds: float) -> None:
+        """A request was answered, so many seconds after it came."""
+        self._beyond.append((self._clock(), seconds - entry.expected))
+
+    def _fit(self, rows: int) -> tuple[int, np.ndarray]:
+        """The setting for a request, and what is expected of each, in seconds [S]."""
+        row_S, through_S = self._seconds()
+        alone_S = np.maximum(rows * row_S, through_S)
+        expected_S = self._rows_S @ row_S + alone_S + self._beyond_p95()
+        fits_S = expected_S <= self._allowed_S
+        fits_S[-1] = True
+        return int(fits_S.argmax()), expected_S
+
+    def _seconds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The network's time for a row, and a batch's time on its way, by setting."""
+        seconds_M, rows_M, runs_M = np.array(self._runs_M).T
+        row_M = _filled(seconds_M, rows_M)
+        run_M = _filled(seconds_M, runs_M)
+        return self._reach_SM @ row_M, run_M.cumsum()[self._deepest_S]
+
+    def _beyond_p95(self) -> float:
+        since = self._clock() - SECONDS
+        beyond = [seconds for time, seconds in self._beyond if time >= since]
+        return max(0.0, float(np.quantile(beyond, 0.95))) if beyond else 0.0
+
+
+def _filled(sum_M: np.ndarray, count_M: np.ndarray) -> np.ndarray:
+    """Means; of an exit that never ran that of the one before."""
+    mean_M, last = np.zeros(len(sum_M)), 0.0
+    for exit, (total, count) in enumerate(zip(sum_M, count_M, strict=True)):
+        mean_M[exit] = last = total / count if count else last
+    return mean_M

@@ -1,0 +1,241 @@
+"""Settings that follow the load: on a network of numbers whose clock its runs turn."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multiexit_runner.server.budget import RATE, BudgetDial
+from multiexit_runner.server.dial import LoadDial, Setting, Shed
+from multiexit_runner.server.scheduler import Outcome, Row, Scheduler
+
+M, S, TARGET = 6, 16, 0.1
+
+
+def setting(place: int) -> Setting:
+    """At each exit the same share of those that come leaves; it grows from 0 to 3/4."""
+    share = 0.75 * place / (S - 1)
+    shares_M = [share * (1 - share) ** m for m in range(M - 1)]
+    shares_M.append(1 - sum(shares_M))
+    layers = sum((m + 1) * each for m, each in enumerate(shares_M))
+    policy = np.cumsum(shares_M)[:-1]
+    return Setting(policy, str(place), 0.9 - 0.005 * place, 0.01 * place, layers, shares_M)
+
+
+SETTINGS = [setting(place) for place in range(S)]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Numbers:
+    """Rows are numbers in 0..1; one leaves where its setting's shares have come to it."""
+
+    num_exits = M
+
+    def __init__(self, clock, fixed, per_row):
+        self.clock, self.fixed, self.per_row = clock, fixed, per_row
+
+    def length(self, item):
+        return 0
+
+    def first(self, items, policies):
+        pairs = zip(items, policies, strict=True)
+        return np.array([np.searchsorted(policy, item) for item, policy in pairs])
+
+    def run(self, exit, group):
+        self.clock.now += self.fixed + self.per_row * len(group)
+        return Outcome(group[:, None], (group <= exit) | (exit == M - 1), {}, group)
+
+    def take(self, group, keep_B):
+        return group[keep_B]
+
+    def merge(self, groups):
+        return np.concatenate(groups)
+
+    def shape_key(self, group):
+        return None
+
+
+class Seen(NamedTuple):
+    """A request: when it came, its setting (None where it was shed), and its seconds."""
+
+    came: float
+    place: int | None
+    seconds: float
+
+
+def served(
+    arrivals: Sequence[float], fixed=0.001, per_row=0.001, sizes=(1,), seed=0, dial=None
+) -> list[Seen]:
+    """Requests that come at these times."""
+    clock, draw = Clock(), np.random.default_rng(seed)
+    dial = dial or LoadDial(SETTINGS, TARGET)
+    dial._clock = clock
+    network = Numbers(clock, fixed, per_row)
+    scheduler = Scheduler(network, 32, 0.0, 10**6, clock=clock, on_run=dial.ran)
+    seen, waiting = [], list(arrivals)[::-1]
+
+    def come(came: float) -> None:
+        rows = int(draw.choice(sizes))
+        try:
+            entry = dial.enter(rows)
+        except Shed:
+            seen.append(Seen(came, None, 0.0))
+            return
+        answered = []
+
+        def done(left):
+            dial.left(entry, left.exit + 1)
+            answered.append(left)
+            if len(answered) == rows:
+                seen.append(Seen(came, entry.place, clock.now - came))
+                dial.answered(entry, clock.now - came)
+
+        policy = dial.settings[entry.place].policy
+        scheduler.submit([Row(draw.random(), policy, done, M - 1) for _ in range(rows)])
+
+    while waiting or scheduler.rows:
+        if not scheduler.rows:
+            clock.now = max(clock.now, waiting[-1])
+        while waiting and waiting[-1] <= clock.now:
+            come(waiting.pop())
+        scheduler.step()
+    return sorted(seen)
+
+
+def poisson(*phases: tuple[float, float], seed=0) -> list[float]:
+    """Times of requests: seconds and requests per second of each phase."""
+    draw, times, start = np.random.default_rng(seed), [], 0.0
+    for seconds, rate in phases:
+        count = draw.poisson(rate * seconds)
+        times += [*np.sort(start + seconds * draw.random(count))]
+        start += seconds
+    return times
+
+
+def p95(seen: Sequence[Seen]) -> float:
+    return float(np.quantile([each.seconds for each in seen if each.place is not None], 0.95))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.sampled_from([20, 100, 300, 1000]), min_size=2, max_size=3),
+    st.sampled_from([(0.001, 0.001), (0.0002, 0.002), (0.004, 0.0002)]),
+    st.sampled_from([(1,), (1, 2, 8)]),
+    st.integers(0, 5),
+)
+def test_whatever_the_load_95_percent_are_answered_in_time(rates, costs, sizes, seed):
+    times = poisson(*[(100 / max(rate, 100), rate) for rate in rates], seed=seed)
+    seen = served(times, *costs, sizes=sizes, seed=seed)
+    assert p95(seen) <= TARGET
+
+
+def test_a_jump_is_followed_within_a_second_and_so_is_the_fall():
+    seen = served(poisson((5, 40), (2, 400), (4, 40)))
+    before = [each for each in seen if each.came < 5]
+    jump = [each for each in seen if 5 <= each.came < 6]
+    after = [each for each in seen if each.came >= 7.2]
+    assert None not in {each.place for each in seen}  # nothing is shed: the fastest can do it
+    assert np.mean([each.place for each in before]) < 1
+    assert p95(jump) <= TARGET
+    assert np.mean([each.place for each in jump[50:]]) > S / 2
+    assert np.mean([each.place for each in after]) < 1
+
+
+def test_at_a_steady_load_it_stands_still():
+    """The load is more than the slowest setting can do, and less than the fastest can."""
+    rate = 250
+    seen = served([i / rate for i in range(6 * rate)])
+    by_second = np.array([each.place for each in seen]).reshape(6, rate).mean(1)[1:]
+    assert 2 < by_second.mean() < S - 2
+    assert np.ptp(by_second) < 1
+
+
+def test_it_sheds_where_the_fastest_cannot_do_it_and_no_more_than_that():
+    seen = served(poisson((1.5, 1500)))
+    late = [each for each in seen if each.came > 1]
+    taken = [each for each in late if each.place is not None]
+    assert p95(late) <= TARGET
+    assert np.mean([each.place for each in taken]) > S - 2.5
+    # A row of the fastest setting takes 1/r seconds; full batches take those that are taken.
+    seconds = SETTINGS[-1].mean_layers * (0.001 + 0.001 / 32)
+    assert len(taken) > 0.4 / seconds
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.floats(1e-4, 0.05), st.floats(0, 0.05))
+def test_more_work_never_gives_a_slower_setting(requests, per_row, fixed):
+    dial = LoadDial(SETTINGS, TARGET, Clock())
+    for exit in range(M):
+        dial.ran(exit, 4, fixed + 4 * per_row)
+    idle, places, entries = dial.place, [], []
+    for rows in requests:
+        try:
+            entries += [dial.enter(rows)] * rows
+        except Shed:
+            assert dial._rows_S.any()
+        places.append(dial.place)
+    assert places == sorted(places)
+    assert {idle, *places} <= {*range(S)}
+    for entry in entries:
+        dial.left(entry)
+    assert dial.place == idle
+    assert dial.enter(1).place == idle  # an idle service takes what comes
+
+
+def test_rows_with_policies_of_their_own_are_counted_and_shed_but_not_turned():
+    dial = LoadDial(SETTINGS, TARGET, Clock())
+    for exit in range(M):
+        dial.ran(exit, 1, 0.002)
+    assert dial.enter(5, own=True).own
+    assert dial.place > 0
+    with pytest.raises(Shed, match="this would take 132 ms now, and the service's target is 100"):
+        dial.enter(6, own=True)
+
+
+def test_one_allowed_setting_is_never_left():
+    seen = served(poisson((1, 50), (1, 500)), dial=LoadDial(SETTINGS[3:4], TARGET))
+    assert {each.place for each in seen} == {0, None}
+    assert p95(seen) <= TARGET
+
+
+@given(st.lists(st.integers(1, M), min_size=1, max_size=400), st.floats(1.5, 5.5))
+def test_a_budget_is_held_whatever_rows_come(layers, budget):
+    dial = BudgetDial(SETTINGS, budget)
+    fastest, clipped = dial._layers_S.min(), False
+    for each in layers:
+        dial.left(dial.enter(1), each)
+        clipped |= dial.aim == fastest
+    dial.left(dial.enter(1, own=True), M)  # of no account
+    if not clipped:
+        most = budget + (budget - dial.aim) / (RATE * len(layers))
+        assert np.mean(layers) <= most + 1e-9
+
+
+def test_a_budget_is_held_under_drift():
+    """Rows become harder than at calibration: they leave an exit later, where they can."""
+    dial, draw = BudgetDial(SETTINGS, 3.0), np.random.default_rng(0)
+    aims = []
+    for late in (0, 1, 0):
+        layers = []
+        for _ in range(1500):
+            entry = dial.enter(1)
+            exit = int(np.searchsorted(SETTINGS[entry.place].policy, draw.random()))
+            layers.append(min(exit + late, M - 1) + 1)
+            dial.left(entry, layers[-1])
+        assert np.mean(layers[300:]) == pytest.approx(3.0, abs=0.1)
+        aims.append(dial.aim)
+    assert aims[1] < min(aims[0], aims[2]) - 0.4
+
+
+def test_a_budget_that_no_setting_has_is_refused():
+    for budget in (1.0, 6.5):
+        with pytest.raises(ValueError, match=r"budget_layers must be from 1.33 to 6.00"):
+            BudgetDial(SETTINGS, budget)

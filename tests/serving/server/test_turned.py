@@ -1,0 +1,150 @@
+"""A service whose policy is turned: over HTTP, of a model and of its export."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from answering import texts
+from starlette.testclient import TestClient
+
+from multiexit_runner.server.allowed import dial_of
+from multiexit_runner.server.app import Service
+from multiexit_runner.server.options import Options
+
+
+@pytest.fixture
+def turned(text_served):
+    """What is served, without the certificate, which bounds another loss than the table."""
+    return {kind: replace(served(), certificate=None) for kind, served in text_served[1].items()}
+
+
+@pytest.mark.parametrize("kind", ["model", "export"])
+def test_requests_without_a_policy_follow_the_dial(turned, kind):
+    served, rows = turned[kind], texts(20)
+    slowest, *_, fastest = served.calibration["settings"]
+    service = Service(served, Options(target_ms=60_000))
+    with TestClient(service.app) as client:
+        response = client.post("/predict", json={"inputs": rows})
+        answer = response.json()
+        assert response.headers["x-multiexit-policy"] == answer["policy"]
+        assert answer["policy"] == f"max-prob={slowest['policy']['threshold']}"
+        assert answer["expected_score"] == slowest["score"]
+        assert answer["loss_bound"] == slowest["loss_bound"]
+        own = client.post("/predict", json={"inputs": rows, "threshold": 0.5}).json()
+        assert own["policy"] == "max-prob=0.5"
+        assert "expected_score" not in own
+        assert f"multiexit_expected_score {slowest['score']}" in client.get("/metrics").text
+        service.dial._rows_S[-1] = 10**9  # work for hours
+        answer = client.post("/predict", json={"inputs": rows})
+        assert answer.status_code == 503
+        assert answer.headers["x-multiexit-shedding"] == "true"
+        assert int(answer.headers["retry-after"]) > 1000
+        assert "the service's target is 60000 ms" in answer.json()["detail"]
+        counted = client.get("/metrics").text
+        assert "multiexit_shed_requests_total 1.0" in counted
+        assert f"multiexit_expected_layers {fastest['mean_layers']}" in counted
+        number = f'multiexit_policy_number{{name="threshold"}} {fastest["policy"]["threshold"]}'
+        assert number in counted
+
+
+def test_a_target_turns_the_policy_while_rows_wait(turned):
+    """The network stands still while requests come: each waits for those before it."""
+    served = turned["export"]
+    going, run = threading.Event(), served.network.run
+
+    class Held:
+        def __getattr__(self, name):
+            return getattr(served.network, name)
+
+        def run(self, exit, group):
+            going.wait()
+            time.sleep(0.002)
+            return run(exit, group)
+
+    service = Service(replace(served, network=Held()), Options(target_ms=200))
+    answers = []
+
+    def send():
+        answers.append(client.post("/predict", json={"inputs": texts(4)}))
+
+    with TestClient(service.app) as client:
+        going.set()
+        send()
+        going.clear()
+        threads = []
+        for _ in range(60):
+            threads.append(threading.Thread(target=send))
+            threads[-1].start()
+        while len(answers) + service.scheduler.rows / 4 < 61:
+            time.sleep(0.001)
+        going.set()
+        for thread in threads:
+            thread.join()
+        assert not service.dial._rows_S.any()
+    policies = [each.json()["policy"] for each in answers if each.status_code == 200]
+    assert policies[0] == service.dial.settings[0].said
+    assert len({*policies}) > 1
+    assert {each.status_code for each in answers} == {200, 503}
+
+
+def test_a_full_queue_leaves_the_dial_as_it_was(turned):
+    service = Service(turned["export"], Options(target_ms=60_000, max_rows=4))
+    with TestClient(service.app) as client:
+        assert client.post("/predict", json={"inputs": ["a cat"] * 5}).status_code == 429
+        assert not service.dial._rows_S.any()
+
+
+def test_layers_are_held_at_a_budget(turned):
+    served = turned["model"]
+    layers = [row["mean_layers"] for row in served.calibration["settings"]]
+    budget = (layers[0] + layers[-1]) / 2
+    with TestClient(Service(served, Options(budget_layers=budget)).app) as client:
+        total, answers = 0, []
+        for seed in range(10):
+            answers += client.post("/predict", json={"inputs": texts(60, seed)}).json()["answers"]
+        total = sum(answer["layers"] for answer in answers)
+    assert total / len(answers) == pytest.approx(budget, abs=0.2)
+
+
+def test_settings_stay_within_the_operators_bounds(turned):
+    served = turned["export"]
+    rows = served.calibration["settings"]
+    score, loss = rows[len(rows) // 2]["score"], 100 * rows[len(rows) // 3]["loss_bound"]
+    dial = dial_of(served, Options(target_ms=50, min_score=score, max_loss=loss))
+    assert 1 < len(dial.settings) < len(rows)
+    assert min(each.score for each in dial.settings) >= score
+    assert max(100 * each.loss_bound for each in dial.settings) <= loss
+    certificate = {"loss": "accuracy", "risk": loss / 100, "confidence": 0.9}
+    certified = dial_of(replace(served, certificate=certificate), Options(target_ms=50))
+    assert max(100 * each.loss_bound for each in certified.settings) <= loss
+    other = replace(served, certificate={**certificate, "loss": "disagreement"})
+    with pytest.raises(ValueError, match=r"certificate bounds disagreement .* say with max_loss"):
+        dial_of(other, Options(target_ms=50))
+    assert dial_of(other, Options(target_ms=50, max_loss=loss)).settings == certified.settings
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target_ms": 50, "min_score": 1.5}, "has min_score=1.5; the best has 0.3733"),
+        ({"target_ms": 50, "max_loss": 0.001}, "no setting .* within max_loss=0.001 points"),
+        ({"budget_layers": 9}, "budget_layers must be from 1.* to 4.00"),
+        ({"budget_layers": 2, "target_ms": 50}, "target_ms or budget_layers, not both"),
+        ({"policy": "max-prob=0.9", "target_ms": 50}, "a policy or target_ms, not both"),
+        ({"min_score": 0.5}, "min_score bounds how far .* give target_ms or budget_layers"),
+        ({"max_loss": 1.0}, "max_loss bounds how far"),
+        ({"max_loss": 101.0, "target_ms": 50}, "max_loss is in points, at most 100"),
+        ({"min_score": float("nan")}, "min_score must be a number"),
+        ({"target_ms": float("nan")}, "target_ms must be at least 0"),
+    ],
+)
+def test_what_no_setting_meets_is_refused(turned, options, words):
+    with pytest.raises(ValueError, match=words):
+        dial_of(turned["export"], Options(**options))
+
+
+def test_without_a_table_it_says_how_to_make_one(turned):
+    for options in (Options(target_ms=50), Options(budget_layers=2)):
+        with pytest.raises(ValueError, match="multiexit calibrate FOLDER --table"):
+            dial_of(replace(turned["model"], calibration=None), options)

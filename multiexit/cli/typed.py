@@ -31,12 +31,14 @@ def folder(option: str, path: Path) -> None:
     """Refuse what no folder can be made at.
 
     Raises:
-        ValueError: a file, or something below one.
+        ValueError: a file, or something below one; a folder that isn't to be written in.
     """
     parts = (path, *path.absolute().parents)
     nearest = next(part for part in parts if part.exists() or part.is_symlink())
     if not nearest.is_dir():
         raise ValueError(f"{option} {path}: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path}: {nearest} is not to be written in")
 
 
 def tokenizer(name: str | Path) -> Any:

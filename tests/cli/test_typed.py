@@ -86,3 +86,10 @@ def test_lines_of_a_pipe_come_one_by_one_and_are_answered_so():
         os.close(write)
         assert list(lines) == [["four"]]
     assert list(raw_inputs._chunks_at_hand(["a", "b", "c"], 2)) == [["a", "b"], ["c"]]
+
+
+def test_a_folder_that_is_not_to_be_written_in_is_refused_at_once(tmp_path, monkeypatch):
+    typed.folder("--output", tmp_path / "new")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ValueError, match=r"^--output .*new: .* is not to be written in$"):
+        typed.folder("--output", tmp_path / "new")

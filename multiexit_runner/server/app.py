@@ -153,8 +153,8 @@ class Service:
             raise Refused(422, str(error)) from error
         budget = None if ask.budget_ms is None else ask.budget_ms / 1000
         order, entry = self._enter(order, len(prepared))
-        counts = order.certified and ask.max_exit is None and budget is None
-        with self.watch.request() if counts else nullcontext([]) as lefts:
+        by_policy = ask.max_exit is None and budget is None
+        with self.watch.request() if order.certified and by_policy else nullcontext([]) as lefts:
             lefts += await self._run(prepared, order, entry, budget, request)
         if self.dial is not None and entry is not None:
             self.dial.answered(entry, time.perf_counter() - began)
@@ -173,8 +173,8 @@ class Service:
         certified = certified and all(left.why == "policy" for left in lefts)
         response.headers["X-Multiexit-Certified"] = "true" if certified else "false"
         response.headers["X-Multiexit-Policy"] = order.said
-        said = {"policy": order.said, **order.expected, "certified": certified}
-        return {"answers": answers, **said}
+        expected = order.expected if by_policy else {}
+        return {"answers": answers, "policy": order.said, **expected, "certified": certified}
 
     async def _prepared(self, items: list[Any]) -> list[Encoded]:
         if self.served.kind == "text" and sum(map(_characters, items)) <= SOME:
@@ -272,6 +272,12 @@ class Service:
             return self.orders.default
         return self.dial.settings[self.dial.place].policy
 
+    @property
+    def policy(self) -> str:
+        """The policy of a request without one now, as it is typed."""
+        dial = self.dial
+        return self.served.policy if dial is None else dial.settings[dial.place].said
+
     def _layers(self, left: Left) -> int:
         """The layers that were run on a row."""
         return self.served.exits[left.ran[-1]] + 1 if left.ran else 0
@@ -314,7 +320,7 @@ class Service:
         return JSONResponse({"ready": self.ready}, 200 if self.ready else 503)
 
     async def _info(self) -> dict[str, Any]:
-        served, certificate = self.served, None
+        served, dial, certificate = self.served, self.dial, None
         if served.certificate is not None:  # without what tells its rows
             hidden = ("keys", "counts")
             certificate = {k: v for k, v in served.certificate.items() if k not in hidden}
@@ -324,7 +330,8 @@ class Service:
             "labels": served.labels,
             "exits": len(served.exits),
             "layers": [layer + 1 for layer in served.exits],
-            "policy": served.policy,
+            "policy": self.policy,
+            "settings": dial and [setting.info() for setting in dial.settings],
             "certificate": certificate,
             "drift": self.watch.info(),
         }

@@ -39,6 +39,15 @@ class Setting(NamedTuple):
     mean_layers: float
     shares_M: Sequence[float]
 
+    def info(self) -> dict[str, Any]:
+        """What is to be said of it."""
+        return {
+            "policy": self.said,
+            "score": self.score,
+            "loss_bound": self.loss_bound,
+            "mean_layers": self.mean_layers,
+        }
+
 
 class Entry(NamedTuple):
     """A request whose rows began.
@@ -197,7 +206,7 @@ class LoadDial:
 
     def _beyond_p95(self) -> float:
         since = self._clock() - SECONDS
-        beyond = [seconds for time, seconds in self._beyond if time >= since]
+        beyond = [seconds for when, seconds in self._beyond if when >= since]
         return max(0.0, float(np.quantile(beyond, 0.95))) if beyond else 0.0
 
 

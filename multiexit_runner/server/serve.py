@@ -67,7 +67,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
     service = Service(load(folder, options), options)
     logging.basicConfig(level=options.log_level.upper(), format="%(message)s", stream=sys.stderr)
     print(
-        f"{folder}: {len(service.served.exits)} exits, policy {service.served.policy}; "
+        f"{folder}: {len(service.served.exits)} exits, policy {service.policy}; "
         f"http://{options.host}:{options.port}/docs",
         file=sys.stderr,
         flush=True,

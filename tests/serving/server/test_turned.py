@@ -31,6 +31,12 @@ def test_requests_without_a_policy_follow_the_dial(turned, kind):
         assert answer["policy"] == f"max-prob={slowest['policy']['threshold']}"
         assert answer["expected_score"] == slowest["score"]
         assert answer["loss_bound"] == slowest["loss_bound"]
+        cut = client.post("/predict", json={"inputs": rows, "max_exit": 1}).json()
+        assert cut["policy"] == answer["policy"]
+        assert "expected_score" not in cut
+        info = client.get("/info").json()
+        assert info["policy"] == answer["policy"]
+        assert len(info["settings"]) == len(served.calibration["settings"])
         own = client.post("/predict", json={"inputs": rows, "threshold": 0.5}).json()
         assert own["policy"] == "max-prob=0.5"
         assert "expected_score" not in own

@@ -28,7 +28,7 @@ from multiexit.backbones import Carry
 from multiexit.data.glue_files import GlueRows, read_tsv
 from multiexit.data.glue_tasks import find_task
 from multiexit.data.text import TextDataset
-from multiexit.evaluation import guarantee
+from multiexit.evaluation import exit_losses
 from multiexit.policies.registry import policy_name
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
@@ -154,7 +154,7 @@ def bounded(outputs: mx.Outputs, corpus_ND: Tensor, splits: int) -> list[Row]:
         for split in range(splits):
             known, rest = outputs.split(0.5, split)
             policy = mx.calibrate(known, mx.Settled, risk=risk, loss=loss, corpus=corpus)
-            mean = guarantee.realised(rest, policy, loss, corpus)
+            mean = exit_losses.realised(rest, policy, loss, corpus)
             rows.append(
                 {
                     "bound": f"{loss} ≤ {risk}",

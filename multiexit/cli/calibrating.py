@@ -7,7 +7,7 @@ from typing import Any
 
 from multiexit.arguments import check_share
 from multiexit.data.tasks import TaskData
-from multiexit.evaluation import card, guarantee, report
+from multiexit.evaluation import card, exit_losses, guarantee, report
 from multiexit.evaluation.budget import Budget, budgeted
 from multiexit.evaluation.calibration import calibrate
 from multiexit.evaluation.calibration_table import calibration_table
@@ -163,7 +163,8 @@ def run(
         need_classes(classes_of_decision(model.problem, model.num_classes), "--temperatures")
     rows_calibrating = rows_used - rows_in_share(rows_used, 0.5) if temperatures else rows_used
     if target.get("risk") is not None:
-        guarantee.check_rows(rows_calibrating, target["risk"], 1 - target["confidence"])
+        bound = exit_losses.bound_of(target["loss"])
+        guarantee.check_rows(rows_calibrating, target["risk"], 1 - target["confidence"], bound)
     outputs = collect(model, rows, task.metric)
     if temperatures:
         fit_temperatures(model, outputs.split(share, seed)[0].split(0.5, seed)[0])
@@ -219,7 +220,7 @@ def _policy_chooser(
         target["latency"] = model.latency
     Target(**target)
     if target["risk"] is not None:
-        guarantee.check_classes(model.num_classes, model.problem)
+        exit_losses.check_classes(model.num_classes, model.problem)
     policy_settings(policy, model.num_exits, model.num_classes, model.problem)  # or refuses it
     return lambda outputs: calibrate(outputs, policy, **target)
 
@@ -232,7 +233,7 @@ def _report_text(
     lines = [report.policy_table([judge(rest, FixedExit(rest.num_exits - 1)), row])]
     certificate = policy.certificate
     if certificate is not None:
-        mean = guarantee.realised(rest, policy, certificate.loss)
+        mean = exit_losses.realised(rest, policy, certificate.loss)
         lines.append(
             f"loss ({certificate.loss}) on these rows: {100 * mean:.2f} %; bound: "
             f"{100 * certificate.risk:g} % with confidence {certificate.confidence:g}"

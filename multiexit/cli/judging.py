@@ -111,7 +111,8 @@ def calibrate(
         float | None, typer.Option(help="with which the risk is kept; default 0.9")
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(help="of the risk: disagreement (the default) or accuracy")
+        str | None,
+        typer.Option(help="of the risk: disagreement (default), accuracy, brier or consistency"),
     ] = None,
     temperatures: Annotated[
         bool, typer.Option("--temperatures", help="fit one per exit, on half of the share")

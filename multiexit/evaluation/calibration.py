@@ -3,8 +3,11 @@
 Letters: M exits, C classes.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
+from multiexit.evaluation.exit_losses import Loss
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.guarantee import warn_exits_at_chance, warn_one_answer
 from multiexit.evaluation.outputs import Outputs
@@ -20,12 +23,12 @@ def calibrate(
     speedup: float | None = None,
     score: float | None = None,
     milliseconds: float | None = None,
-    risk: float | None = None,
+    risk: float | Mapping[Loss, float] | None = None,
     by: str = "layers",
     latency: Latency | None = None,
     batch_size: int = 1,
     confidence: float | None = 0.9,
-    loss: str | None = None,
+    loss: Loss | None = None,
     corpus: Tensor | None = None,
 ) -> ExitPolicy:
     """The setting of a policy's number that serves one target.
@@ -55,15 +58,19 @@ def calibrate(
         speedup: of the policy over the full network, at least this.
         score: the metric's main figure on these rows, at least this.
         milliseconds: that a batch takes on average, at most this.
-        risk: largest mean loss, in (0, 1).
+        risk: largest mean loss, in (0, 1); or several, by loss, which are all kept with this
+            confidence at once: `{"accuracy": 0.02, "brier": 0.01}`.
         by: what `speedup` means, and "fastest" for a score: `"layers"`, `"macs"` or `"time"`.
         latency: from `multiexit.profile`, for time and milliseconds.
         batch_size: rows of a batch, for time and milliseconds.
         confidence: with which the risk is kept, in (0, 1), or None.
-        loss: `"disagreement"` with the last exit (the default), or `"accuracy"`: wrong where the
-            last exit is right. Of vectors `"cosine"` (the default), or `"rank@10"`: the nearest row
-            of the corpus by the last exit is not among the 10 nearest
-            (`multiexit.evaluation.guarantee.losses`).
+        loss: `"disagreement"` with the last exit (the default), `"accuracy"`: wrong where the last
+            exit is right, `"brier"`: how much higher the Brier score is, or `"consistency"`: how
+            far probabilities are from the last exit's. Of vectors `"cosine"` (the default), or
+            `"rank@10"`: the nearest row of the corpus by the last exit is not among the 10 nearest
+            (`multiexit.evaluation.exit_losses.losses`). Or your own: a function of early answers
+            [B, C], the last exit's [B, C] and labels that gives each row's loss in 0..1, [B], from
+            that row alone; or a tensor of the losses of leaving at each exit [M, B].
         corpus: the vectors that a rank is among, from the last exit, [N, C]: fixed beforehand, and
             not those of the rows to calibrate on. A certificate speaks of this corpus alone.
 

@@ -3,15 +3,18 @@
 Letters: S settings, B rows.
 """
 
-from functools import cache
 from itertools import accumulate
+
+import torch
 
 from multiexit import problems
 from multiexit.arguments import check_share
 from multiexit.evaluation import guarantee, metrics
+from multiexit.evaluation.exit_losses import bound_of
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.judging import Row, judge, sweep
 from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.p_values import upper_bound
 from multiexit.evaluation.targets import losses_of_settings
 from multiexit.policies import CalibrationTable, ExitPolicy, FixedExit, Setting
 from multiexit.problems import are_vectors
@@ -32,11 +35,11 @@ def calibration_table(
 
         B_s = max over s and all slower settings t of min {α : p_t(α) ≤ 1 − confidence}
 
-    with p as in `multiexit.evaluation.guarantee.learn_then_test`. The fastest setting with B_s ≤ α
-    is the one that `multiexit.calibrate` gives for the risk α: for one α that is fixed beforehand
-    its mean loss on rows drawn alike is at most α, with this confidence. The loss of a row is 1
-    where its answer is wrong and the last exit's is right, so that it bounds the loss of accuracy;
-    of vectors (1 − cosine) / 2. Numbers have none.
+    with p of `multiexit.evaluation.p_values`: binomial, and of vectors betting. The fastest setting
+    with B_s ≤ α is the one that `multiexit.calibrate` gives for the risk α: for one α that is fixed
+    beforehand its mean loss on rows drawn alike is at most α, with this confidence. The loss of a
+    row is 1 where its answer is wrong and the last exit's is right, so that it bounds the loss of
+    accuracy; of vectors (1 − cosine) / 2. Numbers have none.
 
     Of the settings that `calibrate` tries, those are kept whose mean layers differ by a 64th of the
     network's.
@@ -107,9 +110,14 @@ def _loss_of(outputs: Outputs) -> str | None:
 def _bounds(outputs: Outputs, policies: list[ExitPolicy], loss: str, delta: float) -> list[float]:
     """B_s of settings from the slowest on."""
     _, loss_SB = losses_of_settings(outputs, policies, loss)
-    B = loss_SB.shape[1]
-    bound = cache(lambda mean: guarantee.upper_bound(mean, B, delta))
-    return list(accumulate((bound(mean) for mean in loss_SB.mean(1).tolist()), max))
+    bounds, before_B = [], None
+    for loss_B in loss_SB:
+        if before_B is None or not torch.equal(loss_B, before_B):
+            bounds.append(upper_bound(loss_B, delta, bound_of(loss)))
+        else:
+            bounds.append(bounds[-1])
+        before_B = loss_B
+    return list(accumulate(bounds, max))
 
 
 def _apart(rows: list[Row], layers: int) -> list[int]:

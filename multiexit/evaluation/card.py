@@ -166,7 +166,11 @@ def _certificate(policy: Mapping[str, Any] | None) -> str | None:
         return None
     sure = certificate.get("confidence")
     how = "on average" if sure is None else f"with {sure:.0%} confidence"
-    return f"{certificate['loss']} of at most {certificate['risk']:g} on rows like those {how}"
+    bounds = [
+        f"{bound['loss']} of at most {bound['risk']:g}"
+        for bound in (certificate, *certificate.get("also", ()))
+    ]
+    return f"{' and '.join(bounds)} on rows like those {how}"
 
 
 def _table(calibration: Mapping[str, Any] | None) -> str | None:

@@ -4,7 +4,7 @@ Letters: S settings, B rows, C classes, M exits, E bins of confidence.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,21 @@ from torch import Tensor
 from multiexit import problems
 from multiexit.arguments import check_share, unknown
 from multiexit.evaluation import guarantee
+from multiexit.evaluation.exit_losses import (
+    Loss,
+    bound_of,
+    check_apart,
+    check_loss,
+    fitting,
+    losses_of,
+    name_of,
+    of_exits,
+)
 from multiexit.evaluation.judging import Row, sweep
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.latency import Latency
 from multiexit.policies import Certificate, ExitPolicy
+from multiexit.policies.certificate import Bound
 from multiexit_runner.drift import BINS, bins_of
 
 TARGETS = ("speedup", "score", "milliseconds", "risk")
@@ -41,12 +52,12 @@ class Target:
     speedup: float | None = None
     score: float | None = None
     milliseconds: float | None = None
-    risk: float | None = None
+    risk: float | Mapping[Loss, float] | None = None
     by: str = "layers"
     latency: Latency | None = None
     batch_size: int = 1
     confidence: float | None = 0.9
-    loss: str | None = None
+    loss: Loss | None = None
     corpus: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -56,16 +67,18 @@ class Target:
                 f"calibrate has one target: give one of {', '.join(TARGETS)}; got "
                 + (" and ".join(names) or "none")
             )
-        ranked = self.risk is not None and str(self.loss).startswith("rank@")
+        risks = self.risks()
+        ranked = any(isinstance(loss, str) and loss.startswith("rank@") for loss, _ in risks)
         if self.corpus is not None and not ranked:
             raise ValueError(
                 "a corpus goes with a risk and a loss such as 'rank@10', which search it: leave it "
                 "out"
             )
         if self.risk is not None:
-            check_share("risk", self.risk, "(0, 1)")
-            if self.loss is not None:
-                guarantee.check_loss(self.loss)
+            for loss, risk in risks:
+                check_share("risk", risk, "(0, 1)")
+                if loss is not None:
+                    check_loss(loss)
             if self.confidence is not None:
                 check_share("confidence", self.confidence, "(0, 1)")
             return
@@ -81,6 +94,23 @@ class Target:
                 raise ValueError(f"speedup is 1 without early exits; give more, got {self.speedup}")
         if self.score is not None and not math.isfinite(self.score):
             raise ValueError(f"score must be a finite number, got {self.score}")
+
+    def risks(self) -> list[tuple[Loss | None, float]]:
+        """Each loss with its risk; None is the loss that suits the outputs.
+
+        Raises:
+            ValueError: risks by loss, and a loss beside them, or none of them.
+        """
+        if self.risk is None:
+            return []
+        if not isinstance(self.risk, Mapping):
+            return [(self.loss, self.risk)]
+        if self.loss is not None or not self.risk:
+            raise ValueError(
+                "risks by loss are like risk={'accuracy': 0.02, 'brier': 0.01}, without loss=; got "
+                f"risk={dict(self.risk)!r:.80} and loss={self.loss!r:.80}"
+            )
+        return list(self.risk.items())
 
     def table(self) -> Latency:
         """The latency table, where the target needs one.
@@ -108,7 +138,7 @@ class Target:
             ValueError: no setting reaches it; the message says what one reaches.
         """
         if self.risk is not None:
-            return _bounded(self, self.risk, outputs, settings)
+            return _bounded(self, outputs, settings)
         rows = sweep(outputs, settings)
         if self.milliseconds is not None:
             return _within(self, self.milliseconds, rows)
@@ -183,33 +213,45 @@ def _within(target: Target, milliseconds: float, rows: list[Row]) -> ExitPolicy:
     return max(in_time, key=lambda pair: (pair[0], pair[1].score))[1].policy
 
 
-def _bounded(
-    target: Target, risk: float, outputs: Outputs, settings: list[ExitPolicy]
-) -> ExitPolicy:
+def _bounded(target: Target, outputs: Outputs, settings: list[ExitPolicy]) -> ExitPolicy:
     rows = len(outputs.labels_B)
     delta = None if target.confidence is None else 1 - target.confidence
-    guarantee.check_rows(rows, risk, delta)
-    loss = guarantee.fitting(target.loss, outputs.problem)
+    risks = [(fitting(loss, outputs.problem), risk) for loss, risk in target.risks()]
+    for loss, risk in risks:
+        guarantee.check_rows(rows, risk, delta, bound_of(loss))
     if target.corpus is not None:
-        guarantee.check_apart(target.corpus, outputs.logits_MBC[-1])
-    exit_sum_S, loss_SB = losses_of_settings(outputs, settings, loss, target.corpus)
+        check_apart(target.corpus, outputs.logits_MBC[-1])
+    tables = [losses_of_settings(outputs, settings, loss, target.corpus) for loss, _ in risks]
     # Numbers rise; whether that makes rows leave later or earlier, the two ends say.
-    if exit_sum_S[0] < exit_sum_S[-1]:
-        settings, loss_SB = settings[::-1], loss_SB.flip(0)
-    if delta is None:
-        index = guarantee.conformal(loss_SB, risk)
-    else:
-        index = guarantee.learn_then_test(loss_SB, risk, delta)
-    if index is None:
-        raise ValueError(
-            f"{rows} rows can't certify a risk of {risk} for even the safest setting, "
-            f"{settings[0]}, whose loss on them is {float(loss_SB[0].mean()):.4f}"
-        )
-    keys = None if outputs.keys_B is None else tuple(sorted(outputs.keys_B.tolist()))
-    observed = float(loss_SB[index].mean())
-    counts = counts_of(outputs, settings[index])
+    exit_sum_S = tables[0][0]
+    order = slice(None, None, -1 if exit_sum_S[0] < exit_sum_S[-1] else None)
+    settings, chosen = settings[order], []
+    for (loss, risk), (_, loss_SB) in zip(risks, tables, strict=True):
+        loss_SB = loss_SB.flip(0) if order.step else loss_SB
+        if delta is None:
+            index = guarantee.conformal(loss_SB, risk)
+        else:
+            index = guarantee.learn_then_test(loss_SB, risk, delta, bound_of(loss))
+        if index is None:
+            raise ValueError(
+                f"{rows} rows can't certify a risk of {risk} for even the safest setting, "
+                f"{settings[0]}, whose loss ({name_of(loss)}) on them is "
+                f"{float(loss_SB[0].mean()):.4f}"
+            )
+        chosen.append((index, name_of(loss), risk, loss_SB.mean(1)))
+    index = min(chosen, key=lambda each: each[0])[0]
+    bounds = [Bound(name, risk, float(mean_S[index])) for _, name, risk, mean_S in chosen]
     return settings[index].with_certificate(
-        Certificate(loss, risk, target.confidence, rows, observed, keys, counts)
+        Certificate(
+            bounds[0].loss,
+            bounds[0].risk,
+            target.confidence,
+            rows,
+            bounds[0].observed,
+            keys=None if outputs.keys_B is None else tuple(sorted(outputs.keys_B.tolist())),
+            counts=counts_of(outputs, settings[index]),
+            also=tuple(bounds[1:]),
+        )
     )
 
 
@@ -228,24 +270,33 @@ def counts_of(outputs: Outputs, policy: ExitPolicy) -> tuple[tuple[int, ...], ..
 
 
 def losses_of_settings(
-    outputs: Outputs, settings: list[ExitPolicy], loss: str, corpus_NC: Tensor | None = None
+    outputs: Outputs, settings: list[ExitPolicy], loss: Loss, corpus_NC: Tensor | None = None
 ) -> tuple[list[int], Tensor]:
     """How late rows leave in all under each setting, [S], and their losses, [S, B].
 
     Args:
         outputs: from `collect`.
         settings: S of them.
-        loss, corpus_NC: as for `multiexit.evaluation.guarantee.losses`.
+        loss, corpus_NC: as for `multiexit.evaluation.exit_losses.losses`, or a loss of your own.
     """
+    if isinstance(loss, Tensor):
+        loss_MB = of_exits(outputs, loss)
+        exit_SB = torch.stack([outputs.answers(setting)[0] for setting in settings])
+        return exit_SB.sum(1).tolist(), torch.stack(
+            [loss_MB.gather(0, exit_B[None])[0] for exit_B in exit_SB]
+        )
     before_BC = outputs.logits_MBC[-1]
     loss_B = torch.zeros(len(before_BC), dtype=torch.float64)
+    if not isinstance(loss, str):  # which may be more than 0 at the last exit
+        loss_B = losses_of(outputs, before_BC[None], loss)[0]
     exit_sum_S, loss_SB = [], []
     for setting in settings:
         exit_B, answer_BC = outputs.answers(setting)
         changed_B = (answer_BC != before_BC).flatten(1).any(1)  # few, from setting to setting
         loss_B, before_BC = loss_B.clone(), answer_BC
-        few, answer_1FC = outputs.take(changed_B), answer_BC[None, changed_B]
-        loss_B[changed_B] = guarantee.losses_of(few, answer_1FC, loss, corpus_NC)[0]
+        if changed_B.any():
+            few, answer_1FC = outputs.take(changed_B), answer_BC[None, changed_B]
+            loss_B[changed_B] = losses_of(few, answer_1FC, loss, corpus_NC)[0]
         exit_sum_S.append(int(exit_B.sum()))
         loss_SB.append(loss_B)
     return exit_sum_S, torch.stack(loss_SB)

@@ -8,7 +8,7 @@ import binascii
 import re
 import struct
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,29 +16,49 @@ from torch import Tensor
 from multiexit.files import schema
 from multiexit_runner.drift import BINS
 
-LOSS = re.compile("disagreement|accuracy|cosine|rank@([1-9][0-9]{0,8})")
+LOSS = re.compile("disagreement|accuracy|brier|consistency|cosine|rank@([1-9][0-9]{0,8})")
 """The names of losses; `rank@k` has its k."""
+
+OWN = re.compile("own:.{0,100}")
+"""Names of losses of the user's own."""
 
 
 def loss_name(key: str, value: Any) -> None:
     """A check that a value is the name of a loss."""
     schema.text(key, value)
-    if LOSS.fullmatch(value) is None:
-        raise schema.wrong(key, value, "'disagreement', 'accuracy', 'cosine' or such as 'rank@10'")
+    if LOSS.fullmatch(value) is None and OWN.fullmatch(value) is None:
+        raise schema.wrong(
+            key,
+            value,
+            "'disagreement', 'accuracy', 'brier', 'consistency', 'cosine', such as 'rank@10', or "
+            "'own:' with a name",
+        )
+
+
+BOUND = {"loss": loss_name, "risk": schema.number(0, 1), "observed": schema.number(0, 1)}
 
 
 TABLE = schema.table(
     {
-        "loss": loss_name,
-        "risk": schema.number(0, 1),
+        **BOUND,
         "confidence": schema.optional(schema.number(0, 1)),
         "rows": schema.whole(1, 2**53),
-        "observed": schema.number(0, 1),
         "keys": schema.optional(schema.text),
     },
-    {"counts": schema.listed(schema.listed(schema.whole(0, 2**53), BINS, BINS), 1, 10_000)},
+    {
+        "counts": schema.listed(schema.listed(schema.whole(0, 2**53), BINS, BINS), 1, 10_000),
+        "also": schema.listed(schema.table(BOUND), 1, 100),
+    },
 )
 """The schema of a saved certificate."""
+
+
+class Bound(NamedTuple):
+    """A loss's bound beside the first one, as in `Certificate`."""
+
+    loss: str
+    risk: float
+    observed: float
 
 
 @dataclass(frozen=True)
@@ -49,8 +69,9 @@ class Certificate:
     neither trained nor selected on them. `multiexit.calibrate` makes it, and its policy has it.
 
     Args:
-        loss: `"disagreement"` or `"accuracy"`, of vectors `"cosine"` or such as `"rank@10"`
-            (`multiexit.evaluation.guarantee.losses`).
+        loss: `"disagreement"`, `"accuracy"`, `"brier"` or `"consistency"`, of vectors `"cosine"` or
+            such as `"rank@10"` (`multiexit.evaluation.exit_losses.losses`); of your own `"own:"`
+            and its name.
         risk: the bound.
         confidence: with which it holds; None: on average over draws of the calibration rows.
         rows: N.
@@ -59,6 +80,7 @@ class Certificate:
         counts: of these rows, by the exit where they left and the bin of their confidence there,
             M × E (`multiexit_runner.drift.bins_of`): what a service compares its rows with. None
             in certificates of before.
+        also: other losses, bounded with the same confidence: all bounds hold at once.
 
     Example:
         Two exits that always agree, on 400 rows:
@@ -78,6 +100,7 @@ class Certificate:
     observed: float
     keys: tuple[int, ...] | None = field(default=None, repr=False)
     counts: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
+    also: tuple[Bound, ...] = field(default=(), repr=False)
 
     def seen(self, keys_B: Tensor) -> Tensor:
         """Say which of these rows it was calibrated on, bool [B].
@@ -93,10 +116,11 @@ class Certificate:
         if keys is not None:
             keys = base64.b64encode(struct.pack(f"<{len(keys)}q", *keys)).decode()
         data = {**asdict(self), "keys": keys}
-        if self.counts is None:
-            del data["counts"]
-        else:
+        del data["counts"], data["also"]
+        if self.counts is not None:
             data["counts"] = [list(counts_E) for counts_E in self.counts]
+        if self.also:
+            data["also"] = [bound._asdict() for bound in self.also]
         return data
 
     @classmethod
@@ -119,4 +143,5 @@ class Certificate:
         counts = data.get("counts")
         if counts is not None:
             counts = tuple(map(tuple, counts))
-        return cls(**{**data, "keys": keys, "counts": counts})
+        also = tuple(Bound(**bound) for bound in data.get("also", ()))
+        return cls(**{**data, "keys": keys, "counts": counts, "also": also})

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import multiexit as mx
 from multiexit.cli import calibrating
 from multiexit.data import tasks
-from multiexit.evaluation import guarantee
+from multiexit.evaluation import exit_losses
 from multiexit.model.latency import machine_of
 
 ROWS, QUARTER = 359, 89  # of the digits' test set
@@ -91,7 +91,7 @@ def test_the_policy_is_set_and_nothing_else(words, wanted, folder):
         assert f"{figure:.2f}" in ended.out
     assert f"{row.speedup_layers:.2f}×" in ended.out
     if saved.certificate is not None:
-        lost = 100 * guarantee.realised(rest, saved, "disagreement")
+        lost = 100 * exit_losses.realised(rest, saved, "disagreement")
         assert f"{lost:.2f} %; bound: 10 % with confidence 0.8" in ended.out
 
 

@@ -15,7 +15,7 @@ from test_guarantee import outputs_of
 import multiexit as mx
 from multiexit import policies
 from multiexit.data.row_keys import row_keys
-from multiexit.evaluation import guarantee
+from multiexit.evaluation import exit_losses
 from multiexit.evaluation.grids import policy_settings
 
 KINDS = [mx.MaxProb, mx.Entropy, mx.Margin, mx.Patience, mx.FixedExit]
@@ -166,7 +166,7 @@ def test_a_certificate_says_what_was_certified(loss, confidence, collected):
     assert made is not None
     assert (made.loss, made.risk, made.confidence, made.rows) == (loss, 0.2, confidence, 400)
     assert made.observed == pytest.approx(lost / 400)
-    assert guarantee.realised(collected, policy, loss) == pytest.approx(lost / 400)
+    assert exit_losses.realised(collected, policy, loss) == pytest.approx(lost / 400)
     assert list(made.keys) == sorted(collected.keys_B.tolist())
 
 

@@ -59,7 +59,7 @@ def test_choosing_from_it_is_calibrating(kind):
         settings, loss_SB = settings[::-1], loss_SB.flip(0)
     place = {policy: s for s, policy in enumerate(settings)}
     for risk in (0.02, 0.05, 0.1, 0.3):
-        certified = guarantee.learn_then_test(loss_SB, risk, 0.2)
+        certified = guarantee.learn_then_test(loss_SB, risk, 0.2, "binomial")
         for setting in table.settings:
             safe = certified is not None and place[setting.policy] <= certified
             assert (setting.loss_bound <= risk) == safe

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 import multiexit as mx
 from multiexit import policies
-from multiexit.evaluation import guarantee
+from multiexit.evaluation import exit_losses, guarantee, p_values
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.cost import Cost
 
@@ -52,7 +51,12 @@ class Population(NamedTuple):
 
 
 TRIALS = 3000
-CHOICES = [(0.05, 0.1), (0.1, 0.05), (0.15, 0.1), (0.2, 0.2)]
+CHOICES = [
+    (0.05, 0.1, "binomial"),
+    (0.1, 0.05, "hoeffding-bentkus"),
+    (0.15, 0.1, "hoeffding-bentkus"),
+    (0.2, 0.2, "binomial"),
+]
 
 
 @pytest.fixture(scope="module", params=["disagreement", "accuracy"])
@@ -61,13 +65,7 @@ def population(request) -> Population:
     tried = [mx.MaxProb(1.01 - t / 100) for t in range(0, 70, 2)]
     answer_SPC = torch.stack([policies.answers(p, outputs.logits_MBC)[1] for p in tried])
     full_PC = outputs.logits_MBC[-1]
-    return Population(guarantee.losses(answer_SPC, full_PC, outputs.labels_B, request.param))
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Means of n losses repeat, so p-values are kept: thousands of trials in a second."""
-    monkeypatch.setattr(guarantee, "p_value", lru_cache(None)(guarantee.p_value))
+    return Population(exit_losses.losses(answer_SPC, full_PC, outputs.labels_B, request.param))
 
 
 def too_far(choose):
@@ -80,10 +78,10 @@ def too_far(choose):
     return wrong
 
 
-@pytest.mark.parametrize(("risk", "delta"), CHOICES)
-def test_the_certified_setting_keeps_its_risk_as_often_as_promised(risk, delta, population):
+@pytest.mark.parametrize(("risk", "delta", "bound"), CHOICES)
+def test_the_certified_setting_keeps_its_risk_as_often_as_promised(risk, delta, bound, population):
     def choose(loss_SB):
-        return guarantee.learn_then_test(loss_SB, risk, delta)
+        return guarantee.learn_then_test(loss_SB, risk, delta, bound)
 
     most = delta + 3 * math.sqrt(delta * (1 - delta) / TRIALS)
     found = population.risks(choose, 200)
@@ -114,13 +112,15 @@ def test_the_conformal_setting_keeps_its_risk_on_average(risk, population):
 
 
 def test_the_p_value_by_hand():
-    assert guarantee.p_value(0.0, 10, 0.2) == pytest.approx(0.8**10)
+    assert p_values.hoeffding_bentkus(torch.zeros(10), 0.2) == pytest.approx(0.8**10)
     # Hoeffding: exp(−20·(0.1 log 0.5 + 0.9 log(0.9 / 0.8))); Bentkus: e·P(Bin(20, 0.2) ≤ 2).
     hoeffding = math.exp(-20 * (0.1 * math.log(0.5) + 0.9 * math.log(0.9 / 0.8)))
     bentkus = math.e * sum(math.comb(20, k) * 0.2**k * 0.8 ** (20 - k) for k in range(3))
-    assert guarantee.p_value(0.1, 20, 0.2) == pytest.approx(min(hoeffding, bentkus))
-    assert guarantee.p_value(0.5, 20, 0.2) == 1.0
-    assert guarantee.rows_needed(0.05, 0.1) == 45
+    two_B = torch.tensor([0.0, 0, 1, 1] + [0] * 16)
+    assert p_values.hoeffding_bentkus(two_B, 0.2) == pytest.approx(min(hoeffding, bentkus))
+    assert p_values.binomial(two_B, 0.2) == pytest.approx(bentkus / math.e)
+    assert p_values.hoeffding_bentkus(torch.full((20,), 0.5), 0.2) == 1.0
+    assert p_values.rows_needed(0.05, 0.1) == 45
     assert 0.95**45 <= 0.1 < 0.95**44
 
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_certified_is_refused():
         mx.calibrate(outputs_of(), mx.MaxProb, risk=0.1, loss="f1")
     values = torch.zeros(2, 3, 1)
     with pytest.raises(ValueError, match=r"bounded risk needs at least 2 classes.*a speedup"):
-        guarantee.losses(values, values[0], torch.zeros(3), "disagreement")
+        exit_losses.losses(values, values[0], torch.zeros(3), "disagreement")
 
 
 def test_a_model_that_answers_one_class_is_warned_about():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import multiexit as mx
-from multiexit.evaluation import guarantee
+from multiexit.evaluation import exit_losses, guarantee
 
 COST = mx.Cost((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4), full_macs=4)
 
@@ -43,13 +43,13 @@ def test_the_losses_are_what_plain_loops_say():
             order = sorted(range(200), key=lambda n, v=v: -float(CORPUS[n] @ v))
             wanted.append(float(nearest not in order[:k]))
         kind = f"rank@{k}"
-        (loss_B,) = guarantee.losses(early_BD[None], full_BD, full_BD, kind, corpus_NC=3 * CORPUS)
+        (loss_B,) = exit_losses.losses(early_BD[None], full_BD, full_BD, kind, corpus_NC=3 * CORPUS)
         assert loss_B.tolist() == wanted
         assert 0 < sum(wanted) < 30
-    (loss_B,) = guarantee.losses(early_BD[None], full_BD, full_BD, "cosine")
+    (loss_B,) = exit_losses.losses(early_BD[None], full_BD, full_BD, "cosine")
     wanted = [(1 - float(v @ u)) / 2 for v, u in zip(early_BD, full_BD, strict=True)]
     assert loss_B.tolist() == pytest.approx(wanted, abs=1e-6)
-    opposite_B = guarantee.losses(-full_BD[None], full_BD, full_BD, "cosine")
+    opposite_B = exit_losses.losses(-full_BD[None], full_BD, full_BD, "cosine")
     torch.testing.assert_close(opposite_B, torch.ones(1, 30, dtype=torch.float64))
 
 
@@ -62,7 +62,7 @@ def test_the_bound_is_kept_as_often_as_promised(loss, risk):
     settings = [mx.Settled(threshold) for threshold in torch.linspace(0, 1, 40).tolist()]
     loss_SP = torch.stack(
         [
-            guarantee.losses_of(everyone, answer_BD[None], loss, corpus)[0]
+            exit_losses.losses_of(everyone, answer_BD[None], loss, corpus)[0]
             for answer_BD in (everyone.answers(setting)[1] for setting in settings)
         ]
     )
@@ -78,7 +78,7 @@ def test_the_bound_is_kept_as_often_as_promised(loss, risk):
             policy = mx.calibrate(
                 few, mx.Settled, risk=risk, loss=loss, corpus=corpus, confidence=0.8
             )
-            true = guarantee.realised(everyone, policy, loss, corpus)
+            true = exit_losses.realised(everyone, policy, loss, corpus)
             assert abs(true - found[-1]) < risk / 2
     broken = sum(true > risk for true in found)
     assert broken <= 0.2 * TRIALS + 3 * math.sqrt(0.16 * TRIALS)
@@ -90,7 +90,7 @@ def test_a_bound_is_the_one_that_all_losses_at_once_give():
     policy = mx.calibrate(outputs, mx.Settled, risk=0.05)
     certificate = policy.certificate
     assert (certificate.loss, certificate.rows) == ("cosine", 300)
-    assert certificate.observed == pytest.approx(guarantee.realised(outputs, policy, "cosine"))
+    assert certificate.observed == pytest.approx(exit_losses.realised(outputs, policy, "cosine"))
     again = mx.policies.from_json(mx.policies.to_json(policy))
     assert (again, again.certificate) == (policy, certificate)
     with pytest.raises(ValueError, match="calibrated on"):

@@ -18,7 +18,7 @@ import multiexit as mx
 from multiexit.data.batches import num_learned_tokens, with_shares
 from multiexit.data.hub import collate
 from multiexit.data.words import tokenise_words
-from multiexit.evaluation import guarantee
+from multiexit.evaluation import exit_losses
 from multiexit.evaluation.recommendation import recommend
 from multiexit.recipes.registry import RECIPES
 from multiexit.serving.raw_inputs import predict_lines
@@ -189,8 +189,8 @@ def test_targets_go_by_rows_whose_asked_tokens_all_agree(trained, tokenizer):
             early, full, right = (x[row, asked_T].tolist() for x in (early_BT, full_BT, labels_BT))
             changed += early != full
             lost += full == right and early != right
-        assert guarantee.realised(outputs, hasty, "disagreement") == pytest.approx(changed / 120)
-        assert guarantee.realised(outputs, hasty, "accuracy") == pytest.approx(lost / 120)
+        assert exit_losses.realised(outputs, hasty, "disagreement") == pytest.approx(changed / 120)
+        assert exit_losses.realised(outputs, hasty, "accuracy") == pytest.approx(lost / 120)
     assert changed > 0  # by leaving at the first exit
 
 

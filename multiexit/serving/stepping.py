@@ -36,11 +36,9 @@ from multiexit.policies.registry import from_json, policy_name
 from multiexit.problems import classes_of_decision
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.folding import for_inference
+from multiexit_runner.server.lengths import filled_length
 from multiexit_runner.server.scheduler import Outcome
 from multiexit_runner.server.served import Served
-
-LENGTH_STEP = 8
-"""Texts go together whose lengths, in tokens, are the same up to the next multiple."""
 
 
 class Rows(NamedTuple):
@@ -72,10 +70,8 @@ class ModelNetwork:
 
     def length(self, item: Mapping[Any, Tensor]) -> int:
         """How many tokens a text is filled up to; 0 of other inputs."""
-        if "attention_mask" not in item:
-            return 0
-        length = -(-len(item["attention_mask"]) // LENGTH_STEP) * LENGTH_STEP
-        return length if self._limit is None else min(length, self._limit)
+        mask = item.get("attention_mask")
+        return 0 if mask is None else filled_length(len(mask), self._limit)
 
     @torch.inference_mode()
     def first(self, items: Sequence[Mapping[Any, Tensor]], policies: Sequence[ExitPolicy]) -> Rows:

@@ -161,7 +161,8 @@ class Service:
         answers = []
         for place, (left, encoded) in enumerate(zip(lefts, prepared, strict=True)):
             if left.answer_C is None:
-                raise Refused(422, left.error.replace("{row}", f"inputs[{place}]"))
+                status = 499 if left.why == "abandoned" else 500
+                raise Refused(status, left.error.replace("{row}", f"inputs[{place}]"))
             answer = self.served.say(left.answer_C, left.exit, encoded, top_k)
             answer |= {
                 "stages": list(left.ran),
@@ -194,6 +195,10 @@ class Service:
                     f"{self.options.max_characters}"
                 )
             encoded.append(self.served.encode(item, place))
+            try:
+                self.served.network.length(encoded[-1].inputs)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
         return encoded
 
     async def _run(

@@ -9,10 +9,8 @@ import numpy as np
 
 from multiexit_runner.inputs import MASK, Arrays
 from multiexit_runner.runner import Runner
+from multiexit_runner.server.lengths import filled_length
 from multiexit_runner.server.scheduler import Outcome
-
-LENGTH_STEP = 8
-"""Texts go together whose lengths, in tokens, are the same up to the next multiple."""
 
 
 class ExportedNetwork:
@@ -30,10 +28,7 @@ class ExportedNetwork:
 
     def length(self, item: Arrays) -> int:
         """How many tokens a text is filled up to; 0 of other inputs."""
-        if MASK not in item:
-            return 0
-        length = -(-len(item[MASK]) // LENGTH_STEP) * LENGTH_STEP
-        return length if self._limit is None else min(length, self._limit)
+        return filled_length(len(item[MASK]), self._limit) if MASK in item else 0
 
     def first(
         self, items: Sequence[Arrays], policies: Sequence[Mapping[str, float] | None]

@@ -7,16 +7,20 @@ a row that leaves is answered then, whatever becomes of the others.
 Letters: M exits, B batch rows, C classes.
 """
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 AnyGroup = TypeVar("AnyGroup")
+
+log = logging.getLogger("multiexit.server")
 
 
 class Outcome(NamedTuple, Generic[AnyGroup]):
@@ -44,7 +48,11 @@ class Network(Protocol[AnyGroup]):
         ...
 
     def length(self, item: Any) -> int:
-        """How long a prepared input is; those of one length go together."""
+        """How long a prepared input is; those of one length go together.
+
+        Raises:
+            ValueError: an input longer than the network takes.
+        """
         ...
 
     def first(self, items: Sequence[Any], policies: Sequence[Any]) -> AnyGroup:
@@ -171,7 +179,7 @@ class Scheduler(Generic[AnyGroup]):
         self._clock, self._on_run = clock, on_run
         self._new: deque[Row] = deque()
         self._waiting: dict[tuple[int, Hashable], deque[_Group[AnyGroup]]] = {}
-        self._on_the_way = 0
+        self._on_the_way: set[Row] = set()
         self._row_seconds = 0.0
         self._segment_seconds = [0.0] * network.num_exits
         self._wake = threading.Condition()
@@ -181,7 +189,7 @@ class Scheduler(Generic[AnyGroup]):
     @property
     def rows(self) -> int:
         """How many rows are on their way."""
-        return self._on_the_way
+        return len(self._on_the_way)
 
     def start(self) -> None:
         """Begin to run, in a thread of its own."""
@@ -203,14 +211,14 @@ class Scheduler(Generic[AnyGroup]):
             Full: there is no place for all of them.
         """
         with self._wake:
-            places = self.max_rows - self._on_the_way
+            places = self.max_rows - self.rows
             if len(rows) > places or self._closing:
-                wait = self._on_the_way * self._row_seconds
+                wait = self.rows * self._row_seconds
                 raise Full(len(rows), 0 if self._closing else places, wait)
             now = self._clock()
             for row in rows:
                 row.came = now
-            self._on_the_way += len(rows)
+            self._on_the_way.update(rows)
             self._new.extend(rows)
             self._wake.notify()
 
@@ -221,7 +229,19 @@ class Scheduler(Generic[AnyGroup]):
                     self._wake.wait()
                 if not self._on_the_way:
                     return
-            self.step()
+            try:
+                self.step()
+            except Exception as error:  # nobody is left waiting, whatever fails
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Tell all rows, and begin anew."""
+        log.error("the scheduler failed", exc_info=error)
+        self._new.clear()
+        self._waiting.clear()
+        for row in [*self._on_the_way]:
+            with suppress(Exception):
+                self._leave(row, None, len(row.ran), "broken", f"{{row}}: {error}")
 
     def step(self) -> None:
         """Run one segment, if any row waits."""
@@ -229,24 +249,30 @@ class Scheduler(Generic[AnyGroup]):
         place = self._next(self._clock())
         if place is None:
             return
-        exit = place[0]
-        group = self._taken(place)
-        if group is None:
-            return
+        groups = self._taken(place)
+        if groups:
+            self._run(place[0], groups)
+
+    def _run(self, exit: int, groups: Sequence[_Group[AnyGroup]]) -> None:
+        """Run a segment on rows, those that stop leave.
+
+        Of rows that fail together each is run alone: none suffers for another one.
+        """
+        rows = [row for group in groups for row in group.rows]
         start = self._clock()
         try:
-            if group.tensors is None:
-                items, policies = zip(*((row.item, row.policy) for row in group.rows), strict=True)
-                group.tensors = self.network.first(items, policies)
-            outcome = self.network.run(exit, group.tensors)
-        except Exception as error:  # a network may fail in any way: its rows are told
-            for row in group.rows:
-                self._leave(row, None, exit, "broken", str(error))
-            return
+            outcome = self.network.run(exit, self._together(groups))
+        except Exception as error:  # a network may fail in any way
+            if len(rows) > 1:
+                for alone in [each for group in groups for each in self._apart(group)]:
+                    self._run(exit, [alone])
+                return
+            log.error("exit %d failed on a row", exit, exc_info=error)
+            return self._leave(rows[0], None, exit, "broken", f"exit {exit} fails on {{row}}")
         now = self._clock()
-        self._measure(exit, group.rows, now - start)
-        stays_B = np.zeros(len(group.rows), bool)
-        for place, row in enumerate(group.rows):
+        self._measure(exit, rows, now - start)
+        stays_B = np.zeros(len(rows), bool)
+        for place, row in enumerate(rows):
             answer_C = outcome.answer_BC[place]
             if place in outcome.broken:
                 self._leave(row, None, exit, "broken", outcome.broken[place])
@@ -260,7 +286,7 @@ class Scheduler(Generic[AnyGroup]):
                 stays_B[place] = True
                 row.so_far = None if row.budget is None else (answer_C, exit)
         if stays_B.any():
-            after = self._kept(_Group(group.rows, outcome.after), stays_B)
+            after = self._kept(_Group(rows, outcome.after), stays_B)
             self._wait(exit + 1, self.network.shape_key(outcome.after), after)
 
     def _begin(self) -> None:
@@ -286,8 +312,8 @@ class Scheduler(Generic[AnyGroup]):
 
         return min(self._waiting, key=rank, default=None)
 
-    def _taken(self, place: tuple[int, Hashable]) -> _Group[AnyGroup] | None:
-        """The oldest rows that wait there, a batch at most; None where nobody waits for them."""
+    def _taken(self, place: tuple[int, Hashable]) -> list[_Group[AnyGroup]]:
+        """The oldest rows that wait there, a batch at most, but those nobody waits for."""
         groups, chosen, count = self._waiting[place], [], 0
         while groups and (not chosen or count + len(groups[0].rows) <= self.batch_size):
             chosen.append(groups.popleft())
@@ -296,14 +322,19 @@ class Scheduler(Generic[AnyGroup]):
             del self._waiting[place]
         now = self._clock()
         left = [self._without_left(group, now) for group in chosen]
-        groups = [group for group in left if group is not None]
-        if not groups:
-            return None
-        rows = [row for group in groups for row in group.rows]
+        return [group for group in left if group is not None]
+
+    def _together(self, groups: Sequence[_Group[AnyGroup]]) -> AnyGroup:
+        """The rows of groups that wait at one exit, as the network takes them."""
         tensors = [group.tensors for group in groups if group.tensors is not None]
-        if len(tensors) > 1:
-            return _Group(rows, self.network.merge(tensors))
-        return _Group(rows, tensors[0] if tensors else None)
+        if tensors:
+            return tensors[0] if len(tensors) == 1 else self.network.merge(tensors)
+        rows = [row for group in groups for row in group.rows]
+        return self.network.first([row.item for row in rows], [row.policy for row in rows])
+
+    def _apart(self, group: _Group[AnyGroup]) -> list[_Group[AnyGroup]]:
+        places = np.arange(len(group.rows))
+        return [self._kept(group, places == place) for place in places]
 
     def _without_left(self, group: _Group[AnyGroup], now: float) -> _Group[AnyGroup] | None:
         """The rows that still wait for an answer."""
@@ -344,7 +375,7 @@ class Scheduler(Generic[AnyGroup]):
         old = self._row_seconds
         self._row_seconds = 0.99 * old + 0.01 * row.seconds if old else row.seconds
         with self._wake:
-            self._on_the_way -= 1
+            self._on_the_way.discard(row)
         left = Left(
             answer_C, exit, tuple(row.ran), why, error, self._clock() - row.came, row.seconds
         )

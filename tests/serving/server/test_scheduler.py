@@ -1,6 +1,8 @@
 """Continuous depth batching, on a network of numbers and a clock that a test turns."""
 
+import queue
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -231,7 +233,45 @@ def test_a_network_that_fails_fails_its_rows_alone():
     scheduler.submit([Row((8, 0, 1), None, left.append, M - 1)])
     scheduler.step()
     assert [each.why for each in left] == ["broken", "policy"]
-    assert "zero" in left[0].error
+    assert left[0].error == "exit 0 fails on {row}"
+
+
+def test_a_row_that_fails_takes_no_other_with_it():
+    network = Numbers(Clock())
+    scheduler = Scheduler(network, clock=network.clock)
+    left, run = {}, network.run
+
+    def fragile(exit, group):
+        assert not (exit == 1 and (group[:, 2] == 3 * 5).any())  # that began as 5
+        return run(exit, group)
+
+    network.run = fragile
+    items = [(8, i % M, i) for i in range(1, 9)]
+    scheduler.submit([Row(i, None, partial(left.__setitem__, i), M - 1) for i in items])
+    while scheduler.rows:
+        scheduler.step()
+    assert {item[2] for item, each in left.items() if each.why == "broken"} == {5}
+    for item, each in left.items():
+        if item[2] != 5:
+            assert (each.answer_C[0], each.exit) == alone(item)
+
+
+@pytest.mark.parametrize("part", ["length", "take", "merge", "shape_key"])
+def test_whatever_fails_each_row_is_told_and_the_next_one_answered(part):
+    network = Numbers(Clock())
+    working = getattr(network, part)
+    setattr(network, part, lambda *_: 1 / 0)
+    scheduler = Scheduler(network, batch_size=4)
+    left = queue.Queue()
+    scheduler.submit([Row((8, i % M, i), None, left.put, M - 1) for i in range(9)])
+    scheduler.start()
+    told = [left.get(timeout=10) for _ in range(9)]
+    assert part == "merge" or "broken" in {each.why for each in told}
+    setattr(network, part, working)
+    scheduler.submit([Row((8, 1, 1), None, left.put, M - 1)])
+    assert left.get(timeout=10).why == "policy"
+    assert scheduler.rows == 0
+    scheduler.close()
 
 
 def test_what_has_come_is_answered_before_the_end():

@@ -6,7 +6,7 @@ import json
 import threading
 
 import pytest
-from answering import pictures, texts
+from answering import pictures, text_model, texts, tokenizer_in
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -120,6 +120,43 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(client, body, status, 
     assert response.status_code == status, response.text
     assert words in response.json()["detail"]
     ask(client, "the cat")  # it lives
+
+
+def test_a_text_longer_than_the_network_takes_is_refused(tmp_path):
+    tokenizer = tokenizer_in(tmp_path)
+    model = text_model(tokenizer)
+    model.backbone.limits = lambda: ({}, 8)
+    with TestClient(Service(of_model(mx.Classifier(model, tokenizer)), Options()).app) as client:
+        ask(client, "cat " * 6)
+        detail = ask(client, ["a", "cat " * 7], 422)["detail"]
+        assert detail == "inputs[1]: a text of 9 tokens; this network takes at most 8"
+
+
+def test_a_row_on_which_the_network_fails_is_500_and_the_others_are_answered(text_served):
+    service = Service(text_served[1]["model"](), Options())
+    network, first = service.served.network, service.served.network.first
+
+    def fragile(items, policies):
+        if any(len(item["input_ids"]) == 3 for item in items):
+            raise RuntimeError("secret {0}")
+        return first(items, policies)
+
+    network.first = fragile
+    with TestClient(service.app) as client:
+        answers = {}
+        inputs = {"fine": ["the cat"] * 5, "bad": ["the cat", "cat"]}
+
+        def send(name):
+            answers[name] = ask(client, inputs[name], 500 if name == "bad" else 200)
+
+        threads = [threading.Thread(target=send, args=[name]) for name in inputs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers["fine"]["answers"]) == 5
+        assert answers["bad"]["detail"] == "exit 0 fails on inputs[1]"
+        assert "multiexit_queue_rows 0.0" in client.get("/metrics").text
 
 
 def test_a_body_is_measured_though_its_length_is_not_said(client):

@@ -69,6 +69,10 @@ def settings_of(files: dict[str, bytes]) -> dict:
         (("--speedup", 1.2, "--by", "macs", "--policy", "entropy"), {"speedup": 1.2, "by": "macs"}),
         (("--score", 0.3, "--policy", "patience"), {"score": 0.3}),
         (("--risk", 0.1, "--confidence", 0.8), {"risk": 0.1, "confidence": 0.8}),
+        (
+            ("--risk", 0.1, "--confidence", 0.8, "--loss", "brier"),
+            {"risk": 0.1, "confidence": 0.8, "loss": "brier"},
+        ),
     ],
 )
 def test_the_policy_is_set_and_nothing_else(words, wanted, folder):
@@ -91,7 +95,7 @@ def test_the_policy_is_set_and_nothing_else(words, wanted, folder):
         assert f"{figure:.2f}" in ended.out
     assert f"{row.speedup_layers:.2f}×" in ended.out
     if saved.certificate is not None:
-        lost = 100 * exit_losses.realised(rest, saved, "disagreement")
+        lost = 100 * exit_losses.realised(rest, saved, saved.certificate.loss)
         assert f"{lost:.2f} %; bound: 10 % with confidence 0.8" in ended.out
 
 

@@ -32,13 +32,14 @@ from multiexit.policies import (
     parse,
     sweep_settings,
 )
-from multiexit.policies.registry import from_json, policy_name
+from multiexit.policies.registry import from_json, to_json
 from multiexit.problems import classes_of_decision
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.folding import for_inference
 from multiexit_runner.server.lengths import filled_length
 from multiexit_runner.server.scheduler import Outcome
 from multiexit_runner.server.served import Served
+from multiexit_runner.turning import typed_policy
 
 
 class Rows(NamedTuple):
@@ -142,12 +143,15 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
     settings = () if model.calibration is None else model.calibration.settings
     network = ModelNetwork(model, [own, *examples, *(each.policy for each in settings)])
 
+    def typed(policy: ExitPolicy) -> str:
+        return typed_policy(to_json(policy))
+
     def read(policy: str | None, numbers: Mapping[str, float]) -> ExitPolicy:
         parsed = own if policy is None else parse(policy)
         for name, number in numbers.items():
             if name not in numbers_of(parsed):
                 have = ", ".join(numbers_of(parsed)) or "no numbers"
-                raise ValueError(f"no {name} to turn: the policy {policy_name(parsed)} has {have}")
+                raise ValueError(f"no {name} to turn: the policy {typed(parsed)} has {have}")
             parsed = replace(parsed, **{name: number})
         check(parsed, model.num_exits, model.num_classes, model.problem)
         network.rows.row_state([parsed], "cpu")  # refuses other kinds
@@ -160,13 +164,15 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         labels=model.labels,
         num_classes=model.num_classes,
         exits=model.exits,
-        policy=policy_name(own),
-        kinds=[*dict.fromkeys([policy_name(own).partition("=")[0], *kinds])],
+        policy=typed(own),
+        kinds=[*dict.fromkeys([typed(own).partition("=")[0], *kinds])],
         certificate=None if own.certificate is None else own.certificate.to_json(),
         encode=classifier.encode,
         say=classifier.say,
         parse=read,
         numbers=numbers_of,
+        typed=typed,
+        turns=[name for each in (own, *examples) for name in numbers_of(each)],
         calibration=None if model.calibration is None else model.calibration.to_json(),
         restore=lambda policy: from_json({**policy}, [type(each.policy) for each in settings]),
     )

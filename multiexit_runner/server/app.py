@@ -385,6 +385,10 @@ async def _refused(request: Request, error: Any) -> JSONResponse:
 async def _invalid(request: Request, error: Any) -> JSONResponse:
     """A body of another form, in a sentence."""
     first = error.errors()[0]
+    if isinstance(error.body, bytes) and error.body:
+        given = request.headers.get("content-type", "none")
+        detail = f"the content type must be application/json, got {given:.80}"
+        return JSONResponse({"detail": detail}, 415)
     place = ".".join(map(str, first["loc"][1:])) or "the body"
     got = f", got {first['input']!r:.80}" if first.get("type") != "missing" else ""
     status = 400 if first["type"] == "json_invalid" else 422

@@ -23,7 +23,7 @@ class LimitBodies:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.most:
+        if not length.isdigit() or len(length) > 18 or int(length) > self.most:
             return await self._refuse(scope, receive, send)
         parts, size = [], 0
         while True:

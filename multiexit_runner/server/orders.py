@@ -1,6 +1,6 @@
 """What requests may ask of the policy, within what the operator allows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from multiexit_runner.server.dial import Setting
@@ -51,7 +51,7 @@ class Orders:
 
     def __init__(self, served: Served, options: Options):
         self.served = served
-        self.limits = _limits(options.limits)
+        self.limits = _limits(options.limits, served.turns)
         self.default = served.parse(None, {})
 
     def of(self, policy: str | None, threshold: float | None, max_exit: int | None) -> Order:
@@ -77,8 +77,7 @@ class Orders:
         numbers = {} if threshold is None else {"threshold": threshold}
         parsed = served.parse(policy, numbers)
         self._check_limits(served.numbers(parsed))
-        kind = served.policy.partition("=")[0]
-        return Order(parsed, max_exit, policy or f"{kind}={threshold:g}", False)
+        return Order(parsed, max_exit, served.typed(parsed), False)
 
     def _check_limits(self, numbers: Mapping[str, float]) -> None:
         for name, (low, high) in self.limits.items():
@@ -88,8 +87,8 @@ class Orders:
                 )
 
 
-def _limits(text: str) -> dict[str, tuple[float, float]]:
-    """Limits as they are typed: `threshold=0.7..1`."""
+def _limits(text: str, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Limits as they are typed, `threshold=0.7..1`, of numbers with these names."""
     limits = {}
     for part in words(text):
         name, _, range_ = part.partition("=")
@@ -98,4 +97,9 @@ def _limits(text: str) -> dict[str, tuple[float, float]]:
             limits[name] = float(low), float(high)
         except ValueError as error:
             raise ValueError(f"limits are like threshold=0.7..1, got {part!r}") from error
+        if name not in names:
+            have = ", ".join(dict.fromkeys(names)) or "no numbers"
+            raise ValueError(f"limits: {part!r}, but requests may turn {have} here")
+        if not limits[name][0] <= limits[name][1]:
+            raise ValueError(f"limits: {part!r} leaves no number")
     return limits

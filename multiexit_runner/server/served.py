@@ -31,6 +31,8 @@ class Served:
         parse: from a policy as typed, or None for the service's own, and numbers in place of its
             own, to what the network takes.
         numbers: of what `parse` gave.
+        typed: what `parse` gave as it is typed.
+        turns: names of numbers that policies of requests may have.
         calibration: settings of a policy with what they give, as
             `multiexit.policies.CalibrationTable.to_json` gives them; None where there are none.
         restore: from a policy of that table to what the network takes.
@@ -49,6 +51,8 @@ class Served:
     say: Callable[[np.ndarray, int, Encoded, int], Answer]
     parse: Callable[[str | None, Mapping[str, float]], Any]
     numbers: Callable[[Any], Mapping[str, float]]
+    typed: Callable[[Any], str]
+    turns: Sequence[str]
     calibration: Mapping[str, Any] | None
     restore: Callable[[Mapping[str, Any]], Any]
 
@@ -71,8 +75,10 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         runner.numbers(1, {**own, **numbers})  # refuses what can't be
         return {**standing, **own, **numbers}
 
-    typed = typed_policy({**held, **standing})
-    own = typed.partition("=")[0]
+    def typed(numbers: Mapping[str, float]) -> str:
+        return typed_policy({**held, **numbers})
+
+    own = typed(standing).partition("=")[0]
     if others := [kind for kind in kinds if kind != own]:
         raise ValueError(f"the graphs of this export hold {own}, and no {others[0]}")
     unchanged = all(held.get(name) == number for name, number in standing.items())
@@ -83,13 +89,15 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         labels=runner.labels,
         num_classes=runner.settings["num_classes"],
         exits=runner.settings["exits"],
-        policy=typed,
+        policy=typed(standing),
         kinds=[own],
         certificate=held.get("certificate") if unchanged else None,
         encode=classifier.encode,
         say=classifier.say,
         parse=parse,
         numbers=lambda policy: policy,
+        typed=typed,
+        turns=[*standing],
         calibration=runner.settings["calibration"],
         restore=lambda policy: parse(None, saved_numbers(policy, held, standing)),
     )

@@ -159,6 +159,13 @@ def test_a_row_on_which_the_network_fails_is_500_and_the_others_are_answered(tex
         assert "multiexit_queue_rows 0.0" in client.get("/metrics").text
 
 
+@pytest.mark.parametrize("given", ["text/plain", "application/x-www-form-urlencoded"])
+def test_what_is_no_json_by_its_type_is_refused(client, given):
+    response = client.post("/predict", content=b'{"inputs": "a"}', headers={"content-type": given})
+    assert response.status_code == 415
+    assert response.json()["detail"] == f"the content type must be application/json, got {given}"
+
+
 def test_a_body_is_measured_though_its_length_is_not_said(client):
     parts = (b" " * 1_000_000 for _ in range(20))
     response = client.post("/predict", content=parts, headers={"content-type": "application/json"})
@@ -183,6 +190,30 @@ def test_numbers_stay_within_the_operators_limits(text_served):
             assert "from 0.55 to 0.9 here" in ask(client, "a cat", 422, **wish)["detail"]
         detail = ask(client, "a cat", 422, policy="margin=0.6")["detail"]
         assert "requests may name max-prob, patience, entropy here" in detail
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ("treshold=0.7..1", "requests may turn threshold, patience here"),
+        ("threshold=1..0.7", "leaves no number"),
+        ("threshold=nan..1", "leaves no number"),
+    ],
+)
+def test_limits_that_would_bound_nothing_are_refused(text_served, limits, message):
+    with pytest.raises(ValueError, match=message):
+        Service(text_served[1]["model"](), Options(limits=limits))
+
+
+def test_a_response_says_all_of_the_policy_that_was_run(tmp_path):
+    tokenizer = tokenizer_in(tmp_path)
+    model = text_model(tokenizer)
+    classify = mx.Classifier(model, tokenizer, mx.PatientConfident(0.123456789, patience=2))
+    with TestClient(Service(of_model(classify), Options()).app) as client:
+        assert ask(client, "a cat")["policy"] == "patient-confident=0.123456789,2"
+        answer = ask(client, texts(9), threshold=0.4567891)
+        assert answer["policy"] == "patient-confident=0.4567891,2"
+        same(answer["answers"], classify(texts(9), policy=answer["policy"]))
 
 
 def test_it_says_what_it_is_and_counts(client):

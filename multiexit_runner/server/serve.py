@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from multiexit_runner.server.options import Options, read, words
@@ -55,31 +56,47 @@ def run(folder: Path, options: Options, load: Load) -> None:
         load: makes what is served of the folder.
 
     Raises:
-        ValueError: what can't be served, or packages that aren't there.
+        ValueError: what can't be served, packages that aren't there, or a port that can't be had.
     """
     try:
         import uvicorn
 
         from multiexit_runner.server.app import Service
+        from multiexit_runner.server.listening import sockets_at
         from multiexit_runner.server.wire import LimitedHttp
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'multiexit-torch[serve]'") from error
-    service = Service(load(folder, options), options)
-    logging.basicConfig(level=options.log_level.upper(), format="%(message)s", stream=sys.stderr)
-    print(
-        f"{folder}: {len(service.served.exits)} exits, policy {service.policy}; "
-        f"http://{options.host}:{options.port}/docs",
-        file=sys.stderr,
-        flush=True,
-    )
-    for each in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends, and raises them once more
-        signal.signal(each, lambda *_: None)
-    uvicorn.run(
-        service.app,
-        host=options.host,
-        port=options.port,
-        http=LimitedHttp,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
-    )
+    server = None
+
+    def end(*_: object) -> None:  # uvicorn has its own once it runs, and raises them once more
+        if server is None or not server.started:
+            sys.exit(0)
+
+    with ExitStack() as stack:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, each, signal.signal(each, end))
+        sockets = sockets_at(options.host, options.port)
+        for each in sockets:
+            stack.callback(each.close)
+        service = Service(load(folder, options), options)
+        logging.basicConfig(
+            level=options.log_level.upper(), format="%(message)s", stream=sys.stderr
+        )
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        print(
+            f"{folder}: {len(service.served.exits)} exits, policy {service.policy}; "
+            f"http://{host}:{sockets[0].getsockname()[1]}/docs",
+            file=sys.stderr,
+            flush=True,
+        )
+        config = uvicorn.Config(
+            service.app,
+            http=LimitedHttp,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
+        )
+        server = uvicorn.Server(config)
+        server.run(sockets)
+        if not server.started:
+            sys.exit(3)

@@ -5,10 +5,10 @@ Letters: C classes.
 
 import asyncio
 import base64
-import binascii
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -109,6 +109,7 @@ class Service:
         if (dial := self.dial) is not None:
             self.metrics.turned(lambda: dial.settings[dial.place])
         self.ready = False
+        self.readers = CapacityLimiter(os.cpu_count() or 1)  # so many large images in memory
         self.app = self._app()
 
     def _app(self) -> FastAPI:
@@ -180,7 +181,7 @@ class Service:
     async def _prepared(self, items: list[Any]) -> list[Encoded]:
         if self.served.kind == "text" and sum(map(_characters, items)) <= SOME:
             return self._prepare(items)
-        return await to_thread.run_sync(self._prepare, items)
+        return await to_thread.run_sync(self._prepare, items, limiter=self.readers)
 
     def _prepare(self, items: list[Any]) -> list[Encoded]:
         encoded: list[Encoded] = []
@@ -365,7 +366,7 @@ def _image_bytes(item: Any, where: str) -> bytes:
         raise ValueError(f'{where} must be {{"image": "the base64 of an image file"}}')
     try:
         return base64.b64decode(item["image"], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # of characters beyond ASCII too
         raise ValueError(f"{where}.image is no base64: {error}") from error
 
 

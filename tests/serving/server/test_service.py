@@ -263,6 +263,8 @@ def test_images_come_as_base64(exported_images):
                 ("cat.png", "base64"),
                 ({"image": "/etc/passwd"}, "base64"),
                 ({"image": base64.b64encode(b"no image").decode()}, "inputs[0]"),
+                ({"image": "\u00e9"}, "inputs[0].image is no base64"),
+                ({"image": base64.b64encode(b"<svg/>").decode()}, "of no format that is read"),
                 (bomb(), "16000000 pixels; this service takes at most 1000"),
             ]:
                 assert words in ask(client, [wrong], 422)["detail"]

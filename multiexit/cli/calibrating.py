@@ -235,8 +235,9 @@ def _report_text(
     if certificate is not None:
         mean = exit_losses.realised(rest, policy, certificate.loss)
         lines.append(
-            f"loss ({certificate.loss}) on these rows: {100 * mean:.2f} %; bound: "
-            f"{100 * certificate.risk:g} % with confidence {certificate.confidence:g}"
+            f"loss ({certificate.loss}) on these {len(rest.labels_B)} rows: {100 * mean:.2f} %; "
+            f"bound, on the mean over rows without end: {100 * certificate.risk:g} % with "
+            f"confidence {certificate.confidence:g}"
         )
     if model.latency is not None:
         size = target["batch_size"]

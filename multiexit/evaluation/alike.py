@@ -48,7 +48,7 @@ def advice(outputs: Outputs) -> str | None:
     return (
         f"exit{'s' * several} {named} answer{'s' * (not several)} every row alike, and "
         f"{'have' if several else 'has'} learned nothing yet: train longer (--epochs) or at a "
-        "higher rate (--lr); of texts the mean over all tokens (--pool mean) helps early exits most"
+        "higher rate (--lr); of texts --pool mean helps early exits more than --pool first"
     )
 
 

@@ -37,7 +37,7 @@ from multiexit.problems import classes_of_decision
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.folding import for_inference
 from multiexit_runner.server.lengths import filled_length
-from multiexit_runner.server.scheduler import Outcome
+from multiexit_runner.server.network import Outcome
 from multiexit_runner.server.served import Served
 from multiexit_runner.turning import typed_policy
 

@@ -4,34 +4,34 @@ Letters: C classes.
 """
 
 import asyncio
-import base64
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
 
-from multiexit_runner import pictures
 from multiexit_runner.answering import Encoded, check_top
 from multiexit_runner.server.allowed import dial_of
 from multiexit_runner.server.around import LimitBodies, Named
+from multiexit_runner.server.asking import Ask, characters, read_inputs
 from multiexit_runner.server.dial import Entry, Shed
 from multiexit_runner.server.metrics import Metrics
+from multiexit_runner.server.network import Left, Row
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.orders import Order, Orders
-from multiexit_runner.server.scheduler import Full, Left, Row, Scheduler
+from multiexit_runner.server.refusals import Refused, failed, invalid, refused
+from multiexit_runner.server.scheduler import Full, Scheduler
 from multiexit_runner.server.served import Served
 from multiexit_runner.server.watch import Watch
 
@@ -39,37 +39,6 @@ SOME = 2_000
 """Characters that are tokenised at once; more go to another thread."""
 
 log = logging.getLogger("multiexit.server")
-
-
-class Ask(BaseModel):
-    """A request: one input or several, and how long to spend on them."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    inputs: Any = Field(
-        description='A text, {"text": …, "text_pair": …}, {"image": "base64 of a file"}, or a list '
-        "of them",
-        examples=["a fine film", ["a fine film", "a dull one"]],
-    )
-    policy: str | None = Field(None, description="In place of the service's own: max-prob=0.9")
-    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        None, description="In place of the policy's threshold"
-    )
-    max_exit: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="The exit, counted from 0, where rows leave at the latest"
-    )
-    budget_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="Rows leave with the answer that they have after so many milliseconds"
-    )
-    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Classes in `scores`")
-
-
-class Refused(Exception):
-    """A request that is refused, with its status, a sentence and headers."""
-
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None):
-        super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, dict(headers or {})
 
 
 class Service:
@@ -120,9 +89,9 @@ class Service:
         )
         app.add_middleware(LimitBodies, most=int(self.options.max_body_mb * 1e6))
         app.add_middleware(Named, on_response=self._on_response)
-        app.add_exception_handler(Refused, _refused)
-        app.add_exception_handler(RequestValidationError, _invalid)
-        app.add_exception_handler(Exception, _failed)
+        app.add_exception_handler(Refused, refused)
+        app.add_exception_handler(RequestValidationError, invalid)
+        app.add_exception_handler(Exception, failed)
         app.post("/predict", summary="Answer inputs, early where the policy allows")(self.predict)
         app.get("/health", summary="Whether the process lives")(self._health)
         app.get("/ready", summary="Whether requests are taken")(self._is_ready)
@@ -149,7 +118,7 @@ class Service:
         try:
             order = self.orders.of(ask.policy, ask.threshold, ask.max_exit)
             top_k = check_top(ask.top_k, self.served.problem, self.served.num_classes)
-            prepared = await self._prepared(items)
+            prepared = await self._read(items)
         except ValueError as error:
             raise Refused(422, str(error)) from error
         budget = None if ask.budget_ms is None else ask.budget_ms / 1000
@@ -178,29 +147,11 @@ class Service:
         expected = order.expected if by_policy else {}
         return {"answers": answers, "policy": order.said, **expected, "certified": certified}
 
-    async def _prepared(self, items: list[Any]) -> list[Encoded]:
-        if self.served.kind == "text" and sum(map(_characters, items)) <= SOME:
-            return self._prepare(items)
-        return await to_thread.run_sync(self._prepare, items, limiter=self.readers)
-
-    def _prepare(self, items: list[Any]) -> list[Encoded]:
-        encoded: list[Encoded] = []
-        for place, item in enumerate(items):
-            where = f"inputs[{place}]"
-            if self.served.kind == "image":
-                item = _image_bytes(item, where)
-                _check_pixels(item, self.options.max_pixels, where)
-            elif (size := _characters(item)) > self.options.max_characters:
-                raise ValueError(
-                    f"{where} has {size} characters; this service takes at most "
-                    f"{self.options.max_characters}"
-                )
-            encoded.append(self.served.encode(item, place))
-            try:
-                self.served.network.length(encoded[-1].inputs)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-        return encoded
+    async def _read(self, items: list[Any]) -> list[Encoded]:
+        read = partial(read_inputs, self.served, self.options, items)
+        if self.served.kind == "text" and characters(items) <= SOME:
+            return read()
+        return await to_thread.run_sync(read, limiter=self.readers)
 
     async def _run(
         self,
@@ -349,53 +300,3 @@ class Service:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _characters(item: Any) -> int:
-    """The length of an input's texts."""
-    if isinstance(item, Mapping):
-        return sum(map(_characters, item.values()))
-    if isinstance(item, list):
-        return sum(map(_characters, item))
-    return len(item) if isinstance(item, str) else 0
-
-
-def _image_bytes(item: Any, where: str) -> bytes:
-    """The bytes of an image's file."""
-    if not isinstance(item, Mapping) or {*item} != {"image"} or not isinstance(item["image"], str):
-        raise ValueError(f'{where} must be {{"image": "the base64 of an image file"}}')
-    try:
-        return base64.b64decode(item["image"], validate=True)
-    except ValueError as error:  # of characters beyond ASCII too
-        raise ValueError(f"{where}.image is no base64: {error}") from error
-
-
-def _check_pixels(data: bytes, most: int, where: str) -> None:
-    try:
-        pixels = pictures.count(data)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    if pixels > most:
-        raise ValueError(f"{where} has {pixels} pixels; this service takes at most {most}")
-
-
-async def _refused(request: Request, error: Any) -> JSONResponse:
-    return JSONResponse({"detail": error.detail}, error.status, error.headers)
-
-
-async def _invalid(request: Request, error: Any) -> JSONResponse:
-    """A body of another form, in a sentence."""
-    first = error.errors()[0]
-    if isinstance(error.body, bytes) and error.body:
-        given = request.headers.get("content-type", "none")
-        detail = f"the content type must be application/json, got {given:.80}"
-        return JSONResponse({"detail": detail}, 415)
-    place = ".".join(map(str, first["loc"][1:])) or "the body"
-    got = f", got {first['input']!r:.80}" if first.get("type") != "missing" else ""
-    status = 400 if first["type"] == "json_invalid" else 422
-    return JSONResponse({"detail": f"{place}: {first['msg']}{got}"}, status)
-
-
-async def _failed(request: Request, error: Exception) -> JSONResponse:
-    log.error("a request failed", exc_info=error)
-    return JSONResponse({"detail": "the service failed on this request; its log says why"}, 500)

@@ -10,7 +10,7 @@ import numpy as np
 from multiexit_runner.inputs import MASK, Arrays
 from multiexit_runner.runner import Runner
 from multiexit_runner.server.lengths import filled_length
-from multiexit_runner.server.scheduler import Outcome
+from multiexit_runner.server.network import Outcome
 
 
 class ExportedNetwork:

@@ -9,7 +9,7 @@ import numpy as np
 from multiexit_runner.answering import Answer, Encoded
 from multiexit_runner.classifier import Classifier
 from multiexit_runner.server.exported import ExportedNetwork
-from multiexit_runner.server.scheduler import Network
+from multiexit_runner.server.network import Network
 from multiexit_runner.turning import numbers_of, saved_numbers, typed_policy
 
 

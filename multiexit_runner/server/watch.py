@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from multiexit_runner.drift import BINS, Drift, bins_of
-from multiexit_runner.server.scheduler import Left
+from multiexit_runner.server.network import Left
 from multiexit_runner.server.served import Served
 
 LATE = 256

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from multiexit_runner.server.budget import RATE, BudgetDial
 from multiexit_runner.server.dial import LoadDial, Setting, Shed
-from multiexit_runner.server.scheduler import Outcome, Row, Scheduler
+from multiexit_runner.server.network import Outcome, Row
+from multiexit_runner.server.scheduler import Scheduler
 
 M, S, TARGET = 6, 16, 0.1
 

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 import multiexit as mx
 from multiexit_runner.drift import BINS, Drift, bets, bins_of
 from multiexit_runner.server.app import Service
+from multiexit_runner.server.network import Left
 from multiexit_runner.server.options import Options
-from multiexit_runner.server.scheduler import Left
 from multiexit_runner.server.watch import Watch
 
 

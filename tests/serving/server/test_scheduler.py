@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiexit_runner.server.scheduler import Full, Outcome, Row, Scheduler
+from multiexit_runner.server.network import Outcome, Row
+from multiexit_runner.server.scheduler import Full, Scheduler
 
 M = 4
 

@@ -1,0 +1,40 @@
+"""What is refused, in a sentence."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+log = logging.getLogger("multiexit.server")
+
+
+class Refused(Exception):
+    """A request that is refused, with its status, a sentence and headers."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None):
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, dict(headers or {})
+
+
+async def refused(request: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+
+async def invalid(request: Request, error: Any) -> JSONResponse:
+    """A body of another form, in a sentence."""
+    first = error.errors()[0]
+    if isinstance(error.body, bytes) and error.body:
+        given = request.headers.get("content-type", "none")
+        detail = f"the content type must be application/json, got {given:.80}"
+        return JSONResponse({"detail": detail}, 415)
+    place = ".".join(map(str, first["loc"][1:])) or "the body"
+    got = f", got {first['input']!r:.80}" if first.get("type") != "missing" else ""
+    status = 400 if first["type"] == "json_invalid" else 422
+    return JSONResponse({"detail": f"{place}: {first['msg']}{got}"}, status)
+
+
+async def failed(request: Request, error: Exception) -> JSONResponse:
+    log.error("a request failed", exc_info=error)
+    return JSONResponse({"detail": "the service failed on this request; its log says why"}, 500)

@@ -32,7 +32,7 @@ from multiexit.data.batches import collate_of, lengths_of
 from multiexit.data.splits import holdout
 from multiexit.evaluation.judging import score
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]  # of tensors
 TOKENS = 128
 NEVER = 2.0  # a threshold that no probability reaches
 

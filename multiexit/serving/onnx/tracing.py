@@ -48,6 +48,9 @@ def trace(
     return onnx_program
 
 
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal, in the exporter's messages
+
+
 def reason(error: Exception) -> str:
     """Why `trace` failed, in one sentence without its full stop."""
     text = str(error)
@@ -68,7 +71,7 @@ def reason(error: Exception) -> str:
     place = f" ({where[-1][2]}, {where[-1][0]}:{where[-1][1]})" if where else ""
     if re.search("data-dependent|Data-dependent|DataDependent", text):
         return f"its code{place} decides in Python by the values of tensors"
-    return one_line(error) + place
+    return COLOURS.sub("", one_line(error)) + place
 
 
 @contextmanager

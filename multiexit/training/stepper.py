@@ -331,7 +331,7 @@ class Stepper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave; the model has its weights already."""
+        """Take back what `state_dict` gave, but for the average of the weights."""
         moments = deepcopy(state["optimizer"])
         sharding.shard_state(moments["state"], self._parameters)
         self.optimizer.load_state_dict(moments)
@@ -341,5 +341,8 @@ class Stepper:
         self.tau = tau.to(self.accelerator.device) if isinstance(tau, Tensor) else tau
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def load_average(self, state: dict[str, Any]) -> None:
+        """Take back the average in what `state_dict` gave; the model has its weights already."""
         if self._average is not None:
             self._average.load(state.get("ema"))

@@ -96,8 +96,9 @@ class State:
         if saved is None:
             return
         try:
+            stepper.load_state_dict(saved["stepper"])  # what doesn't fit is refused first
             sharding.set_parameters(stepper.model, saved["model"])
-            stepper.load_state_dict(saved["stepper"])
+            stepper.load_average(saved["stepper"])
             self.best = saved["best"]
             self.history = History(**saved["history"])
             self.unread.steps = [StepRecord(*move(step, device)) for step in saved["unread"]]

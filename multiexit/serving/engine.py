@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from multiexit import policies
 from multiexit.data import padding
-from multiexit.data.batches import in_order, move
+from multiexit.data.batches import in_order
 from multiexit.data.columns import Columns
 from multiexit.model import exit_loop
 from multiexit.model.exit_loop import Prediction
@@ -30,6 +30,7 @@ from multiexit.serving.streaming import (
     by_length,
     named_inputs,
     placed,
+    start,
     windows_at_hand,
 )
 from multiexit.serving.unchanged import unchanged
@@ -311,10 +312,7 @@ class Engine:
             filled_B = torch.arange(_power_of_two(rows)).clamp(max=rows - 1)
             inputs, rows_B = padding.rows_of(inputs, filled_B, rows), rows_B[filled_B]
         device = next(self.model.parameters()).device
-        moved = move(inputs, device)
-        args = [moved[place] for place in sorted(k for k in moved if isinstance(k, int))]
-        named = {name: value for name, value in moved.items() if isinstance(name, str)}
-        return exit_loop.first_group(self.model.start(args, named), rows_B.to(device), rows)
+        return exit_loop.first_group(start(self.model, inputs, device), rows_B.to(device), rows)
 
     def _batch_size(self, group: exit_loop.Group) -> int:
         """The number of rows to go on with behind an exit (`exit_loop.BatchSize`).

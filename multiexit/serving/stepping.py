@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from multiexit.arguments import unknown
 from multiexit.backbones import select
 from multiexit.backbones.base import Carry
-from multiexit.data.batches import move
 from multiexit.model import exit_loop
 from multiexit.model.heads import Memory
 from multiexit.model.model import MultiExitModel
@@ -36,6 +35,7 @@ from multiexit.policies.registry import from_json, to_json
 from multiexit.problems import classes_of_decision
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.folding import for_inference
+from multiexit.serving.streaming import start
 from multiexit_runner.server.lengths import filled_length
 from multiexit_runner.server.network import Outcome
 from multiexit_runner.server.served import Served
@@ -83,10 +83,7 @@ class ModelNetwork:
             return F.pad(tensor, (0, length - len(tensor))) if length else tensor
 
         batch = {name: torch.stack([filled(item[name]) for item in items]) for name in items[0]}
-        moved = move(batch, self._device)
-        args = [moved[place] for place in sorted(k for k in moved if isinstance(k, int))]
-        named = {name: value for name, value in moved.items() if isinstance(name, str)}
-        carry = self.model.start(args, named)
+        carry = start(self.model, batch, self._device)
         return Rows(carry, {}, self.rows.row_state(policies, self._device))
 
     @torch.inference_mode()

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from multiexit.backbones.base import Carry
 from multiexit.data import padding
-from multiexit.data.batches import unpack_inputs
+from multiexit.data.batches import move, unpack_inputs
 from multiexit.model.finite import NotFinite
+from multiexit.model.model import MultiExitModel
 from multiexit_runner.reading import Window
 
 
@@ -45,6 +47,14 @@ def named_inputs(source: Iterable[Any], columns: Callable[[Any], Any]) -> Iterat
                     f"a stream's batches must have the same inputs; got {list(named)} after {first}"
                 )
         yield named
+
+
+def start(model: MultiExitModel, inputs: dict[Any, Any], device: torch.device) -> Carry:
+    """What the first stage reads of inputs by place and by name, on the device."""
+    moved = move(inputs, device)
+    args = [moved[place] for place in sorted(k for k in moved if isinstance(k, int))]
+    named = {name: value for name, value in moved.items() if isinstance(name, str)}
+    return model.start(args, named)
 
 
 def windows_at_hand(source: Iterator[Any], most: int) -> Iterator[Window]:

@@ -6,7 +6,6 @@ Both are forked from one process, so that nothing is imported twice.
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from helpers import (
     config,
     convnet,
     fit,
+    free_port,
     images,
     tensors,
 )
@@ -363,12 +363,6 @@ def launch(folder: Path) -> str:
     except ChildFailedError as error:
         return str(error)
     return "both came to their end"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def main(folder: Path) -> None:

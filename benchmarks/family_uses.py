@@ -1,11 +1,14 @@
-"""What families of networks that `mx.wrap` takes are good for: costs, training, export.
+"""What families of networks that `mx.wrap` takes are good for: costs, training, export, cutting.
 
     python benchmarks/family_uses.py --output docs/results/families
 
 Every network of the tests' zoos, each in a process of its own. *MACs*: of one row, in `cost()`.
 *trained*: by LeeBERT, two steps; the largest difference between the losses with and without
-`checkpoint_gradients`. *exported*: to ONNX, with two exits; the largest difference between the
-graphs' logits and the model's own. What is refused has the sentence in place of a number. What
+`checkpoint_gradients`. *compiled*: the same with and without `compile`, and the difference of an
+engine's logits, by all of `torch.compile` but the making of machine code. *exported*: to ONNX, with
+two exits; the largest difference between the graphs' logits and the model's own. *truncated*: cut
+behind either exit, saved and loaded where a library's class computes the same; the largest
+difference from the exit's logits. What is refused has the sentence in place of a number. What
 `zoo.json` has already isn't measured again, but for the families that `--only` names.
 """
 
@@ -15,6 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from multiprocessing import TimeoutError, get_context
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from torch.utils.data import Dataset
 
 import multiexit as mx
 from multiexit.files.unreadable import one_line
+from multiexit.model.truncation import save_network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "backbones"))
 
@@ -72,36 +77,87 @@ def counted(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
     return f"{model.cost().full_macs:.3g}"
 
 
-def trained(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
-    """How far losses of two steps differ with and without `checkpoint_gradients`."""
+def losses_differ(model: mx.MultiExitModel, inputs: dict[str, Tensor], setting: str) -> float:
+    """The largest difference between losses of two steps with and without a setting."""
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = []
-    for again in (False, True):
+    for chosen in (False, True):
         model.load_state_dict(start)
-        config = mx.TrainConfig(**{**vars(TWO_STEPS), "checkpoint_gradients": again})
+        config = mx.TrainConfig(**{**vars(TWO_STEPS), setting: chosen})
         history = mx.Trainer(model, mx.recipe("leebert", cycle=1), config).fit(Rows(inputs))
         losses.append(torch.tensor([step["loss"] for step in history.steps]))
     if len(losses[0]) != 2 or not losses[0].isfinite().all():
         raise AssertionError(f"losses {losses[0].tolist()}")
-    return f"{(losses[0] - losses[1]).abs().max().item():.2g}"
+    return (losses[0] - losses[1]).abs().max().item()
+
+
+def trained(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
+    """How far losses differ with and without `checkpoint_gradients`."""
+    return f"{losses_differ(model, inputs, 'checkpoint_gradients'):.2g}"
+
+
+def compiled(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
+    """How far an engine's logits and the losses of two steps differ with and without `compile`."""
+    policy = half_leave(model, inputs)
+    engine = mx.Engine(model, policy, compile=True)
+    wanted, found = model.predict(policy, **inputs), engine.predict(**inputs)
+    if not torch.equal(wanted.exit_B, found.exit_B):
+        raise AssertionError("the engine's rows leave elsewhere")
+    logits = (wanted.logits_BC - found.logits_BC).abs().max().item()
+    return f"{max(logits, losses_differ(model, inputs, 'compile')):.1g}"
+
+
+def half_leave(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> mx.MaxProb:
+    """A policy by which half of the rows leave at the first exit."""
+    with torch.no_grad():
+        sure = model(**inputs)[0].softmax(-1).amax(-1)
+    return mx.MaxProb(float(sure.quantile(0.5)))
 
 
 def exported(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
     """How far logits of the graphs differ from the model's own."""
-    with torch.no_grad():
-        sure = model(**inputs)[0].softmax(-1).amax(-1)
+    policy = half_leave(model, inputs)
     with tempfile.TemporaryDirectory() as folder:
-        policy = mx.MaxProb(float(sure.quantile(0.5)))
         parity = mx.export(model, f"{folder}/exported", policy, rows=[inputs])
     if parity.same_exit < 1:
         raise AssertionError(f"{parity.same_exit:.1%} of rows leave where they should")
     return f"{parity.largest_difference:.1g}"
 
 
+def truncated(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
+    """How far logits of the networks cut behind the exits differ from the exits' own."""
+    gaps = []
+    for exit in range(model.num_exits):
+        wanted = model.predict(mx.FixedExit(exit), **inputs).logits_BC
+        for network in loaded(mx.truncate(model, exit)):
+            with torch.no_grad():
+                answer = network(**inputs)
+            gaps.append((getattr(answer, "logits", answer) - wanted).abs().max().item())
+    return f"{max(gaps):.1g}"
+
+
+def loaded(network: Any) -> list[nn.Module]:
+    """A network without exits, and where a library has its class, what its folder gives again."""
+    library = type(network).__module__.partition(".")[0]
+    if library == "multiexit":
+        return [network]
+    with tempfile.TemporaryDirectory() as folder:
+        save_network(network, Path(folder))
+        if library == "timm":
+            import timm
+
+            again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        else:
+            again = type(network).from_pretrained(folder)
+    return [network, again.eval()]
+
+
 CHECKS: dict[str, Callable[[mx.MultiExitModel, dict[str, Tensor]], str]] = {
     "MACs": counted,
     "trained": trained,
+    "compiled": compiled,
     "exported": exported,
+    "truncated": truncated,
 }
 
 
@@ -179,6 +235,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="a folder for JSON files")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    # Machine code takes a minute a network, and what goes wrong goes wrong before it.
+    torch.compile = partial(torch.compile, backend="aot_eager", mode=None)  # type: ignore[assignment]
     if "exported" in args.checks:
         load_exporter()
     file, command = str(args.output / "zoo.json"), shlex.join(sys.argv)

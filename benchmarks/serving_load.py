@@ -1,13 +1,24 @@
-"""How much load `multiexit serve` carries with exits and without, from a client that never waits.
+"""How much load a service carries with exits and without, from a client that never waits.
 
-    multiexit export runs/sst2 sst2-onnx --policy max-prob=0.95
-    python benchmarks/serving_load.py sst2-onnx dev.tsv --column sentence --output results/load.json
+    multiexit calibrate runs/sst2 --table
+    multiexit export runs/sst2 sst2-onnx --policy max-prob=0.8
+    python benchmarks/serving_load.py sst2-onnx dev.tsv --output docs/results/serving/load.json
 
 An open loop: requests of one text each come as a Poisson process, whether or not those before were
-answered, at rates that rise until the 95th percentile is above `--target-ms`. Then a burst: the
-first rate, ten times as many for some seconds, and the first again. Each policy has a service of
-its own on the same export, one after the other; latency is from when a request was due to its
-answer. The client runs on the same machine and takes a part of it.
+answered, and one in 64 asks for the whole network. Latency is from when a request was due to its
+answer. The client runs on the same machine and takes a part of it. *way*:
+
+- **without exits**: the same service, where no row leaves early;
+- **fixed exit**: all rows but the hard ones leave at `--fixed-exit`;
+- **hardest row**: what waits is run as one batch, whose rows leave by the policy and are answered
+  when the last one has left;
+- **exits**: the service, under the export's policy;
+- **turned**: the service under `--target-ms`.
+
+*steady*: rates rise until the 95th percentile is above the target; on the side are clients that
+send garbage and others that hang. *burst*: `--base` requests a second, ten times as many, and
+`--base` again. *ended*: the process is told to end in the middle; *away* are requests that found no
+service any more.
 """
 
 import argparse
@@ -15,19 +26,25 @@ import asyncio
 import csv
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import report
 
-PORT = 8123
+PORT, HARD = 8123, 64
+NEVER = "max-prob=2"
+GARBAGE = (
+    b"\x16\x03\x01\x02\x00\x01\x00\x01",
+    b'POST /predict HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"inputs"',
+)
 Row = dict[str, Any]
 
 
@@ -50,102 +67,174 @@ class Connection:
         return int(lines[0].split()[1]), await self.reader.readexactly(length)
 
 
-async def offered(bodies: list[bytes], rate: float, duration: float, seed: int) -> Row:
-    """Requests at this rate for so many seconds, and what became of them."""
-    draw = np.random.default_rng(seed)
-    due = np.cumsum(draw.exponential(1 / rate, int(rate * duration)))
+async def offered(
+    bodies: list[bytes], parts: list[tuple[float, float]], seed: int = 0
+) -> list[Row]:
+    """Requests at rates for so many seconds each, part after part, and what became of them."""
+    draw, start, due, begin = np.random.default_rng(seed), time.perf_counter(), [], 0.0
+    for part, (rate, seconds) in enumerate(parts):
+        times = begin + np.cumsum(draw.exponential(1 / rate, int(rate * seconds)))
+        due += [(when, part) for when in times.tolist()]
+        begin += seconds
     idle: list[Connection] = []
-    latencies: list[float] = []
-    statuses: Counter[int | str] = Counter()
-    layers: list[int] = []
-    start = time.perf_counter()
+    latencies: list[list[float]] = [[] for _ in parts]
+    statuses: list[Counter[int | str]] = [Counter() for _ in parts]
+    layers: list[list[int]] = [[] for _ in parts]
 
-    async def one(when: float, body: bytes) -> None:
+    async def one(when: float, part: int, body: bytes) -> None:
         connection = idle.pop() if idle else Connection()
         try:
             status, answer = await connection.ask(body)
+        except ConnectionRefusedError:
+            statuses[part]["away"] += 1
+            return
         except (OSError, asyncio.IncompleteReadError):
-            statuses["lost"] += 1
+            statuses[part]["away" if await gone() else "lost"] += 1
             return
         idle.append(connection)
-        statuses[status] += 1
+        statuses[part][status] += 1
         if status == 200:
-            latencies.append(time.perf_counter() - start - when)
-            layers.append(json.loads(answer)["answers"][0]["layers"])
+            latencies[part].append(time.perf_counter() - start - when)
+            layers[part].append(json.loads(answer)["answers"][0]["layers"])
 
     tasks = []
-    for number, when in enumerate(due.tolist()):
+    for number, (when, part) in enumerate(due):
         if (wait := when - (time.perf_counter() - start)) > 0:
             await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(one(when, bodies[number % len(bodies)])))
+        tasks.append(asyncio.create_task(one(when, part, bodies[number % len(bodies)])))
     await asyncio.gather(*tasks)
-    seconds = time.perf_counter() - start
-    p50, p95, p99 = (1000 * np.percentile(latencies, [50, 95, 99])).round(2).tolist()
+    return [
+        {"rate": rate} | found(statuses[part], latencies[part], layers[part])
+        for part, (rate, _) in enumerate(parts)
+    ]
+
+
+def found(statuses: Counter[int | str], latencies: list[float], layers: list[int]) -> Row:
+    """The columns of a table, of one part."""
+    p50, p95, p99 = (1000 * np.percentile(latencies or [np.nan], [50, 95, 99])).round(1).tolist()
+    others = {str(k): v for k, v in statuses.items() if k not in (200, 429, 503, "away")}
     return {
-        "rate": rate, "requests": len(due), "answered": statuses.pop(200, 0),
-        "refused": statuses.pop(429, 0), "others": dict(statuses), "seconds": round(seconds, 2),
-        "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
-        "mean_layers": round(float(np.mean(layers)), 3),
+        "answered": statuses[200], "refused": statuses[429] + statuses[503],
+        "away": statuses["away"], "lost": sum(others.values()), "p50 (ms)": p50,
+        "p95 (ms)": p95, "p99 (ms)": p99,
+        "mean layers": round(float(np.mean(layers or [np.nan])), 2),
     }  # fmt: skip
 
 
+async def gone() -> bool:
+    """Whether nobody listens any more."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", PORT)
+    except OSError:
+        return True
+    writer.close()
+    return False
+
+
 @asynccontextmanager
-async def service(folder: Path, policy: str) -> AsyncIterator[None]:
-    """The export served under a policy."""
-    words = [sys.executable, "-m", "multiexit_runner.server", str(folder), "--policy", policy]
-    words += ["--port", str(PORT), "--log-level", "warning"]
-    with subprocess.Popen(words, cwd=Path(__file__).parents[1]) as process:
+async def bad_clients(count: int = 4) -> AsyncIterator[None]:
+    """Clients that send what is no request, and others that never end one."""
+
+    async def send(data: bytes, seconds: float) -> None:
+        while True:
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", PORT)
+                writer.write(data)
+                await asyncio.sleep(seconds)
+                writer.close()
+
+    tasks = [asyncio.create_task(send(GARBAGE[n % 2], 0.2 + n % 2)) for n in range(count)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+@asynccontextmanager
+async def service(words: list[str]) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """A service as a process of its own, warm."""
+    with subprocess.Popen([sys.executable, *words], cwd=Path(__file__).parents[1]) as process:
         try:
             for _ in range(600):
-                try:
+                with suppress(OSError):
                     await Connection().ask(b'{"inputs": "warm"}')
                     break
-                except OSError:
-                    await asyncio.sleep(0.1)
-            yield
+                await asyncio.sleep(0.1)
+            yield process
         finally:
             process.terminate()
 
 
-async def measured(options: argparse.Namespace, bodies: list[bytes], policy: str) -> list[Row]:
-    """Rising rates until the target is missed, then a burst."""
+async def measured(options: argparse.Namespace, texts: list[str], way: str) -> list[Row]:
+    """Rising rates until the target is missed, a burst, and an end in the middle."""
+    policy = NEVER if way in ("without exits", "fixed exit") else options.policy
+    served = ["-m", "multiexit_runner.server", str(options.folder), "--port", str(PORT)]
+    served += ["--log-level", "error", "--threads", str(options.threads)]
+    served += (
+        ["--target-ms", str(options.target_ms), "--max-loss", str(options.max_loss)]
+        if way == "turned"
+        else ["--policy", policy]
+    )
+    if way == "hardest row":
+        served = [__file__.replace("serving_load", "serving_hardest"), str(options.folder)]
+        served += [policy, str(PORT), str(options.threads)]
+    easy: Row = {"max_exit": options.fixed_exit} if way == "fixed exit" else {}
+    hard: Row = {} if way == "hardest row" else {"policy": NEVER}
+    bodies = [
+        json.dumps({"inputs": text} | (easy if number % HARD else hard)).encode()
+        for number, text in enumerate(texts)
+    ]
     rows: list[Row] = []
-    async with service(options.folder, policy):
-        await offered(bodies, options.rates[0], 3, seed=1)  # warm
-        for rate in options.rates:
-            rows.append({"policy": policy, "kind": "steady"})
-            rows[-1] |= await offered(bodies, rate, options.seconds, seed=0)
-            print(rows[-1], flush=True)
-            if rows[-1]["p95_ms"] > options.target_ms:
-                break
-        first = options.rates[0]
-        for kind, rate, seconds in (
-            ("before the burst", first, options.seconds / 2),
-            ("burst", 10 * first, options.seconds / 4),
-            ("after the burst", first, options.seconds / 2),
-        ):
-            rows.append({"policy": policy, "kind": kind} | await offered(bodies, rate, seconds, 2))
-            print(rows[-1], flush=True)
+
+    def note(kind: str, row: Row) -> None:
+        rows.append({"way": way, "kind": kind} | row)
+        print(rows[-1], flush=True)
+
+    async with service(served):
+        await offered(bodies, [(options.rates[0], 3)], seed=1)  # warm
+        async with bad_clients():
+            for rate in options.rates:
+                (row,) = await offered(bodies, [(rate, options.seconds)])
+                note("steady", row)
+                if row["p95 (ms)"] > options.target_ms or row["refused"] > 0.01 * row["answered"]:
+                    break
+        base, long = options.base, options.seconds
+        parts = [(base, long / 2), (10 * base, long / 2), (base, long)]
+        burst = await offered(bodies, parts, seed=2)
+        for kind, row in zip(("before the burst", "burst", "after the burst"), burst, strict=True):
+            note(kind, row)
+    async with service(served) as process:
+        asyncio.get_running_loop().call_later(2, process.send_signal, signal.SIGTERM)
+        (row,) = await offered(bodies, [(base, 4)], seed=3)
+        note("ended", row)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="an export")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="an export by max-prob")
     parser.add_argument("table", type=Path, help="a TSV of texts")
     parser.add_argument("--column", default="sentence")
-    parser.add_argument("--policies", nargs="+", default=["max-prob=0.95", "max-prob=2"])
+    parser.add_argument("--policy", default="max-prob=0.8")
+    parser.add_argument("--fixed-exit", type=int, default=2)
+    ways = ["without exits", "fixed exit", "hardest row", "exits", "turned"]
+    parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
     parser.add_argument("--rates", nargs="+", type=float, default=[20, 40, 80, 120, 160, 240, 320])
+    parser.add_argument("--base", type=float, default=60, help="requests a second around a burst")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--target-ms", type=float, default=50)
+    parser.add_argument("--max-loss", type=float, default=100)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output")
     options = parser.parse_args()
     with open(options.table, encoding="utf-8") as lines:
         texts = [row[options.column] for row in csv.DictReader(lines, delimiter="\t")]
-    bodies = [json.dumps({"inputs": text}).encode() for text in texts]
     rows = []
-    for policy in options.policies:
-        rows += asyncio.run(measured(options, bodies, policy))
+    for way in options.ways:
+        rows += asyncio.run(measured(options, texts, way))
     command = shlex.join(["benchmarks/serving_load.py", *sys.argv[1:]])
     report(rows, options.output, command, f"target {options.target_ms:g} ms")
 

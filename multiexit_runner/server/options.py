@@ -152,8 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="TOML file with these options, as batch_size")
     for f in fields(Options):
         default = "" if f.default in ("", MISSING) else f" ({f.default})"
-        flag = "--" + f.name.replace("_", "-")
-        parser.add_argument(flag, metavar=f.name.upper(), help=f.metadata["words"] + default)
+        flag, help = "--" + f.name.replace("_", "-"), f.metadata["words"] + default
+        parser.add_argument(flag, metavar=f.name.upper(), help=help.replace("%", "%%"))
     return parser
 
 

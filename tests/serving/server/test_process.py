@@ -136,6 +136,16 @@ def test_what_cannot_be_served_is_one_line(exported, flags, message, capsys):
     assert message in line
 
 
+def test_help_names_every_option(capsys):
+    from multiexit_runner.server.options import Options, read
+
+    with pytest.raises(SystemExit) as ended:
+        read(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all("--" + name.replace("_", "-") in said for name in vars(Options()))
+
+
 def test_a_model_folder_needs_the_other_command(tmp_path, capsys):
     from multiexit_runner.server.serve import main
 

@@ -2,7 +2,7 @@
 
     multiexit calibrate runs/sst2 --table
     multiexit export runs/sst2 sst2-onnx --policy max-prob=0.8
-    python benchmarks/serving_load.py sst2-onnx dev.tsv --output docs/results/serving/load.json
+    python benchmarks/serving_load.py sst2-onnx dev.tsv --output benchmarks/results/serving_load.json
 
 An open loop: requests of one text each come as a Poisson process, whether or not those before were
 answered, and one in 64 asks for the whole network. Latency is from when a request was due to its

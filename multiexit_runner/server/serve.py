@@ -92,7 +92,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
         config = uvicorn.Config(
             service.app,
             http=LimitedHttp,
-            log_level="warning",
+            log_level="error" if options.log_level == "error" else "warning",
             access_log=False,
             timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
         )

@@ -12,6 +12,10 @@ from multiexit_runner.server.served import Served, of_export
 
 Load = Callable[[Path, Options], Served]
 
+KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than load balancers do, who would otherwise send
+on one that is being closed."""
+
 
 def load_export(folder: Path, options: Options) -> Served:
     """An exported folder.
@@ -94,6 +98,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
             http=LimitedHttp,
             log_level="error" if options.log_level == "error" else "warning",
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
         )
         server = uvicorn.Server(config)

@@ -27,16 +27,22 @@ def lengths(inputs: Mapping[str, Any]) -> Tensor | None:
     return (place_T * (mask_BT != 0)).amax(1)
 
 
-def trim(inputs: dict[str, Any], step: int = 1) -> dict[str, Any]:
-    """Cut the columns of padding that all rows share; the length is then a multiple of `step`.
+def trim(inputs: dict[str, Any], step: int = 1, most: int | None = None) -> dict[str, Any]:
+    """Cut the columns of padding that all rows share.
 
     Positions are counted from the left, so only what stands to the right of every row goes.
+
+    Args:
+        inputs: by name.
+        step: the length is then a multiple of it.
+        most: or else this one, which is all that the network takes.
     """
     length_B = lengths(inputs)
     if length_B is None:
         return inputs
     longest = max(1, int(length_B.max()))
-    return _resize(inputs, -(-longest // step) * step)
+    length = -(-longest // step) * step
+    return _resize(inputs, length if most is None else max(longest, min(length, most)))
 
 
 def rows_of(inputs: Any, index_B: Tensor, rows: int) -> Any:

@@ -307,8 +307,10 @@ class Engine:
     def _first_group(self, inputs: dict[Any, Any], rows_B: Tensor) -> exit_loop.Group:
         """Rows before their first exit: padding cut, on the device, in a size that is compiled."""
         rows = len(rows_B)
-        inputs = padding.trim(inputs, LENGTH_STEP if self.compiled else 1)
-        if self.compiled:
+        if not self.compiled:
+            inputs = padding.trim(inputs)
+        else:
+            inputs = padding.trim(inputs, LENGTH_STEP, self.model.backbone.limits()[1])
             filled_B = torch.arange(_power_of_two(rows)).clamp(max=rows - 1)
             inputs, rows_B = padding.rows_of(inputs, filled_B, rows), rows_B[filled_B]
         device = next(self.model.parameters()).device

@@ -143,7 +143,7 @@ def test_two_threads_at_once_are_answered_rightly(key):
             same_answers(prediction, one)
 
 
-@pytest.mark.parametrize("key", ["decoder/gpt2", "image/convnext"])
+@pytest.mark.parametrize("key", ["decoder/gpt2", "image/convnext", "text/fnet"])
 def test_compiled_engines_answer_as_predict(key, monkeypatch):
     monkeypatch.setattr(torch, "compile", _eager(torch.compile))
     model, inputs = made(key)

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 PATIENCE = 0.05
@@ -59,3 +60,18 @@ def windows(source: Iterable[Any], most: int) -> Iterator[Window]:
     finally:
         stopped.set()
         free.release()
+
+
+def windows_at_hand(source: Iterator[Any], most: int) -> Iterator[Window]:
+    """`windows` of what is there already: whole ones, without a thread."""
+    error, batches = None, []
+    while error is None:
+        batches = []
+        try:
+            batches.extend(islice(source, most))
+        except Exception as raised:  # whatever the user's source raises
+            error = raised
+        if batches or error is not None:
+            yield Window(batches, error)
+        if len(batches) < most:
+            return

@@ -3,7 +3,7 @@
 Letters: M exits, B batch rows, T tokens, C classes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
 from multiexit_runner.inputs import Arrays, named_arrays, trim
 from multiexit_runner.knobs import by_row, check_numbers, last_exits
 from multiexit_runner.leaving import Answer, Said, broken_rows
-from multiexit_runner.reading import windows
+from multiexit_runner.reading import windows, windows_at_hand
 from multiexit_runner.regroup import Group, join, long_first, merge, pad, shape_key
 from multiexit_runner.rows import from_bytes
 from multiexit_runner.sessions import check_providers, open_sessions, run
@@ -45,6 +45,7 @@ class Runner:
             `"multi-label"`, for each of C whether it holds, yes where its logit is above 0;
             `"regression"`, C numbers; `"token-classification"`, a class for each token;
             `"embedding"`, a vector of length 1.
+        num_classes: C.
         labels: the classes' names, or None.
         preprocessing: how inputs were prepared, plain data.
 
@@ -73,17 +74,34 @@ class Runner:
         checked_providers = check_providers(providers)
         export = read_folder(folder)
         text = read_file(export, SETTINGS)
-        self.settings = parse_settings(text, str(export.path / SETTINGS))
-        self.problem: str = self.settings["problem"]
-        self.labels: list[str] | None = self.settings["labels"]
-        self.preprocessing: dict[str, Any] = self.settings["preprocessing"]
-        self._knobs: dict[str, int | float] = self.settings["knobs"]
-        self._segments = self.settings["segments"]
-        self._sessions = open_sessions(export, self.settings, threads, checked_providers)
+        settings = parse_settings(text, str(export.path / SETTINGS))
+        self._hold(settings, open_sessions(export, settings, threads, checked_providers))
         read = {SETTINGS, *(segment["file"] for segment in self._segments)}
         others = {name: read_file(export, name) for name in export.sums if name not in read}
         if check:
             self._check_rows(others, str(export.path / ROWS), checked_providers)
+
+    @classmethod
+    def of_sessions(cls, settings: dict[str, Any], sessions: Sequence[Any]) -> "Runner":
+        """A runner whose graphs run elsewhere; the rows that the folder keeps are not run.
+
+        Args:
+            settings: of the export, checked.
+            sessions: of the graphs, each with onnxruntime's `run`.
+        """
+        runner = cls.__new__(cls)
+        runner._hold(settings, sessions)
+        return runner
+
+    def _hold(self, settings: dict[str, Any], sessions: Sequence[Any]) -> None:
+        self.settings = settings
+        self.problem: str = self.settings["problem"]
+        self.num_classes: int = self.settings["num_classes"]
+        self.labels: list[str] | None = self.settings["labels"]
+        self.preprocessing: dict[str, Any] = self.settings["preprocessing"]
+        self._knobs: dict[str, int | float] = self.settings["knobs"]
+        self._segments = self.settings["segments"]
+        self._sessions = sessions
 
     def _check_rows(self, files: Mapping[str, bytes], path: str, providers: list[Any]) -> None:
         """Run the rows that the folder keeps."""
@@ -167,8 +185,8 @@ class Runner:
         waits for a window to fill. All answers of a window are out before the next one is begun.
 
         Args:
-            batches: of any sizes; each a dict of arrays by name, or one array. Read in a thread
-                of its own, at most `window` batches ahead of the answers.
+            batches: of any sizes; each a dict of arrays by name, or one array. What has no length
+                is read in a thread of its own, at most `window` batches ahead of the answers.
             batch_size: rows that go through a graph together.
             window: the most batches that are read ahead and kept in memory.
 
@@ -191,7 +209,9 @@ class Runner:
         self, batches: Iterable[Any], batch_size: int, window: int, knobs: Mapping[str, float]
     ) -> Iterator[Answer]:
         batches_before = rows_before = 0
-        for at_hand, error in windows(batches, window):
+        at_once = isinstance(batches, Sized)  # always the same ones together
+        source = windows_at_hand(iter(batches), window) if at_once else windows(batches, window)
+        for at_hand, error in source:
             read = []
             for batch in at_hand:
                 try:

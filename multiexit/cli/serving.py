@@ -42,7 +42,8 @@ def predict(
 
     A table is a CSV, JSONL or parquet file; a TSV, or JSON lines on stdin, where a column is named.
     Its rows come out with columns added: label, score, exit and layers. The columns that are read
-    are those of training where none are named.
+    are those of training where none are named. Killed while it writes a file, the same command
+    goes on where it was. Exports answer tables too.
 
     Otherwise text comes one per line, sentence pairs with a tab between them; for a model of single
     texts the whole line is the text, and a tab in it white space. An image file that can't be read
@@ -61,8 +62,21 @@ def predict(
     from multiexit.policies import parse
     from multiexit.serving.classifier import Classifier
     from multiexit.serving.raw_inputs import predict_images, predict_lines
+    from multiexit_runner.folder import SETTINGS as EXPORT
 
     model = typed.model_folder(model)
+    columns = {"text": text, "text_pair": text_pair, "image": image}
+    if (model / EXPORT).exists():
+        if not predicting.is_table(inputs, columns):
+            raise ValueError(
+                f"{model} is an export, which answers tables here: name a column by --text or "
+                "--image"
+            )
+        exported = Classifier.from_pretrained(model, policy)
+        predicting.predict_table(
+            model, exported, inputs, columns, output, all_scores, skip_bad, batch_size
+        )
+        return
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     exit_policy = parse(policy) if policy else loaded.policy
     if exit_policy is None:
@@ -75,12 +89,11 @@ def predict(
             f"{model} doesn't say how its inputs are made: set model.preprocessing before saving "
             "(see the documentation on saving), or predict in Python"
         )
-    columns = {"text": text, "text_pair": text_pair, "image": image}
     if predicting.is_table(inputs, columns):
         reader = typed.tokenizer(model) if kind == "text" else None
         classify = Classifier(loaded, reader, exit_policy)
         predicting.predict_table(
-            classify, inputs, columns, output, all_scores, skip_bad, batch_size
+            model, classify, inputs, columns, output, all_scores, skip_bad, batch_size
         )
         return
     for name, value in (("output", output), ("skip_bad", skip_bad)):

@@ -12,6 +12,16 @@ def seal(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
+def folder_sums(folder: Path) -> str:
+    """One checksum of all files of a model's folder: its weights, settings and tokenizer.
+
+    Other files may come and go there: what isn't read with the model doesn't count.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in READ)
+    lines = "".join(f"{_checksum(folder / name)}  {name}\n" for name in names)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def check_seal(folder: Path) -> None:
     """Compare a folder's files with their checksums, if it has any.
 
@@ -34,3 +44,5 @@ def _checksum(path: Path) -> str:
 
 
 SUMS = "SHA256SUMS"
+READ = (".json", ".safetensors", ".txt", ".model", ".onnx", ".npz")
+"""Suffixes of the files that a model's or export's folder is read from."""

@@ -31,11 +31,10 @@ from multiexit.serving.streaming import (
     named_inputs,
     placed,
     start,
-    windows_at_hand,
 )
 from multiexit.serving.unchanged import unchanged
 from multiexit_runner.knobs import last_exits
-from multiexit_runner.reading import Window, windows
+from multiexit_runner.reading import Window, windows, windows_at_hand
 from multiexit_runner.waiting import Waiting
 
 LAST = f"{ROW}last"  # the entry of a state that says where a row leaves at the latest

@@ -5,7 +5,6 @@ Letters: M exits, B batch rows.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from multiexit.data import padding
 from multiexit.data.batches import move, unpack_inputs
 from multiexit.model.finite import NotFinite
 from multiexit.model.model import MultiExitModel
-from multiexit_runner.reading import Window
 
 
 class Place(NamedTuple):
@@ -55,21 +53,6 @@ def start(model: MultiExitModel, inputs: dict[Any, Any], device: torch.device) -
     args = [moved[place] for place in sorted(k for k in moved if isinstance(k, int))]
     named = {name: value for name, value in moved.items() if isinstance(name, str)}
     return model.start(args, named)
-
-
-def windows_at_hand(source: Iterator[Any], most: int) -> Iterator[Window]:
-    """`multiexit_runner.reading.windows` of what is there already: whole ones, without a thread."""
-    error, batches = None, []
-    while error is None:
-        batches = []
-        try:
-            batches.extend(islice(source, most))
-        except Exception as raised:  # whatever the user's source raises
-            error = raised
-        if batches or error is not None:
-            yield Window(batches, error)
-        if len(batches) < most:
-            return
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 from multiexit_runner.choosing import NO_TABLE, choose
 from multiexit_runner.server.budget import BudgetDial
 from multiexit_runner.server.dial import Dial, LoadDial, Setting
-from multiexit_runner.server.options import NO_LOSS, Options
+from multiexit_runner.server.options import NO_LOSS, TURNING, Options
 from multiexit_runner.server.served import Served
 from multiexit_runner.turning import typed_policy
 
@@ -25,6 +25,8 @@ def dial_of(served: Served, options: Options) -> Dial | None:
         return LoadDial(_allowed(served, options), options.target_ms / 1000)
     if options.budget_layers:
         return BudgetDial(_allowed(served, options), options.budget_layers)
+    if options.budget_ms:
+        return BudgetDial(_allowed(served, options), options.budget_ms, in_ms=True)
     return None
 
 
@@ -32,7 +34,7 @@ def _allowed(served: Served, options: Options) -> list[Setting]:
     """The table's settings, from the slowest to the fastest, within the operator's bounds."""
     table = served.calibration
     if table is None:
-        name = "target_ms" if options.target_ms else "budget_layers"
+        name = next(name for name in TURNING if getattr(options, name))
         again = ", and export again where this is an export"
         raise ValueError(f"{name}: {NO_TABLE.format(again=again)}")
     most = min(options.max_loss, _certified_loss(served.certificate, table, options.max_loss))

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from multiexit_runner.answering import Encoded, check_top
@@ -30,9 +30,11 @@ from multiexit_runner.server.metrics import Metrics
 from multiexit_runner.server.network import Left, Row
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.orders import Order, Orders
+from multiexit_runner.server.page import page
 from multiexit_runner.server.refusals import Refused, failed, invalid, refused
 from multiexit_runner.server.scheduler import Full, Scheduler
 from multiexit_runner.server.served import Served
+from multiexit_runner.server.strict import StrictRoute
 from multiexit_runner.server.watch import Watch
 
 SOME = 2_000
@@ -86,8 +88,15 @@ class Service:
             title="multiexit",
             description="Answers early where it is sure.",
             lifespan=self._life,
+            docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+            redoc_url=None,
         )
-        app.add_middleware(LimitBodies, most=int(self.options.max_body_mb * 1e6))
+        app.router.route_class = StrictRoute
+        app.add_middleware(
+            LimitBodies,
+            most=int(self.options.max_body_mb * 1e6),
+            seconds=self.options.read_seconds,
+        )
         app.add_middleware(Named, on_response=self._on_response)
         app.add_exception_handler(Refused, refused)
         app.add_exception_handler(RequestValidationError, invalid)
@@ -97,6 +106,7 @@ class Service:
         app.get("/ready", summary="Whether requests are taken")(self._is_ready)
         app.get("/info", summary="What is served")(self._info)
         app.get("/metrics", summary="For Prometheus")(self._metrics)
+        app.get("/docs", include_in_schema=False)(lambda: HTMLResponse(page(app.openapi())))
         return app
 
     @asynccontextmanager
@@ -179,7 +189,7 @@ class Service:
         try:
             self.scheduler.submit(rows)
         except Full as full:
-            self._leave(entry, [None] * len(rows))
+            self._leave(entry, len(rows))
             seconds = max(1, math.ceil(full.retry_after))
             raise Refused(
                 503 if not self.ready else 429, f"{full}: come again in {seconds} s",
@@ -212,11 +222,15 @@ class Service:
             ) from shed  # fmt: skip
         return order if order.own else order.turned(self.dial.settings[entry.place]), entry
 
-    def _leave(self, entry: Entry | None, layers: Sequence[int | None]) -> None:
-        """Tell the dial of rows that left, after so many layers; None where without an answer."""
-        if self.dial is not None and entry is not None:
-            for each in layers:
-                self.dial.left(entry, each)
+    def _leave(self, entry: Entry | None, rows: int, left: Left | None = None) -> None:
+        """Tell the dial of rows that left; None is without having been run."""
+        if self.dial is None or entry is None:
+            return
+        layers, seconds = None, 0.0
+        if left is not None and left.answer_C is not None:
+            layers, seconds = self._layers(left), left.run_seconds
+        for _ in range(rows):
+            self.dial.left(entry, layers, seconds)
 
     def _on_run(self, exit: int, rows: int, seconds: float) -> None:
         self.metrics.on_run(exit, rows, seconds)
@@ -244,7 +258,8 @@ class Service:
             self.metrics.rows.labels(left.exit, left.why).inc()
             run = self._layers(left)
             self.metrics.layers_run.inc(run)
-            self.metrics.layers_saved.inc(self.served.exits[-1] + 1 - run)
+            if left.answer_C is not None:  # nothing is saved on those that nobody waited for
+                self.metrics.layers_saved.inc(self.served.exits[-1] + 1 - run)
 
     def _tell(
         self,
@@ -256,7 +271,7 @@ class Service:
         """Give the loop an answer of the scheduler's thread."""
 
         def told() -> None:
-            self._leave(entry, [None if left.answer_C is None else self._layers(left)])
+            self._leave(entry, 1, left)
             if not future.done():
                 future.set_result(left)
 

@@ -1,5 +1,6 @@
-"""Around every request: its name and time, and a body of a size that can be held."""
+"""Around every request: its name and time, and a body that can be held and comes in time."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -9,15 +10,16 @@ from fastapi.responses import JSONResponse
 
 
 class LimitBodies:
-    """Refuses requests whose body is larger than this, said beforehand or not.
+    """Refuses requests whose body is too large, said beforehand or not, or doesn't come.
 
     Args:
         app: behind it.
         most: bytes.
+        seconds: for the whole body to come.
     """
 
-    def __init__(self, app: Any, most: int):
-        self.app, self.most = app, most
+    def __init__(self, app: Any, most: int, seconds: float):
+        self.app, self.most, self.seconds = app, most, seconds
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -26,14 +28,19 @@ class LimitBodies:
         if not length.isdigit() or len(length) > 18 or int(length) > self.most:
             return await self._refuse(scope, receive, send)
         parts, size = [], 0
-        while True:
-            message = await receive()
-            parts.append(message)
-            size += len(message.get("body", b""))
-            if size > self.most:
-                return await self._refuse(scope, receive, send)
-            if message["type"] != "http.request" or not message.get("more_body"):
-                break
+        try:
+            async with asyncio.timeout(self.seconds):
+                while size <= self.most:
+                    parts.append(message := await receive())
+                    size += len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        break
+        except TimeoutError:
+            detail = f"a request's body must come within {self.seconds:g} s"
+            late = JSONResponse({"detail": detail}, 408, {"Connection": "close"})
+            return await late(scope, receive, send)
+        if size > self.most:
+            return await self._refuse(scope, receive, send)
         parts.reverse()
 
         async def again() -> Any:

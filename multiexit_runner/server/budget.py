@@ -1,4 +1,4 @@
-"""Layers per row held at a budget, whatever the rows are like."""
+"""What rows cost, in layers or in milliseconds, held at a budget whatever the rows are like."""
 
 from collections.abc import Sequence
 
@@ -9,37 +9,47 @@ from multiexit_runner.server.dial import Entry, Setting
 RATE = 0.02
 """How far one row moves the aim, per layer beside the budget: about 1/RATE rows to follow."""
 
+FORGET = 0.99
+"""What stays, at each row, of the time of a layer as the rows before had it."""
+
 
 class BudgetDial:
-    """Holds the mean of the layers that are run per row.
+    """Holds the mean of what the network does per row.
 
     The setting in force is the one whose mean layers, by the calibration table, are next to an aim
-    a. A row that leaves after l layers moves it (Robbins and Monro, 1951):
+    a. A row that leaves and cost c moves it (Robbins and Monro, 1951):
 
-        a ← clip(a + η·(budget − l), fastest, slowest),  η = 0.02
+        a ← clip(a + η·(budget − c)/u, fastest, slowest),  η = 0.02
 
-    Where the rows have become harder a falls below the budget, until the layers that are run meet
-    it. While a isn't clipped at the fastest setting, whatever rows come in whatever order, the mean
-    over N rows is at most budget + (a_0 − a_N)/(η·N), since the moves add up.
+    In layers c are those that were run, and u is 1. In milliseconds c is the row's share of the
+    time of the segments that were run on it, and u the mean of c per layer over about the last 100
+    rows: how long a layer takes now, on this machine and with batches of this size.
+
+    Where the rows have become harder a falls, until what is run meets the budget. While a isn't
+    clipped at the fastest setting and u stays as it is, whatever rows come in whatever order, the
+    mean over N rows is at most budget + u·(a_0 − a_N)/(η·N), since the moves add up.
 
     Args:
         settings: that are allowed, from the slowest to the fastest.
-        budget: layers per row.
+        budget: per row.
+        in_ms: it is in milliseconds, and the slowest setting is the first; else in layers, and the
+            one that has them by the table.
 
     Raises:
-        ValueError: a budget that no mixture of the settings has.
+        ValueError: a budget in layers that no mixture of the settings has.
     """
 
-    def __init__(self, settings: Sequence[Setting], budget: float):
-        self.settings, self.budget = settings, budget
+    def __init__(self, settings: Sequence[Setting], budget: float, in_ms: bool = False):
+        self.settings, self.budget, self.in_ms = settings, budget, in_ms
         self._layers_S = np.array([setting.mean_layers for setting in settings])
+        self._unit = 0.0 if in_ms else 1.0
         low, high = self._layers_S.min(), self._layers_S.max()
-        if not low <= budget <= high:
+        if not in_ms and not low <= budget <= high:
             raise ValueError(
                 f"budget_layers must be from {low:.2f} to {high:.2f}, the mean layers of the "
                 f"settings that are allowed; got {budget:g}"
             )
-        self.aim = budget
+        self.aim = high if in_ms else budget
 
     @property
     def place(self) -> int:
@@ -53,10 +63,17 @@ class BudgetDial:
     def ran(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run, which is of no account here."""
 
-    def left(self, entry: Entry, layers: int | None) -> None:
-        """A row left after so many layers; None where it had no answer."""
-        if layers is not None and not entry.own:
-            moved = self.aim + RATE * (self.budget - layers)
+    def left(self, entry: Entry, layers: int | None, seconds: float = 0.0) -> None:
+        """A row left after so many layers and seconds of the network; None without an answer."""
+        if layers is None:
+            return
+        cost = float(layers)
+        if self.in_ms:
+            cost = 1000 * seconds
+            old = self._unit or cost / layers
+            self._unit = FORGET * old + (1 - FORGET) * cost / layers
+        if not entry.own and self._unit:
+            moved = self.aim + RATE * (self.budget - cost) / self._unit
             self.aim = float(np.clip(moved, self._layers_S.min(), self._layers_S.max()))
 
     def answered(self, entry: Entry, seconds: float) -> None:

@@ -104,8 +104,8 @@ class Dial(Protocol):
         """A segment was run: called from any thread."""
         ...
 
-    def left(self, entry: Entry, layers: int | None) -> None:
-        """A row left after so many layers; None where it had no answer."""
+    def left(self, entry: Entry, layers: int | None, seconds: float = 0.0) -> None:
+        """A row left after so many layers and seconds of the network; None without an answer."""
         ...
 
     def answered(self, entry: Entry, seconds: float) -> None:
@@ -180,7 +180,7 @@ class LoadDial:
         """A segment was run."""
         self._runs_M[exit] = FORGET * self._runs_M[exit] + (seconds, rows, 1)
 
-    def left(self, entry: Entry, layers: int | None = None) -> None:
+    def left(self, entry: Entry, layers: int | None = None, seconds: float = 0.0) -> None:
         """A row left, wherever."""
         self._rows_S[entry.place] -= 1
 

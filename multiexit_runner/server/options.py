@@ -14,6 +14,9 @@ PREFIX = "MULTIEXIT_SERVE_"
 NO_LOSS = 100.0
 """Points that a setting may lose at most, where nothing is said."""
 
+TURNING = ("target_ms", "budget_layers", "budget_ms")
+"""Options that turn the policy, of which a service has one at most."""
+
 
 def _option(default: Any, words: str, least: float | None = None) -> Any:
     return field(default=default, metadata={"words": words, "least": least})
@@ -42,6 +45,9 @@ class Options:
     budget_layers: float = _option(
         0.0, "layers per row, on average: turns the policy as rows change; 0 is none", 0
     )
+    budget_ms: float = _option(
+        0.0, "the network's time per row, in ms, on average: turns the policy; 0 is none", 0
+    )
     min_score: float = _option(
         -inf, "score that the policy is expected to have where it is turned, at least"
     )
@@ -54,6 +60,9 @@ class Options:
     max_request_rows: int = _option(256, "rows of a request, at most", 1)
     max_characters: int = _option(20_000, "characters of a text, at most", 1)
     max_body_mb: float = _option(8.0, "size of a request, in MB, at most", 0)
+    read_seconds: float = _option(
+        30.0, "time for a request's headers to come, and for its body", 0.01
+    )
     max_pixels: int = _option(50_000_000, "pixels of an image, at most", 1)
     drift_alpha: float = _option(
         0.01, "chance that a certificate is voided though no row drifts; 0 doesn't watch", 0
@@ -89,9 +98,9 @@ class Options:
             raise ValueError(f"min_score must be a number, got {self.min_score!r}")
         if self.max_loss > NO_LOSS:
             raise ValueError(f"max_loss is in points, at most {NO_LOSS:g}, got {self.max_loss!r}")
-        turning = [name for name in ("target_ms", "budget_layers") if getattr(self, name)]
+        turning = [name for name in TURNING if getattr(self, name)]
         if len(turning) > 1:
-            raise ValueError("a service has target_ms or budget_layers, not both")
+            raise ValueError(f"a service has {' or '.join(turning)}, not both")
         if turning and self.policy:
             raise ValueError(
                 f"a service has a policy or {turning[0]}, not both: {turning[0]} turns the policy "
@@ -100,7 +109,7 @@ class Options:
         for name in ("min_score", "max_loss"):
             if not turning and getattr(self, name) not in (-inf, NO_LOSS):
                 raise ValueError(
-                    f"{name} bounds how far the policy is turned: give target_ms or budget_layers"
+                    f"{name} bounds how far the policy is turned: give {' or '.join(TURNING)}"
                 )
 
 

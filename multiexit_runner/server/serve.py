@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from multiexit_runner.server.options import Options, read, words
@@ -95,7 +96,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
         )
         config = uvicorn.Config(
             service.app,
-            http=LimitedHttp,
+            http=partial(LimitedHttp, seconds=options.read_seconds),  # type: ignore[arg-type]
             log_level="error" if options.log_level == "error" else "warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE,

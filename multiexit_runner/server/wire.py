@@ -1,5 +1,6 @@
-"""HTTP as it comes over the wire: headers of a size that can be held."""
+"""HTTP as it comes over the wire: headers of a size that can be held, which come in time."""
 
+from asyncio import TimerHandle
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -8,15 +9,56 @@ MOST = 1 << 20
 """Bytes that come before the headers of a request have ended, at most."""
 
 
-class LimitedHttp(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself takes headers without end."""
+LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
-    def __init__(self, *args: Any, **kwargs: Any):
+
+class LimitedHttp(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself takes headers without end and waits for them for ever.
+
+    A new connection on which nothing comes is kept as long as one that is idle.
+
+    Args:
+        seconds: from the first byte of a request to the end of its headers.
+        args, kwargs: uvicorn's.
+    """
+
+    def __init__(self, *args: Any, seconds: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._in_headers, self._before_headers = True, 0
+        self._seconds = seconds
+        self._timer: TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._seconds, self._give_up)
+
+    def _wait_no_more(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait()  # the one before is still answered
+        else:
+            self.transport.write(LATE)
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         self._before_headers += len(data)
+        if self._in_headers:
+            self._wait()
         if self._before_headers > MOST and self._in_headers:
             self.send_400_response("The headers are too large.")
             self.transport.close()
@@ -29,6 +71,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers, self._before_headers = False, 0
+        self._wait_no_more()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

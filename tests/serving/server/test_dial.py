@@ -94,7 +94,7 @@ def served(
         answered = []
 
         def done(left):
-            dial.left(entry, left.exit + 1)
+            dial.left(entry, left.exit + 1, left.run_seconds)
             answered.append(left)
             if len(answered) == rows:
                 seen.append(Seen(came, entry.place, clock.now - came))
@@ -236,6 +236,28 @@ def test_a_budget_is_held_under_drift():
         assert np.mean(layers[300:]) == pytest.approx(3.0, abs=0.1)
         aims.append(dial.aim)
     assert aims[1] < min(aims[0], aims[2]) - 0.4
+
+
+def test_a_budget_in_milliseconds_is_held_where_layers_become_slower():
+    """Without a batch's fixed time a layer takes as long whatever the load is."""
+    dial, means = BudgetDial(SETTINGS, 6.0, in_ms=True), []
+    assert dial.place == 0
+    for per_row in (0.002, 0.003, 0.0015):
+        spent = []
+        inner, dial.left = dial.left, lambda *left: (spent.append(left[2]), inner(*left))  # noqa: B023
+        served(poisson((15, 60)), 0.0, per_row, dial=dial)
+        dial.left = inner
+        assert 1000 * np.mean(spent[300:]) == pytest.approx(6.0, abs=0.2)
+        means.append(dial.aim)
+    assert means[2] > means[0] > means[1]  # layers that it can afford
+    dial.left(dial.enter(1, own=True), M, 1.0)  # of no account
+    assert dial.aim == means[2]
+
+
+def test_a_budget_in_milliseconds_that_no_setting_has_gets_the_fastest():
+    dial = BudgetDial(SETTINGS, 0.1, in_ms=True)
+    served(poisson((4, 100)), 0.0, 0.002, dial=dial)
+    assert dial.place == S - 1
 
 
 def test_a_budget_that_no_setting_has_is_refused():

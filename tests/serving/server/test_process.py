@@ -119,6 +119,29 @@ def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
         assert statuses.count(200) >= 20
 
 
+def test_what_does_not_come_in_time_is_given_up(exported):
+    """Half of the headers, half of a body, half of the headers of a second request."""
+    with serving(exported, "--read-seconds", "0.5") as (_, client, port):
+        wires = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n" + JSON
+        wires[0].sendall(head[:30])
+        wires[1].sendall(head + b"{")
+        wires[2].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert wires[2].recv(1 << 16).startswith(b"HTTP/1.1 200")
+        wires[2].sendall(head[:30])
+        answers = []
+        for wire in wires:
+            with wire:
+                data = b""
+                while more := wire.recv(1 << 16):
+                    data += more
+                answers.append(data)
+        for answer in answers:
+            assert answer.startswith(b"HTTP/1.1 408")
+        assert b"must come within 0.5 s" in answers[1]
+        assert client.get("/health").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,6 +1,8 @@
 """What is asked over HTTP and what comes back, of a model and of its export."""
 
+import asyncio
 import base64
+import html
 import io
 import json
 import threading
@@ -97,6 +99,8 @@ def test_a_budget_is_kept_and_said(client):
         (b'{"inputs": "a", "threshold": NaN}', 422, "threshold"),
         (b'{"inputs": "a", "threshold": 1e999}', 422, "threshold"),
         (b'{"inputs": "a", "polcy": "x"}', 422, "polcy"),
+        (b'{"inputs": "a", "threshold": 0.5, "threshold": 0.9}', 422, "'threshold' is there twice"),
+        (b'{"inputs": [{"text": "a", "text": "b"}]}', 422, "'text' is there twice"),
         (b'{"inputs": []}', 422, "1 to 20 inputs, got 0"),
         (b'{"inputs": null}', 422, r"inputs[0] is None"),
         (b'{"inputs": [["a"]]}', 422, "inputs[0]"),
@@ -170,6 +174,80 @@ def test_a_body_is_measured_though_its_length_is_not_said(client):
     parts = (b" " * 1_000_000 for _ in range(20))
     response = client.post("/predict", content=parts, headers={"content-type": "application/json"})
     assert response.status_code == 413
+
+
+def test_a_body_that_does_not_come_is_given_up(text_served):
+    """Its last byte, or any after the first."""
+    service = Service(text_served[1]["export"](), Options(read_seconds=0.05))
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask_in_part(parts):
+        async def receive():
+            if not parts:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": parts.pop(), "more_body": True}
+
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"50")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+        await service.app(scope, receive, send)
+
+    for parts in ([], [b'{"inputs": ']):
+        sent.clear()
+        asyncio.run(ask_in_part(parts))
+        assert sent[0]["status"] == 408
+        assert (b"connection", b"close") in sent[0]["headers"]
+        assert b"must come within 0.05 s" in sent[1]["body"]
+    with TestClient(service.app) as client:
+        assert 'multiexit_requests_total{status="408"} 2.0' in client.get("/metrics").text
+
+
+def test_layers_of_rows_whose_client_has_gone_are_run_but_not_saved(text_served):
+    service = Service(text_served[1]["export"](), Options())
+
+    class Request:
+        def __init__(self):
+            self.gone = asyncio.Event()
+
+        async def receive(self):
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+
+    async def run(steps):
+        request, order = Request(), service.orders.of(None, None, None)
+        rows = await service._read(["the cat saw a dog"] * 3)
+        order = order._replace(policy=service.served.parse("max-prob=1", {}))
+        running = asyncio.create_task(service._run(rows, order, None, None, request))
+        for _ in range(10):  # until they are in the queue
+            await asyncio.sleep(0)
+        for _ in range(steps):
+            service.scheduler.step()
+        request.gone.set()
+        while not running.done():
+            for _ in range(10):  # until that is known
+                await asyncio.sleep(0)
+            service.scheduler.step()
+        return await running
+
+    assert {left.why for left in asyncio.run(run(2))} == {"abandoned"}
+    assert service.metrics.layers_run._value.get() == 3 * 2
+    assert service.metrics.layers_saved._value.get() == 0
+
+
+def test_the_page_of_documentation_needs_nothing_from_elsewhere(client):
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "//" not in page.text
+    assert "<script" not in page.text
+    described = client.get("/openapi.json").json()
+    for path in described["paths"]:
+        assert f"{path}</code>" in page.text
+    for name, field in described["components"]["schemas"]["Ask"]["properties"].items():
+        assert f"<code>{name}</code>" in page.text
+        assert html.escape(field["description"]) in page.text
+    assert client.get("/redoc").status_code == 404
 
 
 def test_a_full_queue_says_when_to_come_again(text_served):

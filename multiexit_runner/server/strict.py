@@ -1,0 +1,36 @@
+"""JSON of which nothing is lost on the way in."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import HTTPException, Request
+from fastapi.routing import APIRoute
+
+
+class _StrictRequest(Request):
+    """A request whose JSON has each key once: of two alike the first would be lost."""
+
+    async def json(self) -> Any:
+        return json.loads(await self.body(), object_pairs_hook=_unrepeated)
+
+
+class StrictRoute(APIRoute):
+    """A route whose requests are read so."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        inner = super().get_route_handler()
+
+        async def handle(request: Request) -> Any:
+            return await inner(_StrictRequest(request.scope, request.receive))
+
+        return handle
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise HTTPException(422, f"the key {twice[:80]!r} is there twice: say it once")
+    return table

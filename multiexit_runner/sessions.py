@@ -110,15 +110,19 @@ def run(session: "InferenceSession", segment: dict[str, Any], arrays: Arrays) ->
     return dict(zip(segment["outputs"], map(np.asarray, values), strict=True))
 
 
+def graph_outputs(segment: dict[str, Any]) -> list[str]:
+    """A graph's outputs as they are called in it, in the order of the settings."""
+    return [name if name in ROW_OUTPUTS else f"next.{name}" for name in segment["outputs"]]
+
+
 def _check_session(session: Any, settings: dict[str, Any], exit: int, path: str) -> None:
     """Refuse a graph with other inputs and outputs than the settings say."""
     segment = settings["segments"][exit]
     inputs = {each.name: each.type for each in session.get_inputs()}
     outputs = {each.name: each for each in session.get_outputs()}
-    graph_outputs = [name if name in ROW_OUTPUTS else f"next.{name}" for name in segment["outputs"]]
     for verb, actual, expected in (
         ("reads", sorted(inputs), sorted(segment["inputs"])),
-        ("gives", list(outputs), graph_outputs),
+        ("gives", list(outputs), graph_outputs(segment)),
     ):
         if actual != expected:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,6 +146,9 @@ def export(
     ] = None,
     task: Annotated[str | None, typer.Option(help="compare on this task's development set")] = None,
     data_dir: DataDir = None,
+    triton: Annotated[
+        bool, typer.Option("--triton", help="a model repository of Triton Inference Server")
+    ] = False,
 ) -> None:
     """Write a model and its policy as ONNX graphs, to be run by `multiexit_runner` without torch.
 
@@ -155,6 +159,8 @@ def export(
     multiexit export runs/mrpc/model mrpc-int8 --int8 --data pairs.tsv
 
     multiexit export runs/mrpc/model mrpc-int8 --int8 --task mrpc --data-dir data
+
+    multiexit export runs/mrpc/model mrpc --triton
     """
     from multiexit import MultiExitModel
     from multiexit.cli import predicting, sources
@@ -162,11 +168,17 @@ def export(
     from multiexit.policies.registry import policy_name
     from multiexit.serving.onnx import export as export_onnx
     from multiexit.serving.onnx.int8 import TARGETS
+    from multiexit.serving.onnx.triton import check_name, triton_repository
 
     if data and (task is not None or data_dir is not None):
         raise ValueError("--data names the rows: leave out --task and --data-dir")
     if agreement is not None and not (int8 and (data or task or data_dir)):
         raise ValueError("--agreement is measured with --int8 on rows: give --data or --task too")
+    if triton:
+        check_name(output)
+        if output.exists():
+            raise ValueError(f"{output} exists already: remove it or name another folder")
+        typed.folder("--output", output)
     model = typed.model_folder(model)
     exit_policy = parse(policy) if policy else None
     reads = (model / "tokenizer_config.json").is_file()
@@ -190,16 +202,12 @@ def export(
         f"{compared}",
         file=sys.stderr,
     )
-    parity = export_onnx(
-        loaded,
-        output,
-        exit_policy,
-        tokenizer=reader,
-        rows=rows,
-        int8=int8,
-        target=target,
-        agreement=share,
-    )
+    options: Any = {"int8": int8, "target": target, "agreement": share}
+    with tempfile.TemporaryDirectory() as place:
+        written = Path(place) / "export" if triton else output
+        parity = export_onnx(loaded, written, exit_policy, tokenizer=reader, rows=rows, **options)
+        if triton:
+            triton_repository(written, output)
     print(
         f"{output}: {loaded.num_exits} graphs. Over {parity.rows} "
         f"{'random inputs' if rows is None else 'rows'} logits differ from the model's by at most "

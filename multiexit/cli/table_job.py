@@ -51,7 +51,8 @@ def answer_into(
     from multiexit.data.own.notes import say
 
     size = WINDOW * batch_size
-    job = {**model, "columns": [rows.columns, *added.values()], "batch_size": batch_size}
+    job = {**model, "columns": [rows.columns, *added.values()]}
+    job |= {"batch_size": batch_size, "skip_bad": skip_bad}
     with part_file.kept(output, job) as parts:
         windows = _windows(rows.read(BadRows()), size)
         for part in parts:

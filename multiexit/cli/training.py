@@ -203,6 +203,8 @@ def train(
         run_folder.check(replace(config, output=folder))
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
     read = source.load(tokenizer, output)
+    if share:
+        experiment.check_validation(read, share)
     method = experiment.tolerant(method, read)
     for number, folder in zip(numbers, folders, strict=True):
         begin = time.perf_counter()

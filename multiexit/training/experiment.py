@@ -11,7 +11,7 @@ from multiexit.arguments import check_share
 from multiexit.backbones import Backbone, wrap
 from multiexit.data import glue, tasks
 from multiexit.data.sources import canonical
-from multiexit.data.splits import holdout
+from multiexit.data.splits import draw, holdout
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation.history import History
 from multiexit.model.model import MultiExitModel
@@ -126,6 +126,17 @@ def validation_for(task: str, validation: float | None) -> float:
         return 0.1 if tasks.modality(task) == "text" or task in tasks.OWN else 0.0
     check_share("validation", validation, "[0, 1)")
     return validation
+
+
+def check_validation(task: TaskData, share: float) -> None:
+    """Refuse rows of which no such share can be held out, by a ValueError."""
+    rest, held = draw(task.train.labels, share, seed=0)
+    if not len(rest) or not len(held):
+        raise ValueError(
+            f"of {len(rest) + len(held)} training rows a share of {share:g}, class by class, is "
+            f"{len(held)}, and some must select the epoch: give more rows, another --validation, "
+            "or --validation 0, which keeps the last epoch"
+        )
 
 
 def backbone_for(

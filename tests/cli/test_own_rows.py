@@ -173,3 +173,14 @@ def test_a_table_is_compared_on_by_its_columns(run, tmp_path, monkeypatch):
     assert len(given["rows"]) == 20  # neither the heading nor the labels are texts
     ended = command("export", run / "run", tmp_path / "onnx", *(2 * ["--data", run / "new.csv"]))
     assert "one table at a time" in ended.err
+
+
+def test_too_few_rows_to_select_the_epoch_by_are_refused_before_the_network_is_read(
+    run, tiny_glue, tmp_path, monkeypatch
+):
+    (tmp_path / "few.csv").write_text(rows(0, 6))
+    monkeypatch.setattr(experiment, "wrap", lambda *_: pytest.fail("read"))
+    words = ["train", "--data", tmp_path / "few.csv", "--backbone", tiny_glue / "bert"]
+    ended = command(*words, "--output", tmp_path / "out")
+    assert ended.code == 2
+    assert "--validation 0, which keeps the last epoch" in ended.err

@@ -133,7 +133,8 @@ Clip = Annotated[
 EarlyStopping = Annotated[
     int | None,
     typer.Option(
-        help="evaluations without a better one; text 5, images never", rich_help_panel="Training"
+        help="evaluations without a better one; text 2, images 5, CIFAR never",
+        rich_help_panel="Training",
     ),
 ]
 Workers = Annotated[
@@ -144,7 +145,10 @@ Workers = Annotated[
 ]
 Schedule = Annotated[
     str | None,
-    typer.Option(help="CIFAR: strong (the default) or appendix-f", rich_help_panel="Training"),
+    typer.Option(
+        help="CIFAR: strong (the default), appendix-f, or fine-tune, of a trained network",
+        rich_help_panel="Training",
+    ),
 ]
 Accumulation = Annotated[int, typer.Option(help="batches per step", rich_help_panel="Training")]
 Validation = Annotated[

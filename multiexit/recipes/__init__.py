@@ -28,6 +28,7 @@ from multiexit.recipes.leebert import leebert_blo as leebert_blo
 from multiexit.recipes.leebert import leebert_clo_v1 as leebert_clo_v1
 from multiexit.recipes.leebert import leebert_hyper as leebert_hyper
 from multiexit.recipes.leebert import leebert_lle as leebert_lle
+from multiexit.recipes.leebert import leebert_group_dro as leebert_group_dro
 from multiexit.recipes.leebert import leebert_rand as leebert_rand
 from multiexit.recipes.leebert import leebert_slo as leebert_slo
 from multiexit.recipes.leebert import leebert_uniform as leebert_uniform

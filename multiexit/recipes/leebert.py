@@ -38,7 +38,9 @@ def leebert(
 
     Args:
         temperature: τ; the paper names none. 1 for text, 4 for images.
-        cycle, in_cycle, rho, parametrization, fresh: of `CLO2`, where no learner is given.
+        cycle, in_cycle, rho, parametrization, fresh: of `CLO2`, where no learner is given. A
+            parametrisation is a name of `multiexit.weights.PARAMETRIZATIONS`: the default descends,
+            `"raw"` is the paper to the letter, `"softmax-ascent"` and `"group-dro"` ascend.
         topology: who teaches whom, as for `Phase`; LAE by default.
         learner: another way to learn the weights.
         divergence: `"ce"` is eq. 2.
@@ -232,6 +234,34 @@ def leebert_hyper(temperature: float = 1.0, cycle: int = 4) -> Recipe:
     """
     recipe = leebert(temperature, learner=weights.Hyper(cycle=cycle))
     return _renamed(recipe, "leebert-hyper", "3.3", "all teach all, weights by hypergradient")
+
+
+def leebert_group_dro(temperature: float = 1.0, normalized: bool = False) -> Recipe:
+    """Exits weigh the more the larger their loss is (Sagawa et al. 2020); not in the paper.
+
+    Args:
+        temperature: τ.
+        normalized: each term is compared with a running mean of itself, see
+            `multiexit.weights.Normalized`.
+
+    Inputs:
+        As `leebert_slo`.
+
+    Relations:
+        `leebert_slo` with weights that go up where those go down, and with one for each exit.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.recipe("leebert-group-dro").phases[0].learner
+        SLO(parametrization='group-dro')
+    """
+    name = "group-dro-normalized" if normalized else "group-dro"
+    recipe = leebert(temperature, learner=weights.SLO(name))
+    recipe = _renamed(
+        recipe, "leebert-group-dro", "Algorithm 1", "all teach all, worse exits weigh more"
+    )
+    paper = "Sagawa et al., Distributionally Robust Neural Networks for Group Shifts"
+    return replace(recipe, paper=paper, year=2020)
 
 
 def fastbert_clo_v2(temperature: float = 1.0, cycle: int = 4) -> Recipe:

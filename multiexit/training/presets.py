@@ -1,5 +1,7 @@
-"""The papers' own settings, as starting points: `replace(glue("mrpc"), epochs=3)`."""
+"""Settings to start from, the papers' own where these serve: `replace(glue("mrpc"), epochs=3)`."""
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from multiexit.arguments import unknown
@@ -40,30 +42,60 @@ TABLE_3 = {
 """LeeBERT, appendix B, for BERT-base and ALBERT-base. STS-B is not in it."""
 
 
-CIFAR_SCHEDULES = ("strong", "appendix-f")
+TRAIN_ROWS = {
+    "cola": 8_551,
+    "mnli": 392_702,
+    "mrpc": 3_668,
+    "qnli": 104_743,
+    "qqp": 363_846,
+    "rte": 2_490,
+    "sst2": 67_349,
+    "stsb": 5_749,
+}
+"""Rows of GLUE's training sets."""
+
+REACH = 2.0
+"""How far `glue` lets Ω's logits move in a run: weights then differ by up to e^(2·REACH)."""
+
+CIFAR_SCHEDULES = ("strong", "appendix-f", "fine-tune")
 
 
-def glue(task: str) -> TrainConfig:
-    """AdamW on a line down to 0, with Table 3's rates and batch size.
+def glue(task: str, letter: bool = False) -> TrainConfig:
+    """AdamW on a line down to 0 in 5 epochs, with Table 3's rate of Θ and batch size.
+
+    Adam moves a logit of Ω by λ2 a step at most. With the table's λ2 that is 0.02 (QNLI) to 1.3
+    (CoLA) in a whole run, and on most tasks learned weights stay uniform. So λ2 is here such that
+    logits may move by 2, were D1 half of the training set: 2 / steps. A run stops after 2 epochs
+    without a better one.
 
     Small encoders want a larger rate: 5e-5 … 2e-4 for MiniLM.
 
     Args:
         task: of GLUE, in any spelling; one that isn't in the table, such as STS-B, has RTE's row.
+        letter: λ2 of the table, and the paper's patience of 5 epochs, of 10, since it names none.
 
     Example:
         >>> from dataclasses import replace
         >>> import multiexit as mx
         >>> config = replace(mx.presets.glue("MRPC"), epochs=3)
-        >>> config.lr, config.batch_size, config.epochs
-        (1e-05, 32, 3)
+        >>> config.lr, config.batch_size, config.epochs, round(config.omega_lr, 5)
+        (1e-05, 32, 3, 0.0069)
+        >>> mx.presets.glue("MRPC", letter=True).omega_lr
+        0.0001
     """
-    row = TABLE_3.get(canonical(task), TABLE_3["rte"])
-    return TrainConfig(epochs=5, lr=row.lr, omega_lr=row.omega_lr, batch_size=row.batch_size)
+    name = canonical(task)
+    row = TABLE_3.get(name, TABLE_3["rte"])
+    if letter:
+        return TrainConfig(10, lr=row.lr, omega_lr=row.omega_lr, batch_size=row.batch_size)
+    config = TrainConfig(5, lr=row.lr, batch_size=row.batch_size, early_stopping=2)
+    steps = config.epochs * math.ceil(TRAIN_ROWS.get(name, 2_490) / 2 / row.batch_size)
+    return replace(config, omega_lr=REACH / steps)
 
 
 def texts(width: int = 384) -> TrainConfig:
     """AdamW on a line down to 0, batch 16, 5 epochs: early exits on a few hundred texts or more.
+
+    A run stops after 2 epochs without a better one.
 
     The rate is 1e-4 up to width 384 (MiniLM) and falls as 1 / width beyond: 5e-5 for BERT-base,
     the largest of its paper's. With the papers' rates for GLUE early exits of so few rows stay at
@@ -78,7 +110,7 @@ def texts(width: int = 384) -> TrainConfig:
         (0.0001, 5e-05)
     """
     lr = 1e-4 * min(1.0, 384 / width)
-    return TrainConfig(epochs=5, lr=lr, omega_lr=1e-3, batch_size=16)
+    return TrainConfig(epochs=5, lr=lr, omega_lr=1e-3, batch_size=16, early_stopping=2)
 
 
 def images() -> TrainConfig:
@@ -95,12 +127,13 @@ def images() -> TrainConfig:
 
 
 def cifar(schedule: str = "strong", epochs: int | None = None) -> TrainConfig:
-    """SGD at 0.1, batch 128, λ2 = 0.01 (LeeBERT, appendix F), with one of two schedules.
+    """SGD, batch 128, λ2 = 0.01 (LeeBERT, appendix F), with one of three schedules.
 
     Args:
-        schedule: `"strong"`: 200 epochs, ×0.1 at 1/2 and 3/4 (He et al. 2016). `"appendix-f"`: 100
-            epochs, ×0.1 at 35, 60 and 85 %, which is Shallow-Deep's; the paper gives none, so this
-            is inferred.
+        schedule: `"strong"`: 200 epochs at 0.1, ×0.1 at 1/2 and 3/4 (He et al. 2016).
+            `"appendix-f"`: 100 epochs at 0.1, ×0.1 at 35, 60 and 85 %, which is Shallow-Deep's; the
+            paper gives none, so this is inferred. `"fine-tune"`: 20 epochs at 0.01 on a cosine, for
+            exits on a network that is trained already, which 0.1 would undo.
         epochs: another length; the milestones keep their shares.
 
     Raises:
@@ -114,16 +147,17 @@ def cifar(schedule: str = "strong", epochs: int | None = None) -> TrainConfig:
     """
     if schedule not in CIFAR_SCHEDULES:
         raise unknown("schedule", schedule, CIFAR_SCHEDULES)
-    strong = schedule == "strong"
+    length = {"strong": 200, "appendix-f": 100, "fine-tune": 20}[schedule]
+    trained = schedule == "fine-tune"
     return TrainConfig(
-        epochs=epochs or (200 if strong else 100),
+        epochs=epochs or length,
         batch_size=128,
-        lr=0.1,
+        lr=0.01 if trained else 0.1,
         omega_lr=0.01,
         optimizer="sgd",
         weight_decay=1e-4,
-        schedule="step",
-        milestones=(0.5, 0.75) if strong else (0.35, 0.6, 0.85),
+        schedule="cosine" if trained else "step",
+        milestones=(0.35, 0.6, 0.85) if schedule == "appendix-f" else (0.5, 0.75),
         warmup=0.0,
         clip=None,
         early_stopping=None,

@@ -84,7 +84,7 @@ WORDS = {
     "lr_schedule_option": ("power", "power=2", "=2", "num_cycles=x"),
     "class_weights": (",", "x", "1,-1", "1,nan", "1,2", "1;2"),  # of 2 classes, not of 10
     "sampling": ("balnced", "uniform"),
-    "schedule": ("appendix-f", "strong", "weak"),
+    "schedule": ("appendix-f", "strong", "fine-tune", "weak"),
     "mixed_precision": ("fp4", "b16"),
     "tracker": ("bogus",),
     "policy": (

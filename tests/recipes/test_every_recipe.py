@@ -58,6 +58,7 @@ LEARN = {
     "leebert-blo",
     "leebert-clo-v1",
     "leebert-hyper",
+    "leebert-group-dro",
     "fastbert-clo-v2",
     "l2w-den",
 }

@@ -255,6 +255,7 @@ WRITTEN_OUT = {
     ),
     "deebert": ((Step(last, the_network),), (Step(early, early_heads),)),
     "shallow-deep-heads": ((Step(last, the_network),), (Step(early, early_heads),)),
+    "leebert-group-dro": eq_5_step(uniform, everyone_else),
     "fastbert": ((Step(last, the_network),), (Step(students, early_heads, rate=10.0),)),
     "ztw": ((Step(last, the_network),), (Step(early, cascade),), (Step(early, votes),)),
 }

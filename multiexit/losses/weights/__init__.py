@@ -1,5 +1,8 @@
 """The weights Ω of the loss terms: how they are parametrised, and how they are learned."""
 
+from multiexit.losses.weights.ascending import Ascending as Ascending
+from multiexit.losses.weights.ascending import GroupDRO as GroupDRO
+from multiexit.losses.weights.ascending import Normalized as Normalized
 from multiexit.losses.weights.learners import BLO as BLO
 from multiexit.losses.weights.learners import CLO1 as CLO1
 from multiexit.losses.weights.learners import CLO2 as CLO2
@@ -9,7 +12,7 @@ from multiexit.losses.weights.learners import Learner as Learner
 from multiexit.losses.weights.learners import Plan as Plan
 from multiexit.losses.weights.learners import Random as Random
 from multiexit.losses.weights.learners import Uniform as Uniform
-from multiexit.losses.weights.parametrisations import PARAMETRIZATIONS as PARAMETRIZATIONS
+from multiexit.losses.weights.names import PARAMETRIZATIONS as PARAMETRIZATIONS
 from multiexit.losses.weights.parametrisations import FixedWeights as FixedWeights
 from multiexit.losses.weights.parametrisations import LossWeights as LossWeights
 from multiexit.losses.weights.parametrisations import RawWeights as RawWeights

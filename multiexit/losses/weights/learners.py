@@ -17,7 +17,8 @@ from torch import Tensor
 
 from multiexit.losses import matrix
 from multiexit.losses.criterion import Criterion
-from multiexit.losses.weights.parametrisations import PARAMETRIZATIONS, FixedWeights, LossWeights
+from multiexit.losses.weights.names import ASCENDING, PARAMETRIZATIONS
+from multiexit.losses.weights.parametrisations import FixedWeights, LossWeights
 
 
 class Plan(NamedTuple):
@@ -55,7 +56,7 @@ class Learner(ABC):
         parametrization: a name of `multiexit.weights.PARAMETRIZATIONS`.
 
     Raises:
-        ValueError: another parametrisation.
+        ValueError: another parametrisation, or one that ascends beside hypergradients.
 
     Example:
         Ω follows the loss on B2 at every other step:
@@ -85,6 +86,12 @@ class Learner(ABC):
         if self.parametrization not in PARAMETRIZATIONS:
             raise ValueError(
                 f"no parametrization {self.parametrization!r}; there are {sorted(PARAMETRIZATIONS)}"
+            )
+        if self.looks_back and self.parametrization in ASCENDING:
+            raise ValueError(
+                f"parametrization={self.parametrization!r} ascends the loss, and "
+                f"{type(self).__name__} follows a hypergradient, which it would make worse: use "
+                "'softmax', or another learner, such as SLO"
             )
 
     def weights(self, teaches_MM: Tensor, seed: int) -> LossWeights:

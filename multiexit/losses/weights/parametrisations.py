@@ -40,6 +40,30 @@ class LossWeights(nn.Module, ABC):
         """
         return A_MM.new_zeros(())
 
+    def seen(self, L_MM: Tensor) -> Tensor:
+        """The loss terms [M, M] as Ω sees them; as they are, unless overridden.
+
+        Args:
+            L_MM: the terms of one pass [M, M]. Called once for each pass that Ω follows.
+        """
+        return L_MM
+
+    def objective(self, slope_MM: Tensor) -> Tensor:
+        """What Ω's optimiser descends, a scalar; Σ W∘slope unless overridden.
+
+        Args:
+            slope_MM: ∂L/∂W [M, M], a constant.
+        """
+        return (self() * slope_MM).sum()
+
+    def optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """What steps Ω; Adam without decay unless overridden.
+
+        Args:
+            lr: λ2.
+        """
+        return torch.optim.Adam(self.parameters(), lr, weight_decay=0.0, fused=True)
+
 
 class FixedWeights(LossWeights):
     """Weights that nobody learns.
@@ -152,13 +176,6 @@ class UncertaintyWeights(LossWeights):
 
     def penalty(self, A_MM: Tensor) -> Tensor:
         return (A_MM * self.s_MM).sum()
-
-
-PARAMETRIZATIONS: dict[str, type[LossWeights]] = {
-    "softmax": SoftmaxWeights,
-    "raw": RawWeights,
-    "uncertainty": UncertaintyWeights,
-}
 
 
 class RowWeights(LossWeights):

@@ -19,7 +19,7 @@ class Omega:
     Args:
         learner: how they are learned.
         teaches_MM: who teaches whom, bool [M, M].
-        lr: λ2, of Adam without decay.
+        lr: λ2, of Adam without decay, or of the optimiser that the weights have.
         rho: ρ = λ1 / λ2.
         seed: of weights that are drawn.
 
@@ -38,11 +38,7 @@ class Omega:
         self.learner = learner
         self.rho = rho
         self.weights = learner.weights(teaches_MM.cpu(), seed).to(teaches_MM.device)
-        self.optimizer = (
-            torch.optim.Adam(self.weights.parameters(), lr, weight_decay=0.0, fused=True)
-            if learner.learns
-            else None
-        )
+        self.optimizer = self.weights.optimizer(lr) if learner.learns else None
 
     def value(self) -> Tensor:
         """W_MM, float32 [M, M], cut from its graph."""
@@ -75,7 +71,7 @@ class Omega:
         rows: Sequence[tuple[Tensor, Tensor]] = (),
         share: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     ) -> None:
-        """Take one step of Adam along what the plan adds up.
+        """Take one step of Ω's optimiser along what the plan adds up.
 
         The loss is linear in W, so each ∂L/∂W is `A ∘ L`: no second backward through the network.
 
@@ -92,8 +88,12 @@ class Omega:
         if self.optimizer is None or not any(plan):
             return
         factors = {name: factor for name, factor in plan._asdict().items() if factor != 0}
-        slope_MM = A_MM * sum(factor * terms[name] for name, factor in factors.items())
-        objective = (self.weights() * slope_MM).sum()
+        seen = {
+            name: terms[name] if name == "hyper" else self.weights.seen(terms[name])
+            for name in factors
+        }
+        slope_MM = A_MM * sum(factor * seen[name] for name, factor in factors.items())
+        objective = self.weights.objective(slope_MM)
         # The penalty belongs to losses that hold W: the hypergradient's outer loss does not.
         penalty_factor = sum(factor for name, factor in factors.items() if name != "hyper")
         objective = objective + penalty_factor * self.weights.penalty(A_MM)

@@ -26,6 +26,7 @@ from multiexit.evaluation.budget import budgeted
 from multiexit.evaluation.calibration import calibrate
 from multiexit.evaluation.calibration_table import calibration_table
 from multiexit.evaluation.exit_choice import exits_that_pay
+from multiexit.evaluation.experts import fit_experts
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, exit_scores, judge, sweep
 from multiexit.evaluation.outputs import Outputs, collect
@@ -41,6 +42,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.model.subset import keep_exits
 from multiexit.model.truncation import truncate
 from multiexit.policies import (
+    Beem,
     CalibrationTable,
     Certainty,
     Certificate,
@@ -53,6 +55,7 @@ from multiexit.policies import (
     NormalizedEntropy,
     Patience,
     PatientConfident,
+    ProductOfExperts,
     Settled,
     simulate,
 )
@@ -70,6 +73,7 @@ from multiexit.training.trainer import Trainer
 
 __all__ = [
     "Backbone",
+    "Beem",
     "CalibrationTable",
     "Callback",
     "Certainty",
@@ -95,6 +99,7 @@ __all__ = [
     "PatientConfident",
     "Phase",
     "Prediction",
+    "ProductOfExperts",
     "Range",
     "Recipe",
     "Row",
@@ -111,6 +116,7 @@ __all__ = [
     "exit_scores",
     "exits_that_pay",
     "export",
+    "fit_experts",
     "fit_temperatures",
     "gradients",
     "heads",

@@ -7,7 +7,7 @@ from typing import Any
 
 from multiexit_runner.runner import Runner
 
-POLICIES = {"FixedExit": "fixed"}
+POLICIES = {"FixedExit": "fixed", "ProductOfExperts": "product"}
 """Policies that are typed otherwise than their class is called."""
 
 

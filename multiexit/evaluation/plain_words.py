@@ -9,6 +9,7 @@ from multiexit.evaluation.recommendation import Recommendation
 from multiexit.evaluation.targets import mean_ms
 from multiexit.model.latency import Latency
 from multiexit.policies import (
+    Beem,
     Certainty,
     Entropy,
     ExitPolicy,
@@ -19,6 +20,7 @@ from multiexit.policies import (
     NormalizedEntropy,
     Patience,
     PatientConfident,
+    ProductOfExperts,
     Settled,
 )
 from multiexit.policies.registry import policy_name
@@ -57,6 +59,16 @@ def rule(policy: ExitPolicy, layers_M: Sequence[int]) -> str:
                 f"Stop when the answer's probability is at least {_number(threshold)}; where that "
                 "never comes, answer as the surest exit did."
             )
+        case ProductOfExperts(threshold=threshold):
+            return (
+                "Multiply the probabilities of the exits so far, and stop when the likeliest "
+                f"answer's is at least {_number(threshold)}."
+            )
+        case Beem(threshold=threshold):
+            return (
+                "Add up how sure the exits are that gave the same answer in a row, later ones "
+                f"counting more or by their accuracy, and stop at {_number(threshold)}."
+            )
         case Margin(threshold=threshold):
             lead = f"leads the second's by at least {_number(threshold)}"
             return f"Stop when the likeliest answer's probability {lead}."
@@ -77,7 +89,10 @@ def _never(policy: ExitPolicy) -> bool:
     """Whether its threshold is one that no answer reaches."""
     match policy:
         case (
-            MaxProb(threshold=float(t)) | Margin(threshold=float(t)) | Certainty(threshold=float(t))
+            MaxProb(threshold=float(t))
+            | ProductOfExperts(threshold=float(t))
+            | Margin(threshold=float(t))
+            | Certainty(threshold=float(t))
         ):
             return t > 1
         case Entropy(threshold=float(t)) | PatientConfident(threshold=float(t)):

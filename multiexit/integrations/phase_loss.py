@@ -46,8 +46,8 @@ class PhaseLoss(nn.Module):
 
     Raises:
         ValueError: a phase that a loop of one loss and one batch can't train: with learned Ω,
-            coefficients or a temperature that change, gradient surgery, or a call before each
-            step; a configuration with `ema`, `sampling`, `mixup` or `cutmix`, which
+            weights of rows, coefficients or a temperature that change, gradient surgery, or a call
+            before each step; a configuration with `ema`, `sampling`, `mixup` or `cutmix`, which
             are the loop's and its loader's.
 
     Attributes:
@@ -134,6 +134,7 @@ def _refusal(phase: Phase, coefficients_change: bool) -> str | None:
     """Why a loop of one loss and one batch can't train a phase; None if it can."""
     for refused, why in (
         (phase.learner.learns, "learns the loss weights Ω beside the network"),
+        (phase.learner.weighs_rows, "weighs rows by how far training is"),
         (coefficients_change, "has coefficients that change while it trains"),
         (not isinstance(phase.temperature, Constant), "has a temperature that changes"),
         (phase.surgery is not None, "changes gradients before they are added up"),

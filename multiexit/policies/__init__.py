@@ -17,6 +17,8 @@ from multiexit.policies.confidence import NormalizedEntropy as NormalizedEntropy
 from multiexit.policies.confidence import entropy as entropy
 from multiexit.policies.confidence import normalized_entropy as normalized_entropy
 from multiexit.policies.decisions import for_problem as for_problem
+from multiexit.policies.ensembles import Beem as Beem
+from multiexit.policies.ensembles import ProductOfExperts as ProductOfExperts
 from multiexit.policies.numbers import Known as Known
 from multiexit.policies.numbers import Number as Number
 from multiexit.policies.numbers import number as number

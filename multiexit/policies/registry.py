@@ -17,6 +17,7 @@ from multiexit.policies.confidence import (
     MostConfident,
     NormalizedEntropy,
 )
+from multiexit.policies.ensembles import Beem, ProductOfExperts
 from multiexit.policies.numbers import plain
 from multiexit.policies.patience import FixedExit, Patience, PatientConfident
 from multiexit.policies.vectors import Settled
@@ -29,6 +30,8 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "margin": Margin,
     "patience": Patience,
     "patient-confident": PatientConfident,
+    "product": ProductOfExperts,
+    "beem": Beem,
     "certainty": Certainty,
     "settled": Settled,
     "fixed": FixedExit,

@@ -12,6 +12,8 @@ that, "Relations" which other methods it equals, and when. A recipe's `head` is 
 from multiexit.recipes.base import Phase as Phase
 from multiexit.recipes.base import Recipe as Recipe
 from multiexit.recipes.base import Seen as Seen
+from multiexit.recipes.cosee import cosee as cosee
+from multiexit.recipes.experts import beem as beem
 from multiexit.recipes.labels import berxit as berxit
 from multiexit.recipes.labels import branchynet as branchynet
 from multiexit.recipes.labels import elasticbert as elasticbert
@@ -26,9 +28,9 @@ from multiexit.recipes.leebert import fastbert_clo_v2 as fastbert_clo_v2
 from multiexit.recipes.leebert import leebert as leebert
 from multiexit.recipes.leebert import leebert_blo as leebert_blo
 from multiexit.recipes.leebert import leebert_clo_v1 as leebert_clo_v1
+from multiexit.recipes.leebert import leebert_group_dro as leebert_group_dro
 from multiexit.recipes.leebert import leebert_hyper as leebert_hyper
 from multiexit.recipes.leebert import leebert_lle as leebert_lle
-from multiexit.recipes.leebert import leebert_group_dro as leebert_group_dro
 from multiexit.recipes.leebert import leebert_rand as leebert_rand
 from multiexit.recipes.leebert import leebert_slo as leebert_slo
 from multiexit.recipes.leebert import leebert_uniform as leebert_uniform
@@ -36,6 +38,7 @@ from multiexit.recipes.registry import RECIPES as RECIPES
 from multiexit.recipes.registry import recipe as recipe
 from multiexit.recipes.stages import deebert as deebert
 from multiexit.recipes.stages import fastbert as fastbert
+from multiexit.recipes.stages import mixed as mixed
 from multiexit.recipes.stages import shallow_deep_heads as shallow_deep_heads
 from multiexit.recipes.stages import ztw as ztw
 from multiexit.recipes.teachers import dbt as dbt

@@ -5,6 +5,8 @@ from typing import Any
 
 from multiexit.arguments import unknown
 from multiexit.recipes.base import Recipe
+from multiexit.recipes.cosee import cosee
+from multiexit.recipes.experts import beem
 from multiexit.recipes.labels import (
     berxit,
     branchynet,
@@ -22,15 +24,15 @@ from multiexit.recipes.leebert import (
     leebert,
     leebert_blo,
     leebert_clo_v1,
+    leebert_group_dro,
     leebert_hyper,
     leebert_lle,
-    leebert_group_dro,
     leebert_rand,
     leebert_slo,
     leebert_uniform,
 )
 from multiexit.recipes.options import check_options
-from multiexit.recipes.stages import deebert, fastbert, shallow_deep_heads, ztw
+from multiexit.recipes.stages import deebert, fastbert, mixed, shallow_deep_heads, ztw
 from multiexit.recipes.teachers import dbt, romebert
 from multiexit.recipes.vectors import embedding
 
@@ -43,9 +45,9 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "leebert-blo": leebert_blo,
     "leebert-clo-v1": leebert_clo_v1,
     "leebert-hyper": leebert_hyper,
+    "leebert-group-dro": leebert_group_dro,
     "fastbert-clo-v2": fastbert_clo_v2,
     "joint": joint,
-    "leebert-group-dro": leebert_group_dro,
     "branchynet": branchynet,
     "msdnet": msdnet,
     "shallow-deep": shallow_deep,
@@ -61,6 +63,9 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "elasticbert": elasticbert,
     "pcee": pcee,
     "l2w-den": l2w_den,
+    "mixed": mixed,
+    "beem": beem,
+    "cosee": cosee,
     "embedding": embedding,
 }
 

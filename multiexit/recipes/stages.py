@@ -58,6 +58,39 @@ def deebert(threshold: float = 0.3, pretrained: bool = False) -> Recipe:
     )
 
 
+def mixed(threshold: float = 0.9) -> Recipe:
+    """CE_M on the network, then Σ_m CE_m on everything (the mixed regime, Kubaty et al. 2025).
+
+    Args:
+        threshold: of its policy, the largest probability.
+
+    Inputs:
+        Two exits or more, any head. Classes; with another policy regression too. Each phase has
+        the run's epochs.
+
+    Relations:
+        The first phase is `deebert`'s, the second `joint`'s: on a network that is trained already,
+        it is `joint`.
+
+    Example:
+        >>> import multiexit as mx
+        >>> [phase.train for phase in mx.recipe("mixed").phases]
+        ['last', 'all']
+    """
+    return Recipe(
+        name="mixed",
+        paper=(
+            "Kubaty et al., How to Train Your Multi-Exit Model? Analyzing the Impact of Training "
+            "Strategies"
+        ),
+        section="abstract",
+        year=2025,
+        summary="train the network, then network and all exits together",
+        phases=(NETWORK, Phase()),
+        policy=MaxProb(threshold),
+    )
+
+
 def fastbert(speed: float = 0.5, pretrained: bool = False) -> Recipe:
     """CE_M on the network, then Σ_(m<M) KL(p_M ‖ p_m) on the early heads, without labels.
 

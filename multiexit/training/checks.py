@@ -13,6 +13,7 @@ from multiexit.data import hub
 from multiexit.data.batches import has_labels, is_rows, labels_of
 from multiexit.evaluation import metrics
 from multiexit.evaluation.budget import Budget
+from multiexit.evaluation.experts import Experts
 from multiexit.losses.labels import check_labels
 from multiexit.losses.matrix import check_divergence
 from multiexit.losses.temperature import Constant
@@ -70,7 +71,7 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
         refuse_vectors(model.problem, f"the recipe {recipe.name!r}", "'embedding'")
         K = problems.classes_of_decision(model.problem, model.num_classes)
         need_classes(K, f"the recipe {recipe.name!r}", "'berxit', or 'pabee' with a tolerance")
-    if isinstance(recipe.finish, Budget):
+    if isinstance(recipe.finish, Budget | Experts):
         recipe.finish.check(model)
     _check_policy(model, recipe)
 

@@ -124,6 +124,7 @@ class Stepper:
         rho = config.lr / config.omega_lr
         self.omega = Omega(phase.learner, self._teaches_MM, config.omega_lr, rho, config.seed)
         self.tau = phase.temperature.start(device)
+        self._progress = 0.0  # the share of the phase that is done
         self._average = None if config.ema is None else Average(self.model, config.ema)
         self.begin_epoch(1.0)
 
@@ -154,8 +155,9 @@ class Stepper:
         lr = self.phase.lr * learning_rate(self.config, step, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("factor", 1.0)  # older checkpoints have none
+        self._progress = step / steps
         if self.phase.before_step is not None:
-            self.phase.before_step(self.model, step / steps)
+            self.phase.before_step(self.model, self._progress)
         self.A_MM = self._turns[step % len(self._turns)]
         W_MM = self.omega.value()
         plan = self.omega.plan(step)
@@ -224,7 +226,7 @@ class Stepper:
         """The scalar that Θ descends."""
         loss = (factors_MM * losses.L_MM).sum()
         if losses.rows_MB is not None:  # in place of the rows' plain means
-            w_MB = self.omega.rows(losses.rows_MB)
+            w_MB = self.omega.rows(losses.rows_MB, losses.logits_MBC, self._progress)
             own_M = ((w_MB - 1) * losses.rows_MB).mean(1)
             loss = loss + (self.A_MM.diagonal() * own_M).sum()
         return loss if losses.extra is None else loss + losses.extra

@@ -146,6 +146,7 @@ def test_inputs_that_trainer_left_out_are_named(tmp_path):
 def test_what_one_loss_can_not_train_is_refused():
     for recipe, phase, said in (
         ("leebert", 0, "learns the loss weights Ω"),
+        ("cosee", 0, "weighs rows by how far training is"),
         ("romebert", 0, "changes gradients before"),
         ("joint", 1, r"phases 0\.\.0, got 1"),
     ):

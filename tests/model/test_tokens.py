@@ -38,6 +38,8 @@ POLICIES = [
     mx.Patience(1),
     mx.PatientConfident(0.97, patience=2),
     mx.MostConfident(0.4),
+    mx.ProductOfExperts(0.4),
+    mx.Beem(0.05),
     mx.FixedExit(1),
 ]
 NAMES = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]

@@ -29,6 +29,8 @@ BAD = [
     (lambda: mx.MaxProb((0.5, math.nan)), "threshold must be a finite number, got nan"),
     (lambda: mx.MaxProb(()), "one per exit; got none"),
     (lambda: mx.MostConfident((0.5, 0.6)), "finite number"),
+    (lambda: mx.Beem(0.5, 0.0), "weight must be above 0, got 0.0"),
+    (lambda: mx.Beem(0.5, (0.5, -1.0)), "weight must be above 0, got -1.0"),
     (lambda: mx.Patience(10**30), "whole number"),
     (lambda: mx.Patience(np.float64(2)), "whole number from 1, got 2.0"),
     (lambda: mx.Patience(1, tolerance=0.0), "tolerance must be above 0, got 0.0"),

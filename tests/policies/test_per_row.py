@@ -14,7 +14,7 @@ SETTINGS = [
     "entropy=0.4", "entropy=0.9", "normalized-entropy=0.7", "max-prob=0.5", "max-prob=0.8",
     "max-prob=0.9/0.6/0.5", "most-confident=0.7", "margin=0.3", "margin=0.6", "patience=1",
     "patience=2", "patient-confident=0.8,1", "patient-confident=0.9,2", "certainty=0.4",
-    "certainty=0.7", "fixed=0", "fixed=2",
+    "certainty=0.7", "product=0.7", "product=0.9", "beem=0.2", "beem=0.5,0.3", "fixed=0", "fixed=2",
 ]  # fmt: skip
 PARSED = [policies.parse(text) for text in SETTINGS]
 

@@ -18,6 +18,10 @@ CLASSIFY = [
     *(mx.MaxProb(t) for t in (0.0, 0.5, 0.8, 1.1, (0.9, 0.5, 1.1, 0.4), (0.7, 0.9, 0.5, 0.8, 0.6))),
     *(mx.MostConfident(t) for t in (0.0, 0.5, 0.8, 1.1)),
     *(mx.Margin(t) for t in (0.0, 0.3, 0.7, 1.1)),
+    *(mx.ProductOfExperts(t) for t in (0.0, 0.6, 0.9, 1.1)),
+    *(mx.Beem(t) for t in (0.0, 0.15, 0.4, 9.0)),
+    mx.Beem((0.1, 0.5, 0.3, 0.9), (0.9, 0.4, 0.5, 0.7, 0.8)),
+    mx.Beem(0.5, (0.3, 0.6, 0.2, 0.7)),
     *(mx.Patience(p) for p in (1, 2, 3, 9)),
     *(mx.PatientConfident(t, p) for t, p in ((0.9, 1), (0.9, 2), (0.6, 2), (1.1, 3))),
     *(mx.Certainty(t) for t in (0.0, 0.5, 0.8, 1.1, (0.9, 0.2, 0.5, 0.7))),
@@ -33,12 +37,26 @@ REGRESS = [
 VECTORS = [*(mx.Settled(t) for t in (0.0, 0.1, 0.5, 1.0, 2.5)), mx.FixedExit(0), mx.FixedExit(3)]
 
 
-def naive_exit(policy, z: list[list[float]], u: list[float]) -> tuple[int, int]:
-    """One row's exit from its logits [M][C] and certainties [M], and whose answer it takes."""
+def naive_exit(policy, z: list[list[float]], u: list[float]) -> tuple[int, list[float]]:
+    """One row's exit from its logits [M][C] and certainties [M], and what it answers."""
     M, stops = len(z), naive_stops(policy, z, u)
     exit = next((m for m in range(M - 1) if stops[m]), M - 1)
+    if isinstance(policy, mx.ProductOfExperts):
+        return exit, naive_products(z)[exit]
     tops = [max(probabilities(z_C)) for z_C in z[: exit + 1]]
-    return exit, tops.index(max(tops)) if isinstance(policy, mx.MostConfident) else exit
+    return exit, z[tops.index(max(tops)) if isinstance(policy, mx.MostConfident) else exit]
+
+
+def naive_products(z: list[list[float]]) -> list[list[float]]:
+    """The logarithms of what the exits so far multiply to; a repeated answer is left out."""
+    products, total = [], [0.0] * len(z[0])
+    for m, z_C in enumerate(z):
+        if m == 0 or z_C != z[m - 1]:
+            top = max(z_C)
+            log_sum = top + math.log(sum(math.exp(x - top) for x in z_C))
+            total = [t + x - log_sum for t, x in zip(total, z_C, strict=True)]
+        products.append(total)
+    return products
 
 
 def probabilities(z_C: list[float]) -> list[float]:
@@ -48,7 +66,7 @@ def probabilities(z_C: list[float]) -> list[float]:
 
 def naive_stops(policy, z: list[list[float]], u: list[float]) -> list[bool]:
     """At which exits it would stop a row that is there."""
-    count, before, stops = 0, None, []
+    count, before, score, stops = 0, None, 0.0, []
     for m, z_C in enumerate(z):
         C, p = len(z_C), probabilities(z_C)
         entropy = -sum(x * math.log(x) for x in p if x > 0)
@@ -70,6 +88,14 @@ def naive_stops(policy, z: list[list[float]], u: list[float]) -> list[bool]:
             case mx.PatientConfident(_, patience):
                 count = count + 1 if entropy / math.log(C) < threshold else 0
                 stop = count >= patience
+            case mx.Beem(_, weight):
+                if not isinstance(weight, tuple):
+                    weight = [weight * (k + 1) for k in range(len(z))]
+                agrees = before is not None and answer == before
+                score = score + weight[min(m, len(weight) - 1)] * top[0] if agrees else 0.0
+                before, stop = answer, threshold is not None and score >= threshold
+            case mx.ProductOfExperts():
+                stop = max(probabilities(naive_products(z)[m])) >= threshold
             case _ if threshold is None:
                 stop = False
             case mx.Entropy():
@@ -136,6 +162,8 @@ def test_a_row_leaves_where_all_its_decisions_would(case, M, C, seed):
         if isinstance(policy, mx.MostConfident):  # each label has a most confident exit of its own
             sure_MC = logits_MC[: int(exit_B[b]) + 1].abs()
             wanted_C = logits_MC.gather(0, sure_MC.argmax(0)[None])[0]
+        elif isinstance(policy, mx.ProductOfExperts):  # log odds add up
+            wanted_C = logits_MC[: int(exit_B[b]) + 1].sum(0)
         else:
             wanted_C = logits_MC[exit_B[b]]
         torch.testing.assert_close(answer_BC[b], wanted_C)
@@ -205,10 +233,11 @@ def test_each_row_of_regression_leaves_where_plain_loops_say(policy, M, seed):
 
 
 def fitted(policy, M):
-    """The policy with as many thresholds as a model of M exits takes, and an exit that it has."""
-    threshold = getattr(policy, "threshold", None)
-    if isinstance(threshold, tuple) and len(threshold) not in (M, max(1, M - 1)):
-        return replace(policy, threshold=(threshold * M)[: max(1, M - 1)])
+    """The policy with as many numbers as a model of M exits takes, and an exit that it has."""
+    for name in ("threshold", "weight"):
+        numbers = getattr(policy, name, None)
+        if isinstance(numbers, tuple) and len(numbers) not in (M, max(1, M - 1)):
+            policy = replace(policy, **{name: (numbers * M)[: max(1, M - 1)]})
     if isinstance(policy, mx.FixedExit):
         return replace(policy, exit=min(policy.exit, M - 1))
     return policy
@@ -220,8 +249,9 @@ def assert_plain_loops(policy, logits_MBC, certainty_MB):
     exit_B, answer_BC = policies.answers(policy, logits_MBC, certainty_MB)
     assert exit_B.tolist() == [exit for exit, _ in wanted]
     assert torch.equal(mx.simulate(policy, logits_MBC, certainty_MB), exit_B)
-    taken = torch.tensor([taken for _, taken in wanted])
-    assert torch.equal(answer_BC, logits_MBC[taken, torch.arange(len(taken))])
+    wanted_BC = torch.tensor([answer for _, answer in wanted])
+    close = 1e-5 if isinstance(policy, mx.ProductOfExperts) else 0.0  # the others pass logits on
+    torch.testing.assert_close(answer_BC, wanted_BC, atol=close, rtol=close)
 
 
 def test_patience_traced_by_hand():
@@ -241,6 +271,33 @@ def test_patience_of_regression_traced_by_hand():
     logits_MB1 = torch.tensor(values).view(-1, 1, 1)
     leaves = [int(mx.simulate(mx.Patience(p, tolerance=0.5), logits_MB1)[0]) for p in (1, 2, 3)]
     assert leaves == [2, 3, 7]
+
+
+def test_odds_multiply_by_hand():
+    """Odds of 3, 3, 2 and 1/18 for class 0: products of 3, 9, 18 and 1."""
+    odds = [3.0, 3.0 + 1e-5, 2.0, 1 / 18]  # the second is another expert, if by little
+    logits_MBC = torch.tensor([[[math.log(x), 0.0]] for x in odds])
+    leaves = {t: int(mx.simulate(mx.ProductOfExperts(t), logits_MBC)[0]) for t in (0.7, 0.8, 0.92)}
+    assert leaves == {0.7: 0, 0.8: 1, 0.92: 2}
+    _, answer_BC = policies.answers(mx.ProductOfExperts(0.99), logits_MBC)
+    torch.testing.assert_close(answer_BC.softmax(-1), torch.tensor([[0.5, 0.5]]), atol=1e-5, rtol=0)
+
+
+def test_an_expert_that_is_asked_again_says_nothing_new():
+    z_BC = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    policy = mx.ProductOfExperts(0.9)
+    state, _ = policy.step(policy.init(z_BC), z_BC)
+    assert torch.equal(policy.answer(state, z_BC), z_BC.log_softmax(-1))
+    torch.testing.assert_close(policy.answer(state, z_BC + 1e-3), 2 * z_BC.log_softmax(-1))
+
+
+def test_votes_add_up_by_hand():
+    """Answers 0 1 1 1 0 0 at max p 0.9: S is 0, 0, 0.27, 0.63, 0, 0.54 with weights 0.1·(m + 1)."""
+    logits_MBC = math.log(9) * torch.eye(2)[[0, 1, 1, 1, 0, 0, 1]].unsqueeze(1)
+    leaves = {t: int(mx.simulate(mx.Beem(t), logits_MBC)[0]) for t in (0.0, 0.2, 0.3, 0.6, 0.7)}
+    assert leaves == {0.0: 0, 0.2: 2, 0.3: 3, 0.6: 3, 0.7: 6}
+    one = mx.Beem(0.8, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+    assert mx.simulate(one, logits_MBC).tolist() == [2]
 
 
 def test_agreement_is_less_than_the_tolerance_not_equal():
@@ -264,6 +321,8 @@ def test_entropy_is_in_nats_and_takes_large_logits():
         (mx.NormalizedEntropy(0.0), True),  # unless H / log C > threshold
         (mx.MaxProb(1.0), True),  # max p >= threshold
         (mx.Margin(1.0), True),
+        (mx.ProductOfExperts(1.0), True),
+        (mx.Beem(0.0), True),  # S >= threshold
         (mx.PatientConfident(0.0, 1), False),  # H / log C < threshold
     ],
     ids=repr,
@@ -519,6 +578,7 @@ MISFITS = [
     (mx.FixedExit(99), "got 99"),
     (mx.MaxProb((0.9, 0.8)), r"MaxProb's threshold has 2 numbers, and the model has 5 exits: .* 4"),
     (mx.Certainty((0.9,) * 6), "has 6 numbers"),
+    (mx.Beem(1.0, (0.9, 0.8)), r"Beem's weight has 2 numbers, and the model has 5 exits"),
     (mx.Patience(1, tolerance=0.5), "tolerance=0.5 is for regression"),
     (3, "policy.*got int"),
 ]
@@ -551,6 +611,8 @@ def test_what_does_not_fit_a_model_is_refused_wherever_they_meet(policy, message
         mx.NormalizedEntropy(1),
         mx.MaxProb(1),
         mx.Margin(1),
+        mx.ProductOfExperts(1),
+        mx.Beem(1),
         mx.Patience(1),
         mx.PatientConfident(1, 1),
     ],

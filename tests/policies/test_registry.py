@@ -7,6 +7,7 @@ from test_policies import CLASSIFY, REGRESS, Gap
 
 import multiexit as mx
 from multiexit import policies
+from multiexit_runner.turning import typed_policy
 
 
 @pytest.mark.parametrize("policy", [*CLASSIFY, *REGRESS], ids=repr)
@@ -45,3 +46,11 @@ def test_what_cannot_be_read_is_named(text):
     with pytest.raises(ValueError, match=r"no policy|can't read policy|takes") as refused:
         policies.parse(text)
     assert "__init__" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", policies.POLICIES)
+def test_an_export_types_policies_as_the_library_does(name):
+    policy = policies.sweep_settings(policies.POLICIES[name], policies.Known(4, 3))[0]
+    typed = typed_policy(policies.to_json(policy))
+    assert typed.partition("=")[0] == name
+    assert policies.parse(typed) == policy

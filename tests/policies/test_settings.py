@@ -48,7 +48,7 @@ def test_a_sweep_reaches_both_ends(kind, M, C):
     generator = torch.Generator().manual_seed(0)
     logits_MBC = torch.logspace(-2, 1, 30)[:, None] * torch.randn(M, 30, C, generator=generator)
     logits_MBC[:, 0], logits_MBC[:, 1, 0] = 0.0, 1e4  # as unsure, and as sure, as can be
-    if kind is mx.Patience:
+    if kind in (mx.Patience, mx.Beem):
         logits_MBC = logits_MBC[:1].expand(M, -1, -1)  # who changes their mind can't leave early
     certainty_MB = torch.rand(M, 30, generator=generator)
     certainty_MB[:, 0], certainty_MB[:, 1] = 0.0, 1.0

@@ -45,7 +45,7 @@ def test_a_recipe_says_where_it_comes_from(name):
     assert made.name == name
     assert len(made.paper) > 20
     assert made.section
-    assert 2016 <= made.year <= 2022
+    assert 2016 <= made.year <= 2025
     assert made.summary
     assert recipes.RECIPES[name].__doc__
     assert isinstance(made.policy, mx.ExitPolicy)

@@ -1,6 +1,7 @@
 """Every recipe's loss and step, written out as its paper has it."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -78,6 +79,22 @@ def dbt(z, y, tau=1.0):
     labels = sum(ce(z[m], y) for m in range(M))
     teacher = sum(kd(z[m], z[M - 1], tau) for m in range(M - 1))
     return 10 / M * (0.5 * labels + 0.5 * teacher)
+
+
+def cosee(z, y, alpha=0.1, margin=0.3):
+    """As it begins, with equal weights at all exits; and how doubt tells right rows from wrong."""
+    hinges = []
+    for logits in z[:-1]:
+        p = logits.softmax(-1)
+        doubts = {True: [], False: []}
+        for row in range(len(y)):
+            doubt = -(p[row] * p[row].log()).sum() / math.log(CLASSES)
+            doubts[int(logits[row].argmax()) == int(y[row])].append(doubt)
+        if doubts[True] and doubts[False]:
+            right, wrong = (sum(some) / len(some) for some in (doubts[True], doubts[False]))
+            hinges.append(max(right - wrong + margin, torch.zeros(())))
+    assert hinges, "some exit must be right on some rows and wrong on others"
+    return joint(z, y) / M + alpha * sum(hinges) / len(hinges)
 
 
 def last(z, y):
@@ -238,6 +255,7 @@ WRITTEN_OUT = {
     "leebert-blo": eq_5_step(uniform, everyone_else),
     "leebert-clo-v1": eq_5_step(uniform, everyone_else),
     "leebert-hyper": eq_5_step(uniform, everyone_else),
+    "leebert-group-dro": eq_5_step(uniform, everyone_else),
     "fastbert-clo-v2": eq_5_step(uniform, the_last),
     "joint": ((Step(joint),),),
     "branchynet": ((Step(joint),),),
@@ -245,6 +263,8 @@ WRITTEN_OUT = {
     "right-tool": ((Step(joint),),),
     "pabee": ((Step(pabee),),),
     "pcee": ((Step(pabee),),),
+    "beem": ((Step(pabee),),),
+    "cosee": ((Step(cosee),),),
     "shallow-deep": ((Step(shallow_deep),),),
     "dbt": ((Step(dbt),),),
     "berxit": ((Step(last, extra=certainty), Step(joint, extra=certainty)),),
@@ -253,9 +273,9 @@ WRITTEN_OUT = {
     "romebert": (
         (Step(lambda z, y: last(z, y) + romebert_early(z, y), gradients=without_pulls("last")),),
     ),
+    "mixed": ((Step(last, the_network),), (Step(joint),)),
     "deebert": ((Step(last, the_network),), (Step(early, early_heads),)),
     "shallow-deep-heads": ((Step(last, the_network),), (Step(early, early_heads),)),
-    "leebert-group-dro": eq_5_step(uniform, everyone_else),
     "fastbert": ((Step(last, the_network),), (Step(students, early_heads, rate=10.0),)),
     "ztw": ((Step(last, the_network),), (Step(early, cascade),), (Step(early, votes),)),
 }

@@ -37,8 +37,9 @@ def learned_by(learner, **options):
         ("joint", learned_by(weights.Uniform(), topology="none")),
         ("msdnet", "joint"),
         ("pcee", "pabee"),
+        ("beem", "pabee"),
     ],
-    ids=["blo", "cycle", "option", "lle", "last", "joint", "msdnet", "pcee"],
+    ids=["blo", "cycle", "option", "lle", "last", "joint", "msdnet", "pcee", "beem"],
 )
 def test_methods_that_are_one_train_the_same(one, other):
     made = mx.recipe(one)
@@ -59,6 +60,11 @@ def test_methods_that_are_one_train_the_same(one, other):
 def test_methods_that_only_stop_otherwise_have_the_same_phases(one, other):
     other = mx.recipe(other) if isinstance(other, str) else other
     assert mx.recipe(one).phases == other.phases
+
+
+def test_the_mixed_regime_is_two_others_one_after_another():
+    (network,), rest = mx.recipe("deebert").phases[:1], mx.recipe("joint").phases
+    assert mx.recipe("mixed").phases == (network, *rest)
 
 
 def test_fastbert_begins_as_deebert():

@@ -17,6 +17,7 @@ from multiexit.recipes import RECIPES
 
 BY_BATCH = {
     "dbt": "the temperature rises batch by batch",
+    "cosee": "thresholds are drawn, and doubts compared, batch by batch",
     "l2w-den": "rows are given to exits, and their weights centred, batch by batch",
 }
 

@@ -81,7 +81,10 @@ class Case(NamedTuple):
     dropout: float = 0.0
 
 
-UNEQUAL = {"l2w-den": "each process gives its own rows to the exits"}
+UNEQUAL = {
+    "cosee": "each process draws its own thresholds",
+    "l2w-den": "each process gives its own rows to the exits",
+}
 
 
 def of_recipe(name: str) -> Case:

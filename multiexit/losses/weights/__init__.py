@@ -21,4 +21,6 @@ from multiexit.losses.weights.parametrisations import SoftmaxWeights as SoftmaxW
 from multiexit.losses.weights.parametrisations import UncertaintyWeights as UncertaintyWeights
 from multiexit.losses.weights.rows import MetaWeights as MetaWeights
 from multiexit.losses.weights.rows import WeightNet as WeightNet
+from multiexit.losses.weights.simulated import ExitDistances as ExitDistances
+from multiexit.losses.weights.simulated import SimulatedExits as SimulatedExits
 from multiexit.losses.weights.state import Omega as Omega

@@ -211,3 +211,13 @@ class RowWeights(LossWeights):
         Args:
             own_MB: each row's own loss at each exit [M, B].
         """
+
+    def weigh(self, own_MB: Tensor, logits_MBC: Tensor, progress: float) -> Tensor:
+        """The weights [M, B] of a batch that Θ steps along; `rows`, unless overridden.
+
+        Args:
+            own_MB: as for `rows`.
+            logits_MBC: what the exits said [M, B, C].
+            progress: the share of the phase that is done, in [0, 1).
+        """
+        return self.rows(own_MB)

@@ -53,15 +53,17 @@ class Omega:
         """Whether the weights of terms change; where rows are weighed, they don't."""
         return self.optimizer is not None and not isinstance(self.weights, RowWeights)
 
-    def rows(self, own_MB: Tensor) -> Tensor:
+    def rows(self, own_MB: Tensor, logits_MBC: Tensor, progress: float) -> Tensor:
         """The rows' weights [M, B], cut from their graph.
 
         Args:
             own_MB: each row's own loss at each exit [M, B].
+            logits_MBC: what the exits said [M, B, C].
+            progress: the share of the phase that is done, in [0, 1).
         """
         assert isinstance(self.weights, RowWeights)
         with torch.no_grad():
-            return self.weights.rows(own_MB.detach())
+            return self.weights.weigh(own_MB.detach(), logits_MBC.detach(), progress)
 
     def update(
         self,

@@ -25,6 +25,7 @@ from multiexit.losses.weights.learners import (
 )
 from multiexit.losses.weights.names import ASCENDING
 from multiexit.losses.weights.rows import MetaWeights
+from multiexit.losses.weights.simulated import SimulatedExits
 from multiexit.losses.weights.state import Omega
 
 DESCENDING = [name for name in weights.PARAMETRIZATIONS if name not in ASCENDING]
@@ -41,6 +42,7 @@ LEARNERS = [
     Hyper(cycle=3),
     MetaWeights(),
     MetaWeights(over="exits", cycle=2),
+    SimulatedExits(),
     *(kind(parametrization=name) for kind in (SLO, CLO2) for name in weights.PARAMETRIZATIONS),
     *(Hyper(parametrization=name) for name in DESCENDING),
 ]

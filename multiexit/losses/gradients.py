@@ -7,10 +7,14 @@ each part's gradient, and puts them together. Letters: M exits.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from multiexit.arguments import unknown
 
 Branch = Callable[[int, int], tuple[float, float]]
 """`(exit m, M) -> (factor of exit m's gradient into the trunk, factor of what comes from behind)`.
@@ -177,3 +181,83 @@ class Conflictless(Surgery):
             g + e - projection * g if common else g + e
             for (g, e), common in zip(pairs, shared, strict=True)
         ]
+
+
+AGGREGATORS: dict[str, tuple[str, dict[str, float], bool]] = {
+    "upgrad": ("UPGrad", {}, True),
+    "pcgrad": ("PCGrad", {}, False),
+    "cagrad": ("CAGrad", {"c": 0.5}, True),
+}
+"""By name: TorchJD's class, its settings, and whether it gives a mean rather than a sum."""
+
+NEEDED = {"upgrad": "quadprog", "pcgrad": "torchjd", "cagrad": "cvxpy"}
+"""The library that each can't do without, TorchJD aside."""
+
+
+@dataclass(frozen=True)
+class Aggregation(Surgery):
+    """The exits' gradients by shared weights are put together by an aggregator of TorchJD.
+
+    With J the matrix of the exits' gradients, a row for each exit's terms, over all shared weight
+    matrices as one vector,
+
+        step along A(J);    whatever is not shared gets the plain sum, 1ᵀJ.
+
+    A is scaled so that A(J) = 1ᵀJ where no two exits pull against each other (`"upgrad"`,
+    `"pcgrad"`); `"cagrad"` turns towards the worst exit even then, by a radius of c = 0.5. Each
+    step goes backward once for each exit, and keeps as many gradients of Θ.
+
+    Reference: `"upgrad"`, Quinton & Rey, "Jacobian Descent for Multi-Objective Optimization",
+    2024, whose library this is; `"pcgrad"`, Yu et al., "Gradient Surgery for Multi-Task Learning",
+    NeurIPS 2020; `"cagrad"`, Liu et al., "Conflict-Averse Gradient Descent for Multi-task
+    Learning", NeurIPS 2021.
+
+    Args:
+        method: `"upgrad"`, `"pcgrad"` or `"cagrad"`.
+
+    Raises:
+        ValueError: another method, or a library that isn't installed.
+
+    Example:
+        >>> import multiexit as mx
+        >>> mx.gradients.Aggregation("mean")
+        Traceback (most recent call last):
+        ValueError: no aggregation 'mean'; there are cagrad, pcgrad, upgrad
+    """
+
+    method: str = "upgrad"
+
+    def __post_init__(self) -> None:
+        if self.method not in AGGREGATORS:
+            raise unknown("aggregation", self.method, sorted(AGGREGATORS))
+        lacking = [name for name in ("torchjd", NEEDED[self.method]) if find_spec(name) is None]
+        if lacking:
+            raise ValueError(
+                f"aggregation {self.method!r} needs {lacking[0]}, which isn't installed: "
+                "pip install 'torchjd[quadprog-projector,cagrad]'"
+            )
+
+    def split(self, factors_MM: Tensor) -> list[Tensor]:
+        M = len(factors_MM)
+        exits = torch.eye(M, dtype=factors_MM.dtype, device=factors_MM.device)
+        return [exits[m].diag() @ factors_MM for m in range(M)]
+
+    def merge(self, parts: Sequence[Sequence[Tensor]], shared: Sequence[bool]) -> list[Tensor]:
+        summed = [torch.stack(same).sum(0) for same in zip(*parts, strict=True)]
+        places = [index for index, common in enumerate(shared) if common]
+        if not places:
+            return summed
+        J_MP = torch.stack([torch.cat([part[i].flatten() for i in places]) for part in parts])
+        total = J_MP.sum()
+        if not total.isfinite():  # fp16 overflowed: the step is left out
+            return summed
+        kind, settings, is_mean = AGGREGATORS[self.method]
+        aggregator = getattr(import_module("torchjd.aggregation"), kind)(**settings)
+        # What PCGrad draws is the same on all processes, which have the same J.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(total.double().view(torch.int64)) % 2**63)
+            merged_P = aggregator(J_MP.float()).to(J_MP) * (len(parts) if is_mean else 1)
+        pieces = merged_P.split([summed[i].numel() for i in places])
+        for i, piece in zip(places, pieces, strict=True):
+            summed[i] = piece.view_as(summed[i])
+        return summed

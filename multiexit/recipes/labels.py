@@ -9,7 +9,7 @@ from multiexit import problems
 from multiexit.evaluation.budget import Budget
 from multiexit.evaluation.temperature_scaling import fit_temperatures
 from multiexit.losses import coefficients
-from multiexit.losses.gradients import equilibrium
+from multiexit.losses.gradients import Aggregation, equilibrium
 from multiexit.losses.labels import as_answers
 from multiexit.losses.weights.rows import MetaWeights
 from multiexit.policies import (
@@ -23,25 +23,31 @@ from multiexit.policies import (
 from multiexit.recipes.base import Phase, Recipe, Seen
 
 
-def joint(threshold: float = 0.3) -> Recipe:
+def joint(
+    threshold: float = 0.3, aggregation: Literal["upgrad", "pcgrad", "cagrad"] | None = None
+) -> Recipe:
     """Σ_m CE_m, every weight 1: the simple way, that others are to beat; stops at low entropy.
 
     Args:
         threshold: of the entropy in nats.
+        aggregation: of the exits' gradients, see `multiexit.gradients.Aggregation`; None adds them.
 
     Inputs:
-        Any head, one exit or more. Classes; with another policy regression too.
+        Any head, one exit or more. Classes; with another policy regression too. Aggregations need
+        TorchJD.
 
     Relations:
-        `branchynet` under another name. `msdnet` and `right_tool` train on the same loss and end
-        otherwise. `leebert(topology="none", learner=Uniform())` trains the same.
+        `branchynet` under another name, but for aggregations. `msdnet` and `right_tool` train on
+        the same loss and end otherwise, `mixed` ends with it. `leebert(topology="none",
+        learner=Uniform())` trains the same.
 
     Example:
         >>> import multiexit as mx
         >>> mx.recipe("joint").policy
         Entropy(threshold=0.3)
     """
-    return replace(branchynet(threshold), name="joint")
+    phase = Phase(surgery=None if aggregation is None else Aggregation(aggregation))
+    return replace(branchynet(threshold), name="joint", phases=(phase,))
 
 
 def branchynet(threshold: float | tuple[float, ...] = 0.3) -> Recipe:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 import multiexit as mx
-from multiexit.losses.gradients import Conflictless, equilibrium
+from multiexit.losses import gradients
+from multiexit.losses.gradients import Aggregation, Conflictless, equilibrium
 
 # RomeBERT: gradients without pulls against the anchor
 
@@ -72,6 +73,19 @@ def test_the_anchor_s_part_comes_first_and_parts_sum_to_the_whole():
         assert torch.equal(first, factors_MM * torch.tensor(own).unsqueeze(1))
     with pytest.raises(ValueError, match="anchor of recipe 'romebert' must be 'last' or 'early'"):
         mx.recipe("romebert", anchor="first")
+
+
+# Aggregation by TorchJD, of which test_aggregation.py has the rest
+
+
+def test_what_cannot_be_had_is_refused_at_once(monkeypatch):
+    with pytest.raises(ValueError, match="no aggregation 'sum'; there are cagrad, pcgrad, upgrad"):
+        Aggregation("sum")
+    with pytest.raises(ValueError, match="aggregation of recipe 'joint' must be 'upgrad' or"):
+        mx.recipe("joint", aggregation="sum")
+    monkeypatch.setattr(gradients, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"'upgrad' needs torchjd, which isn't installed: pip"):
+        mx.recipe("joint", aggregation="upgrad")
 
 
 # ElasticBERT: gradient equilibrium

@@ -53,7 +53,11 @@ def answers(
     """
     if is_one(inputs):
         return next(respond([prepare(inputs, "the input")], 0))
-    if isinstance(inputs, Set | Mapping) or not isinstance(inputs, Iterable):
+    if hasattr(inputs, "iloc") and hasattr(inputs, "columns"):
+        raise ValueError(
+            "inputs are a data frame, of several columns: give one, such as df['text']"
+        )
+    if isinstance(inputs, Set | Mapping) or not isinstance(inputs, Iterable) or _no_length(inputs):
         raise ValueError(
             f"inputs are one input, or a list or generator of them; got {type(inputs).__name__}"
         )
@@ -77,6 +81,11 @@ def is_one(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim in (2, 3) and value.dtype.kind in "biuf"
     return is_picture(value)
+
+
+def _no_length(value: Any) -> bool:
+    """Whether it is an array of no dimension, which says that it can be iterated."""
+    return isinstance(value, np.ndarray) and value.ndim == 0
 
 
 def is_picture(value: Any) -> bool:

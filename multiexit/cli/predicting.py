@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,27 @@ from multiexit.cli.table_rows import Closed, TableRows, file_table, stdin_table
 
 if TYPE_CHECKING:
     from multiexit.data.own.bad_rows import BadRows
+    from multiexit.data.own.table import Table
 
 TABLES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Files that are tables whatever else is typed; a `.tsv` may be lines of pairs."""
 
 
-def is_table(inputs: list[str] | None, columns: Mapping[str, str | None]) -> bool:
-    """Whether what was typed is a table, rather than lines of text or image files."""
-    named = any(columns.values())
-    return named or any(Path(name).suffix.lower() in TABLES for name in inputs or ())
+def is_table(
+    inputs: list[str] | None, columns: Mapping[str, str | None], trained_on: Any = None
+) -> bool:
+    """Whether what was typed is a table, rather than lines of text or image files.
+
+    Args:
+        inputs: files.
+        columns: of the inputs, as typed.
+        trained_on: what a model remembers of its own data; with columns, a `.tsv` is a table too.
+    """
+    remembered = any((trained_on or {}).get(name) for name in ("text", "image"))
+    tables = (*TABLES, ".tsv") if remembered else TABLES
+    return any(columns.values()) or any(
+        Path(name).suffix.lower() in tables for name in inputs or ()
+    )
 
 
 def predict_table(
@@ -63,6 +76,8 @@ def predict_table(
     for name in read:
         if name not in table.columns:
             raise ValueError(f"{table.name} has no column {name!r}; it has {table.columns}")
+    if source is not None and (output is None or output.suffix.lower() != ".parquet"):
+        _check_no_bytes(table)
     added = answer_columns.added(network, all_scores, table.columns)
     loose = output is None or output.suffix.lower() == ".jsonl"
     closed = Closed(frozenset(added.values()), None if loose else frozenset(table.columns))
@@ -86,6 +101,18 @@ def predict_table(
         print(as_json(row), flush=True)
     for row in bad.found:
         say(f"left out {row['place']}: {row['reason']}")
+
+
+def _check_no_bytes(table: "Table") -> None:
+    """Refuse columns of bytes, which lie apart, where they can't be written."""
+    from multiexit.data.own.bad_rows import BadRows
+    from multiexit.data.own.stored import Stored
+
+    for _, row in islice(table.read(BadRows()), 1):
+        if held := [name for name, value in row.items() if isinstance(value, Stored)]:
+            raise ValueError(
+                f"column {held[0]!r} holds bytes: write a .parquet file, which can keep them"
+            )
 
 
 def _input_columns(classify: Any, network: Any, columns: Mapping[str, str | None]) -> list[str]:
@@ -142,7 +169,7 @@ def _as_they_come(
     def inputs() -> Iterator[Any]:
         for read in map(rows.opened, rows.read(bad)):
             if not read.wrong:
-                waiting.append(read.row)
+                waiting.append(read.plain)
                 yield read.value
                 continue
             rows.refuse(read, bad)

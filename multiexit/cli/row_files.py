@@ -149,7 +149,7 @@ def _arrow_table(columns: list[str], rows: Sequence[Row]) -> Any:
     for name in columns:
         try:
             arrays.append(pyarrow.array([row.get(name) for row in rows]))
-        except (pyarrow.ArrowException, UnicodeEncodeError) as error:
+        except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError) as error:
             raise ValueError(
                 f"column {name!r} can't be parquet ({error}): write a .jsonl file"
             ) from error

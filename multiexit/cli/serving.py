@@ -41,7 +41,8 @@ def predict(
 ) -> None:
     """Labels, exits and confidences for a table, lines of text or image files, in their order.
 
-    A table is a CSV, JSONL or parquet file; a TSV, or JSON lines on stdin, where a column is named.
+    A table is a CSV, JSONL or parquet file; a TSV where a column is named or the model was trained
+    on columns; and JSON lines on stdin where a column is named.
     Its rows come out with columns added: label, score, exit and layers. The columns that are read
     are those of training where none are named. Killed while it writes a file, the same command
     goes on where it was. Exports answer tables too.
@@ -90,7 +91,7 @@ def predict(
             f"{model} doesn't say how its inputs are made: set model.preprocessing before saving "
             "(see the documentation on saving), or predict in Python"
         )
-    if predicting.is_table(inputs, columns):
+    if predicting.is_table(inputs, columns, loaded.preprocessing.get("data")):
         reader = typed.tokenizer(model) if kind == "text" else None
         classify = Classifier(loaded, reader, exit_policy)
         predicting.predict_table(

@@ -181,7 +181,9 @@ def _own(model: Any, folder: Path, trained_on: dict[str, Any], rows: ModelRows) 
     goal = targets.given(model.labels, model.num_classes, model.problem)
     reading = loading.Reading(
         max_length=how.get("max_length", 128),
-        skip_bad=folder.parent / SKIPPED if rows.skip_bad else None,
+        skip_bad=folder.parent / (f"{found.name}.{SKIPPED}" if data else SKIPPED)
+        if rows.skip_bad
+        else None,
         **draws,
     )
     trained = loading.Trained(

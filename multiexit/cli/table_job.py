@@ -144,4 +144,4 @@ def _joined(
             if isinstance(answer, str):
                 rows.refuse(read._replace(wrong=answer), bad)
             else:
-                yield {**read.row, **answer}
+                yield {**read.plain, **answer}

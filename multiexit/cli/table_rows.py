@@ -33,6 +33,13 @@ class Read(NamedTuple):
     value: Any
     wrong: str = ""
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The row's values; bytes that are stored are read."""
+        from multiexit.data.own import stored
+
+        return {name: stored.read(value) for name, value in self.row.items()}
+
 
 class Closed(NamedTuple):
     """Columns that rows mustn't have.

@@ -105,5 +105,5 @@ def missing(value: Any) -> bool:
         return True
     try:
         return bool(value != value)
-    except (TypeError, ValueError):  # pandas' NA can't be compared
+    except (TypeError, ValueError, RuntimeError):  # pandas' NA can't be compared, nor a tensor
         return type(value).__name__ == "NAType"

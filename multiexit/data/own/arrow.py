@@ -53,6 +53,8 @@ def parquet(path: Path) -> Table:
         schema = pyarrow.parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable parquet file ({error})") from error
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise ValueError(f"{path}: the column {twice[0]!r} twice; give each its own name")
     features = _features(schema)
     if any(map(_holds_bytes, features.values())):
         return from_datasets(_as_set(path), str(path))

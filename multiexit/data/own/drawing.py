@@ -31,9 +31,10 @@ def draw(part: Rows, goal: Targets, share: float, seed: int, notes: Notes) -> tu
             f"of {share:g} of them is {'none' if len(rest) else 'all'}. Give more rows, or "
             "rows of their own to validate on (validation=…, --validation-data)"
         )
+    by_class = ", class by class," if goal.problem == "classification" else ""
     notes(
-        f"no validation set: {len(held)} of {len(part)} rows are drawn for one, class by class, "
-        f"with seed {seed}"
+        f"no validation set: {len(held)} of {len(part)} rows are drawn for one{by_class} with seed "
+        f"{seed}"
     )
     for name, rows in (("the training set", rest), ("the drawn validation set", held)):
         few = _lacking(part.labels[rows], goal)

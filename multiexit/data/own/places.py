@@ -77,14 +77,14 @@ def _in_folder(folder: Path) -> dict[str, Table]:
     used: set[Path] = set()
     for split, aliases in NAMES.items():
         folders = [folder / alias for alias in aliases if (folder / alias).is_dir()]
-        files = [p for p in entries if p.suffix.lower() in SUFFIXES and _split_of(p) == split]
-        if len(folders) + bool(files) > 1:
+        files = [p for p in entries if p.suffix.lower() in SUFFIXES and _alias(p) in aliases]
+        if len(folders) + len({_alias(path) for path in files}) > 1:
             several = ", ".join(path.name for path in [*folders, *files])
             raise ValueError(f"{folder} has {several}, each of which could be {split}: keep one")
         if folders:
-            found[split] = _whole_folder(folders[0])
+            found[split] = _whole_folder(folders[0], split)
         elif files:
-            found[split] = joined([tables.from_file(path) for path in files])
+            found[split] = _joined(files, split)
         used |= {*folders, *files}
     if "train" not in found:
         return found or {"train": _whole_folder(folder)}
@@ -98,13 +98,21 @@ def _noted(table: Table, note: str) -> Table:
     return replace(table, notes=(*table.notes, note))
 
 
-def _split_of(path: Path) -> str | None:
-    """The split that a file's name begins with."""
-    stem = path.stem.lower().replace(".", "-").replace("_", "-").split("-")[0]
-    return next((split for split, names in NAMES.items() if stem in names), None)
+def _alias(path: Path) -> str:
+    """The word that a file's name begins with, which may be that of a split."""
+    return path.stem.lower().replace(".", "-").replace("_", "-").split("-")[0]
 
 
-def _whole_folder(folder: Path) -> Table:
+def _joined(files: list[Path], split: str) -> Table:
+    """Files as one table; which ones is said, as some may not have been meant."""
+    table = joined([tables.from_file(path) for path in files])
+    if len(files) == 1:
+        return table
+    names = ", ".join(path.name for path in files[:5]) + ", …" * (len(files) > 5)
+    return _noted(table, f"{split} is {len(files)} files of {files[0].parent}: {names}")
+
+
+def _whole_folder(folder: Path, split: str = "train") -> Table:
     """A folder's tables as one, or its folders of images by class."""
     from multiexit.data.own import image_folders
 
@@ -113,7 +121,7 @@ def _whole_folder(folder: Path) -> Table:
         kinds = {path.suffix.lower() for path in files}
         if len(kinds) > 1:
             raise ValueError(f"{folder} has files of several kinds, {sorted(kinds)}: name one")
-        return joined([tables.from_file(path) for path in files])
+        return _joined(files, split)
     return image_folders.table(folder)
 
 

@@ -1,6 +1,6 @@
 """Tables from where users have them: files of several kinds, and data in memory."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ def from_memory(data: Any, name: str = "data") -> Table:
     if hasattr(data, "to_dict") and hasattr(data, "columns"):  # of pandas
         data = _columns_of_frame(data, name)
     if isinstance(data, Mapping):
+        if odd := [key for key, values in data.items() if not isinstance(values, Sized)]:
+            raise ValueError(
+                f"{name}: column {odd[0]!r} is a {type(data[odd[0]]).__name__}; give a list"
+            )
         lengths = {key: len(values) for key, values in data.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{name}: columns of unequal length: {lengths}")

@@ -18,6 +18,9 @@ from multiexit.losses.class_names import missing
 MANY = 50
 """More whole numbers than this could be classes or values: the user says which."""
 
+LARGEST = 3.4028234663852886e38
+"""Of float32."""
+
 SEVERAL = list | tuple | set | frozenset
 LISTS = (
     "A list has the names or numbers of the labels that the row has, such as [0, 2]; yes and no "
@@ -154,13 +157,18 @@ def _guess(values: Sequence[Any], names: Sequence[str] | None) -> str:
 
 def _name(value: Any) -> str:
     """A class as it is called, of a string or a number: 1.0 is called 1, as it stands for it."""
-    if isinstance(value, dict | bytes | SEVERAL) or (
-        isinstance(value, float) and not math.isfinite(value)
+    if (
+        missing(value)
+        or isinstance(value, dict | bytes | SEVERAL)
+        or value in (math.inf, -math.inf)
     ):
         raise ValueError("a label that is no name and no number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    name = str(value).strip()
+    if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise ValueError("a label with half a character (a lone surrogate)")
+    return name
 
 
 def _good(read: Callable[[Any], Any], values: list[Any]) -> list[Any]:
@@ -265,4 +273,6 @@ def _float(value: Any) -> float:
     number = None if missing(value) or isinstance(value, bool) else _number(value)
     if number is None or not isinstance(value, Real | str):
         raise ValueError("a label that is no number")
+    if abs(number) > LARGEST:
+        raise ValueError("a number beyond those of float32, in which networks reckon")
     return number

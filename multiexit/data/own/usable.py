@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from multiexit.data.own import inputs
+from multiexit.data.own import inputs, stored
 from multiexit.data.own.bad_rows import BadRows
 from multiexit.data.own.choosing import Columns
 from multiexit.data.own.table import Table
@@ -35,16 +35,16 @@ def usable(table: Table, columns: Columns, goal: Targets | None, bad: BadRows) -
         bad: gets the others, with their reasons.
     """
     for place, row in table.read(bad):
+        found: list[Any] = []
         wrong = columns.read[0]
         try:
-            if columns.image is None:
-                found = [inputs.text(row.get(name), name) for name in columns.read]
-            else:
-                found = [inputs.image(row.get(columns.image), columns.image, table.folder)]
+            for wrong in columns.read:
+                if columns.image is None:
+                    found.append(inputs.text(row.get(wrong), wrong))
+                else:
+                    found.append(inputs.image(row.get(wrong), wrong, table.folder))
             wrong = columns.labels[0]
             label = _label(row, columns)
-            if label is None:
-                raise ValueError("no label")
             if goal is not None:
                 label = goal.number(_class_name(label, table, columns))
         except ValueError as error:
@@ -54,10 +54,11 @@ def usable(table: Table, columns: Columns, goal: Targets | None, bad: BadRows) -
 
 
 def _label(row: dict[str, Any], columns: Columns) -> Any:
-    """A row's label, a dict where several columns are labels; None for a gap."""
+    """A row's label, a dict where several columns are labels; a gap is a ValueError."""
     values = {name: _plain(row.get(name)) for name in columns.labels}
-    if any(missing(v) or (isinstance(v, str) and _is_gap(v)) for v in values.values()):
-        return None
+    for name, value in values.items():
+        if missing(value) or (isinstance(value, str) and _is_gap(value)):
+            raise ValueError("no label" if len(values) == 1 else f"no label in {name!r}")
     return values if len(values) > 1 else next(iter(values.values()))
 
 
@@ -67,7 +68,8 @@ def _is_gap(text: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch as Python's own."""
+    """Numbers and arrays of numpy and torch as Python's own; of bytes that are stored the bytes."""
+    value = stored.read(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

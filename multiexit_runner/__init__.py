@@ -1,4 +1,4 @@
-"""Run exported multi-exit networks with onnxruntime and numpy alone."""
+"""Run exported multi-exit networks with numpy and onnxruntime, or OpenVINO, alone."""
 
 from multiexit_runner.classifier import Classifier
 from multiexit_runner.leaving import Answer

@@ -91,6 +91,7 @@ class Classifier:
         threads: int | None = None,
         providers: Sequence[Any] | None = None,
         policy: Any = None,
+        backend: str = "onnxruntime",
     ) -> "Classifier":
         """Load an export, with its tokenizer where it reads text.
 
@@ -98,11 +99,12 @@ class Classifier:
             folder: that `multiexit.export` wrote; text with `tokenizer=`.
             threads, providers: as for `Runner`.
             policy: as for the class.
+            backend: as for `Runner`.
 
         Raises:
             ValueError: what `Runner` refuses; no tokenizer that can be read without transformers.
         """
-        runner = Runner(folder, threads, providers)
+        runner = Runner(folder, threads, providers, backend=backend)
         export, tokenizer = read_folder(folder), None
         kind = runner.preprocessing.get("kind")
         if kind == "text" or (kind is None and tokenizing.TOKENIZER in export.sums):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from multiexit_runner.backends import opener
 from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
 from multiexit_runner.inputs import Arrays, named_arrays, trim
 from multiexit_runner.knobs import by_row, check_numbers, last_exits
@@ -17,7 +18,7 @@ from multiexit_runner.leaving import Answer, Said, broken_rows
 from multiexit_runner.reading import windows, windows_at_hand
 from multiexit_runner.regroup import Group, join, long_first, merge, pad, shape_key
 from multiexit_runner.rows import from_bytes
-from multiexit_runner.sessions import check_providers, open_sessions, run
+from multiexit_runner.sessions import open_sessions, run
 from multiexit_runner.settings import parse_settings
 from multiexit_runner.waiting import Waiting
 
@@ -33,11 +34,12 @@ class Runner:
         threads: of one call; None is as many as there are cores.
         providers: onnxruntime's, by name, the first that can; None is the CPU.
         check: whether to run those rows.
+        backend: `"onnxruntime"`, or `"openvino"`, on the CPU.
 
     Raises:
-        ValueError: a folder with a missing or changed file, or of another format; a provider that
-            isn't there; a machine or provider that gives other logits, with the largest
-            difference.
+        ValueError: a folder with a missing or changed file, or of another format; a backend or
+            provider that isn't there; a machine or provider that gives other logits, with the
+            largest difference.
 
     Attributes:
         settings: all that is known of the network, as plain data.
@@ -67,19 +69,20 @@ class Runner:
         threads: int | None = None,
         providers: Sequence[Any] | None = None,
         check: bool = True,
+        backend: str = "onnxruntime",
     ):
         threads = None if threads is None else _count("threads", threads)
         if not isinstance(check, bool):
             raise ValueError(f"check must be True or False, got {check!r}")
-        checked_providers = check_providers(providers)
+        open_session = opener(backend, threads, providers)
         export = read_folder(folder)
         text = read_file(export, SETTINGS)
         settings = parse_settings(text, str(export.path / SETTINGS))
-        self._hold(settings, open_sessions(export, settings, threads, checked_providers))
+        self._hold(settings, open_sessions(export, settings, open_session))
         read = {SETTINGS, *(segment["file"] for segment in self._segments)}
         others = {name: read_file(export, name) for name in export.sums if name not in read}
         if check:
-            self._check_rows(others, str(export.path / ROWS), checked_providers)
+            self._check_rows(others, str(export.path / ROWS), f"{providers or backend}")
 
     @classmethod
     def of_sessions(cls, settings: dict[str, Any], sessions: Sequence[Any]) -> "Runner":
@@ -103,8 +106,8 @@ class Runner:
         self._segments = self.settings["segments"]
         self._sessions = sessions
 
-    def _check_rows(self, files: Mapping[str, bytes], path: str, providers: list[Any]) -> None:
-        """Run the rows that the folder keeps."""
+    def _check_rows(self, files: Mapping[str, bytes], path: str, by: str) -> None:
+        """Run the rows that the folder keeps, by this backend or these providers."""
         if ROWS not in files:
             raise ValueError(f"{path} isn't listed in {SUMS}: export the model again")
         rows = from_bytes(files[ROWS], self.settings, path)
@@ -114,9 +117,9 @@ class Runner:
             int8_note = "" if int8 is None else f", and its int8 is for {int8['machines']}"
             raise ValueError(
                 f"this machine gives other answers than the one where {path} was made: with "
-                f"{providers}, logits of those rows differ by up to {difference:.2g} "
+                f"{by}, logits of those rows differ by up to {difference:.2g} "
                 f"({rows.allowed:.2g} is allowed){int8_note}. Export with target='auto', which is "
-                "right on any CPU, or name other providers"
+                "right on any CPU, or take another backend or provider"
             )
 
     @property

@@ -57,6 +57,12 @@ def _load(folder: Path, options: Options) -> Any:
 
     if (folder / "export.json").exists():
         return load_export(folder, options)
+    for name in ("backend", "providers"):
+        if value := getattr(options, name):
+            raise ValueError(
+                f"{name}={value} is for an export, and {folder} is run by torch: leave it out, or "
+                "serve what `multiexit export` wrote"
+            )
     if options.threads:
         torch.set_num_threads(options.threads)
     model = typed.model_folder(folder)

@@ -38,6 +38,10 @@ def predict(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="of a table: leave out rows that can't be used")
     ] = False,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="what runs an export: onnxruntime, which is the default, or openvino"),
+    ] = None,
 ) -> None:
     """Labels, exits and confidences for a table, lines of text or image files, in their order.
 
@@ -64,6 +68,7 @@ def predict(
     from multiexit.policies import parse
     from multiexit.serving.classifier import Classifier
     from multiexit.serving.raw_inputs import predict_images, predict_lines
+    from multiexit_runner import Classifier as ExportClassifier
     from multiexit_runner.folder import SETTINGS as EXPORT
 
     model = typed.model_folder(model)
@@ -74,11 +79,18 @@ def predict(
                 f"{model} is an export, which answers tables here: name a column by --text or "
                 "--image"
             )
-        exported = Classifier.from_pretrained(model, policy)
+        exported = ExportClassifier.from_pretrained(
+            model, policy=policy, backend=backend or "onnxruntime"
+        )
         predicting.predict_table(
             model, exported, inputs, columns, output, all_scores, skip_bad, batch_size
         )
         return
+    if backend is not None:
+        raise ValueError(
+            f"backend={backend} is for an export, and {model} is run by torch: leave it out, or "
+            "export the model first"
+        )
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     exit_policy = parse(policy) if policy else loaded.policy
     if exit_policy is None:
@@ -126,7 +138,10 @@ def export(
     model: Model,
     output: Annotated[Path, typer.Argument(help="a folder that doesn't exist yet")],
     policy: Policy = None,
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, for CPUs")] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="8-bit integers, for CPUs; convolutions need --data or --task"),
+    ] = False,
     target: Annotated[
         str,
         typer.Option(

@@ -132,7 +132,7 @@ class Classifier:
             if torch.device(device or "cpu").type != "cpu":
                 raise ValueError(
                     f"{folder} is an export, which runs on the CPU here: leave device={device!r}, "
-                    "or give providers to multiexit_runner.Classifier.from_pretrained"
+                    "or give a backend or providers to multiexit_runner.Classifier.from_pretrained"
                 )
             return ExportClassifier.from_pretrained(place, policy=policy)
         model = MultiExitModel.from_pretrained(place)

@@ -68,7 +68,14 @@ class Options:
         0.01, "chance that a certificate is voided though no row drifts; 0 doesn't watch", 0
     )
     threads: int = _option(0, "threads of the network; 0 is as many as there are cores", 0)
-    providers: str = _option("", "onnxruntime's providers, with commas; default the CPU")
+    backend: str = _option(
+        "", "what runs an export: onnxruntime, which is the default, or openvino"
+    )
+    providers: str = _option(
+        "",
+        "onnxruntime's providers, with commas, such as "
+        "TensorrtExecutionProvider,CUDAExecutionProvider; default the CPU",
+    )
     shutdown_seconds: float = _option(30.0, "time for requests on their way at the end", 0)
     log_level: str = _option("info", "debug, info, warning or error")
 

@@ -32,7 +32,11 @@ def load_export(folder: Path, options: Options) -> Served:
             "with `multiexit serve`, which needs torch"
         )
     classifier = Classifier.from_pretrained(
-        folder, options.threads or None, words(options.providers) or None, options.policy or None
+        folder,
+        options.threads or None,
+        words(options.providers) or None,
+        options.policy or None,
+        options.backend or "onnxruntime",
     )
     return of_export(classifier, words(options.policies))
 

@@ -1,0 +1,158 @@
+"""What runs a graph: onnxruntime with any of its providers, or OpenVINO."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from multiexit_runner.inputs import Arrays
+
+BACKENDS = ("onnxruntime", "openvino")
+CPU = "CPUExecutionProvider"
+KINDS = {"int64": "int64", "int32": "int32", "float32": "float", "bool": "bool"}
+"""Types of arrays, as onnxruntime calls them."""
+
+
+class Session(NamedTuple):
+    """A graph that can be run, as a session of onnxruntime is.
+
+    Args:
+        inputs: the type of each as onnxruntime calls it, `tensor(float)`, by name.
+        outputs: name, type and shape of each, in order; of the shape what isn't fixed is no number.
+        run: from None and inputs by name to outputs in order; raises whatever goes wrong.
+    """
+
+    inputs: dict[str, str]
+    outputs: list[tuple[str, str, list[Any]]]
+    run: Callable[[None, Arrays], Any]
+
+
+Open = Callable[[bytes], Session]
+"""From an ONNX graph's bytes; raises what can't be run, of many kinds."""
+
+
+def opener(backend: str, threads: int | None, providers: Sequence[Any] | None) -> Open:
+    """A function that opens graphs.
+
+    Args:
+        backend: one of `BACKENDS`.
+        threads: of one call; None is as many as there are cores.
+        providers: of onnxruntime, as for `Runner`.
+
+    Raises:
+        ValueError: a backend or provider that isn't there.
+    """
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if backend == "onnxruntime":
+        return _onnxruntime(threads, _checked(providers))
+    if providers is not None:
+        raise ValueError(
+            f"providers are onnxruntime's, and {backend} runs on the CPU: leave out "
+            f"providers={providers!r}, or take backend='onnxruntime'"
+        )
+    return _openvino(threads)
+
+
+def _checked(providers: Sequence[Any] | None) -> list[Any]:
+    """The providers to use.
+
+    Raises:
+        ValueError: what is no list of names, each alone or with a dict of options, or a provider
+            that isn't there.
+    """
+    if providers is None:
+        return [CPU]
+    import onnxruntime as ort
+
+    listed = list(providers) if isinstance(providers, list | tuple) else []
+    names = _names(listed)
+    available = ort.get_available_providers()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"providers must be a list of names such as ['{CPU}'], each alone or as a pair (name, "
+            f"options); got {providers!r}"
+        )
+    missing = [name for name in names if name not in available]
+    if missing:
+        install = ""
+        if missing[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+            install = "; pip install onnxruntime-gpu, in place of onnxruntime, has it"
+        raise ValueError(
+            f"no provider {missing[0]!r} in this onnxruntime; it has {', '.join(available)}"
+            f"{install}"
+        )
+    return listed
+
+
+def _names(providers: Sequence[Any]) -> list[Any]:
+    return [each[0] if isinstance(each, tuple) and each else each for each in providers]
+
+
+def _onnxruntime(threads: int | None, providers: list[Any]) -> Open:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 4  # what goes wrong is raised
+    # Each session has its own threads: those of one must not spin while the next one works.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+
+    def open_session(data: bytes) -> Session:
+        session = ort.InferenceSession(data, options, providers)
+        unused = [name for name in _names(providers) if name not in session.get_providers()]
+        if unused:
+            raise ValueError(
+                f"{unused[0]} is in this onnxruntime but can't be used on this machine (are its "
+                "drivers and libraries there?): name other providers"
+            )
+        return Session(
+            {each.name: each.type for each in session.get_inputs()},
+            [(each.name, each.type, each.shape) for each in session.get_outputs()],
+            session.run,
+        )
+
+    return open_session
+
+
+def _openvino(threads: int | None) -> Open:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ValueError(
+            "backend='openvino' needs openvino: pip install 'multiexit-torch[openvino]'"
+        ) from error
+
+    core = openvino.Core()
+    options: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # else CPUs that have bfloat16 answer otherwise
+        **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+    }
+
+    def open_session(data: bytes) -> Session:
+        network = core.read_model(data)
+        ports = [(port.any_name, port) for port in network.outputs]
+        compiled = core.compile_model(network, "CPU", options)
+
+        def run(_: None, feed: Arrays) -> list[np.ndarray]:
+            # A request of its own, so that several threads may run the graph.
+            results = compiled.create_infer_request().infer(feed, share_inputs=True)
+            return [results[place] for place in range(len(ports))]
+
+        return Session(
+            {port.any_name: _type(port) for port in network.inputs},
+            [(name, _type(port), _sizes(port)) for name, port in ports],
+            run,
+        )
+
+    return open_session
+
+
+def _type(port: Any) -> str:
+    name = str(np.dtype(port.get_element_type().to_dtype()))
+    return f"tensor({KINDS.get(name, name)})"
+
+
+def _sizes(port: Any) -> list[int | None]:
+    return [size.get_length() if size.is_static else None for size in port.get_partial_shape()]

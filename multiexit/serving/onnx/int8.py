@@ -45,18 +45,38 @@ TARGETS = {
 """By the names that sentence-transformers and Optimum use."""
 
 
-def check(backbone: nn.Module, target: str) -> None:
-    """Refuse an unknown target, or a backbone without matrix products.
+def has_products(backbone: nn.Module) -> bool:
+    """Whether these are what int8 is for; else it is for convolutions."""
+    return any(isinstance(module, nn.Linear) for module in backbone.modules())
+
+
+def check(backbone: nn.Module, target: str, rows: bool) -> None:
+    """Refuse an unknown target, or a backbone without anything to quantise.
+
+    Args:
+        backbone: of the model.
+        target: one of `TARGETS`.
+        rows: whether there are any, by which convolutions are calibrated.
 
     Raises:
-        ValueError: there is no such target, or no linear layer.
+        ValueError: there is no such target, neither a linear layer nor a convolution, or there are
+            convolutions alone and no rows.
     """
     if not isinstance(target, str) or target not in TARGETS:
         raise ValueError(f"no int8 target {target!r}; there are {', '.join(TARGETS)}")
-    if not any(isinstance(module, nn.Linear) for module in backbone.modules()):
+    if has_products(backbone):
+        return
+    if not any(
+        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in backbone.modules()
+    ):
         raise ValueError(
-            "int8 is for matrix products, as BERT and its relatives, ViT and ConvNeXt have them; "
-            "this backbone has none, and convolutions stay in float: export it without int8"
+            "int8 is for linear layers and convolutions, and this backbone has neither: export it "
+            "without int8"
+        )
+    if not rows:
+        raise ValueError(
+            "int8 of convolutions needs rows, to see how large feature maps become: give rows= "
+            "(on the command line --data or --task), some of those that the model was trained on"
         )
 
 

@@ -35,7 +35,7 @@ def trace(
     Raises:
         Exception: of many kinds, where the module's code can't be traced.
     """
-    with warnings.catch_warnings(), torch.no_grad(), evaluating(module), _unlogged("torch._guards"):
+    with warnings.catch_warnings(), torch.no_grad(), evaluating(module), unlogged("torch._guards"):
         warnings.simplefilter("ignore")
         # Strict: else `len` of a tensor fixes the size of the batch.
         program = torch.export.export(
@@ -75,8 +75,8 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def _unlogged(name: str) -> Iterator[None]:
-    """Inside, this logger is silent: what it would say is raised, too."""
+def unlogged(name: str | None) -> Iterator[None]:
+    """Inside, this logger is silent; None is the root."""
     logger = logging.getLogger(name)
     before, logger.disabled = logger.disabled, True
     try:

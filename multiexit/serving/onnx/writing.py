@@ -65,10 +65,12 @@ def export(
         tokenizer: saved with it; says which inputs there are.
         rows: a data set, or an iterable of batches, to compare on too; the first 4 of them are
             kept in the folder (else 4 that are drawn at random).
-        int8: matrix products in 8-bit integers, for CPUs. Answers then differ a little: on the
-            `rows`, if there are any, they must be the same for a share of at least `agreement`,
-            in batches and one row at a time. A row's answer is the same in any batch. The policy's
-            certificate, which is of the float model, isn't carried over.
+        int8: 8-bit integers, for CPUs: of a backbone with linear layers their products, of one
+            without them its convolutions, calibrated on the first 256 of `rows`, which it needs.
+            Answers then differ a little: on the `rows`, if there are any, they must be the same for
+            a share of at least `agreement`, in batches and one row at a time. A row's answer is the
+            same in any batch. The policy's certificate, which is of the float model, isn't carried
+            over.
         target: of int8, the CPUs it is for: `"auto"` is right on any; `"vnni"` and `"arm64"` round
             weights a little finer, at the same speed, and are right on such CPUs alone; `"avx2"`
             and `"avx512"` are what `"auto"` is.
@@ -92,9 +94,9 @@ def export(
     """
     folder = user_path(folder)
     policy = model.policy if policy is None else policy
-    _check_export(model, folder, policy, int8, target, agreement)
-    from multiexit.serving.onnx import graphs
-    from multiexit.serving.onnx.int8 import TARGETS, quantise
+    _check_export(model, folder, policy, int8, target, agreement, rows is not None)
+    from multiexit.serving.onnx import graphs, int8_convolutions
+    from multiexit.serving.onnx.int8 import TARGETS, has_products, quantise
     from multiexit_runner import Runner
     from multiexit_runner.folder import ROWS
     from multiexit_runner.rows import to_bytes
@@ -114,7 +116,7 @@ def export(
     aside = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
     with whole_folder(folder, aside) as partial:
         segments, numbers = graphs.write(model, policy, examples, partial)
-        if int8:
+        if int8 and has_products(model.backbone):
             for segment in segments:
                 quantise(partial / segment.file, target)
         if tokenizer is not None:
@@ -130,6 +132,8 @@ def export(
         }
         (partial / ROWS).touch()
         _write_settings(partial, settings)
+        if int8 and batches is not None and not has_products(model.backbone):
+            int8_convolutions.quantise(partial, batches, target)
         runner = Runner(partial, threads=torch.get_num_threads(), check=False)
         parity = compare(model, policy, runner, random_batches, exact=not int8)
         if batches is not None:
@@ -214,6 +218,7 @@ def _check_export(
     int8: bool,
     target: str,
     agreement: float,
+    rows: bool,
 ) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists already: remove it or name another folder")
@@ -234,7 +239,7 @@ def _check_export(
     if int8:
         from multiexit.serving.onnx.int8 import check
 
-        check(model.backbone, target)
+        check(model.backbone, target, rows)
     elif target != "auto":
         raise ValueError(f"target={target!r} is for int8 alone: pass int8=True, or leave it out")
     try:

@@ -6,7 +6,8 @@ Every network of the tests' zoos, each in a process of its own. *MACs*: of one r
 *trained*: by LeeBERT, two steps; the largest difference between the losses with and without
 `checkpoint_gradients`. *compiled*: an engine's logits and the loss of a joint step, without
 dropout, with and without `compile`, by all of `torch.compile` but the making of machine code; of
-logits above 1 their share. *exported*: to ONNX, with two exits; the largest difference between the
+logits above 1 their share; with `--compiler inductor` by all of it, which networks need whose views
+`aot_eager` gets wrong. *exported*: to ONNX, with two exits; the largest difference between the
 graphs' logits and the model's own. *truncated*: cut behind either exit, saved and loaded where a
 library's class computes the same; the largest difference from the exit's logits. What is refused
 has the sentence in place of a number. What `zoo.json` has already isn't measured again, but for the
@@ -250,11 +251,15 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="+", choices=libraries, default=["transformers"])
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--only", nargs="+", help="families that are done again, such as text/bert")
+    parser.add_argument(
+        "--compiler",
+        default="aot_eager",
+        help="of torch.compile; inductor, which makes machine code too, takes minutes a network",
+    )
     parser.add_argument("--output", required=True, type=Path, help="a folder for JSON files")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    # Machine code takes a minute a network, and what goes wrong goes wrong before it.
-    torch.compile = partial(torch.compile, backend="aot_eager", mode=None)  # type: ignore[assignment]
+    torch.compile = partial(torch.compile, backend=args.compiler, mode=None)  # type: ignore[assignment]
     if "exported" in args.checks:
         load_exporter()
     file, command = str(args.output / "zoo.json"), shlex.join(sys.argv)

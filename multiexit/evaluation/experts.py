@@ -22,8 +22,7 @@ def fit_experts(outputs: Outputs) -> Beem:
     """Weigh exits by their accuracy, and let rows leave where they err no more than at the end.
 
         w_m = share of rows on which exit m is right
-        α_m = least α such that, of the rows still here, those with S_m ≥ α are wrong in a share
-              of at most the last exit's
+        α_m = least α where, of the rows still here, those with S_m ≥ α err no more than at the end
 
     exit after exit, S as for `multiexit.Beem`; rows of one score leave together. Where no α does,
     nobody leaves. Few rows make that share uncertain: `multiexit.calibrate(outputs, policy,

@@ -138,7 +138,7 @@ def _openvino(threads: int | None) -> Open:
         def run(_: None, feed: Arrays) -> list[np.ndarray]:
             # A request of its own, so that several threads may run the graph.
             results = compiled.create_infer_request().infer(feed, share_inputs=True)
-            return [results[place] for place in range(len(ports))]
+            return _with_broken(feed, [results[place] for place in range(len(ports))])
 
         return Session(
             {port.any_name: _type(port) for port in network.inputs},
@@ -147,6 +147,26 @@ def _openvino(threads: int | None) -> Open:
         )
 
     return open_session
+
+
+def _with_broken(feed: Arrays, results: list[np.ndarray]) -> list[np.ndarray]:
+    """Results that are NaN for rows with NaN in them, which OpenVINO's ReLU makes 0.
+
+    Infinite numbers are told in images and features alone; a policy may keep some in its state.
+    """
+    floats = [array for array in feed.values() if array.dtype.kind == "f" and array.ndim]
+    broken = [np.isnan(x) if x.ndim < 3 else ~np.isfinite(x) for x in floats]
+    rows = {len(x) for x in floats}
+    broken_B = np.any([b.reshape(len(b), -1).any(1) for b in broken], 0) if len(rows) == 1 else None
+    if broken_B is None or not broken_B.any():
+        return results
+    (B,) = rows
+    several = [x.dtype.kind == "f" and x.ndim and len(x) == B for x in results]
+    results = [x.copy() if mine else x for x, mine in zip(results, several, strict=True)]
+    for x, mine in zip(results, several, strict=True):
+        if mine:
+            x[broken_B] = np.nan
+    return results
 
 
 def _type(port: Any) -> str:

@@ -49,7 +49,7 @@ def test_a_recipe_says_where_it_comes_from(name):
     assert made.summary
     assert recipes.RECIPES[name].__doc__
     assert isinstance(made.policy, mx.ExitPolicy)
-    assert mx.recipe(name) == made or name in ("dbt", "romebert")  # a closure of its own
+    assert mx.recipe(name) == made or name in ("dbt", "romebert", "cosee")  # a closure of its own
 
 
 def test_unknown_names_and_options_are_refused():

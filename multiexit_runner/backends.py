@@ -154,19 +154,20 @@ def _with_broken(feed: Arrays, results: list[np.ndarray]) -> list[np.ndarray]:
 
     Infinite numbers are told in images and features alone; a policy may keep some in its state.
     """
-    floats = [array for array in feed.values() if array.dtype.kind == "f" and array.ndim]
-    broken = [np.isnan(x) if x.ndim < 3 else ~np.isfinite(x) for x in floats]
-    rows = {len(x) for x in floats}
-    broken_B = np.any([b.reshape(len(b), -1).any(1) for b in broken], 0) if len(rows) == 1 else None
-    if broken_B is None or not broken_B.any():
+    broken = [
+        (np.isnan(x) if x.ndim < 3 else ~np.isfinite(x)).reshape(len(x), -1).any(1)
+        for x in feed.values()
+        if x.dtype.kind == "f" and x.ndim
+    ]
+    if not any(rows_B.any() for rows_B in broken):
         return results
-    (B,) = rows
-    several = [x.dtype.kind == "f" and x.ndim and len(x) == B for x in results]
-    results = [x.copy() if mine else x for x, mine in zip(results, several, strict=True)]
-    for x, mine in zip(results, several, strict=True):
-        if mine:
-            x[broken_B] = np.nan
-    return results
+    broken_B = np.any(broken, 0)
+    return [
+        np.where(broken_B.reshape(-1, *[1] * (x.ndim - 1)), x.dtype.type(np.nan), x)
+        if x.dtype.kind == "f" and x.shape[:1] == broken_B.shape
+        else x
+        for x in results
+    ]
 
 
 def _type(port: Any) -> str:

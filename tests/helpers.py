@@ -6,7 +6,7 @@ import io
 import runpy
 import socket
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -307,6 +307,30 @@ def command(*words: object, stdin: str = "") -> Ended:
         except SystemExit as end:
             code = int(end.code or 0)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+class Killed(BaseException):
+    """What ends a command at once."""
+
+
+@contextmanager
+def killed_behind(count: int):
+    """Commands in here that answer a table must die when they have written so many parts."""
+    from multiexit.cli.part_file import PartFile
+
+    add, added = PartFile.add, []
+
+    def killed(parts, part):
+        if len(added) == count:
+            raise Killed
+        added.append(add(parts, part))
+
+    with patch.object(PartFile, "add", killed):
+        try:
+            yield
+        except Killed:
+            return
+    raise AssertionError(f"it wrote no more than {count} parts and went on to its end")
 
 
 def free_port() -> int:

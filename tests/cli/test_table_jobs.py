@@ -10,7 +10,7 @@ import sys
 import pyarrow.parquet
 import pytest
 from answering import image_model, pictures, text_model, texts, tokenizer_in
-from helpers import ROOT, command
+from helpers import ROOT, Killed, command, killed_behind
 
 import multiexit as mx
 from multiexit.cli import part_file, row_files, table_job
@@ -19,10 +19,6 @@ from multiexit.cli.table_rows import TableRows
 ROWS = [{"id": n, "review": text} for n, text in enumerate(texts(38))]
 SIZE = 8
 """Rows of a part, of batches of 2."""
-
-
-class Killed(BaseException):
-    """The end of a process that nothing in it notices."""
 
 
 @pytest.fixture(scope="module")
@@ -268,21 +264,12 @@ def test_an_image_that_was_mended_is_gone_on_with_and_one_that_was_answered_is_n
     assert (ended.code, "in.csv, line 10 on have changed" in ended.err) == (2, True)
 
 
-def test_rows_left_out_are_told_as_without_a_stop(model, tmp_path, monkeypatch):
+def test_rows_left_out_are_told_as_without_a_stop(model, tmp_path):
     rows = [*ROWS[:5], {"id": 5, "review": " "}, *ROWS[5:30], {"id": 6, "review": ""}, *ROWS[30:]]
     table = write(tmp_path / "in.csv", rows)
     predict(model, table, tmp_path / "whole.csv", "--skip-bad")
-    add, added = part_file.PartFile.add, []
-
-    def killed(parts, part):
-        if len(added) == 2:
-            raise Killed
-        added.append(add(parts, part))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(part_file.PartFile, "add", killed)
-        with pytest.raises(Killed):
-            predict(model, table, tmp_path / "out.csv", "--skip-bad")
+    with killed_behind(2):
+        predict(model, table, tmp_path / "out.csv", "--skip-bad")
     said = predict(model, table, tmp_path / "out.csv", "--skip-bad")
     assert "2 rows left out, written to" in said
     for name in (".csv", ".skipped.jsonl"):

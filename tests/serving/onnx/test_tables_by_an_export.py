@@ -4,17 +4,12 @@ import csv
 
 import pytest
 from answering import texts
-from helpers import command
+from helpers import command, killed_behind
 
 import multiexit as mx
-from multiexit.cli import part_file
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_a_table_is_answered_and_gone_on_with(exported_texts, tmp_path, monkeypatch):
+def test_a_table_is_answered_and_gone_on_with(exported_texts, tmp_path):
     folder, rows = exported_texts[-1], texts(30, seed=2)
     (tmp_path / "in.csv").write_text("\n".join(["review", *rows, ""]))
     words = ("predict", folder, tmp_path / "in.csv", "--text", "review", "--batch-size", 2)
@@ -27,17 +22,8 @@ def test_a_table_is_answered_and_gone_on_with(exported_texts, tmp_path, monkeypa
     for row, answer in zip(read, wanted, strict=True):
         assert (row["label"], row["exit"]) == (answer["label"], str(answer["exit"]))
         assert float(row["score"]) == pytest.approx(answer["score"], abs=1e-5)
-    add, added = part_file.PartFile.add, []
-
-    def killed(parts, part):
-        if len(added) == 2:
-            raise Killed
-        added.append(add(parts, part))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(part_file.PartFile, "add", killed)
-        with pytest.raises(Killed):
-            command(*words, "--output", tmp_path / "out.csv")
+    with killed_behind(2):
+        command(*words, "--output", tmp_path / "out.csv")
     ended = command(*words, "--output", tmp_path / "out.csv", "--policy", "max-prob=0.9")
     assert (ended.code, "with policy {'threshold': 0.6}" in ended.err) == (2, True)
     assert "16 rows were answered" in command(*words, "--output", tmp_path / "out.csv").err

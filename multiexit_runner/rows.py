@@ -28,10 +28,10 @@ class Rows(NamedTuple):
 
     @property
     def allowed(self) -> float:
-        """How far another machine's logits may be from those exported: rounding, or as far as the
-        export itself is from the model."""
+        """How far another machine's logits may be from those exported: rounding, or as far as two
+        such exports may be apart, of which each is as far from the model as this one."""
         rounding = SHARE * max(1.0, float(np.abs(self.float_MBC).max()))
-        return max(rounding, float(np.abs(self.exported_MBC - self.float_MBC).max()))
+        return max(rounding, 2 * float(np.abs(self.exported_MBC - self.float_MBC).max()))
 
 
 def to_bytes(rows: Rows) -> bytes:

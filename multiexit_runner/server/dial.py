@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     Args:
         place: of their setting.
         own: they have a policy of their own, and follow none.
-        expected: seconds up to their answers.
+        expected: seconds up to their answers, as reckoned.
     """
 
     place: int
@@ -118,13 +118,15 @@ class LoadDial:
 
     A request of R rows that enters at setting s is expected to be answered after
 
-        L_s = Σ_k n_k·t_k + max(R·t_s, d_s) + e
+        L_s = Σ_k n_k·t_k + max(R·t_s, d_s)
 
     with n_k the rows on their way of setting k and t_k the network's time for one of them, so that
-    the sum is the work w before it; d_s the time of a batch up to the exit where 95 % have left;
-    and e what the last requests took beyond that, 95 % of them at most. A setting is allowed where
-    L_s is at most target · (0.5 + 0.25·s/(S−1)). The slowest such is taken, else the fastest, and
-    where that one's L_s is above 0.9 · target the request is shed.
+    the sum is the work w before it; and d_s the time of a batch up to the exit where 95 % have
+    left. Let e be what the last requests took beyond that. A setting is allowed where L_s and 95 %
+    of e are at most target · (0.5 + 0.25·s/(S−1)) together. The slowest such is taken, else the
+    fastest, and where that one's L_s and the median of e are above 0.9 · target the request is
+    shed: a machine that stands still now and then makes settings faster, but is no reason to shed,
+    which makes work less and nothing else.
 
     w changes by λ·t(w) − 1 per second, at λ new rows per second. As t falls where w rises, w
     settles where λ·t(w) = 1, without swinging around it, and follows a jump of λ within the target.
@@ -151,7 +153,7 @@ class LoadDial:
         self._allowed_S = target * np.linspace(SLOWEST_UNTIL, FASTEST_FROM, S)
         self._rows_S = np.zeros(S, int)
         self._runs_M = [np.zeros(3)] * M
-        self._beyond: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        self._took: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
 
     @property
     def place(self) -> int:
@@ -168,13 +170,14 @@ class LoadDial:
         Raises:
             Shed: they would be answered too late, and others are on their way.
         """
-        place, expected_S = self._fit(rows)
+        place, reckoned_S = self._fit(rows)
         place = 0 if own else place
-        expected = float(expected_S[place])
+        reckoned = float(reckoned_S[place])
+        expected = reckoned + self._beyond(0.5)
         if self._rows_S.any() and expected > SHED_FROM * self.target:
             raise Shed(expected, self.target)
         self._rows_S[place] += rows
-        return Entry(place, own, expected)
+        return Entry(place, own, reckoned)
 
     def ran(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run."""
@@ -186,16 +189,16 @@ class LoadDial:
 
     def answered(self, entry: Entry, seconds: float) -> None:
         """A request was answered, so many seconds after it came."""
-        self._beyond.append((self._clock(), seconds - entry.expected))
+        self._took.append((self._clock(), seconds - entry.expected))
 
     def _fit(self, rows: int) -> tuple[int, np.ndarray]:
-        """The setting for a request, and what is expected of each, in seconds [S]."""
+        """The setting for a request, and what is reckoned of each, in seconds [S]."""
         row_S, through_S = self._seconds()
         alone_S = np.maximum(rows * row_S, through_S)
-        expected_S = self._rows_S @ row_S + alone_S + self._beyond_p95()
-        fits_S = expected_S <= self._allowed_S
+        reckoned_S = self._rows_S @ row_S + alone_S
+        fits_S = reckoned_S + self._beyond(0.95) <= self._allowed_S
         fits_S[-1] = True
-        return int(fits_S.argmax()), expected_S
+        return int(fits_S.argmax()), reckoned_S
 
     def _seconds(self) -> tuple[np.ndarray, np.ndarray]:
         """The network's time for a row, and a batch's time on its way, by setting."""
@@ -204,10 +207,11 @@ class LoadDial:
         run_M = _filled(seconds_M, runs_M)
         return self._reach_SM @ row_M, run_M.cumsum()[self._deepest_S]
 
-    def _beyond_p95(self) -> float:
+    def _beyond(self, share: float) -> float:
+        """What so many of the last requests took beyond what was reckoned, in seconds."""
         since = self._clock() - SECONDS
-        beyond = [seconds for when, seconds in self._beyond if when >= since]
-        return max(0.0, float(np.quantile(beyond, 0.95))) if beyond else 0.0
+        beyond = [seconds for when, seconds in self._took if when >= since]
+        return max(0.0, float(np.quantile(beyond, share))) if beyond else 0.0
 
 
 def _filled(sum_M: np.ndarray, count_M: np.ndarray) -> np.ndarray:

@@ -173,6 +173,27 @@ def test_it_sheds_where_the_fastest_cannot_do_it_and_no_more_than_that():
     assert len(taken) > 0.4 / seconds
 
 
+def test_a_machine_that_stands_still_now_and_then_makes_settings_faster_and_sheds_nothing(
+    monkeypatch,
+):
+    run = Numbers.run
+
+    def and_stand_still(self, exit, group):
+        before = self.clock.now
+        outcome = run(self, exit, group)
+        self.clock.now += 0.08 * (int(before) != int(self.clock.now))  # once a second
+        return outcome
+
+    monkeypatch.setattr(Numbers, "run", and_stand_still)
+    seen = served(poisson((8, 100)))
+    assert sum(each.place is None for each in seen) < 0.01 * len(seen)
+    assert p95(seen) <= TARGET
+    calm, later = (
+        [each.place or 0 for each in seen if begun == (each.came > 1)] for begun in (0, 1)
+    )
+    assert np.mean(calm) < np.mean(later) < S / 2
+
+
 @given(st.lists(st.integers(1, 40), max_size=30), st.floats(1e-4, 0.05), st.floats(0, 0.05))
 def test_more_work_never_gives_a_slower_setting(requests, per_row, fixed):
     dial = LoadDial(SETTINGS, TARGET, Clock())

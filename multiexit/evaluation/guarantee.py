@@ -124,8 +124,8 @@ def warn_one_answer(outputs: Outputs) -> None:
         )
     elif len(labelled) == 1:
         warnings.warn(
-            f"all {rows} {units} to calibrate on have the label {labelled[0]!s:.60}: what is "
-            "chosen and certified on them says nothing about others",
+            f"all {rows} {units} to calibrate on have one label, {of_classes}{labelled[0]!s:.60}: "
+            "what is chosen and certified on them says nothing about others",
             stacklevel=3,
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def from_datasets(data: Any, name: str) -> Table:
                     values | {column: Stored(plain, row, column) for column in heavy},
                 )
 
-    return Table(name, list(data.column_names), read, _classes(features))
+    types = _types(plain.features.arrow_schema) if plain.features else {}
+    return Table(name, list(data.column_names), read, _classes(features), types=types)
 
 
 def parquet(path: Path) -> Table:
@@ -57,7 +59,7 @@ def parquet(path: Path) -> Table:
         raise ValueError(f"{path}: the column {twice[0]!r} twice; give each its own name")
     features = _features(schema)
     if any(map(_holds_bytes, features.values())):
-        return from_datasets(_as_set(path), str(path))
+        return replace(from_datasets(_as_set(path), str(path)), types=_types(schema))
 
     def read(bad: BadRows) -> Iterator[Row]:
         number = 0
@@ -66,7 +68,11 @@ def parquet(path: Path) -> Table:
                 yield f"{path}, row {number}", row
                 number += 1
 
-    return Table(str(path), list(schema.names), read, _classes(features))
+    return Table(str(path), list(schema.names), read, _classes(features), types=_types(schema))
+
+
+def _types(schema: Any) -> dict[str, Any]:
+    return dict(zip(schema.names, schema.types, strict=True))
 
 
 def _features(schema: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def text(value: Any, name: str) -> str:
             f"a list in {name!r}, where a text is wanted (words with a tag each are trained in "
             "Python: see token classification in the documentation)"
         )
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float | Decimal):
         raise ValueError(f"a {name} that is no text")
     words = str(value)
     if "\0" in words:

@@ -1,7 +1,7 @@
 """A table: rows that can be read again and again."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Table:
         read: gives the rows; those that can't be read go to the bad rows.
         classes: the names of a column's classes, where the source numbers them itself.
         notes: what was guessed.
+        types: of the columns, of Arrow, where the source has them.
         folder: that files named in the rows are looked for in; None is where the program runs.
     """
 
@@ -29,6 +30,7 @@ class Table:
     read: Callable[[BadRows], Iterator[Row]]
     classes: Mapping[str, list[str]]
     notes: tuple[str, ...] = ()
+    types: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
 
 
@@ -63,12 +65,16 @@ def of_rows(rows: Sequence[Any], name: str) -> Table:
     """Rows in memory, each a mapping.
 
     Raises:
-        ValueError: none, or something else.
+        ValueError: none, something else, or two keys that are one name, as 1 and "1" are.
     """
     check_some(name, rows)
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(f"{name}, row {number} is a {type(row).__name__}, and no dict")
+        if len({*map(str, row)}) < len(row):
+            names = [str(key) for key in row]
+            twice = next(key for key in names if names.count(key) > 1)
+            raise ValueError(f"{name}, row {number} has two keys called {twice!r}")
 
     def read(bad: BadRows) -> Iterator[Row]:
         for number, row in enumerate(rows):

@@ -18,8 +18,8 @@ from multiexit.losses.class_names import missing
 MANY = 50
 """More whole numbers than this could be classes or values: the user says which."""
 
-LARGEST = 3.4028234663852886e38
-"""Of float32."""
+LARGEST = 1e18
+"""Beyond it float32 can't hold a number's square, by which losses and scores reckon."""
 
 SEVERAL = list | tuple | set | frozenset
 LISTS = (
@@ -142,9 +142,17 @@ def _guess(values: Sequence[Any], names: Sequence[str] | None) -> str:
     if names is not None:
         return "classification"
     numbers = [_number(value) for value in values]
-    if any(number is None for number in numbers):
+    fraction = next((n for n in numbers if n is not None and n != int(n)), None)
+    if None in numbers:
+        word = values[numbers.index(None)]
+        if fraction is not None:
+            raise ValueError(
+                f"labels are numbers such as {fraction:g}, and others such as {word!r:.80} that "
+                "are none: say problem='regression', by which these rows can't be used, or "
+                "problem='classification'"
+            )
         return "classification"
-    if any(number != int(number) for number in numbers if number is not None):
+    if fraction is not None:
         return "regression"
     distinct = len(set(numbers))
     if distinct > MANY:
@@ -209,17 +217,26 @@ def _alike(names: Iterable[str]) -> str:
 
 
 def _check_differ(names: Iterable[str]) -> None:
-    """Refuse names that are one number, or one word in two ways of Unicode."""
+    """Refuse names that are one number, or one word in two ways of Unicode.
+
+    Letters that nobody sees, such as zero-width spaces, make no difference.
+    """
     alike: dict[Any, list[str]] = defaultdict(list)
     for name in names:
         number = _number(name)
-        alike[unicodedata.normalize("NFC", name) if number is None else number].append(name)
+        alike[_seen(name) if number is None else number].append(name)
     for same in alike.values():
         if len(same) > 1:
             raise ValueError(
                 f"labels {same[0]!r} and {same[1]!r} look like one class written in two ways "
                 f"({same[0]!a}, {same[1]!a}): write it in one"
             )
+
+
+def _seen(name: str) -> str:
+    """What is seen of a name."""
+    shown = (letter for letter in name if unicodedata.category(letter) != "Cf")
+    return " ".join(unicodedata.normalize("NFC", "".join(shown)).split())
 
 
 def _ordered(names: set[str]) -> tuple[str, ...]:
@@ -274,5 +291,5 @@ def _float(value: Any) -> float:
     if number is None or not isinstance(value, Real | str):
         raise ValueError("a label that is no number")
     if abs(number) > LARGEST:
-        raise ValueError("a number beyond those of float32, in which networks reckon")
+        raise ValueError(f"a number beyond {LARGEST:g}, whose square float32 can't hold")
     return number

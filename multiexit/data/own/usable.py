@@ -1,6 +1,7 @@
 """The rows of a table that can be used: their inputs and labels, checked one by one."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from multiexit.data.own import inputs, stored
@@ -70,6 +71,8 @@ def _is_gap(text: str) -> bool:
 def _plain(value: Any) -> Any:
     """Numbers and arrays of numpy and torch as Python's own; of bytes that are stored the bytes."""
     value = stored.read(value)
+    if isinstance(value, Decimal):
+        return float(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

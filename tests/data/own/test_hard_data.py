@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -83,6 +84,17 @@ WRONG = {
     "few": (texts(2), "can't be drawn from 2 rows, of which class 'a' has most, 1"),
     "array": ([{"image": np.zeros((2, 2, 3)), "label": 0}], "an ndarray|a ndarray"),
     "no name": ("", "an empty name"),
+    "a word among fractions": (
+        texts(9, lambda row: row / 2 if row else "n/a"),
+        "others such as 'n",
+    ),
+    "whose square is infinite": (
+        texts(9, lambda row: 1e19 if row == 3 else row / 2),
+        "a number beyond 1e.18",
+    ),
+    "unseen": (texts(9, lambda row: ["good", "bad", "good\u200b"][row % 3]), "look like one class"),
+    "spaces": (texts(9, lambda row: ["so so", "bad", "so  so"][row % 3]), "look like one class"),
+    "keys": ([*texts(9), {"1": "a", 1: "b"}], "row 9 has two keys called '1'"),
 }
 
 
@@ -91,6 +103,13 @@ def test_what_can_not_be_read_is_refused(data, message, tokenizer):
     kind = "image" if "ndarray" in message else None
     with pytest.raises(ValueError, match=message):
         load(data, tokenizer, image=kind, notes=quiet)
+
+
+def test_decimals_are_numbers(tokenizer):
+    cents = texts(20, lambda row: Decimal(row) / 4)
+    task = load(cents, tokenizer, problem="regression", notes=quiet)
+    labels = {float(row["labels"]) for split in (task.train, *task.sets.values()) for row in split}
+    assert labels == {row / 4 for row in range(20)}
 
 
 def test_a_key_twice_and_other_nul_bytes_are_refused(tokenizer, tmp_path):

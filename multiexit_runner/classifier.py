@@ -118,6 +118,7 @@ class Classifier:
         policy: Any = None,
         speedup: float | None = None,
         max_loss: float | None = None,
+        milliseconds: float | None = None,
         top_k: int | None = None,
         batch_size: int = 32,
     ) -> Answer | list[Answer] | Iterator[Answer]:
@@ -129,6 +130,7 @@ class Classifier:
                 `"max-prob=0.8"`, as `{"threshold": 0.8}`, or as an exit policy of `multiexit`.
             speedup, max_loss: in place of a policy, one target, for which a setting is chosen from
                 the calibration table that was exported with the model.
+            milliseconds: is refused: how long a batch takes is not in an export.
             top_k: how many classes `scores` holds; None is all.
             batch_size: inputs that go through a graph together, at most.
 
@@ -140,6 +142,11 @@ class Classifier:
         batch_size = answering.check_batch(batch_size)
         classes = self.runner.settings["num_classes"]
         top_k = answering.check_top(top_k, self.runner.problem, classes)
+        if milliseconds is not None:
+            raise ValueError(
+                f"milliseconds={milliseconds!r:.80} is for a model in torch, which has a latency "
+                "table; of an export give speedup= or max_loss="
+            )
         target = choosing.wanted(policy, speedup=speedup, max_loss=max_loss)
         runner = turned(self.runner, policy if target is None else self._chosen(target))
         respond = partial(self._respond, runner, top_k, batch_size)

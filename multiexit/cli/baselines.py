@@ -94,6 +94,11 @@ def baseline(
         **{field: value for field, value in fields.items() if value is not None},
     )
     place = replace(config, output=output, overwrite=overwrite)
+    if not overwrite and run_folder.holds_run(output):
+        raise ValueError(
+            f"{output} holds a run: overwrite=True clears it away and starts anew; or name another "
+            "output"
+        )
     run_folder.check(place)
     distilled = name == "distilbert"
     network = backbone or ("distilbert-base-uncased" if distilled else "bert-base-uncased")

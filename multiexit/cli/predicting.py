@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multiexit.cli import answer_columns
+from multiexit.cli import answer_columns, typed
 from multiexit.cli.row_files import as_json
 from multiexit.cli.table_rows import Closed, TableRows, file_table, stdin_table
 
@@ -18,17 +18,66 @@ TABLES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Files that are tables whatever else is typed; a `.tsv` may be lines of pairs."""
 
 
+def classifier(folder: Path, policy: str | None, backend: str | None) -> Any:
+    """The classifier of a model or of an export.
+
+    Args:
+        folder: of the model.
+        policy: as typed, or None.
+        backend: of an export, as typed, or None.
+
+    Raises:
+        ValueError: a model without a policy, or that doesn't say how its inputs are made; a backend
+            for what is no export.
+    """
+    from multiexit import MultiExitModel
+    from multiexit.policies import parse
+    from multiexit.serving.classifier import Classifier
+    from multiexit_runner import Classifier as ExportClassifier
+    from multiexit_runner.folder import SETTINGS as EXPORT
+
+    if (folder / EXPORT).exists():
+        backend = backend or "onnxruntime"
+        return ExportClassifier.from_pretrained(folder, policy=policy, backend=backend)
+    if backend is not None:
+        raise ValueError(
+            f"backend={backend} is for an export, and {folder} is run by torch: leave it out, or "
+            "export the model first"
+        )
+    model = MultiExitModel.from_pretrained(folder).to(typed.device())
+    exit_policy = parse(policy) if policy else model.policy
+    if exit_policy is None:
+        raise ValueError(
+            "this model was saved without a policy: give one, e.g. --policy patience=4"
+        )
+    kind = model.preprocessing.get("kind")
+    if kind not in ("image", "text"):
+        raise ValueError(
+            f"{folder} doesn't say how its inputs are made: set model.preprocessing before saving "
+            "(see the documentation on saving), or predict in Python"
+        )
+    return Classifier(model, typed.tokenizer(folder) if kind == "text" else None, exit_policy)
+
+
+def network_of(classify: Any) -> Any:
+    """The model behind a classifier, or an export's runner."""
+    return getattr(classify, "model", None) or classify.runner
+
+
 def is_table(
-    inputs: list[str] | None, columns: Mapping[str, str | None], trained_on: Any = None
+    inputs: list[str] | None,
+    columns: Mapping[str, str | None],
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> bool:
     """Whether what was typed is a table, rather than lines of text or image files.
 
     Args:
         inputs: files.
         columns: of the inputs, as typed.
-        trained_on: what a model remembers of its own data; with columns, a `.tsv` is a table too.
+        preprocessing: of the model; where it was trained on columns, a `.tsv` is a table too.
     """
-    remembered = any((trained_on or {}).get(name) for name in ("text", "image"))
+    trained_on = (preprocessing or {}).get("data") or {}
+    remembered = any(trained_on.get(name) for name in ("text", "image"))
     tables = (*TABLES, ".tsv") if remembered else TABLES
     return any(columns.values()) or any(
         Path(name).suffix.lower() in tables for name in inputs or ()
@@ -65,7 +114,7 @@ def predict_table(
     from multiexit.data.own.bad_rows import BadRows
     from multiexit.data.own.notes import say
 
-    network: Any = getattr(classify, "model", None) or classify.runner
+    network = network_of(classify)
     read = _input_columns(classify, network, columns)
     if len(inputs or ()) > 1:
         raise ValueError(f"one table at a time; got {len(inputs or ())} files")
@@ -93,7 +142,7 @@ def predict_table(
     bad = BadRows(None if output is None else output.with_name(f"{output.stem}.skipped.jsonl"))
     answered = _as_they_come(rows, classify, bad, skip_bad, added, batch_size)
     if output is not None:
-        row_files.write(output, [*table.columns, *added.values()], answered)
+        row_files.write(output, [*table.columns, *added.values()], answered, table.types)
         if (note := bad.settle()) is not None:
             say(note)
         return

@@ -4,12 +4,15 @@ import csv
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 Row = dict[str, Any]
+Types = Mapping[str, Any]
+Writer = Callable[[Path, list[str], Iterable[Row], Types], None]
 
 GROUP = 10_000
 """Rows of a parquet file's row group."""
@@ -35,13 +38,19 @@ def check(path: Path, source: Path | None) -> None:
         raise ValueError(f"output is {path}, the table that is read: name another file")
 
 
-def write(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+def write(
+    path: Path,
+    columns: list[str],
+    rows: Iterable[Row],
+    types: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Write rows, by the file's suffix: aside, then renamed.
 
     Args:
         path: of the file.
         columns: in their order.
         rows: taken as they come; for parquet `GROUP` are held at once.
+        types: of columns, of Arrow, which parquet has; the others' are those of their values.
 
     Raises:
         ValueError: values that a file of this form can't hold.
@@ -49,7 +58,7 @@ def write(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
     from multiexit.files import writing
 
     writer = WRITERS[path.suffix.lower()]
-    writing.write(path, lambda aside: writer(aside, columns, rows))
+    writing.write(path, lambda aside: writer(aside, columns, rows, types))
 
 
 def as_json(row: Row) -> str:
@@ -81,8 +90,8 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _delimited(delimiter: str) -> Callable[[Path, list[str], Iterable[Row]], None]:
-    def write(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+def _delimited(delimiter: str) -> Writer:
+    def write(path: Path, columns: list[str], rows: Iterable[Row], types: Types) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
             writer.writerow(columns)
@@ -98,7 +107,7 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _json_lines(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+def _json_lines(path: Path, columns: list[str], rows: Iterable[Row], types: Types) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             line = json.dumps(_finite(row), ensure_ascii=False, default=_plain)
@@ -109,16 +118,16 @@ def _json_lines(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
             file.write(line + "\n")
 
 
-def _parquet(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
+def _parquet(path: Path, columns: list[str], rows: Iterable[Row], types: Types) -> None:
     """Row groups, first each in a file of its own: what a column holds is known behind the last."""
     import pyarrow
     import pyarrow.parquet
 
     groups = _groups(rows)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        schema, parts = _arrow_table(columns, []).schema, []
+        schema, parts = _arrow_table(columns, [], types).schema, []
         for part in groups:
-            table = _arrow_table(columns, part)
+            table = _arrow_table(columns, part, types)
             try:
                 schema = pyarrow.unify_schemas([schema, table.schema], promote_options="permissive")
             except pyarrow.ArrowException as error:
@@ -141,14 +150,14 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield group
 
 
-def _arrow_table(columns: list[str], rows: Sequence[Row]) -> Any:
-    """Rows as a table of pyarrow, each column of the type that holds its values."""
+def _arrow_table(columns: list[str], rows: Sequence[Row], types: Types) -> Any:
+    """Rows as a table of pyarrow, each column of its own type or of that which holds its values."""
     import pyarrow
 
     arrays = []
     for name in columns:
         try:
-            arrays.append(pyarrow.array([row.get(name) for row in rows]))
+            arrays.append(pyarrow.array([row.get(name) for row in rows], types.get(name)))
         except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError) as error:
             raise ValueError(
                 f"column {name!r} can't be parquet ({error}): write a .jsonl file"
@@ -156,7 +165,7 @@ def _arrow_table(columns: list[str], rows: Sequence[Row]) -> Any:
     return pyarrow.table(arrays, names=columns)
 
 
-WRITERS: dict[str, Callable[[Path, list[str], Iterable[Row]], None]] = {
+WRITERS: dict[str, Writer] = {
     ".csv": _delimited(","),
     ".tsv": _delimited("\t"),
     ".jsonl": _json_lines,

@@ -49,11 +49,12 @@ def predict(
     on columns; and JSON lines on stdin where a column is named.
     Its rows come out with columns added: label, score, exit and layers. The columns that are read
     are those of training where none are named. Killed while it writes a file, the same command
-    goes on where it was. Exports answer tables too.
+    goes on where it was.
 
     Otherwise text comes one per line, sentence pairs with a tab between them; for a model of single
-    texts the whole line is the text, and a tab in it white space. An image file that can't be read
-    is one line on stderr; the others are answered, and the exit code is 2.
+    texts the whole line is the text, and a tab in it white space. An image file or a line that
+    can't be read, such as an empty one, is one line on stderr; the others are answered, and the
+    exit code is 2.
 
     Examples:
 
@@ -63,68 +64,24 @@ def predict(
 
     multiexit predict runs/cifar/model cat.png dog.png --policy max-prob=0.9
     """
-    from multiexit import MultiExitModel
-    from multiexit.cli import predicting
-    from multiexit.policies import parse
-    from multiexit.serving.classifier import Classifier
-    from multiexit.serving.raw_inputs import predict_images, predict_lines
-    from multiexit_runner import Classifier as ExportClassifier
-    from multiexit_runner.folder import SETTINGS as EXPORT
+    from multiexit.cli import lines, predicting
 
-    model = typed.model_folder(model)
+    folder = typed.model_folder(model)
+    classify = predicting.classifier(folder, policy, backend)
     columns = {"text": text, "text_pair": text_pair, "image": image}
-    if (model / EXPORT).exists():
-        if not predicting.is_table(inputs, columns):
-            raise ValueError(
-                f"{model} is an export, which answers tables here: name a column by --text or "
-                "--image"
-            )
-        exported = ExportClassifier.from_pretrained(
-            model, policy=policy, backend=backend or "onnxruntime"
-        )
+    if predicting.is_table(inputs, columns, predicting.network_of(classify).preprocessing):
         predicting.predict_table(
-            model, exported, inputs, columns, output, all_scores, skip_bad, batch_size
-        )
-        return
-    if backend is not None:
-        raise ValueError(
-            f"backend={backend} is for an export, and {model} is run by torch: leave it out, or "
-            "export the model first"
-        )
-    loaded = MultiExitModel.from_pretrained(model).to(typed.device())
-    exit_policy = parse(policy) if policy else loaded.policy
-    if exit_policy is None:
-        raise ValueError(
-            "this model was saved without a policy: give one, e.g. --policy patience=4"
-        )
-    kind = loaded.preprocessing.get("kind")
-    if kind not in ("image", "text"):
-        raise ValueError(
-            f"{model} doesn't say how its inputs are made: set model.preprocessing before saving "
-            "(see the documentation on saving), or predict in Python"
-        )
-    if predicting.is_table(inputs, columns, loaded.preprocessing.get("data")):
-        reader = typed.tokenizer(model) if kind == "text" else None
-        classify = Classifier(loaded, reader, exit_policy)
-        predicting.predict_table(
-            model, classify, inputs, columns, output, all_scores, skip_bad, batch_size
+            folder, classify, inputs, columns, output, all_scores, skip_bad, batch_size
         )
         return
     for name, value in (("output", output), ("skip_bad", skip_bad)):
         if value:
             raise ValueError(f"{name}={value} is for a table: name its column by --text or --image")
-    if all_scores and loaded.problem not in ("classification", "multi-label"):
-        raise ValueError(f"all_scores=True is not for {loaded.problem}: leave it")
-    if kind == "image":
-        if not inputs:
-            raise ValueError("give image files to predict")
-        files = [Path(name) for name in inputs]
-        answers = predict_images(loaded, exit_policy, files, batch_size, all_scores)
-    else:
-        reader, lines = typed.tokenizer(model), typed.lines(inputs)
-        answers = predict_lines(loaded, exit_policy, reader, lines, batch_size, all_scores)
+    if classify.kind == "image" and not inputs:
+        raise ValueError("give image files to predict")
+    values = inputs or [] if classify.kind == "image" else typed.lines(inputs)
     failed = 0
-    for answer in answers:
+    for answer in lines.answers(classify, values, batch_size, all_scores):
         if "error" in answer:
             failed += 1
             print(f"multiexit: {answer['error']}", file=sys.stderr)
@@ -287,12 +244,26 @@ def truncate(
 
 def _rows(model: Any, reader: Any, files: list[str]) -> Any:
     """The rows in files, as `predict` reads them."""
-    from multiexit.serving.raw_inputs import prepared
+    import torch
 
-    kind = model.preprocessing.get("kind")
+    from multiexit.cli.lines import prepared
+    from multiexit.data import image_files
+    from multiexit.data.order import chunks
+    from multiexit.policies import FixedExit
+    from multiexit.serving.classifier import Classifier
+
+    preprocessing = model.preprocessing
+    kind = preprocessing.get("kind")
     if kind not in ("image", "text") or (kind == "text" and reader is None):
         raise ValueError(
             "this model doesn't say how --data is made ready: set model.preprocessing before "
             "saving (see the documentation on saving), and save a tokenizer with it"
         )
-    return prepared(model, reader, files if kind == "image" else list(typed.lines(files)))
+    if kind == "image":
+        return [
+            torch.stack([image_files.read(path, preprocessing) for path in paths])
+            for paths in chunks(files, 32)
+        ]
+    classify = Classifier(model, reader, FixedExit(model.num_exits - 1))
+    numbered = enumerate(typed.lines(files), 1)
+    return classify.tokenised([prepared(classify, line, f"line {n}") for n, line in numbered])

@@ -1,7 +1,5 @@
 """A table answered into a file, part by part, so that a command that was killed can go on."""
 
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from multiexit.cli import answer_columns, part_file, row_files
 from multiexit.cli.part_file import Part, PartFile
+from multiexit.cli.placing import classified
 from multiexit.cli.table_rows import Read, TableRows
 from multiexit_runner.answering import WINDOW
 
@@ -65,7 +64,7 @@ def answer_into(
             parts.add(Part(digest, answers))
         bad = BadRows(output.with_name(f"{output.stem}.skipped.jsonl"))
         columns = [*rows.table.columns, *added.values()]
-        row_files.write(output, columns, _joined(parts, rows, bad, size, output))
+        row_files.write(output, columns, _joined(parts, rows, bad, size, output), rows.table.types)
         return bad.settle()
 
 
@@ -110,27 +109,9 @@ def _answers(
                 rows.refuse(read, bad)
         bad.settle()
     usable = [read for read in opened if not read.wrong]
-    answered = iter(_classified(usable, classify, batch_size))
+    values, places = [read.value for read in usable], [read.place for read in usable]
+    answered = iter(classified(classify, values, places, batch_size) if usable else ())
     return [read.wrong or answer_columns.values(next(answered), added) for read in opened]
-
-
-def _classified(usable: Sequence[Read], classify: Any, batch_size: int) -> list[dict[str, Any]]:
-    """The classifier's answers; what it says of its inputs is said of the table's rows."""
-
-    def placed(text: str) -> str:
-        return re.sub(r"inputs\[(\d+)\]", lambda found: usable[int(found[1])].place, text)
-
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        try:
-            answers = classify([read.value for read in usable], batch_size=batch_size)
-        except ValueError as error:
-            text = placed(str(error))
-            where = "" if text != str(error) else f"from {usable[0].place} on: "
-            raise ValueError(where + text) from error
-    for each in told:
-        warnings.warn(placed(str(each.message)), each.category, stacklevel=2)
-    return answers
 
 
 def _joined(

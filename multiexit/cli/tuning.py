@@ -97,11 +97,14 @@ def tune(
     from multiexit.files import json_files
     from multiexit.runtime import processes, versions
     from multiexit.training import experiment
+    from multiexit.training.records import run_folder
     from multiexit.training.search import crossval, queue
 
     source = sources.find(rows, seed, channels_last=channels_last or None)
     known_as = source.name
     typed.folder("--output", output)
+    if run_folder.holds_run(output):
+        raise ValueError(f"--output {output} holds a run: name another folder, for the search")
     options, places = typed.options(option or []), typed.exits(exits)
     method = experiment.recipe_for(recipe, known_as, options)
     share = experiment.validation_for(known_as, validation)

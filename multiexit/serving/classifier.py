@@ -308,6 +308,18 @@ class Classifier:
     def _max_length(self) -> int:
         return self.model.preprocessing.get("max_length", 128)
 
+    def tokenised(self, inputs: Sequence[Any]) -> TextDataset:
+        """Texts, pairs or words as a data set for the model.
+
+        Args:
+            inputs: as for a call, without images.
+
+        Raises:
+            ValueError: one that can't be read, by its position.
+        """
+        rows = [self._text(item, f"inputs[{place}]") for place, item in enumerate(inputs)]
+        return self._tokenised(rows, 0)
+
     def _tokenised(self, rows: Sequence[Any], first: int) -> TextDataset:
         length = self._max_length()
         try:

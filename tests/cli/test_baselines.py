@@ -41,7 +41,9 @@ def test_each_name_gives_a_row_of_the_table(name, layers, tiny_glue, tmp_path):
     assert model.cost().params_M[0] == exit["parameters"]
     again = command("baseline", name, *words, "--output", tmp_path / "run")
     assert again.code == 2
-    assert "holds a run" in again.err
+    assert "holds a run: --overwrite" in again.err
+    again = command("tune", *words[:6], "--grid", "--output", tmp_path / "run")
+    assert (again.code, "holds a run: name another" in again.err) == (2, True)
 
 
 @pytest.mark.parametrize(

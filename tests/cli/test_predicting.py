@@ -9,7 +9,7 @@ from helpers import command
 from PIL import Image
 
 import multiexit as mx
-from multiexit.serving import raw_inputs
+from multiexit.cli import lines
 
 # Images
 
@@ -86,8 +86,9 @@ def test_one_bad_image_among_many_is_one_line_and_the_others_are_answered(
         first, second = ended.err.splitlines()
         assert (str(bad) in first, str(missing) in second) == (True, True)
     model = mx.MultiExitModel.from_pretrained(digits[0] / "model")
-    rows = list(raw_inputs.predict_images(model, mx.Patience(2), given, 3))
-    assert [row["file"] for row in rows] == [str(path) for path in given]
+    classify, names = mx.Classifier(model, policy=mx.Patience(2)), [str(path) for path in given]
+    rows = list(lines.answers(classify, names, 3, False))
+    assert [row["file"] for row in rows] == names
     assert [row["file"] for row in rows if "error" in row] == [str(bad), str(missing)]
 
 
@@ -169,6 +170,25 @@ def test_a_file_of_lines_may_have_a_byte_order_mark_and_windows_line_ends(mrpc, 
     assert texts == LINES[:4]
     assert ended.out == command(*words, stdin="\n".join(LINES[:4])).out
     assert command(*words, "-", stdin=LINES[0]).out == ended.out.splitlines(keepends=True)[0]
+
+
+def test_lines_that_cant_be_read_are_named_and_the_others_answered(mrpc, tmp_path):
+    words, folder = [*LINES[:2], "", "red fish", *LINES[2:], " \t "], mrpc[0] / "run" / "model"
+    (tmp_path / "lines.txt").write_text("\n".join(words) + "\n")
+    whole = command("predict", folder, stdin="\n".join(LINES)).out
+    for size in (1, 32):
+        ended = command("predict", folder, tmp_path / "lines.txt", "--batch-size", size)
+        assert ended.code == 2
+        for one, two in zip(ended.out.splitlines(), whole.splitlines(), strict=True):
+            got, wanted = json.loads(one), json.loads(two)
+            assert math.isclose(got.pop("confidence"), wanted.pop("confidence"), abs_tol=1e-4)
+            assert got == wanted
+        empty, alone, blank = ended.err.splitlines()
+        assert (
+            empty
+            == "multiexit: line 3: this model reads sentence pairs, one tab between them; got ''"
+        )
+        assert ("line 4" in alone, "line 8" in blank, "an empty text" in blank) == (True,) * 3
 
 
 def test_no_lines_give_no_answers(mrpc):

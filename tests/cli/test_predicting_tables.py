@@ -2,6 +2,7 @@
 
 import csv
 import json
+from decimal import Decimal
 
 import numpy as np
 import pyarrow.parquet
@@ -83,6 +84,27 @@ def test_a_table_comes_out_with_columns_added(suffix, models, tmp_path):
         scores = {name: row[f"score_{name}"] for name in LABELS}
         assert scores == pytest.approx(answer["scores"], abs=1e-5)
     assert {path.name for path in tmp_path.iterdir()} == {f"in{suffix}", f"out{suffix}"}
+
+
+def test_parquet_keeps_the_types_of_its_columns(models, tmp_path):
+    columns = {
+        "review": pyarrow.array([row["review"] for row in ROWS]).dictionary_encode(),
+        "id": pyarrow.array(range(11), pyarrow.int8()),
+        "weight": pyarrow.array([0.1] * 11, pyarrow.float32()),
+        "gaps": pyarrow.array([None] * 11, pyarrow.string()),
+        "day": pyarrow.array([1] * 11, pyarrow.date32()),
+        "price": pyarrow.array([Decimal("1.50")] * 11),
+        "raw": pyarrow.array([b"a"] * 11),
+    }
+    for names in ([*columns][:-1], [*columns]):  # a column of bytes is read in another way
+        table = pyarrow.table({name: columns[name] for name in names})
+        pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+        words = (tmp_path / "in.parquet", "--text", "review", "--output", tmp_path / "out.parquet")
+        ended = command("predict", models / "texts", *words)
+        assert ended.code == 0, ended.err
+        found = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+        assert found.select(names).schema.remove_metadata() == table.schema
+        assert found.select(names).to_pylist() == table.to_pylist()
 
 
 def test_json_lines_come_on_stdin_and_lines_of_text_as_before(models):

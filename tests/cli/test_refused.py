@@ -237,8 +237,9 @@ def test_a_line_without_its_second_sentence_is_named(mrpc, tmp_path):
     words = ("predict", mrpc[0] / "run" / "model")
     said = "line 2: this model reads sentence pairs, one tab between them; got 'red fish'"
     for size in (1, 32):
-        ended = command(*words, "--batch-size", size, stdin="a cat\ta dog\nred fish\n")
-        assert (ended.code, ended.out.count("\n")) == (2, 1)  # what came before is answered
+        stdin = "a cat\ta dog\nred fish\na dog\ta dog\n"
+        ended = command(*words, "--batch-size", size, stdin=stdin)
+        assert (ended.code, ended.out.count("\n")) == (2, 2)  # the others are answered
         assert ended.err == f"multiexit: {said}\n"
     one_line(refused(tmp_path, *words, stdin="a\tcat\tdog\n", naming="line 1: "))
     (tmp_path / "rows.txt").write_text("a cat\ta dog\nred fish\n")

@@ -69,13 +69,13 @@ def parts_of(monkeypatch, model, table, out) -> bytes:
 @pytest.fixture
 def answered(monkeypatch):
     """The rows that went through the model."""
-    rows, inner = [], table_job._classified
+    rows, inner = [], table_job.classified
 
-    def counted(usable, classify, batch_size):
-        rows.extend(read.row["review"] for read in usable)
-        return inner(usable, classify, batch_size)
+    def counted(classify, values, *more):
+        rows.extend(values)
+        return inner(classify, values, *more)
 
-    monkeypatch.setattr(table_job, "_classified", counted)
+    monkeypatch.setattr(table_job, "classified", counted)
     return rows
 
 
@@ -201,19 +201,19 @@ def test_two_commands_do_not_write_one_file(model, tmp_path):
 def test_few_rows_are_held_at_a_time(model, tmp_path, monkeypatch):
     """A part's, while they are answered and while they are written."""
     read, done, passes = [0], [0], []
-    inner_read, classified, inner_write = TableRows.read, table_job._classified, row_files.write
+    inner_read, classified, inner_write = TableRows.read, table_job.classified, row_files.write
 
     def counted(rows, bad):
         for each in inner_read(rows, bad):
             read[0] += 1
             yield each
 
-    def answered(usable, *more):
+    def answered(classify, values, *more):
         assert read[0] - done[0] <= SIZE
-        done[0] += len(usable)
-        return classified(usable, *more)
+        done[0] += len(values)
+        return classified(classify, values, *more)
 
-    def write_all(path, columns, rows):
+    def write_all(path, columns, rows, types):
         passes.append(done[0])
         read[0] = done[0] = 0
 
@@ -223,13 +223,13 @@ def test_few_rows_are_held_at_a_time(model, tmp_path, monkeypatch):
                 done[0] += 1
                 yield row
 
-        inner_write(path, columns, watched())
+        inner_write(path, columns, watched(), types)
         passes.append(done[0])
 
     table = write(tmp_path / "in.csv")
     monkeypatch.setattr(TableRows, "check", lambda rows: None)
     monkeypatch.setattr(TableRows, "read", counted)
-    monkeypatch.setattr(table_job, "_classified", answered)
+    monkeypatch.setattr(table_job, "classified", answered)
     monkeypatch.setattr(row_files, "write", write_all)
     predict(model, table, tmp_path / "out.csv")
     assert passes == [len(ROWS)] * 2

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiexit.cli import typed
-from multiexit.serving import raw_inputs
+from multiexit.cli import lines, typed
 
 WAYS = {
     "ends of every kind": (b"fine\r\nold\rmac\nlast", ["fine", "old", "mac", "last"]),
@@ -76,16 +75,14 @@ def test_a_closed_stdin():
 def test_lines_of_a_pipe_come_one_by_one_and_are_answered_so():
     read, write = os.pipe()
     with os.fdopen(read, "rb") as pipe:
-        lines = raw_inputs._chunks_at_hand(
-            (line.decode() for line in typed._lines_at_hand(pipe)), 32
-        )
+        parts = lines._parts((line.decode() for line in typed._lines_at_hand(pipe)), 32)
         for words in (b"one\n", b"two\nthree\n"):
             os.write(write, words)
-            assert next(lines) == words.decode().splitlines(keepends=True)
+            assert next(parts)[0] == words.decode().splitlines(keepends=True)
         os.write(write, b"four")
         os.close(write)
-        assert list(lines) == [["four"]]
-    assert list(raw_inputs._chunks_at_hand(["a", "b", "c"], 2)) == [["a", "b"], ["c"]]
+        assert [part for part, _ in parts] == [["four"]]
+    assert [part for part, _ in lines._parts(["a", "b", "c"], 2)] == [["a", "b"], ["c"]]
 
 
 def test_a_folder_that_is_not_to_be_written_in_is_refused_at_once(tmp_path, monkeypatch):

@@ -21,7 +21,6 @@ from multiexit.data.words import tokenise_words
 from multiexit.evaluation import exit_losses
 from multiexit.evaluation.recommendation import recommend
 from multiexit.recipes.registry import RECIPES
-from multiexit.serving.raw_inputs import predict_lines
 from multiexit.training.accelerator import accelerator
 from multiexit.training.stepper import Stepper
 
@@ -239,8 +238,6 @@ def test_a_tagger_is_cut_behind_an_exit(trained, tokenizer):
         logits_BTC = mx.truncate(trained, 1)(**inputs).logits
     wanted = trained.predict(mx.FixedExit(1), **inputs)
     torch.testing.assert_close(logits_BTC[real_BT], wanted.logits_BC[real_BT])
-    with pytest.raises(ValueError, match="answers each token, and lines are"):
-        next(predict_lines(trained, mx.MaxProb(0.9), tokenizer, ["ada sang"]))
 
 
 def test_a_smaller_and_a_saved_tagger_answer_the_same(trained, tokenizer, tmp_path):

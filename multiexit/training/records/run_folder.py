@@ -82,6 +82,11 @@ def held(config: TrainConfig) -> Iterator[None]:
                 part.rmdir()
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run has saved something in a folder."""
+    return bool(checkpoint.names(folder)) or (folder / MODEL / SETTINGS).exists()
+
+
 def clear(folder: Path) -> None:
     """Remove what another run left, as `overwrite` asks."""
     for name in RUN_FILES:
@@ -114,7 +119,7 @@ def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:
     finished = (folder / MODEL / SETTINGS).exists()
     if config.overwrite or (config.resume and saved):
         return
-    if not config.resume and (saved or finished):
+    if not config.resume and holds_run(folder):
         raise ValueError(
             f"{folder} holds a run: resume=True goes on with it, overwrite=True "
             "clears it away and starts anew; or name another output"

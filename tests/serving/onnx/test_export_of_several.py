@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import multiexit as mx
-from multiexit.serving.raw_inputs import _plain_answer
 from multiexit_runner import Runner
 from multiexit_runner.folder import SETTINGS, seal
 
@@ -91,13 +90,3 @@ def test_exports_that_dont_tell_their_problem_are_read(tmp_path):
         seal(folder)
         with pytest.raises(ValueError, match=r"problem is 'several'; it must be one of classif"):
             Runner(folder)
-
-
-def test_plain_answers_name_the_labels_that_hold():
-    model = model_of("multi-label", labels=["wet", "cold", "dark"])
-    answer = _plain_answer(model, torch.tensor([2.0, -1.0, 0.5]))
-    assert answer == {"labels": ["wet", "dark"], "confidences": [0.880797, 0.622459]}
-    none = _plain_answer(model_of("multi-label"), torch.tensor([-2.0, -1.0, -0.5]))
-    assert none == {"labels": [], "confidences": []}
-    assert _plain_answer(model_of("regression"), torch.ones(3)) == {"values": [1.0, 1.0, 1.0]}
-    assert _plain_answer(model_of("regression", 1), torch.ones(1)) == {"value": 1.0}

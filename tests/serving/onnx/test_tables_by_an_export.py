@@ -1,6 +1,7 @@
-"""`multiexit predict` by an export: tables, as its classifier answers them."""
+"""`multiexit predict` by an export: tables and lines, as its classifier answers them."""
 
 import csv
+import json
 
 import pytest
 from answering import texts
@@ -32,7 +33,15 @@ def test_a_table_is_answered_and_gone_on_with(exported_texts, tmp_path):
     assert (ended.code, "these graphs hold the policy max-prob" in ended.err) == (2, True)
 
 
-def test_lines_of_text_are_not_for_an_export(exported_texts):
-    ended = command("predict", exported_texts[-1], stdin="the cat\n")
-    assert ended.code == 2
-    assert "is an export, which answers tables here: name a column by --text" in ended.err
+def test_lines_are_answered_as_by_its_classifier(exported_texts, tmp_path):
+    folder, rows = exported_texts[-1], texts(9, seed=2)
+    (tmp_path / "in.txt").write_text("\n".join([*rows[:4], " ", *rows[4:]]))
+    ended = command("predict", folder, tmp_path / "in.txt", "--all-scores")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "line 5" in ended.err
+    answers = [json.loads(line) for line in ended.out.splitlines()]
+    wanted = mx.Classifier.from_pretrained(folder)(rows)
+    for row, answer, text in zip(answers, wanted, rows, strict=True):
+        assert (row["text"], row["label"], row["exit"]) == (text, answer["label"], answer["exit"])
+        assert row["confidence"] == pytest.approx(answer["score"], abs=1e-5)
+        assert row["scores"] == pytest.approx(answer["scores"], abs=1e-5)

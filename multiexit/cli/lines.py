@@ -1,0 +1,110 @@
+"""`multiexit predict` on lines of text and on image files: an answer for each."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any
+
+from multiexit.cli.placing import classified
+from multiexit.cli.predicting import network_of
+from multiexit.data.order import chunks
+from multiexit_runner.answering import WINDOW, text_of
+from multiexit_runner.pictures import upright
+from multiexit_runner.reading import windows
+from multiexit_runner.tagging import words_of
+
+
+def answers(
+    classify: Any, values: Iterable[str], batch_size: int, all_scores: bool
+) -> Iterator[dict[str, Any]]:
+    """Answer lines of text, or image files, in their order; of pairs of texts a tab is between.
+
+    Lines that have come are answered as soon as no more come for 0.05 s; what has a length, such as
+    a list, is answered `WINDOW` batches at a time.
+
+    Args:
+        classify: the classifier of a model or of an export.
+        values: lines, or names of image files.
+        batch_size: rows that go through the model together, at most.
+        all_scores: the probability of each class too.
+
+    Returns:
+        For each, plain data: the text or file, and its exit and answer; or under `"error"` why it
+        can't be read.
+
+    Raises:
+        ValueError: scores of a model without classes; what reading the lines raises, behind the
+            answers to those before.
+    """
+    network = network_of(classify)
+    problem, images = network.problem, classify.kind == "image"
+    if all_scores and problem not in ("classification", "multi-label"):
+        raise ValueError(f"all_scores=True is not for {problem}: leave it")
+    name, read = ("file" if images else "text"), 0
+    for part, error in _parts(values, WINDOW * batch_size):
+        places = part if images else [f"line {read + i}" for i in range(1, len(part) + 1)]
+        ready = [_ready(classify, network, *each) for each in zip(part, places, strict=True)]
+        read += len(part)
+        usable = [row for row, (_, wrong) in enumerate(ready) if not wrong]
+        inputs, where = [ready[row][0] for row in usable], [places[row] for row in usable]
+        answered = iter(classified(classify, inputs, where, batch_size) if usable else ())
+        for value, (_, wrong) in zip(part, ready, strict=True):
+            said = {"error": wrong} if wrong else _plain(next(answered), problem, all_scores)
+            yield {name: value, **said}
+        if error is not None:
+            raise error
+
+
+def prepared(classify: Any, line: str, place: str) -> Any:
+    """What a classifier reads of a line.
+
+    Args:
+        classify: the classifier.
+        line: of text.
+        place: of the line, for messages.
+
+    Raises:
+        ValueError: an empty line; of pairs, one without a tab, or with several.
+    """
+    if classify.tags:
+        return words_of(line, place)
+    if not classify.paired:
+        return text_of(line, False, place)[0]
+    if line.count("\t") != 1:
+        raise ValueError(
+            f"{place}: this model reads sentence pairs, one tab between them; got {line!r:.80}"
+        )
+    return text_of(tuple(line.split("\t")), True, place)
+
+
+def _ready(classify: Any, network: Any, value: str, place: str) -> tuple[Any, str]:
+    """What the classifier reads of a line or file, or why it can't be read."""
+    try:
+        if classify.kind == "image":
+            return upright(value, network.preprocessing), ""
+        return prepared(classify, value, place), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _parts(
+    values: Iterable[str], size: int
+) -> Iterator[tuple[Sequence[str], BaseException | None]]:
+    """Values some at a time, and what their source raised behind them."""
+    if isinstance(values, Sized):
+        yield from ((part, None) for part in chunks(values, size))
+    else:
+        yield from windows(values, size)
+
+
+def _plain(answer: Mapping[str, Any], problem: str, all_scores: bool) -> dict[str, Any]:
+    """An answer as it is printed."""
+    said = {"exit": answer["exit"], "layers": answer["layers"]}
+    if problem == "classification":
+        said |= {"label": answer["label"], "confidence": round(answer["score"], 6)}
+    elif problem == "multi-label":
+        sure = [round(answer["scores"][name], 6) for name in answer["labels"]]
+        said |= {"labels": answer["labels"], "confidences": sure}
+    else:
+        return {**said, **answer}
+    if all_scores:
+        said["scores"] = {name: round(p, 6) for name, p in answer["scores"].items()}
+    return said

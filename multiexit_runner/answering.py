@@ -129,7 +129,7 @@ def text_of(item: Any, paired: bool, where: str) -> tuple[str, str | None]:
         names = ("text", "text_pair") if paired else ("text",)
         if {*item} != {*names}:
             raise ValueError(
-                f"{where} has the keys {[*item]}; this model reads {' and '.join(names)}"
+                f"{where} has the keys {_short([*item])}; this model reads {' and '.join(names)}"
             )
         given = [item[name] for name in names]
     elif isinstance(item, tuple | list):

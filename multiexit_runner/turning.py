@@ -76,12 +76,13 @@ def numbers_of(text: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> 
     if not isinstance(text, str) or text.partition("=")[0] != _typed(held.get("class")):
         raise _other(text, held, knobs)
     values = [value for value in text.partition("=")[2].split(",") if value]
+    wrong = f"can't read policy {text!r:.80}: one number for each of {fields}"
     try:
         numbers = [float(value) for value in values]
     except ValueError as error:
-        raise ValueError(f"can't read policy {text!r}: one number for each of {fields}") from error
+        raise ValueError(wrong) from error
     if not numbers or len(numbers) > len(fields):
-        raise ValueError(f"can't read policy {text!r}: one number for each of {fields}")
+        raise ValueError(wrong)
     return _free(dict(zip(fields, numbers, strict=False)), held, knobs, text)
 
 

@@ -68,7 +68,7 @@ def parse(text: str) -> ExitPolicy:
     texts = [value for value in values.split(",") if value]
     if len(texts) > len(types):
         raise ValueError(
-            f"{name} takes {list(types)}, got {values!r}: write {name}={','.join(types).upper()}, "
+            f"{name} takes {list(types)}, got {values!r:.80}: write {name}={','.join(types).upper()}, "
             "decimals with a point"
         )
     try:
@@ -80,7 +80,7 @@ def parse(text: str) -> ExitPolicy:
     except (TypeError, ValueError) as error:
         form = ",".join(types).upper()
         why = "" if isinstance(error, TypeError) else f" ({error})"  # too few numbers, or which
-        raise ValueError(f"can't read policy {text!r}: write {name}={form}{why}") from error
+        raise ValueError(f"can't read policy {text!r:.80}: write {name}={form}{why}") from error
 
 
 def _read_number(text: str) -> float | tuple[float, ...]:

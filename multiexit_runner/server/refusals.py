@@ -10,12 +10,16 @@ from fastapi.responses import JSONResponse
 log = logging.getLogger("multiexit.server")
 
 
+MOST = 500
+"""Characters of a sentence: what it repeats of a request may be long."""
+
+
 class Refused(Exception):
     """A request that is refused, with its status, a sentence and headers."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None):
         super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, dict(headers or {})
+        self.status, self.detail, self.headers = status, detail[:MOST], dict(headers or {})
 
 
 async def refused(request: Request, error: Any) -> JSONResponse:
@@ -29,10 +33,9 @@ async def invalid(request: Request, error: Any) -> JSONResponse:
         given = request.headers.get("content-type", "none")
         detail = f"the content type must be application/json, got {given:.80}"
         return JSONResponse({"detail": detail}, 415)
-    place = ".".join(map(str, first["loc"][1:])) or "the body"
+    place = f"{'.'.join(map(str, first['loc'][1:])) or 'the body':.80}"
     got = f", got {first['input']!r:.80}" if first.get("type") != "missing" else ""
-    status = 400 if first["type"] == "json_invalid" else 422
-    return JSONResponse({"detail": f"{place}: {first['msg']}{got}"}, status)
+    return JSONResponse({"detail": f"{place}: {first['msg']}{got}"}, 422)
 
 
 async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -7,12 +7,20 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
 
+MOST_KEYS = 16
+"""Of an object: more than any that is read. A message about each of a million would take long."""
+
 
 class _StrictRequest(Request):
     """A request whose JSON has each key once: of two alike the first would be lost."""
 
     async def json(self) -> Any:
-        return json.loads(await self.body(), object_pairs_hook=_unrepeated)
+        try:
+            return json.loads(await self.body(), object_pairs_hook=_unrepeated)
+        except RecursionError as error:
+            raise HTTPException(400, "the body is nested too deeply") from error
+        except ValueError as error:
+            raise HTTPException(400, f"the body can't be read as JSON: {error}") from error
 
 
 class StrictRoute(APIRoute):
@@ -28,6 +36,8 @@ class StrictRoute(APIRoute):
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_KEYS:
+        raise HTTPException(422, f"an object has at most {MOST_KEYS} keys here, got {len(pairs)}")
     table = dict(pairs)
     if len(table) < len(pairs):
         keys = [key for key, _ in pairs]

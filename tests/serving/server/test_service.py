@@ -94,8 +94,11 @@ def test_a_budget_is_kept_and_said(client):
     ("body", "status", "words"),
     [
         (b"", 422, "required"),
-        (b"{", 400, "JSON"),
-        (b"[" * 100_000, 400, ""),
+        (b"{", 400, "can't be read as JSON: Expecting"),
+        (b'{"inputs": "\xff"}', 400, "can't be read as JSON: 'utf-8' codec"),
+        (b'{"inputs": ' + b"9" * 5000 + b"}", 400, "can't be read as JSON: Exceeds the limit"),
+        (b"[" * 100_000, 400, "nested too deeply"),
+        (b"{%s}" % b",".join(b'"%d": 1' % i for i in range(500_000)), 422, "got 500000"),
         (b'{"inputs": "a", "threshold": NaN}', 422, "threshold"),
         (b'{"inputs": "a", "threshold": 1e999}', 422, "threshold"),
         (b'{"inputs": "a", "polcy": "x"}', 422, "polcy"),
@@ -124,6 +127,22 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(client, body, status, 
     assert response.status_code == status, response.text
     assert words in response.json()["detail"]
     ask(client, "the cat")  # it lives
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": {"k" * 500_000: 1}},
+        {"inputs": "a", "k" * 500_000: 1},
+        {"inputs": "a", "policy": "max-prob=" + "," * 500_000 + "a"},
+        {"inputs": "a", "policy": "max-prob=" + "1," * 500_000},
+        {"inputs": "a", "policy": "max-prob=" + "a" * 500_000},
+        {"inputs": "a", "policy": "k" * 500_000},
+        {"inputs": "a", "top_k": "k" * 500_000},
+    ],
+)
+def test_a_refusal_repeats_no_more_than_a_line(client, body):
+    assert len(ask(client, **body, status=422)["detail"]) <= 500
 
 
 def test_a_text_longer_than_the_network_takes_is_refused(tmp_path):

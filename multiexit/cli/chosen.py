@@ -1,4 +1,4 @@
-"""What is chosen for texts of a user's own where nothing was typed, and said."""
+"""What a run begins with where nothing was typed, and said."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -40,3 +40,13 @@ def suited(
     if said and not quiet and processes().is_main_process:
         say(f"chosen for texts of your own: {' and '.join(said)}")
     return config, pool
+
+
+def say_untrained(backbone: str | None, pretrained: bool) -> None:
+    """Say that a network of timm or torchvision starts from random weights."""
+    from multiexit.data.own.notes import say
+    from multiexit.runtime import processes
+
+    named = backbone is not None and backbone.startswith(("timm:", "torchvision:"))
+    if named and not pretrained and processes().is_main_process:
+        say(f"{backbone} starts from random weights: --pretrained loads its trained ones")

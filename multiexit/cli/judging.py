@@ -163,6 +163,7 @@ def calibrate(
         calibrating.check_table({**target, "share": share, "seed": seed}, temperatures)
     else:
         target = calibrating.complete(target, 0.5 if share is None else share)
+    typed.folder("the model's folder", model)
     loaded, task = sources.load(model, rows)
     if table:
         calibrating.tabulate(loaded, model, task, kind, confidence or 0.9)
@@ -203,6 +204,7 @@ def profile(
     sizes = typed.whole_numbers("--batch-sizes", batch_sizes)
     if tokens is not None and data is not None:
         raise ValueError("--tokens and --data both say how long rows are: give one")
+    typed.folder("the model's folder", model)
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     inputs = loaded.backbone.example_inputs()
     if tokens is None:

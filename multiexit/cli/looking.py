@@ -35,6 +35,7 @@ def report(
         raise ValueError(f"--output {target} is a folder: name a file, such as report.html")
     if not target.parent.is_dir():
         raise ValueError(f"--output {target}: there is no folder {target.parent}")
+    typed.folder("--output", target.parent)
     page = html_page(runs)
     write(target, lambda path: path.write_text(page, encoding="utf-8"))
     print(f"written: {target} ({len(page.encode()) / 1e6:.2f} MB)")
@@ -96,12 +97,12 @@ def info(
     from multiexit_runner.folder import SETTINGS as EXPORT
 
     folder = typed.model_folder(Path(backbone))
-    if (folder / SETTINGS).is_file() or (folder / EXPORT).is_file():
+    if any((folder / name).is_file() for name in (SETTINGS, EXPORT, provenance.NAME)):
         given = {"--classes": classes, "--exits": exits, "--head": head}
         for option, value in given.items():
             if value is not None:
                 raise ValueError(f"{option} is for a backbone, and {folder} has exits: leave it")
-        if not (folder / SETTINGS).is_file():
+        if (folder / EXPORT).is_file():
             print(_export_text(folder))
             return
         settings = read_settings(folder / SETTINGS)

@@ -53,6 +53,8 @@ def recommend(
         raise ValueError("--batch-size goes with --milliseconds: leave it out")
     check_share("share", share, "(0, 1)")
     folder = typed.model_folder(run)
+    if write:
+        typed.folder("the model's folder", folder)
     model, task = sources.load(folder, rows)
     if milliseconds is not None:
         if model.latency is None:

@@ -206,6 +206,7 @@ def train(
     if share:
         experiment.check_validation(read, share)
     method = experiment.tolerant(method, read)
+    chosen.say_untrained(backbone, pretrained)
     for number, folder in zip(numbers, folders, strict=True):
         begin = time.perf_counter()
         network = experiment.backbone_for(read, backbone, weights, number, pretrained)

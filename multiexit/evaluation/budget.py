@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multiexit import problems
 from multiexit.evaluation.guarantee import warn_one_answer
-from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.outputs import Outputs, need_outputs
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import MaxProb
 from multiexit.policies.base import need_classes
@@ -57,6 +57,7 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
 
     Reference: Huang et al., "Multi-Scale Dense Networks", ICLR 2018, section 4, and its code.
     """
+    need_outputs(outputs)
     M, B = outputs.num_exits, len(outputs.labels_B)
     _check_classes(outputs)
     share_M = shares(outputs.cost.macs_M, outputs.cost.full_macs / speedup)

@@ -10,7 +10,7 @@ from torch import Tensor
 from multiexit.evaluation.exit_losses import Loss
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.guarantee import warn_exits_at_chance, warn_one_answer
-from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.outputs import Outputs, need_outputs
 from multiexit.evaluation.targets import Target
 from multiexit.model.latency import Latency
 from multiexit.policies import ExitPolicy
@@ -94,6 +94,7 @@ def calibrate(
         >>> mx.judge(outputs, policy).speedup_layers
         1.6
     """
+    need_outputs(outputs)
     target = Target(
         speedup=speedup,
         score=score,

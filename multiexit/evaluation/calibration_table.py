@@ -13,7 +13,7 @@ from multiexit.evaluation import guarantee, metrics
 from multiexit.evaluation.exit_losses import bound_of
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.judging import Row, judge, sweep
-from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.outputs import Outputs, need_outputs
 from multiexit.evaluation.p_values import upper_bound
 from multiexit.evaluation.targets import losses_of_settings
 from multiexit.policies import CalibrationTable, ExitPolicy, FixedExit, Setting
@@ -67,6 +67,7 @@ def calibration_table(
         >>> [(setting.mean_layers, setting.score) for setting in table.settings]
         [(2.0, 1.0), (1.75, 1.0), (1.5, 1.0), (1.25, 1.0), (1.0, 1.0)]
     """
+    need_outputs(outputs)
     check_share("confidence", confidence, "(0, 1)")
     settings = policy_settings(policy, outputs.num_exits, outputs.num_classes, outputs.problem)
     guarantee.warn_one_answer(outputs)

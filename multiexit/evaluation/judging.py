@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multiexit import policies, problems
 from multiexit.evaluation import metrics
-from multiexit.evaluation.outputs import Outputs, exit_shares
+from multiexit.evaluation.outputs import Outputs, exit_shares, need_outputs
 from multiexit.model.cost import Cost
 from multiexit.policies import ExitPolicy, check
 
@@ -103,6 +103,7 @@ def exit_scores(outputs: Outputs) -> list[dict[str, float]]:
         >>> mx.exit_scores(mx.Outputs(logits_MBC, torch.tensor([1, 0]), cost))
         [{'score': 0.5, 'accuracy': 0.5}, {'score': 1.0, 'accuracy': 1.0}]
     """
+    need_outputs(outputs)
     return [score(outputs, logits_BC) for logits_BC in outputs.logits_MBC]
 
 
@@ -129,6 +130,7 @@ def judge(outputs: Outputs, policy: ExitPolicy) -> Row:
         >>> row.score, row.speedup_layers
         (0.5, 2.0)
     """
+    need_outputs(outputs)
     check(policy, outputs.num_exits, outputs.num_classes, outputs.problem)
     _check_unseen(outputs, policy)
     exit_B, answer_BC = outputs.answers(policy)

@@ -175,6 +175,18 @@ def rows_in_share(rows: int, share: float) -> int:
     return first
 
 
+def need_outputs(outputs: object) -> None:
+    """Refuse what isn't `Outputs`, such as the model itself.
+
+    Raises:
+        ValueError: with what was given.
+    """
+    if not isinstance(outputs, Outputs):
+        raise ValueError(
+            f"outputs are what collect(model, data) gives; got {type(outputs).__name__}"
+        )
+
+
 @torch.inference_mode()
 def collect(
     model: MultiExitModel,

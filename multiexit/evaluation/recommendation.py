@@ -17,7 +17,7 @@ from multiexit import problems
 from multiexit.evaluation.calibration import calibrate
 from multiexit.evaluation.grids import default_policies
 from multiexit.evaluation.judging import Row, judge, score
-from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.outputs import Outputs, need_outputs
 from multiexit.evaluation.targets import mean_ms
 from multiexit.model.latency import Latency
 from multiexit.policies import ExitPolicy, FixedExit, Margin, check
@@ -109,6 +109,7 @@ def recommend(
         (20, 20, 0.0, 2.0)
     """
     name, wanted = check_target(speedup=speedup, max_loss=max_loss, milliseconds=milliseconds)
+    need_outputs(outputs)
     choosing, judging = outputs.split(share, seed)
     rest = judging
     if choosing.keys_B is not None and judging.keys_B is not None:

@@ -33,7 +33,8 @@ def write_all(writers: dict[Path, Callable[[Path], Any]]) -> None:
         for path, aside in temporary.items():
             os.replace(aside, path)
     except SafetensorError as error:  # its own name for a failed write
-        raise OSError(f"could not write {[str(path) for path in writers]}: {error}") from error
+        names = ", ".join(str(path) for path in writers)
+        raise OSError(f"could not write {names}: {error}") from error
     finally:
         for aside in temporary.values():
             aside.unlink(missing_ok=True)

@@ -70,6 +70,8 @@ def read_settings(path: Path) -> dict[str, Any]:
             hint = f"; did you mean {inside}?"
         elif (path.parent / "export.json").exists():
             hint = "; it is an export, which mx.Classifier and multiexit_runner answer with"
+        elif (path.parent / "run.json").exists():
+            hint = "; the run in it has left none yet: let it end, or go on with it by --resume"
         elif (path.parent / "config.json").exists():
             hint = "; put exits on it by multiexit.wrap, or `multiexit train --backbone`"
         raise ValueError(f"no {path.name} in {path.parent}: not a saved MultiExitModel{hint}")

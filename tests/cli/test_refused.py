@@ -245,3 +245,41 @@ def test_a_line_without_its_second_sentence_is_named(mrpc, tmp_path):
     (tmp_path / "rows.txt").write_text("a cat\ta dog\nred fish\n")
     words = ("export", mrpc[0] / "run" / "model", "out", "--data", tmp_path / "rows.txt")
     one_line(refused(tmp_path, *words, naming=said))
+
+
+# Runs that have not ended, and folders that aren't to be written in
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info",),
+        ("report",),
+        ("predict", "-"),
+        ("calibrate", "--speedup", "2"),
+    ],
+)
+def test_a_run_without_a_model_yet(words, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    one_line(refused(tmp_path, words[0], run, *words[1:], naming="go on with it by --resume"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report",),
+        ("calibrate", "--speedup", "2"),
+        ("recommend", "--speedup", "2", "--write"),
+        ("profile",),
+    ],
+)
+def test_a_folder_that_is_not_to_be_written_in(words, digits, tmp_path, monkeypatch):
+    folder, _ = digits
+    before = written(folder)
+    real = os.access
+    writing = os.W_OK | os.X_OK
+    monkeypatch.setattr("os.access", lambda path, mode: mode != writing and real(path, mode))
+    one_line(refused(tmp_path, words[0], folder, *words[1:], naming="is not to be written in"))
+    assert written(folder) == before

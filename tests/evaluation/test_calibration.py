@@ -17,6 +17,7 @@ from multiexit import policies
 from multiexit.data.row_keys import row_keys
 from multiexit.evaluation import exit_losses
 from multiexit.evaluation.grids import policy_settings
+from multiexit.evaluation.recommendation import recommend
 
 KINDS = [mx.MaxProb, mx.Entropy, mx.Margin, mx.Patience, mx.FixedExit]
 
@@ -141,6 +142,22 @@ def test_speed_by_macs_counts_the_heads(outputs):
 def test_what_cannot_be_had_says_what_can(wanted, message, outputs):
     with pytest.raises(ValueError, match=message):
         mx.calibrate(outputs, mx.FixedExit, **wanted)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda given: mx.calibrate(given, mx.MaxProb, speedup=2.0),
+        lambda given: mx.calibration_table(given, mx.MaxProb),
+        lambda given: mx.budgeted(given, 2.0),
+        lambda given: mx.sweep(given, [mx.MaxProb(0.5)]),
+        lambda given: recommend(given, speedup=2.0),
+        mx.exit_scores,
+    ],
+)
+def test_a_model_in_place_of_its_outputs_is_refused(ask):
+    with pytest.raises(ValueError, match=r"collect\(model, data\) gives; got MultiExitModel"):
+        ask(chain())
 
 
 # Certificates

@@ -1,8 +1,9 @@
 """Folders that appear whole or not at all."""
 
 import pytest
+from safetensors import SafetensorError
 
-from multiexit.files.writing import whole_folder
+from multiexit.files.writing import whole_folder, write_all
 
 
 def names(folder):
@@ -67,3 +68,13 @@ def test_what_was_replaced_comes_back_where_the_second_rename_fails(tmp_path, mo
         fill(folder, "second", gone)
     assert names(tmp_path) == ["new"]
     assert text_in(folder) == "first"
+
+
+def test_what_could_not_be_written_is_named(tmp_path):
+    def full(path):
+        raise SafetensorError("No space left on device")
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    with pytest.raises(OSError, match=f"^could not write {one}, {two}: No space left on device$"):
+        write_all({one: lambda path: path.write_text("1"), two: full})
+    assert names(tmp_path) == []

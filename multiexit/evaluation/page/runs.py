@@ -38,7 +38,13 @@ def read(folder: Path) -> list[Run]:
     places = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     found = [place for place in places if (place / "results.json").exists()]
     if not found:
-        raise ValueError(f"{folder} holds no results.json: name the folder of a run")
+        hint = "name the folder of a run"
+        if (folder / "run.json").exists():
+            hint = (
+                "`multiexit train` writes it at a run's end: let it end, go on with it by "
+                "--resume, or judge its model by `multiexit evaluate`"
+            )
+        raise ValueError(f"{folder} holds no results.json: {hint}")
     return [_one(place, folder) for place in (found[:1] if found[0] == folder else found)]
 
 

@@ -137,8 +137,9 @@ def _readable(path: Path, inside: Path | None) -> Iterator[None]:
         raise ValueError(f"no weights at {path}")
     regular_file(path, inside)
     with path.open("rb") as file:
-        start = file.read(4)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        start = file.read(9)  # of safetensors a length, which may be any, and "{"
+    pickled = start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    if pickled and start[8:] != b"{":
         raise ValueError(
             f"{path} is no safetensors file but a pickle, as torch.save writes, which could run "
             "code; convert it once: tensors = torch.load(path, weights_only=True), take out the "

@@ -14,6 +14,11 @@ from torch import Tensor
 from multiexit.policies.base import ExitPolicy, State, need_classes
 from multiexit.policies.numbers import nats, number, probability, unit
 
+NOT_CERTAIN = (
+    "Certainty goes by a head that learns to exit, and this model has none: make it with "
+    "head='pooler+lte' (or 'linear+lte') and train it by the recipe 'berxit'"
+)
+
 
 @dataclass(frozen=True)
 class _Thresholded(ExitPolicy):
@@ -210,10 +215,7 @@ class Certainty(_Thresholded):
 
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         if "certainty" not in state:
-            raise ValueError(
-                "Certainty goes by a head that learns to exit, and this model has none: make it "
-                "with head='pooler+lte' (or 'linear+lte') and train it by the recipe 'berxit'"
-            )
+            raise ValueError(NOT_CERTAIN)
         return state["certainty"] >= threshold
 
 

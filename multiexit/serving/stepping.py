@@ -16,10 +16,11 @@ from multiexit.arguments import unknown
 from multiexit.backbones import select
 from multiexit.backbones.base import Carry
 from multiexit.model import exit_loop
-from multiexit.model.heads import Memory
+from multiexit.model.heads import CertainHead, Memory
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import (
     POLICIES,
+    Certainty,
     ExitPolicy,
     FixedExit,
     Known,
@@ -31,6 +32,7 @@ from multiexit.policies import (
     parse,
     sweep_settings,
 )
+from multiexit.policies.confidence import NOT_CERTAIN
 from multiexit.policies.registry import from_json, to_json
 from multiexit.problems import classes_of_decision
 from multiexit.serving.classifier import Classifier
@@ -58,11 +60,14 @@ class ModelNetwork:
         kinds: of the policies that rows may have.
 
     Raises:
-        ValueError: train mode.
+        ValueError: train mode; a policy that goes by a certainty, which this model's heads lack.
     """
 
     def __init__(self, model: MultiExitModel, kinds: Sequence[ExitPolicy]):
         exit_loop.check_evaluating(model)
+        certain = any(isinstance(head, CertainHead) for head in model.heads)
+        if not certain and any(isinstance(kind, Certainty) for kind in kinds):
+            raise ValueError(NOT_CERTAIN)  # else no row could be answered, of whatever policy
         self.model = for_inference(model)
         self.rows = PerRow(kinds_of(kinds))
         self.num_exits = model.num_exits

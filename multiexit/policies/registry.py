@@ -68,8 +68,8 @@ def parse(text: str) -> ExitPolicy:
     texts = [value for value in values.split(",") if value]
     if len(texts) > len(types):
         raise ValueError(
-            f"{name} takes {list(types)}, got {values!r:.80}: write {name}={','.join(types).upper()}, "
-            "decimals with a point"
+            f"{name} takes {list(types)}, got {values!r:.80}: write "
+            f"{name}={','.join(types).upper()}, decimals with a point"
         )
     try:
         numbers = [

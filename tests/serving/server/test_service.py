@@ -395,7 +395,9 @@ def test_options_that_will_not_do(tmp_path, text, environment, message):
         merged(tmp_path / "serve.toml", {}, environment)
 
 
-@pytest.mark.parametrize("own, kinds", [(mx.MaxProb(0.9), ["certainty"]), (mx.Certainty(0.9), [])])
+@pytest.mark.parametrize(
+    ("own", "kinds"), [(mx.MaxProb(0.9), ["certainty"]), (mx.Certainty(0.9), [])]
+)
 def test_certainty_of_heads_that_have_none_is_refused_at_the_start(own, kinds, tmp_path):
     tokenizer = tokenizer_in(tmp_path)
     classify = mx.Classifier(text_model(tokenizer), tokenizer, own)

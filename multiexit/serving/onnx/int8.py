@@ -22,6 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+MICROSOFT = "com.microsoft"
+"""The domain of an operator that onnxruntime and OpenVINO both have: a product of integers that is
+scaled in one pass."""
+
 
 class Target(NamedTuple):
     """CPUs that graphs are for.
@@ -127,12 +131,11 @@ def quantise(path: Path, target: str) -> None:
             constant("int8.0", 0, np.float32),
             constant("int8.1/127", 1 / 127, np.float32),
         )
-        size = add("Abs", [x], f"{x}.abs")
-        largest = add(
-            "Max", [add("ReduceMax", [size, last], f"{x}.max", keepdims=1), least], f"{x}.top"
-        )
+        up = add("ReduceMax", [x, last], f"{x}.max", keepdims=1)
+        down = add("Neg", [add("ReduceMin", [x, last], f"{x}.min", keepdims=1)], f"{x}.down")
+        largest = add("Max", [up, down, least], f"{x}.top")
         # A maximum passes over NaN; a sum doesn't, and NaN must stay NaN.
-        total = add("ReduceSum", [size, last], f"{x}.sum", keepdims=1)
+        total = add("ReduceSum", [x, last], f"{x}.sum", keepdims=1)
         sound = add("Add", [largest, add("Mul", [total, nothing], f"{x}.zero")], f"{x}.largest")
         scale = add("Mul", [sound, step], f"{x}.scale")
         steps = add("Div", [x, scale], f"{x}.steps")
@@ -155,16 +158,16 @@ def quantise(path: Path, target: str) -> None:
             quantised[x] = add_quantised(x)
         q, s = quantised[x]
         zero = constant("int8.zero", 0, np.int8)
-        whole = add("MatMulInteger", [q, Q, "int8.middle", zero], f"{y}.whole")
-        real = add("Cast", [whole], f"{y}.real", to=onnx.TensorProto.FLOAT)
         t = constant(f"{weight}.scale", scale_N, np.float32)
-        scaled = add("Mul", [real, s], f"{y}.scaled")
-        product = add("Mul", [scaled, t], f"{y}.product" if bias else y)
+        factors = [q, Q, "int8.one", t, "int8.middle", zero]
+        steps = add("MatMulIntegerToFloat", factors, f"{y}.steps", domain=MICROSOFT)
+        product = add("Mul", [steps, s], f"{y}.product" if bias else y)
         if bias:
             add("Add", [product, *bias], y)
 
     read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
     used = [value for name, value in constants.items() if name in read]
+    model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(used)

@@ -559,7 +559,7 @@ def test_int8_is_near_and_compared_on_rows(saved, tmp_path):
     assert "Over 32 rows" in ended.out
     assert "int8 for any CPU" in ended.out
     kinds = {node.op_type for node in onnx.load(tmp_path / "int8" / "exit-0.onnx").graph.node}
-    assert "MatMulInteger" in kinds
+    assert "MatMulIntegerToFloat" in kinds
     assert "Gemm" not in kinds
     runner = Runner(tmp_path / "int8")
     assert runner.settings["int8"] == {"target": "auto", "machines": "any CPU"}

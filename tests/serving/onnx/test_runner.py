@@ -82,7 +82,7 @@ def _products(path):
     return [
         (values[node.input[1]], values[node.input[1].removesuffix("int8") + "scale"])
         for node in graph.node
-        if node.op_type == "MatMulInteger"
+        if node.op_type == "MatMulIntegerToFloat"
     ]
 
 

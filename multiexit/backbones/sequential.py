@@ -139,7 +139,8 @@ def from_parts(
     first = nn.Sequential(*stem_modules)
     backbone = SequentialBackbone(first, stage_modules, example, layout=layout)
     names = part_names(module, [*stem, *stages])
-    is_chain = type(module).forward is nn.Sequential.forward
+    own = "forward" in vars(module) or module._forward_pre_hooks
+    is_chain = type(module).forward is nn.Sequential.forward and not own
     if not is_chain or stage_modules != list(module.children()):
         check_parts(module, list(zip(names, modules, strict=True)), example)
     check_rows(backbone.features, backbone, example)

@@ -61,6 +61,31 @@ def test_what_a_forward_does_between_parts_is_found(what):
         mx.wrap(Net(between), **PARTS)
 
 
+def patched(net):
+    own = net.forward
+    net.forward = lambda x: own(2 * x)
+
+
+def hooked(net):
+    net.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
+
+
+class Doubles(nn.Sequential):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"), [(nn.Sequential, patched), (nn.Sequential, hooked), (Doubles, None)]
+)
+def test_what_a_sequence_does_before_its_first_part_is_found(kind, change):
+    net = kind(nn.Linear(4, 4), nn.Linear(4, 4))
+    if change is not None:
+        change(net)
+    with pytest.raises(ValueError, match="doesn't hand the network's input on to '0' as it is"):
+        mx.wrap(net)
+
+
 def net_inside(kind):
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     return torch.compile(net) if kind == "_orig_mod" else nn.DataParallel(net)
@@ -163,6 +188,7 @@ def linears(n=2):
         (lambda: mx.wrap(Backwards(*linears())), "runs '0' before|'0' before|on to '0'"),
         (lambda: mx.wrap(nn.Sequential(nn.LazyLinear(3))), "has no shape yet: run the network"),
         (lambda: mx.wrap(nn.Sequential(*linears()).to("meta")), "'0.weight' is on the meta device"),
+        (lambda: mx.wrap(nn.Sequential(nn.Linear(4, 4, dtype=torch.cfloat))), "are complex"),
     ],
 )
 def test_what_cannot_be_cut_so_is_named(make, message):

@@ -34,7 +34,7 @@ def read_folder(folder: str | Path) -> Folder:
     except (TypeError, OSError, RuntimeError) as error:
         raise ValueError(f"{folder!r} is no folder: {error}") from error
     if not _exists(path / SUMS):
-        raise ValueError(f"no {SUMS} in {path}: not a folder that multiexit.serving.onnx wrote")
+        raise ValueError(f"no {SUMS} in {path}: not a folder that `multiexit export` wrote")
     try:
         lines = _file_bytes(path, SUMS).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

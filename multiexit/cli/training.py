@@ -127,7 +127,7 @@ def train(
     if push is not None:
         if seeds is not None:
             raise ValueError("--push uploads one model, and --seeds trains several: leave one out")
-        hub.check_name(push)
+        hub.check_push(push)
     elif private:
         raise ValueError("--private is of what --push uploads: leave it out")
     source = sources.find(

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -79,6 +79,23 @@ def check_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no name of a repository: {error}") from error
+
+
+def check_push(repo: str) -> None:
+    """Refuse before a long run what `push` can't do after it.
+
+    Raises:
+        ValueError: a name that no repository can have; the hub is switched off; nobody is logged
+            in.
+    """
+    check_name(repo)
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"{repo} can't be pushed while HF_HUB_OFFLINE is set: unset it")
+    if get_token() is None:
+        raise ValueError(
+            f"{repo} can't be pushed, since nobody is logged in: run `hf auth login`, or set "
+            "HF_TOKEN"
+        )
 
 
 def _link(source: str, target: str) -> None:

@@ -247,6 +247,19 @@ def test_a_line_without_its_second_sentence_is_named(mrpc, tmp_path):
     one_line(refused(tmp_path, *words, naming=said))
 
 
+# What can't be pushed is known before the run
+
+
+@pytest.mark.parametrize(
+    ("offline", "naming"), [(True, "HF_HUB_OFFLINE"), (False, "hf auth login")]
+)
+def test_a_push_that_must_fail_begins_no_run(offline, naming, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("multiexit.model.hub.get_token", lambda: None)
+    words = (*TRAIN, "--task", "digits", "--push", "me/digits")
+    one_line(refused(tmp_path, *words, naming=naming))
+
+
 # Runs that have not ended, and folders that aren't to be written in
 
 

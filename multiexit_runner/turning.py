@@ -76,7 +76,8 @@ def numbers_of(text: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> 
     if not isinstance(text, str) or text.partition("=")[0] != _typed(held.get("class")):
         raise _other(text, held, knobs)
     values = [value for value in text.partition("=")[2].split(",") if value]
-    wrong = f"can't read policy {text!r:.80}: one number for each of {fields}"
+    example = f"{_typed(held.get('class'))}={','.join(f'{name.upper()}' for name in fields)}"
+    wrong = f"can't read policy {text!r:.80}: numbers are wanted, as {example}"
     try:
         numbers = [float(value) for value in values]
     except ValueError as error:

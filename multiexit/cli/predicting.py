@@ -47,9 +47,7 @@ def classifier(folder: Path, policy: str | None, backend: str | None) -> Any:
     model = MultiExitModel.from_pretrained(folder).to(typed.device())
     exit_policy = parse(policy) if policy else model.policy
     if exit_policy is None:
-        raise ValueError(
-            "this model was saved without a policy: give one, e.g. --policy patience=4"
-        )
+        raise ValueError("this model has no policy of its own: give one, e.g. --policy patience=4")
     kind = model.preprocessing.get("kind")
     if kind not in ("image", "text"):
         raise ValueError(
@@ -138,6 +136,7 @@ def predict_table(
         note = table_job.answer_into(output, rows, classify, added, skip_bad, batch_size, model)
         if note is not None:
             say(note)
+        say(f"written: {output}")
         return
     bad = BadRows(None if output is None else output.with_name(f"{output.stem}.skipped.jsonl"))
     answered = _as_they_come(rows, classify, bad, skip_bad, added, batch_size)

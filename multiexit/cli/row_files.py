@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -26,12 +27,15 @@ def check(path: Path, source: Path | None) -> None:
         source: of the rows, which isn't to be lost; None where it is no file.
 
     Raises:
-        ValueError: another suffix, no such folder, something there that is no file, or the source.
+        ValueError: another suffix, no such folder or none to write in, something there that is no
+            file, or the source.
     """
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"output is {path}; it ends in {', '.join(WRITERS)}, which says its form")
     if not path.parent.is_dir():
         raise ValueError(f"output is {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"output is {path}: {path.parent} is not to be written in")
     if path.exists() and not path.is_file():
         raise ValueError(f"output is {path}: that is no file")
     if source is not None and path.exists() and source.exists() and path.samefile(source):

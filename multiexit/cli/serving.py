@@ -149,9 +149,9 @@ def export(
         raise ValueError("--agreement is measured with --int8 on rows: give --data or --task too")
     if triton:
         check_name(output)
-        if output.exists():
-            raise ValueError(f"{output} exists already: remove it or name another folder")
-        typed.folder("--output", output)
+    if output.exists():
+        raise ValueError(f"{output} exists already: remove it or name another folder")
+    typed.folder("--output", output)
     model = typed.model_folder(model)
     exit_policy = parse(policy) if policy else None
     reads = (model / "tokenizer_config.json").is_file()

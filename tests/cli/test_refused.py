@@ -177,7 +177,7 @@ def test_a_runs_folder_stands_for_its_model(tmp_path):
     mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2).save_pretrained(
         tmp_path / "run" / "model"
     )
-    one_line(refused(tmp_path, "predict", tmp_path / "run", "x.png", naming="without a policy"))
+    one_line(refused(tmp_path, "predict", tmp_path / "run", "x.png", naming="no policy of its own"))
 
 
 def test_a_run_of_another_kind_in_the_folder_is_not_gone_on_with(digits, tmp_path):

@@ -18,6 +18,9 @@ from multiexit.losses.class_names import missing
 MANY = 50
 """More whole numbers than this could be classes or values: the user says which."""
 
+FEW = 0.05
+"""Words among numbers, up to this share of rows, are more likely mistakes than classes."""
+
 LARGEST = 1e18
 """Beyond it float32 can't hold a number's square, by which losses and scores reckon."""
 
@@ -144,12 +147,13 @@ def _guess(values: Sequence[Any], names: Sequence[str] | None) -> str:
     numbers = [_number(value) for value in values]
     fraction = next((n for n in numbers if n is not None and n != int(n)), None)
     if None in numbers:
-        word = values[numbers.index(None)]
-        if fraction is not None:
+        word, words = values[numbers.index(None)], numbers.count(None)
+        if fraction is not None or words <= FEW * len(numbers):
+            number = fraction or next(n for n in numbers if n is not None)
             raise ValueError(
-                f"labels are numbers such as {fraction:g}, and others such as {word!r:.80} that "
-                "are none: say problem='regression', by which these rows can't be used, or "
-                "problem='classification'"
+                f"labels are numbers such as {number:g}, and {words} that are none, such as "
+                f"{word!r:.80}: say problem='classification' if all are classes, or "
+                "problem='regression', by which rows without a number can't be used"
             )
         return "classification"
     if fraction is not None:

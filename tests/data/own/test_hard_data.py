@@ -86,8 +86,9 @@ WRONG = {
     "no name": ("", "an empty name"),
     "a word among fractions": (
         texts(9, lambda row: row / 2 if row else "n/a"),
-        "others such as 'n",
+        "none, such as 'n",
     ),
+    "a word among many": (texts(40, lambda row: row % 4 if row else "five"), "and 1 that are none"),
     "whose square is infinite": (
         texts(9, lambda row: 1e19 if row == 3 else row / 2),
         "a number beyond 1e.18",

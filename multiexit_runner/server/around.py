@@ -56,6 +56,8 @@ class LimitBodies:
 class Named:
     """Gives each request an id, or takes its own, and tells of the response.
 
+    A request that is cancelled, as at the end of the time that a service takes to end, gets 503.
+
     Args:
         app: behind it.
         on_response: called with path, status, id and seconds.
@@ -70,12 +72,23 @@ class Named:
         start = time.perf_counter()
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode("latin-1") if 0 < len(given) <= 100 else uuid.uuid4().hex
+        started = False
 
         async def named(message: Any) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [*message["headers"], (b"x-request-id", id.encode("latin-1"))]
                 seconds = time.perf_counter() - start
                 self.on_response(scope["path"], message["status"], id, seconds)
             await send(message)
 
-        await self.app(scope, receive, named)
+        try:
+            await self.app(scope, receive, named)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            detail = "the service ends, and had no time left for this request: ask another one"
+            await JSONResponse({"detail": detail}, 503, {"Connection": "close"})(
+                scope, receive, named
+            )

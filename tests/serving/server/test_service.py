@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 import multiexit as mx
 from multiexit.serving.stepping import of_model
 from multiexit_runner.server.app import Service
+from multiexit_runner.server.around import Named
 from multiexit_runner.server.options import Options, merged
 from multiexit_runner.server.served import of_export
 
@@ -403,3 +404,19 @@ def test_certainty_of_heads_that_have_none_is_refused_at_the_start(own, kinds, t
     classify = mx.Classifier(text_model(tokenizer), tokenizer, own)
     with pytest.raises(ValueError, match=r"this model has none: make it with head='pooler\+lte'"):
         of_model(classify, kinds)
+
+
+def test_a_request_that_is_cancelled_at_the_end_gets_503():
+    sent, told = [], []
+
+    async def ended(scope, receive, send):  # as uvicorn cancels what has no time left
+        raise asyncio.CancelledError
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/predict", "headers": []}
+    named = Named(ended, lambda path, status, *_: told.append((path, status)))
+    asyncio.run(named(scope, None, send))
+    assert "had no time left" in json.loads(sent[1]["body"])["detail"]
+    assert told == [("/predict", 503)]

@@ -9,6 +9,7 @@ from multiexit_runner.inputs import Arrays
 
 BACKENDS = ("onnxruntime", "openvino")
 CPU = "CPUExecutionProvider"
+MOST_THREADS = 1024
 KINDS = {"int64": "int64", "int32": "int32", "float32": "float", "bool": "bool"}
 """Types of arrays, as onnxruntime calls them."""
 
@@ -40,10 +41,12 @@ def opener(backend: str, threads: int | None, providers: Sequence[Any] | None) -
         providers: of onnxruntime, as for `Runner`.
 
     Raises:
-        ValueError: a backend or provider that isn't there.
+        ValueError: a backend or provider that isn't there, or more threads than `MOST_THREADS`.
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if threads is not None and threads > MOST_THREADS:
+        raise ValueError(f"threads must be at most {MOST_THREADS}, got {threads}")
     if backend == "onnxruntime":
         return _onnxruntime(threads, _checked(providers))
     if providers is not None:

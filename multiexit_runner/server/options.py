@@ -9,6 +9,8 @@ from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
+from multiexit_runner.backends import MOST_THREADS
+
 PREFIX = "MULTIEXIT_SERVE_"
 
 NO_LOSS = 100.0
@@ -18,8 +20,8 @@ TURNING = ("target_ms", "budget_layers", "budget_ms")
 """Options that turn the policy, of which a service has one at most."""
 
 
-def _option(default: Any, words: str, least: float | None = None) -> Any:
-    return field(default=default, metadata={"words": words, "least": least})
+def _option(default: Any, words: str, least: float | None = None, most: float = inf) -> Any:
+    return field(default=default, metadata={"words": words, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Options:
     """
 
     host: str = _option("127.0.0.1", "address to listen at; 0.0.0.0 is all")
-    port: int = _option(8000, "port to listen at; 0 is a free one", 0)
+    port: int = _option(8000, "port to listen at; 0 is a free one", 0, 65535)
     policy: str = _option("", "policy of requests without one; default the model's own")
     policies: str = _option(
         "", "kinds of policy that requests may name beside that of --policy, with commas"
@@ -57,9 +59,11 @@ class Options:
     batch_size: int = _option(32, "rows that go through a segment together, at most", 1)
     max_wait_ms: float = _option(0.0, "age of the oldest row, in ms, from which it goes first", 0)
     max_rows: int = _option(1024, "rows on their way, at most; others get 429", 1)
-    max_request_rows: int = _option(256, "rows of a request, at most", 1)
+    max_request_rows: int = _option(
+        256, "rows of a request, at most, and never more than max_rows", 1
+    )
     max_characters: int = _option(20_000, "characters of a text, at most", 1)
-    max_body_mb: float = _option(8.0, "size of a request, in MB, at most", 0)
+    max_body_mb: float = _option(8.0, "size of a request, in MB, at most", 0.001)
     read_seconds: float = _option(
         30.0, "time for a request's headers to come, and for its body", 0.01
     )
@@ -67,7 +71,9 @@ class Options:
     drift_alpha: float = _option(
         0.01, "chance that a certificate is voided though no row drifts; 0 doesn't watch", 0
     )
-    threads: int = _option(0, "threads of the network; 0 is as many as there are cores", 0)
+    threads: int = _option(
+        0, "threads of the network; 0 is as many as there are cores", 0, MOST_THREADS
+    )
     backend: str = _option(
         "", "what runs an export: onnxruntime, which is the default, or openvino"
     )
@@ -81,16 +87,16 @@ class Options:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, least = getattr(self, f.name), f.metadata["least"]
+            value, least, most = getattr(self, f.name), f.metadata["least"], f.metadata["most"]
             if type(value) is int and f.type is float:
                 value = float(value)
                 object.__setattr__(self, f.name, value)
             if type(value) is not f.type:
                 raise ValueError(f"{f.name} must be {_name(f.type)}, got {value!r}")
-            if least is not None and not least <= value < float("inf"):
-                raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
-        if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, got {self.port}")
+            if least is not None and not least <= value < inf:
+                raise ValueError(f"{f.name} must be at least {least} and finite, got {value!r}")
+            if least is not None and value > most:
+                raise ValueError(f"{f.name} must be at most {most}, got {value!r}")
         self._check_dial()
         if self.drift_alpha >= 1:
             raise ValueError(f"drift_alpha must be below 1, got {self.drift_alpha!r}")

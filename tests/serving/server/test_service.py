@@ -381,6 +381,8 @@ def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
     ("text", "environment", "message"),
     [
         ("port = 70000", {}, "port must be at most 65535"),
+        ("threads = 100000", {}, "threads must be at most 1024"),
+        ("max_body_mb = 0", {}, "max_body_mb must be at least 0.001"),
         ('port = "many"', {}, "port must be a whole number, got 'many'"),
         ("ports = 1", {}, "'ports', which is none of host, port"),
         ("port =", {}, "can't be read"),

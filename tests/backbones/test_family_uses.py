@@ -1,4 +1,4 @@
-"""Wrapped means trained, counted and exported: a part is run, the whole table looked up."""
+"""Wrapped means trained, counted, compiled, cut and exported: a part is run, the rest looked up."""
 
 import json
 import math
@@ -9,10 +9,19 @@ from unittest.mock import patch
 import pytest
 from helpers import ROOT
 from test_recorded import REFUSED
+from test_vision_zoo import REFUSED as REFUSED_IMAGES
+from vision_zoo import zoo
 from zoo import ZOO
 
-TABLE = ROOT / "docs" / "results" / "families" / "zoo.json"
-ROWS = {row["family"]: row for row in json.loads(TABLE.read_text(encoding="utf-8"))["rows"]}
+TABLES = ROOT / "docs" / "results"
+ROWS = {
+    table: {
+        row["family"]: row
+        for row in json.loads((TABLES / table / "zoo.json").read_text(encoding="utf-8"))["rows"]
+    }
+    for table in ("families", "vision")
+}
+ALL = {**ROWS["families"], **ROWS["vision"]}
 VIEWS = {
     *("decoder/doge", "decoder/qwen3_5", "decoder/qwen3_5_text", "decoder/qwen3_next"),
     "image/mobilevitv2",
@@ -29,26 +38,30 @@ def uses():
         return runpy.run_path(str(folder / "family_uses.py"))
 
 
-@pytest.mark.parametrize("key", ["decoder/gptj", "decoder/mixtral", "text/clip_text_model"])
+@pytest.mark.parametrize(
+    "key", ["decoder/gptj", "decoder/mixtral", "text/clip_text_model", "torchvision/squeezenet"]
+)
 def test_two_steps_of_leebert_and_the_macs_are_what_the_table_says(key, uses):
     row = uses["row_of"](key, ["MACs", "trained"])
-    assert row == {name: ROWS[key][name] for name in row}
+    assert row == {name: ALL[key][name] for name in row}
 
 
 def test_every_network_that_is_wrapped_is_counted_and_trained():
-    assert ROWS.keys() >= {key for key in ZOO if key not in REFUSED}
-    assert all(float(row["MACs"]) > 0 for row in ROWS.values())
-    assert {row["trained"] for row in ROWS.values()} == {"0"}
+    assert ROWS["families"].keys() >= {key for key in ZOO if key not in REFUSED}
+    assert ROWS["vision"].keys() >= zoo().keys() - REFUSED_IMAGES.keys()
+    assert all(float(row["MACs"]) > 0 for row in ALL.values())
+    assert {row["trained"] for row in ALL.values()} == {"0"}
 
 
 @pytest.mark.parametrize("name", ["compiled", "truncated"])
 def test_compiled_and_cut_networks_answer_as_before(name):
-    rows = [row for key, row in ROWS.items() if name != "compiled" or key not in VIEWS]
+    rows = [row for key, row in ALL.items() if name != "compiled" or key not in VIEWS]
     assert all(float(row[name]) < 1e-3 for row in rows)
 
 
-def test_nearly_all_are_exported_and_the_others_refused_in_a_sentence():
-    cells = [row["exported"] for row in ROWS.values() if "exported" in row]
+@pytest.mark.parametrize("table", ROWS)
+def test_nearly_all_are_exported_and_the_others_refused_in_a_sentence(table):
+    cells = [row["exported"] for row in ROWS[table].values()]
     refused = [cell for cell in cells if not cell[0].isdigit()]
     assert len(refused) <= UNEXPORTED * len(cells)
     assert all(math.isfinite(float(cell)) for cell in cells if cell not in refused)

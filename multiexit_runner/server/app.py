@@ -128,11 +128,11 @@ class Service:
         try:
             order = self.orders.of(ask.policy, ask.threshold, ask.max_exit)
             top_k = check_top(ask.top_k, self.served.problem, self.served.num_classes)
-            prepared = await self._read(items)
+            order, entry = self._enter(order, len(items))  # what is shed isn't read
+            prepared = await self._read(items, entry)
         except ValueError as error:
             raise Refused(422, str(error)) from error
         budget = None if ask.budget_ms is None else ask.budget_ms / 1000
-        order, entry = self._enter(order, len(prepared))
         by_policy = ask.max_exit is None and budget is None
         with self.watch.request() if order.certified and by_policy else nullcontext([]) as lefts:
             lefts += await self._run(prepared, order, entry, budget, request)
@@ -157,11 +157,15 @@ class Service:
         expected = order.expected if by_policy else {}
         return {"answers": answers, "policy": order.said, **expected, "certified": certified}
 
-    async def _read(self, items: list[Any]) -> list[Encoded]:
+    async def _read(self, items: list[Any], entry: Entry | None) -> list[Encoded]:
         read = partial(read_inputs, self.served, self.options, items)
-        if self.served.kind == "text" and characters(items) <= SOME:
-            return read()
-        return await to_thread.run_sync(read, limiter=self.readers)
+        try:
+            if self.served.kind == "text" and characters(items) <= SOME:
+                return read()
+            return await to_thread.run_sync(read, limiter=self.readers)
+        except BaseException:  # a client that goes cancels it
+            self._leave(entry, len(items))
+            raise
 
     async def _run(
         self,

@@ -61,7 +61,8 @@ def test_compiled_and_cut_networks_answer_as_before(name):
 
 @pytest.mark.parametrize("table", ROWS)
 def test_nearly_all_are_exported_and_the_others_refused_in_a_sentence(table):
-    cells = [row["exported"] for row in ROWS[table].values()]
+    cells = [row["exported"] for row in ROWS[table].values() if "exported" in row]
+    assert len(cells) > 0.95 * len(ROWS[table])
     refused = [cell for cell in cells if not cell[0].isdigit()]
     assert len(refused) <= UNEXPORTED * len(cells)
     assert all(math.isfinite(float(cell)) for cell in cells if cell not in refused)

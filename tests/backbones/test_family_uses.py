@@ -24,7 +24,7 @@ ROWS = {
 ALL = {**ROWS["families"], **ROWS["vision"]}
 VIEWS = {
     *("decoder/doge", "decoder/qwen3_5", "decoder/qwen3_5_text", "decoder/qwen3_next"),
-    "image/mobilevitv2",
+    *("image/mobilevitv2", "timm/cpubone", "timm/nextvit"),
 }
 """Whose views torch's compiler gets wrong without its last part, machine code."""
 UNEXPORTED = 0.15

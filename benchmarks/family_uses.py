@@ -4,14 +4,15 @@
 
 Every network of the tests' zoos, each in a process of its own. *MACs*: of one row, in `cost()`.
 *trained*: by LeeBERT, two steps; the largest difference between the losses with and without
-`checkpoint_gradients`. *compiled*: an engine's logits and the loss of a joint step, without
-dropout, with and without `compile`, by all of `torch.compile` but the making of machine code; of
-logits above 1 their share; with `--compiler inductor` by all of it, which networks need whose views
-`aot_eager` gets wrong. *exported*: to ONNX, with two exits; the largest difference between the
-graphs' logits and the model's own. *truncated*: cut behind either exit, saved and loaded where a
-library's class computes the same; the largest difference from the exit's logits. What is refused
-has the sentence in place of a number. What `zoo.json` has already isn't measured again, but for the
-families that `--only` names.
+`checkpoint_gradients`. *two processes*: between those in two, by DDP, and in one; no dropout.
+*compiled*: an engine's logits and the loss of a joint step, without dropout, with and without
+`compile`, by all of `torch.compile` but the making of machine code; of logits above 1 their share;
+with `--compiler inductor` by all of it, which networks need whose views `aot_eager` gets wrong.
+*exported*: to ONNX, with two exits; the largest difference between the graphs' logits and the
+model's own. *truncated*: cut behind either exit, saved and loaded where a library's class computes
+the same; the largest difference from the exit's logits. What is refused has the sentence in place
+of a number. What `zoo.json` has already isn't measured again, but for the families that `--only`
+names.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import torch
 from common import save, saved
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from two_processes import in_two_processes
 
 import multiexit as mx
 from multiexit.files.unreadable import one_line
@@ -80,6 +82,31 @@ def made(key: str) -> tuple[mx.MultiExitModel, dict[str, Tensor]] | None:
 def counted(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
     """MACs of one row, as `cost()` counts them by itself."""
     return f"{model.cost().full_macs:.3g}"
+
+
+def shared(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
+    """How far losses of two steps in two processes differ from those in one, of as many rows."""
+
+    def losses(batch_size: int) -> list[float]:
+        config = mx.TrainConfig(
+            log_every=1,
+            progress=False,
+            max_steps=2,
+            batch_size=batch_size,
+            optimizer="sgd",
+            lr=0.05,
+        )
+        with patch.object(stepper, "train_mode", nn.Module.eval):  # draws are each process's own
+            history = mx.Trainer(model, mx.recipe("leebert", cycle=1), config).fit(Rows(inputs))
+        return [step["loss"] for step in history.steps]
+
+    two = in_two_processes(
+        lambda: losses(2)
+    )  # first: a process that differentiated can't be forked
+    one = losses(4)
+    if len(one) != len(two):
+        raise AssertionError(f"{len(two)} steps in place of {len(one)}")
+    return f"{(torch.tensor(one) - torch.tensor(two)).abs().max().item():.1g}"
 
 
 def losses_differ(
@@ -165,6 +192,7 @@ def loaded(network: Any) -> list[nn.Module]:
 
 CHECKS: dict[str, Callable[[mx.MultiExitModel, dict[str, Tensor]], str]] = {
     "MACs": counted,
+    "two processes": shared,
     "trained": trained,
     "compiled": compiled,
     "exported": exported,

@@ -154,7 +154,7 @@ def test_one_answer_for_all_rows_is_warned_of():
     with pytest.warns(UserWarning, match=r"answers \[1, 1, 1, 1\] on all 80 rows"):
         mx.calibrate(same, mx.MaxProb, risk=0.3)
     alike = mx.Outputs(outputs.logits_MBC, torch.ones(80, 4), COST, problem="multi-label")
-    with pytest.warns(UserWarning, match=r"have the label \[1.0, 1.0, 1.0, 1.0\]"):
+    with pytest.warns(UserWarning, match=r"have one label, \[1.0, 1.0, 1.0, 1.0\]"):
         mx.budgeted(alike, 1.2)
 
 

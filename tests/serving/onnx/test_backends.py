@@ -148,7 +148,8 @@ def test_providers_are_asked_for_in_their_order(exported_texts, monkeypatch):
     """CUDA and TensorRT as an onnxruntime for GPUs has them, on a machine that has them or not."""
     asked, real = [], onnxruntime.InferenceSession
 
-    def session(data, options, providers):
+    def session(data, options, providers, disabled_optimizers):
+        assert disabled_optimizers == []  # that is for CPUs alone
         asked.append(providers)
         made = real(data, options, ["CPUExecutionProvider"])
         made.get_providers = lambda: [*usable, "CPUExecutionProvider"]

@@ -237,7 +237,7 @@ def test_layers_of_rows_whose_client_has_gone_are_run_but_not_saved(text_served)
 
     async def run(steps):
         request, order = Request(), service.orders.of(None, None, None)
-        rows = await service._read(["the cat saw a dog"] * 3)
+        rows = await service._read(["the cat saw a dog"] * 3, None)
         order = order._replace(policy=service.served.parse("max-prob=1", {}))
         running = asyncio.create_task(service._run(rows, order, None, None, request))
         for _ in range(10):  # until they are in the queue

@@ -31,9 +31,9 @@ from unittest.mock import patch
 
 import torch
 from common import save, saved
+from forked_pair import in_two_processes
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from two_processes import in_two_processes
 
 import multiexit as mx
 from multiexit.files.unreadable import one_line

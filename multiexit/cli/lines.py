@@ -45,7 +45,7 @@ def answers(
         read += len(part)
         usable = [row for row, (_, wrong) in enumerate(ready) if not wrong]
         inputs, where = [ready[row][0] for row in usable], [places[row] for row in usable]
-        answered = iter(classified(classify, inputs, where, batch_size) if usable else ())
+        answered = iter(classified(classify, inputs, where, batch_size))
         for value, (_, wrong) in zip(part, ready, strict=True):
             said = {"error": wrong} if wrong else _plain(next(answered), problem, all_scores)
             yield {name: value, **said}

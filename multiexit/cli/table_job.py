@@ -110,7 +110,7 @@ def _answers(
         bad.settle()
     usable = [read for read in opened if not read.wrong]
     values, places = [read.value for read in usable], [read.place for read in usable]
-    answered = iter(classified(classify, values, places, batch_size) if usable else ())
+    answered = iter(classified(classify, values, places, batch_size))
     return [read.wrong or answer_columns.values(next(answered), added) for read in opened]
 
 

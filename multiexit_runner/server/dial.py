@@ -170,10 +170,10 @@ class LoadDial:
         Raises:
             Shed: they would be answered too late, and others are on their way.
         """
-        place, reckoned_S = self._fit(rows)
+        place, reckoned_S, usual = self._fit(rows)
         place = 0 if own else place
         reckoned = float(reckoned_S[place])
-        expected = reckoned + self._beyond(0.5)
+        expected = reckoned + usual
         if self._rows_S.any() and expected > SHED_FROM * self.target:
             raise Shed(expected, self.target)
         self._rows_S[place] += rows
@@ -191,14 +191,16 @@ class LoadDial:
         """A request was answered, so many seconds after it came."""
         self._took.append((self._clock(), seconds - entry.expected))
 
-    def _fit(self, rows: int) -> tuple[int, np.ndarray]:
-        """The setting for a request, and what is reckoned of each, in seconds [S]."""
+    def _fit(self, rows: int) -> tuple[int, np.ndarray, float]:
+        """The setting for a request, and in seconds what is reckoned of each [S], and the median of
+        what the last requests took beyond that."""
         row_S, through_S = self._seconds()
         alone_S = np.maximum(rows * row_S, through_S)
         reckoned_S = self._rows_S @ row_S + alone_S
-        fits_S = reckoned_S + self._beyond(0.95) <= self._allowed_S
+        usual, late = self._beyond()
+        fits_S = reckoned_S + late <= self._allowed_S
         fits_S[-1] = True
-        return int(fits_S.argmax()), reckoned_S
+        return int(fits_S.argmax()), reckoned_S, usual
 
     def _seconds(self) -> tuple[np.ndarray, np.ndarray]:
         """The network's time for a row, and a batch's time on its way, by setting."""
@@ -207,11 +209,12 @@ class LoadDial:
         run_M = _filled(seconds_M, runs_M)
         return self._reach_SM @ row_M, run_M.cumsum()[self._deepest_S]
 
-    def _beyond(self, share: float) -> float:
-        """What so many of the last requests took beyond what was reckoned, in seconds."""
+    def _beyond(self) -> tuple[float, float]:
+        """What half and 95 % of the last requests took beyond what was reckoned, in seconds."""
         since = self._clock() - SECONDS
         beyond = [seconds for when, seconds in self._took if when >= since]
-        return max(0.0, float(np.quantile(beyond, share))) if beyond else 0.0
+        half, most = np.quantile(beyond or [0.0], (0.5, 0.95)).clip(0).tolist()
+        return half, most
 
 
 def _filled(sum_M: np.ndarray, count_M: np.ndarray) -> np.ndarray:

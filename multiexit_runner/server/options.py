@@ -59,9 +59,7 @@ class Options:
     batch_size: int = _option(32, "rows that go through a segment together, at most", 1)
     max_wait_ms: float = _option(0.0, "age of the oldest row, in ms, from which it goes first", 0)
     max_rows: int = _option(1024, "rows on their way, at most; others get 429", 1)
-    max_request_rows: int = _option(
-        256, "rows of a request, at most, and never more than max_rows", 1
-    )
+    max_request_rows: int = _option(256, "rows of a request, at most", 1)
     max_characters: int = _option(20_000, "characters of a text, at most", 1)
     max_body_mb: float = _option(8.0, "size of a request, in MB, at most", 0.001)
     read_seconds: float = _option(

@@ -45,7 +45,7 @@ from multiexit.data.splits import holdout
 Say = Callable[[list[str], int], tuple[list[Any], float]]
 """Labels of texts at a batch size, and the seconds that the processor spent on them."""
 
-NEVER = mx.MaxProb(2.0)
+NEVER = mx.MaxProb(1.01)
 CALIBRATION_ROWS = 300  # as sentence-transformers takes
 
 

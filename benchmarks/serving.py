@@ -34,7 +34,7 @@ from multiexit.evaluation.judging import score
 
 Batch = dict[str, Any]  # of tensors
 TOKENS = 128
-NEVER = 2.0  # a threshold that no probability reaches
+NEVER = 1.01  # a threshold that no probability reaches
 
 
 def cut(rows: Any, order: list[int], size: int) -> list[Batch]:

@@ -43,7 +43,7 @@ import numpy as np
 from common import report
 
 PORT, HARD, IDLE = 8123, 64, 2.0
-NEVER = "max-prob=2"
+NEVER = "max-prob=1.01"
 GARBAGE = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01",
     b'POST /predict HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"inputs"',

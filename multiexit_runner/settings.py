@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 from multiexit_runner.folder import is_plain_name
@@ -56,7 +57,7 @@ def check_knob(name: str, old: float, number: Any) -> None:
         _need(_is_number(number), name, number, "a finite number that fits in float32")
 
 
-def check_range(name: str, limits: list[float] | None, number: float) -> None:
+def check_range(name: str, limits: Sequence[float] | None, number: float) -> None:
     """Refuse a number that the policy can't have.
 
     Args:
@@ -72,11 +73,10 @@ def check_range(name: str, limits: list[float] | None, number: float) -> None:
         _need(low <= number <= high, name, number, f"from {low} to {high}")
 
 
-def _check_ranges(ranges: Any, knobs: dict[str, Any]) -> None:
-    for name, limits in _checked_table("ranges", ranges).items():
+def _check_pairs(key: str, pairs: Any, knobs: dict[str, Any]) -> None:
+    for name, limits in _checked_table(key, pairs).items():
         pair = isinstance(limits, list) and len(limits) == 2 and all(map(_is_number, limits))
-        _need(name in knobs and pair, f"ranges.{name}", limits, "two numbers, of one of the knobs")
-        check_range(f"knobs.{name}", limits, knobs[name])
+        _need(name in knobs and pair, f"{key}.{name}", limits, "two numbers, of one of the knobs")
 
 
 def _check_settings(settings: Any) -> None:
@@ -86,7 +86,7 @@ def _check_settings(settings: Any) -> None:
             f"it has format {reprlib.repr(settings.get('format'))}; this version reads {FORMAT}: "
             "export the model again, or use the multiexit_runner of the version that wrote it"
         )
-    older = {"ranges", "problem", "calibration"}  # which older folders lack
+    older = {"ranges", "scales", "problem", "calibration"}  # which older folders lack
     _check_keys("the whole", settings, KEYS, older)
     _check_whole("num_classes", settings["num_classes"], 1)
     usual = "regression" if settings["num_classes"] == 1 else "classification"
@@ -104,7 +104,10 @@ def _check_settings(settings: Any) -> None:
     _need(isinstance(settings["knobs"], dict), "knobs", settings["knobs"], "a table of numbers")
     for name, number in settings["knobs"].items():
         check_knob(f"knobs.{name}", number, number)
-    _check_ranges(settings.setdefault("ranges", {}), settings["knobs"])
+    for key in ("ranges", "scales"):
+        _check_pairs(key, settings.setdefault(key, {}), settings["knobs"])
+    for name, limits in settings["ranges"].items():
+        check_range(f"knobs.{name}", limits, settings["knobs"][name])
     _check_segments(settings)
     _check_calibration(settings.setdefault("calibration", None), len(settings["segments"]))
     exits = settings["exits"]

@@ -79,6 +79,8 @@ def numbers_of(text: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> 
     example = f"{_typed(held.get('class'))}={','.join(f'{name.upper()}' for name in fields)}"
     wrong = f"can't read policy {text!r:.80}: numbers are wanted, as {example}"
     try:
+        if "_" in text.partition("=")[2]:  # which Python's own would read
+            raise ValueError("an underscore")
         numbers = [float(value) for value in values]
     except ValueError as error:
         raise ValueError(wrong) from error

@@ -39,5 +39,6 @@ from multiexit.policies.settings import one_number as one_number
 from multiexit.policies.settings import sweep_settings as sweep_settings
 from multiexit.policies.simulating import answers as answers
 from multiexit.policies.simulating import check as check
+from multiexit.policies.simulating import scales as scales
 from multiexit.policies.simulating import simulate as simulate
 from multiexit.policies.vectors import Settled as Settled

@@ -28,7 +28,7 @@ class _Thresholded(ExitPolicy):
         threshold: one for all exits, or a tuple with one per exit (the last needs none).
     """
 
-    threshold: float | tuple[float, ...] = number(unit, per_exit=True)
+    threshold: float | tuple[float, ...] = number(unit, per_exit=True, scale=unit)
     of_classes: ClassVar[bool] = True
     """Whether the figure is one of a distribution over classes."""
 
@@ -71,7 +71,7 @@ class Entropy(_Thresholded):
         tensor([0, 1])
     """
 
-    threshold: float | tuple[float, ...] = number(nats, per_exit=True)
+    threshold: float | tuple[float, ...] = number(nats, per_exit=True, scale=nats)
 
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         return entropy(logits_BC) < threshold
@@ -119,7 +119,7 @@ class MaxProb(_Thresholded):
         tensor([0, 0])
     """
 
-    threshold: float | tuple[float, ...] = number(probability, per_exit=True)
+    threshold: float | tuple[float, ...] = number(probability, per_exit=True, scale=unit)
 
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         return logits_BC.softmax(-1).amax(-1) >= threshold
@@ -147,7 +147,7 @@ class MostConfident(ExitPolicy):
     Reference: Kaya et al., "Shallow-Deep Networks", ICML 2019, section 4.2, and its code.
     """
 
-    threshold: float = number(probability)
+    threshold: float = number(probability, scale=unit)
 
     def init(self, logits_BC: Tensor) -> State:
         need_classes(logits_BC.shape[-1], "MostConfident")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multiexit.policies.base import ExitPolicy, State, need_classes
-from multiexit.policies.numbers import Known, number, probability
+from multiexit.policies.numbers import Known, number, probability, unit
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ProductOfExperts(ExitPolicy):
     probabilities, so that no class comes back.
     """
 
-    threshold: float = number(probability)
+    threshold: float = number(probability, scale=unit)
 
     def init(self, logits_BC: Tensor) -> State:
         need_classes(logits_BC.shape[-1], "ProductOfExperts")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 LARGEST = 2**31 - 1  # what a counter holds
 HUGE = 3.4e38  # what a float32 holds
+ROOM = 0.1  # by which share of a scale its ends may be passed, for nobody or everybody to leave
 
 
 class Known(NamedTuple):
@@ -56,6 +57,7 @@ class Number:
         least: the smallest whole number; fractions must be above it, if it is given.
         per_exit: a tuple with one per exit will do too.
         within: a model whose bounds it is outside of is refused.
+        scale: the range of what it is compared with, where that is known of any network.
     """
 
     bounds: Bounds
@@ -63,6 +65,7 @@ class Number:
     least: int | None = None
     per_exit: bool = False
     within: bool = False
+    scale: Bounds | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Refuse what it may not be, whatever the model.
@@ -99,6 +102,14 @@ class Number:
         low, high = bounds or (least, LARGEST if self.whole is not None else HUGE)
         return max(low, least), high
 
+    def on_scale(self, known: Known) -> tuple[float, float] | None:
+        """Say between which values it may tell rows apart, and a little more; None for any."""
+        if self.scale is None or (scale := self.scale(known)) is None:
+            return None
+        low, high = scale
+        room = ROOM * (high - low)
+        return float(f"{low - room:.4g}"), float(f"{high + room:.4g}")
+
     def check_fits(self, name: str, value: Any, known: Known) -> None:
         """Refuse what doesn't fit a model.
 
@@ -134,7 +145,8 @@ def number(bounds: Bounds, default: Any = ..., **rules: Any) -> Any:
     Args:
         bounds: from `Known` to the least and largest value that make a difference.
         default: of the field; it has none by default.
-        rules: `whole`, `least`, `per_exit`, `within` of `multiexit.policies.numbers.Number`.
+        rules: `whole`, `least`, `per_exit`, `within`, `scale` of
+            `multiexit.policies.numbers.Number`.
 
     Returns:
         What `dataclasses.field` gives.

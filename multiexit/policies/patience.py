@@ -99,7 +99,7 @@ class PatientConfident(ExitPolicy):
         tensor([3])
     """
 
-    threshold: float = number(unit)
+    threshold: float = number(unit, scale=unit)
     patience: int = number(lambda known: (1, known.num_exits), whole="a whole number", least=1)
 
     def init(self, logits_BC: Tensor) -> State:

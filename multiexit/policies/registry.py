@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from multiexit.arguments import unknown
 from multiexit.files import schema
@@ -36,6 +36,8 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "settled": Settled,
     "fixed": FixedExit,
 }
+
+AnyNumber = TypeVar("AnyNumber", int, float)
 
 TABLE = schema.table({"class": schema.text}, {"certificate": CERTIFICATE}, rest=schema.plain)
 """The schema of a saved policy: its class, and that class's fields."""
@@ -73,7 +75,7 @@ def parse(text: str) -> ExitPolicy:
         )
     try:
         numbers = [
-            int(value) if field_type is int else _read_number(value)
+            _read(value, int) if field_type is int else _read_number(value)
             for field_type, value in zip(types.values(), texts, strict=False)
         ]
         return kind(*numbers)
@@ -84,7 +86,14 @@ def parse(text: str) -> ExitPolicy:
 
 
 def _read_number(text: str) -> float | tuple[float, ...]:
-    return tuple(float(part) for part in text.split("/")) if "/" in text else float(text)
+    parts = tuple(_read(part, float) for part in text.split("/"))
+    return parts if "/" in text else parts[0]
+
+
+def _read(text: str, kind: type[AnyNumber]) -> AnyNumber:
+    if "_" in text:  # which Python's own would read
+        raise ValueError(f"{text!r:.80} is no number")
+    return kind(text)
 
 
 def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:

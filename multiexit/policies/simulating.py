@@ -3,6 +3,7 @@
 Letters: M exits, B batch rows, T tokens, C outputs. Exits are counted from 0.
 """
 
+import warnings
 from dataclasses import fields
 
 import torch
@@ -109,6 +110,9 @@ def check(policy: ExitPolicy, num_exits: int, num_classes: int, problem: str | N
     Raises:
         ValueError: no policy; an exit that isn't there, another count of thresholds than exits, or
             a policy of classes for regression or vectors, and the other way round.
+
+    Warns:
+        UserWarning: a threshold far off the scale of what it is compared with.
     """
     if not isinstance(policy, ExitPolicy):
         raise ValueError(f"a policy is wanted, such as Patience(4); got {type(policy).__name__}")
@@ -119,6 +123,35 @@ def check(policy: ExitPolicy, num_exits: int, num_classes: int, problem: str | N
         if (rule := f.metadata.get(Number)) is not None:
             rule.check_fits(f"{type(policy).__name__}'s {f.name}", getattr(policy, f.name), known)
     policy.init(torch.zeros(1, classes))
+    for name, (low, high) in scales(policy, known).items():
+        value = getattr(policy, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high:
+                warnings.warn(
+                    f"{type(policy).__name__}'s {name} is {number}, and what it is compared with "
+                    f"never is: it should be from {low} to {high}",
+                    stacklevel=3,
+                )
+
+
+def scales(policy: ExitPolicy, known: Known) -> dict[str, tuple[float, float]]:
+    """Say of its numbers between which values they may tell rows apart, where that is known.
+
+    Args:
+        policy: whose numbers they are.
+        known: about the model.
+
+    Returns:
+        By name, the lowest and the highest, with a little room where nobody or everybody leaves.
+
+    Example:
+        >>> import multiexit as mx
+        >>> scales(mx.PatientConfident(0.2, patience=3), mx.policies.Known(12, 2))
+        {'threshold': (-0.1, 1.1)}
+    """
+    rules = {f.name: f.metadata.get(Number) for f in fields(policy)}
+    ranges = {name: rule.on_scale(known) for name, rule in rules.items() if rule is not None}
+    return {name: pair for name, pair in ranges.items() if pair is not None}
 
 
 def _check_reads(policy: ExitPolicy, problem: str) -> None:

@@ -38,7 +38,7 @@ class Settled(ExitPolicy):
 
     reads: ClassVar[tuple[str, ...]] = ("vectors",)
 
-    threshold: float = number(unit)
+    threshold: float = number(unit, scale=lambda known: (0.0, 2.0))
 
     def init(self, logits_BC: Tensor) -> State:
         return {"before": logits_BC.new_full(logits_BC.shape, math.nan)}

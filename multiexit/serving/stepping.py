@@ -30,6 +30,7 @@ from multiexit.policies import (
     kinds_of,
     numbers_of,
     parse,
+    scales,
     sweep_settings,
 )
 from multiexit.policies.confidence import NOT_CERTAIN
@@ -41,6 +42,7 @@ from multiexit.serving.streaming import start
 from multiexit_runner.server.lengths import filled_length
 from multiexit_runner.server.network import Outcome
 from multiexit_runner.server.served import Served
+from multiexit_runner.settings import check_range
 from multiexit_runner.turning import typed_policy
 
 
@@ -155,8 +157,11 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
                 have = ", ".join(numbers_of(parsed)) or "no numbers"
                 raise ValueError(f"no {name} to turn: the policy {typed(parsed)} has {have}")
             parsed = replace(parsed, **{name: number})
-        check(parsed, model.num_exits, model.num_classes, model.problem)
         network.rows.row_state([parsed], "cpu")  # refuses other kinds
+        on_scale = {} if parsed is own else scales(parsed, known)
+        for name, number in numbers_of(parsed).items():
+            check_range(name, on_scale.get(name), number)
+        check(parsed, model.num_exits, model.num_classes, model.problem)
         return parsed
 
     return Served(

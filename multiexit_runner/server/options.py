@@ -92,7 +92,9 @@ class Options:
             if type(value) is not f.type:
                 raise ValueError(f"{f.name} must be {_name(f.type)}, got {value!r}")
             if least is not None and not least <= value < inf:
-                raise ValueError(f"{f.name} must be at least {least} and finite, got {value!r}")
+                raise ValueError(
+                    f"{f.name} must be a finite number of at least {least}, got {value!r}"
+                )
             if least is not None and value > most:
                 raise ValueError(f"{f.name} must be at most {most}, got {value!r}")
         self._check_dial()

@@ -10,6 +10,7 @@ from multiexit_runner.answering import Answer, Encoded
 from multiexit_runner.classifier import Classifier
 from multiexit_runner.server.exported import ExportedNetwork
 from multiexit_runner.server.network import Network
+from multiexit_runner.settings import check_range
 from multiexit_runner.turning import numbers_of, saved_numbers, typed_policy
 
 
@@ -29,7 +30,7 @@ class Served:
         encode: makes an input ready; the number is its place in the request.
         say: from logits, exit, input and `top_k` to an answer.
         parse: from a policy as typed, or None for the service's own, and numbers in place of its
-            own, to what the network takes.
+            own, to what the network takes. Numbers far off their scale are refused.
         numbers: of what `parse` gave.
         typed: what `parse` gave as it is typed.
         turns: names of numbers that policies of requests may have.
@@ -70,10 +71,16 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
     runner = classifier.runner
     held, standing = runner.settings["policy"], runner.knobs
 
+    def turned(numbers: Mapping[str, float]) -> Mapping[str, float]:
+        runner.numbers(1, numbers)  # refuses what can't be
+        return {**standing, **numbers}
+
     def parse(policy: str | None, numbers: Mapping[str, float]) -> Mapping[str, float]:
         own = {} if policy is None else numbers_of(policy, held, standing)
-        runner.numbers(1, {**own, **numbers})  # refuses what can't be
-        return {**standing, **own, **numbers}
+        asked = turned({**own, **numbers})
+        for name in (*own, *numbers):
+            check_range(name, runner.settings["scales"].get(name), asked[name])
+        return asked
 
     def typed(numbers: Mapping[str, float]) -> str:
         return typed_policy({**held, **numbers})
@@ -99,5 +106,5 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         typed=typed,
         turns=[*standing],
         calibration=runner.settings["calibration"],
-        restore=lambda policy: parse(None, saved_numbers(policy, held, standing)),
+        restore=lambda policy: turned(saved_numbers(policy, held, standing)),
     )

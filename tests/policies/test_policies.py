@@ -1,6 +1,7 @@
 """Exit policies: against plain loops, and predict == simulate == one row at a time, for all."""
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -602,6 +603,22 @@ def test_what_does_not_fit_a_model_is_refused_wherever_they_meet(policy, message
     for way in ways:
         with pytest.raises(ValueError, match=message):
             way()
+
+
+def test_a_threshold_off_its_scale_is_warned_of():
+    """It may stand a little beyond, where nobody or everybody leaves."""
+    for policy in (mx.MaxProb(30), mx.MaxProb((0.9, 0.8, 30, 0.7)), mx.Entropy(2), mx.Margin(-1)):
+        with pytest.warns(UserWarning, match=r"'s threshold is .*: it should be from -0\.1"):
+            policies.check(policy, 5, 3)
+    known = policies.Known(5, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, kind in policies.POLICIES.items():
+            if name != "settled":
+                for policy in policies.sweep_settings(kind, known):
+                    policies.check(policy, 5, 3)
+        policies.check(mx.Settled(1.9), 5, 3, "embedding")
+        policies.check(mx.Beem(30.0), 5, 3)
 
 
 @pytest.mark.parametrize(

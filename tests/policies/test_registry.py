@@ -40,7 +40,8 @@ def test_read_as_typed(text, wanted):
 
 @pytest.mark.parametrize(
     "text", ["", "patience", "patience=x", "patience=0", "patience=1.5", "sure=1", "entropy=nan",
-             "fixed=-1", "patience=1,2,3", "patient-confident=0.2", "margin=1,2"],
+             "fixed=-1", "max-prob=0_9", "patience=1_0",
+             "patience=1,2,3", "patient-confident=0.2", "margin=1,2"],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(text):
     with pytest.raises(ValueError, match=r"no policy|can't read policy|takes") as refused:

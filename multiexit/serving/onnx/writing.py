@@ -122,9 +122,11 @@ def export(
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         K = problems.classes_of_decision(model.problem, model.num_classes)
+        known = Known(model.num_exits, K)
         settings = _settings(model, policy, spec) | {
             "knobs": numbers,
-            "ranges": ranges(policy, numbers, Known(model.num_exits, K)),
+            "ranges": ranges(policy, numbers, known),
+            "scales": {n: [*s] for n, s in policies.scales(policy, known).items() if n in numbers},
             "segments": [segment._asdict() for segment in segments],
             "int8": {"target": target, "machines": TARGETS[target].machines} if int8 else None,
             "calibration": _calibration(model, int8),

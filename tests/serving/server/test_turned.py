@@ -142,7 +142,7 @@ def test_settings_stay_within_the_operators_bounds(turned):
         ({"max_loss": 1.0}, "max_loss bounds how far"),
         ({"max_loss": 101.0, "target_ms": 50}, "max_loss is in points, at most 100"),
         ({"min_score": float("nan")}, "min_score must be a number"),
-        ({"target_ms": float("nan")}, "target_ms must be at least 0"),
+        ({"target_ms": float("nan")}, "target_ms must be a finite number of at least 0"),
     ],
 )
 def test_what_no_setting_meets_is_refused(turned, options, words):

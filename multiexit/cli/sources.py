@@ -1,5 +1,6 @@
 """The data that a command reads: a task by its name, or a user's own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,12 +44,18 @@ class Source:
     own: "Found | None"
     options: dict[str, Any]
 
-    def load(self, tokenizer: Any, folder: Path) -> "TaskData":
+    def load(
+        self,
+        tokenizer: Any,
+        folder: Path,
+        check: Callable[[int, str | None], None] = lambda num_classes, problem: None,
+    ) -> "TaskData":
         """Read the data.
 
         Args:
             tokenizer: of texts.
             folder: of the run; rows that can't be used and are to be left out are written there.
+            check: is told how many classes there are, and the problem, as soon as they are known.
 
         Raises:
             ValueError: rows that can't be used.
@@ -58,12 +65,14 @@ class Source:
 
         rows, length = self.rows, self.rows.max_length
         if self.own is None:
-            return tasks.load(
+            read = tasks.load(
                 self.name, rows.data_dir, tokenizer, length, self.normalisation, self.download
             )
+            check(read.num_classes, read.problem)
+            return read
         skipped = folder / SKIPPED if rows.skip_bad else None
         options = self.options if length is None else {**self.options, "max_length": length}
-        return task_of(self.own, tokenizer, Reading(skip_bad=skipped, **options))
+        return task_of(self.own, tokenizer, Reading(skip_bad=skipped, check=check, **options))
 
 
 def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:

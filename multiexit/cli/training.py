@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -202,7 +203,7 @@ def train(
     for folder in folders:
         run_folder.check(replace(config, output=folder))
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
-    read = source.load(tokenizer, output)
+    read = source.load(tokenizer, output, partial(experiment.check_classes, config))
     if share:
         experiment.check_validation(read, share)
     method = experiment.tolerant(method, read)

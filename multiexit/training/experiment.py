@@ -14,6 +14,7 @@ from multiexit.data.sources import canonical
 from multiexit.data.splits import draw, holdout
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation.history import History
+from multiexit.losses.criterion import Criterion
 from multiexit.model.model import MultiExitModel
 from multiexit.model.placement import Exits
 from multiexit.recipes import Recipe
@@ -126,6 +127,11 @@ def validation_for(task: str, validation: float | None) -> float:
         return 0.1 if tasks.modality(task) == "text" or task in tasks.OWN else 0.0
     check_share("validation", validation, "[0, 1)")
     return validation
+
+
+def check_classes(config: TrainConfig, num_classes: int, problem: str | None) -> None:
+    """Refuse settings of the loss that such classes don't go with, by a ValueError."""
+    Criterion(problem, config.label_smoothing, config.class_weights).check(num_classes)
 
 
 def check_validation(task: TaskData, share: float) -> None:

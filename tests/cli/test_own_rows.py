@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 import multiexit as mx
 from multiexit.data import load
+from multiexit.data.own import loading
 from multiexit.training import experiment
 
 
@@ -184,3 +185,13 @@ def test_too_few_rows_to_select_the_epoch_by_are_refused_before_the_network_is_r
     ended = command(*words, "--output", tmp_path / "out")
     assert ended.code == 2
     assert "--validation 0, which keeps the last epoch" in ended.err
+
+
+def test_class_weights_that_do_not_fit_are_refused_once_labels_are_known(
+    run, tiny_glue, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loading, "_tokenised", lambda *_: pytest.fail("read"))
+    words = ["train", "--data", run / "mine.csv", "--backbone", tiny_glue / "bert"]
+    ended = command(*words, "--output", tmp_path / "run", "--class-weights", "1,2,3")
+    assert ended.code == 2
+    assert "--class-weights has 3 numbers, for 2 classes" in ended.err

@@ -53,6 +53,8 @@ TRAIN = ("train", "--output", "run")
         ((*TRAIN, "--task", "digits", "--option", "cycle=0"), "cycle"),
         ((*TRAIN, "--task", "digits", "--option", "topology=ring"), "ring"),
         ((*TRAIN, "--task", "digits", "--epochs", "0"), "epochs"),
+        ((*TRAIN, "--task", "mrpc", "--mixup", "0.2"), "--mixup mixes images, and these rows are"),
+        ((*TRAIN, "--task", "digits", "--class-weights", "1,2"), "2 numbers, for 10 classes"),
         ((*TRAIN, "--task", "digits", "--lr", "nan"), "lr"),
         ((*TRAIN, "--task", "digits", "--mixed-precision", "fp4"), "fp4"),
         ((*TRAIN, "--task", "digits", "--schedule", "weak"), "weak"),

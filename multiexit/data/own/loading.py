@@ -3,7 +3,7 @@
 Letters: N rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,11 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """How a user's data is read: the arguments of `load` with these names."""
+    """How a user's data is read: the arguments of `load` with these names.
+
+    Args:
+        check: is told how many classes there are, and the problem, before rows are read.
+    """
 
     problem: str | None = None
     max_length: int = 128
@@ -37,6 +41,7 @@ class Reading:
     share: float = 0.2
     seed: int = 0
     skip_bad: str | Path | None = None
+    check: Callable[[int, str | None], None] = lambda num_classes, problem: None
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,7 @@ def _read(
     if trained is None:
         train = found.tables["train"]
         goal = split_rows.find_targets(train, found.columns, reading.problem, bad, notes)
+        reading.check(goal.num_classes, goal.problem)
     else:
         goal = trained.goal
     rows = {}

@@ -100,6 +100,10 @@ def check_effect(recipe: str, task: str, config: TrainConfig, **settings: Any) -
             raise ValueError(
                 f"omega_lr: {recipe!r} learns no weights of its loss terms: leave it out"
             )
+    for name in ("mixup", "cutmix"):
+        asked = settings.get(name) is not None or getattr(config, name) is not None
+        if asked and tasks.modality(task) == "text":
+            raise ValueError(f"{name} mixes images, and these rows are texts: leave it out")
     if settings.get("epochs") is not None and config.max_steps is not None:
         raise ValueError("epochs and max_steps both say how long: give one")
 

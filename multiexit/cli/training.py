@@ -237,6 +237,9 @@ def train(
         )
         if processes().is_main_process:
             reporting.write_card(folder, read, backbone)
+            if seeds is None:
+                data = [] if rows.data_dir is None else ["--data-dir", str(rows.data_dir)]
+                print(reporting.next_steps(output, model, data))
             if push is not None:
                 print(f"pushed: {hub.push(folder / run_folder.MODEL, push, private=private)}")
     if seeds is not None and processes().is_main_process:

@@ -153,6 +153,8 @@ def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> 
 def policy_name(policy: ExitPolicy | Mapping[str, Any]) -> str:
     """A policy (or its `to_json`) as typed on the command line; one of the user's own as a call.
 
+    What is typed so is the policy itself, but numbers per exit have four digits.
+
     >>> policy_name(MaxProb((0.99, 0.9)))
     'max-prob=0.99/0.9'
     """
@@ -169,5 +171,6 @@ def policy_name(policy: ExitPolicy | Mapping[str, Any]) -> str:
 
 def _as_typed(value: Any) -> str:
     if isinstance(value, tuple | list):
-        return "/".join(_as_typed(number) for number in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return "/".join(f"{number:.4g}" for number in value)
+    short = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else str(value)

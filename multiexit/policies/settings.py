@@ -4,6 +4,7 @@ The range is read from the policy's type: from what `multiexit.policies.number` 
 else from the field's own type. A policy of one's own is swept like those that are built in.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
@@ -111,11 +112,18 @@ def _values(
     if float in types:
         low, high = bounds or (0.0, max(1.0, nats(known)[1]))
         all_shares = [-BEYOND, *shares, 1 + BEYOND]
-        return [float(f"{low + (high - low) * share:.6g}") for share in all_shares]
+        return [_between(low, high, share) for share in all_shares]
     low, high = map(int, bounds or (0, known.num_exits))
     if only_field:
         return list(range(low, high + 1))
     return sorted({high, *(low + 2**k - 1 for k in range(31) if low + 2**k - 1 < high)})
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """A share of a range, as one would type it: what lies up to the nearer end has two digits."""
+    value = low + (high - low) * share
+    apart = min(abs(value - low), abs(high - value))
+    return round(value, 1 - math.floor(math.log10(apart))) if apart else value
 
 
 def _bounds(f: Field[Any], known: Known) -> tuple[float, float] | None:

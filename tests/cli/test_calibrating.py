@@ -96,7 +96,7 @@ def test_the_policy_is_set_and_nothing_else(words, wanted, folder):
     assert f"{row.speedup_layers:.2f}×" in ended.out
     if saved.certificate is not None:
         lost = 100 * exit_losses.realised(rest, saved, saved.certificate.loss)
-        bound = "bound, on the mean over rows without end: 10 % with confidence 0.8"
+        bound = "on new rows like these it is at most 10 % on average, with confidence 0.8"
         assert f"{lost:.2f} %; {bound}" in ended.out
 
 

@@ -115,7 +115,10 @@ class Mine(mx.FixedExit):
 def test_policy_names():
     assert registry.policy_name(mx.Patience(4)) == "patience=4"
     assert registry.policy_name(mx.Patience(4, tolerance=0.5)) == "patience=4,0.5"
-    assert registry.policy_name(mx.PatientConfident(1 / 3, 2)) == "patient-confident=0.3333,2"
+    assert (
+        registry.policy_name(mx.PatientConfident(1 / 3, 2))
+        == "patient-confident=0.3333333333333333,2"
+    )
     assert registry.policy_name(Mine(1)) == "Mine(exit=1, depth=0.5)"
 
 

@@ -7,6 +7,7 @@ from test_policies import CLASSIFY, REGRESS, Gap
 
 import multiexit as mx
 from multiexit import policies
+from multiexit.policies import registry
 from multiexit_runner.turning import typed_policy
 
 
@@ -47,6 +48,17 @@ def test_what_cannot_be_read_is_named(text):
     with pytest.raises(ValueError, match=r"no policy|can't read policy|takes") as refused:
         policies.parse(text)
     assert "__init__" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", policies.POLICIES)
+def test_what_is_printed_of_a_setting_is_the_setting(name):
+    """Of a sweep's short ones, of the many that calibration tries, and of any other."""
+    kind, known = policies.POLICIES[name], policies.Known(6, 3)
+    shown = policies.sweep_settings(kind, known)
+    for policy in [*shown, *policies.one_number(shown[0], known)]:
+        assert policies.parse(registry.policy_name(policy)) == policy
+    assert max(len(registry.policy_name(policy)) for policy in shown) < len(name) + 10
+    assert policies.parse(registry.policy_name(mx.MaxProb(0.1 + 0.2))) == mx.MaxProb(0.1 + 0.2)
 
 
 @pytest.mark.parametrize("name", policies.POLICIES)

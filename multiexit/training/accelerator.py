@@ -72,8 +72,11 @@ def accelerator(config: TrainConfig) -> Accelerator:
             project_dir=config.output,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # is our own
             dynamo_backend="no",
-            # The first process's statistics are shared when an epoch ends, not at every pass.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            # The first process's statistics are shared when an epoch ends, not at every pass. What
+            # no exit reads, and layers that are dropped, have no gradient.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+            ],
         )
 
 

@@ -40,7 +40,16 @@ from safetensors.torch import save_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import DataLoader, Subset
-from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, LlamaConfig, LlamaModel
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertConfig,
+    BertModel,
+    EsmConfig,
+    EsmModel,
+    LlamaConfig,
+    LlamaModel,
+)
 
 import multiexit as mx
 from multiexit.losses.temperature import Rising
@@ -63,6 +72,8 @@ OF_TEXT = {
     "bert": (BertConfig, BertModel),
     "albert": (AlbertConfig, AlbertModel),
     "llama": (LlamaConfig, LlamaModel),  # taken apart by its own forward
+    # A head of it for contacts is read by no exit.
+    "esm": (partial(EsmConfig, pad_token_id=0, mask_token_id=1), EsmModel),
 }
 
 
@@ -112,6 +123,7 @@ CASES = {name: of_recipe(name) for name in OF_CLASSES if name not in UNEQUAL} | 
         "romebert", changes={"compile": True, "lr": 0.01}, network="short chain"
     ),
     "llama": Case("leebert", 48, {"optimizer": "adamw", "lr": 1e-3}, network="llama"),
+    "esm": Case("leebert", 48, network="esm"),
     "fastbert": Case("fastbert", changes={"lr": 0.01}),
     "romebert": Case("romebert", changes={"lr": 0.01, "clip": 0.5}),
     "romebert, accumulated": Case("romebert", 32, {"lr": 0.01, "accumulation": 2}),

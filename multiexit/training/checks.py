@@ -14,18 +14,21 @@ from multiexit.data.batches import has_labels, is_rows, labels_of
 from multiexit.evaluation import metrics
 from multiexit.evaluation.budget import Budget
 from multiexit.evaluation.experts import Experts
+from multiexit.files.unreadable import one_line
 from multiexit.losses.labels import check_labels
 from multiexit.losses.matrix import check_divergence
 from multiexit.losses.temperature import Constant
+from multiexit.losses.weights.hypergradient import directional
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
 from multiexit.problems import are_vectors, refuse_vectors
+from multiexit.randomness import torch_states
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating, user_level
 from multiexit.training import layer_decay, precision
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import counted_terms, learns_from_labels, trained_parameters
-from multiexit.training.training_pass import TrainingPass, criterion
+from multiexit.training.training_pass import Terms, TrainingPass, criterion
 
 
 def check(model: MultiExitModel, recipe: Recipe) -> None:
@@ -61,6 +64,8 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             )
         if phase.extra is not None:
             _run_once(model, phase)
+        if phase.learner.looks_back:
+            _look_back_once(model, phase, recipe)
     chained = recipe.head.partition("+")[2] if isinstance(recipe.head, str) else ""
     if chained and isinstance(model.head, str) and not model.head.endswith(f"+{chained}"):
         raise ValueError(
@@ -269,6 +274,27 @@ def _run_once(model: MultiExitModel, phase: Phase) -> None:
     batch = {**model.backbone.example_inputs(), "labels": blank_labels(model)}
     with torch.no_grad(), evaluating(model):
         TrainingPass(model, phase)(batch, 1.0)
+
+
+def _look_back_once(model: MultiExitModel, phase: Phase, recipe: Recipe) -> None:
+    """A derivative of one row's losses along no direction, which each step will need of its own."""
+    batch = {**model.backbone.example_inputs(), "labels": blank_labels(model)}
+    terms = Terms(TrainingPass(model, phase))
+    parameters = list(trained_parameters(model, phase))
+    values = [p.detach() for p in parameters]
+    nowhere = [torch.zeros_like(p) for p in values]
+    random = torch_states(values[0].device)
+    try:
+        with evaluating(model):
+            directional(terms, parameters, values, nowhere, (batch, 1.0), random)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"{recipe.name!r} differentiates a step of training, and this network has operations "
+            f"that can't be differentiated twice ({one_line(error)}): use a recipe such as "
+            "'leebert-clo-v1', or 'joint'"
+        ) from error
 
 
 def blank_labels(model: MultiExitModel) -> Tensor:

@@ -6,12 +6,13 @@ parameters, v = ∇_Θ' outer, and P = −∂Θ'/∂g, which SGD and Adam have a
     ∂outer(Θ') / ∂F_k = −⟨P∘v, ∇_Θ L_k⟩ = −(d/dε) L_k(Θ + ε·P∘v)  at ε = 0:
 
 one forward-mode pass over the batch gives it for all terms, with no second-order graph, and
-teachers that the terms hold constant stay constant.
+teachers that the terms hold constant stay constant. Where a network has no forward mode, it is the
+derivative by u of ⟨∇_Θ ⟨u, L⟩, P∘v⟩, which is linear in u: two backward passes.
 
 Reference: for the setting, Liu et al., "DARTS", ICLR 2019, eq. 7, which takes finite differences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -134,7 +135,7 @@ def directional(
     args: tuple[Any, ...],
     random: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`module(*args)` at Θ, and (d/dε) of it at Θ + ε·along, ε = 0, by one forward-mode pass.
+    """`module(*args)` at Θ, and (d/dε) of it at Θ + ε·along, ε = 0.
 
     Args:
         module: whose parameters these are.
@@ -147,6 +148,7 @@ def directional(
 
     Raises:
         ValueError: a parameter that isn't the module's.
+        RuntimeError: a module with neither forward mode nor a second derivative.
     """
     device = values[0].device
     before = torch_states(device)
@@ -166,13 +168,43 @@ def directional(
         by_name = {name: stepped[index] for name, index in places.items()}
         return functional_call(module, by_name, args, tie_weights=False)
 
-    set_torch_states(random, device)
     try:
-        with torch.no_grad(), plain_attention():
-            primal, tangent, *_ = jvp(terms, tuple(values), tuple(along))
+        with plain_attention():
+            set_torch_states(random, device)
+            try:
+                primal, tangent = _forward_mode(terms, values, along)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an operation has none
+                set_torch_states(random, device)
+                primal, tangent = _backward_twice(terms, values, along)
     finally:
         set_torch_states(before, device)
     return primal.detach(), tangent.detach()
+
+
+def _forward_mode(
+    terms: Callable[..., Tensor], values: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        primal, tangent, *_ = jvp(terms, tuple(values), tuple(along))
+    return primal, tangent
+
+
+def _backward_twice(
+    terms: Callable[..., Tensor], values: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        points = [value.detach().requires_grad_() for value in values]
+        primal = terms(*points)
+        u = torch.zeros_like(primal, requires_grad=True)
+        gradients = torch.autograd.grad(primal, points, u, create_graph=True, allow_unused=True)
+        moved = [(g, d) for g, d in zip(gradients, along, strict=True) if g is not None]
+        # All is gone through, not the way to u alone, which would leave out in silence what can't
+        # be differentiated twice.
+        torch.stack([(g * d).sum() for g, d in moved]).sum().backward()
+    assert u.grad is not None
+    return primal, u.grad
 
 
 def _slope(optimizer: torch.optim.Optimizer, group: dict[str, Any], p: Tensor) -> Tensor:

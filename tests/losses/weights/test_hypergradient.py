@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import chain, convnet
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from unrolled import (
     ADAMW,
@@ -140,6 +141,51 @@ def test_with_batch_statistics(double, changes):
 def test_with_attention_and_shared_modules(double, make, dropout):
     stepper = stepper_of(make(dropout), Hyper(), **{**ADAMW, "lr": 0.01})
     assert max(errors(stepper, lambda seed: sentence(4, seed), 3, "softmax")) < 1e-7
+
+
+class OldTanh(torch.autograd.Function):
+    """Written as before torch had a forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+class OnceTanh(OldTanh):
+    backward = staticmethod(once_differentiable(OldTanh.backward))
+
+
+class By(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x)
+
+
+def by(function) -> mx.MultiExitModel:
+    torch.manual_seed(1)
+    stages = [nn.Sequential(nn.Linear(6, 6), By(function), nn.Dropout(0.2)) for _ in range(3)]
+    return mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), 3)
+
+
+def test_where_a_network_has_no_forward_mode(double):
+    stepper = stepper_of(by(OldTanh), Hyper(), **ADAMW)
+    assert max(errors(stepper, lambda seed: batch_of(5, seed), 3, "softmax")) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["leebert-hyper", "l2w-den"])
+def test_a_network_that_is_differentiated_once_is_refused_before_work(name):
+    model = by(OnceTanh)
+    mx.Trainer(model, mx.recipe("leebert-clo-v1"))
+    with pytest.raises(ValueError, match=f"'{name}' differentiates a step .* twice"):
+        mx.Trainer(model, mx.recipe(name))
 
 
 def test_with_a_frozen_trunk(double):

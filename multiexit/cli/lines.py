@@ -99,12 +99,13 @@ def _plain(answer: Mapping[str, Any], problem: str, all_scores: bool) -> dict[st
     """An answer as it is printed."""
     said = {"exit": answer["exit"], "layers": answer["layers"]}
     if problem == "classification":
-        said |= {"label": answer["label"], "confidence": round(answer["score"], 6)}
+        said |= {"label": answer["label"], "score": round(answer["score"], 6)}
     elif problem == "multi-label":
-        sure = [round(answer["scores"][name], 6) for name in answer["labels"]]
-        said |= {"labels": answer["labels"], "confidences": sure}
+        said |= {"labels": answer["labels"]}
     else:
         return {**said, **answer}
-    if all_scores:
-        said["scores"] = {name: round(p, 6) for name, p in answer["scores"].items()}
+    if all_scores or problem == "multi-label":
+        scores = answer["scores"]
+        names = scores if all_scores else answer["labels"]
+        said["scores"] = {name: round(scores[name], 6) for name in names}
     return said

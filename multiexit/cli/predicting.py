@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from multiexit.cli import answer_columns, typed
 from multiexit.cli.row_files import as_json
+from multiexit.cli.rows_done import RowsDone
 from multiexit.cli.table_rows import Closed, TableRows, file_table, stdin_table
 
 if TYPE_CHECKING:
@@ -129,11 +130,14 @@ def predict_table(
     loose = output is None or output.suffix.lower() == ".jsonl"
     closed = Closed(frozenset(added.values()), None if loose else frozenset(table.columns))
     rows = TableRows(table, read, {**network.preprocessing, "kind": classify.kind}, closed)
+    total = None
     if source is not None and not skip_bad:  # all of them are named before any is answered
-        rows.check()
+        total = rows.check()
     if output is not None and source is not None:
         model = _model(folder, classify)
-        note = table_job.answer_into(output, rows, classify, added, skip_bad, batch_size, model)
+        note = table_job.answer_into(
+            output, rows, classify, added, skip_bad, batch_size, model, total
+        )
         if note is not None:
             say(note)
         say(f"written: {output}")
@@ -141,7 +145,9 @@ def predict_table(
     bad = BadRows(None if output is None else output.with_name(f"{output.stem}.skipped.jsonl"))
     answered = _as_they_come(rows, classify, bad, skip_bad, added, batch_size)
     if output is not None:
-        row_files.write(output, [*table.columns, *added.values()], answered, table.types)
+        with RowsDone(total) as done:
+            told = _told(answered, done)
+            row_files.write(output, [*table.columns, *added.values()], told, table.types)
         if (note := bad.settle()) is not None:
             say(note)
         return
@@ -149,6 +155,12 @@ def predict_table(
         print(as_json(row), flush=True)
     for row in bad.found:
         say(f"left out {row['place']}: {row['reason']}")
+
+
+def _told(rows: Iterator[dict[str, Any]], done: RowsDone) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        yield row
+        done.add(1)
 
 
 def _check_no_bytes(table: "Table") -> None:

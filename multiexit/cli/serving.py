@@ -43,7 +43,7 @@ def predict(
         typer.Option(help="what runs an export: onnxruntime, which is the default, or openvino"),
     ] = None,
 ) -> None:
-    """Labels, exits and confidences for a table, lines of text or image files, in their order.
+    """Labels, scores and exits for a table, lines of text or image files, in their order.
 
     A table is a CSV, JSONL or parquet file; a TSV where a column is named or the model was trained
     on columns; and JSON lines on stdin where a column is named.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from multiexit.cli import answer_columns, part_file, row_files
 from multiexit.cli.part_file import Part, PartFile
 from multiexit.cli.placing import classified
+from multiexit.cli.rows_done import RowsDone
 from multiexit.cli.table_rows import Read, TableRows
 from multiexit_runner.answering import WINDOW
 
@@ -23,6 +24,7 @@ def answer_into(
     skip_bad: bool,
     batch_size: int,
     model: Mapping[str, Any],
+    total: int | None = None,
 ) -> str | None:
     """Answer a table's rows into a file, which appears when it is whole.
 
@@ -38,6 +40,7 @@ def answer_into(
         skip_bad: leave out rows that can't be used.
         batch_size: rows that go through the model together, at most.
         model: what answers hang on beside the rows, plain data by name.
+        total: rows there are, where that is known.
 
     Returns:
         What is to be said of rows that were left out.
@@ -58,10 +61,12 @@ def answer_into(
             _check_same(part, next(windows, []), rows, output)
         if parts.rows:
             say(f"{parts.rows} rows were answered by an earlier command; going on behind them")
-        for window in windows:
-            digest = _digest(window, rows)
-            answers = _answers(window, rows, classify, added, skip_bad, batch_size)
-            parts.add(Part(digest, answers))
+        with RowsDone(total, parts.rows) as done:
+            for window in windows:
+                digest = _digest(window, rows)
+                answers = _answers(window, rows, classify, added, skip_bad, batch_size)
+                parts.add(Part(digest, answers))
+                done.add(len(answers))
         bad = BadRows(output.with_name(f"{output.stem}.skipped.jsonl"))
         columns = [*rows.table.columns, *added.values()]
         row_files.write(output, columns, _joined(parts, rows, bad, size, output), rows.table.types)

@@ -122,19 +122,20 @@ class TableRows:
         """Add a row to the bad ones."""
         bad.add(read.place, read.wrong, read.row.get(self.columns[0]))
 
-    def check(self) -> None:
-        """Look at all rows, before any is answered; no image is opened.
+    def check(self) -> int:
+        """Look at all rows, before any is answered, and count them; no image is opened.
 
         Raises:
             ValueError: rows that can't be used.
         """
         from multiexit.data.own.bad_rows import BadRows
 
-        bad = BadRows()
-        for read in self.read(bad):
+        bad, rows = BadRows(), 0
+        for rows, read in enumerate(self.read(bad), 1):  # noqa: B007
             if read.wrong:
                 self.refuse(read, bad)
         bad.settle()
+        return rows
 
     def _value(self, row: dict[str, Any]) -> Any:
         from multiexit.data.own import inputs

@@ -28,12 +28,11 @@ def test_predicting_images_gives_one_json_line_each_in_order(digits, pictures):
     assert len(set(wanted.exit_B.tolist())) > 1
     p_BC = wanted.logits_BC.softmax(-1)
     assert [int(answer["label"]) for answer in answers] == p_BC.argmax(-1).tolist()
-    assert [a["confidence"] for a in answers] == pytest.approx(p_BC.amax(-1).tolist(), abs=1e-5)
+    assert [a["score"] for a in answers] == pytest.approx(p_BC.amax(-1).tolist(), abs=1e-5)
     assert [a["layers"] for a in answers] == [a["exit"] + 1 for a in answers]
     smaller = command(*words, "--batch-size", 3).out.splitlines()  # sums are rounded otherwise
     assert [json.loads(line) for line in smaller] == [
-        {**answer, "confidence": pytest.approx(answer["confidence"], abs=1e-5)}
-        for answer in answers
+        {**answer, "score": pytest.approx(answer["score"], abs=1e-5)} for answer in answers
     ]
 
 
@@ -81,7 +80,7 @@ def test_one_bad_image_among_many_is_one_line_and_the_others_are_answered(
         assert (ended.code, len(ended.out.splitlines())) == (2, len(files))
         for one, two in zip(ended.out.splitlines(), alone.out.splitlines(), strict=True):
             got, wanted = json.loads(one), json.loads(two)
-            assert got.pop("confidence") == pytest.approx(wanted.pop("confidence"), abs=1e-5)
+            assert got.pop("score") == pytest.approx(wanted.pop("score"), abs=1e-5)
             assert got == wanted
         first, second = ended.err.splitlines()
         assert (str(bad) in first, str(missing) in second) == (True, True)
@@ -121,12 +120,12 @@ def test_predicting_pairs_from_stdin(mrpc):
     answers = [json.loads(line) for line in ended.out.splitlines()]
     assert [answer["text"] for answer in answers] == LINES
     assert all(answer["label"] in ("not_equivalent", "equivalent") for answer in answers)
-    assert all(0.5 <= answer["confidence"] <= 1 for answer in answers)
+    assert all(0.5 <= answer["score"] <= 1 for answer in answers)
     for size in (1, 2, 5):  # what else is in the batch changes nothing
         other = command(*words, "--batch-size", size, stdin="\n".join(LINES) + "\n")
         again = [json.loads(line) for line in other.out.splitlines()]
         for one, two in zip(answers, again, strict=True):
-            assert math.isclose(one.pop("confidence", 0), two.pop("confidence"), abs_tol=1e-4)
+            assert math.isclose(one.pop("score", 0), two.pop("score"), abs_tol=1e-4)
             assert one == two
         answers = [json.loads(line) for line in ended.out.splitlines()]
 
@@ -181,7 +180,7 @@ def test_lines_that_cant_be_read_are_named_and_the_others_answered(mrpc, tmp_pat
         assert ended.code == 2
         for one, two in zip(ended.out.splitlines(), whole.splitlines(), strict=True):
             got, wanted = json.loads(one), json.loads(two)
-            assert math.isclose(got.pop("confidence"), wanted.pop("confidence"), abs_tol=1e-4)
+            assert math.isclose(got.pop("score"), wanted.pop("score"), abs_tol=1e-4)
             assert got == wanted
         empty, alone, blank = ended.err.splitlines()
         assert (

@@ -168,6 +168,13 @@ def test_other_problems_and_pairs(models, tmp_path):
     ended = command("predict", models / "labels", table, "--text", "review", "--output", out)
     answers = mx.Classifier.from_pretrained(models / "labels")([row["review"] for row in ROWS])
     assert [json.loads(row["labels"]) for row in read(out)] == [a["labels"] for a in answers]
+    lines = command("predict", models / "labels", stdin="".join(f"{r['review']}\n" for r in ROWS))
+    for line, answer in zip(map(json.loads, lines.out.splitlines()), answers, strict=True):
+        of_labels = {name: answer["scores"][name] for name in answer["labels"]}
+        assert (line["labels"], line["scores"]) == (
+            [*of_labels],
+            pytest.approx(of_labels, abs=1e-5),
+        )
 
 
 def test_images_in_a_table(models, tmp_path):

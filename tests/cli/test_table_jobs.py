@@ -1,6 +1,7 @@
 """`multiexit predict` of a table into a file: killed anywhere, started again, the same file."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from answering import image_model, pictures, text_model, texts, tokenizer_in
 from helpers import ROOT, Killed, command, killed_behind
 
 import multiexit as mx
-from multiexit.cli import part_file, row_files, table_job
+from multiexit.cli import part_file, row_files, rows_done, table_job
 from multiexit.cli.table_rows import TableRows
 
 ROWS = [{"id": n, "review": text} for n, text in enumerate(texts(38))]
@@ -189,6 +190,23 @@ def test_a_table_that_changes_while_it_is_answered_is_noticed(model, tmp_path, m
     monkeypatch.setattr(row_files, "write", late)
     assert "have changed since they were answered" in predict(model, table, out, code=2)
     assert not out.exists()
+
+
+def test_how_many_rows_are_answered_is_told_of_what_takes_long(model, tmp_path, monkeypatch):
+    table = write(tmp_path / "in.csv")
+    assert " rows" not in predict(model, table, tmp_path / "quick.csv")
+    monkeypatch.setattr(rows_done, "PAUSE", 0)
+    told = [
+        line for line in predict(model, table, tmp_path / "out.csv").splitlines() if "/s" in line
+    ]
+    assert [line.split()[1] for line in told] == [f"{n}/38" for n in (8, 16, 24, 32)]
+    assert told[0].startswith("predict: 8/38 rows, ")
+    assert told[0].endswith(" left")
+    stdin = "".join(json.dumps(row) + "\n" for row in ROWS)
+    ended = command(
+        "predict", model, "--text", "review", "--output", tmp_path / "3.csv", stdin=stdin
+    )
+    assert "predict: 38 rows, " in ended.err
 
 
 def test_two_commands_do_not_write_one_file(model, tmp_path):

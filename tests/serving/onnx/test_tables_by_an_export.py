@@ -43,5 +43,5 @@ def test_lines_are_answered_as_by_its_classifier(exported_texts, tmp_path):
     wanted = mx.Classifier.from_pretrained(folder)(rows)
     for row, answer, text in zip(answers, wanted, rows, strict=True):
         assert (row["text"], row["label"], row["exit"]) == (text, answer["label"], answer["exit"])
-        assert row["confidence"] == pytest.approx(answer["score"], abs=1e-5)
+        assert row["score"] == pytest.approx(answer["score"], abs=1e-5)
         assert row["scores"] == pytest.approx(answer["scores"], abs=1e-5)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from accelerate.utils import (
@@ -40,7 +41,7 @@ from multiexit.evaluation.judging import exit_scores
 from multiexit.evaluation.outputs import Outputs, collect
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
-from multiexit.runtime import modes_kept
+from multiexit.runtime import first_process_checks, modes_kept
 from multiexit.training import (
     checks,
     out_of_memory,
@@ -56,7 +57,7 @@ from multiexit.training.device_checks import check_devices
 from multiexit.training.finite import check_parameters
 from multiexit.training.phase import judged_exits, learns_from_labels
 from multiexit.training.progress import Progress
-from multiexit.training.records import run_folder
+from multiexit.training.records import room, run_folder
 from multiexit.training.records.keeper import Keeper
 from multiexit.training.records.state import Position, State
 from multiexit.training.stepper import Stepper
@@ -142,7 +143,8 @@ class Trainer:
 
         Raises:
             ValueError: an empty set, labels outside the classes, a checkpoint of another run, a
-                folder that holds a run or that another one is writing into. Nothing is written.
+                folder that holds a run or that another one is writing into, a disk without room for
+                what is saved. Nothing is written.
             FloatingPointError: a loss that is NaN or infinite, named by exit and step; the last
                 checkpoint stands.
             torch.OutOfMemoryError: with what to lower.
@@ -180,6 +182,7 @@ class Trainer:
                 self._keeper.record_start()
                 self.state.history = History(**self.state.saved["history"])
                 return self.state.history
+            self._check_room()
             self.model.policy, self.model.calibration = self.recipe.policy, None
             may_mix = sharding.may_mix(self.accelerator, self.model)
             try:
@@ -196,6 +199,14 @@ class Trainer:
             finally:
                 self._calls.end(self.model)
         return self.state.history
+
+    def _check_room(self) -> None:
+        """Refuse a disk without room for what will be saved; all processes must call it."""
+        if self.config.output is None:
+            return
+        phase, output = self.recipe.phases[self.state.first_phase], Path(self.config.output)
+        old = [output / name for name in run_folder.RUN_FILES if self.config.overwrite]
+        first_process_checks(lambda: room.check(self.model, phase, self.config, old))
 
     def _was_finished(self, data: TrainingSet) -> bool:
         """Whether the run that was saved has nothing left to train."""

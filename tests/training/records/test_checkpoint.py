@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from helpers import (
 import multiexit as mx
 from multiexit.evaluation import metrics
 from multiexit.files import sums, writing
-from multiexit.training.records import checkpoint
+from multiexit.training.records import checkpoint, room
 
 
 def cut(path):
@@ -263,6 +264,30 @@ def test_a_run_whose_disk_fills_up_can_go_on(tmp_path, monkeypatch):
     mine = convnet()
     fit(mine, "leebert", replace(settings, resume=True), images())
     assert_same(tensors(mine), tensors(wanted))
+
+
+def test_a_disk_that_cannot_hold_a_run_is_refused_before_it(tmp_path, monkeypatch):
+    def free(count):
+        usage = SimpleNamespace(free=count)
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage)
+
+    settings = config(output=tmp_path / "run", epochs=1)
+    free(100)
+    seen = Watched(Table())
+    with pytest.raises(
+        ValueError, match=r"has 1e-07 GB left, and the model and a first check.* GB"
+    ):
+        fit(chain(), "joint", settings, seen)
+    assert not seen.reads
+    assert not settings.output.exists()
+    monkeypatch.undo()
+    fit(chain(), "joint", settings, Table())
+    files = [path for path in settings.output.rglob("*") if path.is_file()]
+    written = sum(path.stat().st_size for path in files)
+    for count, output in ((written, "enough"), (0, "run")):  # what is cleared away leaves room
+        free(count)
+        again = replace(settings, output=tmp_path / output, overwrite=True)
+        fit(chain(), "joint", again, Table())
 
 
 def test_any_plain_state_comes_back_as_it_was(tmp_path):

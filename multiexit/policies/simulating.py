@@ -38,8 +38,8 @@ def simulate(
         exit_B: index of the exit, 0..M−1, int64 [B].
 
     Raises:
-        ValueError: logits of another shape, a policy that doesn't fit them, or one whose step is
-            malformed.
+        ValueError: logits of another shape or with NaN, a policy that doesn't fit them, or one
+            whose step is malformed.
 
     Example:
         >>> import torch, multiexit as mx
@@ -47,7 +47,14 @@ def simulate(
         >>> mx.simulate(mx.Patience(2), logits_MBC)
         tensor([2])
     """
-    return answers(policy, logits_MBC, certainty_MB, problem, asked_BT)[0]
+    exit_B = answers(policy, logits_MBC, certainty_MB, problem, asked_BT)[0]
+    if (nan_MB := logits_MBC.isnan().flatten(2).any(2)).any():
+        rows, exits = int(nan_MB.any(0).sum()), nan_MB.any(1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"logits are NaN in {rows} of {len(exit_B)} rows, at the exits {exits}: where these "
+            "rows would leave means nothing"
+        )
+    return exit_B
 
 
 def answers(
@@ -66,7 +73,7 @@ def answers(
         exit_B, int64 [B], and answer_BC [B, C], float32 (float64 of float64).
 
     Raises:
-        ValueError: as for `simulate`.
+        ValueError: as for `simulate`, but for NaN.
 
     Example:
         >>> import torch, multiexit as mx

@@ -125,6 +125,10 @@ class Service:
             raise Refused(
                 422, f"a request has 1 to {self.options.max_request_rows} inputs, got {len(items)}"
             )
+        if len(items) > self.options.max_rows:  # there will never be room
+            raise Refused(
+                413, f"{len(items)} inputs; this service has room for {self.options.max_rows}"
+            )
         try:
             order = self.orders.of(ask.policy, ask.threshold, ask.max_exit)
             top_k = check_top(ask.top_k, self.served.problem, self.served.num_classes)

@@ -91,10 +91,10 @@ class Options:
                 object.__setattr__(self, f.name, value)
             if type(value) is not f.type:
                 raise ValueError(f"{f.name} must be {_name(f.type)}, got {value!r}")
-            if least is not None and not least <= value < inf:
-                raise ValueError(
-                    f"{f.name} must be a finite number of at least {least}, got {value!r}"
-                )
+            if least is not None and not abs(value) < inf:
+                raise ValueError(f"{f.name} must be a finite number, got {value!r}")
+            if least is not None and value < least:
+                raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
             if least is not None and value > most:
                 raise ValueError(f"{f.name} must be at most {most}, got {value!r}")
         self._check_dial()

@@ -643,6 +643,16 @@ def test_what_needs_classes_refuses_regression(policy, regressor):
         model.predict(policy, **inputs)
 
 
+@pytest.mark.parametrize("tokens", [(), (4,)])
+def test_logits_that_are_nan_are_not_simulated(tokens):
+    logits_MBC = torch.zeros(3, 5, *tokens, 2)
+    logits_MBC[1, 2, ..., 0] = logits_MBC[2, 2:4, ..., 1] = math.nan
+    problem = "token-classification" if tokens else None
+    with pytest.raises(ValueError, match=r"NaN in 2 of 5 rows, at the exits \[1, 2\]"):
+        mx.simulate(mx.MaxProb(0.9), logits_MBC, problem=problem)
+    policies.answers(mx.MaxProb(0.9), logits_MBC, problem=problem)  # by which a run ends
+
+
 def test_a_tolerance_refuses_classes():
     with pytest.raises(ValueError, match=r"tolerance=0.5 is for regression.*3 classes"):
         mx.simulate(mx.Patience(1, tolerance=0.5), torch.zeros(3, 4, 3))

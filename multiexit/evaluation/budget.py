@@ -17,7 +17,7 @@ from multiexit.policies import MaxProb
 from multiexit.policies.base import need_classes
 from multiexit.problems import refuse_vectors
 
-NOBODY = 2.0  # a threshold that no probability reaches
+NOBODY = 1.01  # a threshold that no probability reaches
 STEEPEST = 60.0
 
 
@@ -39,7 +39,7 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
             row on average.
 
     Returns:
-        A policy with M − 1 thresholds; one of 2.0 lets nobody leave.
+        A policy with M − 1 thresholds; one of 1.01 lets nobody leave.
 
     Raises:
         ValueError: a budget that leaving at the first exit alone exceeds, or that is more than all

@@ -256,7 +256,7 @@ def test_numbers_outside_of_the_policys_range_are_refused(exported, tmp_path):
     assert runner.knobs["patience"] == 2
     path = folder / "export.json"
     said = json.loads(path.read_text())
-    del said["ranges"]  # as older folders
+    del said["ranges"], said["scales"]  # as older folders
     path.write_text(json.dumps(said))
     seal(folder)
     assert Runner(folder).knobs["patience"] == 1

@@ -126,7 +126,7 @@ def explain(
         >>> advice = recommend(outputs, max_loss=0.1)
         >>> lines = explain(advice, cost.layers_M, "accuracy").splitlines()
         >>> print("\n".join([lines[0], *lines[3:6]]))
-        Stop when the answer's probability is at least 0.5989.
+        Stop when the answer's probability is at least 0.599.
         55 % of the inputs leave after layer 1, half of them by layer 1, and 45 % run to layer 2.
         None of the 20 answers differs from the full network's.
         So a loss within the 10 points that you allow is sure enough (95 %).

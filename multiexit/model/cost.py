@@ -130,12 +130,16 @@ UNKNOWN_TO_TORCH = {
 
 
 def _macs(run: Callable[[], Any]) -> tuple[Any, int]:
-    """Run and count. Fused attention counts as zero on a CPU, so the plain kernel is used."""
+    """Run and count. Fused attention counts as zero on a CPU, so the plain kernel is used.
+
+    In inference mode torch's counter loses its way among weights that are computed from others.
+    """
     counter = FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with torch.inference_mode(False), torch.no_grad(), counter, plain:
             result = run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

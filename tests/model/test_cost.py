@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -97,6 +98,18 @@ def test_experts_count_as_the_plain_loop_over_them(name):
 
     assert macs(name) == macs("eager")
     assert macs(name)[0] > 128 * 2 * 3 * 16 * 32  # tokens, experts of each, matrices
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_weights_that_are_computed_from_others(mode):
+    """As those of HuBERT's positions are, in the middle of an evaluation."""
+    plain, normed = nn.Linear(4, 8), weight_norm(nn.Linear(4, 8))
+    with mode():
+        costs = [
+            mx.MultiExitModel(mx.wrap(nn.Sequential(first, nn.Linear(8, 8))), 3).cost()
+            for first in (plain, normed)
+        ]
+    assert costs[0].macs_M == costs[1].macs_M
 
 
 def test_shared_parameters_count_once():

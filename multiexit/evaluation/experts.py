@@ -84,7 +84,7 @@ def _least(score_B: Tensor, wrong_B: Tensor, allowed: float, nobody: float) -> f
     """The least of these scores from which on no larger a share of rows is wrong than allowed."""
     order_B = score_B.argsort(descending=True)
     score_B, wrong_B = score_B[order_B], wrong_B[order_B]
-    count_B = torch.arange(1, len(score_B) + 1)
+    count_B = torch.arange(1, len(score_B) + 1, dtype=torch.float64)
     together_B = torch.ones_like(wrong_B)
     together_B[:-1] = score_B[1:] < score_B[:-1]
     good_B = together_B & (wrong_B.cumsum(0) <= allowed * count_B + 1e-9)

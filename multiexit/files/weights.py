@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -111,6 +111,33 @@ def check_fit(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], path
         raise ValueError(f"{path} doesn't fit this model: {_first_few(problems, '; ')}")
 
 
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model as a safetensors file, a tensor that has several names under one of them.
+
+    Tensors that are views of one memory are written each for itself.
+
+    Args:
+        model: whose parameters and buffers they are.
+        path: of the file.
+    """
+    names: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name in sorted(state):
+        names.setdefault(id(state[name]), name)
+    tied = {name: names[id(tensor)] for name, tensor in state.items()}
+    save_file(
+        {name: _alone(state[name].detach()) for name in names.values()},
+        path,
+        {name: kept for name, kept in tied.items() if name != kept},
+    )
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it is not the whole of its memory in order."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
 def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> None:
     """Fill a model from a safetensors file; it gets the precision of what is stored.
 
@@ -122,13 +149,12 @@ def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> No
     Raises:
         ValueError: no file, one cut short, or tensors missing, left over or of another shape.
     """
-    tensors, stored = model.state_dict(keep_vars=True), header(path, inside)
-    check_fit(tensors, stored, path)
+    own, stored = model.state_dict(keep_vars=True), header(path, inside)
+    check_fit(own, stored, path)
     for name, entry in stored.items():
         if entry.dtype in FLOATING:
-            tensors[name].data = tensors[name].data.to(FLOATING[entry.dtype])
-    with _readable(path, inside):
-        load_model(model, path)
+            own[name].data = own[name].data.to(FLOATING[entry.dtype])
+    model.load_state_dict(tensors(path, inside), strict=False)  # shared ones have one name there
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors.torch import save_model
 from torch import nn
 
 from multiexit.backbones import Backbone, adapters, kinds, rebuild, specs
@@ -50,7 +49,7 @@ def save_folder(
     folder.mkdir(parents=True, exist_ok=True)
     write_all(
         {
-            folder / WEIGHTS: lambda path: save_model(model, str(path)),
+            folder / WEIGHTS: lambda path: weights.save_weights(model, path),
             folder / SETTINGS: lambda path: path.write_text(text, encoding="utf-8"),
         }
     )

@@ -131,6 +131,9 @@ class MultiExitModel(nn.Module):
         if trunk is not None:
             self.to(trunk.device)
             self.heads.to(trunk.device, trunk.dtype)
+        for buffer in self.buffers():
+            if 0 in buffer.stride():  # an expanded one, which couldn't be loaded into
+                buffer.data = buffer.data.clone()
         self.policy: ExitPolicy | None = None
         self.latency: Latency | None = None
         self.calibration: CalibrationTable | None = None

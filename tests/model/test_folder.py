@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers import Table, command, config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_heads import OF_TEXT
 from torch import nn
+from torch.utils.data import TensorDataset
 from transformers import AutoModel, AutoTokenizer, BertTokenizer, DistilBertConfig, RobertaConfig
 
 import multiexit as mx
-from multiexit.files import writing
+from multiexit.files import weights, writing
 from multiexit.model import folder, heads
 from multiexit.training.records import checkpoint
 
@@ -104,6 +106,32 @@ def test_what_was_shared_is_stored_once_and_shared_again(tmp_path, make_backbone
     assert sum(p.numel() for p in again.parameters()) == count
 
 
+def rope():
+    sizes = {"num_classes": 3, "img_size": 28, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    return mx.wrap(timm.create_model("eva02_tiny_patch14_224", **sizes))
+
+
+def views():
+    """Two weights that are halves of one memory, a strided buffer and an expanded one."""
+    parts = [nn.Linear(8, 8), nn.Linear(8, 8)]
+    for part, half in zip(parts, torch.randn(16, 8).split(8), strict=True):
+        part.weight = nn.Parameter(half)
+    parts[0].register_buffer("strided", torch.randn(4, 8)[:, ::2])
+    parts[1].register_buffer("expanded", torch.randn(1, 8).expand(4, -1))
+    return mx.wrap(nn.Sequential(*parts))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(rope, (3, 28, 28)), (views, (8,))])
+@pytest.mark.filterwarnings("ignore:the backbone can't be made again")
+def test_views_of_memory_are_trained_and_come_back(make, shape, tmp_path):
+    model = mx.MultiExitModel(make(), 3)
+    rows = TensorDataset(torch.randn(8, *shape), torch.randint(0, 3, (8,)))
+    mx.Trainer(model, mx.recipe("joint"), config(output=tmp_path, epochs=2)).fit(rows, rows)
+    torch.manual_seed(7)
+    again = mx.MultiExitModel.from_pretrained(tmp_path / "model", backbone=make())
+    assert same_tensors(model, again)
+
+
 def test_a_model_without_policy_or_labels(tmp_path, make_backbone):
     mx.MultiExitModel(make_backbone("bert"), 2).save_pretrained(tmp_path)
     again = mx.MultiExitModel.from_pretrained(str(tmp_path))
@@ -178,8 +206,6 @@ def test_a_policy_of_ones_own_is_asked_for(tmp_path, make_backbone):
 
 
 def test_an_edited_instance_of_timm_asks_for_its_backbone(tmp_path):
-    import timm
-
     def edited():
         instance = timm.create_model("vit_tiny_patch16_224", **VIT)
         instance.blocks[0].attn.scale = 0.5
@@ -281,7 +307,7 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def half_written(model, path):
+def half_written(tensors, path, metadata):
     Path(path).write_bytes(b"half")
     raise SafetensorError("I/O error: No space left on device (os error 28)")
 
@@ -293,9 +319,9 @@ def test_a_full_disk_leaves_what_was_there(broken, saved, monkeypatch, make_back
     model = mx.MultiExitModel(make_backbone("bert"), 3, exits=[2])
     with monkeypatch.context() as patch:
         if broken == "weights":
-            patch.setattr(folder, "save_model", full)
+            patch.setattr(weights, "save_file", full)
         elif broken == "weights by their library":
-            patch.setattr(folder, "save_model", half_written)
+            patch.setattr(weights, "save_file", half_written)
         elif broken == "settings":
             patch.setattr(Path, "write_text", full)
         else:

@@ -27,7 +27,7 @@ def build_optimizer(
     for p in parameters:
         by_factor.setdefault(1.0 if factors is None else factors[p], []).append(p)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             [{"params": ps, "factor": factor} for factor, ps in by_factor.items()],
             config.lr,
             momentum=config.momentum,
@@ -35,6 +35,9 @@ def build_optimizer(
             nesterov=False,
             fused=not any(map(is_sharded, parameters)),  # has no rule for shards
         )
+        if config.momentum:
+            sgd.register_step_pre_hook(_begin_momenta)
+        return sgd
     groups = [
         {"params": [p for p in ps if (p.ndim > 1) == decays], "factor": factor, **decay}
         for factor, ps in by_factor.items()
@@ -44,6 +47,18 @@ def build_optimizer(
         )
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, fused=True)
+
+
+def _begin_momenta(optimizer: torch.optim.Optimizer, *args: object) -> None:
+    """Give each parameter that has its first gradient a momentum of zeros.
+
+    Fused SGD makes them at its first step alone, and fails at a parameter first reached later, as
+    experts and conditional layers are.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def strided_as(value: Tensor, p: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import multiexit as mx
-from multiexit.training.optimizer import learning_rate
+from multiexit.training.optimizer import build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,21 @@ def test_decay_spares_biases_and_norms():
     for name, now in model.named_parameters():
         decayed = now.detach() - before[name] * (0.5 if now.ndim > 1 else 1.0)
         assert decayed.abs().max() <= 1.01e-4, name
+
+
+def test_a_parameter_s_first_gradient_may_come_at_any_step():
+    settings = config(lr=0.1, momentum=0.9, weight_decay=0.1)
+    ours, plain = ([torch.nn.Parameter(torch.ones(3)) for _ in range(3)] for _ in range(2))
+    fused = build_optimizer(ours, settings)
+    loops = torch.optim.SGD(plain, 0.1, 0.9, weight_decay=0.1, foreach=False)
+    for reached in ([0], [1], [], [0, 1, 2], [2]):
+        for ps, optimizer in ((ours, fused), (plain, loops)):
+            optimizer.zero_grad()
+            for index in reached:
+                ps[index].grad = torch.tensor([1.0, -2.0, 3.0]) * (index + 1)
+            optimizer.step()
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize(

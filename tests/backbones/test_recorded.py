@@ -109,6 +109,37 @@ def test_rows_answer_as_alone_and_the_last_exit_as_the_network(key, tmp_path):
             torch.testing.assert_close(loaded(**inputs), logits_MBC)
 
 
+PLACED = ["gpt2", "gptj", "llama", "mistral", "gemma", "qwen2", "phi"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["text/modernbert", "text/roberta-prelayernorm", *(f"decoder/{name}" for name in PLACED)],
+)
+def test_positions_leave_with_their_rows_and_no_mask_is_one_of_ones(key):
+    """Each row has positions of its own, with gaps, going on and back."""
+    network, backbone, entry = wrapped(key)
+    model = mx.MultiExitModel(backbone, 3).eval()
+    torch.manual_seed(0)
+    for head in model.heads[:-1]:
+        for p in head.parameters():
+            torch.nn.init.normal_(p, std=0.5)
+    ids_BT = entry.inputs(6, 0)["input_ids"].clamp(min=5)
+    T = ids_BT.shape[1]
+    places_BT = torch.stack([torch.randperm(2 * T)[:T] for _ in ids_BT])
+    inputs = {"input_ids": ids_BT, "position_ids": places_BT}
+    with torch.no_grad():
+        logits_MBC = model(**inputs)
+        ones = {**inputs, "attention_mask": torch.ones_like(ids_BT)}
+        assert torch.equal(model(**ones), logits_MBC)
+        torch.testing.assert_close(network(**ones).logits, logits_MBC[-1], rtol=1e-3, atol=1e-4)
+        policy = mx.MaxProb(float(logits_MBC[0].softmax(-1).amax(-1).quantile(0.5)))
+        answers_BC, exit_B = model.predict(policy, **inputs)
+    assert len(set(exit_B.tolist())) > 1
+    assert torch.equal(exit_B, mx.simulate(policy, logits_MBC))
+    torch.testing.assert_close(answers_BC, logits_MBC[exit_B, torch.arange(6)])
+
+
 def runs(network, tokens):
     ids = torch.full((1, tokens), 7)
     try:

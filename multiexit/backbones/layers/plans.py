@@ -23,8 +23,8 @@ GIVES = "gives"
 
 Kind = int | str
 """Of a tensor that layers are called with: which dimension its rows are; `"folded"` for several of
-them per row; `"all"` for what all rows share and depends on their length; `"fixed"` for what is
-always the same."""
+them per row; `"expanded"` for a row per row, or one for all, [B or 1, …]; `"all"` for what all rows
+share and depends on their length; `"fixed"` for what is always the same."""
 
 
 class PerRow(NamedTuple):
@@ -55,6 +55,8 @@ def stand_in(kind: Kind, name: str) -> PerRow | Folded | ForAll:
     """Make what stands for a tensor of this kind."""
     if isinstance(kind, int):
         return PerRow(name, kind)
+    if kind == "expanded":
+        return PerRow(name, 0)
     return Folded(name) if kind == "folded" else ForAll(name)
 
 
@@ -127,6 +129,9 @@ def _kind(path: Path, notes: Sequence[tuple[int, Any, Tensor]]) -> Kind:
         return "folded"
     if len(batches) > 1 and dims:
         return dims[0]
+    firsts = [(B, len(tensor) if tensor.ndim else 0) for B, _, tensor in notes]
+    if {size for _, size in firsts} > {1} and all(size in (1, B) for B, size in firsts):
+        return "expanded"
     shapes: dict[Any, set[torch.Size]] = {}
     for _, length, tensor in notes:
         shapes.setdefault(length, set()).add(tensor.shape)
@@ -213,6 +218,8 @@ def by_row(tensor: Tensor, kind: Kind, B: int) -> Tensor:
     """Make a tensor of a kind one with the rows first, [B, …]."""
     if isinstance(kind, int):
         return tensor.movedim(kind, 0) if kind else tensor
+    if kind == "expanded":
+        return tensor.expand(B, *tensor.shape[1:])
     if kind == "folded":
         return tensor.unflatten(0, (B, -1))
     return tensor.unsqueeze(0).expand(B, *tensor.shape)

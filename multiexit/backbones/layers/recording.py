@@ -117,7 +117,7 @@ def _check_shared(
 ) -> None:
     """Refuse what all rows share and depends on what is in them: rows of two batches may meet."""
     for path, kind in kinds.items():
-        shared = kind in ("all", "fixed") and path in one and path in other
+        shared = kind in ("expanded", "all", "fixed") and path in one and path in other
         if shared and not _same_values(one[path], other[path]):
             raise ValueError(
                 f"layer {path[0]} is called with a tensor ({plans.spelt(path)}) that all rows "

@@ -63,11 +63,13 @@ class RecordedText(TextBackbone, RecordedBackbone):
         if valid_BT is None and self.pool == "last" and self.infers:
             self._check_no_padding(inputs.get("input_ids"))
         given = {k: v for k, v in inputs.items() if v is not None and k in self.takes}
+        # Without a mask transformers takes uneven positions for several texts in a row.
+        takes_mask = "attention_mask" in given or "position_ids" in given
         if valid_BT is None:
             source: Tensor = given["inputs_embeds" if "inputs_embeds" in given else "input_ids"]
             valid_BT = torch.ones(source.shape[:2], dtype=torch.bool).to(source.device)
-        elif "attention_mask" in given:  # some subtract it from 1, which bools can't
-            given["attention_mask"] = valid_BT.to(torch.long)
+        if takes_mask and "attention_mask" in self.takes:
+            given["attention_mask"] = valid_BT.to(torch.long)  # some subtract it from 1
         if "use_cache" in self.takes:
             given["use_cache"] = False
         carry = RecordedBackbone.begin(self, given)

@@ -71,11 +71,16 @@ class TextTrial(NamedTuple):
         return Batch({**given, **options}, rows, tokens, valid_BT.to(self.device))
 
     def batches(self) -> list[Batch]:
-        """Batches to record and compare on: two of one length, then others."""
+        """Batches to record and compare on: two of one length, then others, with positions."""
         some = [self.batch(2, 0), self.batch(3, 1)]
         if self.length is not None:  # which may be long
             return [*some, self.batch(1, 3, padded=False)]
-        return [*some, self.batch(2, 2, TOKENS + 4), self.batch(3, 3, padded=False)]
+        others = [self.batch(2, 2, TOKENS + 4), self.batch(3, 3, padded=False)]
+        if "position_ids" in self.takes:
+            for batch in others:
+                place_T = torch.arange(batch.length, device=self.device)
+                batch.inputs["position_ids"] = place_T.repeat(batch.rows, 1)
+        return [*some, *others]
 
 
 class RowTrial(NamedTuple):

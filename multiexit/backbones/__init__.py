@@ -3,6 +3,7 @@
 from multiexit.backbones.adapters import merge_adapters as merge_adapters
 from multiexit.backbones.base import Backbone as Backbone
 from multiexit.backbones.base import Carry as Carry
+from multiexit.backbones.base import copied as copied
 from multiexit.backbones.base import select as select
 from multiexit.backbones.classifier import NetworkHead as NetworkHead
 from multiexit.backbones.rebuilding import rebuild as rebuild

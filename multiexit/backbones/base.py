@@ -5,13 +5,16 @@ Letters: B batch rows, T tokens, H width, C channels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from multiexit.backbones import layouts as layouts_
 from multiexit.backbones.classifier import NetworkHead, classifier_spec
+from multiexit.runtime import evaluating
 
 Carry = dict[str, Any]
 """Handed from one stage to the next. Every tensor in it has the batch as its first dimension, so
@@ -56,6 +59,15 @@ def _select_rows(tensor: Tensor, keep: Tensor) -> Tensor:
     if tensor.ndim != 4 or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last):
         return tensor.index_select(0, keep)
     return tensor.permute(0, 2, 3, 1).index_select(0, keep).permute(0, 3, 1, 2)
+
+
+def copied(tree: Tree) -> Tree:
+    """The same (nested) dict, with copies of its tensors, through which gradients go."""
+    if isinstance(tree, Tensor):
+        return tree.clone()  # type: ignore[return-value]
+    if isinstance(tree, Mapping):
+        return type(tree)({key: copied(value) for key, value in tree.items()})  # type: ignore[call-arg]
+    return tree
 
 
 class Backbone(nn.Module, ABC):
@@ -197,6 +209,23 @@ class Backbone(nn.Module, ABC):
         """
         return {}, None
 
+    @cached_property
+    def overwritten(self) -> frozenset[int]:
+        """Stages whose feature a later one works on in place, as a row of the example shows.
+
+        Whoever keeps such a feature hands copies of the carry on. Dropout in place works in
+        training alone, so that with one all stages count.
+        """
+        if any(isinstance(part, _DropoutNd) and part.inplace for part in self.modules()):
+            return frozenset(range(self.num_stages))
+        seen = []
+        with evaluating(self), torch.inference_mode(False), torch.no_grad():
+            carry = self.start(**self.example_inputs())
+            for index in range(self.num_stages):
+                carry, feature = self.stage(carry, index)
+                seen.append((feature, feature._version))
+        return frozenset(s for s, (feature, was) in enumerate(seen) if feature._version != was)
+
     def features(self, *args: Any, **inputs: Any) -> list[Tensor]:
         """The list of intermediate features, one per stage.
 
@@ -212,4 +241,6 @@ class Backbone(nn.Module, ABC):
         for index in range(self.num_stages):
             carry, feature = self.stage(carry, index)
             features.append(feature)
+            if index in self.overwritten:
+                carry = copied(carry)
         return features

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit import policies, problems
-from multiexit.backbones import Backbone, Carry, adapters, rebuild
+from multiexit.backbones import Backbone, Carry, adapters, copied, rebuild
 from multiexit.files import weights
 from multiexit.files.paths import user_path
 from multiexit.losses import class_names, gradients
@@ -197,6 +197,8 @@ class MultiExitModel(nn.Module):
         carry = self.start(args, inputs)
         # In evaluation each exit answers for itself, to the bit as in `predict`.
         batched = self.training and heads.separable(self.heads)
+        kept = self.training or keep_features  # by what goes backward, or by who asked
+        overwritten = self.backbone.overwritten if kept else ()
         outputs: list[Tensor] = []
         certainty: list[Tensor] = []
         features: list[Tensor] = []
@@ -210,6 +212,8 @@ class MultiExitModel(nn.Module):
                 exit_factor, trunk_factor = branch(m, self.num_exits)
                 feature = gradients.scale(feature, exit_factor)
                 carry = gradients.scale(carry, trunk_factor)
+            if stage in overwritten:
+                carry = copied(carry)
             if batched:
                 outputs.append(self.heads[m].vector(feature, carry.get("valid_BT")))  # type: ignore[operator]
             else:

@@ -127,6 +127,7 @@ def test_a_patient_policy_runs_each_stage_once(network):
 def test_forward_gives_every_exit_and_no_stage_behind_the_last(spied):
     _model, backbone = spied
     shorter = mx.MultiExitModel(backbone, 4, exits=[1, 3], head=lambda shape, K: Count(K))
+    assert not backbone.overwritten  # looked for before stages are counted
     backbone.seen.clear()
     assert shorter(rows([0, 1, 2])).shape == (2, 3, 4)
     assert backbone.seen == [(stage, 3) for stage in range(4)]

@@ -14,11 +14,10 @@ from multiexit.data.batches import has_labels, is_rows, labels_of
 from multiexit.evaluation import metrics
 from multiexit.evaluation.budget import Budget
 from multiexit.evaluation.experts import Experts
-from multiexit.files.unreadable import one_line
 from multiexit.losses.labels import check_labels
 from multiexit.losses.matrix import check_divergence
 from multiexit.losses.temperature import Constant
-from multiexit.losses.weights.hypergradient import directional
+from multiexit.losses.weights.hypergradient import Directional
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
 from multiexit.problems import are_vectors, refuse_vectors
@@ -64,6 +63,8 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             )
         if phase.extra is not None:
             _run_once(model, phase)
+        if phase.learner.looks_back or phase.surgery is not None:
+            _check_checkpoints(model, recipe)
         if phase.learner.looks_back:
             _look_back_once(model, phase, recipe)
     chained = recipe.head.partition("+")[2] if isinstance(recipe.head, str) else ""
@@ -276,25 +277,31 @@ def _run_once(model: MultiExitModel, phase: Phase) -> None:
         TrainingPass(model, phase)(batch, 1.0)
 
 
+def _check_checkpoints(model: MultiExitModel, recipe: Recipe) -> None:
+    """Refuse transformers' older way to compute activations again, which knows one backward."""
+    for part in model.backbone.modules():
+        way = getattr(part, "_gradient_checkpointing_func", None)
+        options = getattr(way, "keywords", {})
+        if getattr(part, "gradient_checkpointing", False) and options.get("use_reentrant"):
+            raise ValueError(
+                f"{recipe.name!r} takes gradients of parts of the loss, and this network computes "
+                "activations again with use_reentrant=True, which gives those of all of it alone: "
+                "call gradient_checkpointing_enable({'use_reentrant': False}), or leave it out and "
+                "train with checkpoint_gradients=True"
+            )
+
+
 def _look_back_once(model: MultiExitModel, phase: Phase, recipe: Recipe) -> None:
-    """A derivative of one row's losses along no direction, which each step will need of its own."""
+    """A derivative of one row's losses, which each step will need of its own."""
     batch = {**model.backbone.example_inputs(), "labels": blank_labels(model)}
-    terms = Terms(TrainingPass(model, phase))
     parameters = list(trained_parameters(model, phase))
     values = [p.detach() for p in parameters]
-    nowhere = [torch.zeros_like(p) for p in values]
-    random = torch_states(values[0].device)
+    along = Directional(Terms(TrainingPass(model, phase)), parameters)
     try:
         with evaluating(model):
-            directional(terms, parameters, values, nowhere, (batch, 1.0), random)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise ValueError(
-            f"{recipe.name!r} differentiates a step of training, and this network has operations "
-            f"that can't be differentiated twice ({one_line(error)}): use a recipe such as "
-            "'leebert-clo-v1', or 'joint'"
-        ) from error
+            along(values, values, (batch, 1.0), torch_states(values[0].device))
+    except ValueError as error:
+        raise ValueError(f"{recipe.name!r} differentiates a step of training: {error}") from error
 
 
 def blank_labels(model: MultiExitModel) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from multiexit.data.batches import num_learned_tokens, num_rows, with_shares
 from multiexit.losses import topology
 from multiexit.losses.temperature import Constant
-from multiexit.losses.weights.hypergradient import LookBack, plain_attention
+from multiexit.losses.weights.hypergradient import Directional, LookBack, plain_attention
 from multiexit.losses.weights.learners import Plan
 from multiexit.losses.weights.state import Omega
 from multiexit.model.model import MultiExitModel
@@ -107,7 +107,7 @@ class Stepper:
         tokens = model.problem == "token-classification"
         self._count = num_learned_tokens if tokens else num_rows
         self._pass = TrainingPass(self.model, phase, self.labelled, config)
-        self._terms = Terms(self._pass)
+        self._along = Directional(Terms(self._pass), self._parameters)
         with warnings.catch_warnings():  # the keyword that replaces it is newer than torch 2.11
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
             with apart(accelerator):
@@ -162,7 +162,7 @@ class Stepper:
         W_MM = self.omega.value()
         plan = self.omega.plan(step)
         first = with_shares(batches, self._count)
-        look_back = LookBack(self._terms, self._parameters) if plan.hyper else None
+        look_back = LookBack(self._along) if plan.hyper else None
         loss, L_MM = self._move_theta(first, W_MM * self.A_MM, look_back)
         if any(plan):
             self._move_omega(plan, first, draw, L_MM, look_back)

@@ -12,6 +12,7 @@ derivative by u of ⟨∇_Θ ⟨u, L⟩, P∘v⟩, which is linear in u: two bac
 Reference: for the setting, Liu et al., "DARTS", ICLR 2019, eq. 7, which takes finite differences.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -21,7 +22,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from multiexit.files.unreadable import one_line
 from multiexit.randomness import set_torch_states, torch_states
+
+TOLERANCE = 0.02
+"""How far two ways to one derivative may be apart, as a share of what its parts sum up to."""
 
 
 class Moment(NamedTuple):
@@ -38,18 +43,125 @@ class Moment(NamedTuple):
     random: list[Tensor]
 
 
+class Directional:
+    """Terms that a module gives, and their derivative along a direction of its parameters.
+
+    The forward mode differentiates what is computed forward; training goes by what goes backward,
+    which hooks, `no_grad` and functions of one's own may make another thing. So when it is first
+    called it looks, along a direction that it draws, for the way that agrees with a backward pass.
+
+    Args:
+        module: any whose answer is a tensor.
+        parameters: of the module, by which is differentiated.
+
+    Raises:
+        ValueError: a parameter that isn't the module's.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter]):
+        self.module, self.parameters = module, parameters
+        # Each place of a parameter once: functional_call's own way with tied weights leaves a
+        # module that is reached by two names without its parameters.
+        index_of = {p: index for index, p in enumerate(parameters)}
+        self._places = {
+            f"{name}.{leaf}" if name else leaf: index_of[p]
+            for name, part in module.named_modules()
+            for leaf, p in part._parameters.items()
+            if p is not None and p in index_of
+        }
+        if len(set(self._places.values())) < len(parameters):
+            raise ValueError("there are parameters that the module doesn't hold")
+        self._way: Way | None = None
+
+    def __call__(
+        self,
+        values: Sequence[Tensor],
+        along: Sequence[Tensor],
+        args: tuple[Any, ...],
+        random: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """`module(*args)` at Θ, and (d/dε) of it at Θ + ε·along, ε = 0.
+
+        Args:
+            values, along: Θ, and the direction, a tensor per parameter.
+            args: what the module is called with.
+            random: the generators' states that the pass begins with; they are put back after it.
+
+        Returns:
+            The terms and their derivative, in the shape of the terms, cut from their graph.
+
+        Raises:
+            ValueError: at the first call, a module that neither way differentiates as a backward
+                pass does.
+        """
+
+        def terms(*stepped: Tensor) -> Tensor:
+            set_torch_states(random, device)
+            by_name = {name: stepped[index] for name, index in self._places.items()}
+            return functional_call(self.module, by_name, args, tie_weights=False)
+
+        device = values[0].device
+        before = torch_states(device)
+        try:
+            with plain_attention():
+                if self._way is None:
+                    self._way = _agreeing(terms, values)
+                primal, tangent = self._way(terms, values, along)
+        finally:
+            set_torch_states(before, device)
+        return primal.detach(), tangent.detach()
+
+
+Terms = Callable[..., Tensor]
+Way = Callable[[Terms, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
+"""`(terms, values, along) -> (the terms there, their derivative along it)`."""
+
+
+def _agreeing(terms: Terms, values: Sequence[Tensor]) -> Way:
+    """The way whose derivative, along a drawn direction, is that of a backward pass.
+
+    Raises:
+        ValueError: none, with what torch says or what differs.
+    """
+    along = [torch.randn_like(value) for value in values]
+    points = [value.detach().requires_grad_() for value in values]
+    with torch.enable_grad():
+        answer = terms(*points)
+        factors = torch.randn_like(answer)
+        (factors * answer).sum().backward()
+    pairs = zip(points, along, strict=True)
+    parts = [(p.grad * d).double() for p, d in pairs if p.grad is not None]
+    wanted, size = sum(float(x.sum()) for x in parts), sum(float(x.abs().sum()) for x in parts)
+    why = ""
+    for way in (_forward_mode, _backward_twice):
+        try:
+            _, tangent = way(terms, values, along)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an operation without a rule for it
+            why = one_line(error)
+            continue
+        found = float((factors * tangent).double().sum())
+        if abs(found - wanted) <= TOLERANCE * size or not math.isfinite(found):
+            return way
+        why = f"one backward pass gives {wanted:.3g} along a direction, two give {found:.3g}"
+    raise ValueError(
+        "this network has operations whose derivative isn't known, or not as training goes by it "
+        f"({why}), and hypergradients go by that: use a recipe such as 'leebert-clo-v1' or 'joint'"
+    )
+
+
 class LookBack:
     """Watches one step of Θ, and says how its outcome depended on each loss term's factor.
 
     Args:
-        module: a pass over a batch, `module(batch, tau) -> terms`, a tensor of any shape.
-        parameters: of the module, that are stepped, in the optimiser's order.
+        along: gives derivatives of a pass over a batch, `module(batch, tau) -> terms`, a tensor of
+            any shape, by the parameters that are stepped, in the optimiser's order.
     """
 
-    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter]):
-        self.module = module
-        self.parameters = parameters
-        self.values = [p.detach().clone() for p in parameters]
+    def __init__(self, along: Directional):
+        self.along = along
+        self.values = [p.detach().clone() for p in along.parameters]
         self.passes: list[Moment] = []
         self.slopes: list[Tensor] | None = None
 
@@ -87,10 +199,7 @@ class LookBack:
         direction = [slope * v for slope, v in zip(self.slopes, outer, strict=True)]
         gradients = []
         for batch, tau, random in self.passes:
-            args = (batch, tau)
-            terms, derivative = directional(
-                self.module, self.parameters, self.values, direction, args, random
-            )
+            terms, derivative = self.along(self.values, direction, (batch, tau), random)
             gradients.append((terms, -derivative))
         return gradients
 
@@ -127,64 +236,8 @@ def slopes(optimizer: torch.optim.Optimizer, clipped: float | Tensor = 1.0) -> l
     ]
 
 
-def directional(
-    module: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    values: Sequence[Tensor],
-    along: Sequence[Tensor],
-    args: tuple[Any, ...],
-    random: list[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """`module(*args)` at Θ, and (d/dε) of it at Θ + ε·along, ε = 0.
-
-    Args:
-        module: whose parameters these are.
-        parameters, values, along: which ones, Θ, and a direction.
-        args: what the module is called with.
-        random: the generators' states that the pass begins with; they are put back after it.
-
-    Returns:
-        The terms and their derivative, in the shape of the terms, cut from their graph.
-
-    Raises:
-        ValueError: a parameter that isn't the module's.
-        RuntimeError: a module with neither forward mode nor a second derivative.
-    """
-    device = values[0].device
-    before = torch_states(device)
-    # Each place of a parameter once: functional_call's own way with tied weights leaves a module
-    # that is reached by two names without its parameters.
-    index_of = {p: index for index, p in enumerate(parameters)}
-    places = {
-        f"{name}.{leaf}" if name else leaf: index_of[p]
-        for name, part in module.named_modules()
-        for leaf, p in part._parameters.items()
-        if p is not None and p in index_of
-    }
-    if len(set(places.values())) < len(parameters):
-        raise ValueError("there are parameters that the module doesn't hold")
-
-    def terms(*stepped: Tensor) -> Tensor:
-        by_name = {name: stepped[index] for name, index in places.items()}
-        return functional_call(module, by_name, args, tie_weights=False)
-
-    try:
-        with plain_attention():
-            set_torch_states(random, device)
-            try:
-                primal, tangent = _forward_mode(terms, values, along)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # an operation has none
-                set_torch_states(random, device)
-                primal, tangent = _backward_twice(terms, values, along)
-    finally:
-        set_torch_states(before, device)
-    return primal.detach(), tangent.detach()
-
-
 def _forward_mode(
-    terms: Callable[..., Tensor], values: Sequence[Tensor], along: Sequence[Tensor]
+    terms: Terms, values: Sequence[Tensor], along: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         primal, tangent, *_ = jvp(terms, tuple(values), tuple(along))
@@ -192,7 +245,7 @@ def _forward_mode(
 
 
 def _backward_twice(
-    terms: Callable[..., Tensor], values: Sequence[Tensor], along: Sequence[Tensor]
+    terms: Terms, values: Sequence[Tensor], along: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         points = [value.detach().requires_grad_() for value in values]

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import chain, convnet
+from helpers import Table, chain, config, convnet, fit
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel
 from unrolled import (
     ADAMW,
     MOMENTUM,
@@ -160,6 +161,20 @@ class OnceTanh(OldTanh):
     backward = staticmethod(once_differentiable(OldTanh.backward))
 
 
+class Kernel(OldTanh):
+    """Its backward is no part of a graph, as that of a kernel of one's own."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.from_numpy(OldTanh.backward(ctx, grad).detach().numpy())
+
+
+class Tenth(OldTanh):
+    @staticmethod
+    def backward(ctx, grad):
+        return 0.1 * OldTanh.backward(ctx, grad)
+
+
 class By(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -169,23 +184,72 @@ class By(nn.Module):
         return self.function.apply(x)
 
 
-def by(function) -> mx.MultiExitModel:
+class Hooked(nn.Module):
+    """As `Tenth`, by a hook on a tensor."""
+
+    def forward(self, x):
+        y = x.tanh()
+        if y.requires_grad:
+            y.register_hook(lambda grad: 0.1 * grad)
+        return y
+
+
+class Normed(nn.Module):
+    """By a size that is taken as constant."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x):
+        with self.mode():
+            size = x.abs().amax(-1, keepdim=True)
+        return x / size.detach()
+
+
+def by(part) -> mx.MultiExitModel:
     torch.manual_seed(1)
-    stages = [nn.Sequential(nn.Linear(6, 6), By(function), nn.Dropout(0.2)) for _ in range(3)]
+    stages = [nn.Sequential(nn.Linear(6, 6), part, nn.Dropout(0.2)) for _ in range(3)]
     return mx.MultiExitModel(mx.wrap(nn.Sequential(*stages)), 3)
 
 
 def test_where_a_network_has_no_forward_mode(double):
-    stepper = stepper_of(by(OldTanh), Hyper(), **ADAMW)
+    stepper = stepper_of(by(By(OldTanh)), Hyper(), **ADAMW)
     assert max(errors(stepper, lambda seed: batch_of(5, seed), 3, "softmax")) < 1e-8
 
 
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [(Hooked(), By(Tenth)), (Normed(torch.no_grad), Normed(torch.enable_grad))],
+    ids=["hook", "no_grad"],
+)
+def test_what_only_goes_backward_counts(double, part, other):
+    """Hooks and `no_grad` are for training, not for the forward mode."""
+    found = []
+    for each in (part, other):
+        run = config(max_steps=4, omega_lr=0.1)
+        history = fit(by(each), mx.recipe("leebert-hyper", cycle=1), run, Table(24))
+        found.append(torch.tensor([W_MM for _, W_MM in history.weights]))
+    torch.testing.assert_close(*found, **EXACT)
+    assert (found[0][0] - found[0][-1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["leebert-hyper", "l2w-den"])
-def test_a_network_that_is_differentiated_once_is_refused_before_work(name):
-    model = by(OnceTanh)
+@pytest.mark.parametrize("function", [OnceTanh, Kernel])
+def test_a_network_that_cannot_be_differentiated_twice_is_refused_before_work(name, function):
+    model = by(By(function))
     mx.Trainer(model, mx.recipe("leebert-clo-v1"))
-    with pytest.raises(ValueError, match=f"'{name}' differentiates a step .* twice"):
+    with pytest.raises(ValueError, match=f"'{name}' differentiates a step"):
         mx.Trainer(model, mx.recipe(name))
+
+
+@pytest.mark.parametrize("name", ["leebert-hyper", "romebert"])
+def test_checkpoints_that_know_one_backward_are_refused_before_work(name):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    network = BertModel(BertConfig(vocab_size=32, intermediate_size=32, **sizes))
+    network.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match="use_reentrant"):
+        mx.Trainer(mx.MultiExitModel(mx.wrap(network), 3), mx.recipe(name))
 
 
 def test_with_a_frozen_trunk(double):

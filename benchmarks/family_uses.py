@@ -5,6 +5,7 @@
 Every network of the tests' zoos, each in a process of its own. *MACs*: of one row, in `cost()`.
 *trained*: by LeeBERT, two steps; the largest difference between the losses with and without
 `checkpoint_gradients`. *two processes*: between those in two, by DDP, and in one; no dropout.
+*recipes*: of those for classes, how many train, with the heads they ask for or linear ones.
 *compiled*: an engine's logits and the loss of a joint step, without dropout, with and without
 `compile`, by all of `torch.compile` but the making of machine code; of logits above 1 their share;
 with `--compiler inductor` by all of it, which networks need whose views `aot_eager` gets wrong.
@@ -16,6 +17,8 @@ names.
 """
 
 import argparse
+import contextlib
+import gc
 import shlex
 import sys
 import tempfile
@@ -109,6 +112,42 @@ def shared(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
     return f"{(torch.tensor(one) - torch.tensor(two)).abs().max().item():.1g}"
 
 
+def recipes(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
+    """How many recipes train, two steps a phase; those whose heads don't fit are left out."""
+    start = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    config = mx.TrainConfig(log_every=1, progress=False, max_steps=2, batch_size=4)
+    names = [k for k in mx.recipes.RECIPES if "decisions" in mx.recipe(k).policy.reads]
+    done = 0
+    for name in names:
+        recipe = mx.recipe(name, **({"speedup": 1.01} if name == "msdnet" else {}))
+        model.backbone.load_state_dict(start)
+        fitting = with_heads(model, recipe.head)
+        if fitting is None:
+            continue
+        before = [p.detach().clone() for p in fitting.heads.parameters()]
+        dev = None if recipe.finish is None else Rows(inputs)
+        history = mx.Trainer(fitting, recipe, config).fit(Rows(inputs), dev)
+        losses = torch.tensor([step["loss"] for step in history.steps])
+        moved = [
+            not torch.equal(a, b) for a, b in zip(before, fitting.heads.parameters(), strict=True)
+        ]
+        if len(losses) != 2 * len(recipe.phases) or not losses.isfinite().all() or not any(moved):
+            raise AssertionError(f"{name}: losses {losses.tolist()}")
+        done += 1
+    return str(done)
+
+
+def with_heads(model: mx.MultiExitModel, head: str | None) -> mx.MultiExitModel | None:
+    """Fresh heads of a recipe's kind, or linear where those are for other features."""
+    linear = (
+        None if head is None else "linear" + head[head.find("+") :] if "+" in head else "linear"
+    )
+    for name in (head, linear):
+        with contextlib.suppress(ValueError):
+            return mx.MultiExitModel(model.backbone, CLASSES, model.exits, name)
+    return None
+
+
 def losses_differ(
     model: mx.MultiExitModel, inputs: dict[str, Tensor], recipe: mx.Recipe, steps: int, setting: str
 ) -> float:
@@ -194,6 +233,7 @@ CHECKS: dict[str, Callable[[mx.MultiExitModel, dict[str, Tensor]], str]] = {
     "MACs": counted,
     "two processes": shared,
     "trained": trained,
+    "recipes": recipes,
     "compiled": compiled,
     "exported": exported,
     "truncated": truncated,
@@ -208,6 +248,7 @@ def row_of(key: str, checks: list[str]) -> dict[str, str] | None:
         found = made(key)
         if found is None:
             return None
+        gc.freeze()  # every run ends with a search for garbage
         try:
             row[name] = CHECKS[name](*found)
         except ValueError as error:
@@ -288,6 +329,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.compile = partial(torch.compile, backend=args.compiler, mode=None)  # type: ignore[assignment]
+    import sklearn.metrics  # noqa: F401  # once, before processes are forked
+    import timm  # noqa: F401
+
     if "exported" in args.checks:
         load_exporter()
     file, command = str(args.output / "zoo.json"), shlex.join(sys.argv)

@@ -137,11 +137,9 @@ def recipes(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
     return str(done)
 
 
-def with_heads(model: mx.MultiExitModel, head: str | None) -> mx.MultiExitModel | None:
+def with_heads(model: mx.MultiExitModel, head: Any) -> mx.MultiExitModel | None:
     """Fresh heads of a recipe's kind, or linear where those are for other features."""
-    linear = (
-        None if head is None else "linear" + head[head.find("+") :] if "+" in head else "linear"
-    )
+    linear = "linear" + "+".join(["", *str(head).split("+")[1:]])
     for name in (head, linear):
         with contextlib.suppress(ValueError):
             return mx.MultiExitModel(model.backbone, CLASSES, model.exits, name)

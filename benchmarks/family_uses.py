@@ -98,15 +98,14 @@ def shared(model: mx.MultiExitModel, inputs: dict[str, Tensor]) -> str:
             batch_size=batch_size,
             optimizer="sgd",
             lr=0.05,
+            clip=1.0,
         )
         with patch.object(stepper, "train_mode", nn.Module.eval):  # draws are each process's own
             history = mx.Trainer(model, mx.recipe("leebert", cycle=1), config).fit(Rows(inputs))
         return [step["loss"] for step in history.steps]
 
-    two = in_two_processes(
-        lambda: losses(2)
-    )  # first: a process that differentiated can't be forked
-    one = losses(4)
+    # In this order: a process that has differentiated can't be forked.
+    two, one = in_two_processes(lambda: losses(2)), losses(4)
     if len(one) != len(two):
         raise AssertionError(f"{len(two)} steps in place of {len(one)}")
     return f"{(torch.tensor(one) - torch.tensor(two)).abs().max().item():.1g}"

@@ -56,7 +56,9 @@ def test_every_network_that_is_wrapped_is_counted_and_trained():
 
 
 def test_every_network_trains_by_every_recipe_that_its_widths_allow():
-    assert {row["recipes"] for row in ALL.values()} <= {"26", "27", "29"}
+    every = [row["recipes"] for row in ALL.values() if "recipes" in row]
+    assert set(every) <= {"26", "27", "29"}
+    assert len(every) >= len(ROWS["families"])
     of_one_width = [row for row in ROWS["families"].values() if row["recipes"] == "29"]
     assert len(of_one_width) > 0.9 * len(ROWS["families"])
 

@@ -60,7 +60,7 @@ def test_every_network_trains_by_every_recipe_that_its_widths_allow():
     assert set(every) <= {"26", "27", "29"}
     assert len(every) >= len(ROWS["families"])
     of_one_width = [row for row in ROWS["families"].values() if row["recipes"] == "29"]
-    assert len(of_one_width) > 0.9 * len(ROWS["families"])
+    assert len(of_one_width) > 0.8 * len(ROWS["families"])
 
 
 def test_two_processes_train_as_one_does():

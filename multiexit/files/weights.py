@@ -138,6 +138,21 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model whose state isn't all plain tensors, which alone can be written.
+
+    Raises:
+        ValueError: names the first that isn't.
+    """
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.is_quantized:
+            what = "a quantised tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name} is {what}, and a model's folder holds plain tensors: save the model first "
+                "and quantise it after loading"
+            )
+
+
 def load_weights(model: nn.Module, path: Path, inside: Path | None = None) -> None:
     """Fill a model from a safetensors file; it gets the precision of what is stored.
 

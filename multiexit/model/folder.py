@@ -42,10 +42,12 @@ def save_folder(
         tokenizer: saved beside them.
 
     Raises:
-        ValueError: settings that `multiexit.model.settings.read_settings` would refuse.
+        ValueError: settings that `multiexit.model.settings.read_settings` would refuse; weights
+            that are no tensors, or quantised ones.
         OSError: the folder can't be written.
     """
     text = settings_text(settings)
+    weights.check_plain(model)
     folder.mkdir(parents=True, exist_ok=True)
     write_all(
         {

@@ -1,13 +1,16 @@
 """A network cut at named parts computes what its own forward does, or is refused with the place."""
 
 import copy
+from functools import partial
 
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
+from torch.ao.quantization import default_dynamic_qconfig
 from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification
 
 import multiexit as mx
 from multiexit import testing
@@ -412,6 +415,39 @@ def test_a_network_that_mixes_the_rows_of_a_batch_is_refused():
     norm = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
     with pytest.raises(ValueError, match=r"stage 1: .*does every batch norm keep statistics"):
         mx.wrap(norm)
+
+
+def resnet(**options):
+    block = torchvision.models.resnet.BasicBlock
+    return torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=4, **options)
+
+
+def bert():
+    sizes = {"vocab_size": 60, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(**sizes, num_hidden_layers=2, initializer_range=0.3)
+    return BertForSequenceClassification(config)
+
+
+def quantised(net, parts):
+    return torch.ao.quantization.quantize_dynamic(net.eval(), parts, dtype=torch.qint8)
+
+
+MIXING = {
+    "batch statistics": lambda: resnet(
+        norm_layer=partial(nn.BatchNorm2d, track_running_stats=False)
+    ),
+    "layers": lambda: quantised(bert(), {nn.Linear}),
+    "a head of texts": lambda: quantised(bert(), {"classifier": default_dynamic_qconfig}),
+    "a head of images": lambda: quantised(resnet(), {nn.Linear}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("what", MIXING)
+def test_so_is_one_of_a_library(what):
+    who = "its own head: a row's answer" if "head" in what else "stage 0: a row's feature"
+    with pytest.raises(ValueError, match=f"{who} depends on the other rows.*quantised by a scale"):
+        mx.wrap(MIXING[what]())
 
 
 def test_a_1_d_network_learns_what_its_channels_say():

@@ -342,6 +342,16 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(saved, make
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_was_quantised_is_refused_before_anything_is_written(saved, make_backbone):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = mx.MultiExitModel(make_backbone("bert"), 3).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match=r"_packed_params.* save the model first and quantise it"):
+        quantised.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
 def test_files_have_the_permissions_of_the_users_umask(mask, tmp_path, make_backbone):
     model = mx.MultiExitModel(make_backbone("mlp"), 3)

@@ -77,7 +77,7 @@ def from_module(
         spec = {**spec, "cuts": [node.name for node in nodes]}
         spec |= {} if layout is None else {"layout": layout}
     backbone = _backbone(traced, nodes, example, layout, spec)
-    check_rows(backbone.features, backbone, example)
+    check_rows(backbone.features, backbone, example, backbone.classifier)
     return backbone
 
 

@@ -3,13 +3,15 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks")]
+
+import evidence_page  # noqa: E402
 
 import multiexit  # noqa: E402
 from multiexit.evaluation.report import table  # noqa: E402
-from multiexit.evaluation.results import results_page  # noqa: E402
 
 project = "multiexit"
 author = "the multiexit authors"
@@ -24,7 +26,8 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-included = [f"_{name}.md" for name in ("benchmarks", "embeddings", "families", "methods", "vision")]
+tables = ("benchmarks", "embeddings", "families", "hypergradient", "methods", "vision")
+included = [f"_{name}.md" for name in tables]
 exclude_patterns = ["_build", "results/index.md", *included]
 
 html_theme = "furo"
@@ -42,9 +45,22 @@ python_display_short_literal_types = True
 
 
 def write_results_page() -> None:
-    """Make `results/index.md`, which results.md includes, from the JSON files beside it."""
-    folder = HERE / "results"
-    (folder / "index.md").write_text(results_page(folder), encoding="utf-8")
+    """Make `results/index.md`, which results.md includes, from the runs beside it."""
+    (HERE / "results" / "index.md").write_text(evidence_page.page(), encoding="utf-8")
+
+
+def rows_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of a benchmark's JSON as a table."""
+    cells = [
+        {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows
+    ]
+    return table(cells, markdown=True)
+
+
+def write_one_table(source: Path, target: Path) -> None:
+    """Make the table of one JSON file, which a page includes."""
+    rows = json.loads(source.read_text(encoding="utf-8"))["rows"]
+    target.write_text(rows_table(rows) + "\n", encoding="utf-8")
 
 
 def write_tables(folder: Path, target: Path) -> None:
@@ -52,15 +68,11 @@ def write_tables(folder: Path, target: Path) -> None:
     parts = []
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
-        about, rows = data["about"], data["rows"]
-        cells = [
-            {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()}
-            for row in rows
-        ]
+        about = data["about"]
         used = " · ".join(f"{key} {value}" for key, value in about["versions"].items())
         parts += [f"## {path.stem}", f"```sh\n{about['command']}\n```"]
         parts += [f"{about['machine']} · {used}", about.get("note", "")]
-        parts += [table(cells, markdown=True)]
+        parts += [rows_table(data["rows"])]
     target.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
 
 
@@ -83,3 +95,5 @@ write_tables(HERE / "results" / "embeddings", HERE / "_embeddings.md")
 write_tables(HERE / "results" / "methods", HERE / "_methods.md")
 write_tables(HERE / "results" / "families", HERE / "_families.md")
 write_tables(HERE / "results" / "vision", HERE / "_vision.md")
+TOY = HERE.parent / "benchmarks" / "results" / "hypergradient-toy.json"
+write_one_table(TOY, HERE / "_hypergradient.md")

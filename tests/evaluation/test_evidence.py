@@ -8,15 +8,25 @@ from unittest.mock import patch
 
 import pytest
 from helpers import ROOT
+from PIL import Image
 
 PUBLISHED = sorted((ROOT / "docs" / "results" / "runs").rglob("*.json"))
 
 
-@pytest.fixture(scope="module")
-def evidence():
+def program(name):
     folder = ROOT / "benchmarks"
     with patch.object(sys, "path", [str(folder), *sys.path]):
-        return runpy.run_path(str(folder / "evidence.py"))
+        return runpy.run_path(str(folder / name))
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return program("evidence.py")
+
+
+@pytest.fixture(scope="module")
+def made_page():
+    return program("evidence_page.py")
 
 
 def test_a_run_is_made_once_and_kept(evidence, tmp_path, capsys):
@@ -76,3 +86,47 @@ def test_a_published_run_is_planned_and_says_how_to_repeat_it(path, evidence):
     words = shlex.split(json.loads(path.read_text())["about"]["command"])
     assert words[words.index("--only") + 1] == name
     assert "--steps" not in words
+
+
+def test_page_and_pictures_are_of_the_published_runs(made_page):
+    assert (ROOT / "docs" / "results" / "index.md").read_text(encoding="utf-8") == made_page[
+        "page"
+    ]()
+    for results in made_page["read"]():
+        picture = Image.open(ROOT / "docs" / "images" / results.image)
+        assert picture.info["Description"] == results.digest
+
+
+def invented(folder, method, seed, score):
+    """A run of two exits whose policy is as good at any speed."""
+    point = {"policy": "entropy=0.3", "score": score, "speedup": 3.1}
+    data = {
+        "about": {"machine": "a machine", "versions": {"torch": "2"}},
+        "trained": {"steps": 150, "batch_size": 128, "lr": 0.1},
+        "task": "digits",
+        "metric": "accuracy",
+        "examples": 359,
+        "exits": [{"score": score - 0.01}, {"score": score + 0.01}],
+        "own policy": point,
+        "policies": {"entropy": [{"asked": asked, **point} for asked in (1.0, 2.0, 3.0)]},
+    }
+    path = folder / "digits" / f"{method}-{seed}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data))
+
+
+def test_differences_are_paired_by_seed_and_corrected(made_page, tmp_path):
+    for seed, score in enumerate([0.90, 0.92, 0.97]):
+        invented(tmp_path, "joint", seed, score)
+        invented(tmp_path, "pabee", seed, score - 0.02 - 0.0001 * seed)
+        invented(tmp_path, "mixed", seed, score + (-1) ** seed * 0.01)
+    (results,) = made_page["read"](tmp_path)
+    tested = made_page["tests"](results)
+    assert tested["pabee"]["difference"] == pytest.approx(-2.01)
+    assert tested["pabee"]["p_holm"] == pytest.approx(2 * tested["pabee"]["p"])
+    assert tested["pabee"]["p_holm"] < 0.01 < 0.5 < tested["mixed"]["p_holm"]
+    exits, speed = made_page["sentences"](results)  # no weights were learned
+    assert "is `mixed`'s, 93.3 ± 4.0; `joint` has 93.0 ± 3.6" in exits
+    assert "After correction for 2 tests `pabee` is below it." in exits
+    assert "Asked for 3× by entropy, `mixed` keeps most, 93.3 ± 4.0" in speed
+    assert "| – " in made_page["methods_table"](results)  # nothing was as fast as 4×

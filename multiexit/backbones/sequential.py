@@ -139,10 +139,11 @@ def from_parts(
     first = nn.Sequential(*stem_modules)
     backbone = SequentialBackbone(first, stage_modules, example, layout=layout)
     names = part_names(module, [*stem, *stages])
-    own = "forward" in vars(module) or module._forward_pre_hooks
-    is_chain = type(module).forward is nn.Sequential.forward and not own
-    if not is_chain or stage_modules != list(module.children()):
-        check_parts(module, list(zip(names, modules, strict=True)), example)
+    own = "forward" in vars(module) or module._forward_pre_hooks or module._forward_hooks
+    is_plain = type(module).forward is nn.Sequential.forward and not own
+    whole = isinstance(module, nn.Sequential) and list(modules) == list(module)
+    if not (is_plain and whole):
+        check_parts(module, list(zip(names, modules, strict=True)), example, whole)
     check_rows(backbone.features, backbone, example)
     return backbone
 

@@ -27,7 +27,9 @@ class _PartCall(NamedTuple):
     node: Any  # of the graph for gradients
 
 
-def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> None:
+def check_parts(
+    module: nn.Module, parts: Sequence[Part], example: Tensor, whole: bool = False
+) -> None:
     """Refuse parts that, run one after another, aren't what the module's own forward runs.
 
     Each part's input and output in the module's own forward are compared with those in the chain,
@@ -38,6 +40,7 @@ def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> No
         module: the network.
         parts: names and modules, in the order of the chain; the stem's come first.
         example: one input row.
+        whole: whether the last part gives the network's answer.
 
     Raises:
         ValueError: names the first part where they differ and by how much; parameters that the
@@ -47,9 +50,15 @@ def check_parts(module: nn.Module, parts: Sequence[Part], example: Tensor) -> No
         return
     with evaluating(module):
         for x in _trials(module, example):
-            calls = _record_calls(module, parts, x)
+            calls, answer = _record_calls(module, parts, x)
             with torch.no_grad():
-                _compare(module, parts, calls, x)
+                last = _compare(module, parts, calls, x)
+            if whole and (gap := mismatch(last, answer)):
+                raise ValueError(
+                    f"{type(module).__name__}'s forward doesn't give what {parts[-1][0]!r} gives "
+                    f"as it is: {gap}. Something is done behind it (by a hook, or a forward of its "
+                    "own): make it a layer of the sequence, or write an adapter"
+                )
         _check_outside(module, parts, random_rows(example, module, 2))
 
 
@@ -189,8 +198,10 @@ def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
-def _record_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_PartCall]:
-    """All calls of the parts in one run of the module's own forward."""
+def _record_calls(
+    module: nn.Module, parts: Sequence[Part], x: Tensor
+) -> tuple[list[_PartCall], Any]:
+    """All calls of the parts in one run of the module's own forward, and its answer."""
     calls: list[_PartCall] = []
     inputs: dict[int, list[Any]] = {}
 
@@ -206,11 +217,11 @@ def _record_calls(module: nn.Module, parts: Sequence[Part], x: Tensor) -> list[_
         hooks.append(part.register_forward_pre_hook(before, with_kwargs=True))
         hooks.append(part.register_forward_hook(after, with_kwargs=True))
     try:
-        _run(module, x)
+        answer = _run(module, x)
     finally:
         for hook in hooks:
             hook.remove()
-    return calls
+    return calls, answer
 
 
 def _snapshot(value: Any) -> Any:
@@ -231,7 +242,8 @@ def _run(module: nn.Module, *args: Tensor, **inputs: Tensor) -> Any:
 
 def _compare(
     module: nn.Module, parts: Sequence[Part], calls: Sequence[_PartCall], x: Tensor
-) -> None:
+) -> Tensor:
+    """What the chain gives, if each part in it reads and gives what it does in the network."""
     position, before = 0, "the network's input"
     kind = type(module).__name__
     for name, part in parts:
@@ -261,6 +273,7 @@ def _compare(
                 "called there with more than one tensor? Then write an adapter"
             )
         x, before = output, f"{name!r}"
+    return x
 
 
 def mismatch(ours: Any, theirs: Any, tolerance: float | None = None) -> str:
@@ -304,7 +317,7 @@ def _check_outside(module: nn.Module, parts: Sequence[Part], x: Tensor) -> None:
         with modes_kept(module), torch.enable_grad():
             for p in module.parameters():
                 p.requires_grad_(p.is_floating_point())
-            calls = _record_calls(module, parts, x)
+            calls, _ = _record_calls(module, parts, x)
     finally:
         for hook in hooks:
             hook.remove()

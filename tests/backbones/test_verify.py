@@ -89,6 +89,27 @@ def test_what_a_sequence_does_before_its_first_part_is_found(kind, change):
         mx.wrap(net)
 
 
+def hooked_behind(net):
+    net.register_forward_hook(lambda _, inputs, output: 2 * output)
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("stem", [0, 1])
+@pytest.mark.parametrize(("kind", "change"), [(nn.Sequential, hooked_behind), (Doubled, None)])
+def test_what_a_sequence_does_behind_its_last_part_is_found(kind, change, stem):
+    net = kind(*linears(3))
+    if change is not None:
+        change(net)
+    parts = {"stem": ["0"], "stages": ["1", "2"]} if stem else {}
+    with pytest.raises(ValueError, match="doesn't give what '2' gives as it is: largest diff"):
+        mx.wrap(net, **parts)
+    assert mx.wrap(net, stages=["0", "1"]).num_stages == 2  # what comes behind these is a head
+
+
 def net_inside(kind):
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     return torch.compile(net) if kind == "_orig_mod" else nn.DataParallel(net)

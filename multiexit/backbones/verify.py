@@ -93,8 +93,9 @@ def check_rows(
             raise ValueError(
                 f"{what} depends on the other rows of its batch ({gap}); exits need each row to be "
                 "worked out by itself: is the batch the first dimension everywhere "
-                "(batch_first=True), does every batch norm keep statistics, and is no layer "
-                "quantised by a scale of all rows (quantize_dynamic)?"
+                "(batch_first=True), does every batch norm keep statistics, is the batch's size "
+                "(x.size(0)) used for shapes alone, and is no layer quantised by a scale of all "
+                "rows (quantize_dynamic)?"
             )
 
 

@@ -251,7 +251,8 @@ def test_sizes_that_all_blocks_use_are_those_of_the_example():
     assert difference(again, backbone) == ""
 
 
-def test_the_number_of_rows_is_known_everywhere():
+@pytest.mark.parametrize("count", [lambda x: x.shape[0], lambda x: x.size(0)])
+def test_the_number_of_rows_is_known_everywhere(count):
     class Views(nn.Module):
         def __init__(self):
             super().__init__()
@@ -259,7 +260,7 @@ def test_the_number_of_rows_is_known_everywhere():
             self.fc = nn.Linear(3 * 16 * 16, 7)
 
         def forward(self, x):
-            rows = x.shape[0]
+            rows = count(x)
             for conv in self.convs:
                 x = F.relu(conv(x))
             return self.fc(x.view(rows, -1))
@@ -423,6 +424,11 @@ class Mixes(Net):
         return super().forward(x - x.mean(0, keepdim=True))
 
 
+class Divides(Net):
+    def forward(self, x):
+        return super().forward(x / x.size(0))
+
+
 @pytest.mark.parametrize(
     ("net", "message"),
     [
@@ -432,6 +438,7 @@ class Mixes(Net):
         (Parallel(), r"fewer than two places.*of \['a', 'b'\]"),
         (Late(), r"for the last time, 0% of the compute is done"),
         (Mixes(), "stage 0: a row's feature depends on the other rows"),
+        (Divides(), r"stage 0: .* is the batch's size \(x.size\(0\)\) used for shapes alone"),
         (Net(end=lambda net, x: x if net.training else 2 * x), "in training than in eval.*mul"),
         (Net(end=lambda net, x: F.linear(x, torch.rand(8, 8))), "something else .*largest diff"),
         (nn.Conv1d(3, 3, 1), "doesn't run on an input of shape .*input_shape="),

@@ -62,7 +62,7 @@ class Trace(NamedTuple):
         """
         graph = fx.Graph()
         x = graph.placeholder(begin.name)
-        rows = graph.call_method("size", (x, 0))
+        rows = graph.create_node("call_method", "size", (x, 0), name="number_of_rows")
         numbers = {node: rows if n is None else n for node, n in self.numbers.items()}
         copies: dict[fx.Node, Any] = {begin: x, **numbers}
 

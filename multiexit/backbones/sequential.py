@@ -15,6 +15,7 @@ from multiexit.backbones import layouts
 from multiexit.backbones.base import Backbone, Carry
 from multiexit.backbones.classifier import NetworkHead
 from multiexit.backbones.infer_layout import Chain, infer
+from multiexit.backbones.one_input import one_tensor
 from multiexit.backbones.running import in_precision, like_parameters
 from multiexit.backbones.verify import check_parts, check_rows, part_names
 from multiexit.runtime import evaluating
@@ -68,6 +69,7 @@ class SequentialBackbone(Backbone):
         self._example = example
         self._accepted_dtypes: set[torch.dtype] = set()  # beside the example's kind
 
+    @one_tensor
     def start(self, x: Tensor) -> Carry:
         if x.is_floating_point() != self._example.is_floating_point():
             self._check_dtype(x.dtype)

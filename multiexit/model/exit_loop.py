@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.backbones.base import Carry, select
+from multiexit.backbones.one_input import in_place_of
 from multiexit.model.finite import check_finite
 from multiexit.model.heads import Memory
 from multiexit.policies import State
@@ -282,15 +283,8 @@ def num_rows(args: Sequence[Any], inputs: Mapping[str, Any]) -> int:
     tensors = [value for value in values if isinstance(value, Tensor)]
     sizes = [len(tensor) for tensor in tensors if tensor.ndim]
     if not sizes:
-        got = ", ".join(type(value).__name__ for value in values) or "nothing"
-        if any(isinstance(value, Mapping) for value in values):
-            remedy = "pass a batch's entries by name, **batch"
-        elif any(hasattr(value, "__array__") for value in values):
-            remedy = "make tensors of arrays, torch.from_numpy(x)"
-        else:
-            remedy = "tokenise texts first"
         raise ValueError(
             "predict needs at least one input tensor, with a row per row [B, …]; got "
-            f"{got}: {remedy}"
+            + in_place_of(values)
         )
     return 0 if 0 in sizes else max(sizes)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -332,6 +333,7 @@ def test_a_half_precision_backbone_gets_heads_of_its_kind(make_backbone, text):
     [
         (({"input_ids": torch.ones(2, 3)},), r"got dict: pass a batch's entries by name"),
         ((["a fine film"],), r"got list: tokenise texts first"),
+        (([[0.0] * 8],), r"got list: make tensors of numbers, torch.tensor\(x\)"),
         (
             (np.zeros((1, 3, 32, 32)),),
             r"got ndarray: make tensors .*torch.from_numpy\(x\)",
@@ -340,8 +342,23 @@ def test_a_half_precision_backbone_gets_heads_of_its_kind(make_backbone, text):
 )
 def test_inputs_that_are_no_tensors_are_named(args, message):
     model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2).eval()
+    for answer in (model, partial(model.predict, mx.Patience(1))):
+        with pytest.raises(ValueError, match=message):
+            answer(*args)
+
+
+@pytest.mark.parametrize(
+    ("args", "inputs", "message"),
+    [
+        (1, {"scale": 2}, "takes x alone, not scale: what else its own forward takes has its def"),
+        (1, {"labels": torch.ones(1)}, "takes x alone, not labels: labels are for training"),
+        (2, {}, "takes one input, x; got 2"),
+    ],
+)
+def test_a_network_of_one_input_names_others(args, inputs, message):
+    model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=2).eval()
     with pytest.raises(ValueError, match=message):
-        model.predict(mx.Patience(1), *args)
+        model(*[torch.zeros(1, 3, 32, 32)] * args, **inputs)
 
 
 @pytest.mark.parametrize(

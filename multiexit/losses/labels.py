@@ -39,6 +39,7 @@ def check_labels(
     Raises:
         ValueError: names the first bad value, its row, and what is allowed.
     """
+    _check_tensor(labels, where)
     problem = problems.resolve(problem, num_classes)
     shares = problem == "classification" and labels.ndim == 2 and labels.is_floating_point()
     if shares and not soft:
@@ -92,6 +93,7 @@ def check_label_shape(
     Raises:
         ValueError: with the labels' shape and the right one.
     """
+    _check_tensor(labels, where)
     N, C = outputs[0], outputs[-1]
     problem = problems.resolve(problem, C)
     shape = tuple(labels.shape)
@@ -114,6 +116,13 @@ def check_label_shape(
             wanted += "; for several labels a row make the model with problem='multi-label'"
     if not good:
         raise ValueError(f"{where}: labels have shape {shape} for {N} rows; they must be {wanted}")
+
+
+def _check_tensor(labels: object, where: str) -> None:
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"{where}: labels are a tensor, got {type(labels).__name__}: torch.as_tensor(labels)"
+        )
 
 
 def _check_values(labels: Tensor, num_classes: int, where: str, problem: str, shares: bool) -> None:

@@ -146,6 +146,8 @@ BAD = [
     (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), 1.0, r"\[M, B, C\]"),
     (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.long), 1.0, "one number a row"),
     (torch.zeros(2, 3, 4), torch.zeros(3, 1, dtype=torch.long), 1.0, "one number a row"),
+    (torch.zeros(2, 3, 4), [0, 1, 2], 1.0, "labels are a tensor, got list"),
+    (torch.zeros(2, 3, 4), np.zeros(3, int), 1.0, "labels are a tensor, got ndarray"),
     (torch.zeros(2, 0, 4), torch.zeros(0, dtype=torch.long), 1.0, "empty batch"),
     (torch.zeros(2, 3, 4), torch.zeros(3, dtype=torch.long), 0.0, "temperature"),
     (torch.zeros(2, 3, 4), torch.zeros(3, dtype=torch.long), -1, "temperature"),

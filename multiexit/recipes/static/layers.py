@@ -1,8 +1,9 @@
 """Fewer layers of a trained encoder."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -34,18 +35,20 @@ def keep_layers(backbone: TransformerBackbone, layers: Sequence[int]) -> Transfo
         2
     """
     check_encoder(backbone)
-    layers, depth = list(layers), backbone.num_stages
-    wrong = [layer for layer in layers if not 0 <= layer < depth]
-    if not layers or wrong or any(b <= a for a, b in pairwise(layers)):
-        raise ValueError(f"layers to keep must rise within 0..{depth - 1}, got {layers}")
-    modules = [backbone.order[layer] for layer in layers]
+    depth, kept = backbone.num_stages, list(layers) if isinstance(layers, Iterable) else []
+    wrong = [layer for layer in kept if not isinstance(layer, Integral) or not 0 <= layer < depth]
+    if not kept or wrong or any(b <= a for a, b in pairwise(kept)):
+        raise ValueError(
+            f"layers to keep must be whole numbers that rise within 0..{depth - 1}, got {layers!r}"
+        )
+    modules = [backbone.order[layer] for layer in kept]
     distinct = sorted(set(modules))
     short = copy.deepcopy(backbone)
     per_layer = len(backbone.spec.get("heads", [])) // len(backbone.layers) if backbone.spec else 0
     short.layers = nn.ModuleList(short.layers[index] for index in distinct)
     short.order = [distinct.index(index) for index in modules]
-    short.feature_shapes = [backbone.feature_shapes[layer] for layer in layers]
-    short.config.num_hidden_layers = len(layers)
+    short.feature_shapes = [backbone.feature_shapes[layer] for layer in kept]
+    short.config.num_hidden_layers = len(kept)
     spec: dict[str, Any] = dict(backbone.spec or {})
     if short.family.groups is not None:
         setattr(short.config, short.family.groups, len(distinct))

@@ -66,7 +66,7 @@ def test_spread_layers_are_the_papers_every_other():
     assert static.spread_layers(16, 8) == [0, 2, 4, 6, 8, 10, 12, 14]  # fairseq's own example
 
 
-@pytest.mark.parametrize("layers", [[], [2, 1], [1, 1], [0, 6], [-1, 2]])
+@pytest.mark.parametrize("layers", [[], [2, 1], [1, 1], [0, 6], [-1, 2], "01", 3])
 def test_layers_that_are_not_there_are_refused(layers):
     with pytest.raises(ValueError, match=r"rise within 0\.\.5"):
         static.keep_layers(bert(), layers)

@@ -205,6 +205,17 @@ def test_an_edited_instance_comes_back_the_same_or_not_at_all(edit, kept, tmp_pa
             assert torch.equal(mx.MultiExitModel.from_pretrained(tmp_path)(x), model(x))
 
 
+@pytest.mark.parametrize("make", [timm.create_model, torchvision.models.get_model])
+def test_a_resnet_without_its_last_group_is_shorter(make):
+    net = make("resnet18")
+    net.layer4, net.fc = nn.Identity(), nn.Linear(256, 5)
+    backbone = mx.wrap(net.eval(), input_shape=(3, 64, 64))
+    x = rows(backbone)
+    with torch.no_grad():
+        assert backbone.num_stages == 6
+        assert torch.equal(mx.MultiExitModel(backbone, 5).eval()(x)[-1], net(x))
+
+
 def test_edits_after_the_wrap_are_seen_when_it_is_saved(tmp_path):
     backbone = mx.wrap("timm:test_resnet", input_shape=(3, 32, 32))
     model = mx.MultiExitModel(backbone, 3)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.graphs import cuts
@@ -39,3 +39,15 @@ def stage_instance(
     backbone = by_parts()
     check_answers(backbone, model, last_feature)
     return backbone
+
+
+def blocks_of(groups: Sequence[nn.Module]) -> list[nn.Module]:
+    """The blocks of a ResNet's groups; a group that was replaced by one module is one block.
+
+    One that was replaced by an `nn.Identity` has none.
+    """
+    blocks: list[nn.Module] = []
+    for group in groups:
+        if not isinstance(group, nn.Identity):
+            blocks += group if isinstance(group, nn.Sequential) else [group]
+    return blocks

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from multiexit.backbones.parts import part_of
+from multiexit.backbones.vision.instances import blocks_of
 
 
 class _ViTStem(nn.Module):
@@ -124,7 +125,7 @@ def _vit_trunk(model: Any) -> Trunk:
 def _resnet_trunk(model: Any) -> Trunk:
     stem = nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool)
     groups: list[Any] = [getattr(model, str(i["module"])) for i in model.feature_info[1:]]
-    return Trunk(stem, [block for group in groups for block in group], {"layout": "image"})
+    return Trunk(stem, blocks_of(groups), {"layout": "image"})
 
 
 def _convnext_trunk(model: Any) -> Trunk:

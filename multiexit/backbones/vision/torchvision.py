@@ -18,7 +18,7 @@ from multiexit.backbones.graphs import cuts
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
 from multiexit.backbones.specs import plain_values
-from multiexit.backbones.vision.instances import stage_instance
+from multiexit.backbones.vision.instances import blocks_of, stage_instance
 
 BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
 
@@ -72,12 +72,11 @@ def stage(model: Any, spec: dict[str, Any] | None, input_shape: Sequence[int] | 
     example = _example(model, input_shape)
     if isinstance(model, ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
-        groups: tuple[Any, ...] = (model.layer1, model.layer2, model.layer3, model.layer4)
-        blocks = [block for group in groups for block in group]
+        groups = (model.layer1, model.layer2, model.layer3, model.layer4)
         read = nn.Sequential(model.avgpool, nn.Flatten(1))
         classifier = _classifier(model.fc, read)
         return SequentialBackbone(
-            stem, blocks, example, spec=spec, classifier=classifier, layout="image"
+            stem, blocks_of(groups), example, spec=spec, classifier=classifier, layout="image"
         )
     heads = {"head": model.heads}
     if type(model.heads) is nn.Sequential and len(model.heads):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit import problems
+from multiexit.backbones import adapters
 from multiexit.backbones.truncation.first_stages import first_stages
 from multiexit.backbones.truncation.head_steps import Step, spelt, steps
 from multiexit.backbones.truncation.library_form import LibraryForm, share
@@ -160,6 +161,9 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
     if problems.are_vectors(model.problem):
         raise NoClassError(f"exit {exit} gives vectors of length 1, as no class of transformers")
     try:
+        plain = Truncated(model, exit)
+        if adapters.layers(plain):
+            raise ValueError("it has adapters: call multiexit.merge_adapters(model) first")
         if library not in _FORMS:
             raise ValueError(
                 "only networks of transformers and timm have a folder format that others load; "
@@ -168,7 +172,6 @@ def library_network(model: MultiExitModel, exit: int) -> Any:
         wanted, temperature = _steps(model.heads[exit]), model.temperature_M[exit]
         form = _FORMS[library](model, exit, wanted)
         _set_head(form, wanted, temperature)
-        plain = Truncated(model, exit)
         with evaluating(plain), torch.no_grad():
             wanted_BK = plain(**form.rows)
         if gap := mismatch(form.answers(), wanted_BK, torch.finfo(wanted_BK.dtype).eps ** 0.5):

@@ -6,7 +6,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from multiexit.backbones import adapters, same
+from multiexit.backbones import same
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.running import random_rows
 from multiexit.backbones.truncation.first_stages import first_stages
@@ -39,8 +39,6 @@ def timm_form(
     spec = backbone.spec or {}
     if spec.get("kind") != "timm":
         raise ValueError("its backbone has no description as a network of timm")
-    if adapters.layers(backbone):
-        raise ValueError("it has adapters: call multiexit.merge_adapters(model) first")
     arguments = {**spec["kwargs"], "num_classes": num_classes}
     network = _made(spec["name"], arguments)
     kind = type(network).__name__

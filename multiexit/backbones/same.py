@@ -150,9 +150,17 @@ def _class(module: nn.Module) -> type:
 
 
 def _hooks(module: nn.Module) -> int:
-    """The number of a module's hooks, without those of training on many devices."""
+    """The number of a module's hooks, without those of training alone.
+
+    These are of training on many devices, and what transformers and peft put on embeddings when
+    gradients are checkpointed.
+    """
     hooks = [hook for name in _HOOKS for hook in getattr(module, name).values()]
-    return sum("torch.distributed" not in getattr(hook, "__module__", "") for hook in hooks)
+    return sum(
+        "torch.distributed" not in getattr(hook, "__module__", "")
+        and "make_inputs_require_grad" not in getattr(hook, "__qualname__", "")
+        for hook in hooks
+    )
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

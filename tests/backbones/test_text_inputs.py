@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from test_stages import encoder, without
+from zoo import ZOO
 
 import multiexit as mx
 
@@ -140,6 +141,23 @@ def test_inputs_that_do_not_fit_are_named_before_any_work(what):
         if what not in ("labels", "nothing real"):  # streams may have labels, and sort rows
             with pytest.raises(ValueError, match=message):
                 list(engine.stream([inputs]))
+
+
+@pytest.mark.parametrize("key", ["text/mpnet", "text/deberta-v2", "decoder/gpt2"])
+def test_positions_beyond_the_table_are_named_by_any_network(key):
+    backbone = mx.wrap(ZOO[key].make())
+    rows = backbone.limits()[0]["position_ids"]
+    known = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    backbone.features(**known, position_ids=torch.full_like(IDS, rows - 1))
+    with pytest.raises(ValueError, match=rf"position_ids must be in 0\.\.{rows - 1}, got {rows}"):
+        backbone.features(**known, position_ids=torch.full_like(IDS, rows))
+
+
+def test_masks_that_are_no_tensors_are_refused_before_any_work():
+    network = ZOO["decoder/llama"].make()
+    network.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match=r"flex_attention's mask .*attn_implementation='sdpa'"):
+        mx.wrap(network)
 
 
 def test_one_row_of_a_mask_is_for_all_rows():

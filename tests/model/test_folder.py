@@ -18,7 +18,16 @@ from safetensors.torch import load_file, save_file
 from test_heads import OF_TEXT
 from torch import nn
 from torch.utils.data import TensorDataset
-from transformers import AutoModel, AutoTokenizer, BertTokenizer, DistilBertConfig, RobertaConfig
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertModel,
+    BertTokenizer,
+    DistilBertConfig,
+    LlamaModel,
+    RobertaConfig,
+    ViTModel,
+)
 
 import multiexit as mx
 from multiexit.files import weights, writing
@@ -26,6 +35,8 @@ from multiexit.model import folder, heads
 from multiexit.training.records import checkpoint
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
+SMALL = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 32}  # fmt: skip
 KINDS = {
     "bert": None,
     "albert": None,
@@ -418,6 +429,16 @@ def test_a_model_comes_back_in_the_precision_it_was_saved_in(kind, tmp_path, mak
     policy = mx.MaxProb(0.4)
     answers = [m.predict(policy, **inputs).logits_BC for m in (model, again)]
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("kind", [BertModel, LlamaModel, ViTModel])
+def test_checkpointed_gradients_are_no_part_of_the_network(kind, tmp_path):
+    shape = kind.config_class(**SMALL, image_size=32)
+    network = kind(shape)
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    model = mx.MultiExitModel(mx.wrap(network), 3)
+    model.save_pretrained(tmp_path)
+    assert same_tensors(model, mx.MultiExitModel.from_pretrained(tmp_path))
 
 
 def test_a_run_says_once_that_its_backbone_can_t_be_described(tmp_path):

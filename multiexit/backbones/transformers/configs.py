@@ -58,6 +58,15 @@ ONLY = {"trust_remote_code": False, "use_safetensors": True}
 """With what everything is loaded that a name or a folder names."""
 
 
+def check_attention(config: Any) -> None:
+    """Refuse a network of text whose attention has masks that aren't tensors, by a ValueError."""
+    if config._attn_implementation == "flex_attention":
+        raise ValueError(
+            "flex_attention's mask can't lose rows as inputs leave: load the model with "
+            "attn_implementation='sdpa' or 'eager'"
+        )
+
+
 def config_from_spec(settings: dict[str, Any], attention: str | None = None) -> PretrainedConfig:
     """The settings that a saved description has, of those that this type of network knows.
 

@@ -49,6 +49,8 @@ def from_instance(
     name = type(model).__name__
     if "For" in name and not task_heads.classifies(model):
         model = model.base_model
+    if model.main_input_name == "input_ids":  # others have no masks
+        configs.check_attention(model.config)
     parts = {path.rpartition(".")[2] for path, _ in model.named_modules()}
     if getattr(model.config, "is_encoder_decoder", False) and "decoder" in parts:
         raise ValueError(

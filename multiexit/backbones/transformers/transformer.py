@@ -76,11 +76,7 @@ class TransformerBackbone(TextBackbone):
             )
         if getattr(config, "is_decoder", False):
             raise ValueError("can't stage a decoder: set is_decoder=False in its configuration")
-        if config._attn_implementation == "flex_attention":
-            raise ValueError(
-                "flex_attention's mask can't lose rows as inputs leave: load the model with "
-                "attn_implementation='sdpa' or 'eager'"
-            )
+        configs.check_attention(config)
         layers, order = _layers(encoder)
         classifier = task_heads.classifier_of(model)
         config = _current_config(model, order, classifier)
@@ -359,7 +355,8 @@ def _structure(backbone: TransformerBackbone) -> list[Any]:
             type(module),
             module.extra_repr(),
             {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
-            | {"training": None, "labels": None, "problem": None, "_is_hf_initialized": None},
+            | dict.fromkeys(("training", "labels", "problem", "_is_hf_initialized"))
+            | {"gradient_checkpointing": None},
             [(key, p.shape) for key, p in module.named_parameters(recurse=False)],
         )
         for part in parts

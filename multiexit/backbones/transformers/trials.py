@@ -21,6 +21,9 @@ from multiexit.backbones.transformers.text_inputs import Limits
 TOKENS = 9
 """The length of the rows that a network of texts is tried on, where rows have none of their own."""
 
+POSITIONS = ("position_embeddings", "position_embedding", "positions_embed", "wpe")
+"""What a table beside that of tokens is called whose rows `position_ids` are."""
+
 MORE_ROWS = 8
 """The most rows that a table of positions has beside those that are counted: OPT's has 2."""
 
@@ -197,6 +200,9 @@ def _limits(model: Any) -> Limits:
     for name, table in _tables(model).items():
         if name.rpartition(".")[2] == "token_type_embeddings":
             table_sizes["token_type_ids"] = table.num_embeddings
+    for name, table in _beside(model, embeddings).items():
+        if name in POSITIONS and type(table) is nn.Embedding:  # a class of its own may count on
+            table_sizes["position_ids"] = table.num_embeddings
     return Limits(table_sizes, _most_tokens(model), int(width))
 
 
@@ -235,6 +241,13 @@ def _embeddings(model: Any) -> Any:
             "it has no table of embeddings by tokens (get_input_embeddings), so that it isn't "
             "known which tokens it takes"
         ) from error
+
+
+def _beside(model: Any, part: nn.Module) -> dict[str, nn.Module]:
+    """The parts of the module that has a part, by name."""
+    owners = (m for m in model.modules() if any(child is part for child in m.children()))
+    owner = next(owners, None)
+    return {} if owner is None else dict(owner.named_children())
 
 
 def _tables(model: Any) -> dict[str, nn.Embedding]:

@@ -138,6 +138,48 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
+def name_once(module: nn.Module) -> None:
+    """Let a module's `state_dict()` be such as safetensors files can hold, for whoever saves it.
+
+    A tensor with several names has the first of them there, views of one memory are copies, and
+    `load_state_dict` knows the other names.
+
+    Args:
+        module: changed in place.
+
+    Example:
+        >>> import torch
+        >>> from multiexit.files.weights import name_once
+        >>> first = torch.nn.Linear(2, 2)
+        >>> both = torch.nn.Sequential(first, first)
+        >>> name_once(both)
+        >>> list(both.state_dict()), both.load_state_dict(both.state_dict())
+        (['0.weight', '0.bias'], <All keys matched successfully>)
+    """
+
+    def names(prefix: str) -> Iterator[list[str]]:
+        """All names of each tensor."""
+        same: dict[int, list[str]] = {}
+        for some in (module.named_parameters, module.named_buffers):
+            for name, tensor in some(remove_duplicate=False):
+                same.setdefault(id(tensor), []).append(prefix + name)
+        yield from same.values()
+
+    def saved(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+        for first, *others in names(prefix):
+            if first in state:
+                state[first] = _alone(state[first])
+            for other in others:
+                state.pop(other, None)
+
+    def loaded(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+        for first, *others in names(prefix):
+            state.update({other: state[first] for other in others if first in state})
+
+    module.register_state_dict_post_hook(saved)
+    module.register_load_state_dict_pre_hook(loaded)
+
+
 def check_plain(model: nn.Module) -> None:
     """Refuse a model whose state isn't all plain tensors, which alone can be written.
 

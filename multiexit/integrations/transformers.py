@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.evaluation.metrics import Metric
+from multiexit.files.weights import name_once
 from multiexit.integrations.phase_loss import PhaseLoss, exit_figures
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
@@ -47,6 +48,7 @@ class ForTrainer(nn.Module):
     ):
         super().__init__()
         self.phase_loss = PhaseLoss(model, recipe, phase, config)
+        name_once(self)  # for checkpoints
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:
         """The loss, where there are labels, and all exits' logits [B, M, C].

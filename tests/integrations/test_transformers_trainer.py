@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import CLASSES, ROOT, Table, assert_same, chain, config, convnet, fit, tensors
+from helpers import CLASSES, ROOT, Table, Text, assert_same, chain, config, convnet, fit, tensors
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import BertConfig, BertModel, Trainer, TrainingArguments
 
 import multiexit as mx
 from multiexit.integrations import PhaseLoss, exit_figures
@@ -114,6 +114,26 @@ def test_trainer_trains_it_scores_every_exit_and_keeps_the_best(tmp_path):
     model.save_pretrained(tmp_path / "model")
     loaded = mx.MultiExitModel.from_pretrained(tmp_path / "model", model.backbone)
     assert_same(tensors(model), tensors(loaded))
+
+
+def test_checkpoints_of_heads_that_share_a_pooler_are_gone_on_from(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    network = BertConfig(vocab_size=60, intermediate_size=32, **sizes)
+    text, runs = Text(16), []
+    for start in (None, str(tmp_path / "checkpoint-2")):
+        torch.manual_seed(len(runs))
+        model = mx.MultiExitModel(mx.wrap(BertModel(network)), CLASSES)
+        assert model.heads[0].pooler is model.heads[1].pooler
+        settings = TrainingArguments(
+            *(str(tmp_path),),
+            **{"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "report_to": []},
+            **{"remove_unused_columns": False, "disable_tqdm": True},
+        )
+        trained = ForTrainer(model.eval(), mx.recipe("joint"))
+        trainer = Trainer(trained, settings, train_dataset=text, data_collator=text.collate)
+        trainer.train(resume_from_checkpoint=start)
+        runs.append(tensors(model))
+    assert_same(*runs)
 
 
 def test_accumulated_batches_count_once(tmp_path):

@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from multiexit.files.paths import user_path
 from multiexit.model.folder import SETTINGS
-from multiexit.model.settings import read_settings, settings_text
+from multiexit.model.settings import read_settings, settings_text, without_places
 
 
 def push(
@@ -67,7 +67,7 @@ def push(
 
 def _forget_places(settings: dict[str, Any]) -> None:
     """Take out where data and backbone lie on this machine."""
-    settings["preprocessing"].pop("data", None)
+    settings["preprocessing"] = without_places(settings["preprocessing"])
     config = (settings["backbone"] or {}).get("config")
     if isinstance(config, dict) and Path(config.get("_name_or_path") or "").is_absolute():
         config["_name_or_path"] = ""

@@ -111,3 +111,11 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{schema.short(value)} is no plain data: a number, string, list or table")
+
+
+def without_places(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """What a reader elsewhere needs: of the data the inputs' columns, not where they lie."""
+    data = preprocessing.get("data") or {}
+    columns = {name: data[name] for name in ("text", "text_pair", "image") if data.get(name)}
+    rest = {name: value for name, value in preprocessing.items() if name != "data"}
+    return rest | ({"data": columns} if columns else {})

@@ -139,6 +139,13 @@ def test_columns_are_those_of_training_and_names_that_clash_get_a_prefix(models,
     assert [row["label"] for row in rows] == ["good"] * 11
     assert [row["predicted_label"] for row in rows] == [answer["label"] for answer in answers]
     assert "begin with predicted_" in ended.err
+    model.preprocessing["data"]["data"] = "/home/me/reviews.csv"
+    mx.export(model, tmp_path / "export", tokenizer=tokenizer_in(tmp_path))
+    assert "/home/me" not in (tmp_path / "export" / "export.json").read_text()
+    exported = command("predict", tmp_path / "export", table)
+    assert exported.code == 0, exported.err
+    told = [json.loads(line)["predicted_label"] for line in exported.out.splitlines()]
+    assert told == [row["predicted_label"] for row in rows]
     late = written(tmp_path / "late.jsonl", [*ROWS, {**ROWS[0], "exit": 3}])
     ended = command("predict", tmp_path / "model", late, "--output", tmp_path / "out.csv")
     assert ended.code == 0, ended.err

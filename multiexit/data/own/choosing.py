@@ -107,6 +107,10 @@ def choose(
                     "text=…"
                 )
             notes.append(f"the text is column {text!r}")
+            others = [n for n in left if n not in (text, text_pair) and _holds_texts(n, rows)]
+            if others and text_pair is None:
+                unread = " and ".join(map(repr, others))
+                notes.append(f"texts of {unread} aren't read; one may be named as text_pair")
     return Columns(text, text_pair, image, tuple(names)), notes
 
 
@@ -123,6 +127,12 @@ def _few_values(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
         if 1 < len({str(row.get(name)) for row in rows}) <= max(2, len(rows) // 5)
     ]
     return few[0] if len(few) == 1 else None
+
+
+def _holds_texts(name: str, rows: list[dict[str, Any]]) -> bool:
+    """Whether most of its values are different strings of three words or more."""
+    texts = {t for row in rows if isinstance(t := row.get(name), str) and len(t.split()) > 2}
+    return len(texts) > len(rows) / 2
 
 
 def _longest(columns: list[str], rows: list[dict[str, Any]]) -> str | None:

@@ -21,6 +21,7 @@ from multiexit.data.batches import in_order, unpack_inputs
 from multiexit.files.paths import user_path
 from multiexit.files.writing import whole_folder
 from multiexit.model.model import MultiExitModel
+from multiexit.model.settings import without_places
 from multiexit.policies import ExitPolicy
 from multiexit.policies.numbers import Known
 from multiexit.serving.onnx.inputs import Inputs, inputs_of
@@ -177,7 +178,7 @@ def _settings(model: MultiExitModel, policy: ExitPolicy, spec: Inputs) -> dict[s
         "problem": model.problem,
         "exits": list(model.exits),
         "labels": model.labels,
-        "preprocessing": {n: v for n, v in model.preprocessing.items() if n != "data"},  # a place
+        "preprocessing": without_places(model.preprocessing),
         "inputs": spec.to_json(),
         "max_tokens": spec.max_tokens,
         "policy": policies.to_json(policy),

@@ -118,6 +118,19 @@ def test_guesses_and_draws_are_said(tokenizer):
     assert named == notes[2:]
 
 
+def test_texts_that_are_left_out_are_said(tokenizer):
+    rows = [
+        {"s1": f"the first text of row {n}", "s2": f"the other of {n}", "same": n % 2}
+        for n in range(30)
+    ]
+    notes = []
+    load(rows, tokenizer, notes=notes.append)
+    assert "texts of 's2' aren't read; one may be named as text_pair" in notes
+    load(rows, tokenizer, text_pair="s2", notes=(named := []).append)
+    load(ROWS, tokenizer, notes=named.append)
+    assert not any("aren't read" in note for note in named)
+
+
 def test_splits_of_a_folder_by_their_names(tokenizer, tmp_path):
     write_csv(tmp_path / "train.csv", ROWS[:15])
     write_csv(tmp_path / "dev.csv", ROWS[15:21])

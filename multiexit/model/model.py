@@ -4,6 +4,7 @@ Letters: M exits, B batch rows, C classes.
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,13 @@ from multiexit.losses.gradients import Branch
 from multiexit.model import cost, exit_loop, heads, tokens
 from multiexit.model.exit_loop import Decision, Prediction
 from multiexit.model.folder import SETTINGS, WEIGHTS, backbone_spec, read_folder, save_folder
+from multiexit.model.heads.build import hides_head
 from multiexit.model.latency import Latency
 from multiexit.model.passes import Pass, Segment
 from multiexit.model.placement import Exits, resolve_exits
 from multiexit.model.settings import FORMAT
 from multiexit.policies import CalibrationTable, ExitPolicy, State, from_json
+from multiexit.runtime import user_level
 
 RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
 
@@ -113,6 +116,14 @@ class MultiExitModel(nn.Module):
         self.labels = class_names.names(labels, num_classes)
         if self._answers_tokens:
             tokens.check_backbone(backbone)
+        if head is None and not vectors and hides_head(backbone, self.exits, num_classes):
+            warnings.warn(
+                f"the last stage gives {num_classes} numbers, as many as there are outputs, and "
+                "the last exit starts anew behind it: if that stage is the network's own head, "
+                "name it so, mx.wrap(network, stages=[… all before it], classifier='…'); if it "
+                "isn't, head='linear' says so",
+                stacklevel=user_level(),
+            )
         self.head = heads.usual(backbone, self.problem) if head is None else head
         self.pool = ("mean" if vectors else backbone.pool) if pool is None else pool
         self.heads = heads.build(

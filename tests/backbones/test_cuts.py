@@ -298,6 +298,45 @@ def test_a_branch_of_training_alone_is_left_out():
     assert rebuild_difference(backbone, rebuild) == ""
 
 
+class Vectors(nn.Module):
+    """Residual blocks on vectors, and a linear layer that may not be the end."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.fc, self.scale, self.softmax = nn.Linear(8, 3), 2.0, nn.Softmax(-1)
+        self.end = end
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x).tanh()
+        return self.end(self, self.fc(x))
+
+
+ENDS = {
+    "a scale": lambda net, x: x * net.scale,
+    "a temperature and a shift": lambda net, x: torch.add(x, 1) / 3,
+    "probabilities": lambda net, x: x.softmax(-1),
+    "a module of these": lambda net, x: net.softmax(x),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_scales_logits_belongs_to_the_head(end):
+    net, x = Vectors(ENDS[end]).eval(), torch.randn(4, 8)
+    backbone = mx.wrap(net, input_shape=(8,))
+    assert backbone.feature_shapes == [(8,)] * 3
+    model = mx.MultiExitModel(backbone).eval()
+    with torch.no_grad():
+        assert torch.equal(model(x)[-1], net(x))
+
+
+def test_an_activation_ends_a_stage():
+    backbone = mx.wrap(Vectors(lambda net, x: x.relu()), input_shape=(8,))
+    assert backbone.feature_shapes == [(8,), (8,), (8,), (3,)]
+    assert backbone.classifier is None
+
+
 # Saved and loaded, copied
 
 

@@ -1,6 +1,7 @@
 """The model: which exits it has, and that stopping really skips work."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 
@@ -387,3 +388,22 @@ def test_without_a_number_of_classes_a_model_has_its_networks_own():
     assert torch.equal(model(x)[-1], chain(x))
     with pytest.raises(ValueError, match="say num_classes: the network has no head of its own"):
         mx.MultiExitModel(mx.wrap(nn.Sequential(*stages[:2])))
+
+
+def test_a_head_that_is_taken_for_a_stage_is_warned_of(tmp_path):
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match=r"last stage gives 3 numbers.*starts anew behind it"):
+        model = mx.MultiExitModel(mx.wrap(net), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mx.MultiExitModel(mx.wrap(net), 3, head="linear")
+        mx.MultiExitModel(mx.wrap(net), 3, exits=[0])
+        mx.MultiExitModel(mx.wrap(net), 4)
+        own = mx.MultiExitModel(mx.wrap(net, stages=["0", "1"], classifier="2"), 3).eval()
+    x = torch.randn(2, 8)
+    assert torch.equal(own(x)[-1], net(x))
+    with pytest.warns(UserWarning, match="must pass backbone="):
+        model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mx.MultiExitModel.from_pretrained(tmp_path, backbone=mx.wrap(net))

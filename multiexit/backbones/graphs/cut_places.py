@@ -221,6 +221,25 @@ def _modules(node: fx.Node) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
 
 
+_CLOSING = (
+    *("mul", "truediv", "div", "add", "sub", "softmax", "log_softmax", "sigmoid"),
+    *("Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten", "squeeze", "flatten"),
+)
+"""What may follow a head's last linear layer: scales, probabilities, another shape."""
+
+
+def _last_linear(traced: Trace) -> fx.Node | None:
+    """The linear layer that gives the answer, as it is or but for what `_CLOSING` names."""
+    node, varying = traced.output, traced.varying()
+    while not isinstance(layer := traced.layer(node), nn.Linear):
+        what = node.target if layer is None else type(layer)
+        sources = [source for source in node.all_input_nodes if source in varying]
+        if getattr(what, "__name__", what) not in _CLOSING or len(sources) != 1:
+            return None
+        (node,) = sources
+    return node
+
+
 def _trunk(traced: Trace, cuts: list[Cut], layers: list[fx.Node]) -> list[Cut]:
     """Cuts before the network's head: its last linear layer, and the pooling to a vector.
 
@@ -228,8 +247,8 @@ def _trunk(traced: Trace, cuts: list[Cut], layers: list[fx.Node]) -> list[Cut]:
     """
     order = {node: place for place, node in enumerate(traced.graph.nodes)}
     end = len(order)
-    if isinstance(traced.layer(traced.output), nn.Linear):
-        end = order[traced.output]
+    if (linear := _last_linear(traced)) is not None:
+        end = order[linear]
     for before, after in pairwise(cuts):
         if before.has_positions and not after.has_positions and before.work == after.work:
             end = min(end, order[before.node] + 1)

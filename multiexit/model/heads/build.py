@@ -160,6 +160,18 @@ def own_head(
     return OwnHead(classifier)
 
 
+def hides_head(backbone: Backbone, stages: Sequence[int], num_classes: int) -> bool:
+    """Whether the last stage may be the network's own head: it gives a number for each class.
+
+    Args:
+        backbone: which may have a classifier; then its stages aren't that.
+        stages: the stage of each exit.
+        num_classes: K.
+    """
+    ends = stages[-1] == backbone.num_stages - 1
+    return ends and backbone.classifier is None and backbone.feature_shapes[-1] == (num_classes,)
+
+
 def _by_name(name: str, features: Features) -> list[VectorHead]:
     _check_memory(sum(features.widths), features.num_classes)
     if name not in HEADS:

@@ -1,12 +1,16 @@
 """Rows that can't be used: named together, or set aside in a file."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from multiexit.files import schema
 from multiexit.files.writing import write
+
+KINDS = 4
+"""Reasons that are counted in a message, at most."""
 
 
 @dataclass
@@ -34,19 +38,30 @@ class BadRows:
         """Write the rows aside, and say so; nothing where there are none.
 
         Raises:
-            ValueError: they are to be refused: the first one, and how many there are.
+            ValueError: they are to be refused: the first one, and how many there are of each kind.
         """
         if not self.found:
             return None
         first = self.found[0]
         example = f"{first['place']}: {first['reason']}, {schema.short(first['value'])}"
         count = len(self.found)
+        kinds = self._kinds()
         if self.aside is None:
-            more = "" if count == 1 else f"; {count} such rows in all"
+            such = "rows" if kinds else "such rows"
+            more = "" if count == 1 else f"; {count} {such} in all{kinds}"
             raise ValueError(f"{example}{more}. Mend them, or go on without them by skip_bad")
         lines = "".join(
             json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in self.found
         )
         self.aside.parent.mkdir(parents=True, exist_ok=True)
         write(self.aside, lambda path: path.write_text(lines, encoding="utf-8"))
-        return f"{count} rows left out, written to {self.aside}; the first: {example}"
+        return f"{count} rows left out{kinds}, written to {self.aside}; the first: {example}"
+
+    def _kinds(self) -> str:
+        """How many rows there are of each kind, in brackets; nothing where all are of one."""
+        kinds = Counter(row["reason"].partition(" (")[0] for row in self.found).most_common()
+        if len(kinds) == 1:
+            return ""
+        shown = [f"{reason}: {count}" for reason, count in kinds[:KINDS]]
+        others = sum(count for _, count in kinds[KINDS:])
+        return f" ({', '.join([*shown, *[f'others: {others}'] * bool(others)])})"

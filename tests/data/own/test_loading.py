@@ -216,7 +216,11 @@ def test_bad_rows_are_named_by_line_or_written_aside(tokenizer, tmp_path):
     path = tmp_path / "a.csv"
     good = "".join('"good\nfilm",glad\r\nbad,sad\n' for _ in range(4))
     path.write_text("text,label\n" + good + "one,two,three\n,sad\nfilm,\n", newline="")
-    with pytest.raises(ValueError, match=r"a.csv, line 14: 3 fields, expected 2.*3 such rows"):
+    with pytest.raises(
+        ValueError,
+        match=r"a.csv, line 14: 3 fields, expected 2.*; 3 rows in all "
+        r"\(3 fields, expected 2: 1, an empty text: 1, no label: 1\)",
+    ):
         load(path, tokenizer, notes=quiet)
     notes = []
     task = load(path, tokenizer, skip_bad=tmp_path / "aside" / "bad.jsonl", notes=notes.append)

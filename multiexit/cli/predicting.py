@@ -1,5 +1,7 @@
 """`multiexit predict` on a table: the same rows, with columns of answers."""
 
+import os
+import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -83,6 +85,43 @@ def is_table(
     )
 
 
+def check_there(
+    inputs: list[str] | None, run: Path, kind: str, columns: Mapping[str, str | None]
+) -> None:
+    """Refuse files of texts, and tables, that aren't there; of images each one is told by itself.
+
+    Args:
+        inputs: files.
+        run: as typed.
+        kind: that the model reads, `"text"` or `"image"`.
+        columns: of a table, as typed.
+
+    Raises:
+        ValueError: no such file; it shows how one text is answered.
+    """
+    lines = kind == "text" and not any(columns.values())
+    for name in inputs or () if kind == "text" or is_table(inputs, columns) else ():
+        if name != "-" and not os.path.exists(name):
+            typed_text = shlex.quote(name if len(name) < 80 else "…")
+            hint = f"; for one text: echo {typed_text} | multiexit predict {run}" if lines else ""
+            raise ValueError(f"no such file: {name!r:.80}{hint}")
+
+
+def images(inputs: list[str]) -> list[str]:
+    """Names of image files, with those in each folder in its place, in the order of `train`.
+
+    Raises:
+        ValueError: a folder without images.
+    """
+    from multiexit.data.own import image_folders
+
+    return [
+        name
+        for given in inputs
+        for name in (image_folders.images(Path(given)) if os.path.isdir(given) else [given])
+    ]
+
+
 def predict_table(
     folder: Path,
     classify: Any,
@@ -121,9 +160,7 @@ def predict_table(
     if output is not None:
         row_files.check(output, source)
     table = stdin_table(read) if source is None else file_table(source)
-    for name in read:
-        if name not in table.columns:
-            raise ValueError(f"{table.name} has no column {name!r}; it has {table.columns}")
+    table.check_columns(read)
     if source is not None and (output is None or output.suffix.lower() != ".parquet"):
         _check_no_bytes(table)
     added = answer_columns.added(network, all_scores, table.columns)

@@ -17,7 +17,8 @@ from multiexit.cli.words import Model, Policy
 def predict(
     model: Model,
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="image files; for text one file of lines, or stdin")
+        list[str] | None,
+        typer.Argument(help="image files or folders; for text one file of lines, or stdin"),
     ] = None,
     policy: Policy = None,
     batch_size: Annotated[
@@ -63,12 +64,15 @@ def predict(
     echo "a fine film" | multiexit predict runs/sst2/model --policy patience=3
 
     multiexit predict runs/cifar/model cat.png dog.png --policy max-prob=0.9
+
+    multiexit predict runs/pets photos
     """
     from multiexit.cli import lines, predicting
 
     folder = typed.model_folder(model)
     classify = predicting.classifier(folder, policy, backend)
     columns = {"text": text, "text_pair": text_pair, "image": image}
+    predicting.check_there(inputs, model, classify.kind, columns)
     if predicting.is_table(inputs, columns, predicting.network_of(classify).preprocessing):
         predicting.predict_table(
             folder, classify, inputs, columns, output, all_scores, skip_bad, batch_size
@@ -79,7 +83,7 @@ def predict(
             raise ValueError(f"{name}={value} is for a table: name its column by --text or --image")
     if classify.kind == "image" and not inputs:
         raise ValueError("give image files to predict")
-    values = inputs or [] if classify.kind == "image" else typed.lines(inputs)
+    values = predicting.images(inputs or []) if classify.kind == "image" else typed.lines(inputs)
     failed = 0
     for answer in lines.answers(classify, values, batch_size, all_scores):
         if "error" in answer:

@@ -30,6 +30,12 @@ def test_predicting_images_gives_one_json_line_each_in_order(digits, pictures):
     assert [int(answer["label"]) for answer in answers] == p_BC.argmax(-1).tolist()
     assert [a["score"] for a in answers] == pytest.approx(p_BC.amax(-1).tolist(), abs=1e-5)
     assert [a["layers"] for a in answers] == [a["exit"] + 1 for a in answers]
+    shutil.copytree(files[0].parent, files[0].parent / "pets" / "cat")
+    (files[0].parent / "pets" / "cat" / "notes.txt").write_text("no image")
+    of_folder = command("predict", folder / "model", files[0].parent / "pets", *words[-2:])
+    assert [{**json.loads(line), "file": ""} for line in of_folder.out.splitlines()] == [
+        {**answer, "file": ""} for answer in answers
+    ]
     smaller = command(*words, "--batch-size", 3).out.splitlines()  # sums are rounded otherwise
     assert [json.loads(line) for line in smaller] == [
         {**answer, "score": pytest.approx(answer["score"], abs=1e-5)} for answer in answers

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from multiexit.arguments import suggest
 from multiexit.data.own import inputs
 from multiexit.data.own.bad_rows import BadRows
 from multiexit.data.own.image_folders import SUFFIXES
@@ -67,12 +66,8 @@ def choose(
             f"image={image!r} and text={text or text_pair!r}: a row is one or the other"
         )
     names = [label] if isinstance(label, str) else list(label or ())
-    for name in (text, text_pair, image, *names):
-        if name is not None and name not in table.columns:
-            near = suggest(name, table.columns)
-            hint = f": did you mean {near!r}?" if near else "."
-            raise ValueError(f"{table.name} has no column {name!r}{hint} It has {table.columns}")
     roles = [name for name in (text, text_pair, image, *names) if name is not None]
+    table.check_columns(roles)
     if twice := [name for name in roles if roles.count(name) > 1]:
         raise ValueError(f"column {twice[0]!r} is named twice: each is read as one thing")
     notes = []

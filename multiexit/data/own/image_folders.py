@@ -46,6 +46,20 @@ def table(folder: Path) -> Table:
     return Table(str(folder), ["image", "label"], read, {}, _notes(folder, others, empty))
 
 
+def images(folder: Path) -> list[str]:
+    """The images in a folder and below it, in the order of `table`.
+
+    Raises:
+        ValueError: none.
+    """
+    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    parts = (sorted(_files(path)) if path.is_dir() else [str(path)] for path in entries)
+    found = [name for part in parts for name in part if _is_image(name)]
+    if not found:
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
 def _notes(folder: Path, others: list[str], empty: list[str]) -> tuple[str, ...]:
     notes = []
     if others:

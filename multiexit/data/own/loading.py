@@ -217,9 +217,7 @@ def _read(
 ) -> tuple[dict[str, Rows], Targets]:
     """The rows of each split, and the targets."""
     for table in found.tables.values():
-        for name in (*found.columns.read, *found.columns.labels):
-            if name not in table.columns:
-                raise ValueError(f"{table.name} has no column {name!r}; it has {table.columns}")
+        table.check_columns((*found.columns.read, *found.columns.labels))
     bad = BadRows(None if reading.skip_bad is None else Path(reading.skip_bad))
     if trained is None:
         train = found.tables["train"]

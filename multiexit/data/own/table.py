@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from multiexit.arguments import suggest
 from multiexit.data.own.bad_rows import BadRows
 
 Row = tuple[str, dict[str, Any]]
@@ -32,6 +33,14 @@ class Table:
     notes: tuple[str, ...] = ()
     types: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+
+    def check_columns(self, names: Iterable[str]) -> None:
+        """Refuse a column that isn't there, by a ValueError that says which is near."""
+        for name in names:
+            if name not in self.columns:
+                near = suggest(name, self.columns)
+                hint = f": did you mean {near!r}?" if near else "."
+                raise ValueError(f"{self.name} has no column {name!r}{hint} It has {self.columns}")
 
 
 def joined(tables: Sequence[Table]) -> Table:

@@ -30,6 +30,9 @@ def report(
     from multiexit.evaluation.page.page import html_page
     from multiexit.files.writing import write
 
+    for run in runs:
+        if run.is_file():
+            raise ValueError(f"{run} is a file; report takes a run's folder")
     target = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if target.is_dir():
         raise ValueError(f"--output {target} is a folder: name a file, such as report.html")

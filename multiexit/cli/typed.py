@@ -42,9 +42,16 @@ def folder(option: str, path: Path) -> None:
 
 
 def tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a hub name or folder; ValueError if there is none."""
+    """The tokenizer of a hub name or folder, that reads texts; ValueError if there is none."""
     from multiexit.backbones.transformers.configs import load_tokenizer
 
+    library, colon, _ = str(name).partition(":")
+    if (colon and library in ("timm", "torchvision")) or str(name).startswith("cifar-resnet-"):
+        kind = f"{library} networks read" if colon else f"{name} reads"
+        raise ValueError(
+            f"these rows are texts, and {kind} images: give --backbone a hub name or folder of a "
+            "transformer"
+        )
     return load_tokenizer(name)
 
 

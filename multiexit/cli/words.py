@@ -70,6 +70,35 @@ CheckpointGradients = Annotated[
     bool,
     typer.Option(help="less memory, about a third more time", rich_help_panel="Speed and memory"),
 ]
+ELSEWHERE = {
+    "--model": "--backbone",
+    "--model-name": "--backbone",
+    "--model-name-or-path": "--backbone",
+    "--dataset": "--data",
+    "--train-file": "--data",
+    "--validation-file": "--validation-data",
+    "--test-file": "--test-data",
+    "--task-name": "--task",
+    "--text-column-name": "--text",
+    "--label-column-name": "--label",
+    "--output-dir": "--output",
+    "--num-train-epochs": "--epochs",
+    "--learning-rate": "--lr",
+    "--lr-scheduler-type": "--lr-schedule",
+    "--warmup-ratio": "--warmup",
+    "--max-grad-norm": "--clip",
+    "--max-seq-length": "--max-length",
+    "--per-device-train-batch-size": "--batch-size",
+    "--per-device-eval-batch-size": "--batch-size",
+    "--train-batch-size": "--batch-size",
+    "--gradient-accumulation-steps": "--accumulation",
+    "--gradient-checkpointing": "--checkpoint-gradients",
+    "--fp16": "--mixed-precision",
+    "--bf16": "--mixed-precision",
+    "--label-smoothing-factor": "--label-smoothing",
+}
+"""What other tools' trainers call options, and what they are here."""
+
 Progress = Annotated[bool, typer.Option(help="say how far it is, on stderr")]
 
 
@@ -91,7 +120,7 @@ def options_of(program: Any, words: Sequence[str]) -> dict[str, str]:
 
 
 def check_words(program: Any, words: Sequence[str]) -> None:
-    """Refuse empty words, and options given twice of which one alone would count.
+    """Refuse empty words, options that other tools have, and those given twice that count once.
 
     Args:
         program: the click group.
@@ -110,6 +139,11 @@ def check_words(program: Any, words: Sequence[str]) -> None:
     options = [] if command is None else [p for p in command.params if p.opts[0].startswith("--")]
     once = {n: p.opts[0] for p in options if not p.multiple for n in (*p.opts, *p.secondary_opts)}
     names = [word.partition("=")[0] for word in words]
+    known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+    for name in names:
+        meant = ELSEWHERE.get(name.replace("_", "-"))
+        if meant in known and name not in known:
+            raise ValueError(f"{words[0]} has no option {name}: did you mean {meant}?")
     typed = Counter(once[name] for name in names if name in once)
     twice = next((option for option, times in typed.items() if times > 1), None)
     if twice is not None:

@@ -177,9 +177,10 @@ def check_target(**target: float | None) -> tuple[str, float]:
     """
     given = {name: value for name, value in target.items() if value is not None}
     if len(given) != 1:
+        every, got = ([f"{name}=" for name in names] for names in (target, given))
         raise ValueError(
-            f"a recommendation has one target: give one of {', '.join(target)}; got "
-            + (" and ".join(given) or "none")
+            f"a recommendation has one target: give one of {', '.join(every)}; got "
+            + (" and ".join(got) or "none")
         )
     ((name, value),) = given.items()
     if name == "max_loss" and not 0 <= value < 1:

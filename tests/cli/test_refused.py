@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from helpers import command, written
 from transformers import BertConfig, BertModel
+from typer.main import get_command
 
 import multiexit as mx
+from multiexit.cli import app
+from multiexit.cli.words import ELSEWHERE
 
 
 def refused(tmp_path, *words, naming, stdin=""):
@@ -70,6 +73,14 @@ TRAIN = ("train", "--output", "run")
         ((*TRAIN, "--task", "digits", "--tracker", "bogus"), "bogus"),
         (("info", "cifar-resnet-21"), "of depth 21, the nearest is 20"),
         (("info", "cifar-resnet-20", "--exits", "0"), "0"),
+        (
+            (*TRAIN, "--task", "digits", "--model", "x"),
+            "no option --model: did you mean --backbone",
+        ),
+        ((*TRAIN, "--train_file=a.csv"), "no option --train_file: did you mean --data?"),
+        ((*TRAIN, "--task", "mrpc", "--backbone", "timm:resnet18"), "timm networks read images"),
+        (("report", __file__), "is a file; report takes a run's folder"),
+        (("recommend", "run"), "give one of --speedup, --max-loss, --milliseconds; got none"),
         (("evaluate", "nowhere/model"), "nowhere"),
         (("sweep", "nowhere/model"), "nowhere"),
         (("predict", "nowhere/model", "x.png"), "nowhere"),
@@ -77,6 +88,12 @@ TRAIN = ("train", "--output", "run")
 )
 def test_a_wrong_word_is_named_in_one_line(words, naming, tmp_path):
     one_line(refused(tmp_path, *words, naming=naming))
+
+
+def test_options_of_other_tools_are_none_here_and_mean_some_that_are():
+    options = {name for p in get_command(app).commands["train"].params for name in p.opts}
+    assert {*ELSEWHERE.values()} <= options
+    assert not {*ELSEWHERE} & options
 
 
 @pytest.mark.parametrize(
@@ -205,6 +222,7 @@ def test_a_run_of_another_kind_in_the_folder_is_not_gone_on_with(digits, tmp_pat
         ("evaluate", "--task", "poetry"),
         ("predict",),
         ("predict", "nowhere.png"),
+        ("predict", "nowhere.csv"),
     ],
 )
 def test_what_a_model_can_not_do(words, digits, tmp_path):

@@ -1,6 +1,7 @@
 """Rows that can't be used: named together, or set aside in a file."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ class BadRows:
 
     def _kinds(self) -> str:
         """How many rows there are of each kind, in brackets; nothing where all are of one."""
-        kinds = Counter(row["reason"].partition(" (")[0] for row in self.found).most_common()
+        kinds = Counter(re.split(r" \(|: ", row["reason"])[0] for row in self.found).most_common()
         if len(kinds) == 1:
             return ""
         shown = [f"{reason}: {count}" for reason, count in kinds[:KINDS]]

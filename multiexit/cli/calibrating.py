@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multiexit.arguments import check_share
+from multiexit.data.own.notes import say
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation import card, exit_losses, guarantee, report
 from multiexit.evaluation.budget import Budget, budgeted
@@ -27,6 +28,21 @@ from multiexit.problems import classes_of_decision
 def named(text: str) -> type[ExitPolicy] | ExitPolicy:
     """A policy by its name, `max-prob`, or with numbers that stay, `patient-confident=0.2,3`."""
     return parse(text) if "=" in text or text not in POLICIES else POLICIES[text]
+
+
+def default_kind(model: MultiExitModel) -> type[ExitPolicy] | ExitPolicy:
+    """`MaxProb`; of a model without classes its own policy, whose first number is chosen anew."""
+    try:
+        policy_settings(MaxProb, model.num_exits, model.num_classes, model.problem)
+    except ValueError:
+        if model.policy is not None:
+            say(
+                f"max-prob needs classes, and this model answers {model.problem}: calibrated is "
+                f"its own policy, {registry.policy_name(model.policy)}, whose first number is "
+                "chosen anew (--policy)"
+            )
+            return model.policy
+    return MaxProb
 
 
 ASIDE = {

@@ -50,3 +50,12 @@ def say_untrained(backbone: str | None, pretrained: bool) -> None:
     named = backbone is not None and backbone.startswith(("timm:", "torchvision:"))
     if named and not pretrained and processes().is_main_process:
         say(f"{backbone} starts from random weights: --pretrained loads its trained ones")
+
+
+def say_held(held: int, rows: int) -> None:
+    """Say how many of the training rows select the epoch."""
+    from multiexit.data.own.notes import say
+    from multiexit.runtime import processes
+
+    if processes().is_main_process:
+        say(f"{held} of {rows} training rows select the epoch, the others train (--validation)")

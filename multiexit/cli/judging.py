@@ -89,9 +89,12 @@ def calibrate(
     model: Model,
     rows: ModelRows,
     policy: Annotated[
-        str,
-        typer.Option(help="max-prob, patience, …; patient-confident=0.2,3 keeps the 3"),
-    ] = "max-prob",
+        str | None,
+        typer.Option(
+            help="max-prob, which is the default, patience, …; patient-confident=0.2,3 keeps the "
+            "3; of a model without classes its own is the default"
+        ),
+    ] = None,
     speedup: Annotated[float | None, typer.Option(help="at least; see --by")] = None,
     score: Annotated[float | None, typer.Option(help="at least, in 0..1")] = None,
     milliseconds: Annotated[float | None, typer.Option(help="per batch, at most")] = None,
@@ -145,6 +148,7 @@ def calibrate(
     multiexit calibrate runs/reviews --table
     """
     from multiexit.cli import calibrating, sources
+    from multiexit.policies import MaxProb
 
     target = {
         "speedup": speedup,
@@ -158,13 +162,15 @@ def calibrate(
         "loss": loss,
     }
     model = typed.model_folder(model)
-    kind = calibrating.named(policy)
+    kind = None if policy is None else calibrating.named(policy)
     if table:
         calibrating.check_table({**target, "share": share, "seed": seed}, temperatures)
     else:
         target = calibrating.complete(target, 0.5 if share is None else share)
     typed.folder("the model's folder", model)
     loaded, task = sources.load(model, rows)
+    if kind is None:
+        kind = MaxProb if budget is not None else calibrating.default_kind(loaded)
     if table:
         calibrating.tabulate(loaded, model, task, kind, confidence or 0.9)
         return

@@ -101,7 +101,7 @@ LabelSmoothing = Annotated[
 ClassWeights = Annotated[
     str | None,
     typer.Option(
-        help="in the loss against labels, one a class: 1,2.5; default: all 1",
+        help="in the loss against labels, one a class: 1,2.5; or balanced; default: all 1",
         rich_help_panel="Training",
     ),
 ]

@@ -161,7 +161,7 @@ def train(
         "schedule": lr_schedule,
         "layer_decay": layer_decay,
         "label_smoothing": label_smoothing,
-        "class_weights": class_weights and typed.weights("--class-weights", class_weights),
+        "class_weights": typed.weights("--class-weights", class_weights),
         "sampling": sampling,
         "mixup": mixup,
         "cutmix": cutmix,
@@ -203,9 +203,11 @@ def train(
     for folder in folders:
         run_folder.check(replace(config, output=folder))
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
-    read = source.load(tokenizer, output, partial(experiment.check_classes, config))
+    read = source.load(tokenizer, output, partial(experiment.check_classes, config, method))
+    if class_weights == "balanced":
+        config = replace(config, class_weights=experiment.balanced(read))
     if share:
-        experiment.check_validation(read, share)
+        chosen.say_held(experiment.check_validation(read, share), len(read.train))
     method = experiment.tolerant(method, read)
     chosen.say_untrained(backbone, pretrained)
     for number, folder in zip(numbers, folders, strict=True):

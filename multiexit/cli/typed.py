@@ -124,13 +124,15 @@ def whole_numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
-def weights(option: str, text: str) -> tuple[float, ...]:
-    """Numbers with commas between them, "1,2.5,1"."""
+def weights(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Numbers with commas between them, "1,2.5,1"; None for "balanced", which rows decide."""
+    if text in (None, "balanced"):
+        return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(
-            f"{option} is a number from 0 for each class, as 1,2.5,1; got {text!r}"
+            f"{option} is a number from 0 for each class, as 1,2.5,1, or balanced; got {text!r}"
         ) from None
 
 

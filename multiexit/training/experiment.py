@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from multiexit import recipes
+from multiexit import problems, recipes
 from multiexit.arguments import check_share
 from multiexit.backbones import Backbone, wrap
 from multiexit.data import glue, tasks
@@ -49,21 +49,25 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
         if "cycle" in options_of and canonical(task) in presets.TABLE_3:
             defaults["cycle"] = presets.TABLE_3[canonical(task)].cycle
         recipe = recipes.recipe(name, **{**defaults, **options})
-    policy: Any = recipe.policy
-    intolerant = getattr(policy, "tolerance", 0) is None and task not in tasks.OWN
-    if intolerant and tasks.modality(task) == "text" and glue.find_task(task).num_classes == 1:
-        recipe = replace(recipe, policy=replace(policy, tolerance=0.5))
+    text = tasks.modality(task) == "text" and task not in tasks.OWN
+    if text and glue.find_task(task).num_classes == 1:
+        recipe = replace(recipe, policy=_with_tolerance(recipe.policy, 0.5))
     return recipe
 
 
 def tolerant(recipe: Recipe, task: TaskData) -> Recipe:
     """The recipe, for numbers of a user's own: answers closer than a tenth of their range agree."""
-    policy: Any = recipe.policy
-    if task.problem != "regression" or getattr(policy, "tolerance", 0) is not None:
+    if task.problem != "regression":
         return recipe
     labels = task.train.labels
     tolerance = 0.1 * float(labels.max() - labels.min())
-    return replace(recipe, policy=replace(policy, tolerance=tolerance))
+    return replace(recipe, policy=_with_tolerance(recipe.policy, tolerance))
+
+
+def _with_tolerance(policy: Any, tolerance: float) -> Any:
+    """The policy with this tolerance, if it takes one and has none."""
+    lacks = getattr(policy, "tolerance", 0) is None
+    return replace(policy, tolerance=tolerance) if lacks else policy
 
 
 def config_for(task: str, schedule: str | None = None) -> TrainConfig:
@@ -129,13 +133,62 @@ def validation_for(task: str, validation: float | None) -> float:
     return validation
 
 
-def check_classes(config: TrainConfig, num_classes: int, problem: str | None) -> None:
-    """Refuse settings of the loss that such classes don't go with, by a ValueError."""
+def check_classes(
+    config: TrainConfig, recipe: Recipe, num_classes: int, problem: str | None
+) -> None:
+    """Refuse settings of the loss, and a recipe, that such classes don't go with.
+
+    Raises:
+        ValueError: with the setting; or with the recipe's policy, and the recipes that do.
+    """
     Criterion(problem, config.label_smoothing, config.class_weights).check(num_classes)
+    if _serves(recipe, num_classes, problem):
+        return
+    by_paper: dict[str, str] = {}
+    for name, make in recipes.RECIPES.items():
+        other = make()
+        if _serves(other, num_classes, problem):
+            by_paper.setdefault(other.paper, name)
+    kind = problems.resolve(problem, num_classes)
+    these = "numbers (regression)" if kind == "regression" else f"of {kind}"
+    raise ValueError(
+        f"{recipe.name!r} stops by {recipe.policy}, which can't serve these rows, whose labels are "
+        f"{these}: give --recipe one of {', '.join(by_paper.values())}"
+    )
 
 
-def check_validation(task: TaskData, share: float) -> None:
-    """Refuse rows of which no such share can be held out, by a ValueError."""
+def _serves(recipe: Recipe, num_classes: int, problem: str | None) -> bool:
+    """Whether a recipe's policy goes with such classes; of numbers it is given a tolerance."""
+    policy: Any = recipe.policy
+    if problems.resolve(problem, num_classes) == "regression":
+        policy = _with_tolerance(policy, 1.0)
+    try:
+        policy.init(torch.zeros(1, problems.classes_of_decision(problem, num_classes)))
+    except ValueError:
+        return False
+    return ("vectors" in policy.reads) == problems.are_vectors(problem)
+
+
+def balanced(task: TaskData) -> tuple[float, ...]:
+    """The weights of classes n/(K·n_k), by which each of them counts as much as any other.
+
+    Letters: n training rows, n_k of them of class k, K classes.
+
+    Raises:
+        ValueError: rows that haven't one class each.
+    """
+    problem = problems.resolve(task.problem, task.num_classes)
+    if problem != "classification":
+        raise ValueError(
+            f"--class-weights balanced needs one class a row, and these rows are of {problem}: "
+            "leave it out"
+        )
+    counts_K = torch.bincount(task.train.labels, minlength=task.num_classes).clamp(min=1)
+    return tuple((len(task.train) / (len(counts_K) * counts_K.double())).tolist())
+
+
+def check_validation(task: TaskData, share: float) -> int:
+    """Refuse rows of which no such share can be held out, by a ValueError; give its rows."""
     rest, held = draw(task.train.labels, share, seed=0)
     if not len(rest) or not len(held):
         raise ValueError(
@@ -143,6 +196,7 @@ def check_validation(task: TaskData, share: float) -> None:
             f"{len(held)}, and some must select the epoch: give more rows, another --validation, "
             "or --validation 0, which keeps the last epoch"
         )
+    return len(held)
 
 
 def backbone_for(

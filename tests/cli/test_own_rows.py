@@ -198,3 +198,40 @@ def test_class_weights_that_do_not_fit_are_refused_once_labels_are_known(
     ended = command(*words, "--output", tmp_path / "run", "--class-weights", "1,2,3")
     assert ended.code == 2
     assert "--class-weights has 3 numbers, for 2 classes" in ended.err
+
+
+def test_rows_of_numbers_are_trained_by_recipes_that_serve_them_and_calibrated(
+    tiny_glue, tmp_path, monkeypatch
+):
+    lines = [f"{'cat ' * (1 + n % 7)}the dog,{n % 10 + 0.5}" for n in range(60)]
+    (tmp_path / "reg.csv").write_text("\n".join(["text,label", *lines, ""]))
+    words = ["train", "--data", tmp_path / "reg.csv", "--backbone", tiny_glue / "bert"]
+    words += ["--output", tmp_path / "run", "--max-steps", 1]
+    with monkeypatch.context() as reading:
+        reading.setattr(loading, "_tokenised", lambda *_: pytest.fail("read"))
+        ended = command(*words, "--recipe", "joint")
+    assert ended.code == 2
+    assert "'joint' stops by entropy=0.3, which can't serve these rows" in ended.err
+    assert ended.err.endswith("numbers (regression): give --recipe one of leebert, "
+                              "leebert-group-dro, pabee, berxit\n")  # fmt: skip
+    ended = command(*words, "--class-weights", "balanced")
+    assert "--class-weights balanced needs one class a row" in ended.err
+    ended = command(*words, "--recipe", "pabee")
+    assert ended.code == 0, ended.err
+    assert "5 of 48 training rows select the epoch" in ended.err
+    ended = command("calibrate", tmp_path / "run", "--speedup", 1.5)
+    assert ended.code == 0, ended.err
+    assert "calibrated is its own policy, patience=4,0.9" in ended.err
+    policy = mx.MultiExitModel.from_pretrained(tmp_path / "run" / "model").policy
+    assert (type(policy), policy.tolerance) == (mx.Patience, 0.9)
+
+
+def test_balanced_weights_make_classes_count_alike(tiny_glue, tmp_path):
+    lines = [f"{'cat ' * (1 + n % 7)}the dog,{int(n % 5 == 0)}" for n in range(50)]
+    (tmp_path / "rare.csv").write_text("\n".join(["text,label", *lines, ""]))
+    words = ["train", "--data", tmp_path / "rare.csv", "--backbone", tiny_glue / "bert"]
+    words += ["--output", tmp_path / "run", "--max-steps", 1, "--class-weights", "balanced"]
+    ended = command(*words)
+    assert ended.code == 0, ended.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["class_weights"] == [40 / (2 * 32), 40 / (2 * 8)]

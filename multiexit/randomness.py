@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 def states() -> dict[str, Any]:
@@ -31,18 +30,22 @@ def set_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
 
 
-def torch_states(device: torch.device) -> list[Tensor]:
-    """The states of the generators that layers on a device draw from: the CPU's and its own."""
-    if device.type == "cuda":
-        return [torch.get_rng_state(), torch.cuda.get_rng_state(device)]
-    return [torch.get_rng_state()]
+def layer_states(device: torch.device) -> list[Any]:
+    """The states of the generators that layers on a device draw from.
+
+    They are the CPU's, numpy's and Python's, which HuBERT masks with, and the device's own.
+    """
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), np.random.get_state(), random.getstate(), *own]
 
 
-def set_torch_states(states: list[Tensor], device: torch.device) -> None:
-    """Set what `torch_states` read."""
+def set_layer_states(states: list[Any], device: torch.device) -> None:
+    """Set what `layer_states` read."""
     torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+        torch.cuda.set_rng_state(states[3], device)
 
 
 @contextmanager

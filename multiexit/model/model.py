@@ -208,7 +208,7 @@ class MultiExitModel(nn.Module):
         carry = self.start(args, inputs)
         # In evaluation each exit answers for itself, to the bit as in `predict`.
         batched = self.training and heads.separable(self.heads)
-        kept = self.training or keep_features  # by what goes backward, or by who asked
+        kept = self.training or keep_features or torch.is_grad_enabled()
         overwritten = self.backbone.overwritten if kept else ()
         outputs: list[Tensor] = []
         certainty: list[Tensor] = []

@@ -21,7 +21,7 @@ from multiexit.losses.weights.hypergradient import Directional
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
 from multiexit.problems import are_vectors, refuse_vectors
-from multiexit.randomness import torch_states
+from multiexit.randomness import layer_states
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating, user_level
 from multiexit.training import layer_decay, precision
@@ -296,10 +296,10 @@ def _look_back_once(model: MultiExitModel, phase: Phase, recipe: Recipe) -> None
     batch = {**model.backbone.example_inputs(), "labels": blank_labels(model)}
     parameters = list(trained_parameters(model, phase))
     values = [p.detach() for p in parameters]
-    along = Directional(Terms(TrainingPass(model, phase)), parameters)
+    along = Directional(Terms(TrainingPass(model, phase)), parameters, compare=False)
     try:
         with evaluating(model):
-            along(values, values, (batch, 1.0), torch_states(values[0].device))
+            along(values, values, (batch, 1.0), layer_states(values[0].device))
     except ValueError as error:
         raise ValueError(f"{recipe.name!r} differentiates a step of training: {error}") from error
 

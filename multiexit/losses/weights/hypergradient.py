@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multiexit.files.unreadable import one_line
-from multiexit.randomness import set_torch_states, torch_states
+from multiexit.randomness import layer_states, set_layer_states
 
 TOLERANCE = 0.02
-"""How far two ways to one derivative may be apart, as a share of what its parts sum up to."""
+"""How far two ways to one derivative may be apart, as a share of it."""
 
 
 class Moment(NamedTuple):
@@ -40,7 +41,7 @@ class Moment(NamedTuple):
 
     batch: Any
     tau: float | Tensor
-    random: list[Tensor]
+    random: list[Any]
 
 
 class Directional:
@@ -48,18 +49,20 @@ class Directional:
 
     The forward mode differentiates what is computed forward; training goes by what goes backward,
     which hooks, `no_grad` and functions of one's own may make another thing. So when it is first
-    called it looks, along a direction that it draws, for the way that agrees with a backward pass.
+    called it looks for the way that agrees with a backward pass.
 
     Args:
         module: any whose answer is a tensor.
         parameters: of the module, by which is differentiated.
+        compare: leave it out to learn only whether there is a way at all, for instance in
+            evaluation mode, where some networks keep what they computed.
 
     Raises:
         ValueError: a parameter that isn't the module's.
     """
 
-    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter]):
-        self.module, self.parameters = module, parameters
+    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter], compare: bool = True):
+        self.module, self.parameters, self._compare = module, parameters, compare
         # Each place of a parameter once: functional_call's own way with tied weights leaves a
         # module that is reached by two names without its parameters.
         index_of = {p: index for index, p in enumerate(parameters)}
@@ -78,7 +81,7 @@ class Directional:
         values: Sequence[Tensor],
         along: Sequence[Tensor],
         args: tuple[Any, ...],
-        random: list[Tensor],
+        random: list[Any],
     ) -> tuple[Tensor, Tensor]:
         """`module(*args)` at Θ, and (d/dε) of it at Θ + ε·along, ε = 0.
 
@@ -96,19 +99,19 @@ class Directional:
         """
 
         def terms(*stepped: Tensor) -> Tensor:
-            set_torch_states(random, device)
+            set_layer_states(random, device)
             by_name = {name: stepped[index] for name, index in self._places.items()}
             return functional_call(self.module, by_name, args, tie_weights=False)
 
         device = values[0].device
-        before = torch_states(device)
+        before = layer_states(device)
         try:
             with plain_attention():
                 if self._way is None:
-                    self._way = _agreeing(terms, values)
+                    self._way = _agreeing(terms, values, self._compare)
                 primal, tangent = self._way(terms, values, along)
         finally:
-            set_torch_states(before, device)
+            set_layer_states(before, device)
         return primal.detach(), tangent.detach()
 
 
@@ -117,21 +120,21 @@ Way = Callable[[Terms, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor
 """`(terms, values, along) -> (the terms there, their derivative along it)`."""
 
 
-def _agreeing(terms: Terms, values: Sequence[Tensor]) -> Way:
-    """The way whose derivative, along a drawn direction, is that of a backward pass.
+def _agreeing(terms: Terms, values: Sequence[Tensor], compare: bool) -> Way:
+    """The way whose derivative of terms with drawn factors is that of a backward pass.
 
     Raises:
         ValueError: none, with what torch says or what differs.
     """
-    along = [torch.randn_like(value) for value in values]
     points = [value.detach().requires_grad_() for value in values]
     with torch.enable_grad():
         answer = terms(*points)
         factors = torch.randn_like(answer)
         (factors * answer).sum().backward()
-    pairs = zip(points, along, strict=True)
-    parts = [(p.grad * d).double() for p, d in pairs if p.grad is not None]
-    wanted, size = sum(float(x.sum()) for x in parts), sum(float(x.abs().sum()) for x in parts)
+    # Along each parameter's own gradient, of length 1: nothing cancels out.
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in points]
+    along = [functional.normalize(g.flatten(), dim=0).view_as(g) for g in gradients]
+    wanted = sum(float(g.norm()) for g in gradients)
     why = ""
     for way in (_forward_mode, _backward_twice):
         try:
@@ -142,7 +145,8 @@ def _agreeing(terms: Terms, values: Sequence[Tensor]) -> Way:
             why = one_line(error)
             continue
         found = float((factors * tangent).double().sum())
-        if abs(found - wanted) <= TOLERANCE * size or not math.isfinite(found):
+        agrees = abs(found - wanted) <= TOLERANCE * wanted or not math.isfinite(found)
+        if agrees or not compare:
             return way
         why = f"one backward pass gives {wanted:.3g} along a direction, two give {found:.3g}"
     raise ValueError(
@@ -170,7 +174,7 @@ class LookBack:
 
         Call it before each forward pass that the step's gradient is made of.
         """
-        self.passes.append(Moment(batch, tau, torch_states(self.values[0].device)))
+        self.passes.append(Moment(batch, tau, layer_states(self.values[0].device)))
 
     def stepped(self, optimizer: torch.optim.Optimizer, clipped: float | Tensor) -> None:
         """Remember the derivative of the step.

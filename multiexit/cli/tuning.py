@@ -5,6 +5,7 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,7 +132,7 @@ def tune(
     )
     crossval.check(dimensions, recipe, known_as, config)
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
-    read = source.load(tokenizer, output)
+    read = source.load(tokenizer, output, partial(experiment.check_classes, config, method))
     if folds > len(read.train):
         raise ValueError(f"--folds {folds}: there are {len(read.train)} rows to be parted")
     network = experiment.backbone_for(read, backbone, seed=seed)

@@ -214,6 +214,11 @@ def test_rows_of_numbers_are_trained_by_recipes_that_serve_them_and_calibrated(
     assert "'joint' stops by entropy=0.3, which can't serve these rows" in ended.err
     assert ended.err.endswith("numbers (regression): give --recipe one of leebert, "
                               "leebert-group-dro, pabee, berxit\n")  # fmt: skip
+    search = ("--data", tmp_path / "reg.csv", "--backbone", tiny_glue / "bert", "--max-steps", 1)
+    search += ("--folds", 2, "--trials", 1, "--space", "lr=0.001", "--output", tmp_path / "search")
+    assert "'joint' stops by" in command("tune", *search, "--recipe", "joint").err
+    ended = command("tune", *search, "--recipe", "pabee")
+    assert (ended.code, "1 of 1 trials; best so far" in ended.out) == (0, True), ended.err
     ended = command(*words, "--class-weights", "balanced")
     assert "--class-weights balanced needs one class a row" in ended.err
     ended = command(*words, "--recipe", "pabee")

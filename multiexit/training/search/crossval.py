@@ -159,6 +159,7 @@ def judge(
 
     def scored(setting: Setting, index: int) -> float:
         tried, settings = apply(setting, recipe, task.known_as, options, config)
+        tried = experiment.tolerant(tried, task)
         rest, held_out = fold(task.train, index, folds, config.seed)
         fold_task = replace(task, train=rest, sets={})
         network = experiment.backbone_for(fold_task, backbone, seed=config.seed)

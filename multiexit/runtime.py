@@ -42,6 +42,25 @@ def modes_kept(*modules: nn.Module) -> Iterator[None]:
                 p.requires_grad_(trained)
 
 
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Buffers that what runs inside moves, as counters and running means, are put back."""
+    kept = [
+        (part, name, buffer, buffer._version, buffer.clone())
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for part, name, buffer, version, copy in kept:
+            if name in part._buffers:
+                part._buffers[name] = buffer
+            if buffer._version != version:
+                buffer.copy_(copy)
+
+
 def train_mode(model: nn.Module) -> None:
     """Train mode, but for parts all of whose parameters are frozen: these are in evaluation.
 

@@ -19,6 +19,7 @@ from multiexit.backbones.same import rebuild_difference
 from multiexit.backbones.sequential import from_parts, sizes
 from multiexit.backbones.verify import check_answers, check_text
 from multiexit.files.unreadable import reason
+from multiexit.runtime import buffers_kept
 
 
 @singledispatch
@@ -140,7 +141,7 @@ def _(
     network = adapters.network_of(module)
     if isinstance(network, Backbone):
         return wrap(network, classifier=classifier)
-    with adapters.taken_out(network) as taken:
+    with buffers_kept(network), adapters.taken_out(network) as taken:
         backbone = _from_module(network, stages, stem, input_shape, layout)
         backbone = _with_classifier(backbone, network, classifier)
     if taken:

@@ -383,6 +383,31 @@ def test_making_a_backbone_changes_nothing_in_the_module():
     assert [m.training for m in chain] == [False, True, True]
 
 
+class Counting(nn.Linear):
+    """Counts its runs, in place and anew, and keeps a running mean."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.register_buffer("runs", torch.zeros(()))
+        self.register_buffer("rows", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        self.runs += 1
+        self.rows = self.rows + len(x)
+        self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"stages": ["0", "1"], "input_shape": (8,)}])
+def test_wrapping_leaves_buffers_as_they_were(options):
+    network = nn.Sequential(Counting(), Counting())
+    mx.wrap(network, **options)
+    assert [b.abs().sum().item() for b in network.buffers()] == [0.0] * 6
+    network(torch.ones(2, 8))
+    assert (network[0].runs, network[0].rows) == (1, 2)
+
+
 def test_a_backbone_is_its_own_wrap(make_backbone):
     backbone = make_backbone("mlp")
     assert mx.wrap(backbone) is backbone

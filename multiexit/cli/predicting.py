@@ -104,7 +104,7 @@ def check_there(
         if name != "-" and not os.path.exists(name):
             typed_text = shlex.quote(name if len(name) < 80 else "…")
             hint = f"; for one text: echo {typed_text} | multiexit predict {run}" if lines else ""
-            raise ValueError(f"no such file: {name!r:.80}{hint}")
+            raise ValueError(f"no such file: {name!r:.300}{hint}")
 
 
 def images(inputs: list[str]) -> list[str]:

@@ -87,7 +87,9 @@ def test_parts_are_the_exits_terms_and_sum_to_the_whole():
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_halves_of_a_batch_make_one_step(name):
+def test_halves_of_a_batch_make_one_step(name, monkeypatch):
+    seed = torch.manual_seed  # PCGrad's order hangs on the last bits of the gradients
+    monkeypatch.setattr(torch, "manual_seed", lambda _: seed(0))
     recipe = mx.recipe("joint", aggregation=name)
     whole, halves, plain = chain(), chain(), chain()
     before = tensors(whole)

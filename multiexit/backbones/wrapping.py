@@ -1,5 +1,6 @@
 """Anything becomes a backbone: names, models of the libraries, and a user's own modules."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import singledispatch
 from inspect import signature
@@ -19,7 +20,7 @@ from multiexit.backbones.same import rebuild_difference
 from multiexit.backbones.sequential import from_parts, sizes
 from multiexit.backbones.verify import check_answers, check_text
 from multiexit.files.unreadable import reason
-from multiexit.runtime import buffers_kept
+from multiexit.runtime import buffers_kept, user_level
 
 
 @singledispatch
@@ -144,9 +145,31 @@ def _(
     with buffers_kept(network), adapters.taken_out(network) as taken:
         backbone = _from_module(network, stages, stem, input_shape, layout)
         backbone = _with_classifier(backbone, network, classifier)
+    if next(network.parameters(), None) is None:
+        raise ValueError(
+            f"this {type(network).__name__} has no parameters, so nothing that stages could learn "
+            "or save: wrap the network that it belongs to"
+        )
+    if backbone.classifier is None and isinstance(stages, Sequence) and len(stages):
+        _warn_of_unread(network, backbone)
     if taken:
         adapters.put_in(backbone, taken)
     return backbone
+
+
+def _warn_of_unread(module: nn.Module, backbone: Backbone) -> None:
+    """Say which parts lie beside those that the user named; the network's head may be one."""
+    read = {id(p) for p in backbone.parameters()}
+    left = [
+        name for name, part in module.named_children() if {id(p) for p in part.parameters()} - read
+    ]
+    if left:
+        warnings.warn(
+            f"{', '.join(left)} of {type(module).__name__} are in no stage and not run: where the "
+            "network's own head is among them, name it, classifier=…; else the last exit starts "
+            "anew",
+            stacklevel=user_level(),
+        )
 
 
 def _from_module(

@@ -38,6 +38,12 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
             term to train on, a policy that can't serve this many classes.
     """
     M = model.num_exits
+    if not any(p.requires_grad for p in model.heads.parameters()):
+        warnings.warn(
+            "all heads are frozen, so none of them learns; adapters go into the backbone alone, "
+            "peft.inject_adapter_in_model(lora, model.backbone)",
+            stacklevel=user_level(),
+        )
     _check_network(model, recipe)
     _check_tokens(model, recipe)
     for index, phase in enumerate(recipe.phases):

@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from transformers import (
     RobertaConfig,
     T5Config,
     T5Model,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
 )
 
 import multiexit as mx
@@ -381,6 +384,35 @@ def test_making_a_backbone_changes_nothing_in_the_module():
     mx.wrap(chain)
     assert all(torch.equal(before[k], v) for k, v in chain.state_dict().items())
     assert [m.training for m in chain] == [False, True, True]
+
+
+def test_parts_beside_named_stages_are_said_once_no_head_is_named():
+    network = nn.ModuleDict({"body": nn.Linear(8, 8), "more": nn.Linear(8, 8)})
+    network.head = nn.Linear(8, 3)
+    network.forward = lambda x: network.head(network["more"](network["body"](x)))
+    options = {"stages": ["body", "more"], "input_shape": (8,)}
+    with pytest.warns(UserWarning, match="head of ModuleDict are in no stage"):
+        mx.wrap(network, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mx.wrap(network, **options, classifier="head")
+
+
+def test_a_network_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="no parameters"):
+        mx.wrap(nn.Sequential(nn.ReLU(), nn.Tanh()), input_shape=(4,))
+
+
+@pytest.mark.parametrize("pools", [True, False])
+def test_a_video_classifiers_head_is_the_last_exit(pools):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8, "num_frames": 2}
+    network = VideoMAEForVideoClassification(
+        VideoMAEConfig(**sizes, num_labels=4, use_mean_pooling=pools)
+    ).eval()
+    model, x = mx.MultiExitModel(mx.wrap(network), 4).eval(), torch.rand(2, 2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model(pixel_values=x)[-1], network(pixel_values=x).logits)
 
 
 class Counting(nn.Linear):

@@ -48,6 +48,12 @@ def from_instance(
     """
     name = type(model).__name__
     if "For" in name and not task_heads.classifies(model):
+        if "Classification" in name or name.endswith("XVector"):
+            warnings.warn(
+                f"the head of {name} isn't one that gives a row's classes from the last layer: the "
+                "last exit starts anew, like the others",
+                stacklevel=user_level(),
+            )
         model = model.base_model
     if model.main_input_name == "input_ids":  # others have no masks
         configs.check_attention(model.config)

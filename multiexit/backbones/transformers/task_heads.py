@@ -15,7 +15,7 @@ from multiexit.backbones.classifier import TOKEN_PROBLEM, FirstToken, NetworkHea
 from multiexit.backbones.transformers.families import FAMILIES, part
 
 ENDING = "ForSequenceClassification"
-ENDINGS = (ENDING, "ForImageClassification", "ForAudioClassification")
+ENDINGS = (ENDING, *(f"For{of}Classification" for of in ("Image", "Audio", "Video")))
 """How the names of classes end that classify whole rows, by `logits` [B, K]."""
 OF_TOKENS = "ForTokenClassification"
 """How the names of classes end that classify tokens, by `logits` [B, T, K]."""

@@ -108,7 +108,7 @@ SETTINGS = [
         steps=150,
         rates={"batch_size": 128},
     ),
-    _text("cola", 150, 5, TEXT),
+    _text("cola", 600, 5, TEXT),
     _text("sst2", 150, 5, TEXT, held=0.015),
     Setting(
         "cifar10-resnet20",

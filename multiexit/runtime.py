@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multiexit import _version
 
@@ -59,6 +60,18 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
                 part._buffers[name] = buffer
             if buffer._version != version:
                 buffer.copy_(copy)
+
+
+@contextmanager
+def countable() -> Iterator[None]:
+    """Attention by plain operations: fused ones count as no compute at all on a CPU."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def train_mode(model: nn.Module) -> None:

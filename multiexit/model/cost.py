@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from multiexit.backbones.base import Backbone
 from multiexit.model.heads import Memory, ask
-from multiexit.runtime import evaluating
+from multiexit.runtime import countable, evaluating
 
 Shape = Sequence[int]
 
@@ -130,19 +129,13 @@ UNKNOWN_TO_TORCH = {
 
 
 def _macs(run: Callable[[], Any]) -> tuple[Any, int]:
-    """Run and count. Fused attention counts as zero on a CPU, so the plain kernel is used.
+    """Run and count.
 
     In inference mode torch's counter loses its way among weights that are computed from others.
     """
     counter = FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        plain = sdpa_kernel(SDPBackend.MATH)
-        with torch.inference_mode(False), torch.no_grad(), counter, plain:
-            result = run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.inference_mode(False), torch.no_grad(), counter, countable():
+        result = run()
     return result, counter.get_total_flops() // 2
 
 

@@ -187,6 +187,31 @@ def test_heads_read_the_token_that_the_network_s_own_reads():
         assert mx.wrap(net).pool == ours
 
 
+class Encoding(nn.Module):
+    """Of torch's own layers, which run by one fused operation in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(3)
+        )
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x.mean(1))
+
+
+def test_torchs_own_encoder_layers_are_blocks():
+    network, x = Encoding().eval(), torch.randn(2, 5, 8)
+    model = mx.MultiExitModel(mx.wrap(network, input_shape=(5, 8)), 4).eval()
+    with torch.no_grad():
+        assert torch.equal(model(x)[-1], network(x))
+    assert model.cost().layers_M == (1, 2, 3)
+
+
 def test_blocks_are_looked_for_deeper_where_a_few_modules_hold_all():
     class Deep(nn.Module):
         def __init__(self):

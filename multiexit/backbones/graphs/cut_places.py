@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from multiexit.backbones.graphs.tracing import Trace, around
 from multiexit.backbones.running import random_rows
-from multiexit.runtime import evaluating
+from multiexit.runtime import countable, evaluating
 
 ENOUGH = 8
 """Stages; no deeper cuts are looked for once there are as many."""
@@ -176,7 +176,7 @@ class _Meter(fx.Interpreter):
 
 def _run(traced: Trace, x: Tensor, kept: Collection[fx.Node] = ()) -> _Meter:
     meter = _Meter(traced, kept)
-    with evaluating(traced.module), torch.no_grad(), meter.counter:
+    with evaluating(traced.module), torch.no_grad(), meter.counter, countable():
         traced.module.requires_grad_(False)  # the counter trips over the gradients of expanded ones
         try:
             meter.run(x)

@@ -139,6 +139,8 @@ def _(
     layout: str | Sequence[str] | None = None,
     classifier: str | nn.Module | Sequence[str | nn.Module] | None = None,
 ) -> Backbone:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError("a scripted module can't be taken apart: wrap it before scripting it")
     network = adapters.network_of(module)
     if isinstance(network, Backbone):
         return wrap(network, classifier=classifier)

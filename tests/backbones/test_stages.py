@@ -398,6 +398,13 @@ def test_parts_beside_named_stages_are_said_once_no_head_is_named():
         mx.wrap(network, **options, classifier="head")
 
 
+def test_a_scripted_module_is_refused():
+    network = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)))
+    for options in ({"input_shape": (8,)}, {"stages": ["0"], "classifier": "1"}):
+        with pytest.raises(ValueError, match="wrap it before scripting"):
+            mx.wrap(network, **options)
+
+
 def test_a_network_without_parameters_is_refused():
     with pytest.raises(ValueError, match="no parameters"):
         mx.wrap(nn.Sequential(nn.ReLU(), nn.Tanh()), input_shape=(4,))
@@ -413,6 +420,13 @@ def test_a_video_classifiers_head_is_the_last_exit(pools):
     model, x = mx.MultiExitModel(mx.wrap(network), 4).eval(), torch.rand(2, 2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(model(pixel_values=x)[-1], network(pixel_values=x).logits)
+    if pools:  # by its norm, which is left out here
+        with pytest.raises(ValueError, match="largest difference"):
+            mx.wrap(network, classifier="classifier")
+    else:
+        named = mx.MultiExitModel(mx.wrap(network, classifier="classifier"), 4).eval()
+        with torch.no_grad():
+            assert torch.equal(named(pixel_values=x)[-1], network(pixel_values=x).logits)
 
 
 class Counting(nn.Linear):

@@ -147,7 +147,7 @@ def _(
     with buffers_kept(network), adapters.taken_out(network) as taken:
         backbone = _from_module(network, stages, stem, input_shape, layout)
         backbone = _with_classifier(backbone, network, classifier)
-    if next(network.parameters(), None) is None:
+    if next(backbone.parameters(), None) is None:
         raise ValueError(
             f"this {type(network).__name__} has no parameters, so nothing that stages could learn "
             "or save: wrap the network that it belongs to"
@@ -193,7 +193,8 @@ def _from_module(
         unknown = [name for name in options if name not in takes]
         if unknown:
             raise ValueError(f"{type(module).__name__} takes no {' and no '.join(unknown)}=")
-        backbone = adapter(module, **options)
+        with buffers_kept(module):  # compared below as it was
+            backbone = adapter(module, **options)
         if backbone.spec is not None and (why := rebuild_difference(backbone, rebuild)):
             backbone.spec, backbone.undescribed = None, why
         return backbone

@@ -23,7 +23,7 @@ from multiexit.backbones.transformers.recorded_rows import ROWS
 from multiexit.backbones.transformers.recorded_text import RecordedText
 from multiexit.backbones.transformers.trials import RowTrial, TextTrial
 from multiexit.files import schema
-from multiexit.runtime import evaluating, user_level
+from multiexit.runtime import buffers_kept, evaluating, user_level
 
 
 def from_instance(
@@ -82,7 +82,8 @@ def from_spec(spec: dict[str, Any]) -> RecordedBackbone:
     """
     with same.without_init():
         model = _make(spec)
-    return from_instance(model, spec, spec.get("input_shape"))
+    with buffers_kept(model):  # as when it was wrapped
+        return from_instance(model, spec, spec.get("input_shape"))
 
 
 def _make(spec: dict[str, Any]) -> Any:

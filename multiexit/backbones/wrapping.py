@@ -144,6 +144,7 @@ def _(
     network = adapters.network_of(module)
     if isinstance(network, Backbone):
         return wrap(network, classifier=classifier)
+    stages, stem = _as_list(stages, "stages"), _as_list(stem, "stem")
     with buffers_kept(network), adapters.taken_out(network) as taken:
         backbone = _from_module(network, stages, stem, input_shape, layout)
         backbone = _with_classifier(backbone, network, classifier)
@@ -152,7 +153,7 @@ def _(
             f"this {type(network).__name__} has no parameters, so nothing that stages could learn "
             "or save: wrap the network that it belongs to"
         )
-    if backbone.classifier is None and isinstance(stages, Sequence) and len(stages):
+    if stages and backbone.classifier is None:
         _warn_of_unread(network, backbone)
     if taken:
         adapters.put_in(backbone, taken)
@@ -181,7 +182,6 @@ def _from_module(
     input_shape: tuple[int, ...] | None,
     layout: str | Sequence[str] | None,
 ) -> Backbone:
-    stages, stem = _as_list(stages, "stages"), _as_list(stem, "stem")
     check_weights(module)
     if stem and not stages:
         raise ValueError("a stem without stages: name the stages too, stages=['…', …]")

@@ -30,6 +30,7 @@ from multiexit.evaluation.experts import fit_experts
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, exit_scores, judge, sweep
 from multiexit.evaluation.outputs import Outputs, collect
+from multiexit.evaluation.replay import replay
 from multiexit.evaluation.temperature_scaling import fit_temperatures
 from multiexit.losses import coefficients, gradients, topology, weights
 from multiexit.losses.criterion import Criterion
@@ -128,6 +129,7 @@ __all__ = [
     "profile",
     "recipe",
     "recipes",
+    "replay",
     "simulate",
     "sweep",
     "topology",

@@ -1,5 +1,6 @@
 """Services of the process: modes of modules, compiling, other processes, versions, warnings."""
 
+import functools
 import os
 import platform
 import sys
@@ -149,6 +150,7 @@ def versions() -> dict[str, Any]:
 def user_level() -> int:
     """The `stacklevel` by which a warning of the caller names the user's line, in no library."""
     inside = tuple(str(Path(file).parent) for file in (_version.__file__, torch.__file__))
+    inside += (functools.__file__,)  # a function for each class of its argument
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1

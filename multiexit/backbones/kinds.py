@@ -1,5 +1,6 @@
 """Sources of backbones by name, by class and by description: a row for each library."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ class Kind(NamedTuple):
     Args:
         spec: checks a saved description.
         adapter: imports the module that makes such backbones, when one is asked for. It has
-            `from_spec(spec)`; where there is a prefix `from_name(name, **kwargs)`, and where there
-            is a library `from_instance(module, …)`.
+            `from_spec(spec)`; where there is a prefix `from_name(name, **kwargs)` and `names()`; where
+            there is a library `from_instance(module, …)`.
         prefix: what its names begin with; None where they begin with nothing of their own.
         example: what a name goes on with, for messages.
         library: whose classes `from_instance` takes, as their modules' names begin.
@@ -62,6 +63,27 @@ KINDS: dict[str, Kind] = {
     "torchvision": Kind(specs.TORCHVISION, _torchvision, "torchvision:", library="torchvision"),
 }
 """By the `kind` that a saved description has. Any name without a prefix is one of the hub."""
+
+
+def like(name: str) -> list[str]:
+    """The names, with their prefixes, that differ from a name by no more than signs and capitals.
+
+    >>> like("CIFAR ResNet 56")
+    ['cifar-resnet-56']
+    """
+    found = []
+    for kind in KINDS.values():
+        try:
+            known = [kind.prefix + known for known in kind.adapter().names()] if kind.prefix else []
+        except ImportError:  # a library that isn't installed
+            continue
+        found += [k for k in known if _letters(name) in (_letters(k), _letters(k, kind.prefix))]
+    return found
+
+
+def _letters(name: str, prefix: str | None = None) -> str:
+    """Letters and digits alone, small, without what comes before them."""
+    return re.sub(r"\W|_", "", name.removeprefix(prefix or "")).lower()
 
 
 def check(spec: Any, key: str = "backbone") -> None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiexit.backbones.base import Carry
 
@@ -37,6 +37,13 @@ def one_tensor(start: Start) -> Start:
         return start(self, values[0])
 
     return checked_start
+
+
+def needed_inputs(module: nn.Module) -> list[str]:
+    """The names of what a module's forward can't do without."""
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    parameters = signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
 
 
 def in_place_of(values: Sequence[Any]) -> str:

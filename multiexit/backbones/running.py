@@ -53,11 +53,18 @@ def random_rows(example: Tensor, module: nn.Module, rows: int) -> Tensor:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Refuse a network without values: on the meta device, or of lazy layers.
+    """Refuse a network without values, on the meta device or of lazy layers, or with rounded ones.
 
     Raises:
-        ValueError: names a parameter.
+        ValueError: names a parameter or a layer.
     """
+    for name, layer in module.named_modules():
+        if "quantized" in type(layer).__module__.split("."):
+            raise ValueError(
+                f"{name!r} is quantised: it can't learn, and quantize_dynamic scales all rows of a "
+                "batch alike. Wrap the network as it was before; multiexit.export(…, int8=True) "
+                "rounds it when it is trained"
+            )
     for name, p in module.named_parameters():
         if nn.parameter.is_lazy(p):
             raise ValueError(f"{name!r} has no shape yet: run the network once before wrapping it")

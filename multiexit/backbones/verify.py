@@ -94,9 +94,8 @@ def check_rows(
             raise ValueError(
                 f"{what} depends on the other rows of its batch ({gap}); exits need each row to be "
                 "worked out by itself: is the batch the first dimension everywhere "
-                "(batch_first=True), does every batch norm keep statistics, is the batch's size "
-                "(x.size(0)) used for shapes alone, and is no layer quantised by a scale of all "
-                "rows (quantize_dynamic)?"
+                "(batch_first=True), does every batch norm keep statistics, and is the batch's "
+                "size (x.size(0)) used for shapes alone?"
             )
 
 
@@ -104,7 +103,7 @@ def _is_as_made(model: nn.Module) -> bool:
     """Whether all parts are torch's own layers or of the library whose network this is.
 
     These are known to work each row out by itself, unless a batch norm keeps no statistics; layers
-    that were quantised or put there by the user are not.
+    that the user put there are not.
     """
     library = type(model).__module__.partition(".")[0]
     libraries = {"transformers", "timm", "torchvision"} & {library}

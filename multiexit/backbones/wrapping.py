@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import singledispatch
 from inspect import signature
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from multiexit.backbones import adapters
 from multiexit.backbones.base import Backbone
 from multiexit.backbones.classifier import classifier_spec, user_classifier
 from multiexit.backbones.graphs import cuts
-from multiexit.backbones.kinds import KINDS
+from multiexit.backbones.kinds import KINDS, like
+from multiexit.backbones.one_input import needed_inputs
 from multiexit.backbones.rebuilding import rebuild
 from multiexit.backbones.running import check_weights
 from multiexit.backbones.same import rebuild_difference
@@ -78,6 +80,13 @@ def wrap(
         >>> mx.wrap("cifar-resnet-20").num_stages
         9
     """
+    if isinstance(module, type):
+        raise ValueError(f"can't wrap {module.__name__}, a class: make one of it, and wrap that")
+    if hasattr(module, "model_type"):
+        raise ValueError(
+            f"can't wrap {type(module).__name__}, which has no weights: make the network, "
+            "transformers.AutoModel.from_config(config), and wrap that"
+        )
     raise ValueError(f"can't wrap this {type(module).__name__}. {_help()}")
 
 
@@ -95,6 +104,7 @@ def _(module: str, *, classifier: nn.Module | None = None, **kwargs: Any) -> Bac
 def _with_classifier(backbone: Backbone, module: nn.Module, classifier: Any) -> Backbone:
     """The backbone with a head that the user names or passes."""
     if classifier is not None:
+        _check_apart(classifier, backbone, module)
         shape, layout = backbone.feature_shapes[-1], backbone.layouts[-1]
         head = user_classifier(classifier, module, shape, layout, backbone.pool)
         backbone.set_classifier(head)
@@ -111,6 +121,16 @@ def _with_classifier(backbone: Backbone, module: nn.Module, classifier: Any) -> 
     return backbone
 
 
+def _check_apart(classifier: Any, backbone: Backbone, module: nn.Module) -> None:
+    """Refuse a head that is a stage too: it would be run on what it gave."""
+    stages = [backbone.stage_module(index) for index in range(backbone.num_stages)]
+    for part in classifier if isinstance(classifier, list | tuple) else [classifier]:
+        head = dict(module.named_modules()).get(part) if isinstance(part, str) else part
+        if any(head is stage for stage in stages):
+            what = repr(part) if isinstance(part, str) else f"the {type(part).__name__}"
+            raise ValueError(f"{what} is a stage and in classifier: leave it out of the stages")
+
+
 def _from_name(module: str, **kwargs: Any) -> Backbone:
     if "stages" in kwargs or "stem" in kwargs:
         raise ValueError("stages and stem name the parts of a module: make it first, then wrap it")
@@ -124,8 +144,11 @@ def _from_name(module: str, **kwargs: Any) -> Backbone:
     except ValueError:
         raise
     except Exception as error:  # the library raises all kinds for a damaged folder
+        known = " or ".join(map(repr, like(module)))
         raise ValueError(
-            f"no model {module!r}: {reason(module, error)}. What works: {_names()}"
+            f"no model {module!r}: {reason(module, error)}. "
+            + (f"Did you mean {known}? " if known else "")
+            + f"What works: {_names()}"
         ) from error
 
 
@@ -145,6 +168,8 @@ def _(
     if isinstance(network, Backbone):
         return wrap(network, classifier=classifier)
     stages, stem = _as_list(stages, "stages"), _as_list(stem, "stem")
+    if isinstance(network, nn.Sequential) and not stages:
+        stages = _before(classifier, network)
     with buffers_kept(network), adapters.taken_out(network) as taken:
         backbone = _from_module(network, stages, stem, input_shape, layout)
         backbone = _with_classifier(backbone, network, classifier)
@@ -158,6 +183,15 @@ def _(
     if taken:
         adapters.put_in(backbone, taken)
     return backbone
+
+
+def _before(classifier: Any, sequence: nn.Sequential) -> list[str | nn.Module]:
+    """The children of a sequence in front of those that the user calls its head; else none."""
+    head = classifier if isinstance(classifier, list | tuple) else [classifier]
+    children = sequence._modules
+    parts = [children.get(part) if isinstance(part, str) else part for part in head]
+    names = list(takewhile(lambda name: all(children[name] is not p for p in parts), children))
+    return [] if len(names) == len(children) else [*names]
 
 
 def _warn_of_unread(module: nn.Module, backbone: Backbone) -> None:
@@ -198,6 +232,12 @@ def _from_module(
         if backbone.spec is not None and (why := rebuild_difference(backbone, rebuild)):
             backbone.spec, backbone.undescribed = None, why
         return backbone
+    if len(needs := needed_inputs(module)) > 1:
+        raise ValueError(
+            f"can't wrap this {type(module).__name__}: its forward takes {', '.join(needs)}, and "
+            "stages of one tensor are all that is found without an adapter. Write one, "
+            "@multiexit.wrap.register(YourClass), that gives a Backbone whose start takes these"
+        )
     if stages:
         return from_parts(module, stages, stem, input_shape, layout)
     if isinstance(module, nn.Sequential):

@@ -212,6 +212,43 @@ def test_torchs_own_encoder_layers_are_blocks():
     assert model.cost().layers_M == (1, 2, 3)
 
 
+class Sentences(nn.Module):
+    """torch's own encoder as a whole, in its usual forms."""
+
+    def __init__(self, layer, norm=False, is_causal=False, is_masked=False):
+        super().__init__()
+        self.table, self.places = nn.Embedding(9, 8), nn.Parameter(torch.randn(6, 8))
+        block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **layer)
+        ends = nn.LayerNorm(8) if norm else None
+        self.encoder = nn.TransformerEncoder(block, 4, ends, enable_nested_tensor=False)
+        self.last = nn.Linear(8, 3)
+        self.is_causal, self.is_masked = is_causal, is_masked
+
+    def forward(self, x):
+        later = nn.Transformer.generate_square_subsequent_mask(6) if self.is_causal else None
+        padding = x == 0 if self.is_masked else None
+        return self.last(self.encoder(self.table(x) + self.places, later, padding).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [({}, {}), ({"norm_first": True}, {"norm": True}), ({"bias": False}, {"is_causal": True})],
+)
+def test_torchs_own_encoder_is_followed_as_a_whole(layer, options):
+    network, x = Sentences(layer, **options).eval(), torch.randint(9, (4, 6))
+    own = nn.TransformerEncoder.forward
+    model = mx.MultiExitModel(mx.wrap(network, input_shape=(6,))).eval()
+    assert nn.TransformerEncoder.forward is own
+    with torch.no_grad():
+        assert torch.equal(model(x)[-1], network(x))
+    assert model.num_exits == 4
+
+
+def test_a_mask_that_all_blocks_read_is_named():
+    with pytest.raises(ValueError, match=r"while eq is in use beside it.*wrap.register"):
+        mx.wrap(Sentences({}, is_masked=True), input_shape=(6,))
+
+
 def test_blocks_are_looked_for_deeper_where_a_few_modules_hold_all():
     class Deep(nn.Module):
         def __init__(self):
@@ -513,9 +550,10 @@ def test_what_cannot_be_cut_is_refused_with_what_works(net, message):
         cuts.from_module(net, torch.zeros(1, *SHAPE))
 
 
-def test_what_takes_more_than_a_tensor_says_what_works():
-    with pytest.raises(ValueError, match=r"x, y, not one tensor.*stages=\[…\].*wrap.register"):
-        mx.wrap(Pair(), input_shape=SHAPE)
+@pytest.mark.parametrize("options", [{}, {"input_shape": SHAPE}, {"stages": ["a"]}])
+def test_what_takes_more_than_a_tensor_says_what_works(options):
+    with pytest.raises(ValueError, match=r"this Pair: its forward takes x, y, .*wrap.register"):
+        mx.wrap(Pair(), **options)
 
 
 def test_detectors_are_no_classifiers():

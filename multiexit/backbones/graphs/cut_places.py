@@ -61,6 +61,14 @@ def _alone(traced: Trace) -> list[fx.Node]:
     return alone
 
 
+def _long_alive(traced: Trace) -> list[fx.Node]:
+    """The nodes whose tensors are in use through more than a quarter of the network."""
+    order = {node: place for place, node in enumerate(traced.graph.nodes)}
+    last_use = {source: order[node] for node in order for source in node.all_input_nodes}
+    alive = [node for node in order if node in traced.varying() and node in last_use]
+    return [node for node in alive if last_use[node] - order[node] > len(order) / 4]
+
+
 def named(traced: Trace, names: Sequence[str], example: Tensor) -> tuple[Trace, list[fx.Node]]:
     """The nodes of these names, in order, to cut behind.
 
@@ -112,7 +120,11 @@ def chosen(traced: Trace, example: Tensor) -> tuple[Trace, list[fx.Node]]:
         if len(cuts) >= ENOUGH:
             break
     if len(cuts) < 2:
-        raise ValueError("in fewer than two places one tensor alone leads to the next block")
+        beside = ", ".join(node.name for node in _long_alive(traced))
+        raise ValueError(
+            "in fewer than two places one tensor alone leads to the next block"
+            + (f", while {beside} is in use beside it (a mask?)" if beside else "")
+        )
     share = cuts[-1].work / total
     if share < 1 / 2:
         raise ValueError(

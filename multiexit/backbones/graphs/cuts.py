@@ -68,10 +68,16 @@ def from_module(
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = f"no {reason} in its graph" if isinstance(error, KeyError) else reason
         children = [name for name, _ in module.named_children()]
+        works = (
+            "What works: name parts that run one after another, multiexit.wrap(model, stem=[…], "
+            f"stages=[…]), of {children} or parts of these"
+            if children
+            else "It has no parts that could be stages: wrap the network that it belongs to, or "
+            "make each of its layers a module"
+        )
         raise ValueError(
-            f"can't cut this {type(module).__name__} into stages by itself: {reason}. What works: "
-            "name parts that run one after another, multiexit.wrap(model, stem=[…], stages=[…]), "
-            f"of {children} or parts of these; or an adapter, @multiexit.wrap.register(YourClass)"
+            f"can't cut this {type(module).__name__} into stages by itself: {reason}. {works}; or "
+            "an adapter, @multiexit.wrap.register(YourClass)"
         ) from error
     if spec is not None:
         spec = {**spec, "cuts": [node.name for node in nodes]}

@@ -2,14 +2,17 @@
 
 import operator
 from collections.abc import Callable, Mapping
-from inspect import Parameter, signature
+from inspect import signature
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from unittest import mock
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.fx.proxy import TraceError
 from torch.nn import functional
 
+from multiexit.backbones.one_input import needed_inputs
 from multiexit.runtime import modes_kept
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
@@ -171,17 +174,16 @@ def _trace(
     names, buffers = set(vars(module)), set(module._buffers)
     parameters = list(signature(module.forward).parameters.values())
     defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
-    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
-    if len(needed) != 1 or needed != [parameters[0].name]:
+    if needed_inputs(module) != [parameter.name for parameter in parameters[:1]]:
         raise ValueError(f"its forward takes {', '.join(map(str, parameters))}, not one tensor")
-    with modes_kept(module):
+    with modes_kept(module), mock.patch.object(nn.TransformerEncoder, "forward", _run_layers):
         module.train(training)
         try:
             graph = tracer.trace(module, defaults)
         except Exception as error:  # whatever a forward says to a tensor without values
             if tracer.culprit is None:
-                raise ValueError(f"its forward can't be followed: {error}") from error
+                why, *_ = str(error).split(". ") if isinstance(error, TraceError) else [error]
+                raise ValueError(f"its forward can't be followed: {why}") from error
             return tracer.culprit
         finally:  # tensors that the forward makes are put into the module
             extras = {name: vars(module)[name] for name in set(vars(module)) - names}
@@ -191,6 +193,19 @@ def _trace(
     traced = Trace(module, graph, extras)
     _name_dropouts(traced, training)
     return traced
+
+
+def _run_layers(
+    encoder: nn.TransformerEncoder,
+    src: Tensor,
+    mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    is_causal: bool | None = None,
+) -> Tensor:
+    """What torch's encoder computes, without what it asks of its input's values for speed."""
+    for layer in encoder.layers:
+        src = layer(src, mask, src_key_padding_mask, bool(is_causal))
+    return src if encoder.norm is None else encoder.norm(src)
 
 
 def _check_output(traced: Trace) -> None:
@@ -208,8 +223,10 @@ class _Tracer(fx.Tracer):
         self.culprit: type[nn.Module] | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_whole = type(m) in self.whole or next(m.children(), None) is None
-        return is_whole or super().is_leaf_module(m, module_qualified_name)
+        if type(m) in self.whole or next(m.children(), None) is None:
+            return True
+        is_torchs = super().is_leaf_module(m, module_qualified_name)
+        return is_torchs and not isinstance(m, nn.TransformerEncoder)
 
     def call_module(
         self,

@@ -67,9 +67,11 @@ def from_instance(
         return _Builder(model, input_shape, layout).build(spec)
     except Exception as error:  # whatever a network says to what it is tried on
         reason = " ".join(str(error).split()).rstrip(".")
+        networks = [n for n, part in model.named_children() if isinstance(part, PreTrainedModel)]
+        whole = len(networks) > 1 and f"Wrap one of the networks in it, .{' or .'.join(networks)}; "
         raise ValueError(
-            f"can't wrap {type(model).__name__} by itself: {reason}. Name parts that run one after "
-            "another, stages=['…', …], or register an adapter: "
+            f"can't wrap {type(model).__name__} by itself: {reason}. {whole or ''}Name parts that "
+            "run one after another, stages=['…', …], or register an adapter: "
             "@multiexit.wrap.register(YourClass)"
         ) from error
 

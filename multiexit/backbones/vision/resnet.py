@@ -108,6 +108,11 @@ def from_name(depth: str, **kwargs: Any) -> SequentialBackbone:
         raise ValueError(f"cifar-resnet-{depth}: {error}") from error
 
 
+def names() -> list[str]:
+    """The depths that there are, as typed."""
+    return list(map(str, DEPTHS))
+
+
 def _no_depth(depth: Any) -> ValueError:
     """The error for another depth: it says which is nearest, and which there are."""
     near = ""

@@ -117,7 +117,7 @@ def from_name(
     """
     kwargs = plain_values(kwargs)
     if not set(name) & set(":/") and not timm.is_model(name):  # others are of hub or folder
-        raise unknown("timm model", name, timm.list_models(), "timm.list_models()")
+        raise unknown("timm model", name, names(), "timm.list_models()")
     try:
         model = timm.create_model(name, **kwargs)
     except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:
@@ -127,6 +127,11 @@ def from_name(
     arguments = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
     spec = {"kind": "timm", "name": name, "input_shape": shape, "kwargs": arguments}
     return from_instance(model, spec, shape, layout)
+
+
+def names() -> list[str]:
+    """What timm can make by name."""
+    return timm.list_models()
 
 
 _WEIGHTS = ("pretrained", "checkpoint_path", "cache_dir")

@@ -112,10 +112,9 @@ def from_name(
         ValueError: an unknown name, arguments that it doesn't take.
     """
     kwargs = plain_values(kwargs)
-    names = models.list_models(module=models)
-    if name.lower() not in names:
+    if name.lower() not in names():
         where = "torchvision.models.list_models(module=torchvision.models)"
-        raise unknown("torchvision classifier", name, names, where)
+        raise unknown("torchvision classifier", name, names(), where)
     try:
         model = get_model(name, **kwargs)
     except (ValueError, TypeError, NotImplementedError, KeyError, OSError) as error:
@@ -127,6 +126,11 @@ def from_name(
         arguments |= _settings(model)
     spec = {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": arguments}
     return from_instance(model, spec, shape, layout)
+
+
+def names() -> list[str]:
+    """What torchvision can make by name that classifies images."""
+    return models.list_models(module=models)
 
 
 def from_spec(spec: dict[str, Any]) -> Backbone:

@@ -14,8 +14,8 @@ class Kind(NamedTuple):
     Args:
         spec: checks a saved description.
         adapter: imports the module that makes such backbones, when one is asked for. It has
-            `from_spec(spec)`; where there is a prefix `from_name(name, **kwargs)` and `names()`; where
-            there is a library `from_instance(module, …)`.
+            `from_spec(spec)`; where there is a prefix, `from_name(name, **kwargs)` and `names()`;
+            where there is a library, `from_instance(module, …)`.
         prefix: what its names begin with; None where they begin with nothing of their own.
         example: what a name goes on with, for messages.
         library: whose classes `from_instance` takes, as their modules' names begin.

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from multiexit.cli import typed
 from multiexit.cli.words import spread
-from multiexit_runner.server.options import Options, words
+from multiexit_runner.server.options import Options
 
 
 def _flag(option: Any) -> tuple[str, Any, None]:
@@ -41,31 +40,8 @@ def serve(
 
     curl localhost:8000/predict -H 'content-type: application/json' -d '{"inputs": "a fine film"}'
     """
+    from multiexit.serving.hosting import load
     from multiexit_runner.server.options import merged
     from multiexit_runner.server.serve import run
 
-    run(folder.expanduser(), merged(config, asdict(flags)), _load)
-
-
-def _load(folder: Path, options: Options) -> Any:
-    """A model or an export."""
-    import torch
-
-    from multiexit.serving.classifier import Classifier
-    from multiexit.serving.stepping import of_model
-    from multiexit_runner.server.serve import load_export
-
-    if (folder / "export.json").exists():
-        return load_export(folder, options)
-    for name in ("backend", "providers"):
-        if value := getattr(options, name):
-            raise ValueError(
-                f"{name}={value} is for an export, and {folder} is run by torch: leave it out, or "
-                "serve what `multiexit export` wrote"
-            )
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    model = typed.model_folder(folder)
-    classifier = Classifier.from_pretrained(model, options.policy or None, typed.device())
-    assert isinstance(classifier, Classifier)
-    return of_model(classifier, words(options.policies))
+    run(folder.expanduser(), merged(config, asdict(flags)), load)

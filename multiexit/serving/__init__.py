@@ -2,6 +2,7 @@
 
 from multiexit.serving.classifier import Classifier as Classifier
 from multiexit.serving.engine import Engine as Engine
+from multiexit.serving.hosting import service as service
 from multiexit.serving.onnx import Parity as Parity
 from multiexit.serving.onnx import export as export
 from multiexit.serving.profiling import profile as profile

@@ -91,6 +91,11 @@ class Scheduler(Generic[AnyGroup]):
         """How many rows are on their way."""
         return len(self._on_the_way)
 
+    @property
+    def backlog(self) -> float:
+        """Seconds that the rows on their way take, if each takes what rows have taken lately."""
+        return self.rows * self._row_seconds
+
     def start(self) -> None:
         """Begin to run, in a thread of its own."""
         self._thread = threading.Thread(target=self._serve, name="multiexit-scheduler", daemon=True)
@@ -113,8 +118,7 @@ class Scheduler(Generic[AnyGroup]):
         with self._wake:
             places = self.max_rows - self.rows
             if len(rows) > places or self._closing:
-                wait = self.rows * self._row_seconds
-                raise Full(len(rows), 0 if self._closing else places, wait)
+                raise Full(len(rows), 0 if self._closing else places, self.backlog)
             now = self._clock()
             for row in rows:
                 row.came = now

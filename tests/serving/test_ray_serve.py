@@ -1,0 +1,120 @@
+"""The service as a Ray Serve deployment, of two replicas on this machine."""
+
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from answering import text_model, texts, tokenizer_in
+from helpers import ROOT, free_port
+
+import multiexit as mx
+
+EXAMPLE = "examples/serving/ray_serve.py"
+CODE = """
+import runpy, sys, ray
+ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+COUNT = 'multiexit_requests_total{status="200"} '
+
+
+@contextmanager
+def replicas(folder, count):
+    """A Ray of its own that serves a folder: its process, and a client."""
+    port, place = (
+        free_port(),
+        tempfile.mkdtemp(prefix="ray", dir="/tmp"),
+    )  # sockets need short paths
+    words = [sys.executable, "-c", CODE, EXAMPLE, str(folder), "--min-replicas", str(count)]
+    changes = {
+        "HOME": place,
+        "MULTIEXIT_SERVE_PORT": str(port),
+        "RAY_TMPDIR": place,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }
+    process = subprocess.Popen(words, cwd=ROOT, env=os.environ | changes, start_new_session=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield process, client
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def count_of(client) -> int:
+    """The requests that a replica, any of them, has answered."""
+    lines = client.get("/metrics").text.splitlines()
+    return sum(int(float(line.removeprefix(COUNT))) for line in lines if line.startswith(COUNT))
+
+
+def wait_for(process, client, path):
+    for _ in range(1200):
+        assert process.poll() is None, process.returncode
+        try:
+            if client.get(path).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{path} isn't there")
+
+
+def test_two_replicas_answer_as_the_classifier_and_end_with_their_work_done(tmp_path):
+    tokenizer = tokenizer_in(tmp_path)
+    model = text_model(tokenizer)
+    model.policy = mx.MaxProb(0.6)
+    model.save_pretrained(tmp_path / "model", tokenizer)
+    rows = texts(41)
+    wanted = mx.Classifier(model, tokenizer)(rows)
+    assert len({answer["exit"] for answer in wanted}) > 2
+    with replicas(tmp_path / "model", 2) as (process, client), ThreadPoolExecutor(8) as pool:
+        wait_for(process, client, "/ready")
+
+        def ask(row):
+            return client.post("/predict", json={"inputs": row})
+
+        sent, counts = 0, set()
+        while sum(counts) != sent or len(counts) < 2:  # the second replica may come later
+            assert sent < 100 * len(rows), counts
+            for response, answer in zip(pool.map(ask, rows), wanted, strict=True):
+                assert response.status_code == 200, response.text
+                (got,) = response.json()["answers"]
+                assert (got["label"], got["exit"]) == (answer["label"], answer["exit"])
+                assert got["scores"] == pytest.approx(answer["scores"], abs=1e-4)
+            sent += len(rows)
+            counts = {count_of(client) for _ in range(12)} - {0}
+
+        on_the_way = [pool.submit(ask, rows) for _ in range(8)]
+        while not any(each.done() for each in on_the_way):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        statuses = {each.result().status_code for each in on_the_way}
+        assert {200} <= statuses <= {200, 404}  # those that Ray had not taken yet find nothing
+        assert process.wait(60) == 0
+
+
+def test_replicas_are_as_many_as_the_work_that_waits_needs():
+    by_work = runpy.run_path(str(ROOT / EXAMPLE))["ByWork"](seconds=0.1)
+    for metrics, wanted in [
+        ({"seconds": {"one": 0.25, "other": 0.15}}, 4),
+        ({"seconds": {"one": 0.0}}, 0),
+        ({}, 0),
+        (None, 0),
+    ]:
+        replicas, state = by_work(SimpleNamespace(aggregated_metrics=metrics))
+        assert replicas == pytest.approx(wanted)
+        assert state == {}

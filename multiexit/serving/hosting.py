@@ -30,15 +30,16 @@ def service(folder: str | Path, options: Options | None = None) -> "Service":
         ValueError: what can't be served.
 
     Example:
-        >>> import multiexit as mx
+        >>> import tempfile, multiexit as mx
         >>> from multiexit.serving import service
         >>> model = mx.MultiExitModel(mx.cifar_resnet(20), 2, labels=["cat", "dog"])
         >>> model.preprocessing = {
         ...     "kind": "image", "shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
         >>> model.policy = mx.MaxProb(0.9)
-        >>> model.save_pretrained("pets")
-        >>> service("pets").app.title
-        'multiexit'
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     print(service(folder).app.title)
+        multiexit
     """
     from multiexit_runner.server.app import Service
 

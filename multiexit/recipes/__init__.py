@@ -12,6 +12,7 @@ that, "Relations" which other methods it equals, and when. A recipe's `head` is 
 from multiexit.recipes.base import Phase as Phase
 from multiexit.recipes.base import Recipe as Recipe
 from multiexit.recipes.base import Seen as Seen
+from multiexit.recipes.consistent import consistentee as consistentee
 from multiexit.recipes.cosee import cosee as cosee
 from multiexit.recipes.experts import beem as beem
 from multiexit.recipes.labels import berxit as berxit

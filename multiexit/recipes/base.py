@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
 from multiexit.evaluation.outputs import Outputs
 from multiexit.losses import coefficients
 from multiexit.losses.coefficients import Coefficients
+from multiexit.losses.criterion import Criterion
 from multiexit.losses.gradients import Branch, Surgery
 from multiexit.losses.matrix import Divergence
 from multiexit.losses.temperature import Constant, Temperature
@@ -34,14 +35,15 @@ class Seen(NamedTuple):
         features: the exits' features, [B, …] each.
         problem: the model's (`MultiExitModel.problem`); None is classification, or with one output
             regression.
+        criterion: how labels count, by the run's settings.
 
     Example:
         An extra loss that keeps the last exit's logits small:
 
         >>> import multiexit as mx
         >>> phase = mx.Phase(extra=lambda seen: 0.01 * seen.logits_MBC[-1].square().mean())
-        >>> mx.recipes.Seen._fields
-        ('args', 'inputs', 'labels_B', 'logits_MBC', 'certainty_MB', 'features', 'problem')
+        >>> mx.recipes.Seen._fields[2:6]
+        ('labels_B', 'logits_MBC', 'certainty_MB', 'features')
     """
 
     args: Any
@@ -51,6 +53,7 @@ class Seen(NamedTuple):
     certainty_MB: Tensor | None
     features: list[Tensor]
     problem: str | None = None
+    criterion: Criterion = Criterion()
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,11 @@ class Phase:
         branch: how gradients are scaled where exits leave the trunk.
         surgery: what happens to the parts of Θ's gradient before the step.
         before_step: called with the model and the share of the phase that is done, in [0, 1).
+        keep: `"last"`, the phase's last epoch; None is the one whose exits score best on a dev set.
 
     Raises:
-        ValueError: an unknown `train` or divergence, no epoch, a rate that isn't above 0, no rule
-            for the coefficients, or parts that don't go together.
+        ValueError: an unknown `train`, divergence or `keep`, no epoch, a rate that isn't above 0,
+            no rule for the coefficients, or parts that don't go together.
 
     Example:
         Two epochs on the early heads alone, which learn from the labels and from the last exit:
@@ -100,6 +104,7 @@ class Phase:
     branch: Branch | None = None
     surgery: Surgery | None = None
     before_step: Callable[[MultiExitModel, float], None] | None = None
+    keep: Literal["last"] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.train) and self.train not in TRAIN:
@@ -110,6 +115,8 @@ class Phase:
             raise ValueError(
                 f"divergence must be one of {get_args(Divergence)}, got {self.divergence!r}"
             )
+        if self.keep not in (None, "last"):
+            raise ValueError(f"a phase keeps 'last' or, by None, the best, not {self.keep!r}")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"a phase needs at least 1 epoch, got {self.epochs}")
         if not self.lr > 0:

@@ -5,6 +5,7 @@ from typing import Any
 
 from multiexit.arguments import unknown
 from multiexit.recipes.base import Recipe
+from multiexit.recipes.consistent import consistentee
 from multiexit.recipes.cosee import cosee
 from multiexit.recipes.experts import beem
 from multiexit.recipes.labels import (
@@ -63,6 +64,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "elasticbert": elasticbert,
     "pcee": pcee,
     "l2w-den": l2w_den,
+    "consistentee": consistentee,
     "mixed": mixed,
     "beem": beem,
     "cosee": cosee,

@@ -327,10 +327,11 @@ class Trainer:
             self._share_buffers(model)
             # What the first process sees decides for all.
             (row["exits"],) = broadcast_object_list([exit_scores(self._collect(model, dev))])
-            judged = judged_exits(self.model, self.recipe.phases[position.phase])
+            phase = self.recipe.phases[position.phase]
+            judged = judged_exits(self.model, phase)
             row["mean"] = sum(row["exits"][m]["score"] for m in judged) / len(judged)
             position.stale += 1
-            if selection.is_better(row, history.best):
+            if phase.keep == "last" or selection.is_better(row, history.best):
                 history.best, position.stale = row, 0
                 self.state.best = sharding.parameters(model)
                 if model is not self.model:

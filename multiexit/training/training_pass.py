@@ -111,7 +111,8 @@ class TrainingPass(nn.Module):
         if phase.learner.weighs_rows and labels_B is not None:
             rows_MB = matrix.row_losses(exits.logits_MBC, labels_B, self.criterion)
         if phase.extra is not None:
-            extra = phase.extra(Seen(args, inputs, labels_B, *exits[:3], self.model.problem))
+            how = self.model.problem, self.criterion
+            extra = phase.extra(Seen(args, inputs, labels_B, *exits[:3], *how))
         return Losses(L_MM, rows_MB, extra, exits.logits_MBC, labels_B, asked_BT)
 
     def _recomputed_stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:

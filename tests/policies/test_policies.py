@@ -411,7 +411,12 @@ def assert_engine_agrees(policy, model):
         torch.testing.assert_close(logits_BC, wanted.logits_BC)
 
 
-CHAINED = [("bert", "pooler+mix"), ("bert", "linear+cascade"), ("mlp", "linear+lte")]
+CHAINED = [
+    ("bert", "pooler+mix"),
+    ("bert", "linear+cascade"),
+    ("mlp", "linear+lte"),
+    ("mlp", "linear+gates"),
+]
 
 
 @pytest.mark.parametrize(("kind", "head"), CHAINED)
@@ -422,7 +427,7 @@ def test_rows_take_what_earlier_heads_left_along(kind, head, make_backbone, text
         if isinstance(part, mx.heads.Vote):
             part.on.fill_(True)
     inputs = text(24) if kind == "bert" else {"x": 3 * torch.randn(24, 6)}
-    some = CLASSIFY if head == "linear+lte" else unlearned(CLASSIFY)
+    some = CLASSIFY if head in ("linear+lte", "linear+gates") else unlearned(CLASSIFY)
     exits = [assert_same_everywhere(policy, model, inputs) for policy in some]
     assert sum(spread(exit_B) > 1 for exit_B in exits) >= 5
 

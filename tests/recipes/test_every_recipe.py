@@ -114,7 +114,7 @@ def test_every_recipe_trains_saves_loads_and_predicts(name, kind, tmp_path):
     )
     prediction = again.predict(again.policy, **inputs)
     certainty_MB = outputs.certainty_MB
-    assert (certainty_MB is not None) == (name == "berxit")
+    assert (certainty_MB is not None) == (name in ("berxit", "consistentee"))
     exit_B, answer_BC = policies.answers(
         again.policy,
         outputs.logits_MBC[:, :6],

@@ -165,6 +165,26 @@ def certainty(model, x, z, y):
     return total
 
 
+def leaving(model, x, z, y, alpha=0.03):
+    """ConsistentEE: what each row costs at each exit, by the chance that it leaves there."""
+    total, features = 0.0, stage_features(model, x)
+    for row in range(len(y)):
+        right = [int(z[m][row].argmax()) == int(y[row]) for m in range(M)]
+        memorised = next((m for m in range(1, M + 1) if all(right[m - 1 :])), M)
+        stays = 1.0
+        for m in range(M):
+            opens = 1.0
+            if m < M - 1:
+                first, _, second = model.heads[m].gate
+                hidden = F.gelu(first.weight @ features[m][row] + first.bias)
+                opens = 1 / (1 + torch.exp(-(second.weight[0] @ hidden + second.bias[0])))
+            loss = ce(z[m][row : row + 1], y[row : row + 1])
+            price = alpha * (m + 1) * (1 - memorised / M)
+            total = total + stays * opens * (loss + price) / len(y)
+            stays = stays * (1 - opens)
+    return total
+
+
 def by_name(loss, model):
     """The gradient of a loss by each parameter; zeros where it doesn't reach."""
     named = dict(model.named_parameters())
@@ -231,6 +251,14 @@ def votes(name):
     return "vote" in name
 
 
+def gates(name):
+    return "gate" in name
+
+
+def nothing(z, y):
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of plain SGD, written out: the loss, and where it isn't the loss's, the gradient."""
@@ -272,6 +300,11 @@ WRITTEN_OUT = {
     "l2w-den": ((Step(weighed_rows),),),
     "romebert": (
         (Step(lambda z, y: last(z, y) + romebert_early(z, y), gradients=without_pulls("last")),),
+    ),
+    "consistentee": (
+        (Step(pabee),),
+        (Step(nothing, gates, extra=leaving, rate=15.0),),
+        (Step(nothing, extra=leaving),),
     ),
     "mixed": ((Step(last, the_network),), (Step(joint),)),
     "deebert": ((Step(last, the_network),), (Step(early, early_heads),)),

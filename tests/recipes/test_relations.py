@@ -67,6 +67,10 @@ def test_the_mixed_regime_is_two_others_one_after_another():
     assert mx.recipe("mixed").phases == (network, *rest)
 
 
+def test_consistentee_begins_as_pabee():
+    assert mx.recipe("consistentee").phases[:1] == mx.recipe("pabee").phases
+
+
 def test_fastbert_begins_as_deebert():
     assert mx.recipe("fastbert").phases[0] == mx.recipe("deebert").phases[0]
 

@@ -41,10 +41,10 @@ def test_a_stream_is_answered_as_by_predict(network, policy, sizes, batch_size, 
     same_answers(mx.Prediction(*map(torch.cat, zip(*got, strict=True))), wanted)
 
 
-@pytest.mark.parametrize("head", ["linear+lte", "linear+mix", "linear+cascade"])
+@pytest.mark.parametrize("head", ["linear+lte", "linear+gates", "linear+mix", "linear+cascade"])
 def test_what_heads_remember_stays_with_its_row(head):
     model, x = chain(head=head).eval(), 3 * torch.randn(30, 6)
-    policy = mx.Certainty(0.55) if "lte" in head else mx.MaxProb(0.45)
+    policy = mx.Certainty(0.55) if head in ("linear+lte", "linear+gates") else mx.MaxProb(0.45)
     wanted = model.predict(policy, x)
     assert len(wanted.exit_B.unique()) > 1
     got = mx.Engine(model, policy).stream(x.split(4), batch_size=5, window=3)

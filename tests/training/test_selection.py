@@ -44,6 +44,19 @@ def test_a_phase_is_judged_by_the_exits_it_trains_and_the_next_starts_from_its_b
     assert_same(tensors(model), tensors(by_hand))
 
 
+def test_a_phase_may_keep_its_last_epoch(crafted):
+    """And never stops early."""
+    crafted(*[0.9] * 3, *[0.5] * 3, *[0.2] * 3)
+    model, by_hand = chain(3), chain(3)
+    joint = mx.recipe("joint")
+    last = replace(joint, phases=(replace(joint.phases[0], keep="last"),))
+    settings = config(epochs=3, metric="crafted", early_stopping=1)
+    history = fit(model, last, settings, Table(), Table(9))
+    assert history.best == history.epochs[2]
+    fit(by_hand, "joint", config(epochs=3), Table())
+    assert_same(tensors(model), tensors(by_hand))
+
+
 SCORES = [(0.5, 0.5, 0.5), (1.0, 0.2, 0.2), (0.7, 0.7, 0.4), (0.0, 0.6, 0.9), (0.6, 0.6, 0.6)]
 """Exits' scores by epoch. By the mean: 0.5, 0.467, 0.6, 0.5, 0.6; the last exit's best is 3."""
 

@@ -308,7 +308,7 @@ def test_batches_without_any_label_have_no_share():
     assert [share for _, share in with_shares([empty, empty], num_learned_tokens)] == [0.0, 0.0]
 
 
-REFUSED = {"beem", "berxit", "cosee", "embedding", "l2w-den", "right-tool", "ztw"}
+REFUSED = {"beem", "berxit", "consistentee", "cosee", "embedding", "l2w-den", "right-tool", "ztw"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -173,7 +173,12 @@ SETS = {
     "batches": list(DataLoader(Table(11), 4)),
 }
 
-HEADS = {"ztw": "linear+cascade", "berxit": "linear+lte", "right-tool": "linear+mix"}
+HEADS = {
+    "ztw": "linear+cascade",
+    "berxit": "linear+lte",
+    "right-tool": "linear+mix",
+    "consistentee": "linear+gates",
+}
 
 
 def model_for(case):

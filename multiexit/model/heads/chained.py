@@ -14,15 +14,20 @@ from multiexit.arguments import unknown
 from multiexit.model.heads.base import ChainedHead, Memory, VectorHead
 from multiexit.policies.base import need_classes
 
+GATE = 32
+"""The width of an exit's own gate (ConsistentEE)."""
+
 
 class CertainHead(ChainedHead):
-    """A head and how sure it is of being right: `u = sigmoid(gate(vector))`, [B] in 0..1.
+    """A head and how sure it is that rows may leave: `u = sigmoid(gate(vector))`, [B] in 0..1.
 
-    Reference: Xin et al., "BERxiT", EACL 2021, section 3.3. Its code predicts 1 − u.
+    Reference: Xin et al., "BERxiT", EACL 2021, section 3.3, whose gate is one layer for all exits,
+    and whose code predicts 1 − u. Zeng et al., "ConsistentEE", AAAI 2024, whose exits have each a
+    network of their own.
 
     Args:
         base: gives the logits, and the vector that the gate reads too.
-        gate: `Linear(D, 1)`, one for all exits.
+        gate: from D to 1; None is always sure, as the last exit may be.
 
     Example:
         >>> import torch, multiexit as mx
@@ -35,7 +40,7 @@ class CertainHead(ChainedHead):
 
     reads_earlier: ClassVar[bool] = False
 
-    def __init__(self, base: VectorHead, gate: nn.Linear):
+    def __init__(self, base: VectorHead, gate: nn.Module | None):
         super().__init__()
         self.base = base
         self.gate = gate
@@ -44,8 +49,12 @@ class CertainHead(ChainedHead):
         self, feature: Tensor, valid_BT: Tensor | None, memory: Memory
     ) -> tuple[Tensor, Memory]:
         vector_BD = self.base.vector(feature, valid_BT)
-        certainty_B = torch.sigmoid(self.gate(vector_BD)).squeeze(-1)
-        return self.base.linear(vector_BD), {**memory, "certainty": certainty_B}
+        logits_BK = self.base.linear(vector_BD)
+        if self.gate is None:
+            certainty_B = torch.ones_like(logits_BK[:, 0])
+        else:
+            certainty_B = torch.sigmoid(self.gate(vector_BD)).squeeze(-1)
+        return logits_BK, {**memory, "certainty": certainty_B}
 
 
 class MixedHead(ChainedHead):
@@ -181,6 +190,14 @@ def _certain_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
     return [CertainHead(head, gate) for head in heads]
 
 
+def _gated_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
+    gates = [
+        nn.Sequential(nn.Linear(_last_layer(head).in_features, GATE), nn.GELU(), nn.Linear(GATE, 1))
+        for head in heads[:-1]
+    ]
+    return [CertainHead(head, gate) for head, gate in zip(heads, [*gates, None], strict=True)]
+
+
 def _mixed_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
     widths = {_last_layer(head).in_features for head in heads}
     if len(widths) > 1:
@@ -198,6 +215,7 @@ def _cascaded_heads(heads: Sequence[VectorHead]) -> list[ChainedHead]:
 
 CHAINED: dict[str, Callable[[Sequence[VectorHead]], list[ChainedHead]]] = {
     "lte": _certain_heads,
+    "gates": _gated_heads,
     "mix": _mixed_heads,
     "cascade": _cascaded_heads,
 }

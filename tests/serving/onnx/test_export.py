@@ -133,6 +133,7 @@ CASES = {
     "resnet of torchvision": (lambda: _basic([1, 1, 1, 1]), "own-pooler", [0, 1], mx.FixedExit(0)),
     "mlp, cascade, a user's policy": (_mlp, "linear+cascade", [0, 1, 2], Rising(1.1, 2, 1)),
     "mlp, regression": (_mlp, "linear", [0, 1, 2], mx.Patience(1, 0.3)),
+    "mlp, gates": (_mlp, "linear+gates", [0, 1, 2], mx.Certainty(0.5)),
     "mlp, product": (_mlp, "linear", [0, 1, 2], mx.ProductOfExperts(0.5)),
     "mlp, beem": (_mlp, "linear", [0, 1, 2], mx.Beem(0.2)),
     "mlp, beem, a weight per exit": (

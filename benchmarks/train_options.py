@@ -48,18 +48,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Cycle:
-    """Four steps of one model, again and again."""
+    """Four steps of one model, again and again; by default LeeBERT's, with all exits."""
 
-    def __init__(self, backbone: mx.Backbone, options: dict[str, Any], args: Any):
+    def __init__(
+        self,
+        backbone: mx.Backbone,
+        options: dict[str, Any],
+        args: Any,
+        recipe: mx.Recipe | None = None,
+        exits: Any = "all",
+    ):
         self.image = len(backbone.feature_shapes[0]) == 3
         if not self.image:
             options = {**options, "channels_last": False}
-        recipe = mx.recipes.leebert(4.0 if self.image else 1.0)
+        recipe = recipe or mx.recipes.leebert(4.0 if self.image else 1.0)
         kind: dict[str, Any] = {"optimizer": "sgd", "lr": 1e-4} if self.image else {"lr": 1e-6}
         config = mx.TrainConfig(**kind, **options)
         AcceleratorState._reset_state()  # another precision
         accelerator = Accelerator(mixed_precision=config.mixed_precision)
-        model = mx.MultiExitModel(backbone, 10 if self.image else 2).to(accelerator.device)
+        model = mx.MultiExitModel(backbone, 10 if self.image else 2, exits).to(accelerator.device)
         self.stepper = Stepper(model, recipe.phases[0], config, accelerator)
         self.rows = args.images if self.image else args.sentences
         self.draw = self._data(backbone, args.tokens, accelerator.device)

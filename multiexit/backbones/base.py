@@ -5,7 +5,6 @@ Letters: B batch rows, T tokens, H width, C channels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -128,6 +127,7 @@ class Backbone(nn.Module, ABC):
         self.pool = pool
         self.spec = spec
         self.undescribed = ""
+        self._overwritten: frozenset[int] | None = None
         # Kept out of the module tree: heads take them over, the backbone never runs them.
         self._pretrained: dict[str, Any] = {"pooler": pooler}
         self.set_classifier(classifier)
@@ -209,22 +209,39 @@ class Backbone(nn.Module, ABC):
         """
         return {}, None
 
-    @cached_property
+    @property
     def overwritten(self) -> frozenset[int]:
-        """Stages whose feature a later one works on in place, as a row of the example shows.
+        """Stages whose feature a later one works on in place, as seen when they last were run.
 
         Whoever keeps such a feature hands copies of the carry on. Dropout in place works in
         training alone, so that with one all stages count.
         """
-        if any(isinstance(part, _DropoutNd) and part.inplace for part in self.modules()):
-            return frozenset(range(self.num_stages))
-        seen = []
+        if self._overwritten is None:
+            self.find_overwritten()
+        assert self._overwritten is not None
+        return self._overwritten
+
+    def find_overwritten(self) -> None:
+        """Find `overwritten` anew, by a run of the example."""
         with evaluating(self), torch.inference_mode(False), torch.no_grad():
-            carry = self.start(**self.example_inputs())
-            for index in range(self.num_stages):
-                carry, feature = self.stage(carry, index)
-                seen.append((feature, feature._version))
-        return frozenset(s for s, (feature, was) in enumerate(seen) if feature._version != was)
+            self.last_feature(**self.example_inputs())
+
+    def last_feature(self, *args: Any, **inputs: Any) -> Tensor:
+        """The last stage's feature, [B, …]; what is `overwritten` on the way is noted.
+
+        Args:
+            args, inputs: as for `features`.
+        """
+        carry, feature, seen = self.start(*args, **inputs), None, []
+        for index in range(self.num_stages):
+            carry, feature = self.stage(carry, index)
+            seen.append((feature, feature._version))
+        assert feature is not None
+        changed = {index for index, (kept, was) in enumerate(seen) if kept._version != was}
+        if any(isinstance(part, _DropoutNd) and part.inplace for part in self.modules()):
+            changed = set(range(self.num_stages))
+        self._overwritten = frozenset(changed)
+        return feature
 
     def features(self, *args: Any, **inputs: Any) -> list[Tensor]:
         """The list of intermediate features, one per stage.

@@ -26,7 +26,7 @@ _IGNORED = {  # of nn.Module, and what tells of weights or of how memory is save
     *("feature_info", "weight_init_mode", "fix_init", "num_classes", "_is_hf_initialized"),
     *("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func"),
     *("_compiled_call_impl", "_example", "_pretrained", "spec", "config"),
-    "undescribed",
+    *("undescribed", "_overwritten"),
     "layer_idx",  # a place in a decoder's cache
     "peft_config",  # says what its adapters are, which are modules
     "attention_bias_cache",  # of timm: what was worked out in the last run

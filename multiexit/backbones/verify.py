@@ -145,7 +145,7 @@ def check_answers(
     if not _has_forward(model):
         return
     with evaluating(backbone, model, *([] if head is None else [head])), torch.no_grad():
-        feature = _last_feature(backbone, x)
+        feature = backbone.last_feature(x)
         if head is not None:
             answer = _run(model, x)
             ours, theirs = head(feature), getattr(answer, "logits", answer)
@@ -180,7 +180,7 @@ def check_text(backbone: Any, model: Any) -> None:
     x["input_ids"] = random_rows(x["input_ids"], backbone, 2)
     with evaluating(model), torch.no_grad():
         last_hidden = _run(encoder, **x)[0]
-        feature = _last_feature(backbone, **x)
+        feature = backbone.last_feature(**x)
         gap = mismatch(feature, last_hidden)
         if not gap and head is not None:
             ours, theirs = head(feature), _run(model, **x)[0]
@@ -199,15 +199,6 @@ def check_text(backbone: Any, model: Any) -> None:
 
     if not _is_as_made(model):
         check_rows(features, backbone, x["input_ids"][:1], head)
-
-
-def _last_feature(backbone: Any, *args: Tensor, **inputs: Tensor) -> Tensor:
-    """What the last stage gives: no feature before it is kept, so none must be copied."""
-    carry, feature = backbone.start(*args, **inputs), None
-    for index in range(backbone.num_stages):
-        carry, feature = backbone.stage(carry, index)
-    assert feature is not None
-    return feature
 
 
 def _trials(module: nn.Module, example: Tensor) -> Iterator[Tensor]:

@@ -97,6 +97,7 @@ class PhaseLoss(nn.Module):
             )
         freeze_untrained(model, chosen)
         model.policy, model.calibration = recipe.policy, None
+        model.backbone.find_overwritten()  # before anything is compiled
         self.training_pass = TrainingPass(model, chosen, learns_from_labels(model, chosen), config)
         W_MM = Omega(chosen.learner, teaches_MM, config.omega_lr, 1.0, config.seed).value()
         self.register_buffer("factors_MM", W_MM * begins[0], persistent=False)

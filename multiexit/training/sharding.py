@@ -32,7 +32,6 @@ def shard(model: MultiExitModel, accelerator: Accelerator) -> MultiExitModel:
     """
     from torch.distributed.fsdp import register_fsdp_forward_method
 
-    model.backbone.overwritten  # noqa: B018  # is found while a stage can run by itself
     sharded: Any = deepcopy(model)
     for tensor in (*sharded.parameters(), *sharded.buffers()):
         tensor.data.copy_(broadcast(tensor.data.to(accelerator.device)))  # type: ignore[arg-type]

@@ -87,6 +87,7 @@ class Stepper:
     def __init__(
         self, model: MultiExitModel, phase: Phase, config: TrainConfig, accelerator: Accelerator
     ):
+        model.backbone.find_overwritten()  # before anything is sharded or compiled
         self.model = model
         if accelerator.is_fsdp2:
             with apart(accelerator):

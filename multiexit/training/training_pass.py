@@ -65,7 +65,6 @@ class TrainingPass(nn.Module):
         self._labelled = labelled
         config = config or TrainConfig()
         self._channels_last = config.channels_last
-        model.backbone.overwritten  # noqa: B018  # is found before anything is compiled
         self.criterion = criterion(model, config)
         self._stage = self._recomputed_stage if config.checkpoint_gradients else None
         self._compiled = config.compile

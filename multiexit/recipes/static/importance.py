@@ -66,7 +66,7 @@ def head_importance(
     device = next(model.parameters()).device
     sums = [torch.zeros(layer.heads(head_width(backbone)), device=device) for layer in layers]
     rows, criterion = 0, Criterion(model.problem)
-    backbone.overwritten  # noqa: B018  # is found before masks count runs
+    _ = backbone.overwritten  # is found before masks count runs
     with evaluating(model):
         for batch in loader(data, batch_size)[0]:
             args, inputs, labels_B = unpack(batch)

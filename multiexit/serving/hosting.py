@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from multiexit.files.paths import user_path
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.stepping import of_model
 from multiexit_runner.folder import SETTINGS as EXPORT
@@ -44,7 +45,7 @@ def service(folder: str | Path, options: Options | None = None) -> "Service":
     from multiexit_runner.server.app import Service
 
     options = options or Options()
-    return Service(load(Path(folder), options), options)
+    return Service(load(user_path(folder), options), options)
 
 
 def load(folder: Path, options: Options) -> Served:

@@ -1,4 +1,4 @@
-"""Arguments that a user gives: an unknown name, and the nearest known one; shares of a whole."""
+"""Arguments that a user gives: an unknown name, and the nearest known one; numbers in bounds."""
 
 import difflib
 import math
@@ -66,7 +66,22 @@ def check_share(
     Traceback (most recent call last):
     ValueError: mix must be a number in [0, 1), got 1
     """
-    share: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    share = _number(value)
     opens = (share == 0 and within[0] == "(") or (share == 1 and within[-1] == ")")
     if opens or not 0 <= share <= 1:
         raise ValueError(f"{name} must be a number in {within}, got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuse what is no finite number above 0, as `check_share` does what is no share.
+
+    >>> check_positive("speedup", True)
+    Traceback (most recent call last):
+    ValueError: speedup must be above 0, got True
+    """
+    if not 0 < _number(value) < math.inf:
+        raise ValueError(f"{name} must be above 0, got {value!r}")
+
+
+def _number(value: object) -> Any:
+    return value if isinstance(value, Real) and not isinstance(value, bool) else math.nan

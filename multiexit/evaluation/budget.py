@@ -3,6 +3,7 @@
 Letters: M exits, B batch rows.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 
 from multiexit import problems
+from multiexit.arguments import check_positive
 from multiexit.evaluation.guarantee import warn_one_answer
 from multiexit.evaluation.outputs import Outputs, need_outputs
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import MaxProb
 from multiexit.policies.base import need_classes
 from multiexit.problems import refuse_vectors
+from multiexit.runtime import user_level
 
 NOBODY = 1.01  # a threshold that no probability reaches
 STEEPEST = 60.0
@@ -31,7 +34,8 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
     budget. Exit after exit, the threshold is the ⌊B·P_m⌋-th largest max p of the rows that are
     still there; ties leave together.
 
-    Warns where the last exit answers one class only, or the rows are all of one class.
+    Warns where the last exit answers one class only, or the rows are all of one class; and where
+    rows are so few that whole ones spend a tenth more than the budget.
 
     Args:
         outputs: on held-out data that is not the evaluation's.
@@ -58,19 +62,30 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
     Reference: Huang et al., "Multi-Scale Dense Networks", ICLR 2018, section 4, and its code.
     """
     need_outputs(outputs)
+    check_positive("speedup", speedup)
     M, B = outputs.num_exits, len(outputs.labels_B)
     _check_classes(outputs)
-    share_M = shares(outputs.cost.macs_M, outputs.cost.full_macs / speedup)
+    budget = outputs.cost.full_macs / speedup
+    share_M = shares(outputs.cost.macs_M, budget)
     warn_one_answer(outputs)
     sure_MB = problems.confidence(outputs.logits_MBC, outputs.problem, outputs.asked_BT)
     remaining_B = torch.ones(B, dtype=torch.bool)
-    thresholds = []
+    thresholds, spent = [], 0.0
     for m in range(M - 1):
         count = int(B * share_M[m] + 1e-9)
         sure_B = sure_MB[m][remaining_B].sort(descending=True).values
         reached = 0 < count <= len(sure_B)
         thresholds.append(float(sure_B[count - 1]) if reached else NOBODY)
-        remaining_B &= sure_MB[m] < thresholds[-1]
+        leaving_B = remaining_B & (sure_MB[m] >= thresholds[-1])
+        spent += float(leaving_B.sum()) * outputs.cost.macs_M[m] / B
+        remaining_B &= ~leaving_B
+    spent += float(remaining_B.sum()) * outputs.cost.macs_M[-1] / B
+    if spent > 1.1 * budget:
+        warnings.warn(
+            f"{B} rows are too few to spend this budget: whole rows leave, and these spend "
+            f"{spent / budget:.2f} times as much. Give more rows",
+            stacklevel=user_level(),
+        )
     return MaxProb(tuple(thresholds))
 
 
@@ -127,8 +142,7 @@ class Budget:
     speedup: float
 
     def __post_init__(self) -> None:
-        if not self.speedup > 0:
-            raise ValueError(f"speedup must be above 0, got {self.speedup}")
+        check_positive("speedup", self.speedup)
 
     def check(self, model: MultiExitModel) -> None:
         """Refuse a budget that this model can't keep, before it is trained, by a ValueError."""

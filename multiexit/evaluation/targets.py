@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multiexit import problems
-from multiexit.arguments import check_share, unknown
+from multiexit.arguments import check_positive, check_share, unknown
 from multiexit.evaluation import guarantee
 from multiexit.evaluation.exit_losses import (
     Loss,
@@ -83,13 +83,13 @@ class Target:
                 check_share("confidence", self.confidence, "(0, 1)")
             return
         if self.milliseconds is not None:
-            _check_positive("milliseconds", self.milliseconds)
+            check_positive("milliseconds", self.milliseconds)
         elif self.by not in BY:
             raise unknown("measure of speed called", self.by, BY)
         if self.milliseconds is not None or self.by == "time":
             self.table()
         if self.speedup is not None:
-            _check_positive("speedup", self.speedup)
+            check_positive("speedup", self.speedup)
             if self.speedup < 1:
                 raise ValueError(f"speedup is 1 without early exits; give more, got {self.speedup}")
         if self.score is not None and not math.isfinite(self.score):
@@ -300,8 +300,3 @@ def losses_of_settings(
         exit_sum_S.append(int(exit_B.sum()))
         loss_SB.append(loss_B)
     return exit_sum_S, torch.stack(loss_SB)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be above 0, got {value}")

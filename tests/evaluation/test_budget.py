@@ -100,6 +100,12 @@ def test_a_budget_by_hand():
     assert mx.simulate(policy, logits_MBC).tolist() == [0, 0, 3, 2, 3, 2, 1, 1]
 
 
+def test_too_few_rows_for_a_budget_are_told():
+    with pytest.warns(UserWarning, match="2 rows are too few.*spend 1.60 times as much"):
+        policy = mx.budgeted(told(torch.randn(4, 2, 3), (1, 2, 3, 4)), 4 / 2.5)
+    assert min(policy.threshold) > 1
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [

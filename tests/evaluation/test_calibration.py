@@ -125,6 +125,7 @@ def test_speed_by_macs_counts_the_heads(outputs):
         ({"speedup": 2.0, "by": "time"}, r"latency=mx.profile\(model\)"),
         ({"milliseconds": 2.0}, r"latency=mx.profile\(model\)"),
         ({"milliseconds": 0.0, "latency": TABLE}, "milliseconds must be above 0, got 0.0"),
+        ({"speedup": True}, "speedup must be above 0, got True"),
         ({"milliseconds": 9.0, "latency": TABLE, "batch_size": 0}, "batch_size must be .* got 0"),
         (
             {"speedup": 2.0, "by": "steps"},

@@ -1,4 +1,6 @@
-"""Inputs that a network is tried on: an example, or random rows like it, on its device."""
+"""Trying a network: on an example, or random rows like it, on its device."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,3 +75,25 @@ def check_weights(module: nn.Module) -> None:
                 f"{name!r} is on the meta device and has no values: load the network's weights "
                 "before wrapping it"
             )
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module computes anything as a whole."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
+
+
+def run(module: nn.Module, *args: Tensor, **inputs: Tensor) -> Any:
+    """What a module's own forward gives.
+
+    Raises:
+        ValueError: an input that it doesn't take.
+    """
+    try:
+        return module(*args, **inputs)
+    except Exception as error:  # whatever a network says to an input that it doesn't take
+        shape = tuple(next(iter((*args, *inputs.values()))).shape)
+        raise ValueError(
+            f"{type(module).__name__} doesn't run on an input of shape {shape}, so it "
+            f"can't be compared with its parts: {error}. Pass input_shape=, the shape of one row "
+            "that it takes; a network that takes more than one tensor needs an adapter of its own"
+        ) from error

@@ -17,7 +17,8 @@ from multiexit.backbones.classifier import NetworkHead
 from multiexit.backbones.infer_layout import Chain, infer
 from multiexit.backbones.one_input import one_tensor
 from multiexit.backbones.running import in_precision, like_parameters
-from multiexit.backbones.verify import check_parts, check_rows, part_names
+from multiexit.backbones.verify import check_rows
+from multiexit.backbones.verify_parts import check_parts, part_names
 from multiexit.runtime import evaluating
 
 LARGEST_ROW = 2**30

@@ -32,6 +32,12 @@ from multiexit.policies.registry import policy_name
 from multiexit.training import experiment
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "runs"
+FOLDERS = {
+    "data_dir": ("data", "with GLUE's folders, and CIFAR's"),
+    "minilm": ("MiniLM-L6", "the folder of the pretrained encoder"),
+    "checkpoints": ("checkpoints", "the folder of published ResNets"),
+}
+"""What runs read: how a published command calls it, and what it is."""
 SPEEDUPS = (1.0, 1.3, 1.5, 2.0, 3.0, 4.0)
 
 
@@ -77,9 +83,11 @@ def point(judged: mx.Outputs, policy: mx.ExitPolicy) -> dict[str, Any]:
     }
 
 
-def make(run: Run, args: Any) -> dict[str, Any]:
-    """Train and judge one run."""
-    setting, began = run.setting, time.process_time()
+def trained(
+    run: Run, args: Any
+) -> tuple[tasks.TaskData, mx.MultiExitModel, mx.Recipe, mx.TrainConfig]:
+    """A run's task, its model when it is trained, and what by."""
+    setting = run.setting
     task = load_task(setting.task, args.data_dir, args.minilm)
     text = setting.backbone == "minilm"
     weights = setting.weights and str(args.checkpoints / setting.weights / "model.safetensors")
@@ -96,6 +104,13 @@ def make(run: Run, args: Any) -> dict[str, Any]:
         pool="mean" if text else None,
         validation=setting.held,
     )
+    return task, model, recipe, config
+
+
+def make(run: Run, args: Any) -> dict[str, Any]:
+    """Train and judge one run."""
+    setting, began = run.setting, time.process_time()
+    task, model, recipe, config = trained(run, args)
     seconds = time.process_time() - began
     judged = mx.collect(model, next(iter(task.sets.values())), task.metric)
     held = mx.collect(model, holdout(task.train, setting.held, run.seed)[1], task.metric)
@@ -130,14 +145,13 @@ def make(run: Run, args: Any) -> dict[str, Any]:
     }
 
 
-def command(run: Run, args: Any) -> str:
+def command(run: Run, program: str, steps: int | None = None) -> str:
     """What makes one run anew; folders of this machine are left out."""
-    given = {"data_dir": "data", "minilm": "MiniLM-L6", "checkpoints": "checkpoints"}
-    parts = ["benchmarks/evidence.py", "--only", run.name]
+    parts = [f"benchmarks/{program}", "--only", run.name]
     for name in run.setting.needs:
-        parts += [f"--{name.replace('_', '-')}", given[name]]
-    if args.steps:
-        parts += ["--steps", str(args.steps)]
+        parts += [f"--{name.replace('_', '-')}", FOLDERS[name][0]]
+    if steps:
+        parts += ["--steps", str(steps)]
     return shlex.join(parts)
 
 
@@ -151,20 +165,29 @@ def why_not(run: Run, args: Any) -> str:
     return "needs a GPU" if run.setting.gpu and not torch.cuda.is_available() else ""
 
 
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """Options for the folders that runs read."""
+    for option, (_, text) in FOLDERS.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", type=Path, help=text)
+
+
+def check_folders(parser: argparse.ArgumentParser, args: Any) -> None:
+    """Refuse folders that aren't there."""
+    for option in FOLDERS:
+        folder = vars(args)[option]
+        if folder is not None and not folder.is_dir():
+            parser.error(f"--{option.replace('_', '-')} {folder} is no folder")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="*", help='a name or pattern: "digits", "cola/*-0"')
     parser.add_argument("--list", action="store_true", help="say which there are, and train none")
-    parser.add_argument("--data-dir", type=Path, help="with GLUE's folders, and CIFAR's")
-    parser.add_argument("--minilm", type=Path, help="the folder of the pretrained encoder")
-    parser.add_argument("--checkpoints", type=Path, help="the folder of published ResNets")
+    add_folders(parser)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--steps", type=int, help="others than planned, for a trial")
     args = parser.parse_args(arguments)
-    for option in ("data_dir", "minilm", "checkpoints"):
-        folder = vars(args)[option]
-        if folder is not None and not folder.is_dir():
-            parser.error(f"--{option.replace('_', '-')} {folder} is no folder")
+    check_folders(parser, args)
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps {args.steps}: a whole number from 1")
     chosen = list(runs(args.only))
@@ -179,7 +202,8 @@ def main(arguments: list[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # exits at chance are judged as they are
             data = make(run, args)
-        write_json(args.output / f"{run.name}.json", {"about": about(command(run, args)), **data})
+        made_by = command(run, "evidence.py", args.steps)
+        write_json(args.output / f"{run.name}.json", {"about": about(made_by), **data})
         scores = [exit["score"] for exit in data["exits"]]
         print(
             f"{run.name}: {100 * sum(scores) / len(scores):.1f} over exits, "

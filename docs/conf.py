@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks")]
 
 import evidence_page  # noqa: E402
+import promises_page  # noqa: E402
 
 import multiexit  # noqa: E402
 from multiexit.evaluation.report import table  # noqa: E402
@@ -26,7 +27,7 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-tables = ("benchmarks", "embeddings", "families", "hypergradient", "methods", "vision")
+tables = ("benchmarks", "embeddings", "families", "hypergradient", "methods", "promises", "vision")
 included = [f"_{name}.md" for name in tables]
 exclude_patterns = ["_build", "results/index.md", *included]
 
@@ -44,9 +45,10 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 python_display_short_literal_types = True
 
 
-def write_results_page() -> None:
-    """Make `results/index.md`, which results.md includes, from the runs beside it."""
+def write_results_pages() -> None:
+    """Make what results.md includes, from the JSON of runs and of promises."""
     (HERE / "results" / "index.md").write_text(evidence_page.page(), encoding="utf-8")
+    (HERE / "_promises.md").write_text(promises_page.page(), encoding="utf-8")
 
 
 def rows_table(rows: list[dict[str, Any]]) -> str:
@@ -89,7 +91,7 @@ def setup(app) -> None:
     app.connect("autodoc-process-docstring", escape_bars)
 
 
-write_results_page()
+write_results_pages()
 write_tables(HERE.parent / "benchmarks" / "results", HERE / "_benchmarks.md")
 write_tables(HERE / "results" / "embeddings", HERE / "_embeddings.md")
 write_tables(HERE / "results" / "methods", HERE / "_methods.md")

@@ -32,10 +32,7 @@ COUNT = 'multiexit_requests_total{status="200"} '
 @contextmanager
 def replicas(folder, count):
     """A Ray of its own that serves a folder: its process, and a client."""
-    port, place = (
-        free_port(),
-        tempfile.mkdtemp(prefix="ray", dir="/tmp"),
-    )  # sockets need short paths
+    port, place = free_port(), tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets: short paths
     words = [sys.executable, "-c", CODE, EXAMPLE, str(folder), "--min-replicas", str(count)]
     changes = {
         "HOME": place,

@@ -66,11 +66,17 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def countable() -> Iterator[None]:
     """Attention by plain operations: fused ones count as no compute at all on a CPU."""
+    with layers_by_operations(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def layers_by_operations() -> Iterator[None]:
+    """torch's own encoder layers operation by operation, not as one in evaluation."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

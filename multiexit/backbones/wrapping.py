@@ -126,7 +126,8 @@ def _check_apart(classifier: Any, backbone: Backbone, module: nn.Module) -> None
     stages = [backbone.stage_module(index) for index in range(backbone.num_stages)]
     for part in classifier if isinstance(classifier, list | tuple) else [classifier]:
         head = dict(module.named_modules()).get(part) if isinstance(part, str) else part
-        if any(head is stage for stage in stages):
+        inside = head.modules() if isinstance(head, nn.Module) else []
+        if any(layer is stage for layer in inside for stage in stages):
             what = repr(part) if isinstance(part, str) else f"the {type(part).__name__}"
             raise ValueError(f"{what} is a stage and in classifier: leave it out of the stages")
 

@@ -244,6 +244,15 @@ def test_torchs_own_encoder_is_followed_as_a_whole(layer, options):
     assert model.num_exits == 4
 
 
+def test_torchs_own_encoder_is_exported(tmp_path):
+    model = mx.MultiExitModel(mx.wrap(Sentences({}), input_shape=(6,))).eval()
+    x = torch.randint(9, (8, 6))
+    sure = model(x)[0].softmax(-1).amax(-1).detach()
+    parity = mx.export(model, tmp_path / "onnx", mx.MaxProb(float(sure.median())), rows=[{"x": x}])
+    assert parity.largest_difference < 1e-5
+    assert parity.same_exit == 1
+
+
 def test_a_mask_that_all_blocks_read_is_named():
     with pytest.raises(ValueError, match=r"while eq is in use beside it.*wrap.register"):
         mx.wrap(Sentences({}, is_masked=True), input_shape=(6,))

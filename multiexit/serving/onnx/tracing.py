@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit.files.unreadable import one_line
-from multiexit.runtime import evaluating
+from multiexit.runtime import evaluating, layers_by_operations
 
 ANY = torch.export.Dim.DYNAMIC
 """A dimension of any size."""
@@ -35,8 +35,13 @@ def trace(
     Raises:
         Exception: of many kinds, where the module's code can't be traced.
     """
-    with warnings.catch_warnings(), torch.no_grad(), evaluating(module), unlogged("torch._guards"):
-        warnings.simplefilter("ignore")
+    with (
+        warnings.catch_warnings(action="ignore"),
+        torch.no_grad(),
+        evaluating(module),
+        layers_by_operations(),  # ONNX has no operator for a whole layer
+        unlogged("torch._guards"),
+    ):
         # Strict: else `len` of a tensor fixes the size of the batch.
         program = torch.export.export(
             module, tuple(examples), dynamic_shapes=(tuple(shapes),), strict=True

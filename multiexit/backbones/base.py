@@ -218,8 +218,7 @@ class Backbone(nn.Module, ABC):
         """
         if self._overwritten is None:
             self.find_overwritten()
-        assert self._overwritten is not None
-        return self._overwritten
+        return self._overwritten or frozenset()
 
     def find_overwritten(self) -> None:
         """Find `overwritten` anew, by a run of the example."""
@@ -229,14 +228,18 @@ class Backbone(nn.Module, ABC):
     def last_feature(self, *args: Any, **inputs: Any) -> Tensor:
         """The last stage's feature, [B, …]; what is `overwritten` on the way is noted.
 
+        In inference mode, where that can't be seen, it isn't.
+
         Args:
             args, inputs: as for `features`.
         """
         carry, feature, seen = self.start(*args, **inputs), None, []
         for index in range(self.num_stages):
             carry, feature = self.stage(carry, index)
-            seen.append((feature, feature._version))
+            seen.append((feature, None if feature.is_inference() else feature._version))
         assert feature is not None
+        if feature.is_inference():
+            return feature
         changed = {index for index, (kept, was) in enumerate(seen) if kept._version != was}
         if any(isinstance(part, _DropoutNd) and part.inplace for part in self.modules()):
             changed = set(range(self.num_stages))

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from multiexit import policies, problems
 from multiexit.backbones.base import select
+from multiexit.model.exit_loop import Decision
 from multiexit.model.latency import Latency, machine_of, nested
 from multiexit.model.model import MultiExitModel
 from multiexit.problems import are_vectors
 from multiexit.runtime import evaluating
-from multiexit.serving.folding import for_inference
+from multiexit.serving.engine import Engine
 from multiexit.serving.timing import median_seconds
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -33,6 +34,10 @@ def profile(
     repeats: int = 5,
 ) -> Latency:
     """Measure a model's parts where it is, as an engine runs them: the medians of some repeats.
+
+    What whole calls take beyond their parts is in the table too: of a call that ends at the first
+    exit in `start_ms`, and what one to the last exit has more, in even shares, in `check_ms` of the
+    exits behind the first.
 
     Args:
         model: is put into evaluation mode for the while.
@@ -66,11 +71,11 @@ def profile(
     example = model.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device
     columns = []
-    run = for_inference(model)
-    with evaluating(run):
+    with evaluating(model):
+        engine = Engine(model, policy)
         for size in sizes:
             rows = {k: v[:1].expand(size, *v.shape[1:]).to(device) for k, v in example.items()}
-            columns.append(_column(run, policy, rows, repeats))
+            columns.append(_column(engine, rows, repeats))
     start, stages, check, drop, full = zip(*columns, strict=True)
     return Latency(
         machine_of(model),
@@ -84,13 +89,44 @@ def profile(
 
 
 def _column(
-    model: MultiExitModel, policy: policies.ExitPolicy, inputs: dict[str, Tensor], repeats: int
+    engine: Engine, inputs: dict[str, Tensor], repeats: int
 ) -> tuple[float, list[float], list[float], float, float]:
     """All parts at one batch size."""
 
     def milliseconds(call: Callable[[], Any]) -> float:
         return 1e3 * median_seconds([call], repeats, least=0.002)[0]
 
+    start, stages, check, drop, full = _parts(engine.model, engine.policy, inputs, milliseconds)
+    to_first, to_last = (
+        milliseconds(partial(_all_until(engine, exit).predict, **inputs))
+        for exit in (0, engine.model.num_exits - 1)
+    )
+    beyond = max(0.0, to_first - start - stages[0] - check[0])
+    further = max(0.0, to_last - start - sum(stages) - sum(check) - beyond)
+    check = [ms + (further / (len(check) - 1) if exit else 0) for exit, ms in enumerate(check)]
+    return start + beyond, stages, check, drop, full
+
+
+def _all_until(engine: Engine, last: int) -> Engine:
+    """An engine that does all it does, but lets all rows leave at one exit."""
+    other = engine.with_policy(engine.policy)
+    decide = other._decide
+
+    def decide_until(exit: int, carry: Any, memory: Any, state: Any) -> Decision:
+        decision = decide(exit, carry, memory, state)
+        return decision._replace(stop_B=torch.full_like(decision.stop_B, exit >= last))
+
+    other._decide = decide_until
+    return other
+
+
+def _parts(
+    model: MultiExitModel,
+    policy: policies.ExitPolicy,
+    inputs: dict[str, Tensor],
+    milliseconds: Callable[[Callable[[], Any]], float],
+) -> tuple[float, list[float], list[float], float, float]:
+    """The parts of a call, each by itself."""
     policy = policies.for_problem(policy, model.problem)
     carry = model.start((), inputs)
     start = milliseconds(lambda: model.start((), inputs))

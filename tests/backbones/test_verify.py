@@ -489,3 +489,11 @@ def test_a_1_d_network_learns_what_its_channels_say():
         right_M = (model.eval()(x).argmax(-1) == y).float().mean(1)
     assert right_M[0] > 0.6
     assert right_M[1] > 0.9
+
+
+def test_a_network_is_wrapped_in_inference_mode():
+    with torch.inference_mode():
+        model = mx.MultiExitModel(mx.wrap(bert())).eval()
+        x = torch.randint(60, (2, 5))
+        answer = model.predict(mx.FixedExit(1), input_ids=x)
+        assert torch.equal(answer.logits_BC, model(input_ids=x)[1])

@@ -75,18 +75,18 @@ def numbers_of(text: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> 
     fields = [name for name in held if name not in ("class", "certificate")]
     if not isinstance(text, str) or text.partition("=")[0] != _typed(held.get("class")):
         raise _other(text, held, knobs)
-    values = [value for value in text.partition("=")[2].split(",") if value]
+    numbers = text.partition("=")[2]
     example = f"{_typed(held.get('class'))}={','.join(f'{name.upper()}' for name in fields)}"
     wrong = f"can't read policy {text!r:.80}: numbers are wanted, as {example}"
     try:
-        if "_" in text.partition("=")[2]:  # which Python's own would read
-            raise ValueError("an underscore")
-        numbers = [float(value) for value in values]
+        if "_" in numbers or not numbers.isascii():  # which Python's own would read
+            raise ValueError("no plain number")
+        read = [float(value) for value in numbers.split(",")]
     except ValueError as error:
         raise ValueError(wrong) from error
-    if not numbers or len(numbers) > len(fields):
+    if len(read) > len(fields):
         raise ValueError(wrong)
-    return _free(dict(zip(fields, numbers, strict=False)), held, knobs, text)
+    return _free(dict(zip(fields, read, strict=False)), held, knobs, text)
 
 
 def saved_numbers(

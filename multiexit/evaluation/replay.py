@@ -40,10 +40,10 @@ def replay(outputs: Outputs, table: CalibrationTable, budget_layers: float) -> R
     A row takes the setting whose mean layers, by the table, are nearest to an aim a. Then c, the
     layers that it was run through, moves the aim:
 
-        a ← clip(a + 0.02·(budget − c), fastest, slowest),    a_0 = budget
+        a ← clip(a + 0.02·(budget − c), fastest − r, slowest + r),    a_0 = budget, r their distance
 
     So a threshold follows the confidences that come, without labels, until the layers are those of
-    the budget: while a isn't clipped at the fastest setting, the mean over B rows is at most
+    the budget: while a isn't clipped below, the mean over B rows is at most
     budget + (a_0 − a_B)/(0.02·B). Each row leaves before the next one comes; a service's rows
     overlap.
 

@@ -27,8 +27,9 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
 
     Of several labels it is the sum over all of them, with softmax(0, z); of tokens over those that
     are asked for and have a label. Answers stay the same; confidences, and so what a threshold
-    means, change: a calibration table of the model is dropped. A temperature at an end of the range
-    is warned of. The temperatures are kept in `model.temperature_M`, and saved with it.
+    means, change: a calibration table of the model, and its policy's certificate, are dropped. A
+    temperature at an end of the range is warned of. The temperatures are kept in
+    `model.temperature_M`, and saved with it.
 
     Args:
         model: whose outputs these are; changed in place.
@@ -76,6 +77,8 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
             )
         model.temperature_M[exit] *= math.exp(optimum.x)
     model.calibration = None
+    if model.policy is not None:
+        model.policy = model.policy.with_certificate(None)
 
 
 def _loss(

@@ -18,7 +18,7 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
 
     Its policy goes with it where that means the same: a `FixedExit` at an exit that stays counts
     the ones that are left. One with a number per exit stays behind with a warning: calibrate it
-    again.
+    again. A certificate is of all exits that were there, and goes with all of them alone.
 
     Args:
         model: trained.
@@ -64,6 +64,8 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
     subset.temperature_M.copy_(model.temperature_M[indices])
     subset.preprocessing = dict(model.preprocessing)
     subset.policy = _subset_policy(model.policy, indices)
+    if subset.policy is not None and len(indices) < model.num_exits:
+        subset.policy = subset.policy.with_certificate(None)
     if model.latency is not None:
         subset.latency = model.latency.with_exits(indices)
     subset.training, subset.heads.training = model.training, model.heads.training

@@ -102,8 +102,8 @@ class ExitPolicy(ABC):
         """
         return None if per_exit(self) else self
 
-    def with_certificate(self, certificate: Certificate) -> Self:
-        """Make the same policy with this certificate, which is saved and loaded with it."""
+    def with_certificate(self, certificate: Certificate | None) -> Self:
+        """Make the same policy with this certificate, saved and loaded with it, or with none."""
         certified = copy.copy(self)
         object.__setattr__(certified, "certificate", certificate)
         return certified

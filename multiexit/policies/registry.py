@@ -67,7 +67,7 @@ def parse(text: str) -> ExitPolicy:
         raise unknown("policy", name, sorted(POLICIES))
     kind = POLICIES[name]
     types = field_types(kind)
-    texts = [value for value in values.split(",") if value]
+    texts = values.split(",") if values else []
     if len(texts) > len(types):
         raise ValueError(
             f"{name} takes {list(types)}, got {values!r:.80}: write "
@@ -91,7 +91,7 @@ def _read_number(text: str) -> float | tuple[float, ...]:
 
 
 def _read(text: str, kind: type[AnyNumber]) -> AnyNumber:
-    if "_" in text:  # which Python's own would read
+    if not text or "_" in text or not text.isascii():  # which Python's own would read in part
         raise ValueError(f"{text!r:.80} is no number")
     return kind(text)
 

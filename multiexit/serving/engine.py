@@ -186,7 +186,12 @@ class Engine:
             raise ValueError("a compiled engine keeps its policy: make one without compile")
         model = self.original
         policy = self.policy if policy is None else policy
-        own = [policy] * rows if isinstance(policy, ExitPolicy) else list(policy)
+        own = [policy] * rows if isinstance(policy, ExitPolicy) else policy
+        if not isinstance(own, Sequence) or not all(isinstance(p, ExitPolicy) for p in own):
+            raise ValueError(
+                "policy is an exit policy, such as MaxProb(0.9), or one for each row; got "
+                f"{policy!r:.80}"
+            )
         if len(own) != rows:
             raise ValueError(f"there are {rows} rows, and {len(own)} policies: give one for each")
         for each in policies.kinds_of(own):

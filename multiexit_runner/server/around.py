@@ -50,7 +50,8 @@ class LimitBodies:
 
     async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
         detail = f"a request's body is at most {self.most / 1e6:g} MB"
-        await JSONResponse({"detail": detail}, 413)(scope, receive, send)
+        refusal = JSONResponse({"detail": detail}, 413, {"Connection": "close"})  # more may come
+        await refusal(scope, receive, send)
 
 
 class Named:

@@ -47,12 +47,12 @@ def read_inputs(served: Served, options: Options, items: Sequence[Any]) -> list[
         ValueError: one that can't be read or is too large, by its place.
     """
     encoded: list[Encoded] = []
+    if served.kind == "image":
+        items = [_image_bytes(item, f"inputs[{place}]") for place, item in enumerate(items)]
+        _check_pixels(items, options.max_pixels)
     for place, item in enumerate(items):
         where = f"inputs[{place}]"
-        if served.kind == "image":
-            item = _image_bytes(item, where)
-            _check_pixels(item, options.max_pixels, where)
-        elif (size := characters(item)) > options.max_characters:
+        if served.kind != "image" and (size := characters(item)) > options.max_characters:
             raise ValueError(
                 f"{where} has {size} characters; this service takes at most "
                 f"{options.max_characters}"
@@ -84,10 +84,21 @@ def _image_bytes(item: Any, where: str) -> bytes:
         raise ValueError(f"{where}.image is no base64: {error}") from error
 
 
-def _check_pixels(data: bytes, most: int, where: str) -> None:
-    try:
-        pixels = pictures.count(data)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    if pixels > most:
-        raise ValueError(f"{where} has {pixels} pixels; this service takes at most {most}")
+def _check_pixels(images: Sequence[bytes], most: int) -> None:
+    """Refuse images of more pixels, each or all together: a small file may hold very many."""
+    total = 0
+    for place, data in enumerate(images):
+        try:
+            pixels = pictures.count(data)
+        except ValueError as error:
+            raise ValueError(f"inputs[{place}]: {error}") from error
+        if pixels > most:
+            raise ValueError(
+                f"inputs[{place}] has {pixels} pixels; this service takes at most {most}"
+            )
+        total += pixels
+    if total > most:
+        raise ValueError(
+            f"these images have {total} pixels; this service takes at most {most} in a request: "
+            "send fewer at once"
+        )

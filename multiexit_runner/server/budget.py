@@ -10,7 +10,8 @@ RATE = 0.02
 """How far one row moves the aim, per layer beside the budget: about 1/RATE rows to follow."""
 
 FORGET = 0.99
-"""What stays, at each row, of the time of a layer as the rows before had it."""
+"""What stays, at each row, of the time of a layer as the rows before had it; and at each request,
+of the most rows that were on their way together."""
 
 
 class BudgetDial:
@@ -19,15 +20,19 @@ class BudgetDial:
     The setting in force is the one whose mean layers, by the calibration table, are next to an aim
     a. A row that leaves and cost c moves it (Robbins and Monro, 1951):
 
-        a ← clip(a + η·(budget − c)/u, fastest, slowest),  η = 0.02
+        a ← clip(a + η·(budget − c)/u, fastest − r, slowest + r),  η = min(0.02, 1/n)
+
+    with r = slowest − fastest. n rows are on their way together, at most and lately: these all move
+    the aim before the next ones see it, so that one request of many rows counts as one look. The
+    clip keeps a stream that nothing is fast enough for from weighing for ever.
 
     In layers c are those that were run, and u is 1. In milliseconds c is the row's share of the
     time of the segments that were run on it, and u the mean of c per layer over about the last 100
     rows: how long a layer takes now, on this machine and with batches of this size.
 
     Where the rows have become harder a falls, until what is run meets the budget. While a isn't
-    clipped at the fastest setting and u stays as it is, whatever rows come in whatever order, the
-    mean over N rows is at most budget + u·(a_0 − a_N)/(η·N), since the moves add up.
+    clipped below, and η and u stay as they are, whatever rows come in whatever order, the mean over
+    N rows is at most budget + u·(a_0 − a_N)/(η·N), since the moves add up.
 
     Args:
         settings: that are allowed, from the slowest to the fastest.
@@ -50,6 +55,7 @@ class BudgetDial:
                 f"settings that are allowed; got {budget:g}"
             )
         self.aim = high if in_ms else budget
+        self._on_the_way, self._most = 0, 1.0
 
     @property
     def place(self) -> int:
@@ -58,6 +64,8 @@ class BudgetDial:
 
     def enter(self, rows: int, own: bool = False) -> Entry:
         """Let a request's rows begin."""
+        self._on_the_way += rows
+        self._most = max(FORGET * self._most, self._on_the_way, 1)
         return Entry(self.place, own)
 
     def ran(self, exit: int, rows: int, seconds: float) -> None:
@@ -65,6 +73,7 @@ class BudgetDial:
 
     def left(self, entry: Entry, layers: int | None, seconds: float = 0.0) -> None:
         """A row left after so many layers and seconds of the network; None without an answer."""
+        self._on_the_way -= 1
         if layers is None:
             return
         cost = float(layers)
@@ -73,8 +82,10 @@ class BudgetDial:
             old = self._unit or cost / layers
             self._unit = FORGET * old + (1 - FORGET) * cost / layers
         if not entry.own and self._unit:
-            moved = self.aim + RATE * (self.budget - cost) / self._unit
-            self.aim = float(np.clip(moved, self._layers_S.min(), self._layers_S.max()))
+            rate = min(RATE, 1 / self._most)
+            moved = self.aim + rate * (self.budget - cost) / self._unit
+            low, high = self._layers_S.min(), self._layers_S.max()
+            self.aim = float(np.clip(moved, 2 * low - high, 2 * high - low))
 
     def answered(self, entry: Entry, seconds: float) -> None:
         """A request was answered, which is of no account here."""

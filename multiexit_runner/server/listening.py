@@ -2,6 +2,10 @@
 
 import errno
 import socket
+from collections.abc import Sequence
+
+BACKLOG = 2048
+"""Connections that wait to be accepted, as uvicorn has it."""
 
 
 def sockets_at(host: str, port: int) -> list[socket.socket]:
@@ -39,3 +43,19 @@ def sockets_at(host: str, port: int) -> list[socket.socket]:
     if not sockets:
         raise ValueError(f"can't listen at host {host!r}: none of its addresses is this machine's")
     return sockets
+
+
+def listen(sockets: Sequence[socket.socket]) -> None:
+    """Listen at sockets, which two processes may have bound to one port as long as neither does.
+
+    Raises:
+        ValueError: another process listens there.
+    """
+    for each in sockets:
+        try:
+            each.listen(BACKLOG)
+        except OSError as error:
+            host, port, *_ = each.getsockname()
+            raise ValueError(
+                f"can't listen at host {host!r}, port {port}: {error.strerror}"
+            ) from error

@@ -83,7 +83,7 @@ class Orders:
         for name, (low, high) in self.limits.items():
             if name in numbers and not low <= numbers[name] <= high:
                 raise ValueError(
-                    f"{name} must be from {low:g} to {high:g} here, got {numbers[name]:g}"
+                    f"{name} must be from {low:g} to {high:g} here, got {numbers[name]}"
                 )
 
 

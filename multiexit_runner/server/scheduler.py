@@ -97,7 +97,8 @@ class Scheduler(Generic[AnyGroup]):
         return self.rows * self._row_seconds
 
     def start(self) -> None:
-        """Begin to run, in a thread of its own."""
+        """Begin to run, in a thread of its own; once more after `close`, too."""
+        self._closing = False
         self._thread = threading.Thread(target=self._serve, name="multiexit-scheduler", daemon=True)
         self._thread.start()
 

@@ -76,7 +76,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
         import uvicorn
 
         from multiexit_runner.server.app import Service
-        from multiexit_runner.server.listening import sockets_at
+        from multiexit_runner.server.listening import listen, sockets_at
         from multiexit_runner.server.wire import LimitedHttp
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'multiexit-torch[serve]'") from error
@@ -96,6 +96,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
         logging.basicConfig(
             level=options.log_level.upper(), format="%(message)s", stream=sys.stderr
         )
+        listen(sockets)
         host = f"[{options.host}]" if ":" in options.host else options.host
         print(
             f"{folder}: {len(service.served.exits)} exits, policy {service.policy}; "

@@ -9,13 +9,19 @@ MOST = 1 << 20
 """Bytes that come before the headers of a request have ended, at most."""
 
 
-LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+SAID = b'{"detail": "the headers of a request did not come in time"}'
+LATE = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(SAID), SAID)
+)
 
 
 class LimitedHttp(HttpToolsProtocol):
     """uvicorn's protocol, which by itself takes headers without end and waits for them for ever.
 
-    A new connection on which nothing comes is kept as long as one that is idle.
+    A new connection on which nothing comes is kept as long as one that is idle. Who asks for
+    another protocol, as some clients do for HTTP/2, is refused: the body of such a request would be
+    lost.
 
     Args:
         seconds: from the first byte of a request to the end of its headers.
@@ -72,8 +78,22 @@ class LimitedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_headers, self._before_headers = False, 0
         self._wait_no_more()
-        super().on_headers_complete()
+        if self._asks_for_another():
+            self.send_400_response(
+                "This service speaks HTTP/1.1: send no Upgrade header (in Java, "
+                "HttpClient.Builder.version(HTTP_1_1))."
+            )
+        else:
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._in_headers, self._before_headers = True, 0
-        super().on_message_complete()
+        if not self._asks_for_another():
+            super().on_message_complete()
+
+    def _asks_for_another(self) -> bool:
+        assert self.parser is not None
+        return self.parser.should_upgrade() and not self._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: it was refused."""

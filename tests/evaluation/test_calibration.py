@@ -208,6 +208,21 @@ def test_a_changed_policy_has_none_and_an_equal_one_is_equal(certified):
     assert mx.MaxProb(0.5).with_certificate(certified.certificate).certificate is not None
 
 
+def test_it_goes_with_what_it_was_given_for(mlp):
+    model, inputs = mlp
+    labels_B = torch.arange(len(inputs["x"])) % model.num_classes
+    outputs = mx.collect(model, torch.utils.data.TensorDataset(inputs["x"], labels_B))
+    certified = mx.MaxProb(0.9).with_certificate(mx.Certificate("disagreement", 0.1, 0.9, 9, 0.0))
+    for change in (
+        lambda: mx.keep_exits(model, range(model.num_exits)).policy.certificate is not None,
+        lambda: mx.keep_exits(model, range(1, model.num_exits)).policy.certificate is None,
+        lambda: mx.fit_temperatures(model, outputs) or model.policy.certificate is None,
+    ):
+        model.policy = certified
+        assert change()
+        assert certified.certificate is not None
+
+
 def test_it_is_saved_with_the_model(certified, tmp_path):
     again = policies.from_json(json.loads(json.dumps(policies.to_json(certified))))
     assert again == certified

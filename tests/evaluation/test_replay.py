@@ -46,7 +46,8 @@ def test_it_is_one_row_after_another(policy):
         exit_B, answer_BC = alone.answers(table.settings[place].policy)
         assert (int(went.setting_B[row]), int(went.exit_B[row])) == (place, int(exit_B))
         layers = LAYERS[int(exit_B)]
-        aim = min(max(aim + 0.02 * (budget - layers), min(layers_S)), max(layers_S))
+        low, high = min(layers_S), max(layers_S)
+        aim = min(max(aim + 0.02 * (budget - layers), 2 * low - high), 2 * high - low)
         spent, right = spent + layers, right + int(answer_BC.argmax() == label)
     assert went.mean_layers == pytest.approx(spent / 120)
     assert went.scores["score"] == pytest.approx(right / 120)

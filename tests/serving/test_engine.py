@@ -194,6 +194,9 @@ def test_bad_settings_are_named(mlp):
     with pytest.raises(ValueError, match=r"needs a policy.*NoneType"):
         mx.Engine(model)
     engine = mx.Engine(model, mx.Patience(1))
+    for wrong in ("max-prob=0.5", 5, [mx.Patience] * 24):
+        with pytest.raises(ValueError, match=r"policy is an exit policy, such as MaxProb\(0.9\)"):
+            engine.predict(**inputs, policy=wrong)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         list(engine.stream([inputs], batch_size=0))
     with pytest.raises(ValueError, match="must rise"):

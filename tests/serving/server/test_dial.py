@@ -230,17 +230,37 @@ def test_one_allowed_setting_is_never_left():
     assert p95(seen) <= TARGET
 
 
-@given(st.lists(st.integers(1, M), min_size=1, max_size=400), st.floats(1.5, 5.5))
-def test_a_budget_is_held_whatever_rows_come(layers, budget):
+@given(
+    st.lists(st.integers(1, M), min_size=1, max_size=400), st.floats(1.5, 5.5), st.integers(1, 200)
+)
+def test_a_budget_is_held_whatever_rows_come(layers, budget, together):
+    layers = layers[: len(layers) // together * together] or layers[:together]
+    together = min(together, len(layers))
     dial = BudgetDial(SETTINGS, budget)
-    fastest, clipped = dial._layers_S.min(), False
-    for each in layers:
-        dial.left(dial.enter(1), each)
-        clipped |= dial.aim == fastest
+    below, clipped = 2 * dial._layers_S.min() - dial._layers_S.max(), False
+    for begin in range(0, len(layers), together):
+        entry = dial.enter(together)
+        for each in layers[begin : begin + together]:
+            dial.left(entry, each)
+            clipped |= dial.aim == below
     dial.left(dial.enter(1, own=True), M)  # of no account
     if not clipped:
-        most = budget + (budget - dial.aim) / (RATE * len(layers))
+        most = budget + (budget - dial.aim) / (min(RATE, 1 / together) * len(layers))
         assert np.mean(layers) <= most + 1e-9
+
+
+@pytest.mark.parametrize("budget", [1.5, 2.0, 3.0, 5.0])
+@pytest.mark.parametrize("together", [1, 64, 256])
+def test_a_budget_is_held_with_requests_of_many_rows(budget, together):
+    dial, draw = BudgetDial(SETTINGS, budget), np.random.default_rng(0)
+    layers = []
+    for _ in range(6144 // together):
+        entry = dial.enter(together)
+        exits = np.searchsorted(SETTINGS[entry.place].policy, draw.random(together))
+        layers += list(np.minimum(exits, M - 1) + 1)
+        for each in layers[-together:]:
+            dial.left(entry, int(each))
+    assert np.mean(layers) == pytest.approx(budget, abs=0.06)
 
 
 def test_a_budget_is_held_under_drift():

@@ -119,7 +119,7 @@ def test_an_alarm_voids_the_certificate(client, caplog):
         assert ask(client, texts(300)[start : start + 100])
     np.testing.assert_array_equal(watch.drift.counts_ME, 2 * before_ME)  # the same rows again
     for wish in ({"max_exit": 3}, {"budget_ms": 1e6}, {"threshold": 0.5}):
-        ask(client, "the cat", **wish)
+        assert not ask(client, "the cat", **wish)
     info = client.get("/info").json()
     assert info["drift"]["watched"]
     assert (info["drift"]["rows"], info["drift"]["alarm"]) == (300, None)

@@ -14,6 +14,8 @@ import pytest
 from answering import texts
 from helpers import ROOT, free_port
 
+from multiexit_runner.server.listening import listen, sockets_at
+
 CODE = """
 import sys
 
@@ -76,6 +78,9 @@ def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
         rows = texts(8)
         assert len(client.post("/predict", json={"inputs": rows}).json()["answers"]) == 8
         assert raw(port, b"\x16\x03\x01 no HTTP at all\r\n\r\n").startswith(b"HTTP/1.1 400")
+        other = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 15\r\n"
+        asked = b"POST /predict HTTP/1.1\r\nHost: x\r\n" + other + JSON + b'{"inputs": "a"}'
+        assert b"This service speaks HTTP/1.1: send no Upgrade" in raw(port, asked)
         flood = b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-A: " + b"a" * 4_000_000 + b"\r\n\r\n"
         with suppress(OSError):  # closed in the middle
             assert not raw(port, flood).startswith(b"HTTP/1.1 200")
@@ -189,6 +194,16 @@ def test_a_port_that_is_taken_is_one_line(exported):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line == f"Error: can't listen at host '127.0.0.1', port {port}: Address already in use"
+
+
+def test_of_two_that_have_bound_one_port_one_listens():
+    first = sockets_at("127.0.0.1", 0)
+    second = sockets_at("127.0.0.1", first[0].getsockname()[1])
+    listen(first)
+    with pytest.raises(ValueError, match=r"can't listen .*Address already in use"):
+        listen(second)
+    for each in (*first, *second):
+        each.close()
 
 
 def test_a_free_port_is_told_and_a_name_is_listened_at_wholly(exported):

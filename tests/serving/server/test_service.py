@@ -114,6 +114,7 @@ def test_a_budget_is_kept_and_said(client):
         (b'{"inputs": "a", "policy": "max-prob"}', 422, "max-prob"),
         (b'{"inputs": "a", "policy": "max-prob=0.5", "threshold": 0.5}', 422, "not both"),
         (b'{"inputs": "a", "policy": "max-prob=0_9"}', 422, "max-prob=0_9"),
+        (b'{"inputs": "a", "policy": "max-prob=,0.8"}', 422, "max-prob=THRESHOLD"),
         (b'{"inputs": "a", "policy": "max-prob=30"}', 422, "threshold is 30.0; it must be from"),
         (b'{"inputs": "a", "threshold": 30}', 422, "threshold is 30.0; it must be from -0.1 to 1"),
         (b'{"inputs": "a", "threshold": -1}', 422, "it must be from -0.1 to 1.1"),
@@ -376,6 +377,8 @@ def test_images_come_as_base64(exported_images):
                 (bomb(), "16000000 pixels; this service takes at most 1000"),
             ]:
                 assert words in ask(client, [wrong], 422)["detail"]
+            many = ask(client, files * 6, 422)["detail"]
+            assert "pixels; this service takes at most 1000 in a request: send fewer" in many
 
 
 def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
@@ -432,3 +435,17 @@ def test_a_request_that_is_cancelled_at_the_end_gets_503():
     asyncio.run(named(scope, None, send))
     assert "had no time left" in json.loads(sent[1]["body"])["detail"]
     assert told == [("/predict", 503)]
+
+
+def test_an_app_that_does_not_run_says_so_and_may_be_started_again(text_served):
+    service = Service(text_served[1]["model"](), Options())
+    client = TestClient(service.app)
+    for method, path in (("GET", "/ready"), ("HEAD", "/ready"), ("POST", "/predict")):
+        body = {"json": {"inputs": "a"}} if method == "POST" else {}
+        assert client.request(method, path, **body).status_code == 503
+    assert client.head("/health").status_code == 200
+    for _ in range(2):
+        with client:
+            assert client.head("/ready").status_code == 200
+            assert len(ask(client, texts(3))["answers"]) == 3
+    assert "isn't running" in ask(client, "a", 503)["detail"]

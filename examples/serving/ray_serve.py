@@ -57,8 +57,13 @@ def main() -> None:
     args = parser.parse_args()
     if not args.folder.is_dir():
         parser.error(f"no such folder: {args.folder}")
+    if not 0 < args.min_replicas <= args.max_replicas or not args.seconds > 0:
+        parser.error("1 ≤ --min-replicas ≤ --max-replicas, and --seconds above 0")
+    try:
+        options = merged(args.config, {})
+    except ValueError as error:
+        parser.error(str(error))
 
-    options = merged(args.config, {})
     deployment = serve.deployment(
         max_ongoing_requests=options.max_rows,  # they wait in the replicas, which batch them
         graceful_shutdown_timeout_s=options.shutdown_seconds,
@@ -69,8 +74,8 @@ def main() -> None:
             "policy": {"policy_function": ByWork, "policy_kwargs": {"seconds": args.seconds}},
         },
     )(MultiExit)
-    serve.start(http_options={"host": options.host, "port": options.port})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    serve.start(http_options={"host": options.host, "port": options.port})
     try:
         serve.run(deployment.bind(str(args.folder.absolute()), options), blocking=True)
     except KeyboardInterrupt:

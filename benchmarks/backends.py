@@ -145,7 +145,10 @@ def ours(
         if not (folder / kind).exists():
             mx.export(whole, folder / f"{kind} whole", mx.FixedExit(0), tokenizer=tokenizer, **int8)
             mx.export(model, folder / kind, NEVER, tokenizer=tokenizer, **int8)
-    for backend, name in (("onnxruntime", "ONNX"), ("openvino", "OpenVINO")):
+    backends = {"onnxruntime": "ONNX", "openvino": "OpenVINO"}
+    if has_bfloat16():  # in which OpenVINO runs, unless it is told not to
+        backends["openvino-bf16"] = "OpenVINO bf16"
+    for backend, name in backends.items():
         for kind in ("float", "int8"):
             called = name + " int8" * (kind == "int8")
             load = multiexit_runner.Classifier.from_pretrained
@@ -156,6 +159,13 @@ def ours(
             say[f"{called}, no exits"] = classifier(no_exits)
             say[f"{called} + exits"] = classifier(exits, {"threshold": policy.threshold})
     return say
+
+
+def has_bfloat16() -> bool:
+    """Whether OpenVINO finds bfloat16 in this CPU."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def timed(

@@ -34,7 +34,8 @@ class Runner:
         threads: of one call; None is as many as there are cores.
         providers: onnxruntime's, by name, the first that can; None is the CPU.
         check: whether to run those rows.
-        backend: `"onnxruntime"`, or `"openvino"`, on the CPU.
+        backend: `"onnxruntime"`, or on the CPU `"openvino"`, or `"openvino-bf16"`, which multiplies
+            in bfloat16 on CPUs that have it.
 
     Raises:
         ValueError: a folder with a missing or changed file, or of another format; a backend or

@@ -41,7 +41,9 @@ def predict(
     ] = False,
     backend: Annotated[
         str | None,
-        typer.Option(help="what runs an export: onnxruntime, which is the default, or openvino"),
+        typer.Option(
+            help="what runs an export: onnxruntime, which is the default, openvino or openvino-bf16"
+        ),
     ] = None,
 ) -> None:
     """Labels, scores and exits for a table, lines of text or image files, in their order.

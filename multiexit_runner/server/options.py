@@ -73,7 +73,7 @@ class Options:
         0, "threads of the network; 0 is as many as there are cores", 0, MOST_THREADS
     )
     backend: str = _option(
-        "", "what runs an export: onnxruntime, which is the default, or openvino"
+        "", "what runs an export: onnxruntime, which is the default, openvino or openvino-bf16"
     )
     providers: str = _option(
         "",

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,21 @@ def test_images_get_the_same_answers(exported_images):
     x[1, 0, 2, 2] = np.nan
     with pytest.raises(ValueError, match="exit 0 gave NaN or infinite logits for row 1"):
         ours.predict(x)
+
+
+def test_bfloat16_is_near_where_the_cpu_has_it_and_refused_elsewhere(
+    exported_images, openvino, monkeypatch
+):
+    _, folder = exported_images
+    x = np.random.default_rng(0).standard_normal((33, 3, 8, 8)).astype(np.float32)
+    wanted = Runner(folder, 1).forward(x)
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        got = Runner(folder, 1, backend="openvino-bf16").forward(x)
+        assert 0 < abs(got - wanted).max() < 0.03 * abs(wanted).max()
+    elsewhere = SimpleNamespace(get_property=lambda *_: ["FP32", "INT8"])
+    monkeypatch.setattr(openvino, "Core", lambda: elsewhere)
+    with pytest.raises(ValueError, match="this CPU has no bfloat16; take 'openvino'"):
+        Runner(folder, 1, backend="openvino-bf16")
 
 
 @pytest.mark.usefixtures("openvino")

@@ -13,6 +13,7 @@ from answering import texts
 from helpers import command
 
 from multiexit_runner import Classifier, Runner
+from multiexit_runner.backends import opener
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.serve import load_export
 
@@ -63,10 +64,13 @@ def test_bfloat16_is_near_where_the_cpu_has_it_and_refused_elsewhere(
     exported_images, openvino, monkeypatch
 ):
     _, folder = exported_images
+    graph = (folder / "exit-0.onnx").read_bytes()
     x = np.random.default_rng(0).standard_normal((33, 3, 8, 8)).astype(np.float32)
-    wanted = Runner(folder, 1).forward(x)
+    in_float = opener("openvino", 1, None)(graph)
+    feed = {"x": x} | {name: np.zeros(1, np.float32) for name in in_float.inputs if name != "x"}
+    wanted = in_float.run(None, feed)[0]
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        got = Runner(folder, 1, backend="openvino-bf16").forward(x)
+        got = opener("openvino-bf16", 1, None)(graph).run(None, feed)[0]
         assert 0 < abs(got - wanted).max() < 0.03 * abs(wanted).max()
     elsewhere = SimpleNamespace(get_property=lambda *_: ["FP32", "INT8"])
     monkeypatch.setattr(openvino, "Core", lambda: elsewhere)

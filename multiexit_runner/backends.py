@@ -8,6 +8,8 @@ import numpy as np
 from multiexit_runner.inputs import Arrays
 
 BACKENDS = ("onnxruntime", "openvino", "openvino-bf16")
+ROUNDING = ("openvino-bf16",)
+"""Those of `BACKENDS` that multiply in less than float32, where graphs are in that."""
 CPU = "CPUExecutionProvider"
 MOST_THREADS = 1024
 KINDS = {"int64": "int64", "int32": "int32", "float32": "float", "bool": "bool"}
@@ -129,7 +131,7 @@ def _openvino(backend: str, threads: int | None) -> Open:
         ) from error
 
     core = openvino.Core()
-    short = backend.endswith("-bf16")
+    short = backend in ROUNDING
     if short and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError(f"backend={backend!r}: this CPU has no bfloat16; take 'openvino'")
     options: dict[str, Any] = {

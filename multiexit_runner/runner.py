@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from multiexit_runner.backends import opener
+from multiexit_runner.backends import ROUNDING, opener
 from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
 from multiexit_runner.inputs import Arrays, named_arrays, trim
 from multiexit_runner.knobs import by_row, check_numbers, last_exits
@@ -19,7 +19,7 @@ from multiexit_runner.reading import windows, windows_at_hand
 from multiexit_runner.regroup import Group, join, long_first, merge, pad, shape_key
 from multiexit_runner.rows import from_bytes
 from multiexit_runner.sessions import open_sessions, run
-from multiexit_runner.settings import parse_settings
+from multiexit_runner.settings import parse_settings, without_bounds
 from multiexit_runner.waiting import Waiting
 
 
@@ -79,6 +79,8 @@ class Runner:
         export = read_folder(folder)
         text = read_file(export, SETTINGS)
         settings = parse_settings(text, str(export.path / SETTINGS))
+        if backend in ROUNDING:
+            settings = without_bounds(settings)
         self._hold(settings, open_sessions(export, settings, open_session))
         read = {SETTINGS, *(segment["file"] for segment in self._segments)}
         others = {name: read_file(export, name) for name in export.sums if name not in read}

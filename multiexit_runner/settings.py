@@ -21,6 +21,16 @@ INT64 = 2**63 - 1
 FLOAT32 = 3.4e38
 
 
+def without_bounds(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings where numbers are rounded: what was bounded was bounded in float32."""
+    policy = {k: v for k, v in settings["policy"].items() if k != "certificate"}
+    table = settings.get("calibration")
+    if table is not None:
+        rows = [{**setting, "loss_bound": None} for setting in table["settings"]]
+        table = {**table, "settings": rows}
+    return {**settings, "policy": policy, "calibration": table}
+
+
 def parse_settings(data: bytes, where: str) -> dict[str, Any]:
     """The settings in a file's bytes.
 

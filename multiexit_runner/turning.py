@@ -103,7 +103,11 @@ def saved_numbers(
     """
     numbers = {n: v for n, v in policy.items() if n not in ("class", "certificate")}
     if policy.get("class") != held.get("class"):
-        raise _other(policy.get("class"), held, knobs)
+        asked, here = _typed(policy.get("class")), _typed(held.get("class"))
+        raise ValueError(
+            f"{asked} is asked for, as by the calibration table where that is of it, and these "
+            f"graphs hold the policy {here}: export again, with --policy {typed_policy(policy)}"
+        )
     return _free(numbers, held, knobs, policy["class"])
 
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -241,7 +241,8 @@ def train(
             reporting.write_card(folder, read, backbone)
             if seeds is None:
                 data = [] if rows.data_dir is None else ["--data-dir", str(rows.data_dir)]
-                print(reporting.next_steps(output, model, data))
+                dev: Any = next(iter(read.sets.values()))
+                print(reporting.next_steps(output, model, len(dev), data))
             if push is not None:
                 print(f"pushed: {hub.push(folder / run_folder.MODEL, push, private=private)}")
     if seeds is not None and processes().is_main_process:

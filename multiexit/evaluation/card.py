@@ -167,10 +167,11 @@ def _certificate(policy: Mapping[str, Any] | None) -> str | None:
     sure = certificate.get("confidence")
     how = "on average" if sure is None else f"with {sure:.0%} confidence"
     bounds = [
-        f"{bound['loss']} of at most {bound['risk']:g}"
+        f"a loss ({bound['loss']}) of at most {bound['risk']:g}"
         for bound in (certificate, *certificate.get("also", ()))
     ]
-    return f"{' and '.join(bounds)} on rows like those {how}"
+    rows = certificate["rows"]
+    return f"{' and '.join(bounds)}, {how}, on rows like the {rows} that calibrated it"
 
 
 def _table(calibration: Mapping[str, Any] | None) -> str | None:

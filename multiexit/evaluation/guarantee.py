@@ -91,7 +91,7 @@ def check_rows(rows: int, risk: float, delta: float | None, bound: str) -> None:
     if rows < needed:
         raise ValueError(
             f"{rows} rows can't certify a risk of {risk}: even without any loss it takes {needed} "
-            "rows to calibrate on"
+            "rows to calibrate on. Give more of them (--share 0.7, --data), or a larger risk"
         )
 
 

@@ -6,6 +6,7 @@ Letters: M exits, B batch rows, C classes.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,7 @@ class LeavingCost:
     """
 
     alpha: float
+    serves_regression: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha >= 0):

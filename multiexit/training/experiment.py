@@ -161,6 +161,8 @@ def _serves(recipe: Recipe, num_classes: int, problem: str | None) -> bool:
     """Whether a recipe's policy goes with such classes; of numbers it is given a tolerance."""
     policy: Any = recipe.policy
     if problems.resolve(problem, num_classes) == "regression":
+        if not all(getattr(phase.extra, "serves_regression", True) for phase in recipe.phases):
+            return False
         policy = _with_tolerance(policy, 1.0)
     try:
         policy.init(torch.zeros(1, problems.classes_of_decision(problem, num_classes)))

@@ -54,7 +54,10 @@ class Options:
         -inf, "score that the policy is expected to have where it is turned, at least"
     )
     max_loss: float = _option(
-        NO_LOSS, "points that it may lose where it is turned, by its bound, at most", 0
+        NO_LOSS,
+        "points that it may lose where it is turned, by its bound, at most; default the risk of "
+        "its certificate, if it has one",
+        0,
     )
     batch_size: int = _option(32, "rows that go through a segment together, at most", 1)
     max_wait_ms: float = _option(0.0, "age of the oldest row, in ms, from which it goes first", 0)

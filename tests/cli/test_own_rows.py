@@ -62,7 +62,7 @@ def test_texts_of_ones_own_have_settings_that_suit_early_exits(run, words, lr, p
     assert (said or "") in ended.err
     assert ("chosen for texts" in ended.err) == bool(said)
     assert ended.out.splitlines()[-1].startswith(f"next: `multiexit report {tmp_path / 'run'}`")
-    assert f"`multiexit calibrate {tmp_path / 'run'} --risk 0.05`" in ended.out
+    assert f"`multiexit calibrate {tmp_path / 'run'} --speedup 1.5`" in ended.out
     assert "\nmax-prob=0.525 " in ended.out
     model = mx.MultiExitModel.from_pretrained(tmp_path / "run" / "model")
     record = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -101,6 +101,7 @@ def export(
     from multiexit_runner import Runner
     from multiexit_runner.folder import ROWS
     from multiexit_runner.rows import to_bytes
+    from multiexit_runner.settings import without_bounds
 
     assert policy is not None
     if int8:
@@ -130,9 +131,10 @@ def export(
             "scales": {n: [*s] for n, s in policies.scales(policy, known).items() if n in numbers},
             "segments": [segment._asdict() for segment in segments],
             "int8": {"target": target, "machines": TARGETS[target].machines} if int8 else None,
-            "calibration": _calibration(model, int8),
+            "calibration": None if model.calibration is None else model.calibration.to_json(),
             "parity": {},
         }
+        settings = without_bounds(settings) if int8 else settings
         (partial / ROWS).touch()
         _write_settings(partial, settings)
         if int8 and batches is not None and not has_products(model.backbone):
@@ -183,15 +185,6 @@ def _settings(model: MultiExitModel, policy: ExitPolicy, spec: Inputs) -> dict[s
         "max_tokens": spec.max_tokens,
         "policy": policies.to_json(policy),
     }
-
-
-def _calibration(model: MultiExitModel, int8: bool) -> dict[str, Any] | None:
-    """The model's calibration table; its bounds are on float, and say nothing of int8."""
-    if model.calibration is None:
-        return None
-    table = model.calibration.to_json()
-    bounds = {"loss_bound": None} if int8 else {}
-    return {**table, "settings": [{**setting, **bounds} for setting in table["settings"]]}
 
 
 def _write_settings(folder: Path, settings: dict[str, Any]) -> None:

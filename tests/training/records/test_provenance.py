@@ -343,6 +343,7 @@ def test_every_field_of_a_phase_tells_runs_apart():
         "branch": a_hook,
         "surgery": Conflictless("early"),
         "before_step": a_hook,
+        "keep": "last",
     }
     assert {*changed} == {field.name for field in fields(mx.Phase)}
     for name, value in changed.items():

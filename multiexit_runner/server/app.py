@@ -32,6 +32,7 @@ from multiexit_runner.server.options import Options
 from multiexit_runner.server.orders import Order, Orders
 from multiexit_runner.server.page import page
 from multiexit_runner.server.refusals import Refused, failed, invalid, refused
+from multiexit_runner.server.saying import RESPONSES
 from multiexit_runner.server.scheduler import Full, Scheduler
 from multiexit_runner.server.served import Served
 from multiexit_runner.server.strict import StrictRoute
@@ -101,7 +102,12 @@ class Service:
         app.add_exception_handler(Refused, refused)
         app.add_exception_handler(RequestValidationError, invalid)
         app.add_exception_handler(Exception, failed)
-        app.post("/predict", summary="Answer inputs, early where the policy allows")(self.predict)
+        app.post(
+            "/predict",
+            summary="Answer inputs, early where the policy allows",
+            response_model=None,  # described below, and sent as it is
+            responses=RESPONSES,
+        )(self.predict)
         for path, summary, answer in (
             ("/health", "Whether the process lives", self._health),
             ("/ready", "Whether requests are taken", self._is_ready),

@@ -29,14 +29,39 @@ def page(described: Mapping[str, Any]) -> str:
 
 
 def _fields(what: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
-    """The fields of a request's body, if it has one."""
-    content = what.get("requestBody", {}).get("content", {}).get("application/json")
-    if content is None:
+    """The fields of a request's body, if it has one, and of what comes back."""
+    if (asked := _schema(what.get("requestBody", {}), schemas)) is None:
         return
-    schema = schemas[content["schema"]["$ref"].rpartition("/")[2]]
-    yield "<p>A JSON object with</p><dl>"
+    yield "<p>A JSON object with</p>"
+    yield from _listed(asked)
+    responses = what["responses"]
+    answer = _schema(responses["200"], schemas) or {"properties": {}}
+    yield "<p>The answer has</p>"
+    yield from _listed(answer)
+    for field in answer["properties"].values():
+        if (row := _named(field.get("items", {}), schemas)) is not None:
+            yield "<p>Each of these has</p>"
+            yield from _listed(row)
+    yield "<p>Else there is <code>detail</code>, a sentence, with the status</p><dl>"
+    for status, response in responses.items():
+        if status != "200":
+            yield f"<dt>{status}</dt><dd>{escape(response['description'])}</dd>"
+    yield "</dl>"
+
+
+def _listed(schema: Mapping[str, Any]) -> Iterator[str]:
+    yield "<dl>"
     for name, field in schema["properties"].items():
         need = "" if name in schema.get("required", ()) else " (may be left out)"
         yield f"<dt><code>{escape(name)}</code>{need}</dt>"
         yield f"<dd>{escape(field.get('description', ''))}</dd>"
     yield "</dl>"
+
+
+def _schema(of: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The schema of a body in JSON, if there is one."""
+    return _named(of.get("content", {}).get("application/json", {}).get("schema", {}), schemas)
+
+
+def _named(reference: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return schemas.get(reference.get("$ref", "").rpartition("/")[2])

@@ -17,6 +17,7 @@ from multiexit.serving.stepping import of_model
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.around import Named
 from multiexit_runner.server.options import Options, merged
+from multiexit_runner.server.saying import RESPONSES
 from multiexit_runner.server.served import of_export
 
 
@@ -273,6 +274,14 @@ def test_the_page_of_documentation_needs_nothing_from_elsewhere(client):
         assert f"<code>{name}</code>" in page.text
         assert html.escape(field["description"]) in page.text
     assert client.get("/redoc").status_code == 404
+    responses = described["paths"]["/predict"]["post"]["responses"]
+    for status, body in ((200, {"inputs": ["a", "b"]}), (422, {"inputs": []})):
+        assert str(status) in responses
+        said, model = client.post("/predict", json=body).json(), RESPONSES[status]["model"]
+        model.model_validate(said)
+        assert said.keys() <= model.model_fields.keys()
+    assert "HTTPValidationError" not in described["components"]["schemas"]
+    assert "<code>milliseconds</code>" in page.text
 
 
 def test_a_full_queue_says_when_to_come_again(text_served):

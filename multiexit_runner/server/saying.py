@@ -1,0 +1,69 @@
+"""What a service says, described for its OpenAPI page and for generated clients."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Row(BaseModel):
+    """The answer to one input, with keys by what the network says of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    label: str | None = Field(None, description="The likeliest class, where each row has one")
+    score: float | None = Field(None, description="Its probability")
+    labels: list[Any] | None = Field(None, description="Of several labels, or of the words")
+    scores: Any = Field(None, description="Probabilities by class, or of the words")
+    value: float | None = Field(None, description="A number, in regression; or `values`")
+    exit: int = Field(description="Where the row left, counted from 0")
+    layers: int = Field(description="Layers up to there")
+    stages: list[int] = Field(description="The segments that were run on this row")
+    why: str = Field(description="What made it leave: policy, max_exit or budget")
+    milliseconds: float = Field(description="From its joining the queue to its leaving")
+    cut: bool = Field(False, description="Whether the text fills all tokens that are read")
+
+
+class Answers(BaseModel):
+    """The answers to a request, in its order."""
+
+    answers: list[Row] = Field(description="One for each input")
+    policy: str = Field(description="By which the rows left, as it is typed")
+    certified: bool = Field(description="Whether the policy's certificate holds for this request")
+    expected_score: float | None = Field(None, description="By the calibration table")
+    loss_bound: float | None = Field(None, description="By the calibration table, from 0 to 1")
+
+
+class Refusal(BaseModel):
+    """Why a request is refused."""
+
+    detail: str = Field(description="In a sentence")
+
+
+REFUSED = {
+    400: "What is no JSON",
+    408: "A body that doesn't come in time",
+    413: "A body too large, or more inputs than there is room for",
+    415: "Another content type than application/json",
+    422: "Inputs or wishes that can't be read, or aren't allowed",
+    429: "A full queue; Retry-After says when to come again",
+    500: "Rows on which the network fails",
+    503: "A service that doesn't run, or sheds; Retry-After says when to come again",
+}
+HEADERS = {
+    "X-Multiexit-Certified": "As `certified`",
+    "X-Multiexit-Policy": "As `policy`",
+    "X-Request-ID": "That of the request, or a new one",
+}
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": Answers,
+        "description": "The answers",
+        "headers": {
+            name: {"description": text, "schema": {"type": "string"}}
+            for name, text in HEADERS.items()
+        },
+    },
+    **{status: {"model": Refusal, "description": text} for status, text in REFUSED.items()},
+}
+"""Of /predict, by status."""

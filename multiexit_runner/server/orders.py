@@ -53,6 +53,8 @@ class Orders:
         self.served = served
         self.limits = _limits(options.limits, served.turns)
         self.default = served.parse(None, {})
+        if options.policy:
+            served.parse(options.policy, {})  # refuses numbers far off their scale, as of requests
 
     def of(self, policy: str | None, threshold: float | None, max_exit: int | None) -> Order:
         """The order of a request.

@@ -323,6 +323,12 @@ def test_limits_that_would_bound_nothing_are_refused(text_served, limits, messag
         Service(text_served[1]["model"](), Options(limits=limits))
 
 
+@pytest.mark.parametrize("kind", ["model", "export"])
+def test_a_policy_far_off_its_scale_is_refused_at_the_start(text_served, kind):
+    with pytest.raises(ValueError, match=r"threshold is 30.0; it must be from -0.1 to 1.1"):
+        Service(text_served[1][kind](), Options(policy="max-prob=30"))
+
+
 def test_a_response_says_all_of_the_policy_that_was_run(tmp_path):
     tokenizer = tokenizer_in(tmp_path)
     model = text_model(tokenizer)

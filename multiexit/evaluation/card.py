@@ -166,12 +166,12 @@ def _certificate(policy: Mapping[str, Any] | None) -> str | None:
         return None
     sure = certificate.get("confidence")
     how = "on average" if sure is None else f"with {sure:.0%} confidence"
-    bounds = [
-        f"a loss ({bound['loss']}) of at most {bound['risk']:g}"
+    bounds = ", ".join(
+        f"{bound['risk']:g} ({bound['loss']})"
         for bound in (certificate, *certificate.get("also", ()))
-    ]
+    )
     rows = certificate["rows"]
-    return f"{' and '.join(bounds)}, {how}, on rows like the {rows} that calibrated it"
+    return f"a mean loss of at most {bounds}, {how}, on rows like the {rows} that calibrated it"
 
 
 def _table(calibration: Mapping[str, Any] | None) -> str | None:

@@ -183,7 +183,9 @@ def test_a_policy_keeps_several_risks_at_once(everyone):
         assert bound.observed == pytest.approx(exit_losses.realised(outputs, policy, loss))
         assert exit_losses.realised(everyone[0], policy, loss) <= bound.risk
     words = card._certificate(mx.policies.to_json(policy))
-    assert words.startswith("brier of at most 0.05 and consistency of at most 0.04 and own:margin")
+    assert words.startswith(
+        "a mean loss of at most 0.05 (brier), 0.04 (consistency), 0.08 (own:margin"
+    )
     for confidence in (0.9, None):
         chosen = mx.calibrate(outputs, mx.MaxProb, risk=RISKS, confidence=confidence)
         assert mx.judge(everyone[0], mx.MaxProb(chosen.threshold)).speedup_layers > 1.1

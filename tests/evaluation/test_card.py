@@ -29,7 +29,7 @@ def test_a_card_says_what_the_model_is(tmp_path):
     for part in (
         "2 exits, behind 3 and 9 of its layers",
         "classification, 3 outputs: a, b, c",
-        "a loss (disagreement) of at most 0.05, with 90% confidence, on rows like the 100 that",
+        "a mean loss of at most 0.05 (disagreement), with 90% confidence, on rows like the",
         "trained by: joint",
         f"{100 * rows[0].score:.2f}",
         "max-prob=0.8",
@@ -55,7 +55,9 @@ def test_a_card_follows_what_was_calibrated_and_keeps_the_rest(tmp_path):
     card.renew_card(tmp_path)
     text = (tmp_path / card.CARD).read_text()
     assert text == card.write_card(tmp_path, backbone="me/net").read_text()
-    assert "stops by: max-prob=0.8\n- certificate: a loss (disagreement) of at most 0.05" in text
+    assert (
+        "stops by: max-prob=0.8\n- certificate: a mean loss of at most 0.05 (disagreement)" in text
+    )
     assert "2 outputs: 'a, b', c" in text
     (tmp_path / card.CARD).write_text("a page of my own\n")
     card.renew_card(tmp_path)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import sklearn.metrics  # noqa: F401 (this and what torch compiles with: training imports them)
@@ -282,6 +282,13 @@ def example(path: str, *words: object) -> str:
     with patch.object(sys, "argv", [path, *map(str, words)]), redirect_stdout(out):
         runpy.run_path(str(ROOT / path), run_name="__main__")
     return out.getvalue()
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """What a program of `benchmarks/` defines; it finds its neighbours as when it is run."""
+    folder = ROOT / "benchmarks"
+    with patch.object(sys, "path", [str(folder), *sys.path]):
+        return runpy.run_path(str(folder / name))
 
 
 # Typer reads all commands' signatures anew at each call, which takes longer than most commands.

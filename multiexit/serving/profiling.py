@@ -67,7 +67,6 @@ def profile(
         raise ValueError(f"batch_sizes must rise from 1 at least, got {list(batch_sizes)}")
     if policy is None:
         policy = model.policy or _usual(model)
-    policies.check(policy, model.num_exits, model.num_classes, model.problem)
     example = model.example_inputs() if inputs is None else inputs
     device = next(model.parameters()).device
     columns = []

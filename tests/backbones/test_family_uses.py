@@ -2,12 +2,9 @@
 
 import json
 import math
-import runpy
-import sys
-from unittest.mock import patch
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, benchmark
 from test_recorded import REFUSED
 from test_vision_zoo import REFUSED as REFUSED_IMAGES
 from vision_zoo import zoo
@@ -40,9 +37,7 @@ UNEXPORTED = 0.15
 
 @pytest.fixture(scope="module")
 def uses():
-    folder = ROOT / "benchmarks"
-    with patch.object(sys, "path", [str(folder), *sys.path]):
-        return runpy.run_path(str(folder / "family_uses.py"))
+    return benchmark("family_uses.py")
 
 
 @pytest.mark.parametrize(

@@ -1,32 +1,23 @@
 """The program of the published runs: a run is made once, and says how it is made again."""
 
 import json
-import runpy
 import shlex
-import sys
-from unittest.mock import patch
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, benchmark
 from PIL import Image
 
 PUBLISHED = sorted((ROOT / "docs" / "results" / "runs").rglob("*.json"))
 
 
-def program(name):
-    folder = ROOT / "benchmarks"
-    with patch.object(sys, "path", [str(folder), *sys.path]):
-        return runpy.run_path(str(folder / name))
-
-
 @pytest.fixture(scope="module")
 def evidence():
-    return program("evidence.py")
+    return benchmark("evidence.py")
 
 
 @pytest.fixture(scope="module")
 def made_page():
-    return program("evidence_page.py")
+    return benchmark("evidence_page.py")
 
 
 def test_a_run_is_made_once_and_kept(evidence, tmp_path, capsys):

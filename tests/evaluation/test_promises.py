@@ -1,28 +1,19 @@
 """The program of promises on unseen rows: run small, and how its page says what was not kept."""
 
 import json
-import runpy
-import sys
-from unittest.mock import patch
 
 import pytest
-from helpers import ROOT
-
-
-def program(name):
-    folder = ROOT / "benchmarks"
-    with patch.object(sys, "path", [str(folder), *sys.path]):
-        return runpy.run_path(str(folder / name))
+from helpers import ROOT, benchmark
 
 
 @pytest.fixture(scope="module")
 def promises():
-    return program("promises.py")
+    return benchmark("promises.py")
 
 
 @pytest.fixture(scope="module")
 def made_page():
-    return program("promises_page.py")
+    return benchmark("promises_page.py")
 
 
 def test_a_small_run_chooses_as_calibrate_does_and_is_made_once(promises, tmp_path, capsys):

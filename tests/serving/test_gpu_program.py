@@ -2,21 +2,19 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from unittest.mock import patch
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, benchmark
 
 PROGRAM = ROOT / "benchmarks" / "gpu.py"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    with patch.object(sys, "path", [str(PROGRAM.parent), *sys.path]):
-        return runpy.run_path(str(PROGRAM))
+    return benchmark(PROGRAM.name)
 
 
 def test_every_check_leaves_its_record_and_what_should_hold_holds(gpu, tmp_path, capsys):

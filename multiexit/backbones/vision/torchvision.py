@@ -112,9 +112,9 @@ def from_name(
         ValueError: an unknown name, arguments that it doesn't take.
     """
     kwargs = plain_values(kwargs)
-    if name.lower() not in names():
+    if name.lower() not in (known := names()):
         where = "torchvision.models.list_models(module=torchvision.models)"
-        raise unknown("torchvision classifier", name, names(), where)
+        raise unknown("torchvision classifier", name, known, where)
     try:
         model = get_model(name, **kwargs)
     except (ValueError, TypeError, NotImplementedError, KeyError, OSError) as error:

@@ -10,7 +10,7 @@ class Row(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    label: str | None = Field(None, description="The likeliest class, where each row has one")
+    label: Any = Field(None, description="The likeliest class, where each row has one")
     score: float | None = Field(None, description="Its probability")
     labels: list[Any] | None = Field(None, description="Of several labels, or of the words")
     scores: Any = Field(None, description="Probabilities by class, or of the words")

@@ -41,7 +41,7 @@ from multiexit.serving.folding import for_inference
 from multiexit.serving.streaming import start
 from multiexit_runner.server.lengths import filled_length
 from multiexit_runner.server.network import Outcome
-from multiexit_runner.server.served import Served
+from multiexit_runner.server.served import Served, example_inputs
 from multiexit_runner.settings import check_range
 from multiexit_runner.turning import typed_policy
 
@@ -174,6 +174,7 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         policy=typed(own),
         kinds=[*dict.fromkeys([typed(own).partition("=")[0], *kinds])],
         certificate=None if own.certificate is None else own.certificate.to_json(),
+        examples=example_inputs(classifier, model.preprocessing),
         encode=classifier.encode,
         say=classifier.say,
         parse=read,

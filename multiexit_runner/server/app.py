@@ -4,7 +4,6 @@ Letters: C classes.
 """
 
 import asyncio
-import json
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ from multiexit_runner.server.allowed import dial_of
 from multiexit_runner.server.around import LimitBodies, Named
 from multiexit_runner.server.asking import Ask, characters, read_inputs
 from multiexit_runner.server.dial import Entry, Shed
+from multiexit_runner.server.logs import Said
 from multiexit_runner.server.metrics import Metrics
 from multiexit_runner.server.network import Left, Row
 from multiexit_runner.server.options import Options
@@ -36,6 +36,7 @@ from multiexit_runner.server.saying import RESPONSES
 from multiexit_runner.server.scheduler import Full, Scheduler
 from multiexit_runner.server.served import Served
 from multiexit_runner.server.strict import StrictRoute
+from multiexit_runner.server.warming import warm_up
 from multiexit_runner.server.watch import Watch
 
 SOME = 2_000
@@ -121,11 +122,18 @@ class Service:
 
     @asynccontextmanager
     async def _life(self, app: FastAPI) -> AsyncIterator[None]:
-        self.scheduler.start()
+        await to_thread.run_sync(self.scheduler.start, self._warm_up)
         self.ready = True
         yield
         self.ready = False
         await to_thread.run_sync(self.scheduler.close)
+
+    def _warm_up(self) -> None:
+        start = time.perf_counter()
+        ran = self.dial.ran if self.dial is not None else lambda *run: None
+        rows = warm_up(self.served, self._in_force(), self.options.batch_size, ran)
+        seconds = round(time.perf_counter() - start, 3)
+        log.info(Said(message="warmed up", rows=rows, seconds=seconds))
 
     async def predict(self, ask: Ask, request: Request, response: Response) -> dict[str, Any]:
         """Answer inputs: `answers` has one for each, in order."""
@@ -303,10 +311,8 @@ class Service:
     def _on_response(self, path: str, status: int, id: str, seconds: float) -> None:
         """Count and log a request."""
         if path == "/predict":
-            self.metrics.requests.labels(status).inc()
-            self.metrics.request_seconds.observe(seconds)
-        entry = {"request": id, "path": path, "status": status, "ms": round(1000 * seconds, 3)}
-        log.info(json.dumps(entry))
+            self.metrics.on_request(status, seconds)
+        log.info(Said(request=id, path=path, status=status, ms=round(1000 * seconds, 3)))
 
     async def _health(self) -> dict[str, str]:
         return {"status": "alive"}

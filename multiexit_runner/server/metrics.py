@@ -19,8 +19,8 @@ class Metrics:
             "multiexit_requests", "Requests, by status", ["status"], registry=registry
         )
         self.request_seconds = Histogram(
-            "multiexit_request_seconds", "From a request's body to its answer", buckets=SECONDS,
-            registry=registry,
+            "multiexit_request_seconds", "Of answered requests (status 200), from head to answer",
+            buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self.rows = Counter(
             "multiexit_rows", "Rows that left, by exit and why", ["exit", "why"], registry=registry
@@ -65,6 +65,12 @@ class Metrics:
         if setting().loss_bound is not None:
             bound = Gauge("multiexit_expected_loss_bound", "From 0 to 1", registry=self.registry)
             bound.set_function(lambda: setting().loss_bound or 0.0)
+
+    def on_request(self, status: int, seconds: float) -> None:
+        """A request was answered, or refused: what takes no time must not look like speed."""
+        self.requests.labels(status).inc()
+        if status == 200:
+            self.request_seconds.observe(seconds)
 
     def on_run(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run."""

@@ -96,11 +96,25 @@ class Scheduler(Generic[AnyGroup]):
         """Seconds that the rows on their way take, if each takes what rows have taken lately."""
         return self.rows * self._row_seconds
 
-    def start(self) -> None:
-        """Begin to run, in a thread of its own; once more after `close`, too."""
-        self._closing = False
-        self._thread = threading.Thread(target=self._serve, name="multiexit-scheduler", daemon=True)
+    def start(self, before: Callable[[], None] = lambda: None) -> None:
+        """Begin to run, in a thread of its own; once more after `close`, too.
+
+        Args:
+            before: is run in that thread first, and is done when this returns.
+        """
+        self._closing, begun = False, threading.Event()
+
+        def run() -> None:
+            try:
+                before()
+            except Exception as error:  # rows may do where it fails
+                log.warning("what comes before the first row failed", exc_info=error)
+            begun.set()
+            self._serve()
+
+        self._thread = threading.Thread(target=run, name="multiexit-scheduler", daemon=True)
         self._thread.start()
+        begun.wait()
 
     def close(self) -> None:
         """Answer all rows that have come, and end."""

@@ -1,6 +1,5 @@
 """Serving from the command line."""
 
-import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from multiexit_runner.server.logs import Said, json_lines, log
 from multiexit_runner.server.options import Options, read, words
 from multiexit_runner.server.served import Served, of_export
 
@@ -92,21 +92,23 @@ def run(folder: Path, options: Options, load: Load) -> None:
         sockets = sockets_at(options.host, options.port)
         for each in sockets:
             stack.callback(each.close)
+        stack.enter_context(json_lines(options.log_level))
         service = Service(load(folder, options), options)
-        logging.basicConfig(
-            level=options.log_level.upper(), format="%(message)s", stream=sys.stderr
-        )
         listen(sockets)
         host = f"[{options.host}]" if ":" in options.host else options.host
-        print(
-            f"{folder}: {len(service.served.exits)} exits, policy {service.policy}; "
-            f"http://{host}:{sockets[0].getsockname()[1]}/docs",
-            file=sys.stderr,
-            flush=True,
+        log.info(
+            Said(
+                message="serving",
+                folder=str(folder),
+                exits=len(service.served.exits),
+                policy=service.policy,
+                url=f"http://{host}:{sockets[0].getsockname()[1]}/docs",
+            )
         )
         config = uvicorn.Config(
             service.app,
             http=partial(LimitedHttp, seconds=options.read_seconds),  # type: ignore[arg-type]
+            log_config=None,
             log_level="error" if options.log_level == "error" else "warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE,

@@ -1,5 +1,6 @@
 """What a service serves: a network with the reading and the words around it."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ class Served:
         policy: of requests without one, as it is typed.
         kinds: of policies that requests may name.
         certificate: of that policy, if it has one.
+        examples: inputs as a request has them, the shortest first, to be run before any comes.
         encode: makes an input ready; the number is its place in the request.
         say: from logits, exit, input and `top_k` to an answer.
         parse: from a policy as typed, or None for the service's own, and numbers in place of its
@@ -48,6 +50,7 @@ class Served:
     policy: str
     kinds: Sequence[str]
     certificate: Mapping[str, Any] | None
+    examples: Sequence[Any]
     encode: Callable[[Any, int], Encoded]
     say: Callable[[np.ndarray, int, Encoded, int], Answer]
     parse: Callable[[str | None, Mapping[str, float]], Any]
@@ -99,6 +102,7 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         policy=typed(standing),
         kinds=[own],
         certificate=held.get("certificate") if unchanged else None,
+        examples=example_inputs(classifier, runner.preprocessing),
         encode=classifier.encode,
         say=classifier.say,
         parse=parse,
@@ -108,3 +112,24 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         calibration=runner.settings["calibration"],
         restore=lambda policy: turned(saved_numbers(policy, held, standing)),
     )
+
+
+def example_inputs(classifier: Any, preprocessing: Mapping[str, Any]) -> list[Any]:
+    """Inputs as a classifier takes them, from the shortest on: what they say is of no account.
+
+    Args:
+        classifier: `multiexit.Classifier`, or that of an export.
+        preprocessing: of its model.
+    """
+    if classifier.kind == "image":
+        from PIL import Image
+
+        _, height, width = preprocessing["shape"]
+        file = io.BytesIO()
+        Image.new("RGB", (width, height)).save(file, "PNG")
+        return [file.getvalue()]
+    most = preprocessing.get("max_length", 128)  # with a word less for each special token
+    counts = [1 << n for n in range(int(most).bit_length()) if 1 << n < most]
+    if classifier.paired:
+        return [("a " * count, "a " * count) for count in counts[:-1] or counts]
+    return ["a " * count for count in counts or [1]]

@@ -1,12 +1,14 @@
 """A service as a process: what it imports, what clients may send it, and how it ends."""
 
 import json
+import logging
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager, suppress
 
 import httpx
@@ -15,6 +17,7 @@ from answering import texts
 from helpers import ROOT, free_port
 
 from multiexit_runner.server.listening import listen, sockets_at
+from multiexit_runner.server.logs import json_lines
 
 CODE = """
 import sys
@@ -150,6 +153,30 @@ def test_what_does_not_come_in_time_is_given_up(exported):
         assert client.get("/health").status_code == 200
 
 
+def test_its_log_is_lines_of_json_whoever_says_them(exported, capfd):
+    with serving(exported) as (process, client, port):
+        assert client.post("/predict", json={"inputs": "a cat"}).status_code == 200
+        assert client.post("/predict", json={"inputs": ""}).status_code == 422
+        raw(port, b"\x16\x03\x01 no HTTP at all\r\n\r\n")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert all({"time", "level"} < line.keys() for line in lines)
+    said = [line["message"] for line in lines if "message" in line]
+    assert said[:2] == ["serving", "warmed up"]
+    assert "Invalid HTTP request received." in said
+    statuses = [line["status"] for line in lines if line.get("path") == "/predict"]
+    assert statuses == [200, 422]
+    with json_lines("warning"):
+        warnings.warn("two\nlines", stacklevel=1)
+        logging.getLogger("elsewhere").error("it failed", exc_info=ValueError("so"))
+        logging.getLogger("elsewhere").info("nothing")
+    warned, failed = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert (warned["level"], warned["message"]) == ("warning", "two lines")
+    assert failed["message"] == "it failed"
+    assert failed["traceback"].endswith("ValueError: so")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -209,7 +236,7 @@ def test_of_two_that_have_bound_one_port_one_listens():
 def test_a_free_port_is_told_and_a_name_is_listened_at_wholly(exported):
     words = [sys.executable, "-c", CODE, str(exported), "--port", "0", "--host", "localhost"]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        url = process.stderr.readline().split()[-1]
+        url = json.loads(process.stderr.readline())["url"]
         for _ in range(100):
             with suppress(httpx.ConnectError):
                 assert httpx.get(url).status_code == 200

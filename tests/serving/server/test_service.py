@@ -352,6 +352,7 @@ def test_it_says_what_it_is_and_counts(client):
     counted = client.get("/metrics").text
     assert 'multiexit_requests_total{status="200"} 1.0' in counted
     assert 'multiexit_requests_total{status="422"} 1.0' in counted
+    assert "multiexit_request_seconds_count 1.0" in counted  # what is refused is no speed
     assert 'multiexit_policy_number{name="threshold"} 0.6' in counted
     run = saved = 0.0
     for line in counted.splitlines():

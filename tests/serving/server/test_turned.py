@@ -74,8 +74,8 @@ def test_a_target_turns_the_policy_while_rows_wait(turned):
     def send():
         answers.append(client.post("/predict", json={"inputs": texts(4)}))
 
+    going.set()
     with TestClient(service.app) as client:
-        going.set()
         send()
         going.clear()
         threads = []
@@ -92,6 +92,38 @@ def test_a_target_turns_the_policy_while_rows_wait(turned):
     assert policies[0] == service.dial.settings[0].said
     assert len({*policies}) > 1
     assert {each.status_code for each in answers} == {200, 503}
+
+
+@pytest.mark.parametrize("kind", ["model", "export"])
+def test_what_is_slow_the_first_time_is_no_load(turned, kind):
+    """Each segment is slow the first time in a thread, as kernels and pools of threads are."""
+    served, met = turned[kind], set()
+
+    class Cold:
+        def __getattr__(self, name):
+            return getattr(served.network, name)
+
+        def run(self, exit, group):
+            place = threading.get_ident(), exit
+            if place not in met:
+                met.add(place)
+                time.sleep(0.3)
+            return served.network.run(exit, group)
+
+    service = Service(replace(served, network=Cold()), Options(target_ms=600))
+    with TestClient(service.app) as client:
+        for text in texts(6):
+            answer = client.post("/predict", json={"inputs": text}).json()
+            assert answer["policy"] == service.dial.settings[0].said
+        assert 'multiexit_batch_rows_sum{exit="0"} 6.0' in client.get("/metrics").text
+
+
+def test_a_network_that_fails_before_the_first_row_is_served(turned, caplog):
+    served = turned["export"]
+    service = Service(replace(served, examples=["a", ""]), Options(target_ms=60_000))
+    with TestClient(service.app) as client:
+        assert client.post("/predict", json={"inputs": texts(3)}).status_code == 200
+    assert "what comes before the first row failed" in caplog.text
 
 
 def test_a_full_queue_leaves_the_dial_as_it_was(turned):

@@ -97,7 +97,7 @@ def check_there(
         columns: of a table, as typed.
 
     Raises:
-        ValueError: no such file; it shows how one text is answered.
+        ValueError: no such file (it shows how one text is answered), or a folder for texts.
     """
     lines = kind == "text" and not any(columns.values())
     for name in inputs or () if kind == "text" or is_table(inputs, columns) else ():
@@ -105,6 +105,11 @@ def check_there(
             typed_text = shlex.quote(name if len(name) < 80 else "…")
             hint = f"; for one text: echo {typed_text} | multiexit predict {run}" if lines else ""
             raise ValueError(f"no such file: {name!r:.300}{hint}")
+        if os.path.isdir(name):
+            raise ValueError(
+                f"{name!r:.300} is a folder, and {run} reads texts: give a file of lines, or a table "
+                "(CSV, TSV, JSONL, parquet)"
+            )
 
 
 def images(inputs: list[str]) -> list[str]:

@@ -136,8 +136,12 @@ def weights(option: str, text: str | None) -> tuple[float, ...] | None:
         ) from None
 
 
+PYTHON = {"True": "true", "False": "false", "None": "null"}
+"""Constants as Python writes them, in JSON."""
+
+
 def options(pairs: list[str], option: str = "--option") -> dict[str, Any]:
-    """`NAME=VALUE` pairs; a value that is JSON is read as such."""
+    """`NAME=VALUE` pairs; a value that is JSON, or one of Python's constants, is read as such."""
     return {name: _value(text) for name, text in _pairs(option, pairs)}
 
 
@@ -179,7 +183,7 @@ def _pairs(option: str, pairs: list[str]) -> Iterator[tuple[str, str]]:
 
 def _value(text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(PYTHON.get(text, text))
     except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
         return text
     return tuple(value) if isinstance(value, list) else value

@@ -1,6 +1,7 @@
 """Lines as they are typed or piped: the same from a file and from stdin."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -90,3 +91,10 @@ def test_a_folder_that_is_not_to_be_written_in_is_refused_at_once(tmp_path, monk
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     with pytest.raises(ValueError, match=r"^--output .*new: .* is not to be written in$"):
         typed.folder("--output", tmp_path / "new")
+
+
+@pytest.mark.parametrize("value", [True, False, None, 2, 0.5, "lae", (1, 2)])
+def test_options_are_read_as_python_writes_them_or_json(value):
+    written = {str(value) if value is None or isinstance(value, bool | str) else json.dumps(value)}
+    written |= {value if isinstance(value, str) else json.dumps(value)}
+    assert {typed.options([f"name={text}"])["name"] for text in written} == {value}

@@ -1,6 +1,6 @@
 """Drift since calibration: bets that are fair, alarms as seldom as promised and soon, in a service.
 
-Letters: S streams of rows, M exits.
+Letters: S streams of rows.
 """
 
 import logging
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from answering import texts
+from helpers import benchmark
 from starlette.testclient import TestClient
 
 import multiexit as mx
@@ -18,28 +19,7 @@ from multiexit_runner.server.network import Left
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.watch import Watch
 
-
-def drawn(random, streams, rows, harder=0.0):
-    """Exits of four and bins of confidence [streams, rows]; harder rows leave later, less sure."""
-    hard_SB = random.normal(size=(streams, rows)) + harder
-    exit_SB = np.clip((hard_SB + 1) / 0.7, 0, 3).astype(int)
-    sure_SB = 1 / (1 + np.exp(hard_SB - random.normal(1, 1, (streams, rows))))
-    return exit_SB, np.clip(-4 * np.log1p(-sure_SB), 0, BINS - 1).astype(int)
-
-
-def alarms(calibrating, streams, rows, harder=0.0, before=0, alpha=0.01):
-    """After how many rows each stream has an alarm, if drift begins after some; inf is never."""
-    random = np.random.default_rng(calibrating)
-    counts = np.zeros((streams, 4, BINS), int)
-    np.add.at(counts, (np.arange(streams)[:, None], *drawn(random, streams, calibrating)), 1)
-    drift = Drift(counts, random)
-    parts = [drawn(random, streams, before), drawn(random, streams, rows, harder)]
-    exit_SB, bin_SB = (np.concatenate(part, 1) for part in zip(*parts, strict=True))
-    at_S = np.full(streams, np.inf)
-    for row in range(before + rows):
-        drift.add(exit_SB[:, row], bin_SB[:, row])
-        at_S[(drift.wealth >= 1 / alpha) & (at_S == np.inf)] = row + 1 - before
-    return at_S
+alarms = benchmark("drift.py")["alarms"]  # of simulated rows
 
 
 @pytest.mark.parametrize("calibrating", [45, 500])

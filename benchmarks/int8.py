@@ -1,0 +1,120 @@
+"""int8 graphs beside float ones: how near their logits are, processor time, and size.
+
+    python benchmarks/int8.py --output benchmarks/results/int8.json
+
+A BERT with random weights has an exit after each layer, and no row leaves early. *correlation* is
+of the logits with the model's, the least over the exits. Milliseconds are of the processor, the
+best of several calls, all kinds in turn. "one scale a batch" is onnxruntime's own dynamic
+quantisation of the float graphs.
+"""
+
+import argparse
+import hashlib
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import report
+from onnxruntime.quantization import quantize_dynamic
+from transformers import BertConfig, BertModel
+
+import multiexit as mx
+from multiexit_runner import Runner
+
+VOCABULARY, TOKENS = 5000, 24
+NEVER = mx.MaxProb(1.01)
+
+
+def network(layers: int, width: int) -> mx.MultiExitModel:
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        intermediate_size=4 * width,
+    )
+    return mx.MultiExitModel(mx.wrap(BertModel(config)), num_classes=8).eval()
+
+
+def batch(rows: int) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(rows).integers(5, VOCABULARY, (rows, TOKENS))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
+
+
+def quantise_by_batch(folder: Path, into: Path) -> None:
+    """A copy of an export whose graphs are onnxruntime's own int8."""
+    shutil.copytree(folder, into)
+    for path in folder.glob("*.onnx"):
+        quantize_dynamic(path, into / path.name)
+    files = sorted(path for path in into.iterdir() if path.name != "SHA256SUMS")
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (into / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+
+
+def correlation(runner: Runner, model: mx.MultiExitModel) -> float:
+    """Of logits with the model's, the least over the exits."""
+    inputs = batch(256)
+    with torch.inference_mode():
+        wanted = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
+    got = runner.forward(**inputs)
+    return min(
+        float(np.corrcoef(g.ravel(), w.ravel())[0, 1]) for g, w in zip(got, wanted, strict=True)
+    )
+
+
+def best_ms(runners: list[Runner], rows: int, repeats: int) -> list[float]:
+    """Milliseconds of the processor that each takes, the best of several calls in turn."""
+    inputs, best = batch(rows), [float("inf")] * len(runners)
+    for _ in range(repeats + 1):
+        for place, runner in enumerate(runners):
+            began = time.process_time()
+            runner.predict(**inputs)
+            best[place] = min(best[place], 1000 * (time.process_time() - began))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--targets", nargs="*", default=["auto", "vnni"])
+    parser.add_argument("--output")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model = network(args.layers, args.width)
+    with tempfile.TemporaryDirectory() as made:
+        kinds = {"float": Path(made) / "float"}
+        mx.export(model, kinds["float"], NEVER)
+        for target in args.targets:
+            kinds[f"int8, {target}"] = Path(made) / target
+            mx.export(model, Path(made) / target, NEVER, int8=True, target=target)
+        kinds["int8, one scale a batch"] = Path(made) / "by batch"
+        quantise_by_batch(kinds["float"], kinds["int8, one scale a batch"])
+        runners = [Runner(folder, threads=1, check=False) for folder in kinds.values()]
+        many, one = (
+            best_ms(runners, rows, repeats) for rows, repeats in ((32, args.repeats), (1, 100))
+        )
+        rows = [
+            {
+                "graphs": kind,
+                "correlation": f"{correlation(runner, model):.5f}",
+                "32 rows, ms": f"{many_ms:.1f}",
+                "1 row, ms": f"{one_ms:.2f}",
+                "MB": f"{sum(path.stat().st_size for path in folder.glob('*.onnx')) / 1e6:.1f}",
+            }
+            for (kind, folder), runner, many_ms, one_ms in zip(
+                kinds.items(), runners, many, one, strict=True
+            )
+        ]
+    note = f"{args.layers} layers, width {args.width}, {TOKENS} tokens, random weights."
+    report(rows, args.output, shlex.join(["benchmarks/int8.py", *sys.argv[1:]]), note)
+
+
+if __name__ == "__main__":
+    main()

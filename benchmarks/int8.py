@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from common import report
 from onnxruntime.quantization import quantize_dynamic
@@ -69,7 +71,8 @@ def correlation(runner: Runner, model: mx.MultiExitModel) -> float:
 
 def best_ms(runners: list[Runner], rows: int, repeats: int) -> list[float]:
     """Milliseconds of the processor that each takes, the best of several calls in turn."""
-    inputs, best = batch(rows), [float("inf")] * len(runners)
+    inputs: dict[str, Any] = batch(rows)
+    best = [float("inf")] * len(runners)
     for _ in range(repeats + 1):
         for place, runner in enumerate(runners):
             began = time.process_time()
@@ -112,7 +115,8 @@ def main() -> None:
                 kinds.items(), runners, many, one, strict=True
             )
         ]
-    note = f"{args.layers} layers, width {args.width}, {TOKENS} tokens, random weights."
+    note = f"{args.layers} layers, width {args.width}, {TOKENS} tokens, random weights; "
+    note += f"onnxruntime {onnxruntime.__version__}."
     report(rows, args.output, shlex.join(["benchmarks/int8.py", *sys.argv[1:]]), note)
 
 

@@ -89,10 +89,17 @@ def test_tagging_words(tmp_path):
         lines = [f"1\t0\t0\t{one}\t{two}" for one, two in pairs]
         (tmp_path / f"{split}.tsv").write_text("\n".join(["header", *lines]))
     words = ("--data", tmp_path, "--tokenizer", tmp_path / "tokenizer", "--epochs", 1)
-    out = example("examples/nlp/tag_words.py", *words, "--layers", 2, "--width", 16)
+    small = ("--layers", 2, "--width", 16, "--output", tmp_path / "figures.json")
+    out = example("examples/nlp/tag_words.py", *words, *small)
     assert "30, 30 and 30 sentences" in out
     assert "f1 (%)" in out
     assert "patience=1" in out
+    first = json.loads((tmp_path / "figures.json").read_text())["rows"][0]
+    assert (first["policy"], first["mean layers"], first["fewer MACs"]) == (
+        "fixed=1",
+        "2.00",
+        "1.00×",
+    )
 
 
 def test_exits_on_anything():

@@ -9,15 +9,22 @@ them. The network is small and starts from random weights; `--backbone` names a 
 """
 
 import argparse
+import json
+import platform
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 
 import multiexit as mx
 from multiexit.data.words import tokenise_words
+from multiexit.policies.registry import policy_name
+from multiexit.runtime import versions
 
 NAMES = ["O", "B-NAME", "I-NAME", "B-NUM"]
 
@@ -33,6 +40,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="of the small network")
     parser.add_argument("--rows", type=int, help="read so many lines alone")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="a JSON file for the exits' and policies' figures")
     args = parser.parse_args()
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer)
@@ -62,6 +70,30 @@ def main() -> None:
     except ValueError as error:
         print(error)
     print(mx.report.policy_table(mx.sweep(outputs, policies)))
+    if args.output:
+        fixed = [mx.FixedExit(exit) for exit in (model.num_exits - 1, 0)]
+        write_figures(Path(args.output), mx.sweep(outputs, [*fixed, *policies]))
+
+
+def write_figures(path: Path, rows: list[Any]) -> None:
+    """What exits and policies give, with the command, as JSON."""
+    about = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": versions(),
+        "note": "One run, from one seed.",
+    }
+    figures = [
+        {
+            "policy": policy_name(row.policy),
+            "F1 of entities (%)": f"{100 * row.score:.2f}",
+            "mean layers": f"{row.mean_layers:.2f}",
+            "fewer MACs": f"{row.speedup_macs:.2f}×",
+        }
+        for row in rows
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"about": about, "rows": figures}, indent=1))
 
 
 def tagged(tokenizer: Any, path: Path, rows: int | None) -> Any:

@@ -115,21 +115,29 @@ def explain(
         metric: of the scores.
 
     Example:
-        >>> import torch, multiexit as mx
+        Of made-up logits of three exits, each surer and righter than the one before:
+
+        >>> import textwrap, torch, multiexit as mx
         >>> from multiexit.evaluation.plain_words import explain
         >>> from multiexit.evaluation.recommendation import recommend
-        >>> labels_B = torch.arange(40) % 2
-        >>> sure_BC = 4.0 * torch.nn.functional.one_hot(labels_B)
-        >>> first_BC = torch.where((torch.arange(40) < 20)[:, None], -0.1, 1.0) * sure_BC
-        >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
-        >>> outputs = mx.Outputs(torch.stack([first_BC, sure_BC]), labels_B, cost)
-        >>> advice = recommend(outputs, max_loss=0.1)
-        >>> lines = explain(advice, cost.layers_M, "accuracy").splitlines()
-        >>> print("\n".join([lines[0], *lines[3:6]]))
-        Stop when the answer's probability is at least 0.599.
-        55 % of the inputs leave after layer 1, half of them by layer 1, and 45 % run to layer 2.
-        None of the 20 answers differs from the full network's.
-        So a loss within the 10 points that you allow is sure enough (95 %).
+        >>> labels_B = torch.arange(400) % 2
+        >>> right_BC = torch.nn.functional.one_hot(labels_B)
+        >>> noise_MBC = torch.randn(3, 400, 2, generator=torch.Generator().manual_seed(0))
+        >>> logits_MBC = torch.tensor([1.0, 2, 3])[:, None, None] * right_BC + noise_MBC
+        >>> cost = mx.Cost((2, 4, 6), (20, 40, 60), (5, 10, 15), full_macs=57)
+        >>> advice = recommend(mx.Outputs(logits_MBC, labels_B, cost), speedup=1.5)
+        >>> for line in explain(advice, cost.layers_M, "accuracy").splitlines():
+        ...     print(textwrap.fill(line, 90))
+        Stop when the likeliest answer's probability leads the second's by at least 0.71.
+        On 200 held-out rows that gets 96.0 % right (full network 98.5 %, difference -2.5 points,
+        95 % between -5.2 and +0.2).
+        It runs 4.1 of 6 layers on average (1.5 times fewer; 1.4 times fewer MACs, the heads'
+        included).
+        28 % of the inputs leave after layer 2, half of them by layer 4, and 34 % run to layer 6.
+        7 of the 200 answers differ from the full network's.
+        These rows can't tell its score from the full network's.
+        200 other rows chose it among 4 kinds of rules: the best score of those fast enough there
+        (1.50 times; here a little less than asked).
     """
     row, full = advice.row, advice.full
     lines = [rule(row.policy, layers_M), _kept(advice, metric), _speed(row, layers_M)]

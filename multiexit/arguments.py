@@ -59,17 +59,21 @@ def check_share(
         within: whether 0 and 1 belong to it.
 
     Raises:
-        ValueError: with the name, the bounds and the number.
+        ValueError: with the name, the bounds and the number; of one in percent, the share it is.
 
     >>> check_share("mix", 1, "[0, 1]")
     >>> check_share("mix", 1, "[0, 1)")
     Traceback (most recent call last):
     ValueError: mix must be a number in [0, 1), got 1
+    >>> check_share("score", 97, "[0, 1]")
+    Traceback (most recent call last):
+    ValueError: score must be a number in [0, 1], got 97: did you mean 0.97?
     """
     share = _number(value)
     opens = (share == 0 and within[0] == "(") or (share == 1 and within[-1] == ")")
     if opens or not 0 <= share <= 1:
-        raise ValueError(f"{name} must be a number in {within}, got {value!r}")
+        meant = f": did you mean {share / 100:g}?" if 1 < share <= 100 else ""
+        raise ValueError(f"{name} must be a number in {within}, got {value!r}{meant}")
 
 
 def check_positive(name: str, value: object) -> None:

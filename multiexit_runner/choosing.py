@@ -9,6 +9,14 @@ NO_TABLE = (
     "FOLDER --table` (model.calibration = multiexit.calibration_table(…)){again}"
 )
 
+SMALL = 0.1
+"""Points of loss below which a share was meant, rather."""
+
+NO_BOUNDS = (
+    "this calibration table bounds no loss: models of numbers have no bounds, and in int8 and "
+    "bfloat16 those of the float model don't hold"
+)
+
 
 def wanted(policy: Any, **targets: float | None) -> tuple[str, float] | None:
     """The one target of a call, checked; None where there is none.
@@ -74,15 +82,13 @@ def choose(table: Mapping[str, Any], target: tuple[str, float], ms_S: Sequence[f
         return max(in_time, key=lambda s: (ms_S[s], settings[s]["score"]))
     bound_S = [setting["loss_bound"] for setting in settings]
     if None in bound_S:
-        raise ValueError(
-            f"max_loss={number:g}: the calibration table has no bounds on a loss (of numbers, and "
-            "in int8, there are none): give a speedup"
-        )
+        raise ValueError(f"max_loss={number:g}: {NO_BOUNDS}; choose by a speedup, which needs none")
     safe = [s for s in places if 100 * bound_S[s] <= number]
     if not safe:
+        meant = f" (as a share, did you mean {100 * number:g}?)" if number < SMALL else ""
         raise ValueError(
-            f"no setting of the calibration table has a bound within max_loss={number:g} points; "
-            f"on {table['rows']} rows, with confidence {table['confidence']:g}, the lowest is "
-            f"{100 * min(bound_S):.2g}: give more, or make the table on more rows"
+            f"no setting of the calibration table has a bound within max_loss={number:g} "
+            f"points{meant}; on {table['rows']} rows, with confidence {table['confidence']:g}, the "
+            f"lowest is {100 * min(bound_S):.2g} points: give more, or make the table on more rows"
         )
     return max(safe, key=lambda s: settings[s]["speedup_layers"])

@@ -25,7 +25,7 @@ def check_numbers(
 
     Args:
         standing: its numbers.
-        ranges: the lowest and highest that some may be.
+        ranges: the lowest and highest that some may be, but for those that stand already.
         given: those in their place, each a number.
 
     Raises:
@@ -37,7 +37,23 @@ def check_numbers(
             opening = f": did you mean {near[0]!r}? This" if near else "; this"
             raise ValueError(f"no number {name!r} to set{opening} policy has {sorted(standing)}")
         check_knob(name, standing[name], number)
-        check_range(name, ranges.get(name), number)
+        if number != standing[name]:
+            check_range(name, ranges.get(name), number)
+
+
+def narrowed(
+    ranges: Mapping[str, list[float]], scales: Mapping[str, list[float]]
+) -> dict[str, list[float]]:
+    """The lowest and highest that numbers may be: that the policy takes, and not off their scale.
+
+    >>> narrowed({"threshold": [0, 9]}, {"threshold": [-0.1, 1.1]})
+    {'threshold': [0, 1.1]}
+    """
+    return {
+        name: [max(pair[0] for pair in both), min(pair[1] for pair in both)]
+        for name in {**ranges, **scales}
+        if (both := [table[name] for table in (ranges, scales) if name in table])
+    }
 
 
 def by_row(

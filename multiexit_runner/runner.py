@@ -13,7 +13,7 @@ import numpy as np
 from multiexit_runner.backends import ROUNDING, opener
 from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
 from multiexit_runner.inputs import Arrays, named_arrays, trim
-from multiexit_runner.knobs import by_row, check_numbers, last_exits
+from multiexit_runner.knobs import by_row, check_numbers, last_exits, narrowed
 from multiexit_runner.leaving import Answer, Said, broken_rows
 from multiexit_runner.reading import windows, windows_at_hand
 from multiexit_runner.regroup import Group, join, long_first, merge, pad, shape_key
@@ -106,6 +106,7 @@ class Runner:
         self.labels: list[str] | None = self.settings["labels"]
         self.preprocessing: dict[str, Any] = self.settings["preprocessing"]
         self._knobs: dict[str, int | float] = self.settings["knobs"]
+        self._ranges = narrowed(self.settings["ranges"], self.settings["scales"])
         self._segments = self.settings["segments"]
         self._sessions = sessions
 
@@ -134,9 +135,10 @@ class Runner:
         """Turn the policy's numbers, from the next call on: `runner.set(threshold=0.8)`.
 
         Raises:
-            ValueError: a number that this policy lacks, or that is no number of that kind.
+            ValueError: a number that this policy lacks, that is no number of that kind, or that
+                is far off the scale of what it is compared with.
         """
-        check_numbers(self._knobs, self.settings["ranges"], knobs)
+        check_numbers(self._knobs, self._ranges, knobs)
         self._knobs = {
             **self._knobs,
             **{name: type(self._knobs[name])(number) for name, number in knobs.items()},
@@ -388,7 +390,7 @@ class Runner:
         Raises:
             ValueError: a number that this policy can't take; an array of another length.
         """
-        return by_row(self._knobs, self.settings["ranges"], knobs or {}, rows)
+        return by_row(self._knobs, self._ranges, knobs or {}, rows)
 
     def _run(self, exit: int, arrays: Arrays) -> tuple[Arrays, Arrays]:
         """Run a graph: what later graphs read, and what this one says of its rows."""

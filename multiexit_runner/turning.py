@@ -123,4 +123,10 @@ def _free(
                 f"policy={policy!r}: {name} is fixed in these graphs, as {held.get(name)}: export "
                 "again"
             )
-    return {name: number for name, number in given.items() if name in knobs}
+    return {name: _like(knobs[name], number) for name, number in given.items() if name in knobs}
+
+
+def _like(standing: float, number: Any) -> Any:
+    """A whole number as one, where such a one stands: as typed it may have come as 2.0."""
+    whole = isinstance(standing, int) and isinstance(number, float) and number.is_integer()
+    return int(number) if whole else number

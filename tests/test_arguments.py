@@ -17,7 +17,9 @@ def refused(value, within):
     try:
         check_share("mix", value, within)
     except ValueError as error:
-        assert str(error) == f"mix must be a number in {within}, got {value!r}"  # noqa: PT017
+        said, _, meant = str(error).partition(": did you mean ")
+        assert said == f"mix must be a number in {within}, got {value!r}"
+        assert bool(meant) == (isinstance(value, int | float) and 1 < value <= 100)
         return True
     return False
 

@@ -96,9 +96,11 @@ def calibrate(
         ),
     ] = None,
     speedup: Annotated[float | None, typer.Option(help="at least; see --by")] = None,
-    score: Annotated[float | None, typer.Option(help="at least, in 0..1")] = None,
+    score: Annotated[float | None, typer.Option(help="at least, in 0..1: 0.84")] = None,
     milliseconds: Annotated[float | None, typer.Option(help="per batch, at most")] = None,
-    risk: Annotated[float | None, typer.Option(help="mean loss on new rows, at most")] = None,
+    risk: Annotated[
+        float | None, typer.Option(help="mean loss on new rows, at most, in 0..1: 0.05")
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(help="thresholds, one per exit, that spend 1/BUDGET of the MACs"),
@@ -111,7 +113,7 @@ def calibrate(
         int | None, typer.Option(min=1, help="for time and milliseconds; default 1")
     ] = None,
     confidence: Annotated[
-        float | None, typer.Option(help="with which the risk is kept; default 0.9")
+        float | None, typer.Option(help="with which the risk is kept, in 0..1; default 0.9")
     ] = None,
     loss: Annotated[
         str | None,

@@ -40,12 +40,13 @@ def recommend(
     from multiexit.arguments import check_share
     from multiexit.cli import sources
     from multiexit.evaluation import card, plain_words, report
-    from multiexit.evaluation.outputs import collect
+    from multiexit.evaluation.outputs import collect, rows_in_share
     from multiexit.evaluation.recommendation import check_target
     from multiexit.evaluation.recommendation import recommend as choose
     from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
     from multiexit.model.latency import check_latency
     from multiexit.policies.registry import policy_name
+    from multiexit_runner.choosing import SMALL
 
     loss = None if max_loss is None else max_loss / 100
     check_target(speedup=speedup, max_loss=loss, milliseconds=milliseconds)
@@ -64,6 +65,12 @@ def recommend(
             )
         check_latency(model, model.num_exits, model.latency)
     name, main_set = next(iter(task.sets.items()))
+    one = 100 / rows_in_share(len(main_set), share)
+    if max_loss is not None and 0 < max_loss < min(one, SMALL):
+        raise ValueError(
+            f"max_loss is in points, and {max_loss:g} is less than one row of those that choose "
+            f"({one:.2g}): did you mean {100 * max_loss:g}? 0 is no loss at all"
+        )
     outputs = collect(model, main_set, task.metric)
     advice = choose(
         outputs,

@@ -12,8 +12,7 @@ from multiexit_runner.server.options import Options
 
 def _flag(option: Any) -> tuple[str, Any, None]:
     """An option as a field that typer reads."""
-    words, default = option.metadata["words"], option.default
-    help = words + ("" if default == "" else f"; default {default}")
+    help = option.metadata["help"]
     return option.name, Annotated[option.type | None, typer.Option(help=help)], None
 
 

@@ -1,14 +1,17 @@
 """The settings that an operator allows, and the dial that chooses among them."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from multiexit_runner.choosing import NO_TABLE, choose
+from multiexit_runner.choosing import NO_BOUNDS, NO_TABLE, choose
 from multiexit_runner.server.budget import BudgetDial
 from multiexit_runner.server.dial import Dial, LoadDial, Setting
 from multiexit_runner.server.options import NO_LOSS, TURNING, Options
 from multiexit_runner.server.served import Served
 from multiexit_runner.turning import typed_policy
+
+log = logging.getLogger("multiexit.server")
 
 
 def dial_of(served: Served, options: Options) -> Dial | None:
@@ -33,20 +36,37 @@ def dial_of(served: Served, options: Options) -> Dial | None:
 def _allowed(served: Served, options: Options) -> list[Setting]:
     """The table's settings, from the slowest to the fastest, within the operator's bounds."""
     table = served.calibration
+    name = next(name for name in TURNING if getattr(options, name))
     if table is None:
-        name = next(name for name in TURNING if getattr(options, name))
         again = ", and export again where this is an export"
         raise ValueError(f"{name}: {NO_TABLE.format(again=again)}")
     most = min(options.max_loss, _certified_loss(served.certificate, table, options.max_loss))
     rows = table["settings"]
     if most < NO_LOSS:
+        if None in [row["loss_bound"] for row in rows]:
+            raise ValueError(
+                f"max_loss={most:g}: {NO_BOUNDS}; bound min_score in its place, or serve the float "
+                "model"
+            )
         choose(table, ("max_loss", most))  # refuses what no setting reaches
         rows = [row for row in rows if 100 * row["loss_bound"] <= most]
     best = max(row["score"] for row in rows)
     if options.min_score > best:
+        percent = 1 < options.min_score <= 100 and best <= 1
+        meant = f": did you mean {options.min_score / 100:g}?" if percent else ""
         raise ValueError(
             f"no setting of the calibration table that is allowed has min_score="
-            f"{options.min_score:g}; the best has {best:.4g}"
+            f"{options.min_score:g}; the best has {best:.4g}{meant}"
+        )
+    turned, own = (
+        said.partition("=")[0] for said in (typed_policy(rows[0]["policy"]), served.policy)
+    )
+    if turned != own:
+        log.warning(
+            "%s turns %s, the policy of the calibration table; the model's own, %s, isn't used",
+            name,
+            turned,
+            served.policy,
         )
     return [
         Setting(

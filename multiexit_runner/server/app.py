@@ -27,7 +27,7 @@ from multiexit_runner.server.asking import Ask, characters, read_inputs
 from multiexit_runner.server.dial import Entry, Shed
 from multiexit_runner.server.logs import Said
 from multiexit_runner.server.metrics import Metrics
-from multiexit_runner.server.network import Left, Row
+from multiexit_runner.server.network import BY_POLICY, Left, Row
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.orders import Order, Orders
 from multiexit_runner.server.page import page
@@ -178,7 +178,7 @@ class Service:
             answers.append(answer | ({"cut": True} if encoded.cut else {}))
         # It bounds the mean over all rows of its policy, not over those that leave before a limit.
         certified = order.certified and by_policy and self.watch.valid
-        certified = certified and all(left.why == "policy" for left in lefts)
+        certified = certified and all(left.why in BY_POLICY for left in lefts)
         response.headers["X-Multiexit-Certified"] = "true" if certified else "false"
         response.headers["X-Multiexit-Policy"] = order.said
         expected = order.expected if by_policy else {}

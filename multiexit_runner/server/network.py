@@ -65,6 +65,10 @@ class Network(Protocol[AnyGroup]):
         ...
 
 
+BY_POLICY = ("policy", "last_exit")
+"""Why rows leave that go by their policy alone: it stops them, or stops them nowhere."""
+
+
 class Left(NamedTuple):
     """How a row left.
 
@@ -72,7 +76,8 @@ class Left(NamedTuple):
         answer_C: its logits; None where it broke.
         exit: where it left, counted from 0.
         ran: the segments that were run on it, in order.
-        why: `"policy"`, `"max_exit"`, `"budget"`, `"broken"` or `"abandoned"`.
+        why: `"policy"`, `"last_exit"` where there is none behind it, `"max_exit"`, `"budget"`,
+            `"broken"` or `"abandoned"`.
         error: what broke.
         seconds: since it came.
         run_seconds: its share of the time in which segments were run on it.

@@ -4,7 +4,7 @@ import argparse
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from math import inf, isnan
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ TURNING = ("target_ms", "budget_layers", "budget_ms")
 
 
 def _option(default: Any, words: str, least: float | None = None, most: float = inf) -> Any:
-    return field(default=default, metadata={"words": words, "least": least, "most": most})
+    shown = "" if default in ("", NO_LOSS, -inf) else f"; default {default}"
+    return field(default=default, metadata={"help": words + shown, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Options:
         0.0, "the network's time per row, in ms, on average: turns the policy; 0 is none", 0
     )
     min_score: float = _option(
-        -inf, "score that the policy is expected to have where it is turned, at least"
+        -inf,
+        "score that the policy is expected to have where it is turned, at least, as the table has "
+        "it: a share such as 0.84; default any",
     )
     max_loss: float = _option(
         NO_LOSS,
-        "points that it may lose where it is turned, by its bound, at most; default the risk of "
-        "its certificate, if it has one",
+        "score that it may lose where it is turned, by its bound, at most, in points (0.5 is 84.5 "
+        "to 84.0); default the risk of its certificate, or any where it has none",
         0,
     )
     batch_size: int = _option(32, "rows that go through a segment together, at most", 1)
@@ -176,8 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", help="that was trained, saved or exported")
     parser.add_argument("--config", type=Path, help="TOML file with these options, as batch_size")
     for f in fields(Options):
-        default = "" if f.default in ("", MISSING) else f" ({f.default})"
-        flag, help = "--" + f.name.replace("_", "-"), f.metadata["words"] + default
+        flag, help = "--" + f.name.replace("_", "-"), f.metadata["help"]
         parser.add_argument(flag, metavar=f.name.upper(), help=help.replace("%", "%%"))
     return parser
 

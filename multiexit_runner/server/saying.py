@@ -18,7 +18,7 @@ class Row(BaseModel):
     exit: int = Field(description="Where the row left, counted from 0")
     layers: int = Field(description="Layers up to there")
     stages: list[int] = Field(description="The segments that were run on this row")
-    why: str = Field(description="What made it leave: policy, max_exit or budget")
+    why: str = Field(description="What made it leave: policy, last_exit, max_exit or budget")
     milliseconds: float = Field(description="From its joining the queue to its leaving")
     cut: bool = Field(False, description="Whether the text fills all tokens that are read")
 
@@ -29,8 +29,12 @@ class Answers(BaseModel):
     answers: list[Row] = Field(description="One for each input")
     policy: str = Field(description="By which the rows left, as it is typed")
     certified: bool = Field(description="Whether the policy's certificate holds for this request")
-    expected_score: float | None = Field(None, description="By the calibration table")
-    loss_bound: float | None = Field(None, description="By the calibration table, from 0 to 1")
+    expected_score: float | None = Field(
+        None, description="By the calibration table, a share such as 0.84"
+    )
+    loss_bound: float | None = Field(
+        None, description="By the calibration table, a share: 0.005 is half a point"
+    )
 
 
 class Refusal(BaseModel):

@@ -195,6 +195,8 @@ class Scheduler(Generic[AnyGroup]):
             answer_C = outcome.answer_BC[place]
             if place in outcome.broken:
                 self._leave(row, None, exit, "broken", outcome.broken[place])
+            elif exit == self.network.num_exits - 1:
+                self._leave(row, answer_C, exit, "last_exit")
             elif outcome.stop_B[place]:
                 self._leave(row, answer_C, exit, "policy")
             elif exit >= row.max_exit:

@@ -11,7 +11,6 @@ from multiexit_runner.answering import Answer, Encoded
 from multiexit_runner.classifier import Classifier
 from multiexit_runner.server.exported import ExportedNetwork
 from multiexit_runner.server.network import Network
-from multiexit_runner.settings import check_range
 from multiexit_runner.turning import numbers_of, saved_numbers, typed_policy
 
 
@@ -80,10 +79,7 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
 
     def parse(policy: str | None, numbers: Mapping[str, float]) -> Mapping[str, float]:
         own = {} if policy is None else numbers_of(policy, held, standing)
-        asked = turned({**own, **numbers})
-        for name in (*own, *numbers):
-            check_range(name, runner.settings["scales"].get(name), asked[name])
-        return asked
+        return turned({**own, **numbers})
 
     def typed(numbers: Mapping[str, float]) -> str:
         return typed_policy({**held, **numbers})

@@ -44,8 +44,8 @@ def warm_up(
         if rows and time.perf_counter() - began > SECONDS:
             break
         rows += _run(served.network, [item] * size, policy)
-    for _ in range(MEASURED):
-        rows += _run(served.network, items[:1], policy, on_run)
+    for item in items[:1] * MEASURED:
+        rows += _run(served.network, [item], policy, on_run)
     return rows
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from multiexit_runner.drift import BINS, Drift, bins_of
-from multiexit_runner.server.network import Left
+from multiexit_runner.server.network import BY_POLICY, Left
 from multiexit_runner.server.served import Served
 
 LATE = 256
@@ -88,7 +88,7 @@ class Watch:
 
     def _look(self, lefts: Sequence[Left]) -> None:
         for left in lefts:
-            if self.blind or self.alarm or left.why != "policy" or left.answer_C is None:
+            if self.blind or self.alarm or left.why not in BY_POLICY or left.answer_C is None:
                 continue
             self._exits.append(left.exit)
             self.drift.add(left.exit, int(bins_of(left.answer_C[None], self._problem)[0]))

@@ -42,7 +42,7 @@ def test_batches_and_lengths_of_any_size_get_the_same_answers(exported_texts):
     rows = [batch_of(exported_texts, 8, seed) for seed in range(3)]
     for got, wanted in zip(ours.stream(rows), theirs.stream(rows), strict=True):
         np.testing.assert_array_equal(got.exit_B, wanted.exit_B)
-    ours.set(threshold=2.0)
+    ours.set(threshold=1.1)
     assert set(ours.predict(**batch).exit_B) == {3}
     assert {*ours.predict(**batch, max_exit=1).exit_B} == {1}
 

@@ -16,7 +16,7 @@ import multiexit as mx
 from multiexit.policies import POLICIES, parse
 from multiexit_runner import Classifier, Runner
 from multiexit_runner.folder import SETTINGS, seal
-from multiexit_runner.turning import numbers_of
+from multiexit_runner.turning import numbers_of, typed_policy
 
 pytestmark = pytest.mark.usefixtures("onnx_operators")
 
@@ -88,6 +88,8 @@ def test_texts_get_the_same_answers(exported_texts, tmp_path):
         classify([rows[0], None])
     with pytest.raises(ValueError, match="hold the policy max-prob"):
         classify(rows, policy="patience=2")
+    with pytest.raises(ValueError, match=r"threshold is 30.0; it must be from -0.1 to 1.1"):
+        classify(rows, policy="max-prob=30")
     ended = command("info", folder)
     assert ended.code == 0, ended.err
     for line in ("graphs: 4, up to layers 1, 2, 3, 4", "stops by: max-prob=0.6", "reads: text"):
@@ -154,6 +156,8 @@ def test_policies_are_typed_as_everywhere():
         policy = parse(f"{name}={ones}")
         data = mx.policies.to_json(policy)
         knobs = {key: value for key, value in data.items() if key != "class"}
-        assert numbers_of(f"{name}={ones}", data, knobs) == pytest.approx(knobs)
+        read = numbers_of(f"{name}={ones}", data, knobs)
+        assert read == pytest.approx(knobs)
+        assert typed_policy({**data, **read}) == typed_policy(data)  # no patience=1.0
         with pytest.raises(ValueError, match="is fixed in these graphs"):
             numbers_of(f"{name}=7", data, {})

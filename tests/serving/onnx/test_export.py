@@ -241,9 +241,15 @@ def test_the_policys_numbers_can_be_turned(exported):
         exits.append(runner.predict(**_arrays(inputs)).exit_B.mean())
     assert exits[0] < exits[1] < exits[2]
     assert runner.knobs == {"threshold": 0.9}
-    for wrong, message in (({"thresh": 1}, "thresh"), ({"threshold": float("nan")}, "nan")):
+    for wrong, message in (
+        ({"thresh": 1}, "thresh"),
+        ({"threshold": float("nan")}, "nan"),
+        ({"threshold": 30}, r"threshold is 30; it must be from -0\.1 to 1\.1"),
+    ):
         with pytest.raises(ValueError, match=message):
             runner.set(**wrong)
+        with pytest.raises(ValueError, match=message):
+            runner.predict(**_arrays(inputs), knobs=wrong)
     assert runner.knobs == {"threshold": 0.9}
 
 

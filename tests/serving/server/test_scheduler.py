@@ -110,7 +110,8 @@ def test_every_row_is_answered_once_as_it_would_be_alone(requests, steps, batch_
             x, exit = alone(item)
             assert left.exit == exit
             assert left.ran == tuple(range(exit + 1))
-            assert left.why == ("broken" if x is None else "policy")
+            stopped = "last_exit" if exit == M - 1 else "policy"
+            assert left.why == ("broken" if x is None else stopped)
             assert x is None or left.answer_C.tolist() == [x]
 
 
@@ -168,7 +169,7 @@ def test_a_budget_ends_with_the_answer_so_far():
         while scheduler.rows:
             scheduler.step()
     assert [(each.exit, each.why) for each in left[1:]] == [
-        (0, "budget"), (0, "budget"), (1, "budget"), (M - 1, "policy")
+        (0, "budget"), (0, "budget"), (1, "budget"), (M - 1, "last_exit")
     ]  # fmt: skip
     assert [each.answer_C[0] for each in left[1:3]] == [3, 3]
 

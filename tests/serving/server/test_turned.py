@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from multiexit_runner.server.allowed import dial_of
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.options import Options
+from multiexit_runner.settings import without_bounds
 
 
 @pytest.fixture
@@ -167,7 +168,8 @@ def test_settings_stay_within_the_operators_bounds(turned):
     ("options", "words"),
     [
         ({"target_ms": 50, "min_score": 1.5}, "has min_score=1.5; the best has 0.37"),
-        ({"target_ms": 50, "max_loss": 0.001}, "no setting .* within max_loss=0.001 points"),
+        ({"target_ms": 50, "min_score": 97}, r"the best has 0.37\w*: did you mean 0.97\?"),
+        ({"target_ms": 50, "max_loss": 0.004}, r"max_loss=0.004 points \(as a share, .* 0.4\?\)"),
         ({"budget_layers": 9}, "budget_layers must be from 1.* to 4.00"),
         ({"budget_layers": 2, "target_ms": 50}, "target_ms or budget_layers, not both"),
         ({"policy": "max-prob=0.9", "target_ms": 50}, "a policy or target_ms, not both"),
@@ -181,6 +183,23 @@ def test_settings_stay_within_the_operators_bounds(turned):
 def test_what_no_setting_meets_is_refused(turned, options, words):
     with pytest.raises(ValueError, match=words):
         dial_of(turned["export"], Options(**options))
+
+
+def test_where_nothing_is_bounded_another_bound_is_named(turned):
+    rounded = without_bounds({"policy": {}, "calibration": turned["export"].calibration})
+    served = replace(turned["export"], calibration=rounded["calibration"])
+    with pytest.raises(ValueError, match=r"max_loss=1: .* int8 .* bound min_score in its place"):
+        dial_of(served, Options(target_ms=50, max_loss=1))
+    assert dial_of(served, Options(target_ms=50, min_score=0.3)).settings[0].loss_bound is None
+
+
+def test_that_the_table_is_of_another_policy_is_said(turned, caplog):
+    served = turned["model"]
+    dial_of(served, Options(budget_layers=2))
+    assert not caplog.text
+    dial_of(replace(served, policy="patience=2"), Options(budget_layers=2))
+    assert "budget_layers turns max-prob, the policy of the calibration table" in caplog.text
+    assert "the model's own, patience=2, isn't used" in caplog.text
 
 
 def test_without_a_table_it_says_how_to_make_one(turned):

@@ -19,6 +19,9 @@ def evaluate(
     time_batch: Annotated[
         int | None, typer.Option(min=1, help="also measure seconds, at this batch size")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the results in OUTPUT")
+    ] = False,
 ) -> None:
     """Score every exit, and the policies named, on a task's development or test set.
 
@@ -37,6 +40,7 @@ def evaluate(
         check(named_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
     model_policy = None if named_policies else loaded.policy
     folder = output or model.parent / "evaluation"
+    reporting.check_free(folder, task, overwrite)
     reporting.report_on(
         loaded,
         task,
@@ -57,6 +61,9 @@ def sweep(
         str, typer.Option(help="patience, entropy, max-prob, margin, …")
     ] = "patience",
     output: Annotated[Path | None, typer.Option(help="default: beside the model")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the results in OUTPUT")
+    ] = False,
 ) -> None:
     """One policy over its whole range, from one pass over the data.
 
@@ -74,6 +81,7 @@ def sweep(
         typed.folder("--output", output)
     loaded, task = sources.load(model, rows)
     folder = output or model.parent / f"sweep-{policy}"
+    reporting.check_free(folder, task, overwrite)
     reporting.report_on(
         loaded,
         task,

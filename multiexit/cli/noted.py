@@ -1,9 +1,28 @@
-"""Warnings of a command, as the notes that they are to its user: one line each on stderr."""
+"""What a command tells its user on stderr, one line each: its warnings, and how far it is."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+PAUSE = 10.0
+"""Seconds between two lines that say how far it is, at least."""
+
+
+def now_and_then() -> Callable[[str], None]:
+    """Says what it is told, where it said nothing for `PAUSE` seconds."""
+    said = time.monotonic()
+
+    def tell(note: str) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= PAUSE:
+            from multiexit.data.own.notes import say
+
+            say(note)
+            said = now
+
+    return tell
 
 
 @contextmanager

@@ -29,6 +29,8 @@ from multiexit.serving.speedup import measured_speedup
 from multiexit.training.experiment import backbone_for, config_for, recipe_for, train
 from multiexit.training.records import run_folder
 
+RESULTS = "results.json"
+
 
 def report_on(
     model: MultiExitModel,
@@ -70,7 +72,7 @@ def report_on(
                 replace(row, speedup_time=measured_speedup(model, row.policy, rows, time_batch))
                 for row in judged
             ]
-        set_folder = folder if len(task.sets) == 1 else folder / name
+        set_folder = _set_folder(folder, task, name)
 
         def seen(row: int, rows: Any = rows, kept: list[int] | None = kept) -> dict[str, Any]:
             number = row if kept is None else kept[row]
@@ -78,6 +80,29 @@ def report_on(
 
         about_set = {"title": f"{title} ({name})", **about}
         write_results(set_folder, outputs, judged, history, seen, model.labels, **about_set)
+
+
+def check_free(folder: Path, task: TaskData, overwrite: bool) -> None:
+    """Refuse to replace results, before there are others.
+
+    Args:
+        folder, task: as for `report_on`.
+        overwrite: they may be replaced.
+
+    Raises:
+        ValueError: there are some.
+    """
+    for name in task.sets:
+        place = _set_folder(folder, task, name)
+        if (place / RESULTS).exists() and not overwrite:
+            raise ValueError(
+                f"{place} holds results: overwrite=True replaces them; or name another output"
+            )
+
+
+def _set_folder(folder: Path, task: TaskData, name: str) -> Path:
+    """Where the results of one of a task's sets lie."""
+    return folder if len(task.sets) == 1 else folder / name
 
 
 def write_card(run: Path, task: TaskData, backbone: str | None) -> None:
@@ -134,10 +159,10 @@ def write_results(
     print()
     print(report.policy_table(rows))
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", results.results_json(outputs, rows, history, **about))
+    write_json(folder / RESULTS, results.results_json(outputs, rows, history, **about))
     shown_row = rows[results.nearest([row.speedup_layers for row in rows])]
     pictures.draw_summary(outputs, curves, shown_row, W_MM, folder / "results.png")
-    files = ["results.json", "results.png"]
+    files = [RESULTS, "results.png"]
     if inputs is not None:
         found = examples.examples_json(outputs, shown_row.policy, inputs, labels)
         write_json(folder / examples.NAME, found)

@@ -143,6 +143,7 @@ def export(
     """
     from multiexit import MultiExitModel
     from multiexit.cli import predicting, sources
+    from multiexit.cli.noted import now_and_then
     from multiexit.policies import check, parse
     from multiexit.policies.registry import policy_name
     from multiexit.serving.onnx import export as export_onnx
@@ -181,7 +182,7 @@ def export(
         f"{compared}",
         file=sys.stderr,
     )
-    options: Any = {"int8": int8, "target": target, "agreement": share}
+    options: Any = {"int8": int8, "target": target, "agreement": share, "notes": now_and_then()}
     with tempfile.TemporaryDirectory() as place:
         written = Path(place) / "export" if triton else output
         parity = export_onnx(loaded, written, exit_policy, tokenizer=reader, rows=rows, **options)
@@ -194,9 +195,18 @@ def export(
         f"{parity.same_answer:.1%} get the same answer, {parity.same_answer_alone:.1%} of those "
         "run one at a time"
     )
+    held = exit_policy or loaded.policy
+    if loaded.calibration is not None:
+        settings = loaded.calibration.settings
+        table = settings[len(settings) // 2].policy
+        if type(table) is not type(held):
+            print(
+                f"The calibration table is of {policy_name(table).partition('=')[0]}, so this "
+                f"export has no targets, such as speedup= or --target-ms: for these export with "
+                f"--policy {policy_name(table)}"
+            )
     if int8:
         print(f"int8 for {TARGETS[target].machines}")
-        held = exit_policy or loaded.policy
         if held is not None and held.certificate is not None:
             print(f"The certificate of {policy_name(held)} is the float model's, and was left out")
 

@@ -22,7 +22,7 @@ class Replay:
     """How a stream went.
 
     Args:
-        setting_B: the place in the table of each row's setting, int64.
+        setting_B: which setting each row had, int64: its place in `table.settings`, 0 the slowest.
         exit_B: where each row left, int64.
         scores: figures by name over all rows; `"score"` is the one to compare by.
         mean_layers: stages run per row.
@@ -49,7 +49,8 @@ def replay(outputs: Outputs, table: CalibrationTable, budget_layers: float) -> R
 
     Args:
         outputs: from `multiexit.collect`, on rows in the order in which they come.
-        table: from `multiexit.calibration_table`, on other rows.
+        table: from `multiexit.calibration_table`, on other rows; of a model for which `multiexit
+            calibrate --table` was run, `model.calibration`.
         budget_layers: layers per row, on average.
 
     Raises:

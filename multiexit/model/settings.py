@@ -69,7 +69,11 @@ def read_settings(path: Path) -> dict[str, Any]:
         if (inside / path.name).exists():
             hint = f"; did you mean {inside}?"
         elif (path.parent / "export.json").exists():
-            hint = "; it is an export, which mx.Classifier and multiexit_runner answer with"
+            hint = (
+                "; it is an export, which mx.Classifier and multiexit_runner answer with: judge, "
+                "calibrate and export the model that it was made of (its own numbers, as of int8, "
+                "by Runner.forward: see the documentation on exports)"
+            )
         elif (path.parent / "run.json").exists():
             hint = "; the run in it has left none yet: let it end, or go on with it by --resume"
         elif (path.parent / "config.json").exists():

@@ -100,6 +100,18 @@ def test_evaluating_gives_the_scores_of_training(digits, tmp_path):
     wanted = mx.judge(outputs, mx.Patience(2))
     assert two["policies"][0]["score"] == pytest.approx(wanted.score)
     assert two["policies"][0]["speedup_macs"] == pytest.approx(wanted.speedup_macs)
+    before = (tmp_path / "results.json").read_bytes()
+    for words in (["evaluate"], ["sweep", "--policy", "fixed"]):
+        again = command(words[0], folder / "model", *words[1:], "--output", tmp_path)
+        assert again.code == 2
+        assert again.err.strip() == (
+            f"multiexit: {tmp_path} holds results: --overwrite replaces them; or name another "
+            "output"
+        )
+    assert (tmp_path / "results.json").read_bytes() == before
+    again = command("sweep", folder / "model", "--policy", "fixed", "--output", tmp_path,
+                    "--overwrite")  # fmt: skip
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize(

@@ -54,3 +54,11 @@ def test_milliseconds_ask_for_a_table(run):
     ended = command("recommend", run, "--milliseconds", 5)
     assert ended.code == 2
     assert "multiexit profile" in ended.err
+
+
+def test_points_that_are_less_than_a_row_were_meant_as_a_share(run, monkeypatch):
+    monkeypatch.setattr("multiexit.evaluation.outputs.collect", None)  # before the model runs
+    ended = command("recommend", run, "--max-loss", 0.005)
+    assert ended.code == 2
+    assert "--max-loss is in points, and 0.005 is less than one row" in ended.err
+    assert "did you mean 0.5? 0 is no loss at all" in ended.err

@@ -79,7 +79,7 @@ def test_a_target_that_none_reaches_is_refused():
     numbers = replace(numbers, labels_B=numbers.labels_B.float(), metric="pearson_spearman")
     table = mx.calibration_table(numbers, mx.Patience(1, tolerance=0.5))
     assert {setting.loss_bound for setting in table.settings} == {None}
-    with pytest.raises(ValueError, match="bounds no loss.*choose by a speedup"):
+    with pytest.raises(ValueError, match=r"bounds no loss.*choose by a speedup"):
         choosing.choose(table.to_json(), ("max_loss", 5.0))
     for wrong, message in [
         ({"speedup": 0.5}, "speedup is 1 without"),

@@ -6,7 +6,7 @@ Names: the model's own inputs before the first exit; behind it `carry.…`, `mem
 Letters: M exits, B batch rows, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ def write(
     policy: ExitPolicy,
     examples: Sequence[Mapping[str, Tensor]],
     folder: Path,
+    notes: Callable[[str], None] = lambda note: None,
 ) -> tuple[list[GraphFile], Numbers]:
     """Write a graph for each exit, from the last to the first.
 
@@ -51,6 +52,7 @@ def write(
         policy: decides who stops.
         examples: two batches of other sizes; dimensions in which they differ can have any size.
         folder: for the files.
+        notes: is told how far it is.
 
     Returns:
         The graphs in order, and the policy's numbers that are inputs of theirs.
@@ -62,12 +64,12 @@ def write(
     K = problems.classes_of_decision(model.problem, model.num_classes)
     numbers = knobs.turnable(policy, numbers_of(policy), K)
     try:
-        return _write(model, policy, numbers, examples, folder)
+        return _write(model, policy, numbers, examples, folder, notes)
     except ValueError:
         traceable = knobs.traceable(policy, numbers, K)
         if traceable == numbers:
             raise
-    return _write(model, policy, traceable, examples, folder)
+    return _write(model, policy, traceable, examples, folder, notes)
 
 
 def _write(
@@ -76,6 +78,7 @@ def _write(
     numbers: Numbers,
     examples: Sequence[Mapping[str, Tensor]],
     folder: Path,
+    notes: Callable[[str], None],
 ) -> tuple[list[GraphFile], Numbers]:
     """`write`, with these numbers as inputs."""
     last = model.num_exits - 1
@@ -99,6 +102,7 @@ def _write(
         module = ExitModule(model, policy, exit, before, list(numbers), outputs)
         graph = _write_graph(module, tensors, flat(other), numbers, folder / f"exit-{exit}.onnx")
         graphs.insert(0, graph)
+        notes(f"{len(graphs)} of {model.num_exits} graphs are traced")
         needed = (needed - new) | {name for name in graph.inputs if name in tensors}
     read = {name for graph in graphs for name in graph.inputs}
     return graphs, {field: numbers[field] for field in numbers if knobs.input_name(field) in read}

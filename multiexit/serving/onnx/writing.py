@@ -6,7 +6,7 @@ Letters: B batch rows, T tokens.
 import copy
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def export(
     int8: bool = False,
     target: str = "auto",
     agreement: float = 0.95,
+    notes: Callable[[str], None] = lambda note: None,
 ) -> Parity:
     """Write a model and its policy as ONNX graphs, one per exit, for `multiexit_runner.Runner`.
 
@@ -76,6 +77,7 @@ def export(
             weights a little finer, at the same speed, and are right on such CPUs alone; `"avx2"`
             and `"avx512"` are what `"auto"` is.
         agreement: that share; counts for int8 alone.
+        notes: is told how far it is, such as `print`.
 
     Returns:
         How the graphs compare with the model: on `rows`, or else on random inputs.
@@ -117,7 +119,7 @@ def export(
 
     aside = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
     with whole_folder(folder, aside) as partial:
-        segments, numbers = graphs.write(model, policy, examples, partial)
+        segments, numbers = graphs.write(model, policy, examples, partial, notes)
         if int8 and has_products(model.backbone):
             for segment in segments:
                 quantise(partial / segment.file, target)
@@ -142,7 +144,7 @@ def export(
         runner = Runner(partial, threads=torch.get_num_threads(), check=False)
         parity = compare(model, policy, runner, random_batches, exact=not int8)
         if batches is not None:
-            parity = compare(model, policy, runner, batches, exact=not int8)
+            parity = compare(model, policy, runner, _told(batches, notes), exact=not int8)
         share = min(parity.same_answer, parity.same_answer_alone)
         if int8 and batches is not None and share < agreement:
             raise ValueError(
@@ -157,6 +159,15 @@ def export(
         on = "random inputs" if batches is None else "rows"
         _write_settings(partial, settings | {"parity": {"on": on, **parity._asdict()}})
     return parity
+
+
+def _told(
+    batches: Sequence[Mapping[str, Tensor]], notes: Callable[[str], None]
+) -> Iterator[Mapping[str, Tensor]]:
+    """Batches, one after the other, and how many of them are through."""
+    for done, batch in enumerate(batches):
+        yield batch
+        notes(f"{done + 1} of {len(batches)} batches of rows are compared")
 
 
 def _stored_rows(model: MultiExitModel, runner: Any, batch: Mapping[str, Tensor]) -> Any:

@@ -140,7 +140,7 @@ def finished(folder: Path, checkpoint: str, default: bool) -> bool:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """The recipe's name and the settings that count and aren't the defaults, of a run's record.
+    """The recipe's name, how long it trained, and what else counts and is no default, of a run.
 
     Args:
         folder: the run's.
@@ -158,7 +158,10 @@ def settings(folder: Path) -> dict[str, Any]:
     name = {"recipe": recipe.get("name")} if isinstance(recipe, dict) else {}
     defaults = {k: v for k, v in json.loads(json.dumps(vars(plain))).items() if k not in FREE}
     given = config if isinstance(config, dict) else {}
-    return name | {k: v for k, v in given.items() if k in defaults and v != defaults[k]}
+    length = "epochs" if given.get("max_steps") is None else "max_steps"  # which one counts
+    other = {k: v for k, v in given.items() if k in defaults and v != defaults[k]}
+    other.pop("epochs", None)
+    return name | {k: v for k, v in given.items() if k == length} | other
 
 
 def _read_run(path: Path) -> dict[str, Any]:

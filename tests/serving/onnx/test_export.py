@@ -554,9 +554,14 @@ def test_the_command_line(saved, tmp_path):
         wrong = command("export", folder, tmp_path / "no", *words[3:], *more)
         assert wrong.code == 2
         assert message in wrong.err
+    for judging in (["evaluate"], ["calibrate", "--speedup", "2"]):
+        wrong = command(judging[0], tmp_path / "out", *judging[1:])
+        assert wrong.code == 2
+        assert "calibrate and export the model that it was made of" in wrong.err
 
 
-def test_int8_is_near_and_compared_on_rows(saved, tmp_path):
+def test_int8_is_near_and_compared_on_rows(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("multiexit.cli.noted.PAUSE", 0.0)
     folder, model, tokenizer = saved
     lines = [" ".join(f"w{7 * i * (i + j) % 55}" for j in range(1 + i % 7)) for i in range(32)]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
@@ -564,6 +569,8 @@ def test_int8_is_near_and_compared_on_rows(saved, tmp_path):
     ended = command(*words, "--data", tmp_path / "lines.txt", "--agreement", "0")
     assert ended.code == 0, ended.err
     assert "Over 32 rows" in ended.out
+    for note in ("1 of 1 graphs are traced", "1 of 1 batches of rows are compared"):
+        assert f"multiexit: {note}\n" in ended.err
     assert "int8 for any CPU" in ended.out
     kinds = {node.op_type for node in onnx.load(tmp_path / "int8" / "exit-0.onnx").graph.node}
     assert "MatMulIntegerToFloat" in kinds

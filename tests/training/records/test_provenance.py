@@ -109,6 +109,10 @@ def test_its_settings_are_those_that_are_no_defaults(tmp_path):
         "recipe": "joint", "max_steps": 1, "sampling": "balanced", "ema": 0.9
     }  # fmt: skip
     assert provenance.settings(tmp_path) == {}
+    for epochs in (1, mx.TrainConfig().epochs):  # the default is told too
+        settings = mx.TrainConfig(epochs=epochs, output=tmp_path / str(epochs), progress=False)
+        fit(chain(2), "joint", settings, Table())
+        assert provenance.settings(tmp_path / str(epochs)) == {"recipe": "joint", "epochs": epochs}
 
 
 def test_outside_of_a_repository_git_is_none(tmp_path, monkeypatch):

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -175,6 +178,36 @@ def test_its_log_is_lines_of_json_whoever_says_them(exported, capfd):
     assert (warned["level"], warned["message"]) == ("warning", "two lines")
     assert failed["message"] == "it failed"
     assert failed["traceback"].endswith("ValueError: so")
+
+
+def test_the_image_runs_and_its_check_asks_at_the_port_that_is_set(exported, tmp_path):
+    """What the Dockerfile runs, in a folder that holds what it copies, at another port."""
+    lines = (ROOT / "examples/serving/Dockerfile").read_text().splitlines()
+    said = {line.split()[0]: line for line in lines if line}
+    start = json.loads(said["CMD"].removeprefix("CMD "))
+    check = shlex.split(said["HEALTHCHECK"].partition(" CMD ")[2])
+    assert start[0] == check[0] == "python"
+    for copied, place in ((ROOT / "multiexit_runner", "multiexit_runner"), (exported, "export")):
+        shutil.copytree(copied, tmp_path / place)
+    set_here = dict(pair.split("=") for pair in said["ENV"].split()[1:])
+    assert set_here["MULTIEXIT_SERVE_HOST"] == "0.0.0.0"
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | set_here
+    variables["MULTIEXIT_SERVE_PORT"] = str(free_port())
+
+    def healthy():
+        words = [sys.executable, *check[1:]]
+        return subprocess.run(words, env=variables, capture_output=True).returncode == 0
+
+    with subprocess.Popen([sys.executable, *start[1:]], cwd=tmp_path, env=variables) as process:
+        try:
+            assert not healthy()
+            wait = time.monotonic() + 60
+            while not healthy():
+                assert process.poll() is None
+                assert time.monotonic() < wait
+        finally:
+            process.terminate()
+    assert not healthy()
 
 
 @pytest.mark.parametrize(

@@ -271,9 +271,10 @@ README.md: Python ≥ 3.11 · Apache-2.0
 backbones.md: wav2vec 2.0
 calibration.md: temperature ends at 0.01 · the middle 95 % · at 0.9, up to one draw in ten
 calibration.md: a risk of 5 % with a confidence of 90 % · 0.01 by default
-calibration.md: more than 1 % of the rows
+calibration.md: more than 1 % of the rows · a `loss_bound` of 0.005
 choose-a-method.md: = **1.33** · = **1.67** · = **2.67**, at each fourth step 1.42
 choose-a-method.md: | 1.33 | 1.17 | 1.08 | · LLE on all seven GLUE tasks, by 0.1 to 0.5 points
+command-line.md: are shares, 0.84 · in points, 0.5 for 84.5 to 84.0
 data.md: the learning rate is 1e-4 · such as 1 and 1.0 · within 1.5 of 255 levels
 decisions.md: in 0.5..1
 embeddings.md: MiniLM-L6-v2 of 6 · correlation × 100 · at 1.5× or · At 0.1 · 90 % conf · up to 0.1
@@ -290,7 +291,8 @@ methods.md: its code: 0.15, 0.30 · a floor of 0.1
 policies.md: by 0.02 of · (0.02·N)
 predict.md: for 0.05 s
 quickstart.md: Python 3.11 · images of 8×8
-serving.md: HTTP/1.1 · above 1 MB · for 75 s · 95 % of · (0.84) · 95 % were answered in time · (0.1)
+serving.md: HTTP/1.1 · above 1 MB · for 75 s · 95 % of · 95 % were answered in time · (0.1)
+serving.md: a share, 0.84 · in points: 0.5 is 84.5 to 84.0 · a `loss_bound` of 0.005
 serving.md: by 0.02 of · (0.02·N) · (0.01) is α · Ray 2.60 · 30 seconds · 10 minutes
 static-baselines.md: steps of 10 % · α = 0.7 · b = 0.3, k = 0.0006 · 9e9e860
 training.md: processes 30 seconds · up to 2 GiB · falls by ×0.1

@@ -291,6 +291,7 @@ methods.md: its code: 0.15, 0.30 · a floor of 0.1
 policies.md: by 0.02 of · (0.02·N)
 predict.md: for 0.05 s
 quickstart.md: Python 3.11 · images of 8×8
+results.md: patience of 4 of 12
 serving.md: HTTP/1.1 · above 1 MB · for 75 s · 95 % of · 95 % were answered in time · (0.1)
 serving.md: waits 60 s · gives 10 s · to a k-th of 0.01, with eight 0.00125
 serving.md: a share, 0.84 · in points: 0.5 is 84.5 to 84.0 · a `loss_bound` of 0.005

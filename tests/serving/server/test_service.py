@@ -397,6 +397,26 @@ def test_images_come_as_base64(exported_images):
             assert "pixels; this service takes at most 1000 in a request: send fewer" in many
 
 
+@pytest.mark.parametrize("kind", ["pairs", "words", "image model", "image export"])
+def test_it_is_warm_before_it_is_ready_whatever_it_reads(kind, tmp_path, exported_images, caplog):
+    if kind == "image export":
+        served = of_export(mx.Classifier.from_pretrained(exported_images[1]))
+    elif kind == "image model":
+        served = of_model(mx.Classifier(exported_images[0], policy=mx.MaxProb(0.6)))
+    else:
+        tokenizer = tokenizer_in(tmp_path)
+        problem = "token-classification" if kind == "words" else "classification"
+        model = text_model(tokenizer, problem, pairs=kind == "pairs")
+        served = of_model(mx.Classifier(model, tokenizer, mx.MaxProb(0.6)))
+    caplog.set_level("INFO", "multiexit.server")
+    with TestClient(Service(served, Options(batch_size=6)).app) as client:
+        assert client.get("/ready").status_code == 200
+    warm, *_ = caplog.records
+    assert warm.msg["message"] == "warmed up"
+    assert warm.msg["rows"] > 1 + 2 + 4 + 6  # and the last runs, which are measured
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
 def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
     file = tmp_path / "serve.toml"
     file.write_text('port = 1\nbatch_size = 2\nhost = "::"\nmax_wait_ms = 3\n')

@@ -35,7 +35,7 @@ def named_arrays(
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
         spec = specs[name]
-        fits = str(array.dtype) == spec["dtype"] and array.ndim == len(spec["shape"])
+        fits = array.dtype == spec["dtype"] and array.ndim == len(spec["shape"])
         for size, expected in zip(array.shape, spec["shape"], strict=False):
             if isinstance(expected, str):
                 expected = sizes.setdefault(expected, size)

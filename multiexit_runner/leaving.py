@@ -42,6 +42,8 @@ class Said(NamedTuple):
 def broken_rows(exit: int, logits_BC: np.ndarray) -> dict[int, str]:
     """The message for each row whose logits are NaN or infinite, by its place."""
     finite_BC = np.isfinite(logits_BC)
+    if finite_BC.all():
+        return {}
     broken_B = ~finite_BC.reshape(len(logits_BC), -1).all(1)
 
     def broken_logits(place: int) -> list[float]:

@@ -109,6 +109,8 @@ class Runner:
         self._ranges = narrowed(self.settings["ranges"], self.settings["scales"])
         self._segments = self.settings["segments"]
         self._sessions = sessions
+        reads = [set(segment["inputs"]) for segment in self._segments]
+        self._read_later = [set().union(*reads[exit + 1 :]) for exit in range(len(reads))]
 
     def _check_rows(self, files: Mapping[str, bytes], path: str, by: str) -> None:
         """Run the rows that the folder keeps, by this backend or these providers."""
@@ -310,7 +312,7 @@ class Runner:
         """
         after, outputs = self._run(exit, arrays)
         logits_BC = outputs["logits"]
-        stop_B = outputs.get("stop", np.ones(len(logits_BC), bool))
+        stop_B = outputs["stop"] if "stop" in outputs else np.ones(len(logits_BC), bool)
         answer_BC = outputs.get("answer", logits_BC)
         return Said(answer_BC, stop_B, broken_rows(exit, logits_BC), after)
 
@@ -334,17 +336,17 @@ class Runner:
         except ValueError as error:
             what = str(error).replace("{", "{{").replace("}", "}}")
             return None, {int(row): f"{{row}}: {what}" for row in rows_B}
+        leave_B = said.stop_B if last_B is None else said.stop_B | last_B
+        after = Group(exit + 1, rows_B, said.arrays)
+        if not said.broken and not leave_B.any():
+            return after, {}
         fine_B = np.ones(len(rows_B), bool)
         fine_B[list(said.broken)] = False
-        stop_B = said.stop_B if last_B is None else said.stop_B | last_B
-        leave_B, stay_B = stop_B & fine_B, ~stop_B & fine_B
+        leave_B, stay_B = leave_B & fine_B, ~leave_B & fine_B
         answer.logits_BC[rows_B[leave_B], : said.answer_BC.shape[1]] = said.answer_BC[leave_B]
         answer.exit_B[rows_B[leave_B]] = exit
         broken = {int(rows_B[place]): what for place, what in said.broken.items()}
-        after = Group(exit + 1, rows_B, said.arrays)
-        if not stay_B.any():
-            return None, broken
-        return (after if stay_B.all() else after.take(stay_B)), broken
+        return (after.take(stay_B) if stay_B.any() else None), broken
 
     def _outputs(self, arrays: Arrays) -> tuple[int, ...]:
         """The shape of a row's logits: [C], or of tokens [T, C]."""
@@ -400,8 +402,7 @@ class Runner:
             "stop" in outputs and outputs["stop"].ndim != 1
         ):
             raise ValueError(f"{self._segments[exit]['file']} doesn't give a row per row")
-        read = {name for later in self._segments[exit + 1 :] for name in later["inputs"]}
-        both = {**arrays, **outputs}
+        read, both = self._read_later[exit], {**arrays, **outputs}
         return {name: both[name] for name in both if name in read}, outputs
 
 

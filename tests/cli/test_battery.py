@@ -8,7 +8,6 @@ import shutil
 import signal
 import typing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -369,7 +368,7 @@ def test_bad_command_lines_are_refused_shortly_and_leave_nothing(folder, tmp_pat
         *("serving.profiling.profile", "serving.onnx.export"),
     ):
         monkeypatch.setattr(f"multiexit.{work}", began)
-    monkeypatch.setattr("multiexit_runner.server.serve.logging", SimpleNamespace(basicConfig=began))
+    monkeypatch.setattr("multiexit_runner.server.listening.listen", began)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

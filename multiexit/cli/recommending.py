@@ -37,9 +37,11 @@ def recommend(
 
     multiexit recommend runs/mrpc --milliseconds 20 --batch-size 8
     """
+    from multiexit import problems
     from multiexit.arguments import check_share
     from multiexit.cli import sources
     from multiexit.evaluation import card, plain_words, report
+    from multiexit.evaluation.judging import exit_scores
     from multiexit.evaluation.outputs import collect, rows_in_share
     from multiexit.evaluation.recommendation import check_target
     from multiexit.evaluation.recommendation import recommend as choose
@@ -87,6 +89,11 @@ def recommend(
     print(plain_words.explain(advice, outputs.cost.layers_M, outputs.metric))
     if milliseconds is not None:
         print(plain_words.time(advice, model.latency, batch_size or 1))
+    if problems.resolve(model.problem, model.num_classes) == "classification":
+        scores = [row["score"] for row in exit_scores(outputs)]
+        text = model.preprocessing.get("kind") == "text"
+        if advised := plain_words.weak_exits(scores, text):
+            print(f"\n{advised}")
     print(f"\nTried, on the {advice.rows_chosen} rows that chose:\n")
     print(report.policy_table(advice.tried))
     if write:

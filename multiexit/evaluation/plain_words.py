@@ -25,6 +25,9 @@ from multiexit.policies import (
 )
 from multiexit.policies.registry import policy_name
 
+FAR = 0.05
+"""How far the first exit's score may be below the last one's before another training is advised."""
+
 
 def rule(policy: ExitPolicy, layers_M: Sequence[int]) -> str:
     """When an input stops, in a sentence.
@@ -169,6 +172,31 @@ def time(advice: Recommendation, latency: Latency, batch_size: int) -> str:
     return (
         f"A batch of {batch_size} takes {took:.3g} ms on average, {full:.3g} ms without early "
         f"exits (by the model's latency table, measured on {latency.machine})."
+    )
+
+
+def weak_exits(scores_M: Sequence[float], text: bool) -> str | None:
+    """What to train otherwise where the first exit is far behind the last; None where it isn't.
+
+    Args:
+        scores_M: of each exit, as if all left there.
+        text: whether the inputs are texts, whose exits may have a pooler each.
+
+    Example:
+        >>> from multiexit.evaluation.plain_words import weak_exits
+        >>> print(weak_exits([0.7, 0.8, 0.9], text=False))
+        The first exit is 20.0 points below the last one. Exits that are trained to be good early
+        let more inputs leave: try --recipe leebert-group-dro (see "Choose a method").
+        >>> weak_exits([0.89, 0.9], text=False)
+    """
+    behind = scores_M[-1] - scores_M[0]
+    if behind < FAR:
+        return None
+    head = " --head own-pooler" if text else ""
+    return (
+        f"The first exit is {100 * behind:.1f} points below the last one. Exits that are trained "
+        "to be good early\nlet more inputs leave: try --recipe leebert-group-dro"
+        f'{head} (see "Choose a method").'
     )
 
 

@@ -40,7 +40,7 @@ def evaluate(
         check(named_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
     model_policy = None if named_policies else loaded.policy
     folder = output or model.parent / "evaluation"
-    reporting.check_free(folder, task, overwrite)
+    reporting.check_free(folder, task, overwrite or output is None)
     reporting.report_on(
         loaded,
         task,
@@ -81,7 +81,7 @@ def sweep(
         typed.folder("--output", output)
     loaded, task = sources.load(model, rows)
     folder = output or model.parent / f"sweep-{policy}"
-    reporting.check_free(folder, task, overwrite)
+    reporting.check_free(folder, task, overwrite or output is None)
     reporting.report_on(
         loaded,
         task,

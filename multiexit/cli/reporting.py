@@ -83,7 +83,7 @@ def report_on(
 
 
 def check_free(folder: Path, task: TaskData, overwrite: bool) -> None:
-    """Refuse to replace results, before there are others.
+    """Refuse to replace results before there are others, or say that they will be.
 
     Args:
         folder, task: as for `report_on`.
@@ -94,10 +94,14 @@ def check_free(folder: Path, task: TaskData, overwrite: bool) -> None:
     """
     for name in task.sets:
         place = _set_folder(folder, task, name)
-        if (place / RESULTS).exists() and not overwrite:
+        if not (place / RESULTS).exists():
+            continue
+        if not overwrite:
             raise ValueError(
                 f"{place} holds results: overwrite=True replaces them; or name another output"
             )
+        if processes().is_main_process:
+            say(f"the results in {place} will be replaced")
 
 
 def _set_folder(folder: Path, task: TaskData, name: str) -> Path:

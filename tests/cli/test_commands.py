@@ -112,6 +112,10 @@ def test_evaluating_gives_the_scores_of_training(digits, tmp_path):
     again = command("sweep", folder / "model", "--policy", "fixed", "--output", tmp_path,
                     "--overwrite")  # fmt: skip
     assert again.code == 0, again.err
+    for told in (False, True):  # beside the model
+        again = command("sweep", folder / "model", "--policy", "fixed")
+        assert again.code == 0, again.err
+        assert ("will be replaced" in again.err) == told
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks")]
 
 import evidence_page  # noqa: E402
+import paper_page  # noqa: E402
 import promises_page  # noqa: E402
 
 import multiexit  # noqa: E402
@@ -27,9 +28,7 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-tables = ("benchmarks", "embeddings", "families", "hypergradient", "methods", "promises", "vision")
-included = [f"_{name}.md" for name in tables]
-exclude_patterns = ["_build", "results/index.md", *included]
+exclude_patterns = ["_build", "results/index.md", "_*.md"]  # pages that others include
 
 html_theme = "furo"
 html_title = "multiexit"
@@ -46,8 +45,9 @@ python_display_short_literal_types = True
 
 
 def write_results_pages() -> None:
-    """Make what results.md includes, from the JSON of runs and of promises."""
+    """Make what results.md includes, from the JSON of runs, of the paper and of promises."""
     (HERE / "results" / "index.md").write_text(evidence_page.page(), encoding="utf-8")
+    (HERE / "_paper.md").write_text(paper_page.page(), encoding="utf-8")
     (HERE / "_promises.md").write_text(promises_page.page(), encoding="utf-8")
 
 

@@ -70,6 +70,15 @@ def test_every_planned_recipe_and_its_settings_can_be_made(evidence):
         assert steps is None or config.max_steps * len(recipe.phases) == steps
 
 
+def test_every_run_that_stands_beside_the_papers_figures_is_planned(evidence):
+    paper = json.loads((ROOT / "docs" / "results" / "paper.json").read_text(encoding="utf-8"))
+    planned = {(run.setting.name, run.method) for run in evidence["runs"]()}
+    for data in [*paper["tables"], paper["minutes"]]:
+        for setting in data["runs"].values():
+            methods = {row["run"] for row in data["rows"]} - {None, "without-exits"}
+            assert {(setting, method) for method in methods} <= planned
+
+
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_published_run_is_planned_and_says_how_to_repeat_it(path, evidence):
     name = f"{path.parent.name}/{path.stem}"

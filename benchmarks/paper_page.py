@@ -1,0 +1,76 @@
+"""The paper's tables of scores, each beside what its methods came to in our runs.
+
+The build of the documentation makes `docs/_paper.md` by it, from `docs/results/paper.json`, which
+was copied from the paper, and the JSON of `benchmarks/evidence.py`.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from evidence_page import RUNS, Results, at_exit, at_speed, read, shown
+
+from multiexit.evaluation.report import table
+
+PAPER = RUNS.parent / "paper.json"
+
+
+def ours(row: dict[str, Any], asked: float, results: Results | None) -> str:
+    """A method's score at the speed-up that the table is about; the last exit's without exits."""
+    if results is None or row["run"] not in results.methods:
+        return ""
+    figure = at_exit(-1) if row["speedup"] == 1 else at_speed(results.policy, asked)
+    return " · " + shown(results.methods[row["run"]].values(figure))
+
+
+def one_table(data: dict[str, Any], results: dict[str, Results]) -> str:
+    """The paper's rows, and behind each score ours."""
+    rows = []
+    for row in data["rows"]:
+        cells = {"method": row["method"], "speed-up": f"{row['speedup']:.2f}×"}
+        for task, score in row["scores"].items():
+            here = results.get(data["runs"].get(task, ""))
+            cells[task] = f"{score:.1f}{ours(row, data['asked'], here)}"
+        rows.append(cells)
+    return table(rows, markdown=True)
+
+
+def cpu_seconds(results: Results | None, run: str) -> float | None:
+    """What a method's training took, mean over seeds."""
+    if results is None or run not in results.methods:
+        return None
+    runs = results.methods[run].runs.values()
+    return statistics.fmean(run["trained"]["cpu_seconds"] for run in runs)
+
+
+def times_table(data: dict[str, Any], results: dict[str, Results]) -> str:
+    """Training time over that of the network without exits, the paper's and behind it ours."""
+    rows = []
+    for row in data["rows"]:
+        cells = {"method": row["method"]}
+        for task, minutes in row["minutes"].items():
+            plain, here = data["rows"][0], results.get(data["runs"][task])
+            cells[task] = f"{minutes / plain['minutes'][task]:.2f}"
+            took, alone = cpu_seconds(here, row["run"]), cpu_seconds(here, plain["run"])
+            if took and alone:
+                cells[task] += f" · {took / alone:.2f}"
+        rows.append(cells)
+    return table(rows, markdown=True)
+
+
+def page(folder: Path = RUNS) -> str:
+    """All of the paper's tables of scores."""
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    results = {found.setting.name: found for found in read(folder)}
+    parts = []
+    for data in paper["tables"]:
+        parts += [f"**{data['table']}**: {data['of']}; ours asked for {data['asked']:g}×."]
+        parts += [one_table(data, results)]
+    times = paper["minutes"]
+    parts += [
+        f"**{times['table']}**: training time over that without exits; the paper's is to the best "
+        "checkpoint, ours for as many steps."
+    ]
+    parts += [times_table(times, results)]
+    return "\n\n".join([*parts, f"The paper: {paper['source']}."]) + "\n"

@@ -129,6 +129,12 @@ def _text(task: str, steps: int | None, seeds: int, methods: tuple[str, ...], **
     return Setting(name, task, "minilm", methods, seeds, steps, rates=rates, **more)
 
 
+SHORT = {"lr": 0.1, "layer_decay": 0.7}
+"""For a trained network in so few steps: its new heads at full rate, its first stages next to none.
+
+In a trial (`joint`, one seed) the mean over exits was 50.2 and the last exit 88.9; at 0.05 for all
+47.9 and 87.1, at the preset's 0.01 36.6 and 90.6, since its heads had not learned yet.
+"""
 SEVEN = [3, 7, 11, 15, 19, 23, 26]
 SETTINGS = [
     Setting(
@@ -149,6 +155,7 @@ SETTINGS = [
         seeds=3,
         steps=120,
         held=0.02,
+        rates=SHORT,
         schedule="fine-tune",
         weights="resnet20-cifar10",
     ),
@@ -164,6 +171,7 @@ SETTINGS = [
         seeds=3,
         steps=120,
         held=0.02,
+        rates=SHORT,
         exits=SEVEN,
         schedule="fine-tune",
         weights="resnet56-cifar10",

@@ -9,11 +9,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from evidence_page import RUNS, Results, at_exit, at_speed, read, shown
+from evidence_page import RUNS, Results, at_exit, at_speed, read, shown, title
 
 from multiexit.evaluation.report import table
 
 PAPER = RUNS.parent / "paper.json"
+KEYS = ("score", "speedup")
 
 
 def ours(row: dict[str, Any], asked: float, results: Results | None) -> str:
@@ -59,6 +60,26 @@ def times_table(data: dict[str, Any], results: dict[str, Results]) -> str:
     return table(rows, markdown=True)
 
 
+def patience_table(methods: dict[str, str], results: Results) -> str:
+    """Score and speed-up of each patience that was chosen in some run, mean over those runs."""
+    points: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name in methods.values():
+        method = results.methods.get(name)
+        for run in method.runs.values() if method else ():
+            chosen = {point["policy"]: point for point in run["policies"]["patience"]}
+            for policy, point in chosen.items():
+                points.setdefault(policy, {}).setdefault(name, []).append(point)
+    rows = []
+    for policy in sorted(points, key=lambda policy: int(policy.partition("=")[2])):
+        row = {"policy": f"`{policy}`"}
+        for shown_as, name in methods.items():
+            if of_method := points[policy].get(name):
+                score, speed = (statistics.fmean(p[key] for p in of_method) for key in KEYS)
+                row[shown_as] = f"{100 * score:.1f} at {speed:.2f}×"
+        rows.append(row)
+    return table(rows, markdown=True) if rows else ""
+
+
 def page(folder: Path = RUNS) -> str:
     """All of the paper's tables of scores."""
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
@@ -73,4 +94,8 @@ def page(folder: Path = RUNS) -> str:
         "checkpoint, ours for as many steps."
     ]
     parts += [times_table(times, results)]
+    figures = paper["patience"]
+    for setting in figures["runs"].values():
+        if setting in results and (curves := patience_table(figures["methods"], results[setting])):
+            parts += [f"**{figures['figures']}**: patience on {title(results[setting])}.", curves]
     return "\n\n".join([*parts, f"The paper: {paper['source']}."]) + "\n"

@@ -56,6 +56,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """By name: a recipe, and its options."""
 
+HEADS = {
+    f"{name}-pooler": name
+    for name in ("joint", "leebert-uniform", "leebert", "leebert-group-dro", "pabee")
+}
+"""Methods whose heads have a layer more, as ElasticBERT's: what of a difference is the head's?"""
+METHODS |= {name: METHODS[of] for name, of in HEADS.items()}
+
 WEIGHTS = {"early-weighted": early_weighted, "without-exits": last_only}
 """Losses of a recipe's only phase in place of its own."""
 
@@ -73,7 +80,7 @@ TABLE_1 = (
     "leebert-clo-v1",
 )
 """What the LeeBERT paper's Table 1 has beside `KEY` and `pabee`."""
-TEXT = (*KEY, "pabee", "elasticbert", *TABLE_1)
+TEXT = (*KEY, "pabee", "elasticbert", *TABLE_1, *HEADS)
 TRAINED = ("joint", "heads-only", *KEY[1:], "pabee", "elasticbert", "shallow-deep", "dbt")
 FROM_SCRATCH = tuple(METHODS)[: list(METHODS).index("heads-only")]
 REGRESSION = (*KEY, "pabee")
@@ -224,6 +231,8 @@ class Run:
         recipe = experiment.recipe_for(name, self.setting.task, options)
         if self.method in WEIGHTS:
             recipe = replace(recipe, phases=(mx.Phase(coefficients=WEIGHTS[self.method]),))
+        if self.method in HEADS:
+            recipe = replace(recipe, head="own-pooler")
         if self.setting.task == "stsb":
             recipe = replace(recipe, policy=mx.Patience(4, tolerance=0.5))
         return recipe

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence_plan import SETTINGS, Setting
+from evidence_plan import SETTINGS, Run, Setting
 
 from multiexit.evaluation import metrics
 from multiexit.evaluation.report import table
@@ -166,6 +166,7 @@ def methods_table(results: Results) -> str:
         test = tested.get(method.name)
         row = {
             "method": f"`{method.name}`",
+            "head": Run(results.setting, method.name, 0).recipe().head or results.setting.head,
             "seeds": str(len(method.runs)),
             "mean over exits": shown(method.values(mean_of_exits)),
             "first exit": shown(method.values(at_exit(0))),

@@ -60,7 +60,7 @@ HEADS = {
     f"{name}-pooler": name
     for name in ("joint", "leebert-uniform", "leebert", "leebert-group-dro", "pabee")
 }
-"""Methods whose heads have a layer more, as ElasticBERT's: what of a difference is the head's?"""
+"""Methods whose exits have a pooler each, as ElasticBERT's: what of a difference is the head's?"""
 METHODS |= {name: METHODS[of] for name, of in HEADS.items()}
 
 WEIGHTS = {"early-weighted": early_weighted, "without-exits": last_only}
@@ -116,6 +116,11 @@ class Setting:
     schedule: str | None = None
     weights: str | None = None
     gpu: bool = False
+
+    @property
+    def head(self) -> str:
+        """What a recipe gets that asks for no head: of texts all exits share the pooler."""
+        return "pooler" if self.backbone == "minilm" else "linear"
 
     @property
     def needs(self) -> list[str]:

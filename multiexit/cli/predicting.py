@@ -107,8 +107,8 @@ def check_there(
             raise ValueError(f"no such file: {name!r:.300}{hint}")
         if os.path.isdir(name):
             raise ValueError(
-                f"{name!r:.300} is a folder, and {run} reads texts: give a file of lines, or a "
-                "table (CSV, TSV, JSONL, parquet)"
+                f"{name!r:.300} is a folder, no regular file, and {run} reads texts: give a "
+                "file of lines, or a table (CSV, TSV, JSONL, parquet)"
             )
 
 

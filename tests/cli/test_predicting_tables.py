@@ -231,7 +231,7 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
         ((table, "--text", "reviw"), "no column 'reviw': did you mean 'review'?"),
         ((tmp_path / "four.csv", *text), "no such file: '"),
         (("a fine film",), "no such file: 'a fine film'; for one text: echo 'a fine film' | multi"),
-        ((tmp_path,), "is a folder, and "),
+        ((tmp_path,), "is a folder, no regular file, and "),
         ((table,), "Name it: --text …"),
         ((table, *text, "--text-pair", "id"), "reads single texts"),
         ((table, "--image", "review"), "reads single texts"),

@@ -9,7 +9,6 @@ quantisation of the float graphs.
 """
 
 import argparse
-import hashlib
 import shlex
 import shutil
 import sys
@@ -27,6 +26,7 @@ from transformers import BertConfig, BertModel
 
 import multiexit as mx
 from multiexit_runner import Runner
+from multiexit_runner.folder import seal
 
 VOCABULARY, TOKENS = 5000, 24
 NEVER = mx.MaxProb(1.01)
@@ -53,9 +53,7 @@ def quantise_by_batch(folder: Path, into: Path) -> None:
     shutil.copytree(folder, into)
     for path in folder.glob("*.onnx"):
         quantize_dynamic(path, into / path.name)
-    files = sorted(path for path in into.iterdir() if path.name != "SHA256SUMS")
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
-    (into / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+    seal(into)
 
 
 def correlation(runner: Runner, model: mx.MultiExitModel) -> float:

@@ -9,7 +9,6 @@ them. The network is small and starts from random weights; `--backbone` names a 
 """
 
 import argparse
-import json
 import platform
 import re
 import shlex
@@ -23,6 +22,7 @@ import transformers
 
 import multiexit as mx
 from multiexit.data.words import tokenise_words
+from multiexit.files.json_files import write_json
 from multiexit.policies.registry import policy_name
 from multiexit.runtime import versions
 
@@ -93,7 +93,7 @@ def write_figures(path: Path, rows: list[Any]) -> None:
         for row in rows
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"about": about, "rows": figures}, indent=1))
+    write_json(path, {"about": about, "rows": figures})
 
 
 def tagged(tokenizer: Any, path: Path, rows: int | None) -> Any:

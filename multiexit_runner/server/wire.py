@@ -8,6 +8,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MOST = 1 << 20
 """Bytes that come before the headers of a request have ended, at most."""
 
+LINGER = 0.5
+"""Seconds that an idle connection is kept when the service ends: a request may be on its way."""
+
 
 SAID = b'{"detail": "the headers of a request did not come in time"}'
 LATE = (
@@ -21,7 +24,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     A new connection on which nothing comes is kept as long as one that is idle. Who asks for
     another protocol, as some clients do for HTTP/2, is refused: the body of such a request would be
-    lost.
+    lost. When the service ends, a connection is answered once more, and told that it closes.
 
     Args:
         seconds: from the first byte of a request to the end of its headers.
@@ -33,12 +36,20 @@ class LimitedHttp(HttpToolsProtocol):
         self._in_headers, self._before_headers = True, 0
         self._seconds = seconds
         self._timer: TimerHandle | None = None
+        self._ends = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+
+    def shutdown(self) -> None:
+        self._ends = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(LINGER, super().shutdown)
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
@@ -85,6 +96,8 @@ class LimitedHttp(HttpToolsProtocol):
             )
         else:
             super().on_headers_complete()
+            if self._ends:
+                self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self._in_headers, self._before_headers = True, 0

@@ -130,6 +130,34 @@ def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
         assert statuses.count(200) >= 20
 
 
+def test_a_request_that_is_on_its_way_when_it_ends_is_answered(exported):
+    """On connections that were idle, one of them with half a request sent."""
+    with serving(exported) as (process, _, port):
+        wires = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+        health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        for wire in wires[:2]:
+            wire.sendall(health)
+            while b'{"status":"alive"}' not in wire.recv(1 << 16):
+                pass
+        wires[1].sendall(health[:20])
+        process.send_signal(signal.SIGTERM)
+        with suppress(OSError):  # as soon as it has heard
+            while True:
+                socket.create_connection(("127.0.0.1", port)).close()
+        wires[0].sendall(health)
+        wires[1].sendall(health[20:])
+        for wire in wires[:2]:
+            data = b""
+            while more := wire.recv(1 << 16):
+                data += more
+            assert data.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in data
+        assert wires[2].recv(1) == b""
+        assert process.wait(20) == 0
+        for wire in wires:
+            wire.close()
+
+
 def test_what_does_not_come_in_time_is_given_up(exported):
     """Half of the headers, half of a body, half of the headers of a second request."""
     with serving(exported, "--read-seconds", "0.5") as (_, client, port):

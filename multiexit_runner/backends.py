@@ -145,9 +145,12 @@ def _openvino(backend: str, threads: int | None) -> Open:
         ports = [(port.any_name, port) for port in network.outputs]
         compiled = core.compile_model(network, "CPU", options)
 
+        idle: list[Any] = []  # requests, of which each thread that runs the graph takes one
+
         def run(_: None, feed: Arrays) -> list[np.ndarray]:
-            # A request of its own, so that several threads may run the graph.
-            results = compiled.create_infer_request().infer(feed, share_inputs=True)
+            request = idle.pop() if idle else compiled.create_infer_request()
+            results = request.infer(feed, share_inputs=True)
+            idle.append(request)
             return _with_broken(feed, [results[place] for place in range(len(ports))])
 
         return Session(

@@ -57,7 +57,7 @@ class LimitBodies:
 class Named:
     """Gives each request an id, or takes its own, and tells of the response.
 
-    A request that is cancelled, as at the end of the time that a service takes to end, gets 503.
+    A request that uvicorn cancels, at the end of the time that a service takes to end, gets 503.
 
     Args:
         app: behind it.
@@ -86,8 +86,8 @@ class Named:
 
         try:
             await self.app(scope, receive, named)
-        except asyncio.CancelledError:
-            if started:
+        except asyncio.CancelledError as cancelled:
+            if started or "shutdown" not in str(cancelled):  # a cancel of others, around this app
                 raise
             detail = "the service ends, and had no time left for this request: ask another one"
             await JSONResponse({"detail": detail}, 503, {"Connection": "close"})(

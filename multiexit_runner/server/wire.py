@@ -78,9 +78,15 @@ class LimitedHttp(HttpToolsProtocol):
             self._wait()
         if self._before_headers > MOST and self._in_headers:
             self.send_400_response("The headers are too large.")
-            self.transport.close()
             return
         super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        before = self.cycle
+        if before is None or before.response_complete or before.more_body:
+            super().send_400_response(msg)
+        else:  # a whole request came before: it is answered, and told that the connection closes
+            before.keep_alive = False
 
     def on_message_begin(self) -> None:
         self._in_headers, self._before_headers = True, 0

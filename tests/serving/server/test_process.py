@@ -90,6 +90,9 @@ def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
         flood = b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-A: " + b"a" * 4_000_000 + b"\r\n\r\n"
         with suppress(OSError):  # closed in the middle
             assert not raw(port, flood).startswith(b"HTTP/1.1 200")
+        answer = raw(port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" + b"garbage\r\n\r\n", 0.5)
+        assert answer.startswith(b"HTTP/1.1 200")  # of what came before
+        assert b"connection: close" in answer
         with socket.create_connection(("127.0.0.1", port)) as hanging:  # a body that never comes
             hanging.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
             assert client.get("/health").status_code == 200

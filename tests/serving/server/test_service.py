@@ -6,8 +6,11 @@ import html
 import io
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
+import uvicorn
 from answering import pictures, text_model, texts, tokenizer_in
 from PIL import Image
 from starlette.testclient import TestClient
@@ -16,6 +19,7 @@ import multiexit as mx
 from multiexit.serving.stepping import of_model
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.around import Named
+from multiexit_runner.server.listening import sockets_at
 from multiexit_runner.server.options import Options, merged
 from multiexit_runner.server.saying import RESPONSES
 from multiexit_runner.server.served import of_export
@@ -457,20 +461,41 @@ def test_certainty_of_heads_that_have_none_is_refused_at_the_start(own, kinds, t
         of_model(classify, kinds)
 
 
-def test_a_request_that_is_cancelled_at_the_end_gets_503():
-    sent, told = [], []
+def test_a_request_that_has_no_time_left_at_the_end_gets_503():
+    told, begun = [], threading.Event()
 
-    async def ended(scope, receive, send):  # as uvicorn cancels what has no time left
-        raise asyncio.CancelledError
+    async def endless(scope, receive, send):
+        begun.set()
+        await asyncio.sleep(1000)
 
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "path": "/predict", "headers": []}
-    named = Named(ended, lambda path, status, *_: told.append((path, status)))
-    asyncio.run(named(scope, None, send))
-    assert "had no time left" in json.loads(sent[1]["body"])["detail"]
+    app = Named(endless, lambda path, status, *_: told.append((path, status)))
+    (listening,) = sockets_at("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/predict"
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    )
+    serving = threading.Thread(target=server.run, args=([listening],))
+    serving.start()
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(httpx.get, url, timeout=20)
+        assert begun.wait(20)
+        server.should_exit = True
+        assert answer.result().status_code == 503
+    serving.join()
+    assert "had no time left" in answer.result().json()["detail"]
     assert told == [("/predict", 503)]
+
+
+def test_a_cancel_of_whoever_runs_the_app_is_his():
+    async def endless(scope, receive, send):
+        await asyncio.sleep(1000)
+
+    async def at_most():
+        async with asyncio.timeout(0.01):
+            await Named(endless, print)({"type": "http", "headers": []}, None, None)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(at_most())
 
 
 def test_an_app_that_does_not_run_says_so_and_may_be_started_again(text_served):

@@ -7,7 +7,7 @@
 
 All run one encoder: the trained one. Theirs has the last exit's head behind it, and runs in a
 process of its own, which waits while ours are timed. Max p is set on rows that `multiexit train`
-holds out (a tenth of the training set with seed 0; 2,000 of them at most), by what the graphs say
+held out (`--validation` as it was given there, seed 0; 2,000 rows at most), by what the graphs say
 of them, such that at most `--points` of accuracy are lost against the last exit of the float model.
 Accuracy is of the development set.
 """
@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--theirs", required=True, help="a Python with sentence-transformers")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made once")
     parser.add_argument("--target", default="auto", help="of our int8")
+    parser.add_argument("--validation", type=float, default=0.1, help="as in training")
     parser.add_argument("--points", type=float, default=0.5, help="of accuracy, lost at most")
     parser.add_argument("--alone", type=int, default=200, help="texts that are timed one by one")
     parser.add_argument("--repeats", type=int, default=5)
@@ -204,7 +205,7 @@ def main() -> None:
     found = find_task(args.task)
     source = folder_source(found, args.data_dir)
     train, dev = source("train"), source("validation")
-    _, held_rows = holdout(task.train, 0.1, 0)
+    _, held_rows = holdout(task.train, args.validation, 0)
     held: Any = Subset(held_rows, range(min(2000, len(held_rows))))
     outputs = mx.collect(model, held, task.metric)
     with ExitStack() as stack:

@@ -82,7 +82,20 @@ TABLE_1 = (
 """What the LeeBERT paper's Table 1 has beside `KEY` and `pabee`."""
 TEXT = (*KEY, "pabee", "elasticbert", *TABLE_1, *HEADS)
 TRAINED = ("joint", "heads-only", *KEY[1:], "pabee", "elasticbert", "shallow-deep", "dbt")
-FROM_SCRATCH = tuple(METHODS)[: list(METHODS).index("heads-only")]
+FROM_SCRATCH = (
+    *KEY,
+    "pabee",
+    "elasticbert",
+    "leebert-uncertainty",
+    "leebert-hyper",
+    "leebert-ascent",
+    "early-weighted",
+    "mixed",
+    "cosee",
+    "beem",
+    "dbt",
+    "shallow-deep",
+)
 REGRESSION = (*KEY, "pabee")
 
 

@@ -35,12 +35,13 @@ class Encoded(NamedTuple):
     words: tuple[Sequence[str], Sequence[int | None]] | None = None
 
 
-WINDOW = 4
-"""Batches that are read and regrouped together."""
+WINDOWS = {"text": 32, "image": 4}
+"""Batches that are read and regrouped together: of texts, which are sorted by length, so many that
+a batch has those of nearly one length."""
 
 
 def answers(
-    inputs: Any, check: Prepare, prepare: Prepare, respond: Respond, batch_size: int
+    inputs: Any, check: Prepare, prepare: Prepare, respond: Respond, window: int
 ) -> Answer | list[Answer] | Iterator[Answer]:
     """One answer for one input, a list for what has a length, else a generator.
 
@@ -49,7 +50,7 @@ def answers(
         check: looks at an input without reading its file: a list's are all looked at first.
         prepare: makes it ready.
         respond: answers some.
-        batch_size: of the model.
+        window: inputs that are answered together, at most.
     """
     if is_one(inputs):
         return next(respond([prepare(inputs, "the input")], 0))
@@ -62,13 +63,13 @@ def answers(
             f"inputs are one input, or a list or generator of them; got {type(inputs).__name__}"
         )
     if not isinstance(inputs, Sized):
-        return _streamed(inputs, prepare, respond, WINDOW * batch_size)
+        return _streamed(inputs, prepare, respond, window)
     rows = list(inputs)
     for place, row in enumerate(rows):
         check(row, f"inputs[{place}]")
     answered: list[Answer] = []
-    for start in range(0, len(rows), WINDOW * batch_size):
-        part = rows[start : start + WINDOW * batch_size]
+    for start in range(0, len(rows), window):
+        part = rows[start : start + window]
         ready = [prepare(row, f"inputs[{start + i}]") for i, row in enumerate(part)]
         answered += respond(ready, start)
     return answered

@@ -56,7 +56,9 @@ class Classifier:
         self.tags = runner.problem == "token-classification"
         if not self.tags:
             answering.check_problem(runner.problem)
-        self.kind = runner.preprocessing.get("kind") or ("text" if tokenizer is not None else None)
+        self.kind: str = runner.preprocessing.get("kind") or (
+            "text" if tokenizer is not None else ""
+        )
         self.paired: bool = runner.preprocessing.get("pairs", False)
         inputs = [*runner.settings["inputs"]]
         if self.kind == "image":
@@ -152,7 +154,8 @@ class Classifier:
         respond = partial(self._respond, runner, top_k, batch_size)
         check = answering.check_image if self.kind == "image" else self._text
         prepare = self._image if self.kind == "image" else self._text
-        return answering.answers(inputs, check, prepare, respond, batch_size)
+        window = answering.WINDOWS[self.kind] * batch_size
+        return answering.answers(inputs, check, prepare, respond, window)
 
     def encode(self, item: Any, place: int) -> Encoded:
         """Make one input ready for whoever runs the network exit by exit.
@@ -222,7 +225,7 @@ class Classifier:
         words_BT = [word_T for _, words in batches for word_T in words]
         try:
             arrays = [named for named, _ in batches]
-            for answer in runner.stream(arrays, batch_size, answering.WINDOW):
+            for answer in runner.stream(arrays, batch_size, answering.WINDOWS[self.kind]):
                 rows_of = zip(answer.logits_BC, answer.exit_B.tolist(), strict=True)
                 for logits_C, exit in rows_of:
                     words = (rows[place], words_BT[place]) if self.tags else None

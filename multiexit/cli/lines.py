@@ -6,7 +6,7 @@ from typing import Any
 from multiexit.cli.placing import classified
 from multiexit.cli.predicting import network_of
 from multiexit.data.order import chunks
-from multiexit_runner.answering import WINDOW, text_of
+from multiexit_runner.answering import WINDOWS, text_of
 from multiexit_runner.pictures import upright
 from multiexit_runner.reading import windows
 from multiexit_runner.tagging import words_of
@@ -18,7 +18,7 @@ def answers(
     """Answer lines of text, or image files, in their order; of pairs of texts a tab is between.
 
     Lines that have come are answered as soon as no more come for 0.05 s; what has a length, such as
-    a list, is answered `WINDOW` batches at a time.
+    a list, is answered `WINDOWS` batches at a time.
 
     Args:
         classify: the classifier of a model or of an export.
@@ -39,7 +39,7 @@ def answers(
     if all_scores and problem not in ("classification", "multi-label"):
         raise ValueError(f"all_scores=True is not for {problem}: leave it")
     name, read = ("file" if images else "text"), 0
-    for part, error in _parts(values, WINDOW * batch_size):
+    for part, error in _parts(values, WINDOWS[classify.kind] * batch_size):
         places = part if images else [f"line {read + i}" for i in range(1, len(part) + 1)]
         ready = [_ready(classify, network, *each) for each in zip(part, places, strict=True)]
         read += len(part)

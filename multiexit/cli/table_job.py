@@ -10,7 +10,7 @@ from multiexit.cli.part_file import Part, PartFile
 from multiexit.cli.placing import classified
 from multiexit.cli.rows_done import RowsDone
 from multiexit.cli.table_rows import Read, TableRows
-from multiexit_runner.answering import WINDOW
+from multiexit_runner.answering import WINDOWS
 
 if TYPE_CHECKING:
     from multiexit.data.own.bad_rows import BadRows
@@ -28,7 +28,7 @@ def answer_into(
 ) -> str | None:
     """Answer a table's rows into a file, which appears when it is whole.
 
-    Rows are answered `WINDOW` batches at a time, which are a part: so the same rows go through the
+    Rows are answered `WINDOWS` batches at a time, which are a part: so the same rows go through the
     model together wherever the command is interrupted, and the answers are the same to the last
     bit. The rows' other columns are read again when the file is written.
 
@@ -52,7 +52,7 @@ def answer_into(
     from multiexit.data.own.bad_rows import BadRows
     from multiexit.data.own.notes import say
 
-    size = WINDOW * batch_size
+    size = WINDOWS[classify.kind] * batch_size
     job = {**model, "columns": [rows.columns, *added.values()]}
     job |= {"batch_size": batch_size, "skip_bad": skip_bad}
     with part_file.kept(output, job) as parts:

@@ -83,7 +83,7 @@ class Classifier:
         if not self.tags:
             answering.check_problem(self.model.problem)
         preprocessing = self.model.preprocessing
-        self.kind = preprocessing.get("kind") or ("text" if tokenizer is not None else None)
+        self.kind: str = preprocessing.get("kind") or ("text" if tokenizer is not None else "")
         if self.kind not in ("text", "image"):
             raise ValueError(
                 "the model doesn't say how its inputs are made: set model.preprocessing to the "
@@ -196,7 +196,8 @@ class Classifier:
         respond = partial(self._respond, self._engine(policy), top_k, batch_size)
         check = answering.check_image if self.kind == "image" else self._text
         prepare = self._image if self.kind == "image" else self._text
-        return answering.answers(inputs, check, prepare, respond, batch_size)
+        window = answering.WINDOWS[self.kind] * batch_size
+        return answering.answers(inputs, check, prepare, respond, window)
 
     def encode(self, item: Any, place: int) -> Encoded:
         """Make one input ready for whoever runs the network exit by exit.
@@ -292,7 +293,7 @@ class Classifier:
             data = self._tokenised(rows, first)
         place = 0
         try:
-            for prediction in engine.stream(data, batch_size, answering.WINDOW):
+            for prediction in engine.stream(data, batch_size, answering.WINDOWS[self.kind]):
                 exits = prediction.exit_B.tolist()
                 logits_BC = prediction.logits_BC.float().cpu().numpy()
                 for logits_C, exit in zip(logits_BC, exits, strict=True):

@@ -16,10 +16,16 @@ from helpers import ROOT, Killed, command, killed_behind
 import multiexit as mx
 from multiexit.cli import part_file, row_files, rows_done, table_job
 from multiexit.cli.table_rows import TableRows
+from multiexit_runner.answering import WINDOWS
 
 ROWS = [{"id": n, "review": text} for n, text in enumerate(texts(38))]
 SIZE = 8
-"""Rows of a part, of batches of 2."""
+"""Rows of a part, of four batches of 2."""
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setitem(WINDOWS, "text", 4)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,8 @@ def test_a_killed_process_leaves_no_file_but_its_parts(model, tmp_path):
 import os, signal, sys
 from multiexit import cli
 from multiexit.cli.part_file import PartFile
+from multiexit_runner.answering import WINDOWS
+WINDOWS["text"] = 4
 add, added = PartFile.add, []
 def killed(parts, part):
     if len(added) == 3:

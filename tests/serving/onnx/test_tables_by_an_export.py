@@ -8,9 +8,11 @@ from answering import texts
 from helpers import command, killed_behind
 
 import multiexit as mx
+from multiexit_runner.answering import WINDOWS
 
 
-def test_a_table_is_answered_and_gone_on_with(exported_texts, tmp_path):
+def test_a_table_is_answered_and_gone_on_with(exported_texts, tmp_path, monkeypatch):
+    monkeypatch.setitem(WINDOWS, "text", 4)
     folder, rows = exported_texts[-1], texts(30, seed=2)
     (tmp_path / "in.csv").write_text("\n".join(["review", *rows, ""]))
     words = ("predict", folder, tmp_path / "in.csv", "--text", "review", "--batch-size", 2)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from multiexit import problems, recipes
 from multiexit.arguments import check_share
@@ -15,6 +16,7 @@ from multiexit.data.splits import draw, holdout
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation.history import History
 from multiexit.losses.criterion import Criterion
+from multiexit.model.heads import OwnHead, VectorHead
 from multiexit.model.model import MultiExitModel
 from multiexit.model.placement import Exits
 from multiexit.recipes import Recipe
@@ -260,6 +262,9 @@ def train(
 ) -> tuple[MultiExitModel, History]:
     """Put exits on a backbone and train them.
 
+    New heads of regression begin at the labels' mean and spread: the last layers' y = W·x + b become
+    y = σ·(W·x + b) + μ. What remains to be learned is then the same for stars and for prices.
+
     Args:
         task: its training set, classes and metric are used.
         backbone: from `backbone_for`.
@@ -289,5 +294,20 @@ def train(
     rows, dev = task.train, None
     if validation:
         rows, dev = holdout(task.train, validation, config.seed)
+    if model.problem == "regression":
+        _begin_at(model, torch.as_tensor(rows.labels).double())
     settings = replace(config, metric=task.metric)
     return model, Trainer(model, recipe, settings, tokenizer).fit(rows, dev)
+
+
+@torch.no_grad()
+def _begin_at(model: MultiExitModel, labels_BC: Tensor) -> None:
+    """Let new heads begin at the mean and spread of labels, [B] or [B, C]."""
+    mean_C = labels_BC.mean(0).reshape(-1)
+    spread_C = labels_BC.std(0, correction=0).reshape(-1)
+    spread_C[spread_C == 0] = 1
+    heads = [head for head in model.heads.modules() if isinstance(head, VectorHead)]
+    for last in {head.linear for head in heads if not isinstance(head, OwnHead)}:
+        if isinstance(last, nn.Linear):
+            last.weight.mul_(spread_C[:, None])
+            last.bias.mul_(spread_C).add_(mean_C)

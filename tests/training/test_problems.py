@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from torchvision.transforms import v2
 
 import multiexit as mx
+from multiexit.data.tasks import TaskData
 from multiexit.model.folder import SETTINGS
 from multiexit.recipes import RECIPES
+from multiexit.training import experiment
 
 C = 3
 
@@ -224,3 +227,19 @@ def test_parts_of_a_model_keep_its_problem(problem, tmp_path):
         mx.static.single_exit(model),
     ):
         assert other.problem == problem
+
+
+@pytest.mark.parametrize(("least", "step"), [(300_000, 20_000), (-7, 0.001), (0, 1)])
+@pytest.mark.parametrize("head", ["linear", "linear+mix"])
+def test_numbers_of_any_size_are_learned(head, least, step):
+    """Prices, and hundredths: new heads begin at the labels' mean and spread."""
+    rows = Labelled("regression", 200)
+    rows.labels = least + step * rows.labels
+    sets, kind = {"dev": rows}, {"kind": "image"}
+    task = TaskData("own", rows, sets, C, "pearson_spearman", None, kind, "regression")
+    recipe = replace(mx.recipe("joint"), policy=mx.FixedExit(0))
+    settings = config(optimizer="adamw", lr=1e-2, batch_size=50, epochs=60, clip=1.0)
+    model, _ = experiment.train(task, chain(3).backbone, recipe, settings, head=head)
+    outputs = mx.collect(model, rows)
+    error_MC = (outputs.logits_MBC - rows.labels).square().mean(1)
+    assert (error_MC < 0.7 * rows.labels.var(0)).all()

@@ -262,8 +262,8 @@ def train(
 ) -> tuple[MultiExitModel, History]:
     """Put exits on a backbone and train them.
 
-    New heads of regression begin at the labels' mean and spread: the last layers' y = W·x + b become
-    y = σ·(W·x + b) + μ. What remains to be learned is then the same for stars and for prices.
+    New heads of regression begin at the labels' mean μ and spread σ: a last layer W·x + b becomes
+    σ·(W·x + b) + μ.
 
     Args:
         task: its training set, classes and metric are used.

@@ -17,7 +17,11 @@ REMEMBERED, SECONDS = 256, 2.0
 """How many requests are remembered, and how long."""
 
 FORGET = 0.9
-"""What stays, at each run of a segment, of the runs before."""
+"""What stays, at each run of a segment, of its runs before."""
+
+STALE = 500
+"""Runs of other segments after which a segment's own are forgotten: one that was slow once, so that
+no row comes there any more, is not slow for ever."""
 
 
 class Setting(NamedTuple):
@@ -153,6 +157,7 @@ class LoadDial:
         self._allowed_S = target * np.linspace(SLOWEST_UNTIL, FASTEST_FROM, S)
         self._rows_S = np.zeros(S, int)
         self._runs_M = [np.zeros(3)] * M
+        self._last_M, self._runs = [0] * M, 0
         self._took: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
 
     @property
@@ -181,7 +186,10 @@ class LoadDial:
 
     def ran(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run."""
-        self._runs_M[exit] = FORGET * self._runs_M[exit] + (seconds, rows, 1)
+        kept = FORGET * self._fresh(exit)
+        self._runs_M[exit] = kept * self._runs_M[exit] + (seconds, rows, 1)
+        self._runs += 1
+        self._last_M[exit] = self._runs
 
     def left(self, entry: Entry, layers: int | None = None, seconds: float = 0.0) -> None:
         """A row left, wherever."""
@@ -204,10 +212,14 @@ class LoadDial:
 
     def _seconds(self) -> tuple[np.ndarray, np.ndarray]:
         """The network's time for a row, and a batch's time on its way, by setting."""
-        seconds_M, rows_M, runs_M = np.array(self._runs_M).T
+        kept = [self._fresh(exit) * runs for exit, runs in enumerate(self._runs_M)]
+        seconds_M, rows_M, runs_M = np.array(kept).T
         row_M = _filled(seconds_M, rows_M)
         run_M = _filled(seconds_M, runs_M)
         return self._reach_SM @ row_M, run_M.cumsum()[self._deepest_S]
+
+    def _fresh(self, exit: int) -> bool:
+        return self._runs - self._last_M[exit] < STALE
 
     def _beyond(self) -> tuple[float, float]:
         """What half and 95 % of the last requests took beyond what was reckoned, in seconds."""
@@ -218,7 +230,7 @@ class LoadDial:
 
 
 def _filled(sum_M: np.ndarray, count_M: np.ndarray) -> np.ndarray:
-    """Means; of an exit that never ran that of the one before."""
+    """Means; of an exit that never ran, or long ago, that of the one before."""
     mean_M, last = np.zeros(len(sum_M)), 0.0
     for exit, (total, count) in enumerate(zip(sum_M, count_M, strict=True)):
         mean_M[exit] = last = total / count if count else last

@@ -214,6 +214,23 @@ def test_more_work_never_gives_a_slower_setting(requests, per_row, fixed):
     assert dial.enter(1).place == idle  # an idle service takes what comes
 
 
+def test_a_segment_that_was_slow_once_is_not_slow_for_ever():
+    """The last one stood still, and at the setting that is then taken no row comes there."""
+    deep = SETTINGS[0]._replace(shares_M=[0.0] * (M - 1) + [1.0])
+    shallow = SETTINGS[-1]._replace(shares_M=[1.0] + [0.0] * (M - 1))
+    dial = LoadDial([deep, shallow], TARGET)
+    for exit in range(M):
+        dial.ran(exit, 1, TARGET / 20)
+    assert dial.place == 0
+    dial.ran(M - 1, 1, 100 * TARGET)
+    assert dial.place == 1
+    for _ in range(1000):
+        dial.ran(0, 1, TARGET / 20)
+    assert dial.place == 0
+    dial.ran(M - 1, 1, TARGET / 20)
+    assert dial.place == 0
+
+
 def test_rows_with_policies_of_their_own_are_counted_and_shed_but_not_turned():
     dial = LoadDial(SETTINGS, TARGET, Clock())
     for exit in range(M):

@@ -39,9 +39,12 @@ WINDOWS = {"text": 32, "image": 4}
 """Batches that are read and regrouped together: of texts, which are sorted by length, so many that
 a batch has those of nearly one length."""
 
+AHEAD = 4
+"""Batches that are read of a generator before they are answered."""
+
 
 def answers(
-    inputs: Any, check: Prepare, prepare: Prepare, respond: Respond, window: int
+    inputs: Any, check: Prepare, prepare: Prepare, respond: Respond, kind: str, batch_size: int
 ) -> Answer | list[Answer] | Iterator[Answer]:
     """One answer for one input, a list for what has a length, else a generator.
 
@@ -50,7 +53,8 @@ def answers(
         check: looks at an input without reading its file: a list's are all looked at first.
         prepare: makes it ready.
         respond: answers some.
-        window: inputs that are answered together, at most.
+        kind: of inputs, as in `WINDOWS`.
+        batch_size: of the model.
     """
     if is_one(inputs):
         return next(respond([prepare(inputs, "the input")], 0))
@@ -63,11 +67,12 @@ def answers(
             f"inputs are one input, or a list or generator of them; got {type(inputs).__name__}"
         )
     if not isinstance(inputs, Sized):
-        return _streamed(inputs, prepare, respond, window)
+        return _streamed(inputs, prepare, respond, AHEAD * batch_size)
     rows = list(inputs)
     for place, row in enumerate(rows):
         check(row, f"inputs[{place}]")
     answered: list[Answer] = []
+    window = WINDOWS[kind] * batch_size
     for start in range(0, len(rows), window):
         part = rows[start : start + window]
         ready = [prepare(row, f"inputs[{start + i}]") for i, row in enumerate(part)]

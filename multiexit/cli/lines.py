@@ -6,7 +6,7 @@ from typing import Any
 from multiexit.cli.placing import classified
 from multiexit.cli.predicting import network_of
 from multiexit.data.order import chunks
-from multiexit_runner.answering import WINDOWS, text_of
+from multiexit_runner.answering import AHEAD, WINDOWS, text_of
 from multiexit_runner.pictures import upright
 from multiexit_runner.reading import windows
 from multiexit_runner.tagging import words_of
@@ -39,7 +39,8 @@ def answers(
     if all_scores and problem not in ("classification", "multi-label"):
         raise ValueError(f"all_scores=True is not for {problem}: leave it")
     name, read = ("file" if images else "text"), 0
-    for part, error in _parts(values, WINDOWS[classify.kind] * batch_size):
+    batches = WINDOWS[classify.kind] if isinstance(values, Sized) else AHEAD
+    for part, error in _parts(values, batches * batch_size):
         places = part if images else [f"line {read + i}" for i in range(1, len(part) + 1)]
         ready = [_ready(classify, network, *each) for each in zip(part, places, strict=True)]
         read += len(part)

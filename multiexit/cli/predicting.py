@@ -75,11 +75,13 @@ def is_table(
     Args:
         inputs: files.
         columns: of the inputs, as typed.
-        preprocessing: of the model; where it was trained on columns, a `.tsv` is a table too.
+        preprocessing: of the model; where it was trained on columns, or reads no pairs, whose
+            lines have a tab, a `.tsv` is a table too.
     """
-    trained_on = (preprocessing or {}).get("data") or {}
-    remembered = any(trained_on.get(name) for name in ("text", "image"))
-    tables = (*TABLES, ".tsv") if remembered else TABLES
+    known = preprocessing or {}
+    remembered = any((known.get("data") or {}).get(name) for name in ("text", "image"))
+    no_pairs = known.get("kind") == "text" and not known.get("pairs")
+    tables = (*TABLES, ".tsv") if remembered or no_pairs else TABLES
     return any(columns.values()) or any(
         Path(name).suffix.lower() in tables for name in inputs or ()
     )

@@ -1,5 +1,6 @@
 """The command that says which policy to take."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -91,8 +92,9 @@ def recommend(
         print(plain_words.time(advice, model.latency, batch_size or 1))
     if problems.resolve(model.problem, model.num_classes) == "classification":
         scores = [row["score"] for row in exit_scores(outputs)]
-        text = model.preprocessing.get("kind") == "text"
-        if advised := plain_words.weak_exits(scores, text):
+        text = model.preprocessing.get("kind") == "text" and model.head != "own-pooler"
+        advised = plain_words.weak_exits(scores, len(outputs.labels_B), text)
+        if advised and not (_trained_by(folder, "leebert-group-dro") and not text):
             print(f"\n{advised}")
     print(f"\nTried, on the {advice.rows_chosen} rows that chose:\n")
     print(report.policy_table(advice.tried))
@@ -103,3 +105,9 @@ def recommend(
         print(f"\nwritten: {folder / SETTINGS}, with the policy {policy_name(model.policy)}")
     else:
         print("\nTo store it in the model, run the command again with --write.")
+
+
+def _trained_by(folder: Path, recipe: str) -> bool:
+    """Whether a run that lies around a model's folder says that it was trained so."""
+    run = folder.parent / "run.json"
+    return run.is_file() and recipe in run.read_text(encoding="utf-8")

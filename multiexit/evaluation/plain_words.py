@@ -175,27 +175,29 @@ def time(advice: Recommendation, latency: Latency, batch_size: int) -> str:
     )
 
 
-def weak_exits(scores_M: Sequence[float], text: bool) -> str | None:
+def weak_exits(scores_M: Sequence[float], rows: int, text: bool) -> str | None:
     """What to train otherwise where the first exit is far behind the last; None where it isn't.
 
     Args:
         scores_M: of each exit, as if all left there.
+        rows: of which.
         text: whether the inputs are texts, whose exits may have a pooler each.
 
     Example:
         >>> from multiexit.evaluation.plain_words import weak_exits
-        >>> print(weak_exits([0.7, 0.8, 0.9], text=False))
-        The first exit is 20.0 points below the last one. Exits that are trained to be good early
-        let more inputs leave: try --recipe leebert-group-dro (see "Choose a method").
-        >>> weak_exits([0.89, 0.9], text=False)
+        >>> print(weak_exits([0.7, 0.8, 0.9], 500, text=False))
+        Of all 500 rows, the first exit is 20.0 points below the last one. Exits that are trained to
+        be good early let more inputs leave: try --recipe leebert-group-dro (see "Choose a method").
+        >>> weak_exits([0.89, 0.9], 500, text=False)
     """
     behind = scores_M[-1] - scores_M[0]
     if behind < FAR:
         return None
     head = " --head own-pooler" if text else ""
     return (
-        f"The first exit is {100 * behind:.1f} points below the last one. Exits that are trained "
-        "to be good early\nlet more inputs leave: try --recipe leebert-group-dro"
+        f"Of all {rows} rows, the first exit is {100 * behind:.1f} points below the last one. "
+        "Exits that are trained to\nbe good early let more inputs leave: try --recipe "
+        "leebert-group-dro"
         f'{head} (see "Choose a method").'
     )
 

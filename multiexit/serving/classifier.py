@@ -196,8 +196,7 @@ class Classifier:
         respond = partial(self._respond, self._engine(policy), top_k, batch_size)
         check = answering.check_image if self.kind == "image" else self._text
         prepare = self._image if self.kind == "image" else self._text
-        window = answering.WINDOWS[self.kind] * batch_size
-        return answering.answers(inputs, check, prepare, respond, window)
+        return answering.answers(inputs, check, prepare, respond, self.kind, batch_size)
 
     def encode(self, item: Any, place: int) -> Encoded:
         """Make one input ready for whoever runs the network exit by exit.

@@ -1,6 +1,7 @@
 """HTTP as it comes over the wire: headers of a size that can be held, which come in time."""
 
 from asyncio import TimerHandle
+from collections import deque
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -37,6 +38,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._seconds = seconds
         self._timer: TimerHandle | None = None
         self._ends = False
+        self._asked: list[Any] = []  # cycles of requests whose headers have come
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -47,7 +49,13 @@ class LimitedHttp(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._ends = True
         if self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(LINGER, super().shutdown)
+            self.loop.call_later(LINGER, self._end)
+        else:
+            super().shutdown()
+
+    def _end(self) -> None:
+        if self._timer is not None and (self.cycle is None or self.cycle.response_complete):
+            self._give_up()  # half of a request's headers
         else:
             super().shutdown()
 
@@ -82,11 +90,15 @@ class LimitedHttp(HttpToolsProtocol):
         super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
-        before = self.cycle
-        if before is None or before.response_complete or before.more_body:
+        whole = [each for each in self._asked if not each.response_complete]
+        if whole and whole[-1].more_body:  # its body is what can't be read
+            broken = whole.pop()
+            self.pipeline = deque(each for each in self.pipeline if each[0] is not broken)
+        if whole:  # they are answered, and the last one is told that the connection closes
+            self._asked, self.cycle = whole, whole[-1]
+            whole[-1].keep_alive = False
+        else:
             super().send_400_response(msg)
-        else:  # a whole request came before: it is answered, and told that the connection closes
-            before.keep_alive = False
 
     def on_message_begin(self) -> None:
         self._in_headers, self._before_headers = True, 0
@@ -102,6 +114,8 @@ class LimitedHttp(HttpToolsProtocol):
             )
         else:
             super().on_headers_complete()
+            waiting = [each for each in self._asked if not each.response_complete]
+            self._asked = [*waiting, self.cycle]
             if self._ends:
                 self.cycle.keep_alive = False
 

@@ -47,7 +47,7 @@ def test_what_is_said_and_stored(run):
     assert "--write" in ended.out
     scores = [row["score"] for row in mx.exit_scores(outputs)]
     behind = 100 * (scores[-1] - scores[0])
-    advised = f"The first exit is {behind:.1f} points below the last one"
+    advised = f"the first exit is {behind:.1f} points below the last one"
     assert (advised in ended.out and "--recipe leebert-group-dro" in ended.out) == (behind >= 5)
     ended = command("recommend", run / "model", "--speedup", 1.4, "--seed", 3, "--write")
     assert ended.code == 0, ended.err

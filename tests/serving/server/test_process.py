@@ -93,6 +93,12 @@ def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
         answer = raw(port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" + b"garbage\r\n\r\n", 0.5)
         assert answer.startswith(b"HTTP/1.1 200")  # of what came before
         assert b"connection: close" in answer
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + JSON
+        whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2
+        answer = raw(port, whole + head + b"ZZZ\r\n", 0.5)
+        assert answer.count(b"HTTP/1.1 200") == 2
+        assert b"HTTP/1.1 400" not in answer
+        assert raw(port, head + b"ZZZ\r\n", 0.5).startswith(b"HTTP/1.1 400")
         with socket.create_connection(("127.0.0.1", port)) as hanging:  # a body that never comes
             hanging.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
             assert client.get("/health").status_code == 200
@@ -136,13 +142,14 @@ def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
 def test_a_request_that_is_on_its_way_when_it_ends_is_answered(exported):
     """On connections that were idle, one of them with half a request sent."""
     with serving(exported) as (process, _, port):
-        wires = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+        wires = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(4)]
         health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
         for wire in wires[:2]:
             wire.sendall(health)
             while b'{"status":"alive"}' not in wire.recv(1 << 16):
                 pass
         wires[1].sendall(health[:20])
+        wires[3].sendall(health[:20])  # and no more
         process.send_signal(signal.SIGTERM)
         with suppress(OSError):  # as soon as it has heard
             while True:
@@ -156,6 +163,7 @@ def test_a_request_that_is_on_its_way_when_it_ends_is_answered(exported):
             assert data.startswith(b"HTTP/1.1 200")
             assert b"connection: close" in data
         assert wires[2].recv(1) == b""
+        assert wires[3].recv(1 << 16).startswith(b"HTTP/1.1 408")
         assert process.wait(20) == 0
         for wire in wires:
             wire.close()

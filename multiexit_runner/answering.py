@@ -219,8 +219,8 @@ def check_top(top_k: Any, problem: str, num_classes: int) -> int:
 def check_batch(batch_size: Any) -> int:
     """The batch size, or a ValueError."""
     whole = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
-    if not whole or batch_size < 1:
-        raise ValueError(f"batch_size is a whole number from 1, got {batch_size!r}")
+    if not whole or not 1 <= int(batch_size) < 2**31:
+        raise ValueError(f"batch_size is a whole number from 1, got {batch_size!r:.80}")
     return int(batch_size)
 
 

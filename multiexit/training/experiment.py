@@ -1,6 +1,7 @@
 """A run from end to end, as the command line does it: data, model, training, results."""
 
 import inspect
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.model.placement import Exits
 from multiexit.recipes import Recipe
 from multiexit.recipes.leebert import PAPER
+from multiexit.runtime import user_level
 from multiexit.training import presets
 from multiexit.training.config import TrainConfig
 from multiexit.training.trainer import Trainer
@@ -295,17 +297,23 @@ def train(
     if validation:
         rows, dev = holdout(task.train, validation, config.seed)
     if model.problem == "regression":
-        _begin_at(model, torch.as_tensor(rows.labels).double())
+        _begin_at(model, torch.as_tensor(rows.labels).double(), config.lr)
     settings = replace(config, metric=task.metric)
     return model, Trainer(model, recipe, settings, tokenizer).fit(rows, dev)
 
 
 @torch.no_grad()
-def _begin_at(model: MultiExitModel, labels_BC: Tensor) -> None:
+def _begin_at(model: MultiExitModel, labels_BC: Tensor, lr: float) -> None:
     """Let new heads begin at the mean and spread of labels, [B] or [B, C]."""
     mean_C = labels_BC.mean(0).reshape(-1)
     spread_C = labels_BC.std(0, correction=0).reshape(-1)
     spread_C[spread_C == 0] = 1
+    if (least := float(spread_C.min())) < 0.1 * lr:
+        warnings.warn(
+            f"labels vary by {least:.1g}, and steps of lr={lr:g} are too long to learn that: give "
+            f"labels in another unit, such as {1 / least:.0e} times as large",
+            stacklevel=user_level(),
+        )
     heads = [head for head in model.heads.modules() if isinstance(head, VectorHead)]
     for last in {head.linear for head in heads if not isinstance(head, OwnHead)}:
         if isinstance(last, nn.Linear):

@@ -243,3 +243,13 @@ def test_numbers_of_any_size_are_learned(head, least, step):
     outputs = mx.collect(model, rows)
     error_MC = (outputs.logits_MBC - rows.labels).square().mean(1)
     assert (error_MC < 0.7 * rows.labels.var(0)).all()
+
+
+def test_numbers_too_small_for_the_learning_rate_are_told():
+    rows = Labelled("regression", 40)
+    rows.labels = 1e-6 * rows.labels
+    sets, kind = {"dev": rows}, {"kind": "image"}
+    task = TaskData("own", rows, sets, C, "pearson_spearman", None, kind, "regression")
+    recipe = replace(mx.recipe("joint"), policy=mx.FixedExit(0))
+    with pytest.warns(UserWarning, match="labels vary by .* give labels in another unit"):
+        experiment.train(task, chain(2).backbone, recipe, config(epochs=1))

@@ -24,6 +24,9 @@ FEW = 0.05
 LARGEST = 1e18
 """Beyond it float32 can't hold a number's square, by which losses and scores reckon."""
 
+NEAR = 1e-4
+"""Spread of numbers, as a share of the largest, below which float32 has three digits of it."""
+
 SEVERAL = list | tuple | set | frozenset
 LISTS = (
     "A list has the names or numbers of the labels that the row has, such as [0, 2]; yes and no "
@@ -107,6 +110,11 @@ def found(
         numbers = _good(_float, values)
         if min(numbers) == max(numbers):
             raise ValueError(f"all {len(numbers)} labels are {numbers[0]:g}: nothing to learn")
+        if max(numbers) - min(numbers) < NEAR * max(map(abs, numbers)):
+            raise ValueError(
+                f"labels are numbers from {min(numbers)!r} to {max(numbers)!r}, which float32 "
+                f"hardly tells apart: take {min(numbers)!r} from all of them"
+            )
         return (
             Targets("regression", None, 1),
             f"labels are numbers from {min(numbers):g} to {max(numbers):g} (regression)",
@@ -276,7 +284,10 @@ def _several(value: Any, names: tuple[str, ...]) -> list[float]:
 def _yes_no(value: Any, name: str) -> float:
     number = YES_NO.get(_name(value).lower())
     if number is None:
-        raise ValueError(f"column {name!r} is to be 0 or 1, yes or no")
+        raise ValueError(
+            f"column {name!r} is to be 0 or 1, yes or no (several columns are several labels; "
+            "several numbers a row can't be had)"
+        )
     return float(number)
 
 

@@ -95,6 +95,10 @@ WRONG = {
     ),
     "unseen": (texts(9, lambda row: ["good", "bad", "good\u200b"][row % 3]), "look like one class"),
     "spaces": (texts(9, lambda row: ["so so", "bad", "so  so"][row % 3]), "look like one class"),
+    "near": (
+        texts(9, lambda row: 1e9 + 0.5 + row / 10),
+        "float32 hardly tells apart: take 1000000",
+    ),
     "keys": ([*texts(9), {"1": "a", 1: "b"}], "row 9 has two keys called '1'"),
 }
 

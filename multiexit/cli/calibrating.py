@@ -142,6 +142,13 @@ def tabulate(
     print()
     print(report.calibration_table(model.calibration))
     print(f"\nwritten: {folder / SETTINGS}, with this table")
+    kind = policy if isinstance(policy, type) else type(policy)
+    if model.policy is not None and not isinstance(model.policy, kind):
+        own = registry.policy_name(model.policy)
+        print(
+            f"The model itself stops by {own}, which is of another kind than this table: "
+            f"--policy {own.partition('=')[0]} makes one of it."
+        )
 
 
 def run(

@@ -304,6 +304,7 @@ def test_a_table_is_kept_and_the_policy_stays(folder):
     assert {n for n in before if before[n] != after.get(n)} == {"multiexit.json"}
     assert f"(test), {ROWS} rows" in ended.out
     assert "max-prob=1.009 (no row leaves early)" in ended.out
+    assert "stops by patience=2, which is of another kind than this table" in ended.out
     for words, message in [
         (("--speedup", 2), "--speedup has no effect beside --table"),
         (("--share", 0.5), "--share has no effect"),

@@ -196,6 +196,8 @@ def export(
         "run one at a time"
     )
     held = exit_policy or loaded.policy
+    if held is not None:
+        print(f"It stops by {policy_name(held)}")
     if loaded.calibration is not None:
         settings = loaded.calibration.settings
         table = settings[len(settings) // 2].policy
@@ -207,6 +209,10 @@ def export(
             )
     if int8:
         print(f"int8 for {TARGETS[target].machines}")
+        if loaded.calibration is not None:
+            print(
+                "The calibration table's scores and layers are the float model's; it has no bounds"
+            )
         if held is not None and held.certificate is not None:
             print(f"The certificate of {policy_name(held)} is the float model's, and was left out")
 

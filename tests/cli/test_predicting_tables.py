@@ -225,6 +225,7 @@ def test_parquet_is_written_in_row_groups_of_one_type(tmp_path, monkeypatch):
 def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
     table, out = written(tmp_path / "in.csv"), tmp_path / "out.csv"
     gaps = written(tmp_path / "gaps.csv", [*ROWS[:2], {**ROWS[0], "review": " "}, *ROWS[2:]])
+    tabs = written(tmp_path / "in.tsv")  # no lines of text, each with its label
     files = {path.name for path in tmp_path.iterdir()}
     text = ("--text", "review")
     for words, message in [
@@ -233,6 +234,7 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
         (("a fine film",), "no such file: 'a fine film'; for one text: echo 'a fine film' | multi"),
         ((tmp_path,), "is a folder, no regular file, and "),
         ((table,), "Name it: --text …"),
+        ((tabs,), "Name it: --text …"),
         ((table, *text, "--text-pair", "id"), "reads single texts"),
         ((table, "--image", "review"), "reads single texts"),
         ((gaps, *text, "--output", out), "line 4: an empty review"),

@@ -70,11 +70,10 @@ def serving(folder, *flags):
             process.kill()
 
 
-def raw(port, data, wait=0.0):
+def raw(port, data):
     """What comes back for bytes of any kind."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:
         wire.sendall(data)
-        time.sleep(wait)
         wire.shutdown(socket.SHUT_WR)
         return wire.recv(1 << 16)
 

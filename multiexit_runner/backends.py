@@ -144,7 +144,6 @@ def _openvino(backend: str, threads: int | None) -> Open:
         network = core.read_model(data)
         ports = [(port.any_name, port) for port in network.outputs]
         compiled = core.compile_model(network, "CPU", options)
-
         idle: list[Any] = []  # requests, of which each thread that runs the graph takes one
 
         def run(_: None, feed: Arrays) -> list[np.ndarray]:

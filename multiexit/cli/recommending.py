@@ -92,9 +92,9 @@ def recommend(
         print(plain_words.time(advice, model.latency, batch_size or 1))
     if problems.resolve(model.problem, model.num_classes) == "classification":
         scores = [row["score"] for row in exit_scores(outputs)]
-        text = model.preprocessing.get("kind") == "text" and model.head != "own-pooler"
-        advised = plain_words.weak_exits(scores, len(outputs.labels_B), text)
-        if advised and not (_trained_by(folder, "leebert-group-dro") and not text):
+        lacks_pooler = model.preprocessing.get("kind") == "text" and model.head != "own-pooler"
+        advised = plain_words.weak_exits(scores, len(outputs.labels_B), lacks_pooler)
+        if advised and (lacks_pooler or not _trained_by(folder, "leebert-group-dro")):
             print(f"\n{advised}")
     print(f"\nTried, on the {advice.rows_chosen} rows that chose:\n")
     print(report.policy_table(advice.tried))

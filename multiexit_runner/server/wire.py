@@ -48,16 +48,19 @@ class LimitedHttp(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         self._ends = True
-        if self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(LINGER, self._end)
-        else:
+        if self._unanswered():
             super().shutdown()
+        else:
+            self.loop.call_later(LINGER, self._end)
 
     def _end(self) -> None:
-        if self._timer is not None and (self.cycle is None or self.cycle.response_complete):
+        if self._timer is not None and not self._unanswered():
             self._give_up()  # half of a request's headers
         else:
             super().shutdown()
+
+    def _unanswered(self) -> list[Any]:
+        return [each for each in self._asked if not each.response_complete]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
@@ -73,8 +76,8 @@ class LimitedHttp(HttpToolsProtocol):
             self._timer = None
 
     def _give_up(self) -> None:
-        self._timer = None
-        if self.cycle is not None and not self.cycle.response_complete:
+        self._wait_no_more()
+        if self._unanswered():
             self._wait()  # the one before is still answered
         else:
             self.transport.write(LATE)
@@ -90,7 +93,7 @@ class LimitedHttp(HttpToolsProtocol):
         super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
-        whole = [each for each in self._asked if not each.response_complete]
+        whole = self._unanswered()
         if whole and whole[-1].more_body:  # its body is what can't be read
             broken = whole.pop()
             self.pipeline = deque(each for each in self.pipeline if each[0] is not broken)
@@ -114,8 +117,7 @@ class LimitedHttp(HttpToolsProtocol):
             )
         else:
             super().on_headers_complete()
-            waiting = [each for each in self._asked if not each.response_complete]
-            self._asked = [*waiting, self.cycle]
+            self._asked = [*self._unanswered(), self.cycle]
             if self._ends:
                 self.cycle.keep_alive = False
 

@@ -229,17 +229,22 @@ def test_parts_of_a_model_keep_its_problem(problem, tmp_path):
         assert other.problem == problem
 
 
+def trained_on(rows, settings, head=None):
+    """A model of three exits, trained as the command line trains on numbers."""
+    sets, kind = {"dev": rows}, {"kind": "image"}
+    task = TaskData("own", rows, sets, C, "pearson_spearman", None, kind, "regression")
+    recipe = replace(mx.recipe("joint"), policy=mx.FixedExit(0))
+    return experiment.train(task, chain(3).backbone, recipe, settings, head=head)[0]
+
+
 @pytest.mark.parametrize(("least", "step"), [(300_000, 20_000), (-7, 0.001), (0, 1)])
 @pytest.mark.parametrize("head", ["linear", "linear+mix"])
 def test_numbers_of_any_size_are_learned(head, least, step):
     """Prices, and hundredths: new heads begin at the labels' mean and spread."""
     rows = Labelled("regression", 200)
     rows.labels = least + step * rows.labels
-    sets, kind = {"dev": rows}, {"kind": "image"}
-    task = TaskData("own", rows, sets, C, "pearson_spearman", None, kind, "regression")
-    recipe = replace(mx.recipe("joint"), policy=mx.FixedExit(0))
     settings = config(optimizer="adamw", lr=1e-2, batch_size=50, epochs=60, clip=1.0)
-    model, _ = experiment.train(task, chain(3).backbone, recipe, settings, head=head)
+    model = trained_on(rows, settings, head)
     outputs = mx.collect(model, rows)
     error_MC = (outputs.logits_MBC - rows.labels).square().mean(1)
     assert (error_MC < 0.7 * rows.labels.var(0)).all()
@@ -248,8 +253,5 @@ def test_numbers_of_any_size_are_learned(head, least, step):
 def test_numbers_too_small_for_the_learning_rate_are_told():
     rows = Labelled("regression", 40)
     rows.labels = 1e-6 * rows.labels
-    sets, kind = {"dev": rows}, {"kind": "image"}
-    task = TaskData("own", rows, sets, C, "pearson_spearman", None, kind, "regression")
-    recipe = replace(mx.recipe("joint"), policy=mx.FixedExit(0))
     with pytest.warns(UserWarning, match="labels vary by .* give labels in another unit"):
-        experiment.train(task, chain(2).backbone, recipe, config(epochs=1))
+        trained_on(rows, config(epochs=1))

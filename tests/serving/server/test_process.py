@@ -71,18 +71,23 @@ def serving(folder, *flags):
 
 
 def raw(port, data):
-    """What comes back for bytes of any kind."""
+    """What comes back first for bytes of any kind, after which nothing more is sent."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:
         wire.sendall(data)
         wire.shutdown(socket.SHUT_WR)
         return wire.recv(1 << 16)
 
 
+def rest(wire):
+    """All that comes until the service closes the connection."""
+    return b"".join(iter(lambda: wire.recv(1 << 16), b""))
+
+
 def told(port, data):
-    """All that comes back until the service closes the connection."""
+    """All that comes back for bytes of any kind."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as wire:
         wire.sendall(data)
-        return b"".join(iter(lambda: wire.recv(1 << 16), b""))
+        return rest(wire)
 
 
 def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
@@ -163,9 +168,7 @@ def test_a_request_that_is_on_its_way_when_it_ends_is_answered(exported):
         wires[0].sendall(health)
         wires[1].sendall(health[20:])
         for wire in wires[:2]:
-            data = b""
-            while more := wire.recv(1 << 16):
-                data += more
+            data = rest(wire)
             assert data.startswith(b"HTTP/1.1 200")
             assert b"connection: close" in data
         assert wires[2].recv(1) == b""
@@ -191,10 +194,7 @@ def test_what_does_not_come_in_time_is_given_up(exported):
         answers = []
         for wire in wires:
             with wire:
-                data = b""
-                while more := wire.recv(1 << 16):
-                    data += more
-                answers.append(data)
+                answers.append(rest(wire))
         for answer in answers:
             assert answer.startswith(b"HTTP/1.1 408")
         assert b"must come within 0.5 s" in answers[1]

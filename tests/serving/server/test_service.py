@@ -470,6 +470,7 @@ def test_a_request_that_has_no_time_left_at_the_end_gets_503():
 
     app = Named(endless, lambda path, status, *_: told.append((path, status)))
     (listening,) = sockets_at("127.0.0.1", 0)
+    listening.listen()  # a request that comes before the server's thread waits
     url = f"http://127.0.0.1:{listening.getsockname()[1]}/predict"
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)

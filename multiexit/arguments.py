@@ -1,10 +1,12 @@
 """Arguments that a user gives: an unknown name, and the nearest known one; numbers in bounds."""
 
-import difflib
 import math
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any, Literal
+
+from multiexit_runner.naming import suggest as suggest
+from multiexit_runner.naming import unknown as unknown
 
 
 def in_a_row(names: Iterable[object]) -> str:
@@ -14,38 +16,6 @@ def in_a_row(names: Iterable[object]) -> str:
     "film, 'question, answer'"
     """
     return ", ".join(repr(name) if "," in str(name) else str(name) for name in names)
-
-
-def suggest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that is nearest, or None where none is near.
-
-    >>> suggest("leebret", ["joint", "leebert"])
-    'leebert'
-    """
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[near[0]] if near else None
-
-
-def unknown(
-    what: str, name: object, known: Iterable[str], listed_by: str | None = None
-) -> ValueError:
-    """The error for a name that isn't known: it says which is near, and which there are.
-
-    Args:
-        what: the kind of thing, for the message.
-        name: that isn't known.
-        known: the names that are.
-        listed_by: what lists them, where they are too many for a message.
-
-    >>> print(unknown("recipe", "leebret", ["joint", "leebert"]))
-    no recipe 'leebret': did you mean 'leebert'? There are joint, leebert
-    """
-    known = list(known)
-    near = suggest(name, known)
-    opening = "; there" if near is None else f": did you mean {near!r}? There"
-    there = ", ".join(known) if listed_by is None else f"{len(known)}, see {listed_by}"
-    return ValueError(f"no {what} {name!r}{opening} are {there}")
 
 
 def check_share(

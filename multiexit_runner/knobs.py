@@ -4,12 +4,12 @@ Letters: M exits, B batch rows.
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from multiexit_runner.inputs import Arrays
+from multiexit_runner.naming import unknown
 from multiexit_runner.settings import check_knob, check_range
 
 Knobs = Mapping[str, int | float]
@@ -33,9 +33,7 @@ def check_numbers(
     """
     for name, number in given.items():
         if name not in standing:
-            near = get_close_matches(name, standing, n=1)
-            opening = f": did you mean {near[0]!r}? This" if near else "; this"
-            raise ValueError(f"no number {name!r} to set{opening} policy has {sorted(standing)}")
+            raise unknown("number", name, sorted(standing), there="this policy has")
         check_knob(name, standing[name], number)
         if number != standing[name]:
             check_range(name, ranges.get(name), number)

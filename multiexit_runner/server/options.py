@@ -119,7 +119,9 @@ class Options:
             raise ValueError(f"max_loss is in points, at most {NO_LOSS:g}, got {self.max_loss!r}")
         turning = [name for name in TURNING if getattr(self, name)]
         if len(turning) > 1:
-            raise ValueError(f"a service has {' or '.join(turning)}, not both")
+            raise ValueError(
+                f"a service has one of {', '.join(TURNING)}, got {' and '.join(turning)}"
+            )
         if turning and self.policy:
             raise ValueError(
                 f"a service has a policy or {turning[0]}, not both: {turning[0]} turns the policy "
@@ -128,7 +130,7 @@ class Options:
         for name in ("min_score", "max_loss"):
             if not turning and getattr(self, name) not in (-inf, NO_LOSS):
                 raise ValueError(
-                    f"{name} bounds how far the policy is turned: give {' or '.join(TURNING)}"
+                    f"{name} bounds how far the policy is turned: give one of {', '.join(TURNING)}"
                 )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from multiexit_runner.naming import unknown
 from multiexit_runner.server.dial import Setting
 from multiexit_runner.server.options import Options, words
 from multiexit_runner.server.served import Served
@@ -72,10 +73,8 @@ class Orders:
             return Order(self.default, max_exit, served.policy, certified, own=False)
         if policy is not None and threshold is not None:
             raise ValueError("a request has a policy or a threshold, not both")
-        if policy is not None and policy.partition("=")[0] not in served.kinds:
-            raise ValueError(
-                f"policy {policy!r:.80}: requests may name {', '.join(served.kinds)} here"
-            )
+        if policy is not None and (kind := policy.partition("=")[0]) not in served.kinds:
+            raise unknown("policy", kind, served.kinds, there="requests may name")
         numbers = {} if threshold is None else {"threshold": threshold}
         parsed = served.parse(policy, numbers)
         self._check_limits(served.numbers(parsed))

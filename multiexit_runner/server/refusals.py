@@ -7,6 +7,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
+from multiexit_runner.naming import unknown
+from multiexit_runner.server.asking import Ask
+
 log = logging.getLogger("multiexit.server")
 
 
@@ -31,10 +34,14 @@ async def invalid(request: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     if isinstance(error.body, bytes) and error.body:
         given = request.headers.get("content-type", "none")
-        detail = f"the content type must be application/json, got {given:.80}"
+        detail = f"the content type must be application/json, or …+json, got {given:.80}"
         return JSONResponse({"detail": detail}, 415)
+    if first["type"] == "extra_forbidden":
+        there = "a request may have"
+        detail = str(unknown("key", first["loc"][-1], Ask.model_fields, there=there))
+        return JSONResponse({"detail": detail}, 422)
     place = f"{'.'.join(map(str, first['loc'][1:])) or 'the body':.80}"
-    got = f", got {first['input']!r:.80}" if first.get("type") != "missing" else ""
+    got = f", got {first['input']!r:.80}" if first["type"] != "missing" else ""
     return JSONResponse({"detail": f"{place}: {first['msg']}{got}"}, 422)
 
 

@@ -107,7 +107,7 @@ def test_a_budget_is_kept_and_said(client):
         (b"{%s}" % b",".join(b'"%d": 1' % i for i in range(500_000)), 422, "got 500000"),
         (b'{"inputs": "a", "threshold": NaN}', 422, "threshold"),
         (b'{"inputs": "a", "threshold": 1e999}', 422, "threshold"),
-        (b'{"inputs": "a", "polcy": "x"}', 422, "polcy"),
+        (b'{"inputs": "a", "polcy": "x"}', 422, "'polcy': did you mean 'policy'? A request may"),
         (b'{"inputs": "a", "threshold": 0.5, "threshold": 0.9}', 422, "'threshold' is there twice"),
         (b'{"inputs": [{"text": "a", "text": "b"}]}', 422, "'text' is there twice"),
         (b'{"inputs": []}', 422, "1 to 20 inputs, got 0"),
@@ -115,7 +115,8 @@ def test_a_budget_is_kept_and_said(client):
         (b'{"inputs": [["a"]]}', 422, "inputs[0]"),
         (b'{"inputs": "  "}', 422, "an empty text"),
         (b'{"inputs": "\\ud800"}', 422, "half a character"),
-        (b'{"inputs": "a", "policy": "margin=0.5"}', 422, "requests may name"),
+        (b'{"inputs": "a", "policy": "margin=0.5"}', 422, "requests may name max-prob"),
+        (b'{"inputs": "a", "policy": "max-prop=0.5"}', 422, "did you mean 'max-prob'? Requests"),
         (b'{"inputs": "a", "policy": "max-prob"}', 422, "max-prob"),
         (b'{"inputs": "a", "policy": "max-prob=0.5", "threshold": 0.5}', 422, "not both"),
         (b'{"inputs": "a", "policy": "max-prob=0_9"}', 422, "max-prob=0_9"),
@@ -197,7 +198,15 @@ def test_a_row_on_which_the_network_fails_is_500_and_the_others_are_answered(tex
 def test_what_is_no_json_by_its_type_is_refused(client, given):
     response = client.post("/predict", content=b'{"inputs": "a"}', headers={"content-type": given})
     assert response.status_code == 415
-    assert response.json()["detail"] == f"the content type must be application/json, got {given}"
+    said = f"the content type must be application/json, or …+json, got {given}"
+    assert response.json()["detail"] == said
+
+
+def test_json_of_any_name_is_taken(client):
+    for given in ("application/json; charset=utf-8", "application/vnd.api+json"):  # RFC 6839
+        headers = {"content-type": given}
+        response = client.post("/predict", content=b'{"inputs": "a"}', headers=headers)
+        assert response.status_code == 200, response.text
 
 
 def test_a_body_is_measured_though_its_length_is_not_said(client):
@@ -311,7 +320,7 @@ def test_numbers_stay_within_the_operators_limits(text_served):
         for wish in ({"threshold": 0.5}, {"policy": "max-prob=0.95"}):
             assert "from 0.55 to 0.9 here" in ask(client, "a cat", 422, **wish)["detail"]
         detail = ask(client, "a cat", 422, policy="margin=0.6")["detail"]
-        assert "requests may name max-prob, patience, entropy here" in detail
+        assert detail == "no policy 'margin'; requests may name max-prob, patience, entropy"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import prometheus_client
 import pytest
 import uvicorn
 from answering import pictures, text_model, texts, tokenizer_in
@@ -362,11 +363,15 @@ def test_it_says_what_it_is_and_counts(client):
     assert client.get("/health").json() == {"status": "alive"}
     assert client.get("/ready").status_code == 200
     assert "/predict" in client.get("/openapi.json").json()["paths"]
+    others = prometheus_client.CollectorRegistry()
+    prometheus_client.Counter("own", "of another", registry=others).inc()
     counted = client.get("/metrics").text
     assert 'multiexit_requests_total{status="200"} 1.0' in counted
     assert 'multiexit_requests_total{status="422"} 1.0' in counted
     assert "multiexit_request_seconds_count 1.0" in counted  # what is refused is no speed
     assert 'multiexit_policy_number{name="threshold"} 0.6' in counted
+    assert "_created" not in counted
+    assert b"own_created" in prometheus_client.generate_latest(others)  # of who embeds the app
     run = saved = 0.0
     for line in counted.splitlines():
         name, _, value = line.partition(" ")

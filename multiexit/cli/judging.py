@@ -25,7 +25,7 @@ def evaluate(
 ) -> None:
     """Score every exit, and the policies named, on a task's development or test set.
 
-    Example: multiexit evaluate runs/mrpc/model --data-dir data --policy patience=4 --time-batch 1
+    Example: multiexit evaluate runs/mrpc --data-dir data --policy patience=4 --time-batch 1
     """
     from multiexit.cli import reporting, sources
     from multiexit.evaluation import grids
@@ -67,7 +67,7 @@ def sweep(
 ) -> None:
     """One policy over its whole range, from one pass over the data.
 
-    Example: multiexit sweep runs/mrpc/model --policy entropy --data-dir data
+    Example: multiexit sweep runs/mrpc --policy entropy --data-dir data
     """
     from multiexit.arguments import unknown
     from multiexit.cli import reporting, sources
@@ -151,9 +151,9 @@ def calibrate(
 
     multiexit calibrate runs/reviews --policy max-prob --speedup 2
 
-    multiexit calibrate runs/mrpc/model --policy max-prob --speedup 2 --data-dir data
+    multiexit calibrate runs/mrpc --policy max-prob --speedup 2 --data-dir data
 
-    multiexit calibrate runs/mrpc/model --policy patience --risk 0.05 --confidence 0.95
+    multiexit calibrate runs/mrpc --policy patience --risk 0.05 --confidence 0.95
 
     multiexit calibrate runs/reviews --table
     """
@@ -209,7 +209,7 @@ def profile(
 
     multiexit profile runs/reviews
 
-    multiexit profile runs/mrpc/model --tokens 50
+    multiexit profile runs/mrpc --tokens 50
     """
     from multiexit import MultiExitModel
     from multiexit.evaluation import report

@@ -7,12 +7,12 @@ import typer
 
 from multiexit.cli import typed
 from multiexit.cli.row_options import ModelRows
-from multiexit.cli.words import LAST_SEED, Run, spread
+from multiexit.cli.words import LAST_SEED, Model, spread
 
 
 @spread
 def recommend(
-    run: Run,
+    model: Model,
     rows: ModelRows,
     speedup: Annotated[float | None, typer.Option(help="by layers, at least")] = None,
     max_loss: Annotated[
@@ -56,17 +56,17 @@ def recommend(
     if batch_size is not None and milliseconds is None:
         raise ValueError("--batch-size goes with --milliseconds: leave it out")
     check_share("share", share, "(0, 1)")
-    folder = typed.model_folder(run)
+    folder = typed.model_folder(model)
     if write:
         typed.folder("the model's folder", folder)
-    model, task = sources.load(folder, rows)
+    loaded, task = sources.load(folder, rows)
     if milliseconds is not None:
-        if model.latency is None:
+        if loaded.latency is None:
             raise ValueError(
                 f"{folder} has no latency table, which milliseconds need: measure one with "
                 f"`multiexit profile {folder}`"
             )
-        check_latency(model, model.num_exits, model.latency)
+        check_latency(loaded, loaded.num_exits, loaded.latency)
     name, main_set = next(iter(task.sets.items()))
     one = 100 / rows_in_share(len(main_set), share)
     if max_loss is not None and 0 < max_loss < min(one, SMALL):
@@ -74,35 +74,35 @@ def recommend(
             f"max_loss is in points, and {max_loss:g} is less than one row of those that choose "
             f"({one:.2g}): did you mean {100 * max_loss:g}? 0 is no loss at all"
         )
-    outputs = collect(model, main_set, task.metric)
+    outputs = collect(loaded, main_set, task.metric)
     advice = choose(
         outputs,
         speedup=speedup,
         max_loss=loss,
         milliseconds=milliseconds,
-        latency=model.latency,
+        latency=loaded.latency,
         batch_size=batch_size or 1,
-        own=model.policy,
+        own=loaded.policy,
         share=share,
         seed=seed,
     )
     print(f"{task.name} ({name}): {policy_name(advice.row.policy)}\n")
     print(plain_words.explain(advice, outputs.cost.layers_M, outputs.metric))
     if milliseconds is not None:
-        print(plain_words.time(advice, model.latency, batch_size or 1))
-    if problems.resolve(model.problem, model.num_classes) == "classification":
+        print(plain_words.time(advice, loaded.latency, batch_size or 1))
+    if problems.resolve(loaded.problem, loaded.num_classes) == "classification":
         scores = [row["score"] for row in exit_scores(outputs)]
-        lacks_pooler = model.preprocessing.get("kind") == "text" and model.head != "own-pooler"
+        lacks_pooler = loaded.preprocessing.get("kind") == "text" and loaded.head != "own-pooler"
         advised = plain_words.weak_exits(scores, len(outputs.labels_B), lacks_pooler)
         if advised and (lacks_pooler or not _trained_by(folder, "leebert-group-dro")):
             print(f"\n{advised}")
     print(f"\nTried, on the {advice.rows_chosen} rows that chose:\n")
     print(report.policy_table(advice.tried))
     if write:
-        model.policy = advice.row.policy
-        save_settings(folder, model.settings(backbone_spec(model.backbone)))
+        loaded.policy = advice.row.policy
+        save_settings(folder, loaded.settings(backbone_spec(loaded.backbone)))
         card.renew_card(folder)
-        print(f"\nwritten: {folder / SETTINGS}, with the policy {policy_name(model.policy)}")
+        print(f"\nwritten: {folder / SETTINGS}, with the policy {policy_name(loaded.policy)}")
     else:
         print("\nTo store it in the model, run the command again with --write.")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from multiexit.cli.words import spread
+from multiexit.cli.words import ModelOrExport, spread
 from multiexit_runner.server.options import Options
 
 
@@ -22,7 +22,7 @@ Flags: Any = make_dataclass("Flags", [_flag(option) for option in fields(Options
 
 @spread
 def serve(
-    folder: Annotated[Path, typer.Argument(help="a model, run or export")],
+    folder: ModelOrExport,
     flags: Flags,  # pyright: ignore[reportInvalidTypeForm]
     config: Annotated[
         Path | None, typer.Option(help="a TOML file with these options, as batch_size = 16")

@@ -18,8 +18,10 @@ LAST_SEED = 2**32 - 1
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="of text, tokens per row at most; default 128")
 ]
-Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote (RUN/model)")]
-Run = Annotated[Path, typer.Argument(help="a folder that `train` wrote, or the model in it")]
+Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote, or the model in it")]
+ModelOrExport = Annotated[
+    Path, typer.Argument(help="a folder that `train` wrote, the model in it, or an export")
+]
 Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="patience=4, max-prob=0.9, …; may be repeated")
 ]

@@ -11,11 +11,11 @@ import typer
 from multiexit.cli import typed
 from multiexit.cli.row_files import as_json
 from multiexit.cli.row_options import DataDir, ModelRows
-from multiexit.cli.words import Model, Policy
+from multiexit.cli.words import Model, ModelOrExport, Policy
 
 
 def predict(
-    model: Model,
+    model: ModelOrExport,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(help="image files or folders; for text one file of lines, or stdin"),
@@ -63,9 +63,9 @@ def predict(
 
     multiexit predict runs/mine reviews.csv --text review --output answers.csv
 
-    echo "a fine film" | multiexit predict runs/sst2/model --policy patience=3
+    echo "a fine film" | multiexit predict runs/sst2 --policy patience=3
 
-    multiexit predict runs/cifar/model cat.png dog.png --policy max-prob=0.9
+    multiexit predict runs/cifar cat.png dog.png --policy max-prob=0.9
 
     multiexit predict runs/pets photos
     """
@@ -133,13 +133,13 @@ def export(
 
     Examples:
 
-    multiexit export runs/mrpc/model mrpc-onnx --policy max-prob=0.9
+    multiexit export runs/mrpc mrpc-onnx --policy max-prob=0.9
 
-    multiexit export runs/mrpc/model mrpc-int8 --int8 --data pairs.tsv
+    multiexit export runs/mrpc mrpc-int8 --int8 --data pairs.tsv
 
-    multiexit export runs/mrpc/model mrpc-int8 --int8 --task mrpc --data-dir data
+    multiexit export runs/mrpc mrpc-int8 --int8 --task mrpc --data-dir data
 
-    multiexit export runs/mrpc/model mrpc --triton
+    multiexit export runs/mrpc mrpc --triton
     """
     from multiexit import MultiExitModel
     from multiexit.cli import predicting, sources
@@ -156,9 +156,7 @@ def export(
         raise ValueError("--agreement is measured with --int8 on rows: give --data or --task too")
     if triton:
         check_name(output)
-    if output.exists():
-        raise ValueError(f"{output} exists already: remove it or name another folder")
-    typed.folder("--output", output)
+    typed.new_folder("--output", output)
     model = typed.model_folder(model)
     exit_policy = parse(policy) if policy else None
     reads = (model / "tokenizer_config.json").is_file()
@@ -230,16 +228,14 @@ def truncate(
 
     Examples:
 
-    multiexit truncate runs/mrpc/model 5 --output mrpc-6-layers
+    multiexit truncate runs/mrpc 5 --output mrpc-6-layers
     """
     from multiexit import MultiExitModel
     from multiexit.files.writing import whole_folder
     from multiexit.model.folder import save_tokenizer
     from multiexit.model.truncation import NoClassError, library_network, save_network
 
-    if output.exists():
-        raise ValueError(f"{output} exists already: remove it or name another folder")
-    typed.folder("--output", output)
+    typed.new_folder("--output", output)
     folder = typed.model_folder(model)
     reads = (folder / "tokenizer_config.json").is_file()
     reader = typed.tokenizer(folder) if reads else None

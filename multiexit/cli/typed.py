@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from multiexit.files.paths import regular_file
+from multiexit.files.paths import check_new, regular_file
 
 
 def device() -> Any:
@@ -39,6 +39,16 @@ def folder(option: str, path: Path) -> None:
         raise ValueError(f"{option} {path}: {nearest} is no folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"{option} {path}: {nearest} is not to be written in")
+
+
+def new_folder(option: str, path: Path) -> None:
+    """Refuse a folder that is to be written, where there is one or none can be made.
+
+    Raises:
+        ValueError: with its name.
+    """
+    check_new(path)
+    folder(option, path)
 
 
 def tokenizer(name: str | Path) -> Any:

@@ -24,6 +24,16 @@ def user_path(path: str | Path) -> Path:
     return expanded
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder that is to be written, and is there already.
+
+    Raises:
+        ValueError: with its name.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: remove it or name another folder")
+
+
 def regular_file(path: str | Path, inside: Path | None = None) -> Path:
     """The path of a file that can be read to its end.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from multiexit.files.paths import check_new
 from multiexit.files.writing import whole_folder
 
 MODEL = """import sys
@@ -55,8 +56,7 @@ def triton_repository(export: Path, folder: Path) -> None:
     from multiexit_runner.triton import graph_name
 
     check_name(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: remove it or name another folder")
+    check_new(folder)
     checked, name = read_folder(export), folder.name
     data = read_file(checked, SETTINGS)
     settings = parse_settings(data, str(export / SETTINGS))

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from multiexit import policies, problems
 from multiexit.arguments import check_share
 from multiexit.data.batches import in_order, unpack_inputs
-from multiexit.files.paths import user_path
+from multiexit.files.paths import check_new, user_path
 from multiexit.files.writing import whole_folder
 from multiexit.model.model import MultiExitModel
 from multiexit.model.settings import without_places
@@ -227,8 +227,7 @@ def _check_export(
     agreement: float,
     rows: bool,
 ) -> None:
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: remove it or name another folder")
+    check_new(folder)
     if not isinstance(policy, ExitPolicy):
         raise ValueError(
             "an export needs a policy, such as Patience(4): the model has none of its own; got "

@@ -1,6 +1,8 @@
 """Whether a module still is what it was, for whoever runs a copy of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -19,15 +21,20 @@ def unchanged(module: nn.Module) -> Callable[[], bool]:
 
     The tensors of now are kept alive, so that no later one can be taken for one of them.
     """
-    parts = [(d, list(d.items())) for m in module.modules() for d in _contents(m)]
-    tensors = [t for d, items in parts for _, t in items if isinstance(t, Tensor)]
-    places, aliases = _places(tensors), [t.detach() for t in tensors]
-    words = _word_lists(aliases)
+    dicts = [d for m in module.modules() for d in (m._modules, m._parameters, m._buffers)]
+    sizes, names, parts = [*map(len, dicts)], [*_names(dicts)], [*_parts(dicts)]
+    tensors = [t for t in parts if isinstance(t, Tensor)]
+    counted = [t for t in tensors if not t.is_inference()]  # the others have no version
+    places, versions = _places(tensors), _versions(counted)
+    words = _word_lists([t.detach() for t in tensors])
     sums = _sums(words)
 
     def same() -> bool:
         return (
-            all(_same_items(d, items) for d, items in parts)
+            [*map(len, dicts)] == sizes
+            and [*_names(dicts)] == names
+            and all(map(is_, _parts(dicts), parts))
+            and _versions(counted) == versions
             and _places(tensors) == places
             and _sums(words) == sums
         )
@@ -35,22 +42,20 @@ def unchanged(module: nn.Module) -> Callable[[], bool]:
     return same
 
 
-def _contents(module: nn.Module) -> Iterator[dict[str, Any]]:
-    yield module._modules
-    yield module._parameters
-    yield module._buffers
+def _names(dicts: Iterable[dict[str, Any]]) -> Iterator[str]:
+    return chain.from_iterable(dicts)
 
 
-def _same_items(current: dict[str, Any], recorded: list[tuple[str, Any]]) -> bool:
-    return len(current) == len(recorded) and all(
-        current.get(key) is value for key, value in recorded
-    )
+def _parts(dicts: Iterable[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, dicts))
 
 
-def _places(tensors: list[Tensor]) -> list[Any]:
-    return [
-        (t.data_ptr(), t.dtype, t.shape, -1 if t.is_inference() else t._version) for t in tensors
-    ]
+def _places(tensors: Iterable[Tensor]) -> list[Any]:
+    return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
+
+
+def _versions(tensors: Iterable[Tensor]) -> list[int]:
+    return [t._version for t in tensors]
 
 
 def _word_lists(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -67,10 +72,9 @@ def _word_lists(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """A tensor's memory, without a copy where it is dense, as numbers of 64 or 8 bits."""
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        tensor = tensor.permute(0, 2, 3, 1)
-    flat = tensor.reshape(-1).view(torch.uint8)
+    """The memory from a tensor's first number to its last, never a copy, in 64 or 8 bits each."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    flat = tensor.as_strided([last + 1 if tensor.numel() else 0], [1]).view(torch.uint8)
     aligned = len(flat) % 8 == 0 and flat.storage_offset() % 8 == 0
     return flat.view(torch.int64) if aligned else flat
 

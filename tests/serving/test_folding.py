@@ -176,6 +176,12 @@ def through_numpy(model):
     some(model)[1].detach().numpy()[0] += 1
 
 
+def turned(model):
+    """The same memory, read by other strides."""
+    weight = some(model)[0]
+    weight.data = weight.data.transpose(-2, -1)
+
+
 def other_parameter(model):
     linear = next(m for m in model.heads[0].modules() if isinstance(m, nn.Linear))
     linear.weight = nn.Parameter(torch.randn_like(linear.weight))
@@ -221,7 +227,7 @@ def statistics_alone(model):
     norm.running_var.data[0] += 1
 
 
-SEEN = [*CHANGES.values(), learn, load, statistics, statistics_alone, other_part]
+SEEN = [*CHANGES.values(), turned, learn, load, statistics, statistics_alone, other_part]
 SEEN += [lambda m: m.to(torch.bfloat16), lambda m: m.register_buffer("more", torch.ones(1))]
 
 
@@ -246,4 +252,19 @@ def test_an_engine_says_when_its_model_has_changed(change, folding):
             assert torch.equal(other.predict(x).exit_B, model.predict(mx.MaxProb(0.9), x).exit_B)
     model.train()
     with pytest.raises(ValueError, match=r"model\.eval"):
+        engine.predict(x)
+
+
+@pytest.mark.parametrize(
+    "laid_out", [lambda w: w.mT.contiguous().mT, lambda w: w.repeat(2, 1)[::2]]
+)
+def test_writes_to_a_weight_that_is_not_contiguous_are_seen(laid_out, folding):
+    model = copy.deepcopy(folding)
+    weight = next(m for m in model.heads[0].modules() if isinstance(m, nn.Linear)).weight
+    weight.data = laid_out(weight.data)
+    assert not weight.is_contiguous()
+    engine, x = mx.Engine(model, mx.MaxProb(0.9)), torch.randn(2, 3, 32, 32)
+    engine.predict(x)
+    weight.detach().numpy()[0, 0] += 1
+    with pytest.raises(ValueError, match="make a new Engine"):
         engine.predict(x)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multiexit_runner.inputs import Arrays
+from multiexit_runner.naming import unknown
 
 BACKENDS = ("onnxruntime", "openvino", "openvino-bf16")
 ROUNDING = ("openvino-bf16",)
@@ -46,7 +47,7 @@ def opener(backend: str, threads: int | None, providers: Sequence[Any] | None) -
         ValueError: a backend or provider that isn't there, or more threads than `MOST_THREADS`.
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
-        raise ValueError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
+        raise unknown("backend", backend, BACKENDS)
     if threads is not None and threads > MOST_THREADS:
         raise ValueError(f"threads must be at most {MOST_THREADS}, got {threads}")
     if backend == "onnxruntime":
@@ -57,6 +58,24 @@ def opener(backend: str, threads: int | None, providers: Sequence[Any] | None) -
             f"providers={providers!r}, or take backend='onnxruntime'"
         )
     return _openvino(backend, threads)
+
+
+def runtime(
+    backend: str, threads: int | None, providers: Sequence[Any] | None, int8: bool
+) -> dict[str, Any]:
+    """What runs graphs, to be said: plain data.
+
+    Args:
+        backend, threads, providers: as for `opener`.
+        int8: whether the graphs are in that.
+    """
+    short = "bfloat16" if backend in ROUNDING else "float32"
+    return {
+        "backend": backend,
+        "providers": _names(_checked(providers)) if backend == "onnxruntime" else None,
+        "precision": "int8" if int8 else short,
+        "threads": threads,
+    }
 
 
 def _checked(providers: Sequence[Any] | None) -> list[Any]:

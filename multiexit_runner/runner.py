@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from multiexit_runner.backends import ROUNDING, opener
+from multiexit_runner.backends import ROUNDING, opener, runtime
 from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
 from multiexit_runner.inputs import Arrays, named_arrays, trim
 from multiexit_runner.knobs import by_row, check_numbers, last_exits, narrowed
@@ -51,6 +51,8 @@ class Runner:
         num_classes: C.
         labels: the classes' names, or None.
         preprocessing: how inputs were prepared, plain data.
+        runtime: what runs it, plain data: `backend`, `providers`, `precision` and `threads`, None
+            where these are as many as there are cores.
 
     Example:
         >>> import tempfile, numpy as np, torch, multiexit as mx
@@ -82,6 +84,7 @@ class Runner:
         if backend in ROUNDING:
             settings = without_bounds(settings)
         self._hold(settings, open_sessions(export, settings, open_session))
+        self.runtime = runtime(backend, threads, providers, settings["int8"] is not None)
         read = {SETTINGS, *(segment["file"] for segment in self._segments)}
         others = {name: read_file(export, name) for name in export.sums if name not in read}
         if check:
@@ -97,6 +100,7 @@ class Runner:
         """
         runner = cls.__new__(cls)
         runner._hold(settings, sessions)
+        runner.runtime = {}
         return runner
 
     def _hold(self, settings: dict[str, Any], sessions: Sequence[Any]) -> None:

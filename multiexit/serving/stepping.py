@@ -76,6 +76,16 @@ class ModelNetwork:
         self._device = next(model.parameters()).device
         self._limit = model.backbone.limits()[1]
 
+    @property
+    def runtime(self) -> dict[str, Any]:
+        """What runs it, to be said."""
+        return {
+            "backend": "torch",
+            "device": str(self._device),
+            "precision": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+
     def length(self, item: Mapping[Any, Tensor]) -> int:
         """How many tokens a text is filled up to; 0 of other inputs."""
         mask = item.get("attention_mask")
@@ -166,6 +176,7 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
 
     return Served(
         network=network,
+        runtime=network.runtime,
         kind=str(classifier.kind),
         problem=model.problem,
         labels=model.labels,

@@ -326,6 +326,7 @@ class Service:
             hidden = ("keys", "counts")
             certificate = {k: v for k, v in served.certificate.items() if k not in hidden}
         return {
+            "runtime": served.runtime,
             "reads": served.kind,
             "problem": served.problem,
             "labels": served.labels,

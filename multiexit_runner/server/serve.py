@@ -102,6 +102,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
                 folder=str(folder),
                 exits=len(service.served.exits),
                 policy=service.policy,
+                **service.served.runtime,
                 url=f"http://{host}:{sockets[0].getsockname()[1]}/docs",
             )
         )

@@ -20,6 +20,7 @@ class Served:
 
     Args:
         network: run exit by exit.
+        runtime: what runs it, to be said: `backend`, `precision`, `threads` and more.
         kind: `"text"` or `"image"`.
         problem, labels: of the network.
         num_classes: C.
@@ -41,6 +42,7 @@ class Served:
     """
 
     network: Network[Any]
+    runtime: Mapping[str, Any]
     kind: str
     problem: str
     labels: Sequence[Any] | None
@@ -90,6 +92,7 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
     unchanged = all(held.get(name) == number for name, number in standing.items())
     return Served(
         network=ExportedNetwork(runner),
+        runtime=runner.runtime,
         kind=str(classifier.kind),
         problem=runner.problem,
         labels=runner.labels,

@@ -101,7 +101,9 @@ def test_threads_may_run_one_network_at_once(exported_texts):
 @pytest.mark.usefixtures("openvino")
 def test_a_service_runs_an_export_by_its_backend(exported_texts):
     folder = exported_texts[-1]
-    network: Any = load_export(folder, Options(backend="openvino", threads=1)).network
+    served = load_export(folder, Options(backend="openvino", threads=1))
+    assert (served.runtime["backend"], served.runtime["threads"]) == ("openvino", 1)
+    network: Any = served.network
     assert "_openvino" in network.runner._sessions[0].run.__qualname__
     inputs = texts(9)
     got: Any = Classifier.from_pretrained(folder, 1, backend="openvino")(inputs)
@@ -181,7 +183,7 @@ def test_providers_are_asked_for_in_their_order(exported_texts, monkeypatch):
     )
     usable = GPUS
     options = Options(providers=",".join(GPUS), threads=1)
-    load_export(exported_texts[-1], options)
+    assert load_export(exported_texts[-1], options).runtime["providers"] == GPUS
     assert asked == [GPUS] * 4
     usable = GPUS[:1]
     with pytest.raises(ValueError, match="CUDAExecutionProvider is in this onnxruntime but can't"):

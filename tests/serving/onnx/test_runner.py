@@ -59,6 +59,8 @@ def test_files_have_the_permissions_of_the_users_umask(exported):
 def test_a_certificate_is_of_the_float_model(exported):
     said = [json.loads((exported / name / "export.json").read_text()) for name in ("float", "auto")]
     assert ["certificate" in settings["policy"] for settings in said] == [True, False]
+    precisions = [Runner(exported / name, 1).runtime["precision"] for name in ("float", "auto")]
+    assert precisions == ["float32", "int8"]
 
 
 def _batches(count, rows=4):

@@ -212,6 +212,8 @@ def test_its_log_is_lines_of_json_whoever_says_them(exported, capfd):
     assert all({"time", "level"} < line.keys() for line in lines)
     said = [line["message"] for line in lines if "message" in line]
     assert said[:2] == ["serving", "warmed up"]
+    assert (lines[0]["backend"], lines[0]["precision"]) == ("onnxruntime", "float32")
+    assert (lines[0]["providers"], lines[0]["threads"]) == (["CPUExecutionProvider"], 1)
     assert "Invalid HTTP request received." in said
     statuses = [line["status"] for line in lines if line.get("path") == "/predict"]
     assert statuses == [200, 422]

@@ -360,6 +360,8 @@ def test_it_says_what_it_is_and_counts(client):
     info = client.get("/info").json()
     assert info["policy"] == "max-prob=0.6"
     assert info["exits"] == 4
+    backend = {"model": "torch", "export": "onnxruntime"}[client.kind]
+    assert (info["runtime"]["backend"], info["runtime"]["precision"]) == (backend, "float32")
     assert client.get("/health").json() == {"status": "alive"}
     assert client.get("/ready").status_code == 200
     assert "/predict" in client.get("/openapi.json").json()["paths"]

@@ -57,6 +57,14 @@ class TrainingRows:
         _option(help="of --data: crop (the default), randaugment, trivialaugment or none"),
     ] = None
     skip_bad: SkipBad = False
+    metric: Annotated[
+        str | None,
+        _option(
+            help="the score that selects the epoch and that is reported: accuracy, accuracy_f1 or "
+            "matthews; of several labels micro_f1 or subset_accuracy; of numbers pearson_spearman "
+            "or r2; default: the task's own, of --data the first"
+        ),
+    ] = None
     data_dir: DataDir = None
     max_length: Annotated[
         int | None, _option(min=1, help="of text, tokens per row at most; default 128")
@@ -65,7 +73,7 @@ class TrainingRows:
     @property
     def of_own_data(self) -> dict[str, Any]:
         """What was typed of options that are for a user's own data alone, but for `data`."""
-        tasks = ("task", "data", "data_dir", "max_length")
+        tasks = ("task", "data", "metric", "data_dir", "max_length")
         return {name: value for name, value in vars(self).items() if value and name not in tasks}
 
 

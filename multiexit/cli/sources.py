@@ -1,10 +1,11 @@
 """The data that a command reads: a task by its name, or a user's own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multiexit.arguments import unknown
 from multiexit.cli import typed
 from multiexit.cli.row_options import ModelRows, TrainingRows
 
@@ -58,21 +59,35 @@ class Source:
             check: is told how many classes there are, and the problem, as soon as they are known.
 
         Raises:
-            ValueError: rows that can't be used.
+            ValueError: rows that can't be used, or a metric that can't judge them.
         """
         from multiexit.data import tasks
         from multiexit.data.own.loading import Reading, task_of
+        from multiexit.evaluation import metrics
+
+        def check_all(num_classes: int, problem: str | None) -> None:
+            metrics.fitting(rows.metric, num_classes, problem)
+            check(num_classes, problem)
 
         rows, length = self.rows, self.rows.max_length
         if self.own is None:
             read = tasks.load(
                 self.name, rows.data_dir, tokenizer, length, self.normalisation, self.download
             )
-            check(read.num_classes, read.problem)
-            return read
-        skipped = folder / SKIPPED if rows.skip_bad else None
-        options = self.options if length is None else {**self.options, "max_length": length}
-        return task_of(self.own, tokenizer, Reading(skip_bad=skipped, check=check, **options))
+            check_all(read.num_classes, read.problem)
+        else:
+            skipped = folder / SKIPPED if rows.skip_bad else None
+            options = self.options if length is None else {**self.options, "max_length": length}
+            reading = Reading(skip_bad=skipped, check=check_all, **options)
+            read = task_of(self.own, tokenizer, reading)
+        return judged_by(rows.metric, read)
+
+
+def judged_by(metric: str | None, task: "TaskData") -> "TaskData":
+    """The same data, with another metric than its own, which models that learn from it remember."""
+    if metric is None:
+        return task
+    return replace(task, metric=metric, preprocessing={**task.preprocessing, "metric": metric})
 
 
 def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:
@@ -88,7 +103,10 @@ def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:
     """
     from multiexit.data import tasks
     from multiexit.data.own.finding import find as find_own
+    from multiexit.evaluation.metrics import METRICS
 
+    if rows.metric is not None and rows.metric not in METRICS:
+        raise ValueError(unknown("metric", rows.metric, METRICS))
     task, data, given = rows.task, rows.data, rows.of_own_data
     others |= {"data_dir": rows.data_dir, "max_length": rows.max_length}
     if (task is None) == (data is None):
@@ -132,10 +150,15 @@ def load(folder: Path, rows: ModelRows) -> tuple[Any, Any]:
         ValueError: options that don't go together, or rows that the model can't be judged on.
     """
     from multiexit import MultiExitModel
-    from multiexit.data import tasks
 
     folder = typed.model_folder(folder)
     model = MultiExitModel.from_pretrained(folder).to(typed.device())
+    return model, judged_by(model.preprocessing.get("metric"), _rows_for(model, folder, rows))
+
+
+def _rows_for(model: Any, folder: Path, rows: ModelRows) -> "TaskData":
+    from multiexit.data import tasks
+
     preprocessing = model.preprocessing
     if model.problem == "token-classification":
         raise ValueError(
@@ -154,7 +177,7 @@ def load(folder: Path, rows: ModelRows) -> tuple[Any, Any]:
             "data of your own: leave it out, or name other rows by --data or --task"
         )
     if data is not None or trained_on is not None:
-        return model, _own(model, folder, trained_on or {}, rows)
+        return _own(model, folder, trained_on or {}, rows)
     if rows.skip_bad:
         raise ValueError("--skip-bad is for data of your own: leave it out")
     name = task or preprocessing.get("task")
@@ -170,7 +193,7 @@ def load(folder: Path, rows: ModelRows) -> tuple[Any, Any]:
     read = tasks.load(name, rows.data_dir, reader, max_length, normalisation)
     if read.num_classes != model.num_classes:
         raise ValueError(f"{name} has {read.num_classes} classes, the model {model.num_classes}")
-    return model, read
+    return read
 
 
 def _own(model: Any, folder: Path, trained_on: dict[str, Any], rows: ModelRows) -> Any:

@@ -119,6 +119,27 @@ def pearson_spearman(
     return {"score": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 
+def r2(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) -> dict[str, float]:
+    """The share of the labels' variance that the answers explain, R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)².
+
+    1 is exact, 0 as good as their mean ȳ, and less than 0 worse. Unlike correlations it sees that
+    answers are off by a factor or a constant. Of several numbers a row, [N, C], it is the mean over
+    them. Of labels that are all the same it is 0, or 1 where every answer is that label.
+
+    Example:
+        >>> import numpy as np, multiexit as mx
+        >>> mx.metrics.r2(np.array([2, 4, 6]), np.array([1, 2, 3]))
+        {'score': -6.0, 'r2': -6.0}
+    """
+    from sklearn.metrics import r2_score
+
+    if len(labels_N) < 2:  # which scikit-learn has no answer for
+        value = float(np.array_equal(predicted_N, labels_N))
+    else:
+        value = float(r2_score(labels_N, predicted_N))
+    return {"score": value, "r2": value}
+
+
 def micro_f1(predicted_NC: NDArray[np.generic], labels_NC: NDArray[np.generic]) -> dict[str, float]:
     """F1 of the yeses of all labels together, and the share of rows that are all right, in 0..1.
 
@@ -171,6 +192,7 @@ METRICS: dict[str, Callable[..., float | Mapping[str, float]]] = {
     "accuracy_f1": accuracy_f1,
     "matthews": matthews,
     "pearson_spearman": pearson_spearman,
+    "r2": r2,
     "micro_f1": micro_f1,
     "subset_accuracy": subset_accuracy,
     "entity_f1": entity_f1,
@@ -185,7 +207,10 @@ OF_CLASSES = {
 }
 OF_LABELS = {"micro_f1": "F1 over all labels (%)", "subset_accuracy": "accuracy of whole rows (%)"}
 OF_TAGS = {**OF_CLASSES, "entity_f1": "F1 of entities (%)"}
-OF_VALUES = {"pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)"}
+OF_VALUES = {
+    "pearson_spearman": "mean of Pearson's and Spearman's correlation (× 100)",
+    "r2": "share of variance explained, R² (%)",
+}
 OF_VECTORS = {"cosine": "mean cosine (× 100)"}
 """What a metric of `METRICS` judges, with the name of an axis or column of its score."""
 

@@ -19,6 +19,7 @@ PREPROCESSING = schema.table(
     {
         "kind": schema.text,
         "task": schema.optional(schema.text),
+        "metric": schema.text,
         "max_length": schema.whole(1, 2**31 - 1),
         "pairs": schema.flag,
         "normalisation": schema.optional(schema.text),

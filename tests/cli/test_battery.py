@@ -83,6 +83,7 @@ WORDS = {
     "lr_schedule_option": ("power", "power=2", "=2", "num_cycles=x"),
     "class_weights": (",", "x", "1,-1", "1,nan", "1,2", "1;2"),  # of 2 classes, not of 10
     "sampling": ("balnced", "uniform"),
+    "metric": ("f1", "acuracy", "r2", "micro_f1", "cosine"),
     "schedule": ("appendix-f", "strong", "fine-tune", "weak"),
     "mixed_precision": ("fp4", "b16"),
     "tracker": ("bogus",),

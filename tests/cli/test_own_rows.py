@@ -200,6 +200,28 @@ def test_class_weights_that_do_not_fit_are_refused_once_labels_are_known(
     assert "--class-weights has 3 numbers, for 2 classes" in ended.err
 
 
+def test_a_metric_is_refused_before_rows_are_read_and_else_remembered(
+    run, tiny_glue, tmp_path, monkeypatch
+):
+    words = ["train", "--data", run / "mine.csv", "--backbone", tiny_glue / "bert"]
+    words += ["--output", tmp_path / "run", "--max-steps", 1, "--metric"]
+    with monkeypatch.context() as reading:
+        reading.setattr(loading, "_tokenised", lambda *_: pytest.fail("read"))
+        for wrong in ("r2", "micro_f1"):
+            ended = command(*words, wrong)
+            assert (ended.code, f"metric '{wrong}' can't judge 2 classes" in ended.err) == (2, True)
+        assert "metric 'matthew': did you mean 'matthews'?" in command(*words, "matthew").err
+    ended = command(*words, "matthews")
+    assert ended.code == 0, ended.err
+    model = mx.MultiExitModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.preprocessing["metric"] == "matthews"
+    more = ["--data", run / "new.csv", "--output", tmp_path / "more"]
+    assert command("evaluate", tmp_path / "run", *more).code == 0
+    for folder in ("run", "more"):
+        results = json.loads((tmp_path / folder / "results.json").read_text())
+        assert results["metric"] == "matthews"
+
+
 def test_rows_of_numbers_are_trained_by_recipes_that_serve_them_and_calibrated(
     tiny_glue, tmp_path, monkeypatch
 ):

@@ -80,6 +80,18 @@ def test_correlations(rows):
     assert got["score"] == pytest.approx((got["pearson"] + got["spearman"]) / 2)
 
 
+@given(SCORES)
+@settings(deadline=None)
+def test_variance_explained(rows):
+    x, y = (list(map(float, column)) for column in zip(*rows, strict=True))
+    got = run("r2", [list(map(float, row)) for row in rows])["r2"]
+    missed = sum((b - a) ** 2 for a, b in zip(x, y, strict=True))
+    if len(set(y)) == 1:
+        assert got == float(missed == 0)
+    else:
+        assert got == pytest.approx(1 - missed / sum((b - sum(y) / len(y)) ** 2 for b in y))
+
+
 def test_the_first_entry_is_the_score():
     rows = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])
     for name, metric in METRICS.items():
@@ -136,7 +148,7 @@ def of_one_argument(predicted):
     ("metric", "classes", "message"),
     [
         ("bleu", 2, "no metric 'bleu'; there are"),
-        ("accuracy", 1, "'accuracy' can't judge regression.*pearson_spearman can"),
+        ("accuracy", 1, "'accuracy' can't judge regression.*pearson_spearman and r2 can"),
         ("accuracy_f1", 1, "can't judge regression"),
         ("matthews", 1, "can't judge regression"),
         ("pearson_spearman", 3, "'pearson_spearman' can't judge 3 classes; accuracy and"),

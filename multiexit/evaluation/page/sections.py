@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from multiexit.evaluation.metrics import label
+from multiexit.evaluation.metrics import OF_VALUES, label
 from multiexit.evaluation.page import charts
 from multiexit.evaluation.page.charts import Series
 from multiexit.evaluation.page.markup import Markup, element, table
@@ -202,7 +202,7 @@ def _examples(run: Run) -> Markup | None:
         if rows := groups.get(name):
             parts.append(element("h3", f"{title}"))
             parts.append(element("p", means, class_="faint"))
-            regression = run.results["metric"] == "pearson_spearman"
+            regression = run.results["metric"] in OF_VALUES
             cards = [_card(row, graded=not regression) for row in rows]
             parts.append(element("div", *cards, class_="examples"))
     return element("div", *parts)

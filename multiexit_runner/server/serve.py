@@ -76,6 +76,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
         import uvicorn
 
         from multiexit_runner.server.app import Service
+        from multiexit_runner.server.ending import Server
         from multiexit_runner.server.listening import listen, sockets_at
         from multiexit_runner.server.wire import LimitedHttp
     except ImportError as error:
@@ -115,7 +116,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
         )
-        server = uvicorn.Server(config)
+        server = Server(config)
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH)
         server.run(sockets)

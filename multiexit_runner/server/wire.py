@@ -29,15 +29,16 @@ class LimitedHttp(HttpToolsProtocol):
 
     Args:
         seconds: from the first byte of a request to the end of its headers.
+        ends: whether the service ends already.
         args, kwargs: uvicorn's.
     """
 
-    def __init__(self, *args: Any, seconds: float, **kwargs: Any):
+    def __init__(self, *args: Any, seconds: float, ends: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._in_headers, self._before_headers = True, 0
         self._seconds = seconds
         self._timer: TimerHandle | None = None
-        self._ends = False
+        self._ends = ends
         self._asked: list[Any] = []  # cycles of requests whose headers have come
 
     def connection_made(self, transport: Any) -> None:
@@ -45,8 +46,12 @@ class LimitedHttp(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+        if self._ends:
+            self.loop.call_later(LINGER, self._end)
 
     def shutdown(self) -> None:
+        if self._ends:  # it has been told
+            return
         self._ends = True
         if self._unanswered():
             super().shutdown()

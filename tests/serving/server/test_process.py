@@ -13,14 +13,20 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import httpx
 import pytest
+import uvicorn
 from answering import texts
 from helpers import ROOT, free_port
 
+from multiexit_runner.server.app import Service
+from multiexit_runner.server.ending import Server
 from multiexit_runner.server.listening import listen, sockets_at
 from multiexit_runner.server.logs import json_lines
+from multiexit_runner.server.options import Options
+from multiexit_runner.server.wire import LimitedHttp
 
 CODE = """
 import sys
@@ -178,6 +184,30 @@ def test_a_request_that_is_on_its_way_when_it_ends_is_answered(exported):
             wire.close()
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_who_waits_to_be_accepted_when_it_ends_is_answered(text_served, loop):
+    """It is told to end while it warms up, when nobody is accepted."""
+    pytest.importorskip(loop)
+    sockets = [sockets_at("127.0.0.1", 0)[0] for _ in range(2)]
+    listen(sockets)
+    wires = [socket.create_connection(each.getsockname(), timeout=20) for each in sockets * 20]
+    for wire in wires[:-1]:
+        wire.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n" + JSON)
+        wire.sendall(b'{"inputs": "a"}')
+    service = Service(text_served[1]["export"](), Options())
+    http = partial(LimitedHttp, seconds=20)
+    server = Server(uvicorn.Config(service.app, http=http, loop=loop, log_config=None))
+    server.should_exit = True
+    server.run(sockets)
+    for wire in wires[:-1]:
+        answer = rest(wire)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+    assert wires[-1].recv(1) == b""  # who asks nothing
+    for wire in wires:
+        wire.close()
+
+
 def test_what_does_not_come_in_time_is_given_up(exported):
     """Half of the headers, half of a body, half of the headers of a second request."""
     with serving(exported, "--read-seconds", "0.5") as (_, client, port):
@@ -275,7 +305,7 @@ def test_what_cannot_be_served_is_one_line(exported, flags, message, capsys):
 
 
 def test_help_names_every_option(capsys):
-    from multiexit_runner.server.options import Options, read
+    from multiexit_runner.server.options import read
 
     with pytest.raises(SystemExit) as ended:
         read(["--help"])
@@ -330,7 +360,6 @@ def test_a_free_port_is_told_and_a_name_is_listened_at_wholly(exported):
 
 def test_it_ends_when_told_while_it_loads(exported):
     from multiexit_runner.server import serve
-    from multiexit_runner.server.options import Options
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:

@@ -14,7 +14,7 @@ SMALL = 0.1
 
 NO_BOUNDS = (
     "this calibration table bounds no loss: models of numbers have no bounds, and in int8 and "
-    "bfloat16 those of the float model don't hold"
+    "bfloat16 those of other arithmetic don't hold"
 )
 
 

@@ -81,7 +81,8 @@ class Runner:
         export = read_folder(folder)
         text = read_file(export, SETTINGS)
         settings = parse_settings(text, str(export.path / SETTINGS))
-        if backend in ROUNDING:
+        rounds_otherwise = settings["int8"] is not None and backend != "onnxruntime"
+        if backend in ROUNDING or rounds_otherwise:
             settings = without_bounds(settings)
         self._hold(settings, open_sessions(export, settings, open_session))
         self.runtime = runtime(backend, threads, providers, settings["int8"] is not None)

@@ -17,6 +17,7 @@ KEYS = {
 }  # fmt: skip
 PROBLEMS = ("classification", "multi-label", "regression", "token-classification", "embedding")
 TYPES = ("int64", "int32", "float32", "bool")
+PRECISIONS = ("float32", "int8")  # of the network that a calibration table is of
 INT64 = 2**63 - 1
 FLOAT32 = 3.4e38
 
@@ -136,10 +137,12 @@ def _check_calibration(table: Any, exits: int) -> None:
     if table is None:
         return
     needed = {"metric", "score", "rows", "loss", "confidence", "settings"}
-    _check_keys("calibration", table, needed)
+    _check_keys("calibration", table, needed, {"precision"})
     _check_whole("calibration.rows", table["rows"], 1)
     for name in ("score", "confidence"):
         _need(_is_number(table[name]), f"calibration.{name}", table[name], "a finite number")
+    precision = table.setdefault("precision", "float32")
+    _need(precision in PRECISIONS, "calibration.precision", precision, "float32 or int8")
     settings = table["settings"]
     _need(isinstance(settings, list) and settings, "calibration.settings", settings, "a list")
     figures = {"score", "mean_layers", "speedup_layers", "speedup_macs"}

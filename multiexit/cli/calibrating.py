@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from multiexit.arguments import check_share
+from multiexit.cli import sources
+from multiexit.cli.row_options import ModelRows
 from multiexit.data.own.notes import say
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation import card, exit_losses, guarantee, report
 from multiexit.evaluation.budget import Budget, budgeted
 from multiexit.evaluation.calibration import calibrate
 from multiexit.evaluation.calibration_table import calibration_table
+from multiexit.evaluation.exported import collect_exported
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.judging import judge
 from multiexit.evaluation.outputs import Outputs, collect, rows_in_share
@@ -20,7 +23,15 @@ from multiexit.evaluation.temperature_scaling import fit_temperatures
 from multiexit.model.folder import SETTINGS, WEIGHTS, backbone_spec, save_settings
 from multiexit.model.latency import check_latency
 from multiexit.model.model import MultiExitModel
-from multiexit.policies import POLICIES, ExitPolicy, FixedExit, MaxProb, parse, registry
+from multiexit.policies import (
+    POLICIES,
+    CalibrationTable,
+    ExitPolicy,
+    FixedExit,
+    MaxProb,
+    parse,
+    registry,
+)
 from multiexit.policies.base import need_classes
 from multiexit.problems import classes_of_decision
 
@@ -149,6 +160,44 @@ def tabulate(
             f"The model itself stops by {own}, which is of another kind than this table: "
             f"--policy {own.partition('=')[0]} makes one of it."
         )
+
+
+def measured(
+    model: MultiExitModel,
+    folder: Path,
+    rows: ModelRows,
+    policy: ExitPolicy,
+    notes: Callable[[str], None],
+) -> Callable[[Any], CalibrationTable | None]:
+    """What makes the calibration table of an export in int8 from its own answers.
+
+    Args:
+        model, folder: the model, with a table of this kind of policy, and where it was saved.
+        rows: as typed; by default the set that `calibrate --table` takes.
+        policy: of the export.
+        notes: is told how far it is.
+
+    Returns:
+        The table of a runner, or None where rows or answers won't do; which of them is said.
+    """
+
+    def table_of(runner: Any) -> CalibrationTable | None:
+        assert model.calibration is not None
+        try:
+            _, task = sources.load(folder, rows)
+            name, main_set = next(iter(task.sets.items()))
+            outputs = collect_exported(runner, model, main_set, task.metric, notes)
+            made = calibration_table(outputs, policy, confidence=model.calibration.confidence)
+        except (ValueError, OSError) as error:
+            say(
+                "the calibration table has the float model's scores and layers, and no bounds, "
+                f"since it can't be measured on the export: {error}"
+            )
+            return None
+        say(f"the calibration table is measured in int8, on {made.rows} rows: {task.name} ({name})")
+        return replace(made, precision="int8")
+
+    return table_of
 
 
 def run(

@@ -142,7 +142,7 @@ def export(
     multiexit export runs/mrpc mrpc --triton
     """
     from multiexit import MultiExitModel
-    from multiexit.cli import predicting, sources
+    from multiexit.cli import calibrating, predicting, sources
     from multiexit.cli.noted import now_and_then
     from multiexit.policies import check, parse
     from multiexit.policies.registry import policy_name
@@ -180,7 +180,13 @@ def export(
         f"{compared}",
         file=sys.stderr,
     )
-    options: Any = {"int8": int8, "target": target, "agreement": share, "notes": now_and_then()}
+    held, notes = exit_policy or loaded.policy, now_and_then()
+    options: Any = {"int8": int8, "target": target, "agreement": share, "notes": notes}
+    settings = () if loaded.calibration is None else loaded.calibration.settings
+    middle = settings[len(settings) // 2].policy if settings else None
+    if int8 and held is not None and type(middle) is type(held):
+        labelled = ModelRows(task=task, data_dir=data_dir)
+        options["calibrate"] = calibrating.measured(loaded, model, labelled, held, notes)
     with tempfile.TemporaryDirectory() as place:
         written = Path(place) / "export" if triton else output
         parity = export_onnx(loaded, written, exit_policy, tokenizer=reader, rows=rows, **options)
@@ -193,24 +199,16 @@ def export(
         f"{parity.same_answer:.1%} get the same answer, {parity.same_answer_alone:.1%} of those "
         "run one at a time"
     )
-    held = exit_policy or loaded.policy
     if held is not None:
         print(f"It stops by {policy_name(held)}")
-    if loaded.calibration is not None:
-        settings = loaded.calibration.settings
-        table = settings[len(settings) // 2].policy
-        if type(table) is not type(held):
-            print(
-                f"The calibration table is of {policy_name(table).partition('=')[0]}, so this "
-                f"export has no targets, such as speedup= or --target-ms: for these export with "
-                f"--policy {policy_name(table)}"
-            )
+    if middle is not None and type(middle) is not type(held):
+        other = policy_name(middle)
+        print(
+            f"The calibration table is of {other.partition('=')[0]}, so this export has no "
+            f"targets, such as speedup= or --target-ms: for these export with --policy {other}"
+        )
     if int8:
         print(f"int8 for {TARGETS[target].machines}")
-        if loaded.calibration is not None:
-            print(
-                "The calibration table's scores and layers are the float model's; it has no bounds"
-            )
         if held is not None and held.certificate is not None:
             print(f"The certificate of {policy_name(held)} is the float model's, and was left out")
 

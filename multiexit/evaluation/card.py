@@ -182,6 +182,8 @@ def _table(calibration: Mapping[str, Any] | None) -> str | None:
     return (
         f"{len(settings)} settings of {policy_name(settings[0]['policy']).partition('=')[0]}, up "
         f"to {fastest:.2f} times fewer layers, measured on {calibration['rows']} rows"
+        + " in int8"
+        * (calibration.get("precision") == "int8")
     )
 
 

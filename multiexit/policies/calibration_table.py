@@ -14,6 +14,7 @@ from multiexit.policies.registry import TABLE as POLICY
 from multiexit.policies.registry import from_json, to_json
 
 MOST = 10_000
+PRECISIONS = ("float32", "int8")
 
 _SETTING = schema.table(
     {
@@ -35,7 +36,8 @@ TABLE = schema.table(
         "loss": schema.optional(loss_name),
         "confidence": schema.number(0, 1),
         "settings": schema.listed(_SETTING, 1, MOST),
-    }
+    },
+    {"precision": schema.one_of(*PRECISIONS)},
 )
 """The schema of a saved table."""
 
@@ -75,6 +77,8 @@ class CalibrationTable:
             right, or of vectors `"cosine"`; None of numbers.
         confidence: with which the bounds hold.
         settings: by falling mean layers.
+        precision: of the network that the figures are of: `"float32"`, or `"int8"` where they were
+            measured on an export in int8, to whose answers the bounds then apply.
 
     Example:
         >>> import multiexit as mx
@@ -91,6 +95,7 @@ class CalibrationTable:
     loss: str | None
     confidence: float
     settings: tuple[Setting, ...]
+    precision: str = "float32"
 
     def to_json(self) -> dict[str, Any]:
         """Give it as plain data."""

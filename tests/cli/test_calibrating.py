@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import Table, chain, command, linear_chain
@@ -13,8 +14,10 @@ from torch.utils.data import TensorDataset
 import multiexit as mx
 from multiexit.cli import calibrating
 from multiexit.data import tasks
+from multiexit.data.batches import in_order
 from multiexit.evaluation import exit_losses
 from multiexit.model.latency import machine_of
+from multiexit_runner import Runner
 
 ROWS, QUARTER = 359, 89  # of the digits' test set
 DEFAULTS = {
@@ -290,7 +293,7 @@ def test_a_full_disk_leaves_the_model_as_it_was(folder, monkeypatch):
 def test_help_has_an_example():
     ended = command("calibrate", "--help")
     assert ended.code == 0
-    assert "multiexit calibrate runs/mrpc/model" in ended.out
+    assert "multiexit calibrate runs/mrpc --policy" in ended.out
 
 
 def test_a_table_is_kept_and_the_policy_stays(folder):
@@ -315,3 +318,30 @@ def test_a_table_is_kept_and_the_policy_stays(folder):
         ended = command("calibrate", folder, "--table", *words)
         assert (ended.code, message in ended.err) == (2, True), ended.err
     assert contents(folder) == after
+
+
+@pytest.mark.usefixtures("onnx_operators")
+def test_an_export_in_int8_has_its_own_table(folder, tmp_path_factory):
+    """Its figures, and the bounds, are those of its own answers; another policy's table stays."""
+    assert command("calibrate", folder, "--table", "--confidence", 0.8).code == 0
+    model, out = mx.MultiExitModel.from_pretrained(folder), tmp_path_factory.mktemp("exports")
+    words = ("export", folder, out / "int8", "--int8", "--task", "digits", "--agreement", 0)
+    ended = command(*words, "--policy", "max-prob=0.5")
+    assert ended.code == 0, ended.err
+    assert f"table is measured in int8, on {ROWS} rows: digits (test)" in ended.err
+    runner = Runner(out / "int8")
+    rows = list(in_order(tasks.load("digits").sets["test"], 64))
+    logits_MBC = np.concatenate([runner.forward(images.numpy()) for images, _ in rows], 1)
+    labels_B = torch.cat([labels for _, labels in rows])
+    outputs = mx.Outputs(torch.from_numpy(logits_MBC), labels_B, model.cost())
+    table = mx.CalibrationTable.from_json(runner.settings["calibration"])
+    assert table == replace(
+        mx.calibration_table(outputs, mx.MaxProb, confidence=0.8), precision="int8"
+    )
+    assert table.settings != model.calibration.settings
+    assert "rows in int8" in command("info", out / "int8").out
+    words = ("export", folder, out / "other", "--int8", "--task", "digits", "--agreement", 0)
+    assert "this export has no targets" in command(*words, "--policy", "patience=1").out
+    held = Runner(out / "other").settings["calibration"]
+    assert {row["loss_bound"] for row in held["settings"]} == {None}
+    assert held["precision"] == "float32"

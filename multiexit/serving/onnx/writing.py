@@ -22,7 +22,7 @@ from multiexit.files.paths import check_new, user_path
 from multiexit.files.writing import whole_folder
 from multiexit.model.model import MultiExitModel
 from multiexit.model.settings import without_places
-from multiexit.policies import ExitPolicy
+from multiexit.policies import CalibrationTable, ExitPolicy
 from multiexit.policies.numbers import Known
 from multiexit.serving.onnx.inputs import Inputs, inputs_of
 from multiexit.serving.onnx.knobs import ranges
@@ -46,6 +46,7 @@ def export(
     int8: bool = False,
     target: str = "auto",
     agreement: float = 0.95,
+    calibrate: Callable[[Any], CalibrationTable | None] = lambda runner: None,
     notes: Callable[[str], None] = lambda note: None,
 ) -> Parity:
     """Write a model and its policy as ONNX graphs, one per exit, for `multiexit_runner.Runner`.
@@ -77,6 +78,8 @@ def export(
             weights a little finer, at the same speed, and are right on such CPUs alone; `"avx2"`
             and `"avx512"` are what `"auto"` is.
         agreement: that share; counts for int8 alone.
+        calibrate: makes a calibration table of the graphs' runner, to be kept in place of the
+            model's; None keeps the model's, in int8 without its bounds.
         notes: is told how far it is, such as `print`.
 
     Returns:
@@ -151,6 +154,8 @@ def export(
                 f"in int8, {share:.1%} of the {parity.rows} rows get the model's own answer, and "
                 f"{agreement:.1%} must: export without int8, or lower agreement"
             )
+        if (table := calibrate(runner)) is not None:
+            settings |= {"calibration": table.to_json()}
         stored = {
             name: tensor[:STORED_ROWS]
             for name, tensor in (batches or random_batches[2:])[0].items()

@@ -96,8 +96,9 @@ def recommend(
         advised = plain_words.weak_exits(scores, len(outputs.labels_B), lacks_pooler)
         if advised and (lacks_pooler or not _trained_by(folder, "leebert-group-dro")):
             print(f"\n{advised}")
-    print(f"\nTried, on the {advice.rows_chosen} rows that chose:\n")
-    print(report.policy_table(advice.tried))
+    print(f"\nTried, on the {advice.rows_chosen} rows that chose, and the full network:\n")
+    others = [row for row in advice.tried if row.policy != advice.full_tried.policy]
+    print(report.policy_table([*others, advice.full_tried]))
     if write:
         loaded.policy = advice.row.policy
         save_settings(folder, loaded.settings(backbone_spec(loaded.backbone)))

@@ -136,7 +136,7 @@ def explain(
         95 % between -5.2 and +0.2).
         It runs 4.1 of 6 layers on average (1.5 times fewer; 1.4 times fewer MACs, the heads'
         included).
-        28 % of the inputs leave after layer 2, half of them by layer 4, and 34 % run to layer 6.
+        28 % of the inputs leave after layer 2, half by layer 4, and 34 % run to layer 6.
         7 of the 200 answers differ from the full network's.
         These rows can't tell its score from the full network's.
         200 other rows chose it among 4 kinds of rules: the best score of those fast enough there
@@ -239,9 +239,10 @@ def _exits(shares_M: Sequence[float], layers_M: Sequence[int]) -> str:
             half = layer
             break
     (first, least), (last, most) = leaving[0], leaving[-1]
+    middle = f" half by layer {half}," if least < half < most else ""
     return (
-        f"{100 * first:.0f} % of the inputs leave after layer {least}, half of them by layer "
-        f"{half}, and {100 * last:.0f} % run to layer {most}."
+        f"{100 * first:.0f} % of the inputs leave after layer {least},{middle} and "
+        f"{100 * last:.0f} % run to layer {most}."
     )
 
 

@@ -39,6 +39,7 @@ class Recommendation:
         changed: judged rows whose answer isn't the full network's; None of numbers and vectors.
         tried: the best setting of each kind of policy, on the rows that chose; the chosen one
             first.
+        full_tried: no early exit, on the same rows as these.
         rows_chosen, rows_judged: how many rows.
         repeated: rows left out, since equal ones were among those that chose.
     """
@@ -51,6 +52,7 @@ class Recommendation:
     confidence: float
     changed: int | None
     tried: Sequence[Row]
+    full_tried: Row
     rows_chosen: int
     rows_judged: int
     repeated: int
@@ -120,9 +122,10 @@ def recommend(
             "a set whose rows differ"
         )
     last = FixedExit(outputs.num_exits - 1)
+    full_tried = judge(choosing, last)
     goal: dict[str, float | int | Latency | None]
     if max_loss is not None:
-        goal = {"score": judge(choosing, last).score - max_loss}
+        goal = {"score": full_tried.score - max_loss}
     elif milliseconds is not None:
         goal = {"milliseconds": milliseconds, "latency": latency, "batch_size": batch_size}
     else:
@@ -157,6 +160,7 @@ def recommend(
         confidence,
         changed,
         tried,
+        full_tried,
         len(choosing.labels_B),
         len(rest.labels_B),
         len(judging.labels_B) - len(rest.labels_B),

@@ -45,6 +45,9 @@ def test_what_is_said_and_stored(run):
     assert f"It runs {row.mean_layers:.1f} of 9 layers" in ended.out
     assert re.search(rf"^{advice.rows_chosen} other rows chose it", ended.out, re.MULTILINE)
     assert "--write" in ended.out
+    choosing = mx.judge(outputs.split(0.5, 3)[0], mx.FixedExit(2))
+    full_row = [line.split() for line in ended.out.splitlines() if line.startswith("fixed=2 ")][-1]
+    assert full_row[1] == f"{100 * choosing.score:.2f}"
     scores = [row["score"] for row in mx.exit_scores(outputs)]
     behind = 100 * (scores[-1] - scores[0])
     advised = f"the first exit is {behind:.1f} points below the last one"

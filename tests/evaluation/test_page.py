@@ -115,6 +115,26 @@ def test_pictures_are_pngs_or_nothing(tmp_path):
         assert ("img" in tags) == shown
 
 
+def test_the_model_s_policy_is_shown_where_it_was_not_judged(tmp_path):
+    made(tmp_path / "run")
+    backbone = mx.wrap(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
+    model, folder = mx.MultiExitModel(backbone, 2), tmp_path / "run" / "model"
+    for policy, said in (
+        (mx.MaxProb(0.77), "now stops by max-prob=0.77, which isn't judged here"),
+        (mx.MaxProb(0.8), "now stops by max-prob=0.8."),
+    ):
+        model.policy = policy
+        model.save_pretrained(folder)
+        assert said in " ".join(Parsed(html_page([tmp_path / "run"])).texts)
+    labels_B = torch.arange(60) % 2
+    sure_MBC = torch.eye(2)[labels_B].expand(2, -1, -1)
+    outputs = mx.Outputs(sure_MBC, labels_B, mx.Cost((1, 2), (1, 2), (1, 2), full_macs=2))
+    model.policy = mx.calibrate(outputs, mx.MaxProb, risk=0.1)
+    model.save_pretrained(folder)
+    text = " ".join(Parsed(html_page([tmp_path / "run"])).texts)
+    assert "a mean loss of at most 0.1 (disagreement)" in text
+
+
 def test_runs_stand_side_by_side(tmp_path):
     for seed in range(9):
         made(tmp_path / "both" / f"seed-{seed}", title=f"run {seed % 5}")

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multiexit.evaluation import examples
+from multiexit.evaluation import card, examples
 from multiexit.evaluation.history import History
 from multiexit.evaluation.results import read_results
 from multiexit.files.json_files import read_table
+from multiexit.model.folder import SETTINGS
+from multiexit.model.settings import read_settings
 
 
 class Run(NamedTuple):
@@ -18,6 +20,8 @@ class Run(NamedTuple):
         results: from `results_json`.
         examples: from `examples_json`, or None.
         history: of the training, or None.
+        model: what `multiexit.evaluation.card.facts` says of the model as it is now; None where
+            it doesn't lie beside.
     """
 
     path: Path
@@ -25,6 +29,7 @@ class Run(NamedTuple):
     results: dict[str, Any]
     examples: dict[str, Any] | None
     history: History | None
+    model: dict[str, str | None] | None = None
 
 
 def read(folder: Path) -> list[Run]:
@@ -59,4 +64,6 @@ def _one(place: Path, folder: Path) -> Run:
     history = History.load(histories[0] / "history.json") if histories else None
     about = results.get("about")
     title = about.get("title") if isinstance(about, dict) else None
-    return Run(place, str(title or place.name), results, some, history)
+    models = [path / "model" / SETTINGS for path in (place, folder, place.parent)]
+    kept = next((card.facts(read_settings(path)) for path in models if path.is_file()), None)
+    return Run(place, str(title or place.name), results, some, history, kept)

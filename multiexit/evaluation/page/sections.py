@@ -75,9 +75,24 @@ def _about(run: Run) -> Markup:
         "div",
         element("p", short),
         element("p", about["note"]) if about.get("note") else None,
+        _model(run),
         element("p", line, class_="facts"),
         element("pre", about["command"]) if about.get("command") else None,
     )
+
+
+def _model(run: Run) -> Markup | None:
+    """How the model stops now, which may be since these rows were judged."""
+    own = run.model and run.model["stops by"]
+    if run.model is None or own is None:
+        return None
+    judged = {policy_name(row["policy"]) for row in run.results["policies"]}
+    text = f"The model now stops by {own}"
+    text += "." if own in judged else ", which isn't judged here: `multiexit evaluate` does."
+    for key in ("certificate", "calibration table"):
+        if run.model[key]:
+            text += f" It has a {key}: {run.model[key]}."
+    return element("p", text)
 
 
 def _charts(run: Run) -> Markup:

@@ -60,20 +60,23 @@ def main() -> None:
     if not 0 < args.min_replicas <= args.max_replicas or not args.seconds > 0:
         parser.error("1 ≤ --min-replicas ≤ --max-replicas, and --seconds above 0")
     try:
-        options = merged(args.config, {})
+        with merged(args.config, {}) as options:
+            deployment = serve.deployment(
+                max_ongoing_requests=options.max_rows,  # they wait in replicas, which batch them
+                graceful_shutdown_timeout_s=options.shutdown_seconds,
+                ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
+                autoscaling_config={
+                    "min_replicas": args.min_replicas,
+                    "max_replicas": args.max_replicas,
+                    "policy": {
+                        "policy_function": ByWork,
+                        "policy_kwargs": {"seconds": args.seconds},
+                    },
+                },
+            )(MultiExit)
     except ValueError as error:
         parser.error(str(error))
 
-    deployment = serve.deployment(
-        max_ongoing_requests=options.max_rows,  # they wait in the replicas, which batch them
-        graceful_shutdown_timeout_s=options.shutdown_seconds,
-        ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
-        autoscaling_config={
-            "min_replicas": args.min_replicas,
-            "max_replicas": args.max_replicas,
-            "policy": {"policy_function": ByWork, "policy_kwargs": {"seconds": args.seconds}},
-        },
-    )(MultiExit)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     serve.start(http_options={"host": options.host, "port": options.port})
     try:

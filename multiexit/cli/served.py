@@ -43,4 +43,5 @@ def serve(
     from multiexit_runner.server.options import merged
     from multiexit_runner.server.serve import run
 
-    run(folder.expanduser(), merged(config, asdict(flags)), load)
+    with merged(config, asdict(flags)) as options:
+        run(folder.expanduser(), options, load)

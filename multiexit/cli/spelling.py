@@ -10,15 +10,13 @@ from collections.abc import Mapping
 
 from multiexit.policies import POLICIES
 from multiexit.policies.registry import field_types, policy_name
+from multiexit_runner.naming import as_given
 
 NAMES = {kind.__name__: name for name, kind in POLICIES.items()}
 
 
 def as_typed(message: str, options: Mapping[str, str]) -> str:
     """A message with options and policies as they are typed.
-
-    A name of one word is an option where it comes first or has a value behind `=`; elsewhere it
-    may be a word like any other.
 
     Args:
         message: of an error.
@@ -32,22 +30,7 @@ def as_typed(message: str, options: Mapping[str, str]) -> str:
     """
     call = r"\((?:[^()]|\([^()]*\))*\)"
     message = re.sub(rf"(?<![\w.])({'|'.join(NAMES)})({call})?(?![\w(])", _policy, message)
-    names = "|".join(sorted(options, key=len, reverse=True))
-    if not names:
-        return message
-
-    def option(found: re.Match[str]) -> str:
-        config, name, switch, value = found.groups()
-        if switch:
-            return options[name]
-        if value is not None:
-            return f"{options[name]} {value.strip(chr(39))}".rstrip()
-        is_option = config or "_" in name or found.start() == 0
-        return options[name] if is_option else found[0]
-
-    value = r"[= ](True)\b|=('[^']*'|[^\s,;:)]*)"
-    around = r"(?<![\w./'\"-])", r"(?![\w/'\"-]|\.\w)"
-    return re.sub(rf"{around[0]}(config )?({names})(?:{value})?{around[1]}", option, message)
+    return as_given(message, options)
 
 
 def _policy(found: re.Match[str]) -> str:

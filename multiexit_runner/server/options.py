@@ -3,13 +3,15 @@
 import argparse
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from math import inf, isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from multiexit_runner.backends import MOST_THREADS
+from multiexit_runner.naming import as_given, unknown
 
 PREFIX = "MULTIEXIT_SERVE_"
 
@@ -93,7 +95,7 @@ class Options:
         for f in fields(self):
             value, least, most = getattr(self, f.name), f.metadata["least"], f.metadata["most"]
             if type(value) is int and f.type is float:
-                value = float(value)
+                value = _float(value)
                 object.__setattr__(self, f.name, value)
             if type(value) is not f.type:
                 raise ValueError(f"{f.name} must be {_name(f.type)}, got {value!r}")
@@ -134,28 +136,36 @@ class Options:
                 )
 
 
+NAMES = [f.name for f in fields(Options)]
+
+
 def words(text: str) -> list[str]:
     """Words with commas between them."""
     return [word for word in map(str.strip, text.split(",")) if word]
 
 
-def read(args: Sequence[str]) -> tuple[str, Options]:
-    """The folder to serve and the options, from words of a command line.
+def read(args: Sequence[str]) -> tuple[str, Path | None, dict[str, Any]]:
+    """The folder to serve, the file of options and the flags, from words of a command line.
 
     Raises:
-        ValueError: as `merged`.
-        SystemExit: from argparse, for help and for flags that it doesn't know.
+        ValueError: flags that there aren't, or that are there twice.
+        SystemExit: from argparse, for help.
     """
-    parsed = vars(_parser().parse_args(args))
-    return parsed.pop("folder"), merged(parsed.pop("config"), parsed)
+    parsed, others = _parser().parse_known_args(args)
+    if others:
+        raise unknown("option", others[0].partition("=")[0], map(_flag, NAMES), listed_by="--help")
+    flags = vars(parsed)
+    return flags.pop("folder"), flags.pop("config"), flags
 
 
+@contextmanager
 def merged(
     file: Path | None,
     flags: Mapping[str, Any],
     environment: Mapping[str, str] = os.environ,
-) -> Options:
-    """The options: flags, else variables, else the file.
+) -> Iterator[Options]:
+    """The options: flags, else variables, else the file. What is wrong with them, inside of it
+    too, is said by the names by which they were given.
 
     Args:
         file: TOML with options by name.
@@ -165,51 +175,80 @@ def merged(
     Raises:
         ValueError: a value that won't do, a file that can't be read, or a name that is no option.
     """
-    given = {**_of_file(file), **_of_environment(environment)}
-    given |= {name: value for name, value in flags.items() if value is not None}
+    in_file, in_variables = _of_file(file), _of_environment(environment)
+    in_flags = {name: value for name, value in flags.items() if value is not None}
+    names = {name: _flag(name) for name in NAMES}
+    names |= {name: f"{file}'s {name!r}" for name in in_file}
+    names |= {name: _variable(name) for name in in_variables}
+    names |= {name: _flag(name) for name in in_flags}
     types: dict[str, Any] = {f.name: f.type for f in fields(Options)}
-    return Options(**{name: _typed(name, types[name], value) for name, value in given.items()})
+    given = {**in_file, **in_variables, **in_flags}
+    try:
+        yield Options(**{name: _typed(name, types[name], value) for name, value in given.items()})
+    except ValueError as error:
+        raise ValueError(as_given(str(error), names)) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse's, whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+class _Once(argparse.Action):
+    """A flag that is there once: of two values the first would be lost."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise ValueError(f"{flag} is given twice: give it once")
+        setattr(namespace, self.dest, values)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="multiexit serve",
         description="Serve a model folder, or an exported one, over HTTP.",
         epilog=f"Each option can be set by a variable {PREFIX}… or in the file too.",
         allow_abbrev=False,
     )
     parser.add_argument("folder", help="that was trained, saved or exported")
-    parser.add_argument("--config", type=Path, help="TOML file with these options, as batch_size")
+    config = "TOML file with these options, as batch_size"
+    parser.add_argument("--config", type=Path, help=config, action=_Once)
     for f in fields(Options):
-        flag, help = "--" + f.name.replace("_", "-"), f.metadata["help"]
-        parser.add_argument(flag, metavar=f.name.upper(), help=help.replace("%", "%%"))
+        help = f.metadata["help"].replace("%", "%%")
+        parser.add_argument(_flag(f.name), metavar=f.name.upper(), help=help, action=_Once)
     return parser
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
 
 
 def _of_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} can't be read: {error}") from error
-    return _known(table, str(path))
+    for name in table:
+        if name not in NAMES:
+            raise ValueError(f"{path}: {unknown('option', name, NAMES)}")
+    return table
 
 
 def _of_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    named = {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in environment.items()
-        if name.startswith(PREFIX)
-    }
-    return _known(named, f"the environment ({PREFIX}…)")
-
-
-def _known(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    names = [f.name for f in fields(Options)]
-    if unknown := [name for name in table if name not in names]:
-        raise ValueError(f"{where} has {unknown[0]!r}, which is none of {', '.join(names)}")
-    return dict(table)
+    known = {_variable(name): name for name in NAMES}
+    given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+    for name in given:
+        if name not in known:
+            raise unknown("variable", name, known, listed_by="--help")
+    return {known[name]: value for name, value in given.items()}
 
 
 def _typed(name: str, kind: type, value: Any) -> Any:
@@ -220,6 +259,13 @@ def _typed(name: str, kind: type, value: Any) -> Any:
         return kind(value)
     except ValueError as error:
         raise ValueError(f"{name} must be {_name(kind)}, got {value!r}") from error
+
+
+def _float(number: int) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return inf if number > 0 else -inf
 
 
 def _name(kind: Any) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from multiexit_runner.server.logs import Said, json_lines, log
-from multiexit_runner.server.options import Options, read, words
+from multiexit_runner.server.options import Options, merged, read, words
 from multiexit_runner.server.served import Served, of_export
 
 Load = Callable[[Path, Options], Served]
@@ -53,8 +53,9 @@ def main(args: Sequence[str]) -> int:
         The exit code: 0, or 2 where there is nothing to serve.
     """
     try:
-        folder, options = read(args)
-        run(Path(folder).expanduser(), options, load_export)
+        folder, file, flags = read(args)
+        with merged(file, flags) as options:
+            run(Path(folder).expanduser(), options, load_export)
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

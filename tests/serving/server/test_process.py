@@ -290,7 +290,13 @@ def test_the_image_runs_and_its_check_asks_at_the_port_that_is_set(exported, tmp
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--port", "many"], "port must be a whole number, got 'many'"),
+        (["--port", "many"], "Error: --port must be a whole number, got 'many'"),
+        (["--prot", "80"], "no option '--prot': did you mean '--port'?"),
+        (["--port", "80", "--port", "81"], "--port is given twice: give it once"),
+        (["--batch-size"], "argument --batch-size: expected one argument"),
+        (["--target-ms", "9", "--policy", "x"], "a policy or --target-ms, not both: --target-ms"),
+        (["--target-ms", "9"], "say with --max-loss what"),
+        (["--budget-layers", "99", "--max-loss", "99"], "Error: --budget-layers must be from 1"),
         (["--policy", "patience=2"], "these graphs hold the policy max-prob"),
         (["--policies", "patience"], "hold max-prob, and no patience"),
         (["--limits", "threshold"], "limits are like threshold=0.7..1"),

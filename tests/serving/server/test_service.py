@@ -441,30 +441,38 @@ def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
     file = tmp_path / "serve.toml"
     file.write_text('port = 1\nbatch_size = 2\nhost = "::"\nmax_wait_ms = 3\n')
     environment = {"MULTIEXIT_SERVE_PORT": "4", "MULTIEXIT_SERVE_BATCH_SIZE": "5", "HOME": "/"}
-    options = merged(file, {"port": 6, "batch_size": None}, environment)
-    assert (options.port, options.batch_size, options.host) == (6, 5, "::")
-    assert options.max_wait_ms == 3.0
+    with merged(file, {"port": 6, "batch_size": None}, environment) as options:
+        assert (options.port, options.batch_size, options.host) == (6, 5, "::")
+        assert options.max_wait_ms == 3.0
 
 
 @pytest.mark.parametrize(
     ("text", "environment", "message"),
     [
-        ("port = 70000", {}, "port must be at most 65535"),
-        ("threads = 100000", {}, "threads must be at most 1024"),
-        ("max_body_mb = 0", {}, "max_body_mb must be at least 0.001"),
-        ('port = "many"', {}, "port must be a whole number, got 'many'"),
-        ("ports = 1", {}, "'ports', which is none of host, port"),
+        ("port = 70000", {}, "serve.toml's 'port' must be at most 65535"),
+        ("threads = 100000", {}, "'threads' must be at most 1024"),
+        ("max_body_mb = 0", {}, "'max_body_mb' must be at least 0.001"),
+        ("max_wait_ms = 1" + "0" * 400, {}, "'max_wait_ms' must be a finite number"),
+        ('port = "many"', {}, "'port' must be a whole number, got 'many'"),
+        ("port = true", {}, "'port' must be a whole number, got True"),
+        ("ports = 1", {}, r"serve.toml: no option 'ports': did you mean 'port'\? There are host"),
         ("port =", {}, "can't be read"),
-        ("", {"MULTIEXIT_SERVE_PORTS": "1"}, "'ports'"),
-        ("", {"MULTIEXIT_SERVE_MAX_WAIT_MS": "nan"}, "max_wait_ms must be a finite number"),
-        ("", {"MULTIEXIT_SERVE_BATCH_SIZE": "0"}, "batch_size must be at least 1"),
-        ("", {"MULTIEXIT_SERVE_LOG_LEVEL": "loud"}, "log_level must be debug"),
+        ("", {"MULTIEXIT_SERVE_PORTS": "1"}, r"did you mean 'MULTIEXIT_SERVE_PORT'\?"),
+        ("", {"MULTIEXIT_SERVE_MAX_WAIT_MS": "nan"}, "^MULTIEXIT_SERVE_MAX_WAIT_MS must be a fini"),
+        ("", {"MULTIEXIT_SERVE_BATCH_SIZE": "0"}, "^MULTIEXIT_SERVE_BATCH_SIZE must be at least 1"),
+        ("", {"MULTIEXIT_SERVE_LOG_LEVEL": "loud"}, "^MULTIEXIT_SERVE_LOG_LEVEL must be debug"),
+        (
+            "target_ms = 50",
+            {"MULTIEXIT_SERVE_BUDGET_MS": "4"},
+            "one of .*, --budget-layers, .* got .*serve.toml's 'target_ms' and MULTIEXIT_SERVE_BU",
+        ),
     ],
 )
 def test_options_that_will_not_do(tmp_path, text, environment, message):
     (tmp_path / "serve.toml").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        merged(tmp_path / "serve.toml", {}, environment)
+    given = merged(tmp_path / "serve.toml", {}, environment)
+    with pytest.raises(ValueError, match=message), given:
+        pass
 
 
 @pytest.mark.parametrize(

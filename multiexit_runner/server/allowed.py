@@ -56,7 +56,8 @@ def _allowed(served: Served, options: Options) -> list[Setting]:
         meant = f": did you mean {options.min_score / 100:g}?" if percent else ""
         raise ValueError(
             f"no setting of the calibration table that is allowed has min_score="
-            f"{options.min_score:g}; the best has {best:.4g}{meant}"
+            f"{options.min_score:g}: the best score observed on its rows ({table['metric']}, a "
+            f"share) is {best:.4g}{meant}"
         )
     turned, own = (
         said.partition("=")[0] for said in (typed_policy(rows[0]["policy"]), served.policy)

@@ -70,14 +70,18 @@ class Metrics:
 
     def turned(self, setting: Callable[[], Setting]) -> None:
         """Show what is expected of the setting in force."""
-        score = Gauge("multiexit_expected_score", "Now, such as 0.84", registry=self.registry)
+        score = Gauge(
+            "multiexit_expected_score", "Now, as observed at calibration: a share such as 0.84",
+            registry=self.registry,
+        )  # fmt: skip
         score.set_function(lambda: setting().score)
         layers = Gauge("multiexit_expected_layers", "Per row, now", registry=self.registry)
         layers.set_function(lambda: setting().mean_layers)
         if setting().loss_bound is not None:
             bound = Gauge(
-                "multiexit_expected_loss_bound", "0.005 is half a point", registry=self.registry
-            )
+                "multiexit_expected_loss_bound", "Now, a share: 0.005 is half a point",
+                registry=self.registry,
+            )  # fmt: skip
             bound.set_function(lambda: setting().loss_bound or 0.0)
 
     def on_request(self, status: int, seconds: float) -> None:

@@ -55,13 +55,13 @@ class Options:
     )
     min_score: float = _option(
         -inf,
-        "score that the policy is expected to have where it is turned, at least, as the table has "
-        "it: a share such as 0.84; default any",
+        "lowest score of the settings among which the policy is turned, as observed on the "
+        "calibration rows: a share such as 0.84, in the table's metric; default any",
     )
     max_loss: float = _option(
         NO_LOSS,
-        "score that it may lose where it is turned, by its bound, at most, in points (0.5 is 84.5 "
-        "to 84.0); default the risk of its certificate, or any where it has none",
+        "highest bound on the loss of the settings among which the policy is turned, in points "
+        "(0.5 is 84.5 to 84.0); default the risk of its certificate, or any where it has none",
         0,
     )
     batch_size: int = _option(32, "rows that go through a segment together, at most", 1)

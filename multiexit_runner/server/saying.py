@@ -30,10 +30,10 @@ class Answers(BaseModel):
     policy: str = Field(description="By which the rows left, as it is typed")
     certified: bool = Field(description="Whether the policy's certificate holds for this request")
     expected_score: float | None = Field(
-        None, description="By the calibration table, a share such as 0.84"
+        None, description="As observed on the calibration rows, a share such as 0.84"
     )
     loss_bound: float | None = Field(
-        None, description="By the calibration table, a share: 0.005 is half a point"
+        None, description="The bound by the calibration table, a share: 0.005 is half a point"
     )
 
 

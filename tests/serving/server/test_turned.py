@@ -167,8 +167,11 @@ def test_settings_stay_within_the_operators_bounds(turned):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"target_ms": 50, "min_score": 1.5}, "has min_score=1.5; the best has 0.37"),
-        ({"target_ms": 50, "min_score": 97}, r"the best has 0.37\w*: did you mean 0.97\?"),
+        (
+            {"target_ms": 50, "min_score": 1.5},
+            r"has min_score=1.5: the best .* \(accuracy, a share\) is 0.37",
+        ),
+        ({"target_ms": 50, "min_score": 97}, r"is 0.37\w*: did you mean 0.97\?"),
         ({"target_ms": 50, "max_loss": 0.004}, r"max_loss=0.004 points \(as a share, .* 0.4\?\)"),
         ({"budget_layers": 9}, "budget_layers must be from 1.* to 4.00"),
         ({"budget_layers": 2, "target_ms": 50}, "budget_ms, got target_ms and budget_layers"),

@@ -110,7 +110,7 @@ class Classifier:
         export, tokenizer = read_folder(folder), None
         kind = runner.preprocessing.get("kind")
         if kind == "text" or (kind is None and tokenizing.TOKENIZER in export.sums):
-            tokenizer = tokenizing.load(export, runner.preprocessing.get("max_length", 128))
+            tokenizer = tokenizing.load(export, runner.preprocessing)
         return cls(runner, tokenizer, policy)
 
     def __call__(

@@ -1,6 +1,7 @@
 """The tokenizer of an export, without transformers."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from multiexit_runner.folder import Folder, read_file
@@ -12,12 +13,12 @@ ANSWER_MASK = "answer_mask"
 """The input that says which tokens are asked for, where each is answered."""
 
 
-def load(folder: Folder, max_length: int) -> Any:
+def load(folder: Folder, preprocessing: Mapping[str, Any]) -> Any:
     """The tokenizer in an export, which cuts and pads as transformers' does.
 
     Args:
         folder: of the export.
-        max_length: rows are cut to so many tokens.
+        preprocessing: says to how many tokens rows are cut.
 
     Raises:
         ValueError: none there, or one that can't be read without transformers.
@@ -38,7 +39,8 @@ def load(folder: Folder, max_length: int) -> Any:
         pad = settings["pad_token"]
         pad = pad["content"] if isinstance(pad, dict) else pad
         sides = [settings.get(f"{what}_side", "right") for what in ("truncation", "padding")]
-        tokenizer.enable_truncation(max_length, strategy="longest_first", direction=sides[0])
+        length = preprocessing.get("max_length", 128)
+        tokenizer.enable_truncation(length, strategy="longest_first", direction=sides[0])
         tokenizer.enable_padding(
             direction=sides[1],
             pad_id=tokenizer.token_to_id(pad),

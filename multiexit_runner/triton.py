@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from multiexit_runner.folder import SETTINGS
-from multiexit_runner.inputs import Arrays
+from multiexit_runner.inputs import Arrays, named_arrays, trim
 from multiexit_runner.runner import Runner
 from multiexit_runner.sessions import graph_outputs
 from multiexit_runner.settings import parse_settings
@@ -72,19 +72,24 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        utils = self.utils
+        utils, settings = self.utils, self.runner.settings
+        specs = settings["inputs"]
         try:
-            answer = self.runner.predict(
-                **{
-                    name: utils.get_input_tensor_by_name(request, name).as_numpy()
-                    for name in self.runner.settings["inputs"]
-                }
-            )
+            given = {n: utils.get_input_tensor_by_name(request, n).as_numpy() for n in specs}
+            trim(named_arrays(specs, (), given), specs, settings["max_tokens"])
         except ValueError as error:
-            return utils.InferenceResponse(error=utils.TritonError(str(error)))
+            return self._refusal(error, utils.TritonError.INVALID_ARG)
+        try:
+            answer = self.runner.predict(**given)
+        except ValueError as error:
+            return self._refusal(error, utils.TritonError.INTERNAL)
         return utils.InferenceResponse(
             output_tensors=[
                 utils.Tensor("logits", answer.logits_BC),
                 utils.Tensor("exit", answer.exit_B),
             ]
         )
+
+    def _refusal(self, error: ValueError, code: Any) -> Any:
+        utils = self.utils
+        return utils.InferenceResponse(error=utils.TritonError(str(error), code))

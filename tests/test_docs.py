@@ -280,7 +280,8 @@ decisions.md: in 0.5..1
 embeddings.md: MiniLM-L6-v2 of 6 · correlation × 100 · at 1.5× or · At 0.1 · 90 % conf · up to 0.1
 engine.md: for 0.05 s
 evaluation.md: nearest to 2× · F1 of class 1
-export.md: after 0.05 s · 1 % of the largest (at least 0.01) · 95 % by default · 23.04 or · to 2 GB
+export.md: after 0.05 s · 1 % of the largest (at least 0.01) · 95 % by default · to 2 GB
+export.md: From 1.29 on · 23.09 or · Triton 24.10
 heads.md: dropout of 0.1
 loss-weights.md: 7/6, or 1.17 · by 0.02 changes a weight by 2 % · 0.01 in its code · is 1.9 to 0.1
 losses-and-topologies.md: multiplies by 1.05
@@ -295,6 +296,7 @@ results.md: patience of 4 of 12
 serving.md: HTTP/1.1 · above 1 MB · for 75 s · 95 % of · 95 % were answered in time · (0.1)
 serving.md: waits 60 s · gives 10 s · to a k-th of 0.01, with eight 0.00125
 serving.md: a share, 0.84 · in points: 0.5 is 84.5 to 84.0 · a `loss_bound` of 0.005
+serving.md: Debian with Python 3.12
 serving.md: by 0.02 of · (0.02·N) · (0.01) is α · Ray 2.60 · 30 seconds · 10 minutes
 static-baselines.md: steps of 10 % · α = 0.7 · b = 0.3, k = 0.0006 · 9e9e860
 training.md: processes 30 seconds · up to 2 GiB · falls by ×0.1

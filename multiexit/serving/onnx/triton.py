@@ -42,15 +42,17 @@ def triton_repository(export: Path, folder: Path) -> None:
     Each graph is a model of the backend `onnxruntime`, `NAME-exit-0` and so on. `NAME`, of the
     backend `python`, is the model to ask: it runs them one after the other by requests of its own
     and drops the rows that stopped in between, by `multiexit_runner`, which is copied beside it.
+    For those who ask, a text's tokenizer lies there too; it cuts and pads as training did.
 
     Args:
         export: a folder that `multiexit.export` wrote.
         folder: of the repository, which must not exist yet; its name is `NAME`.
 
     Raises:
-        ValueError: a folder that exists, or whose name won't do.
+        ValueError: a folder that exists, or whose name won't do; a tokenizer that can't be read.
     """
     import multiexit_runner
+    from multiexit_runner import tokenizing
     from multiexit_runner.folder import SETTINGS, read_file, read_folder
     from multiexit_runner.settings import parse_settings
     from multiexit_runner.triton import graph_name
@@ -69,6 +71,9 @@ def triton_repository(export: Path, folder: Path) -> None:
         place = _model(new, name, "python", *_asked(settings))
         (place / "model.py").write_text(MODEL, encoding="utf-8")
         (place / SETTINGS).write_bytes(data)
+        if tokenizing.TOKENIZER in checked.sums:
+            reader = tokenizing.load(checked, settings["preprocessing"])
+            (place / tokenizing.TOKENIZER).write_text(reader.to_str(), encoding="utf-8")
         shutil.copytree(
             Path(multiexit_runner.__file__).parent,
             place / "multiexit_runner",

@@ -1,7 +1,4 @@
-"""A model repository of Triton: its form, and its answers, by a stand-in of Triton.
-
-Triton itself is no package; what a repository hangs on of it is in `triton_standin.py`.
-"""
+"""A model repository of Triton: its form and answers, by `triton_standin.py` for the server."""
 
 import json
 import os
@@ -15,6 +12,7 @@ import pytest
 import triton_standin
 from answering import pictures, text_model, texts, tokenizer_in
 from helpers import command
+from tokenizers import Tokenizer
 
 from multiexit.data import image_files
 from multiexit.serving.onnx.triton import triton_repository
@@ -65,14 +63,20 @@ def same_form(repository):
 
 
 def test_texts_leave_between_graphs_as_by_the_runner(exported_texts, tmp_path):
-    _, tokenizer, _, folder = exported_texts
+    model, tokenizer, _, folder = exported_texts
     repository = tmp_path / "reviews"
     triton_repository(folder, repository)
     configs = same_form(repository)
     assert configs.keys() == {"reviews", *(f"reviews-exit-{exit}" for exit in range(4))}
     runner = Runner(folder, threads=1)
-    inputs = dict(tokenizer(texts(20, seed=4), padding=True, return_tensors="np"))
-    inputs = {name: inputs[name] for name in runner.settings["inputs"]}
+    reader = Tokenizer.from_file(str(repository / "reviews" / "1" / "tokenizer.json"))
+    asking = [*texts(19, seed=4), " ".join(texts(9, seed=5))]  # the last is longer than may be
+    encoded = reader.encode_batch(asking)
+    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    inputs = {n: np.array([getattr(row, fields[n]) for row in encoded]) for n in fields}
+    cut = {"truncation": True, "max_length": model.preprocessing["max_length"]}
+    for name, array in tokenizer(asking, padding=True, **cut, return_tensors="np").items():
+        np.testing.assert_array_equal(inputs[name], array)
     wanted = runner.predict(**inputs)
     logits_BC, exit_B, rows, refusal = asked(repository, inputs, tmp_path / "here")
     assert exit_B.tolist() == wanted.exit_B.tolist()
@@ -81,7 +85,7 @@ def test_texts_leave_between_graphs_as_by_the_runner(exported_texts, tmp_path):
     assert came[1] < came[0]
     assert came[-1] == 0  # that graph isn't asked at all
     assert rows == [count for count in came if count]
-    assert "must be int64" in refusal
+    assert "INVALID_ARG input_ids must be int64" in refusal
 
 
 def test_images_and_their_fixed_sizes(exported_images, tmp_path):
@@ -93,9 +97,11 @@ def test_images_and_their_fixed_sizes(exported_images, tmp_path):
     runner = Runner(folder, threads=1)
     (name,) = runner.settings["inputs"]
     wanted = runner.predict(x)
-    logits_BC, exit_B, _, _ = asked(tmp_path / "pets.v1", {name: x}, tmp_path / "here")
+    logits_BC, exit_B, _, refusal = asked(tmp_path / "pets.v1", {name: x}, tmp_path / "here")
     assert exit_B.tolist() == wanted.exit_B.tolist()
     np.testing.assert_allclose(logits_BC, wanted.logits_BC, atol=1e-5)
+    assert "INTERNAL" in refusal
+    assert "NaN" in refusal
 
 
 @pytest.mark.usefixtures("onnx_operators")

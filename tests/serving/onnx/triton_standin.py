@@ -88,11 +88,16 @@ class Tensor:
 
 
 class TritonError:
-    def __init__(self, message):
-        self._message = message
+    INTERNAL, INVALID_ARG = "INTERNAL", "INVALID_ARG"
+
+    def __init__(self, message, code):
+        self._message, self._code = message, code
 
     def message(self):
         return self._message
+
+    def code(self):
+        return self._code
 
 
 class InferenceResponse:
@@ -160,13 +165,15 @@ def serve(repository, name, given, answered):
     request = utils.InferenceRequest(
         name, [], [utils.Tensor(*pair) for pair in arrays.items()], None
     )
-    wrong = [utils.Tensor(n, array.astype("float64")) for n, array in arrays.items()]
+    nan = np.float32("nan")  # of tokens an array of another type
+    wrong = [utils.Tensor(n, array * nan) for n, array in arrays.items()]
     fine, refused = model.execute([request, utils.InferenceRequest(name, [], wrong, None)])
     assert refused.has_error()
     out = {each.name(): each.as_numpy() for each in fine.output_tensors()}
     check(config.output, out)
     np.savez(answered, **out)
-    print([rows for _, rows in utils.InferenceRequest.ran], refused.error().message())
+    error = refused.error()
+    print([rows for _, rows in utils.InferenceRequest.ran], error.code(), error.message())
     assert "multiexit" not in sys.modules
 
 

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 README = ROOT / "README.md"
+SERVING = ROOT / "docs" / "serving.md"
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 TOPICS = {
     "1": "broken refund return damaged waste",
@@ -94,10 +95,37 @@ def test_five_commands(folder, monkeypatch):
     predicted = [json.loads(line) for line in ended.out.splitlines()]
     assert len(predicted) == 40
     assert sum(answer["label"] == answer["stars"] for answer in predicted) > 0.4 * 40
-    answers = served(lines[4], [answer["review"] for answer in predicted])
+    answers = served(lines[4], [answer["review"] for answer in predicted])["answers"]
     assert [(a["label"], a["exit"]) for a in answers] == [
         (a["label"], a["exit"]) for a in predicted
     ]
+    from_the_run_to_a_service()
+
+
+def from_the_run_to_a_service():
+    """The lines of the page on serving, and those that each command says to type next."""
+    (path,) = [b.code for b in blocks(SERVING, "sh") if "recommend" in b.code]
+    recommend, calibrate, export, serve = path.splitlines()
+    printed = next_line(recommend)
+    assert printed.startswith("multiexit calibrate runs/reviews --table --policy ")
+    printed = next_line(printed)
+    assert printed.startswith("multiexit export runs/reviews reviews-onnx-2")
+    printed = next_line(printed)
+    assert printed.startswith("multiexit serve reviews-onnx-2 --target-ms 50 --min-score ")
+    next_line(calibrate)
+    assert next_line(export).startswith("multiexit serve reviews-int8 --target-ms 50")
+    for line in (printed, serve):
+        said = served(line, ["the order was perfect"])
+        assert said["expected_score"] >= float(line.split()[-1])
+        assert said["loss_bound"] is not None
+
+
+def next_line(line):
+    """Run a command, and give the first that it says to type next."""
+    ended = command(*shlex.split(line)[1:])
+    assert ended.code == 0, f"{line}\n{ended.err}"
+    (said,) = [out for out in ended.out.splitlines() if out.startswith("next: `")]
+    return said.split("`")[1]
 
 
 def served(line, texts):
@@ -115,7 +143,7 @@ def served(line, texts):
                 assert process.poll() is None, process.stderr.read()
                 try:
                     with httpx.Client(timeout=60) as client:
-                        return client.send(asked).raise_for_status().json()["answers"]
+                        return client.send(asked).raise_for_status().json()
                 except httpx.ConnectError:
                     time.sleep(0.1)
             raise AssertionError("no answer in a minute")

@@ -130,13 +130,16 @@ def tabulate(
     task: TaskData,
     policy: type[ExitPolicy] | ExitPolicy,
     confidence: float,
-) -> None:
+) -> ExitPolicy | None:
     """Keep with a model what each setting of a policy gives on a task's main set, and print it.
 
     Args:
         model, folder: the model and where it was saved.
         task: whose first set is used, all of it.
         policy, confidence: as for `multiexit.calibration_table`.
+
+    Returns:
+        A setting of the table, where the model's own policy is of another kind.
 
     Raises:
         ValueError: what `multiexit.calibration_table` refuses; nothing is saved then.
@@ -153,13 +156,17 @@ def tabulate(
     print()
     print(report.calibration_table(model.calibration))
     print(f"\nwritten: {folder / SETTINGS}, with this table")
-    kind = policy if isinstance(policy, type) else type(policy)
-    if model.policy is not None and not isinstance(model.policy, kind):
+    settings = model.calibration.settings
+    middle = settings[len(settings) // 2].policy
+    if type(model.policy) is type(middle):
+        return None
+    if model.policy is not None:
         own = registry.policy_name(model.policy)
         print(
             f"The model itself stops by {own}, which is of another kind than this table: "
             f"--policy {own.partition('=')[0]} makes one of it."
         )
+    return middle
 
 
 def measured(

@@ -157,7 +157,7 @@ def calibrate(
 
     multiexit calibrate runs/reviews --table
     """
-    from multiexit.cli import calibrating, sources
+    from multiexit.cli import calibrating, next_steps, sources
     from multiexit.policies import MaxProb
 
     target = {
@@ -171,7 +171,7 @@ def calibrate(
         "confidence": confidence,
         "loss": loss,
     }
-    model = typed.model_folder(model)
+    run, model = model, typed.model_folder(model)
     kind = None if policy is None else calibrating.named(policy)
     if table:
         calibrating.check_table({**target, "share": share, "seed": seed}, temperatures)
@@ -182,10 +182,12 @@ def calibrate(
     if kind is None:
         kind = MaxProb if budget is not None else calibrating.default_kind(loaded)
     if table:
-        calibrating.tabulate(loaded, model, task, kind, confidence or 0.9)
+        other = calibrating.tabulate(loaded, model, task, kind, confidence or 0.9)
+        print(next_steps.after_calibrating(run, other))
         return
     share, seed = 0.5 if share is None else share, seed or 0
     calibrating.run(loaded, model, task, kind, target, share, seed, temperatures)
+    print(next_steps.after_calibrating(run))
 
 
 def profile(

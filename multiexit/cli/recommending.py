@@ -40,7 +40,7 @@ def recommend(
     """
     from multiexit import problems
     from multiexit.arguments import check_share
-    from multiexit.cli import sources
+    from multiexit.cli import next_steps, sources
     from multiexit.evaluation import card, plain_words, report
     from multiexit.evaluation.judging import exit_scores
     from multiexit.evaluation.outputs import collect, rows_in_share
@@ -104,8 +104,10 @@ def recommend(
         save_settings(folder, loaded.settings(backbone_spec(loaded.backbone)))
         card.renew_card(folder)
         print(f"\nwritten: {folder / SETTINGS}, with the policy {policy_name(loaded.policy)}")
-    else:
-        print("\nTo store it in the model, run the command again with --write.")
+    print(
+        ("" if write else "\n")
+        + next_steps.after_recommending(model, advice.row.policy, rows, write)
+    )
 
 
 def _trained_by(folder: Path, recipe: str) -> bool:

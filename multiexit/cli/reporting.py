@@ -1,6 +1,5 @@
 """Reports of a run, as commands print and write them."""
 
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multiexit import problems
 from multiexit.data import tasks
 from multiexit.data.own.notes import say
 from multiexit.data.showing import shown
@@ -18,7 +16,6 @@ from multiexit.evaluation.grids import default_policies
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row, sweep
 from multiexit.evaluation.outputs import Outputs, collect
-from multiexit.evaluation.p_values import rows_needed
 from multiexit.files import writing
 from multiexit.files.json_files import write_json
 from multiexit.model.model import MultiExitModel
@@ -172,26 +169,6 @@ def write_results(
         write_json(folder / examples.NAME, found)
         files.append(examples.NAME)
     print("\nwritten: " + ", ".join(str(folder / file) for file in files))
-
-
-def next_steps(run: Path, model: MultiExitModel, rows: int, data: Sequence[str] = ()) -> str:
-    """A line that says what to do with a run now.
-
-    Args:
-        run: its folder.
-        model: that was trained in it.
-        rows: of its development set, half of which calibrate.
-        data: words that say where the rows are, where they had to be said.
-    """
-    steps = [f"`{shlex.join(['multiexit', 'report', str(run)])}` shows it as a page"]
-    if problems.resolve(model.problem, model.num_classes) in ("classification", "multi-label"):
-        risk = next((r for r in (0.05, 0.1, 0.2) if rows // 2 >= rows_needed(r, 0.1)), None)
-        target, what = ["--speedup", "1.5"], "at 1.5 times the speed"
-        if risk is not None:
-            target, what = ["--risk", str(risk)], f"at most {100 * risk:g} % of answers changed"
-        words = ["multiexit", "calibrate", str(run), *target, *data]
-        steps.append(f"`{shlex.join(words)}` makes it stop early, {what}")
-    return f"next: {'; '.join(steps)}"
 
 
 def demo(folder: Path, epochs: int = 30, overwrite: bool = False) -> None:

@@ -142,13 +142,15 @@ def export(
     multiexit export runs/mrpc mrpc --triton
     """
     from multiexit import MultiExitModel
-    from multiexit.cli import calibrating, predicting, sources
+    from multiexit.cli import calibrating, next_steps, predicting, sources
     from multiexit.cli.noted import now_and_then
+    from multiexit.files.json_files import read_json
     from multiexit.policies import check, parse
     from multiexit.policies.registry import policy_name
     from multiexit.serving.onnx import export as export_onnx
     from multiexit.serving.onnx.int8 import TARGETS
     from multiexit.serving.onnx.triton import check_name, triton_repository
+    from multiexit_runner.folder import SETTINGS
 
     if data and (task is not None or data_dir is not None):
         raise ValueError("--data names the rows: leave out --task and --data-dir")
@@ -190,6 +192,7 @@ def export(
     with tempfile.TemporaryDirectory() as place:
         written = Path(place) / "export" if triton else output
         parity = export_onnx(loaded, written, exit_policy, tokenizer=reader, rows=rows, **options)
+        kept = read_json(written / SETTINGS)["calibration"]
         if triton:
             triton_repository(written, output)
     print(
@@ -211,6 +214,8 @@ def export(
         print(f"int8 for {TARGETS[target].machines}")
         if held is not None and held.certificate is not None:
             print(f"The certificate of {policy_name(held)} is the float model's, and was left out")
+    if loaded.preprocessing.get("kind") and not triton:
+        print(next_steps.after_export(output, kept if type(middle) is type(held) else None))
 
 
 def truncate(

@@ -115,7 +115,7 @@ def train(
     multiexit train --config runs/mrpc/run.json --output runs/mrpc-again
     """
     del config_file  # `main` has written its options out
-    from multiexit.cli import reporting, sources
+    from multiexit.cli import next_steps, reporting, sources
     from multiexit.data import tasks
     from multiexit.evaluation import grids
     from multiexit.model import hub
@@ -242,7 +242,7 @@ def train(
             if seeds is None:
                 data = [] if rows.data_dir is None else ["--data-dir", str(rows.data_dir)]
                 dev: Any = next(iter(read.sets.values()))
-                print(reporting.next_steps(output, model, len(dev), data))
+                print(next_steps.after_training(output, model, len(dev), data))
             if push is not None:
                 print(f"pushed: {hub.push(folder / run_folder.MODEL, push, private=private)}")
     if seeds is not None and processes().is_main_process:

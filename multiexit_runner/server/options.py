@@ -69,7 +69,7 @@ class Options:
     max_rows: int = _option(1024, "rows on their way, at most; others get 429", 1)
     max_request_rows: int = _option(256, "rows of a request, at most", 1)
     max_characters: int = _option(20_000, "characters of a text, at most", 1)
-    max_body_mb: float = _option(8.0, "size of a request, in MB, at most", 0.001)
+    max_body_mb: float = _option(8.0, "size of a request, in MB, at most", 0.001, 1e6)
     read_seconds: float = _option(
         30.0, "time for a request's headers to come, and for its body", 0.01
     )

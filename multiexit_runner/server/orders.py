@@ -93,6 +93,8 @@ def _limits(text: str, names: Sequence[str]) -> dict[str, tuple[float, float]]:
     limits = {}
     for part in words(text):
         name, _, range_ = part.partition("=")
+        if name in limits:
+            raise ValueError(f"limits has {name} twice: give it once")
         low, _, high = range_.partition("..")
         try:
             limits[name] = float(low), float(high)

@@ -31,7 +31,8 @@ async def refused(request: Request, error: Any) -> JSONResponse:
 
 async def invalid(request: Request, error: Any) -> JSONResponse:
     """A body of another form, in a sentence."""
-    first = error.errors()[0]
+    errors = error.errors()  # an unknown key may be a known one that is missing
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     if isinstance(error.body, bytes) and error.body:
         given = request.headers.get("content-type", "none")
         detail = f"the content type must be application/json, or …+json, got {given:.80}"

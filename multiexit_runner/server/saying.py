@@ -47,7 +47,7 @@ REFUSED = {
     400: "What is no JSON",
     408: "A body that doesn't come in time",
     413: "A body too large, or more inputs than there is room for",
-    415: "Another content type than application/json or …+json",
+    415: "Another content type than application/json or …+json, or a body in gzip or such",
     422: "Inputs or wishes that can't be read, or aren't allowed",
     429: "A full queue; Retry-After says when to come again",
     500: "Rows on which the network fails",

@@ -110,6 +110,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
         )
         config = uvicorn.Config(
             service.app,
+            ws="none",
             http=partial(LimitedHttp, seconds=options.read_seconds),  # type: ignore[arg-type]
             log_config=None,
             log_level="error" if options.log_level == "error" else "warning",

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import html
 import io
 import json
@@ -109,6 +110,7 @@ def test_a_budget_is_kept_and_said(client):
         (b'{"inputs": "a", "threshold": NaN}', 422, "threshold"),
         (b'{"inputs": "a", "threshold": 1e999}', 422, "threshold"),
         (b'{"inputs": "a", "polcy": "x"}', 422, "'polcy': did you mean 'policy'? A request may"),
+        (b'{"Inputs": "a"}', 422, "no key 'Inputs': did you mean 'inputs'?"),
         (b'{"inputs": "a", "threshold": 0.5, "threshold": 0.9}', 422, "'threshold' is there twice"),
         (b'{"inputs": [{"text": "a", "text": "b"}]}', 422, "'text' is there twice"),
         (b'{"inputs": []}', 422, "1 to 20 inputs, got 0"),
@@ -140,6 +142,19 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(client, body, status, 
     assert response.status_code == status, response.text
     assert words in response.json()["detail"]
     ask(client, "the cat")  # it lives
+
+
+def test_a_wish_in_the_address_and_a_body_in_gzip_are_not_lost(client):
+    asked = {"content": b'{"inputs": "a"}', "headers": {"content-type": "application/json"}}
+    response = client.post("/predict?threshold=0.9", **asked)
+    assert response.status_code == 422
+    said = "threshold is in the address, where it isn't read: say it in the body"
+    assert response.json()["detail"] == said
+    assert client.post("/predict?trace=1", **asked).status_code == 200  # of others on the way
+    packed = {"content-encoding": "gzip", **asked["headers"]}
+    response = client.post("/predict", content=gzip.compress(asked["content"]), headers=packed)
+    assert response.status_code == 415
+    assert response.json()["detail"] == "a body in gzip isn't read: send it as it is"
 
 
 @pytest.mark.parametrize(
@@ -330,6 +345,7 @@ def test_numbers_stay_within_the_operators_limits(text_served):
         ("treshold=0.7..1", "requests may turn threshold, patience here"),
         ("threshold=1..0.7", "leaves no number"),
         ("threshold=nan..1", "leaves no number"),
+        ("threshold=0..0.5,threshold=0.2..1", "limits has threshold twice: give it once"),
     ],
 )
 def test_limits_that_would_bound_nothing_are_refused(text_served, limits, message):
@@ -451,6 +467,7 @@ def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
     [
         ("port = 70000", {}, "serve.toml's 'port' must be at most 65535"),
         ("threads = 100000", {}, "'threads' must be at most 1024"),
+        ("max_body_mb = 1e308", {}, "'max_body_mb' must be at most"),
         ("max_body_mb = 0", {}, "'max_body_mb' must be at least 0.001"),
         ("max_wait_ms = 1" + "0" * 400, {}, "'max_wait_ms' must be a finite number"),
         ('port = "many"', {}, "'port' must be a whole number, got 'many'"),

@@ -8,6 +8,35 @@ from typing import Any, Literal
 from multiexit_runner.naming import suggest as suggest
 from multiexit_runner.naming import unknown as unknown
 
+ELSEWHERE = {
+    "model": "backbone",
+    "model_name": "backbone",
+    "model_name_or_path": "backbone",
+    "dataset": "data",
+    "train_file": "data",
+    "validation_file": "validation_data",
+    "test_file": "test_data",
+    "task_name": "task",
+    "text_column_name": "text",
+    "label_column_name": "label",
+    "output_dir": "output",
+    "num_train_epochs": "epochs",
+    "learning_rate": "lr",
+    "lr_scheduler_type": "lr_schedule",
+    "warmup_ratio": "warmup",
+    "max_grad_norm": "clip",
+    "max_seq_length": "max_length",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation",
+    "gradient_checkpointing": "checkpoint_gradients",
+    "fp16": "mixed_precision",
+    "bf16": "mixed_precision",
+    "label_smoothing_factor": "label_smoothing",
+}
+"""What other tools' trainers call settings, and the options of the command line that they are."""
+
 
 def in_a_row(names: Iterable[object]) -> str:
     """Names, one after the other; one that has a comma of its own stands in quotes.

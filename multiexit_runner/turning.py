@@ -50,7 +50,7 @@ def typed_policy(policy: Mapping[str, Any]) -> str:
     'max-prob=0.9'
     """
     fields = [v for n, v in policy.items() if n not in ("class", "certificate") and v is not None]
-    numbers = ["/".join(map(str, v)) if isinstance(v, list) else str(v) for v in fields]
+    numbers = ["/".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in fields]
     return f"{_typed(policy.get('class'))}={','.join(numbers)}"
 
 

@@ -122,6 +122,8 @@ def _other(first: bytes, job: Mapping[str, Any]) -> str:
     except (ValueError, TypeError):
         return "is of another kind"
     for name, value in json.loads(json.dumps(job)).items():
+        if old.get(name) != value and name == "model":
+            return "holds answers of another model, or of this one before its files changed"
         if old.get(name) != value:
             return f"holds answers with {name} {old.get(name)}, which is {value} now"
     return "is of another version"

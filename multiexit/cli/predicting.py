@@ -244,17 +244,18 @@ def _model(folder: Path, classify: Any) -> dict[str, Any]:
     from multiexit import __version__
     from multiexit.files.sums import folder_sums
     from multiexit.policies.registry import to_json
+    from multiexit_runner.turning import typed_policy
 
     if hasattr(classify, "runner"):
-        policy: Any = classify.runner.knobs
+        policy = {**classify.runner.settings["policy"], **classify.runner.knobs}
         device = "cpu"
     else:
-        policy = {k: v for k, v in to_json(classify.policy).items() if k != "certificate"}
+        policy = to_json(classify.policy)
         device = next(classify.model.parameters()).device.type
     return {
         "version": f"multiexit {__version__}, torch {torch.__version__}",
         "model": folder_sums(folder),
-        "policy": policy,
+        "policy": typed_policy(policy),
         "device": device,
     }
 

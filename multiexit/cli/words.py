@@ -14,6 +14,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 import typer.core
 
+from multiexit.arguments import ELSEWHERE
+
 LAST_SEED = 2**32 - 1
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="of text, tokens per row at most; default 128")
@@ -72,35 +74,6 @@ CheckpointGradients = Annotated[
     bool,
     typer.Option(help="less memory, about a third more time", rich_help_panel="Speed and memory"),
 ]
-ELSEWHERE = {
-    "--model": "--backbone",
-    "--model-name": "--backbone",
-    "--model-name-or-path": "--backbone",
-    "--dataset": "--data",
-    "--train-file": "--data",
-    "--validation-file": "--validation-data",
-    "--test-file": "--test-data",
-    "--task-name": "--task",
-    "--text-column-name": "--text",
-    "--label-column-name": "--label",
-    "--output-dir": "--output",
-    "--num-train-epochs": "--epochs",
-    "--learning-rate": "--lr",
-    "--lr-scheduler-type": "--lr-schedule",
-    "--warmup-ratio": "--warmup",
-    "--max-grad-norm": "--clip",
-    "--max-seq-length": "--max-length",
-    "--per-device-train-batch-size": "--batch-size",
-    "--per-device-eval-batch-size": "--batch-size",
-    "--train-batch-size": "--batch-size",
-    "--gradient-accumulation-steps": "--accumulation",
-    "--gradient-checkpointing": "--checkpoint-gradients",
-    "--fp16": "--mixed-precision",
-    "--bf16": "--mixed-precision",
-    "--label-smoothing-factor": "--label-smoothing",
-}
-"""What other tools' trainers call options, and what they are here."""
-
 Progress = Annotated[bool, typer.Option(help="say how far it is, on stderr")]
 
 
@@ -142,8 +115,9 @@ def check_words(program: Any, words: Sequence[str]) -> None:
     once = {n: p.opts[0] for p in options if not p.multiple for n in (*p.opts, *p.secondary_opts)}
     names = [word.partition("=")[0] for word in words]
     known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
-    for name in names:
-        meant = ELSEWHERE.get(name.replace("_", "-"))
+    for name in (name for name in names if name.startswith("--")):
+        meant = ELSEWHERE.get(name[2:].replace("-", "_"), "")
+        meant = f"--{meant.replace('_', '-')}"
         if meant in known and name not in known:
             raise ValueError(f"{words[0]} has no option {name}: did you mean {meant}?")
     typed = Counter(once[name] for name in names if name in once)

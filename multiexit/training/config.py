@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from multiexit.arguments import check_share, unknown
+from multiexit.arguments import ELSEWHERE, check_share, suggest, unknown
 from multiexit.evaluation.metrics import METRICS, Metric
 from multiexit.files.paths import user_path
 from multiexit.losses.criterion import Criterion
@@ -93,6 +93,9 @@ class TrainConfig:
         >>> mx.TrainConfig(lr=0)
         Traceback (most recent call last):
         ValueError: lr must be above 0, got 0
+        >>> mx.TrainConfig(learning_rate=1e-4)
+        Traceback (most recent call last):
+        ValueError: TrainConfig has no learning_rate: did you mean lr?
     """
 
     epochs: int = 3
@@ -134,6 +137,20 @@ class TrainConfig:
     trackers: tuple[str, ...] = ()
     workers: int = 0
     progress: bool = True
+
+    def __new__(cls, *args: Any, **settings: Any) -> "TrainConfig":
+        """Refuse a setting that there isn't, with the nearest one.
+
+        Raises:
+            ValueError: with its name.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = suggest(ELSEWHERE.get(name, name), known)
+                hint = f"it has {', '.join(known)}" if near is None else f"did you mean {near}?"
+                raise ValueError(f"TrainConfig has no {name}: {hint}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Numbers of numpy become plain ones, so that they can be written.

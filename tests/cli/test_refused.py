@@ -11,8 +11,8 @@ from transformers import BertConfig, BertModel
 from typer.main import get_command
 
 import multiexit as mx
+from multiexit.arguments import ELSEWHERE
 from multiexit.cli import app
-from multiexit.cli.words import ELSEWHERE
 
 
 def refused(tmp_path, *words, naming, stdin=""):
@@ -91,7 +91,7 @@ def test_a_wrong_word_is_named_in_one_line(words, naming, tmp_path):
 
 
 def test_options_of_other_tools_are_none_here_and_mean_some_that_are():
-    options = {name for p in get_command(app).commands["train"].params for name in p.opts}
+    options = {p.name for p in get_command(app).commands["train"].params}
     assert {*ELSEWHERE.values()} <= options
     assert not {*ELSEWHERE} & options
 

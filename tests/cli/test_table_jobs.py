@@ -162,8 +162,8 @@ def test_answers_of_another_job_are_refused(model, tmp_path, monkeypatch):
     changed.policy = mx.MaxProb(0.7)
     changed.save_pretrained(other)
     for words, message in [
-        ((other,), "with model"),
-        ((model, "--policy", "max-prob=0.7"), "with policy {'class': 'max-prob', 'threshold': 0.6"),
+        ((other,), "of another model"),
+        ((model, "--policy", "max-prob=0.7"), "with policy max-prob=0.6, which is max-prob=0.7"),
         ((model, "--batch-size", 3), "with --batch-size 2, which is 3 now"),
         ((model, "--all-scores"), "with columns"),
     ]:

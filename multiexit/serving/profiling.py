@@ -37,7 +37,8 @@ def profile(
 
     What whole calls take beyond their parts is in the table too: of a call that ends at the first
     exit in `start_ms`, and what one to the last exit has more, in even shares, in `check_ms` of the
-    exits behind the first.
+    exits behind the first. Whole calls are timed in turn, as rows come that leave here and there: a
+    short call after a long one takes longer than after its like, whose memory is still at hand.
 
     Args:
         model: is put into evaluation mode for the while.
@@ -95,11 +96,10 @@ def _column(
     def milliseconds(call: Callable[[], Any]) -> float:
         return 1e3 * median_seconds([call], repeats, least=0.002)[0]
 
-    start, stages, check, drop, full = _parts(engine.model, engine.policy, inputs, milliseconds)
-    to_first, to_last = (
-        milliseconds(partial(_all_until(engine, exit).predict, **inputs))
-        for exit in (0, engine.model.num_exits - 1)
-    )
+    start, stages, check, drop = _parts(engine.model, engine.policy, inputs, milliseconds)
+    ends = (_all_until(engine, exit).predict for exit in (0, engine.model.num_exits - 1))
+    calls = [partial(call, **inputs) for call in (*ends, engine.model.full)]
+    to_first, to_last, full = (1e3 * seconds for seconds in median_seconds(calls, repeats))
     beyond = max(0.0, to_first - start - stages[0] - check[0])
     further = max(0.0, to_last - start - sum(stages) - sum(check) - beyond)
     check = [ms + (further / (len(check) - 1) if exit else 0) for exit, ms in enumerate(check)]
@@ -124,7 +124,7 @@ def _parts(
     policy: policies.ExitPolicy,
     inputs: dict[str, Tensor],
     milliseconds: Callable[[Callable[[], Any]], float],
-) -> tuple[float, list[float], list[float], float, float]:
+) -> tuple[float, list[float], list[float], float]:
     """The parts of a call, each by itself."""
     policy = policies.for_problem(policy, model.problem)
     carry = model.start((), inputs)
@@ -150,7 +150,7 @@ def _parts(
 
         check.append(milliseconds(ask))
         memory, state = ask()
-    return start, stages, check, drop, milliseconds(lambda: model.full(**inputs))
+    return start, stages, check, drop
 
 
 def _usual(model: MultiExitModel) -> policies.ExitPolicy:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from multiexit_runner.folder import SETTINGS
+from multiexit_runner.graphs import Graphs
 from multiexit_runner.inputs import Arrays, named_arrays, trim
-from multiexit_runner.runner import Runner
 from multiexit_runner.sessions import graph_outputs
 from multiexit_runner.settings import parse_settings
 
@@ -65,14 +65,14 @@ class TritonPythonModel:
             Graph(utils, graph_name(args["model_name"], exit), graph_outputs(segment))
             for exit, segment in enumerate(settings["segments"])
         ]
-        self.utils, self.runner = utils, Runner.of_sessions(settings, graphs)
+        self.utils, self.graphs = utils, Graphs(settings, graphs)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """A response to each request."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        utils, settings = self.utils, self.runner.settings
+        utils, settings = self.utils, self.graphs.settings
         specs = settings["inputs"]
         try:
             given = {n: utils.get_input_tensor_by_name(request, n).as_numpy() for n in specs}
@@ -80,7 +80,7 @@ class TritonPythonModel:
         except ValueError as error:
             return self._refusal(error, utils.TritonError.INVALID_ARG)
         try:
-            answer = self.runner.predict(**given)
+            answer = self.graphs.predict(**given)
         except ValueError as error:
             return self._refusal(error, utils.TritonError.INTERNAL)
         return utils.InferenceResponse(

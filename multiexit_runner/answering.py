@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multiexit_runner.reading import windows
+from multiexit_runner.reading import Window, windows, windows_at_hand
 
 Answer = dict[str, Any]
 Prepare = Callable[[Any, str], Any]
@@ -67,17 +67,27 @@ def answers(
             f"inputs are one input, or a list or generator of them; got {type(inputs).__name__}"
         )
     if not isinstance(inputs, Sized):
-        return _streamed(inputs, prepare, respond, AHEAD * batch_size)
+        return _in_parts(inputs, prepare, respond, kind, batch_size)
     rows = list(inputs)
     for place, row in enumerate(rows):
         check(row, f"inputs[{place}]")
-    answered: list[Answer] = []
-    window = WINDOWS[kind] * batch_size
-    for start in range(0, len(rows), window):
-        part = rows[start : start + window]
-        ready = [prepare(row, f"inputs[{start + i}]") for i, row in enumerate(part)]
-        answered += respond(ready, start)
-    return answered
+    return list(_in_parts(rows, prepare, respond, kind, batch_size))
+
+
+def parts(inputs: Iterable[Any], kind: str, batch_size: int) -> Iterator[Window]:
+    """Inputs that are read together, and what their source raised behind them.
+
+    Of what has a length they are `WINDOWS` batches; of a generator those that are there after
+    0.05 s, `AHEAD` batches at most.
+
+    Args:
+        inputs: a list, or a generator.
+        kind: as in `WINDOWS`.
+        batch_size: of the model.
+    """
+    if isinstance(inputs, Sized):
+        return windows_at_hand(iter(inputs), WINDOWS[kind] * batch_size)
+    return windows(inputs, AHEAD * batch_size)
 
 
 def is_one(value: Any) -> bool:
@@ -99,12 +109,12 @@ def is_picture(value: Any) -> bool:
     return any(kind.__module__.startswith("PIL.") for kind in type(value).__mro__)
 
 
-def _streamed(
-    inputs: Iterable[Any], prepare: Prepare, respond: Respond, most: int
+def _in_parts(
+    inputs: Iterable[Any], prepare: Prepare, respond: Respond, kind: str, batch_size: int
 ) -> Iterator[Answer]:
-    """Answers as inputs come: those that are there after 0.05 s, `most` together."""
+    """Answers part after part; where an input can't be used, those before it come first."""
     place = 0
-    for items, error in windows(inputs, most):
+    for items, error in parts(inputs, kind, batch_size):
         ready = []
         for item in items:
             try:

@@ -1,14 +1,12 @@
 """`multiexit predict` on lines of text and on image files: an answer for each."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from multiexit.cli.placing import classified
 from multiexit.cli.predicting import network_of
-from multiexit.data.order import chunks
-from multiexit_runner.answering import AHEAD, WINDOWS, text_of
+from multiexit_runner.answering import parts, text_of
 from multiexit_runner.pictures import upright
-from multiexit_runner.reading import windows
 from multiexit_runner.tagging import words_of
 
 
@@ -17,8 +15,7 @@ def answers(
 ) -> Iterator[dict[str, Any]]:
     """Answer lines of text, or image files, in their order; of pairs of texts a tab is between.
 
-    Lines that have come are answered as soon as no more come for 0.05 s; what has a length, such as
-    a list, is answered `WINDOWS` batches at a time.
+    How many are read together, `multiexit_runner.answering.parts` says.
 
     Args:
         classify: the classifier of a model or of an export.
@@ -39,8 +36,7 @@ def answers(
     if all_scores and problem not in ("classification", "multi-label"):
         raise ValueError(f"all_scores=True is not for {problem}: leave it")
     name, read = ("file" if images else "text"), 0
-    batches = WINDOWS[classify.kind] if isinstance(values, Sized) else AHEAD
-    for part, error in _parts(values, batches * batch_size):
+    for part, error in parts(values, classify.kind, batch_size):
         places = part if images else [f"line {read + i}" for i in range(1, len(part) + 1)]
         ready = [_ready(classify, network, *each) for each in zip(part, places, strict=True)]
         read += len(part)
@@ -84,16 +80,6 @@ def _ready(classify: Any, network: Any, value: str, place: str) -> tuple[Any, st
         return prepared(classify, value, place), ""
     except ValueError as error:
         return None, str(error)
-
-
-def _parts(
-    values: Iterable[str], size: int
-) -> Iterator[tuple[Sequence[str], BaseException | None]]:
-    """Values some at a time, and what their source raised behind them."""
-    if isinstance(values, Sized):
-        yield from ((part, None) for part in chunks(values, size))
-    else:
-        yield from windows(values, size)
 
 
 def _plain(answer: Mapping[str, Any], problem: str, all_scores: bool) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _from_name(module: str, **kwargs: Any) -> Backbone:
     except Exception as error:  # the library raises all kinds for a damaged folder
         known = " or ".join(map(repr, like(module)))
         raise ValueError(
-            f"no model {module!r}: {reason(module, error)}. "
+            f"no model {module!r}: {reason(module, error).rstrip('.')}. "
             + (f"Did you mean {known}? " if known else "")
             + f"What works: {_names()}"
         ) from error

@@ -158,9 +158,10 @@ def stdin_table(columns: list[str]) -> "Table":
 
     def read(bad: "BadRows") -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in chain(first, numbered):
-            yield f"stdin, line {number}", _json_row(line)
+            yield f"stdin, line {number}", _json_row(line, columns[0])
 
-    names = [name for _, line in first for name in _json_row(line) if name != _BROKEN]
+    rows = [_json_row(line, columns[0]) for _, line in first]
+    names = [name for row in rows if _BROKEN not in row for name in row]
     return Table("stdin", names or columns, read, {})
 
 
@@ -175,10 +176,10 @@ def file_table(path: Path) -> "Table":
     return table
 
 
-def _json_row(line: str) -> dict[str, Any]:
-    """The row of a line, or why it is none."""
+def _json_row(line: str, column: str) -> dict[str, Any]:
+    """The row of a line; or why it is none, with the line under the name of a column."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return {_BROKEN: f"no JSON ({error})"}
-    return row if isinstance(row, dict) else {_BROKEN: "no JSON object"}
+        return {_BROKEN: f"no JSON ({error})", column: line}
+    return row if isinstance(row, dict) else {_BROKEN: "no JSON object", column: line}

@@ -85,13 +85,16 @@ def check_rows(rows: int, risk: float, delta: float | None, bound: str) -> None:
         risk, delta, bound: as for `multiexit.evaluation.p_values.rows_needed`.
 
     Raises:
-        ValueError: with how many it takes.
+        ValueError: with how many it takes, and the least risk that they could certify.
     """
     needed = rows_needed(risk, delta, bound)
     if rows < needed:
+        whole = (k / 100 for k in range(1, 100))
+        least = next((r for r in whole if r > risk and rows_needed(r, delta, bound) <= rows), None)
+        larger = "" if least is None else f", or a risk of {least:g} or more"
         raise ValueError(
             f"{rows} rows can't certify a risk of {risk}: even without any loss it takes {needed} "
-            "rows to calibrate on. Give more of them (--share 0.7, --data), or a larger risk"
+            f"rows to calibrate on. Give more of them (--share, --data){larger}"
         )
 
 

@@ -165,7 +165,9 @@ def test_a_policy_for_a_risk(policy, loss, confidence):
 
 
 def test_what_cannot_be_certified_is_refused():
-    with pytest.raises(ValueError, match=r"30 rows can't certify a risk of 0.01.*230 rows .* risk of 0.08"):
+    with pytest.raises(
+        ValueError, match=r"30 rows can't certify a risk of 0.01.*230 rows .* risk of 0.08"
+    ):
         mx.calibrate(outputs_of(30), mx.MaxProb, risk=0.01)
     with pytest.raises(ValueError, match="one target"):
         mx.calibrate(outputs_of(), mx.MaxProb)

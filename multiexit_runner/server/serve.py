@@ -31,6 +31,8 @@ def load_export(folder: Path, options: Options) -> Served:
     """
     from multiexit_runner.classifier import Classifier
 
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
     if not (folder / "export.json").exists():
         raise ValueError(
             f"{folder} is no export: write one with `multiexit export`, or serve a model folder "

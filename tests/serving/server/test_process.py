@@ -328,6 +328,8 @@ def test_a_model_folder_needs_the_other_command(tmp_path, capsys):
 
     assert main([str(tmp_path)]) == 2
     assert "no export" in capsys.readouterr().err
+    assert main([str(tmp_path / "typo")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_line(exported):

@@ -474,6 +474,7 @@ def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
         ("port = true", {}, "'port' must be a whole number, got True"),
         ("ports = 1", {}, r"serve.toml: no option 'ports': did you mean 'port'\? There are host"),
         ("port =", {}, "can't be read"),
+        ("port = " + "[" * 5000, {}, "can't be read: maximum recursion"),
         ("", {"MULTIEXIT_SERVE_PORTS": "1"}, r"did you mean 'MULTIEXIT_SERVE_PORT'\?"),
         ("", {"MULTIEXIT_SERVE_MAX_WAIT_MS": "nan"}, "^MULTIEXIT_SERVE_MAX_WAIT_MS must be a fini"),
         ("", {"MULTIEXIT_SERVE_BATCH_SIZE": "0"}, "^MULTIEXIT_SERVE_BATCH_SIZE must be at least 1"),

@@ -16,7 +16,10 @@ def recommend(
     rows: ModelRows,
     speedup: Annotated[float | None, typer.Option(help="by layers, at least")] = None,
     max_loss: Annotated[
-        float | None, typer.Option(help="of score, in points (0.5 is 84.5 → 84.0), at most")
+        float | None,
+        typer.Option(
+            help="of score on the rows that choose, in points (0.5 is 84.5 → 84.0), at most"
+        ),
     ] = None,
     milliseconds: Annotated[float | None, typer.Option(help="per batch, at most")] = None,
     batch_size: Annotated[

@@ -12,7 +12,7 @@ MOST = 1 << 20
 LINGER = 0.5
 """Seconds that an idle connection is kept when the service ends: a request may be on its way."""
 
-
+CLOSE = (b"connection", b"close")
 SAID = b'{"detail": "the headers of a request did not come in time"}'
 LATE = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -54,7 +54,7 @@ class LimitedHttp(HttpToolsProtocol):
             return
         self._ends = True
         if self._unanswered():
-            super().shutdown()
+            self._close_after()
         else:
             self.loop.call_later(LINGER, self._end)
 
@@ -62,7 +62,15 @@ class LimitedHttp(HttpToolsProtocol):
         if self._timer is not None and not self._unanswered():
             self._give_up()  # half of a request's headers
         else:
-            super().shutdown()
+            self._close_after()
+
+    def _close_after(self) -> None:
+        """Close once the last request is answered, and tell its client so."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        elif CLOSE not in self.cycle.default_headers:
+            self.cycle.keep_alive = False  # which uvicorn before 0.53 doesn't tell the client
+            self.cycle.default_headers = [*self.cycle.default_headers, CLOSE]
 
     def _unanswered(self) -> list[Any]:
         return [each for each in self._asked if not each.response_complete]
@@ -104,7 +112,7 @@ class LimitedHttp(HttpToolsProtocol):
             self.pipeline = deque(each for each in self.pipeline if each[0] is not broken)
         if whole:  # they are answered, and the last one is told that the connection closes
             self._asked, self.cycle = whole, whole[-1]
-            whole[-1].keep_alive = False
+            self._close_after()
         else:
             super().send_400_response(msg)
 
@@ -124,7 +132,7 @@ class LimitedHttp(HttpToolsProtocol):
             super().on_headers_complete()
             self._asked = [*self._unanswered(), self.cycle]
             if self._ends:
-                self.cycle.keep_alive = False
+                self._close_after()
 
     def on_message_complete(self) -> None:
         self._in_headers, self._before_headers = True, 0

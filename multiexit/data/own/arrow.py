@@ -86,8 +86,9 @@ def _features(schema: Any) -> Mapping[str, Any]:
 
 
 def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names of classes that a set numbers itself."""
-    named = ((column, getattr(feature, "names", None)) for column, feature in features.items())
+    """The names of classes that a set numbers itself, one a row or a list of them."""
+    entries = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    named = ((column, getattr(feature, "names", None)) for column, feature in entries.items())
     return {column: list(names) for column, names in named if names is not None}
 
 

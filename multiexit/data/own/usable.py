@@ -77,8 +77,10 @@ def _plain(value: Any) -> Any:
 
 
 def _class_name(value: Any, table: Table, columns: Columns) -> Any:
-    """The name of a class that the source gives by number."""
+    """The name of a class that the source gives by number, or of each of a list."""
     names = table.classes.get(columns.labels[0])
+    if isinstance(value, list):
+        return [_class_name(each, table, columns) for each in value]
     if names is not None and isinstance(value, int) and 0 <= value < len(names):
         return names[value]
     return value

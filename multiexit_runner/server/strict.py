@@ -7,8 +7,6 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
 
-from multiexit_runner.server.asking import Ask
-
 MOST_KEYS = 16
 """Of an object: more than any that is read. A message about each of a million would take long."""
 
@@ -22,9 +20,8 @@ class _StrictRequest(Request):
         if coding.lower() != "identity":
             raise HTTPException(415, f"a body in {coding:.80} isn't read: send it as it is")
         for name in self.query_params:
-            if name in Ask.model_fields:
-                detail = f"{name} is in the address, where it isn't read: say it in the body"
-                raise HTTPException(422, detail)
+            detail = f"{name!r:.80} is in the address, of which nothing is read: say it in the body"
+            raise HTTPException(422, detail)
         try:
             return json.loads(await self.body(), object_pairs_hook=_unrepeated)
         except RecursionError as error:

@@ -90,7 +90,7 @@ def load(
         data: a CSV, TSV, JSONL, JSON or parquet file; a folder of files `train`, `validation` and
             `test`, or of folders of these names; a folder of images for each class; a folder that
             `datasets` saved; the name of a set on the hub; or rows in memory: a list of dicts, a
-            data frame, a set of `datasets`, or a mapping of these by split.
+            data frame of pandas or polars, a set of `datasets`, or a mapping of these by split.
         tokenizer: of the network that will read the texts.
         validation, test: a file or rows of that split, where `data` is the training set alone.
         text, text_pair, image: columns of the inputs.

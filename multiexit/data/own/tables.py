@@ -44,7 +44,7 @@ def from_memory(data: Any, name: str = "data") -> Table:
     """
     if hasattr(data, "features") and hasattr(data, "column_names"):
         return arrow.from_datasets(data, name)
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # of pandas
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):
         data = _columns_of_frame(data, name)
     if isinstance(data, Mapping):
         if odd := [key for key, values in data.items() if not isinstance(values, Sized)]:
@@ -56,6 +56,8 @@ def from_memory(data: Any, name: str = "data") -> Table:
             raise ValueError(f"{name}: columns of unequal length: {lengths}")
         keys = list(data)
         data = [dict(zip(keys, row, strict=True)) for row in zip(*data.values(), strict=True)]
+    if hasattr(data, "collect"):
+        raise ValueError(f"{name} is a {type(data).__name__}, not read yet: give data.collect()")
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise ValueError(f"{name} is a {type(data).__name__}; give rows, such as a list of dicts")
     return of_rows(list(data), name)
@@ -65,4 +67,8 @@ def _columns_of_frame(frame: Any, name: str) -> dict[Any, list[Any]]:
     names = list(frame.columns)
     if twice := [column for column in names if names.count(column) > 1]:
         raise ValueError(f"{name}: the column {twice[0]!r} twice; give each its own name")
-    return {column: frame[column].tolist() for column in names}
+    series = {column: frame[column] for column in names}
+    return {  # of pandas, or of polars
+        column: one.tolist() if hasattr(one, "tolist") else one.to_list()
+        for column, one in series.items()
+    }

@@ -39,3 +39,39 @@ def test_several_labels_are_called_as_the_set_calls_them(kind, tokenizer, tmp_pa
     other = datasets.DatasetDict(splits | {"validation": several(["a", "other"], [[0], [1]] * 10)})
     with pytest.raises(ValueError, match="row 1: a label 'other' that isn't among z, a, m"):
         load(other, tokenizer, notes=quiet)
+
+
+class Series:
+    """A column of polars: what it has of pandas' is no `tolist`."""
+
+    def __init__(self, values):
+        self.to_list = lambda: list(values)
+
+
+class Frame:
+    """A table of polars: what multiexit may ask of one."""
+
+    def __init__(self, **columns):
+        self.columns, self.values = list(columns), columns
+
+    def to_dict(self):
+        return {name: Series(values) for name, values in self.values.items()}
+
+    def __getitem__(self, name):
+        return Series(self.values[name])
+
+
+class LazyFrame:
+    columns = ("text", "label")
+
+    def collect(self):
+        raise AssertionError("only the user knows whether that fits")
+
+
+def test_frames_of_polars_are_read(tokenizer):
+    task = load(Frame(text=TEXTS, label=["z", "a"] * 10), tokenizer, notes=quiet)
+    assert (task.labels, len(task.train)) == (("a", "z"), 16)
+    with pytest.raises(ValueError, match="row 1: no label, None; 10 such rows"):
+        load(Frame(text=TEXTS, label=["a", None] * 10), tokenizer, notes=quiet)
+    with pytest.raises(ValueError, match=r"LazyFrame, not read yet: give data.collect\(\)"):
+        load(LazyFrame(), tokenizer, notes=quiet)

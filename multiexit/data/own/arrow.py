@@ -16,8 +16,22 @@ BATCH = 1000
 """Rows that are held at a time."""
 
 
+def is_set(data: Any) -> bool:
+    """Whether it is a set of the library `datasets`, which is not imported for this."""
+    return hasattr(data, "features") and hasattr(data, "column_names")
+
+
 def from_datasets(data: Any, name: str) -> Table:
-    """A set of the library `datasets`; bytes and images are read one by one, as they are needed."""
+    """A set of the library `datasets`; bytes and images are read one by one, as they are needed.
+
+    Raises:
+        ValueError: no rows, or a stream.
+    """
+    if not hasattr(data, "__len__"):
+        raise ValueError(
+            f"{name} is a stream ({type(data).__name__}), and rows are read several times: load it "
+            "without streaming, or take what fits into memory, list(data.take(10_000))"
+        )
     check_some(name, data)
     features = data.features or {}
     for column, feature in features.items():

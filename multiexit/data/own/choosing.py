@@ -23,6 +23,9 @@ PAIRS = (
 IMAGES = ("image", "img", "file", "file_name", "filename", "path", "image_path")
 SAMPLE = 200
 
+Name = str | int
+"""A column as a user names it: frames may number theirs."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -47,10 +50,10 @@ class Columns:
 
 def choose(
     table: Table,
-    text: str | None = None,
-    text_pair: str | None = None,
-    image: str | None = None,
-    label: str | Sequence[str] | None = None,
+    text: Name | None = None,
+    text_pair: Name | None = None,
+    image: Name | None = None,
+    label: Name | Sequence[Name] | None = None,
 ) -> tuple[Columns, list[str]]:
     """The columns of a table, and what was guessed, as sentences.
 
@@ -65,7 +68,11 @@ def choose(
         raise ValueError(
             f"image={image!r} and text={text or text_pair!r}: a row is one or the other"
         )
-    names = [label] if isinstance(label, str) else list(label or ())
+    text, text_pair, image = (
+        None if name is None else str(name) for name in (text, text_pair, image)
+    )
+    labels = [label] if isinstance(label, Name) else list(label or ())
+    names = [str(name) for name in labels]
     roles = [name for name in (text, text_pair, image, *names) if name is not None]
     table.check_columns(roles)
     if twice := [name for name in roles if roles.count(name) > 1]:

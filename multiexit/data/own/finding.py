@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multiexit.data.own import choosing, places
-from multiexit.data.own.choosing import Columns
+from multiexit.data.own.choosing import Columns, Name
 from multiexit.data.own.notes import Notes, say
 from multiexit.data.own.table import Table
 
@@ -36,10 +36,10 @@ def find(
     *,
     validation: Any = None,
     test: Any = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    image: str | None = None,
-    label: str | Sequence[str] | None = None,
+    text: Name | None = None,
+    text_pair: Name | None = None,
+    image: Name | None = None,
+    label: Name | Sequence[Name] | None = None,
     notes: Notes = say,
 ) -> Found:
     """Find a user's data: its tables, and the columns to read.

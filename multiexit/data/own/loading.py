@@ -12,6 +12,7 @@ from multiexit.arguments import check_share
 from multiexit.data.own import drawing, image_sets
 from multiexit.data.own import rows as split_rows
 from multiexit.data.own.bad_rows import BadRows
+from multiexit.data.own.choosing import Name
 from multiexit.data.own.finding import Found, find
 from multiexit.data.own.notes import Notes, say
 from multiexit.data.own.rows import Rows
@@ -67,10 +68,10 @@ def load(
     *,
     validation: Any = None,
     test: Any = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    image: str | None = None,
-    label: str | Sequence[str] | None = None,
+    text: Name | None = None,
+    text_pair: Name | None = None,
+    image: Name | None = None,
+    label: Name | Sequence[Name] | None = None,
     problem: str | None = None,
     max_length: int = 128,
     size: int = 224,

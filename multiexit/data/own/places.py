@@ -33,7 +33,8 @@ def splits(source: Any, validation: Any = None, test: Any = None) -> dict[str, T
         if given is not None:
             found[name] = _one(given, name)
     if "train" not in found:
-        raise ValueError(f"{source}: no training set; there is {', '.join(found)}")
+        name = source if isinstance(source, str | Path) else "data"
+        raise ValueError(f"{name}: no training set; there is {', '.join(found)}")
     return found
 
 
@@ -60,6 +61,8 @@ def _splits(source: Any) -> dict[str, Table]:
 
 
 def _in_memory(data: Any) -> dict[str, Table]:
+    if isinstance(data, dict) and data and all(map(arrow.is_set, data.values())):
+        return _of_datasets(data, "data")
     by_split = {name: split for split, names in NAMES.items() for name in names}
     if isinstance(data, dict) and data and all(str(key) in by_split for key in data):
         return {

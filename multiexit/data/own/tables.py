@@ -42,7 +42,7 @@ def from_memory(data: Any, name: str = "data") -> Table:
     Raises:
         ValueError: something else, or no rows.
     """
-    if hasattr(data, "features") and hasattr(data, "column_names"):
+    if arrow.is_set(data):
         return arrow.from_datasets(data, name)
     if hasattr(data, "to_dict") and hasattr(data, "columns"):
         data = _columns_of_frame(data, name)

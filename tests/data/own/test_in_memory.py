@@ -1,6 +1,7 @@
 """Tables in memory, as other libraries hold them."""
 
 import datasets
+import pandas
 import pytest
 
 from multiexit.data import load
@@ -75,3 +76,29 @@ def test_frames_of_polars_are_read(tokenizer):
         load(Frame(text=TEXTS, label=["a", None] * 10), tokenizer, notes=quiet)
     with pytest.raises(ValueError, match=r"LazyFrame, not read yet: give data.collect\(\)"):
         load(LazyFrame(), tokenizer, notes=quiet)
+
+
+def test_streams_are_refused_and_splits_of_other_names_left_alone(tokenizer):
+    data = datasets.Dataset.from_dict({"text": TEXTS, "label": ["z", "a"] * 10})
+    stream = data.to_iterable_dataset()
+    for source in (stream, datasets.IterableDatasetDict({"train": stream})):
+        with pytest.raises(ValueError, match=r"a stream \(IterableDataset\).*without streaming"):
+            load(source, tokenizer, notes=quiet)
+    assert len(load(list(stream.take(10)), tokenizer, notes=quiet).train) == 8
+    notes = []
+    splits = datasets.DatasetDict(dict.fromkeys(["train", "test", "unsupervised"], data))
+    assert [*load(splits, tokenizer, notes=notes.append).sets] == ["test"]
+    assert notes[0] == "data: the splits unsupervised are left alone"
+    del splits["train"]
+    with pytest.raises(ValueError, match="data: no training set; there is test, unsupervised"):
+        load(splits, tokenizer, notes=quiet)
+
+
+def test_columns_may_be_numbered(tokenizer):
+    frame = pandas.DataFrame([[text, row % 2] for row, text in enumerate(TEXTS)])
+    assert len(load(frame, tokenizer, text=0, label=1, notes=quiet).train) == 16
+    assert load(frame, tokenizer, label=[1], notes=quiet).labels == ("0", "1")
+    flipped = frame[[1, 0]].set_axis([0, 1], axis=1)
+    assert load(flipped, tokenizer, label=0, notes=quiet).labels == ("0", "1")
+    with pytest.raises(ValueError, match=r"no column '2'. It has \['0', '1'\]"):
+        load(frame, tokenizer, text=0, label=2, notes=quiet)

@@ -24,6 +24,16 @@ def user_path(path: str | Path) -> Path:
     return expanded
 
 
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without what is hidden."""
+    return sorted(path for path in folder.iterdir() if not hidden(path.name))
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is a system's own: hidden, or what macOS and Windows leave about."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
 def check_new(folder: Path) -> None:
     """Refuse a folder that is to be written, and is there already.
 

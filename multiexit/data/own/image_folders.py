@@ -7,6 +7,7 @@ from pathlib import Path
 
 from multiexit.data.own.bad_rows import BadRows
 from multiexit.data.own.table import Row, Table
+from multiexit.files.paths import entries, hidden
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
@@ -17,21 +18,21 @@ SUFFIXES = {
 def table(folder: Path) -> Table:
     """The images below each of a folder's folders, at any depth, with its name as their label.
 
-    Links are followed. Hidden files and folders don't count; other files are told in the notes.
+    Links are followed. What is hidden doesn't count; other files are told in the notes.
 
     Raises:
         ValueError: no folders with images in them.
     """
-    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    kinds = [path for path in entries if path.is_dir()]
+    there = entries(folder)
+    kinds = [path for path in there if path.is_dir()]
     files: dict[str, list[str]] = {}
-    others: list[str] = [str(path) for path in entries if not path.is_dir()]
+    others: list[str] = [str(path) for path in there if not path.is_dir()]
     for kind in kinds:
         found = sorted(_files(kind))
         files[kind.name] = [name for name in found if _is_image(name)]
         others += [name for name in found if not _is_image(name)]
     if not any(files.values()):
-        shown = ", ".join(path.name for path in entries[:5]) or "nothing"
+        shown = ", ".join(path.name for path in there[:5]) or "nothing"
         raise ValueError(
             f"{folder} holds {shown}: wanted are tables (.csv, .jsonl, .parquet, …), or a folder "
             "of images for each class"
@@ -52,8 +53,7 @@ def images(folder: Path) -> list[str]:
     Raises:
         ValueError: none.
     """
-    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    parts = (sorted(_files(path)) if path.is_dir() else [str(path)] for path in entries)
+    parts = (sorted(_files(path)) if path.is_dir() else [str(path)] for path in entries(folder))
     found = [name for part in parts for name in part if _is_image(name)]
     if not found:
         raise ValueError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
@@ -83,11 +83,11 @@ def _files(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(here)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
+        folders[:] = sorted(name for name in folders if not hidden(name))
         yield from (
             os.path.join(place, name)
             for name in names
-            if name[0] != "." and not os.path.isdir(os.path.join(place, name))
+            if not hidden(name) and not os.path.isdir(os.path.join(place, name))
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from multiexit.data.own import arrow, tables
 from multiexit.data.own.table import Table, joined
 from multiexit.data.own.tables import SUFFIXES
+from multiexit.files.paths import entries
 
 NAMES = {
     "train": ("train", "training"),
@@ -76,11 +77,11 @@ def _in_folder(folder: Path) -> dict[str, Table]:
     if names & {"dataset_dict.json", "dataset_info.json", "state.json"}:
         return _saved_by_datasets(folder)
     found = {}
-    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    there = entries(folder)
     used: set[Path] = set()
     for split, aliases in NAMES.items():
         folders = [folder / alias for alias in aliases if (folder / alias).is_dir()]
-        files = [p for p in entries if p.suffix.lower() in SUFFIXES and _alias(p) in aliases]
+        files = [p for p in there if p.suffix.lower() in SUFFIXES and _alias(p) in aliases]
         if len(folders) + len({_alias(path) for path in files}) > 1:
             several = ", ".join(path.name for path in [*folders, *files])
             raise ValueError(f"{folder} has {several}, each of which could be {split}: keep one")
@@ -91,7 +92,7 @@ def _in_folder(folder: Path) -> dict[str, Table]:
         used |= {*folders, *files}
     if "train" not in found:
         return found or {"train": _whole_folder(folder)}
-    if left := [path.name for path in entries if path not in used]:
+    if left := [path.name for path in there if path not in used]:
         shown = ", ".join(left[:5]) + ", …" * (len(left) > 5)
         found["train"] = _noted(found["train"], f"{folder}: {shown} left alone")
     return found
@@ -119,7 +120,7 @@ def _whole_folder(folder: Path, split: str = "train") -> Table:
     """A folder's tables as one, or its folders of images by class."""
     from multiexit.data.own import image_folders
 
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in entries(folder) if path.suffix.lower() in SUFFIXES]
     if files:
         kinds = {path.suffix.lower() for path in files}
         if len(kinds) > 1:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from multiexit.data import load, token_cache
-from multiexit.data.own import finding, loading, places, rows, targets
+from multiexit.data.own import finding, image_folders, loading, places, rows, targets
 
 
 def quiet(_):
@@ -193,6 +193,28 @@ def test_folders_in_folders_and_links_are_read_and_others_told(pets, tmp_path):
     assert len(task.train) + len(task.sets["validation"]) == 12
     assert "2 files are left alone (2 .png)" in notes[0]
     assert notes[1].endswith("no images in none")
+
+
+def test_what_systems_leave_about_is_no_class_and_no_table(pets, tokenizer, tmp_path):
+    whole = (pets / "cat" / "0.png").read_bytes()
+    for name in ("__MACOSX/cat/0.png", "cat/__MACOSX/0.png", "cat/._0.png", "._1.png"):
+        (pets / name).parent.mkdir(parents=True, exist_ok=True)
+        (pets / name).write_bytes(whole)
+    for name in ("Thumbs.db", "cat/Thumbs.db", "dog/.DS_Store", "desktop.ini"):
+        (pets / name).touch()
+    notes = []
+    task = load(pets, size=16, notes=notes.append)
+    assert (task.labels, len(image_folders.images(pets))) == (("cat", "dog"), 12)
+    assert not any("left alone" in note for note in notes)
+    for folder in (tmp_path / "tables", tmp_path / "splits" / "train"):
+        write_lines(folder / "train.jsonl", texts(20))
+        for name in ("._train.jsonl", "__MACOSX/train.jsonl"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"\0\5\x16\7")
+        assert len(load(folder, tokenizer, notes=(said := []).append).train) == 16
+        assert not any("left alone" in note for note in said)
+    (tmp_path / "splits" / "__MACOSX").mkdir()
+    assert places.splits(tmp_path / "splits")["train"].notes == ()
 
 
 def bytes_alone(table):

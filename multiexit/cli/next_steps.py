@@ -12,6 +12,7 @@ from multiexit.cli.words import typed_command
 from multiexit.evaluation.p_values import rows_needed
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
+from multiexit.policies.certificate import Certificate
 from multiexit.policies.registry import policy_name
 
 
@@ -62,18 +63,32 @@ def after_calibrating(run: Path, policy: ExitPolicy | None = None) -> str:
     return _line(_export(run, [] if policy is None else ["--policy", policy_name(policy)]))
 
 
-def after_export(folder: Path, calibration: Mapping[str, Any] | None) -> str:
+def after_export(
+    folder: Path, calibration: Mapping[str, Any] | None, certificate: Certificate | None
+) -> str:
     """What to do with an export.
 
     Args:
         folder: as typed.
         calibration: its table, where a service can choose among the settings.
+        certificate: of its policy. Where that is of another loss than the table's bounds, or surer,
+            a service must be told what may be lost.
     """
-    if calibration is None:
+    bounds = [] if calibration is None else [s["loss_bound"] for s in calibration["settings"]]
+    alike = certificate is None or (
+        calibration is not None
+        and certificate.loss == calibration["loss"]
+        and certificate.confidence is not None
+        and certificate.confidence <= calibration["confidence"]
+    )
+    if calibration is None or (not alike and None in bounds):
         return _line(_step(["serve", folder], "answers over HTTP"))
-    best = max(setting["score"] for setting in calibration["settings"])
-    least = math.floor(100 * best - 1) / 100  # a point or two below
+    scores = [setting["score"] for setting in calibration["settings"]]
+    least = math.floor(100 * max(scores) - 1) / 100  # a point or two below
     words = ["serve", folder, "--target-ms", "50", "--min-score", f"{least:g}"]
+    if not alike:
+        most = max(b for b, score in zip(bounds, scores, strict=True) if score >= least)
+        words += ["--max-loss", f"{math.ceil(100 * most)}"]
     return _line(_step(words, "answers over HTTP, sooner as load grows"))
 
 

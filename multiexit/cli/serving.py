@@ -186,7 +186,11 @@ def export(
     options: Any = {"int8": int8, "target": target, "agreement": share, "notes": notes}
     settings = () if loaded.calibration is None else loaded.calibration.settings
     middle = settings[len(settings) // 2].policy if settings else None
-    if int8 and held is not None and type(middle) is type(held):
+    is_turned = type(middle) is type(held) and not any(
+        isinstance(number, tuple)
+        for number in vars(held).values()  # one for each exit
+    )
+    if int8 and held is not None and is_turned:
         labelled = ModelRows(task=task, data_dir=data_dir)
         options["calibrate"] = calibrating.measured(loaded, model, labelled, held, notes)
     with tempfile.TemporaryDirectory() as place:
@@ -204,10 +208,10 @@ def export(
     )
     if held is not None:
         print(f"It stops by {policy_name(held)}")
-    if middle is not None and type(middle) is not type(held):
+    if middle is not None and not is_turned:
         other = policy_name(middle)
         print(
-            f"The calibration table is of {other.partition('=')[0]}, so this export has no "
+            f"The calibration table's settings are such as {other}, so this export has no "
             f"targets, such as speedup= or --target-ms: for these export with --policy {other}"
         )
     if int8:
@@ -215,7 +219,8 @@ def export(
         if held is not None and held.certificate is not None:
             print(f"The certificate of {policy_name(held)} is the float model's, and was left out")
     if loaded.preprocessing.get("kind") and not triton:
-        print(next_steps.after_export(output, kept if type(middle) is type(held) else None))
+        certificate = None if held is None or int8 else held.certificate
+        print(next_steps.after_export(output, kept if is_turned else None, certificate))
 
 
 def truncate(

@@ -1,13 +1,17 @@
 """A service whose policy is turned: over HTTP, of a model and of its export."""
 
+import shlex
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from answering import texts
 from starlette.testclient import TestClient
 
+from multiexit.cli import next_steps
+from multiexit.policies.certificate import Certificate
 from multiexit_runner.server.allowed import dial_of
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.options import Options
@@ -162,6 +166,23 @@ def test_settings_stay_within_the_operators_bounds(turned):
     with pytest.raises(ValueError, match=r"certificate bounds disagreement .* say with max_loss"):
         dial_of(other, Options(target_ms=50))
     assert dial_of(other, Options(target_ms=50, max_loss=loss)).settings == certified.settings
+
+
+@pytest.mark.parametrize("loss", [None, "accuracy", "disagreement"])
+@pytest.mark.parametrize("confidence", [0.5, 0.99])
+def test_the_line_that_an_export_prints_starts_a_service(loss, confidence, turned):
+    served = turned["export"]
+    certificate = Certificate(loss, 0.9, confidence, 100, 0.1) if loss else None
+    said = next_steps.after_export(Path("there"), served.calibration, certificate)
+    command, folder, *words = shlex.split(said.split("`")[1])[1:]
+    assert (command, folder) == ("serve", "there")
+    given = {
+        name.removeprefix("--").replace("-", "_"): float(value)
+        for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    kept = certificate and certificate.to_json()
+    dial = dial_of(replace(served, certificate=kept), Options(**given))
+    assert len(dial.settings) > 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from multiexit.evaluation.calibration_table import calibration_table
 from multiexit.evaluation.exported import collect_exported
 from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.judging import judge
+from multiexit.evaluation.metrics import label
 from multiexit.evaluation.outputs import Outputs, collect, rows_in_share
 from multiexit.evaluation.targets import TARGETS, Target, mean_ms
 from multiexit.evaluation.temperature_scaling import fit_temperatures
@@ -152,13 +153,18 @@ def tabulate(
     card.renew_card(folder)
     print(f"{task.name} ({name}), {model.calibration.rows} rows")
     if model.calibration.loss is not None:
-        print(f"Bounds on the loss against the last exit hold with confidence {confidence:g}.")
+        bounded = model.calibration.loss
+        print(
+            f"Bounds on the {bounded} lost against the last exit hold with confidence "
+            f"{confidence:g}."
+        )
+        if bounded != model.calibration.metric:
+            print(f"More may be lost of the score, the {label(model.calibration.metric)}.")
     print()
     print(report.calibration_table(model.calibration))
     print(f"\nwritten: {folder / SETTINGS}, with this table")
-    settings = model.calibration.settings
-    middle = settings[len(settings) // 2].policy
-    if type(model.policy) is type(middle):
+    safe = model.calibration.near_full().policy
+    if type(model.policy) is type(safe):
         return None
     if model.policy is not None:
         own = registry.policy_name(model.policy)
@@ -166,7 +172,7 @@ def tabulate(
             f"The model itself stops by {own}, which is of another kind than this table: "
             f"--policy {own.partition('=')[0]} makes one of it."
         )
-    return middle
+    return safe
 
 
 def measured(

@@ -184,9 +184,8 @@ def export(
     )
     held, notes = exit_policy or loaded.policy, now_and_then()
     options: Any = {"int8": int8, "target": target, "agreement": share, "notes": notes}
-    settings = () if loaded.calibration is None else loaded.calibration.settings
-    middle = settings[len(settings) // 2].policy if settings else None
-    is_turned = type(middle) is type(held) and not any(
+    setting = None if loaded.calibration is None else loaded.calibration.near_full().policy
+    is_turned = type(setting) is type(held) and not any(
         isinstance(number, tuple)
         for number in vars(held).values()  # one for each exit
     )
@@ -208,8 +207,8 @@ def export(
     )
     if held is not None:
         print(f"It stops by {policy_name(held)}")
-    if middle is not None and not is_turned:
-        other = policy_name(middle)
+    if setting is not None and not is_turned:
+        other = policy_name(setting)
         print(
             f"The calibration table's settings are such as {other}, so this export has no "
             f"targets, such as speedup= or --target-ms: for these export with --policy {other}"

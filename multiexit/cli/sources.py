@@ -207,16 +207,20 @@ def _own(model: Any, folder: Path, trained_on: dict[str, Any], rows: ModelRows) 
         raise ValueError(f"{folder} was trained on rows in memory: name others by --data")
     places = {"data": data} if data else {k: trained_on.get(k) for k in SOURCES}
     draws = {k: trained_on[k] for k in ("share", "seed") if not data and k in trained_on}
+    for place in () if data else filter(None, places.values()):
+        if Path(place).is_absolute() and not Path(place).exists():  # a set on the hub has no path
+            raise ValueError(
+                f"{folder} was trained on {place}, which isn't there any more: put it back, or "
+                "name rows by --data, all of which are then judged on"
+            )
     found = finding.find(**places, **named)  # type: ignore[arg-type]
     if found.kind != how.get("kind"):
         raise ValueError(f"{data} holds {found.kind}s, and the model reads {how.get('kind')}s")
     goal = targets.given(model.labels, model.num_classes, model.problem)
+    skipped = folder.parent / (f"{found.name}.{SKIPPED}" if data else SKIPPED)
+    skips = rows.skip_bad or (not data and trained_on.get("skip_bad", False))
     reading = loading.Reading(
-        max_length=how.get("max_length", 128),
-        skip_bad=folder.parent / (f"{found.name}.{SKIPPED}" if data else SKIPPED)
-        if rows.skip_bad
-        else None,
-        **draws,
+        max_length=how.get("max_length", 128), skip_bad=skipped if skips else None, **draws
     )
     trained = loading.Trained(
         goal,

@@ -154,7 +154,7 @@ Accumulation = Annotated[int, typer.Option(help="batches per step", rich_help_pa
 Validation = Annotated[
     float | None,
     typer.Option(
-        help="share of train that selects the epoch; text 0.1, images 0 (the last)",
+        help="share of train that selects the epoch; text and --data 0.1, else images 0 (the last)",
         rich_help_panel="Training",
     ),
 ]

@@ -204,7 +204,8 @@ def collect(
             set's order), or an iterable of batches: `(inputs, labels)` or a dict with `"labels"`.
             Rows of an embedding need no labels: exits are then compared with the last one.
         metric: a name in `multiexit.metrics.METRICS`, or a function of answers and labels; None is
-            the first that suits: accuracy, Pearson and Spearman for regression, cosine for vectors.
+            that of the model's training, where `--metric` named one, else the first that suits:
+            accuracy, Pearson and Spearman for regression, cosine for vectors.
         batch_size: rows per batch, where `data` doesn't say.
         keys: whether rows get keys to be known again by, as a policy's certificate needs them.
         spread: share a data set's batches among the processes of this run, all of which must call
@@ -225,6 +226,7 @@ def collect(
         >>> outputs.logits_MBC.shape, outputs.cost.layers_M
         (torch.Size([2, 5, 3]), (1, 2))
     """
+    metric = model.preprocessing.get("metric") if metric is None else metric
     metric = metrics.fitting(metric, model.num_classes, model.problem, model.labels)
     hub.check_names(data, model.labels, "the data set")
     device = next(model.parameters()).device

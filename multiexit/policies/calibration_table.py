@@ -97,6 +97,11 @@ class CalibrationTable:
     settings: tuple[Setting, ...]
     precision: str = "float32"
 
+    def near_full(self) -> Setting:
+        """The fastest setting that scored at most a point below the last exit, else the slowest."""
+        near = [each for each in self.settings if each.score >= self.score - 0.01]
+        return near[-1] if near else self.settings[0]
+
     def to_json(self) -> dict[str, Any]:
         """Give it as plain data."""
         settings = [

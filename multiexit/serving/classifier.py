@@ -168,8 +168,8 @@ class Classifier:
             policy: in place of the classifier's own.
             speedup, max_loss, milliseconds: in place of a policy, one target, for which a setting
                 is chosen from the model's calibration table (`multiexit.calibration_table`): layers
-                of the full network over those that are run, at least; points of score that are lost
-                against it, at most (0.5 is 84.5 to 84.0), by the table's bound; or of a batch of
+                of the full network over those that are run, at least; points of what the table
+                bounds, accuracy, lost against it, at most (0.5 is 84.5 to 84.0); or of a batch of
                 `batch_size` inputs (of one, where one is given) on average, at most, by the model's
                 latency table.
             top_k: how many classes `scores` holds; None is all.

@@ -49,6 +49,14 @@ def _allowed(served: Served, options: Options) -> list[Setting]:
                 "model"
             )
         choose(table, ("max_loss", most))  # refuses what no setting reaches
+        if table["loss"] != table["metric"]:
+            log.warning(
+                "settings are kept to a loss of %g points of %s; of the table's score, %s, they "
+                "may lose more: min_score bounds it",
+                most,
+                table["loss"],
+                table["metric"],
+            )
         rows = [row for row in rows if 100 * row["loss_bound"] <= most]
     best = max(row["score"] for row in rows)
     if options.min_score > best:

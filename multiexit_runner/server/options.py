@@ -60,8 +60,9 @@ class Options:
     )
     max_loss: float = _option(
         NO_LOSS,
-        "highest bound on the loss of the settings among which the policy is turned, in points "
-        "(0.5 is 84.5 to 84.0); default the risk of its certificate, or any where it has none",
+        "highest bound on what settings among which the policy is turned lose, in points of what "
+        "the table bounds, accuracy (0.5 is 84.5 to 84.0); default the risk of its certificate, or "
+        "any where it has none",
         0,
     )
     batch_size: int = _option(32, "rows that go through a segment together, at most", 1)

@@ -33,7 +33,9 @@ class Answers(BaseModel):
         None, description="As observed on the calibration rows, a share such as 0.84"
     )
     loss_bound: float | None = Field(
-        None, description="The bound by the calibration table, a share: 0.005 is half a point"
+        None,
+        description="The calibration table's bound on the accuracy (of vectors the cosine) that is "
+        "lost, a share: 0.005 is half a point",
     )
 
 

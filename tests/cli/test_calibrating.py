@@ -162,7 +162,7 @@ def test_temperatures_have_rows_of_their_own(folder):
     assert torch.allclose(saved.temperature_M, wanted.temperature_M)
     fitted = ", ".join(f"{temperature:.3g}" for temperature in saved.temperature_M.tolist())
     wrote = f"written: {folder / 'model.safetensors'}, with the exits' temperatures {fitted}\n"
-    assert ended.out.endswith(wrote)
+    assert wrote in ended.out
     assert f"written: {folder / 'multiexit.json'}, with the policy max-prob=" in ended.out
     after = collected(folder)
     _, calibrating = after.split(0.5, 0)[0].split(0.5, 0)

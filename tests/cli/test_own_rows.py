@@ -220,6 +220,29 @@ def test_a_metric_is_refused_before_rows_are_read_and_else_remembered(
     for folder in ("run", "more"):
         results = json.loads((tmp_path / folder / "results.json").read_text())
         assert results["metric"] == "matthews"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_glue / "bert")
+    task = load(run / "new.csv", tokenizer, notes=lambda note: None)
+    assert mx.collect(model, task.sets["validation"]).metric == "matthews"
+    ended = command("calibrate", tmp_path / "run", "--table", "--policy", "max-prob")
+    assert "accuracy lost ≤ (%)" in ended.out
+    assert "More may be lost of the score, the Matthews' correlation" in ended.out
+
+
+def test_a_run_remembers_that_bad_rows_were_left_out_and_where_its_rows_lay(tiny_glue, tmp_path):
+    (tmp_path / "bad.csv").write_text(rows(0, 60) + ",1\n")
+    run, table = tmp_path / "run", tmp_path / "bad.csv"
+    words = ["train", "--data", table, "--backbone", tiny_glue / "bert", "--output", run]
+    assert "an empty text" in command(*words).err
+    ended = command(*words, "--skip-bad", "--max-steps", 1)
+    assert ended.code == 0, ended.err
+    assert command("evaluate", run).code == 0
+    ended = command("calibrate", run, "--table", "--policy", "max-prob")
+    assert ended.code == 0, ended.err
+    ended = command("export", run, tmp_path / "onnx", "--int8", "--policy", "max-prob=0.9")
+    assert (ended.code, "is measured in int8" in ended.err) == (0, True), ended.err
+    table.rename(tmp_path / "moved.csv")
+    ended = command("evaluate", run)
+    assert (ended.code, f"trained on {table}, which isn't there" in ended.err) == (2, True)
 
 
 def test_rows_of_numbers_are_trained_by_recipes_that_serve_them_and_calibrated(

@@ -174,6 +174,7 @@ def task_of(
     described = None
     if found.described is not None:
         described = {**found.described, "share": reading.share, "seed": reading.seed}
+        described |= {"skip_bad": True} if reading.skip_bad is not None else {}
         if draws and list(rows) == ["train"]:
             described["drawn_from"] = rows["train"].fingerprint()
     preprocessing: dict[str, Any] = {"kind": found.kind, "data": described, **(how or {})}

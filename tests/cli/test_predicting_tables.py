@@ -226,6 +226,8 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
     table, out = written(tmp_path / "in.csv"), tmp_path / "out.csv"
     gaps = written(tmp_path / "gaps.csv", [*ROWS[:2], {**ROWS[0], "review": " "}, *ROWS[2:]])
     tabs = written(tmp_path / "in.tsv")  # no lines of text, each with its label
+    blank = tmp_path / "blank.csv"
+    blank.write_text("text\ngood film\n\nbad\n\n\n")
     files = {path.name for path in tmp_path.iterdir()}
     text = ("--text", "review")
     for words, message in [
@@ -238,6 +240,10 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
         ((table, *text, "--text-pair", "id"), "reads single texts"),
         ((table, "--image", "review"), "reads single texts"),
         ((gaps, *text, "--output", out), "line 4: an empty review"),
+        (
+            (blank, "--text", "text"),
+            "line 3: an empty text, ''. Mend them, or go on without them by --skip-bad",
+        ),
         ((table, *text, "--output", tmp_path / "out.xlsx"), ".csv, .tsv, .jsonl, .parquet"),
         ((table, *text, "--output", table), "the table that is read"),
         ((table, *text, "--output", tmp_path / "no" / "out.csv"), "no folder"),
@@ -251,3 +257,6 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
         assert len(ended.err.splitlines()) <= 2
     assert {path.name for path in tmp_path.iterdir()} == files
     assert np.array_equal(read(table), ROWS)
+    ended = command("predict", models / "texts", blank, "--text", "text", "--skip-bad")
+    assert [json.loads(line)["text"] for line in ended.out.splitlines()] == ["good film", "bad"]
+    assert "line 3: an empty text" in ended.err

@@ -16,6 +16,8 @@ QUOTES = "a field that begins with a quote ends with one, and quotes within it a
 def table(path: Path, delimiter: str | None) -> Table:
     """The rows below a first line that names the columns.
 
+    A blank line is no row; but of one column it is one without a value, if others follow.
+
     Args:
         path: of the file.
         delimiter: between columns; None takes the one of `DELIMITERS` that gives most columns.
@@ -35,6 +37,7 @@ def table(path: Path, delimiter: str | None) -> Table:
 
     def read(bad: BadRows) -> Iterator[Row]:
         reader = csv.reader(_text_lines(path), delimiter=delimiter, strict=True)
+        blank: list[int] = []
         while True:
             line = reader.line_num + 1
             try:
@@ -46,8 +49,13 @@ def table(path: Path, delimiter: str | None) -> Table:
                 continue
             if fields is None:
                 return
-            if line == 1 or not fields:
+            if line == 1:
                 continue
+            if not fields:
+                blank += [line] * (len(columns) == 1)
+                continue
+            yield from ((f"{path}, line {empty}", {columns[0]: ""}) for empty in blank)
+            blank.clear()
             if len(fields) == len(columns):
                 yield f"{path}, line {line}", dict(zip(columns, fields, strict=True))
             else:

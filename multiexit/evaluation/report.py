@@ -244,7 +244,8 @@ def _policy_cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _percents(scores: Mapping[str, float]) -> dict[str, str]:
-    named = {name: value for name, value in scores.items() if name != "score"} or scores
+    named = {name: value for name, value in scores.items() if name != "score"}
+    named = named if len(named) == 1 else scores  # of several, the one that runs are compared by
     return {f"{name} (%)": f"{100 * value:.2f}" for name, value in named.items()}
 
 

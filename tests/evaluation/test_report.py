@@ -76,7 +76,7 @@ def test_exit_table_numbers():
 
 def test_score_stands_for_its_parts_only():
     header = cells(report.exit_table(hand_made("accuracy_f1")), False)[0]
-    assert header[4:6] == ["accuracy (%)", "f1 (%)"]
+    assert header[4:7] == ["score (%)", "accuracy (%)", "f1 (%)"]
     row = mx.judge(hand_made(), mx.FixedExit(0))
     only = mx.Row(row.policy, 0.5, {"score": 0.5}, 1.0, 3.0, 2.0, [1.0, 0.0, 0.0])
     assert cells(report.policy_table([only]), False)[0][1] == "score (%)"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multiexit_runner.inputs import Arrays
-from multiexit_runner.naming import unknown
+from multiexit_runner.naming import OptionError, unknown
 
 BACKENDS = ("onnxruntime", "openvino", "openvino-bf16")
 ROUNDING = ("openvino-bf16",)
@@ -53,9 +53,10 @@ def opener(backend: str, threads: int | None, providers: Sequence[Any] | None) -
     if backend == "onnxruntime":
         return _onnxruntime(threads, _checked(providers))
     if providers is not None:
-        raise ValueError(
-            f"providers are onnxruntime's, and {backend} runs on the CPU: leave out "
-            f"providers={providers!r}, or take backend='onnxruntime'"
+        raise OptionError(
+            "{providers} are onnxruntime's, and {} runs on the CPU: leave out {}, or take "
+            "{backend}='onnxruntime'",
+            *(backend, _names(providers)),
         )
     return _openvino(backend, threads)
 
@@ -145,14 +146,14 @@ def _openvino(backend: str, threads: int | None) -> Open:
     try:
         import openvino
     except ImportError as error:
-        raise ValueError(
-            f"backend={backend!r} needs openvino: pip install 'multiexit-torch[openvino]'"
+        raise OptionError(
+            "{backend}={!r} needs openvino: pip install 'multiexit-torch[openvino]'", backend
         ) from error
 
     core = openvino.Core()
     short = backend in ROUNDING
     if short and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ValueError(f"backend={backend!r}: this CPU has no bfloat16; take 'openvino'")
+        raise OptionError("{backend}={!r}: this CPU has no bfloat16; take 'openvino'", backend)
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if short else "f32",  # OpenVINO's own is what is fastest

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multiexit_runner.naming import OptionError
+
 NO_TABLE = (
     "there is no calibration table to choose a setting from: make one with `multiexit calibrate "
     "FOLDER --table` (model.calibration = multiexit.calibration_table(…)){again}"
@@ -86,9 +88,10 @@ def choose(table: Mapping[str, Any], target: tuple[str, float], ms_S: Sequence[f
     safe = [s for s in places if 100 * bound_S[s] <= number]
     if not safe:
         meant = f" (as a share, did you mean {100 * number:g}?)" if number < SMALL else ""
-        raise ValueError(
-            f"no setting of the calibration table has a bound within max_loss={number:g} "
-            f"points{meant}; on {table['rows']} rows, with confidence {table['confidence']:g}, the "
-            f"lowest is {100 * min(bound_S):.2g} points: give more, or make the table on more rows"
+        raise OptionError(
+            "no setting of the calibration table has a bound within {max_loss}={:g} points{}; on "
+            "{} rows, with confidence {:g}, the lowest is {:.2g} points: give more, or make the "
+            "table on more rows",
+            *(number, meant, table["rows"], table["confidence"], 100 * min(bound_S)),
         )
     return max(safe, key=lambda s: settings[s]["speedup_layers"])

@@ -1,8 +1,8 @@
 """Names as users know them: the nearest of an unknown one, and those of options as given."""
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
+from string import Formatter
 
 
 def suggest(name: object, known: Iterable[str]) -> str | None:
@@ -46,35 +46,32 @@ def unknown(
     return ValueError(f"no {what} {name!r:.80}: did you mean {near!r}? {there} {listed}")
 
 
-def as_given(message: str, options: Mapping[str, str]) -> str:
-    """A message with options as they were given.
-
-    A name of one word is an option where it comes first or has a value behind `=`; elsewhere it
-    may be a word like any other.
+class OptionError(ValueError):
+    """What is wrong with options: they stand in a sentence in braces, and can be named otherwise.
 
     Args:
-        message: of an error, which names them as Python has it.
-        options: by those names.
+        sentence: with names in Python in braces, and empty ones for values.
+        values: what came, and what would be right.
 
-    >>> options = {"omega_lr": "--omega-lr", "resume": "--resume", "head": "$HEAD"}
-    >>> as_given("resume=True needs head='linear' or an omega_lr", options)
-    '--resume needs $HEAD=linear or an --omega-lr'
+    >>> error = OptionError("{port} must be at most {}, got {!r}", 65535, "a port")
+    >>> print(error)
+    port must be at most 65535, got 'a port'
+    >>> error.named({"port": "--port"})
+    "--port must be at most 65535, got 'a port'"
     """
-    names = "|".join(sorted(options, key=len, reverse=True))
-    if not names:
-        return message
 
-    def option(found: re.Match[str]) -> str:
-        config, name, switch, value = found.groups()
-        given = options[name]
-        if switch:
-            return given
-        if value is not None:
-            between = " " if given.startswith("--") else "="
-            return f"{given}{between}{value.strip(chr(39))}".rstrip()
-        is_option = config or "_" in name or found.start() == 0
-        return given if is_option else found[0]
+    def __init__(self, sentence: str, *values: object):
+        super().__init__(sentence, *values)
 
-    value = r"[= ](True)\b|=('[^']*'|[^\s,;:)]*)"
-    around = r"(?<![\w./'\"-])", r"(?![\w/'\"-]|\.\w)"
-    return re.sub(rf"{around[0]}(config )?({names})(?:{value})?{around[1]}", option, message)
+    def __str__(self) -> str:
+        return self.named({})
+
+    def named(self, options: Mapping[str, str]) -> str:
+        """The sentence with options by other names."""
+        sentence, *values = self.args
+        return Formatter().vformat(sentence, values, _Itself(options))
+
+
+class _Itself(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return name

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from multiexit_runner.naming import OptionError
 from multiexit_runner.runner import Runner
 
 POLICIES = {"FixedExit": "fixed", "ProductOfExperts": "product"}
@@ -55,9 +56,10 @@ def typed_policy(policy: Mapping[str, Any]) -> str:
 
 
 def _other(policy: Any, held: Mapping[str, Any], knobs: Mapping[str, Any]) -> ValueError:
-    return ValueError(
-        f"policy={policy!r:.80}: these graphs hold the policy {_typed(held.get('class'))}, whose "
-        f"numbers alone can be turned, {sorted(knobs)}; for another policy export again"
+    return OptionError(
+        "{policy}={!r:.80}: these graphs hold the policy {}, whose numbers alone can be turned, "
+        "{}; for another policy export again",
+        *(policy, _typed(held.get("class")), sorted(knobs)),
     )
 
 
@@ -119,9 +121,9 @@ def _free(
         fixed = held.get(name)
         fixed = tuple(fixed) if isinstance(fixed, list) else fixed
         if name not in knobs and fixed != (tuple(number) if isinstance(number, list) else number):
-            raise ValueError(
-                f"policy={policy!r}: {name} is fixed in these graphs, as {held.get(name)}: export "
-                "again"
+            raise OptionError(
+                "{policy}={!r}: {} is fixed in these graphs, as {}: export again",
+                *(policy, name, held.get(name)),
             )
     return {name: _like(knobs[name], number) for name, number in given.items() if name in knobs}
 

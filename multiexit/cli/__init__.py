@@ -65,13 +65,13 @@ def main() -> None:
         sys.argv = [sys.argv[0], *expanded(program, sys.argv[1:])]
         check_words(program, sys.argv[1:])
         options = options_of(program, sys.argv[1:])
-        with warnings_noted(lambda text: as_typed(text, options)):
+        with warnings_noted(lambda text: as_typed(text, options, sys.argv[1:])):
             run()
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         # Of the many RuntimeErrors only those of memory; torch isn't imported for a name.
         memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
         if isinstance(error, RuntimeError) and not memory:
             raise
-        message = as_typed(str(error), options_of(program, sys.argv[1:]))
+        message = as_typed(str(error), options_of(program, sys.argv[1:]), sys.argv[1:])
         print(f"multiexit: {message or 'out of memory'}", file=sys.stderr)
         sys.exit(2)

@@ -9,6 +9,7 @@ from multiexit.files.paths import user_path
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.stepping import of_model
 from multiexit_runner.folder import SETTINGS as EXPORT
+from multiexit_runner.naming import OptionError
 from multiexit_runner.server.options import Options, words
 from multiexit_runner.server.serve import load_export
 from multiexit_runner.server.served import Served
@@ -58,9 +59,10 @@ def load(folder: Path, options: Options) -> Served:
         return load_export(folder, options)
     for name in ("backend", "providers"):
         if value := getattr(options, name):
-            raise ValueError(
-                f"{name}={value} is for an export, and {folder} is run by torch: leave it out, or "
-                "serve what `multiexit export` wrote"
+            raise OptionError(
+                f"{{{name}}}={{}} is for an export, and {{}} is run by torch: leave it out, or "
+                "serve what `multiexit export` wrote",
+                *(value, folder),
             )
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from multiexit_runner.choosing import NO_BOUNDS, NO_TABLE, choose
+from multiexit_runner.naming import OptionError
 from multiexit_runner.server.budget import BudgetDial
 from multiexit_runner.server.dial import Dial, LoadDial, Setting
 from multiexit_runner.server.options import NO_LOSS, TURNING, Options
@@ -39,14 +40,15 @@ def _allowed(served: Served, options: Options) -> list[Setting]:
     name = next(name for name in TURNING if getattr(options, name))
     if table is None:
         again = ", and export again where this is an export"
-        raise ValueError(f"{name}: {NO_TABLE.format(again=again)}")
+        raise OptionError(f"{{{name}}}: {{}}", NO_TABLE.format(again=again))
     most = min(options.max_loss, _certified_loss(served.certificate, table, options.max_loss))
     rows = table["settings"]
     if most < NO_LOSS:
         if None in [row["loss_bound"] for row in rows]:
-            raise ValueError(
-                f"max_loss={most:g}: {NO_BOUNDS}; bound min_score in its place, or serve the float "
-                "model"
+            raise OptionError(
+                "{max_loss}={:g}: {}; bound {min_score} in its place, or serve the float model",
+                most,
+                NO_BOUNDS,
             )
         choose(table, ("max_loss", most))  # refuses what no setting reaches
         if table["loss"] != table["metric"]:
@@ -62,10 +64,10 @@ def _allowed(served: Served, options: Options) -> list[Setting]:
     if options.min_score > best:
         percent = 1 < options.min_score <= 100 and best <= 1
         meant = f": did you mean {options.min_score / 100:g}?" if percent else ""
-        raise ValueError(
-            f"no setting of the calibration table that is allowed has min_score="
-            f"{options.min_score:g}: the best score observed on its rows ({table['metric']}, a "
-            f"share) is {best:.4g}{meant}"
+        raise OptionError(
+            "no setting of the calibration table that is allowed has {min_score}={:g}: the best "
+            "score observed on its rows ({}, a share) is {:.4g}{}",
+            *(options.min_score, table["metric"], best, meant),
         )
     turned, own = (
         said.partition("=")[0] for said in (typed_policy(rows[0]["policy"]), served.policy)
@@ -106,9 +108,10 @@ def _certified_loss(
     if alike and certificate["loss"] == table["loss"]:
         return 100 * certificate["risk"]
     if max_loss == NO_LOSS:
-        raise ValueError(
-            f"the policy's certificate bounds {certificate['loss']} with confidence {confidence}, "
-            f"the settings of the calibration table {table['loss']} with confidence "
-            f"{table['confidence']:g}: say with max_loss what the table's may lose, in points"
+        raise OptionError(
+            "the policy's certificate bounds {} with confidence {}, the settings of the "
+            "calibration table {} with confidence {:g}: say with {max_loss} what the table's may "
+            "lose, in points",
+            *(certificate["loss"], confidence, table["loss"], table["confidence"]),
         )
     return max_loss

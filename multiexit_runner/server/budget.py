@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from multiexit_runner.naming import OptionError
 from multiexit_runner.server.dial import Entry, Setting
 
 RATE = 0.02
@@ -50,9 +51,10 @@ class BudgetDial:
         self._unit = 0.0 if in_ms else 1.0
         low, high = self._layers_S.min(), self._layers_S.max()
         if not in_ms and not low <= budget <= high:
-            raise ValueError(
-                f"budget_layers must be from {low:.2f} to {high:.2f}, the mean layers of the "
-                f"settings that are allowed; got {budget:g}"
+            raise OptionError(
+                "{budget_layers} must be from {:.2f} to {:.2f}, the mean layers of the settings "
+                "that are allowed; got {:g}",
+                *(low, high, budget),
             )
         self.aim = high if in_ms else budget
         self._on_the_way, self._most = 0, 1.0

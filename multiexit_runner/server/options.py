@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from multiexit_runner.backends import MOST_THREADS
-from multiexit_runner.naming import as_given, unknown
+from multiexit_runner.naming import OptionError, unknown
 
 PREFIX = "MULTIEXIT_SERVE_"
 
@@ -20,6 +20,14 @@ NO_LOSS = 100.0
 
 TURNING = ("target_ms", "budget_layers", "budget_ms")
 """Options that turn the policy, of which a service has one at most."""
+
+
+def _braced(name: str) -> str:
+    """An option in a sentence of `OptionError`."""
+    return f"{{{name}}}"
+
+
+ONE_OF = ", ".join(map(_braced, TURNING))
 
 
 def _option(default: Any, words: str, least: float | None = None, most: float = inf) -> Any:
@@ -99,41 +107,43 @@ class Options:
                 value = _float(value)
                 object.__setattr__(self, f.name, value)
             if type(value) is not f.type:
-                raise ValueError(f"{f.name} must be {_name(f.type)}, got {value!r}")
+                raise OptionError(_braced(f.name) + " must be {}, got {!r}", _name(f.type), value)
             if least is not None and not abs(value) < inf:
-                raise ValueError(f"{f.name} must be a finite number, got {value!r}")
+                raise OptionError(_braced(f.name) + " must be a finite number, got {!r}", value)
             if least is not None and value < least:
-                raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
+                raise OptionError(_braced(f.name) + " must be at least {}, got {!r}", least, value)
             if least is not None and value > most:
-                raise ValueError(f"{f.name} must be at most {most}, got {value!r}")
+                raise OptionError(_braced(f.name) + " must be at most {}, got {!r}", most, value)
         self._check_dial()
         if self.drift_alpha >= 1:
-            raise ValueError(f"drift_alpha must be below 1, got {self.drift_alpha!r}")
+            raise OptionError("{drift_alpha} must be below 1, got {!r}", self.drift_alpha)
         if self.log_level not in ("debug", "info", "warning", "error"):
-            raise ValueError(
-                f"log_level must be debug, info, warning or error, got {self.log_level!r}"
+            raise OptionError(
+                "{log_level} must be debug, info, warning or error, got {!r}", self.log_level
             )
 
     def _check_dial(self) -> None:
         """Options of a turned policy, which are all or none."""
         if isnan(self.min_score):
-            raise ValueError(f"min_score must be a number, got {self.min_score!r}")
+            raise OptionError("{min_score} must be a number, got {!r}", self.min_score)
         if self.max_loss > NO_LOSS:
-            raise ValueError(f"max_loss is in points, at most {NO_LOSS:g}, got {self.max_loss!r}")
+            raise OptionError(
+                "{max_loss} is in points, at most {:g}, got {!r}", NO_LOSS, self.max_loss
+            )
         turning = [name for name in TURNING if getattr(self, name)]
         if len(turning) > 1:
-            raise ValueError(
-                f"a service has one of {', '.join(TURNING)}, got {' and '.join(turning)}"
-            )
+            both = " and ".join(map(_braced, turning))
+            raise OptionError(f"a service has one of {ONE_OF}, got {both}")
         if turning and self.policy:
-            raise ValueError(
-                f"a service has a policy or {turning[0]}, not both: {turning[0]} turns the policy "
-                "among the settings of the calibration table"
+            turns = _braced(turning[0])
+            raise OptionError(
+                f"a service has a policy or {turns}, not both: {turns} turns the policy among "
+                "the settings of the calibration table"
             )
         for name in ("min_score", "max_loss"):
             if not turning and getattr(self, name) not in (-inf, NO_LOSS):
-                raise ValueError(
-                    f"{name} bounds how far the policy is turned: give one of {', '.join(TURNING)}"
+                raise OptionError(
+                    f"{_braced(name)} bounds how far the policy is turned: give one of {ONE_OF}"
                 )
 
 
@@ -166,7 +176,7 @@ def merged(
     environment: Mapping[str, str] = os.environ,
 ) -> Iterator[Options]:
     """The options: flags, else variables, else the file. What is wrong with them, inside of it
-    too, is said by the names by which they were given.
+    too, is said by the names by which they were given, where it is an `OptionError`.
 
     Args:
         file: TOML with options by name.
@@ -186,8 +196,8 @@ def merged(
     given = {**in_file, **in_variables, **in_flags}
     try:
         yield Options(**{name: _typed(name, types[name], value) for name, value in given.items()})
-    except ValueError as error:
-        raise ValueError(as_given(str(error), names)) from error
+    except OptionError as error:
+        raise ValueError(error.named(names)) from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -259,7 +269,7 @@ def _typed(name: str, kind: type, value: Any) -> Any:
     try:
         return kind(value)
     except ValueError as error:
-        raise ValueError(f"{name} must be {_name(kind)}, got {value!r}") from error
+        raise OptionError(_braced(name) + " must be {}, got {!r}", _name(kind), value) from error
 
 
 def _float(number: int) -> float:

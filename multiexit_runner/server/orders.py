@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from multiexit_runner.naming import unknown
+from multiexit_runner.naming import OptionError, unknown
 from multiexit_runner.server.dial import Setting
 from multiexit_runner.server.options import Options, words
 from multiexit_runner.server.served import Served
@@ -94,15 +94,15 @@ def _limits(text: str, names: Sequence[str]) -> dict[str, tuple[float, float]]:
     for part in words(text):
         name, _, range_ = part.partition("=")
         if name in limits:
-            raise ValueError(f"limits has {name} twice: give it once")
+            raise OptionError("{limits} has {} twice: give it once", name)
         low, _, high = range_.partition("..")
         try:
             limits[name] = float(low), float(high)
         except ValueError as error:
-            raise ValueError(f"limits are like threshold=0.7..1, got {part!r}") from error
+            raise OptionError("{limits} must be like threshold=0.7..1, got {!r}", part) from error
         if name not in names:
             have = ", ".join(dict.fromkeys(names)) or "no numbers"
-            raise ValueError(f"limits: {part!r}, but requests may turn {have} here")
+            raise OptionError("{limits}: {!r}, but requests may turn {} here", part, have)
         if not limits[name][0] <= limits[name][1]:
-            raise ValueError(f"limits: {part!r} leaves no number")
+            raise OptionError("{limits}: {!r} leaves no number", part)
     return limits

@@ -45,6 +45,14 @@ def test_other_words_stay(message):
     assert as_typed(message, OPTIONS) == message
 
 
+@pytest.mark.parametrize("word", ["lr", "omega_lr", "my omega_lr", "head=Patience", "a/Patience"])
+def test_what_was_typed_stays(word):
+    for message in ("{} is no folder", "no folder {}: epochs=3", "lr/{}/x and download True, {!r}"):
+        wanted = as_typed(message, OPTIONS).format(word, word)
+        for typed in (word, f"./{word}", f"--data={word}"):
+            assert as_typed(message.format(word, word), OPTIONS, ["train", typed]) == wanted
+
+
 @pytest.mark.parametrize(
     "policy",
     [*map(parse, ("max-prob=0.9/0.8", "patience=2", "patient-confident=0.2,3", "fixed=1"))],

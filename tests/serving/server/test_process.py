@@ -14,6 +14,7 @@ import time
 import warnings
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -302,7 +303,7 @@ def test_the_image_runs_and_its_check_asks_at_the_port_that_is_set(exported, tmp
         (["--budget-layers", "99", "--max-loss", "99"], "Error: --budget-layers must be from 1"),
         (["--policy", "patience=2"], "these graphs hold the policy max-prob"),
         (["--policies", "patience"], "hold max-prob, and no patience"),
-        (["--limits", "threshold"], "limits are like threshold=0.7..1"),
+        (["--limits", "threshold"], "--limits must be like threshold=0.7..1"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(exported, flags, message, capsys):
@@ -321,6 +322,23 @@ def test_help_names_every_option(capsys):
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert all("--" + name.replace("_", "-") in said for name in vars(Options()))
+
+
+def test_a_folder_is_named_as_it_is_though_an_option_is_called_so(tmp_path, monkeypatch, capsys):
+    from multiexit import cli
+    from multiexit_runner.server.serve import main
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("policy", "my budget_ms run", "port=1"):
+        Path(name).mkdir()
+        for typed in (name, f"./{name}"):
+            assert main([typed]) == 2
+            assert capsys.readouterr().err.startswith(f"Error: {name} is no export")
+            monkeypatch.setattr(sys, "argv", ["multiexit", "serve", typed, "--backend", "openvino"])
+            with pytest.raises(SystemExit):
+                cli.main()
+            said = f"--backend=openvino is for an export, and {name} is run by torch"
+            assert said in capsys.readouterr().err
 
 
 def test_a_model_folder_needs_the_other_command(tmp_path, capsys):

@@ -162,17 +162,16 @@ def check_parts(model: Any, recipe: Any, config: Any) -> None:
 def check_sets(
     model: MultiExitModel,
     recipe: Recipe,
+    config: TrainConfig,
     train: Any,
     dev: Any,
     unlabelled: Any,
-    evaluate_every: int | None = None,
 ) -> None:
     """Refuse what would fail or be left out long after the start.
 
     Args:
-        model, recipe: of the trainer.
+        model, recipe, config: of the trainer.
         train, dev, unlabelled: the sets that `Trainer.fit` is given.
-        evaluate_every: of the configuration.
 
     Raises:
         ValueError: an empty dev set or one that can be read once, none where one is needed, class
@@ -193,14 +192,16 @@ def check_sets(
     may_lack = are_vectors(model.problem) and not has_labels((None, labels))
     if labels is not None and not may_lack:
         check_labels(labels, model.num_classes, "the dev set", model.problem, soft=False)
+        metric = metrics.fitting(config.metric, model.num_classes, model.problem, model.labels)
+        metrics.warn_blind(metric, labels, "the dev set")
     if dev is None and recipe.finish is not None:
         raise ValueError(
             f"{recipe.name!r} calibrates the trained model on a dev set: pass dev= "
             "(on the command line --validation 0.1)"
         )
-    if dev is None and evaluate_every is not None:
+    if dev is None and config.evaluate_every is not None:
         raise ValueError(
-            f"evaluate_every={evaluate_every} needs a dev set to score exits on: pass dev= "
+            f"evaluate_every={config.evaluate_every} needs a dev set to score exits on: pass dev= "
             "(on the command line --validation 0.1)"
         )
     if unlabelled is not None and all(learns_from_labels(model, p) for p in recipe.phases):

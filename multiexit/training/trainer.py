@@ -153,8 +153,7 @@ class Trainer:
             return self._fit(train, dev, unlabelled)
 
     def _fit(self, train: Any, dev: Any, unlabelled: Any) -> History:
-        every = self.config.evaluate_every
-        checks.check_sets(self.model, self.recipe, train, dev, unlabelled, every)
+        checks.check_sets(self.model, self.recipe, self.config, train, dev, unlabelled)
         if isinstance(train, DataLoader):
             self.config = replace(self.config, **loaders.settings(train))
         # Workers are processes of their own, which a device's memory can't be handed to.

@@ -1,6 +1,7 @@
 """What is refused before anything is trained."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -151,6 +152,22 @@ def _mislabelled():
 )
 def test_an_unusable_dev_set_is_refused_before_training(dev, words):
     refused(words, Table(), dev=dev)
+
+
+def test_a_dev_set_of_one_label_is_told_where_the_metric_needs_several():
+    rows, same = Scores(), Scores(6)
+    same.labels = torch.ones(6)
+    for dev in (Subset(Scores(), [3]), same):
+        for metric in ("r2", None):
+            with pytest.warns(UserWarning, match=r"dev set has no label but .* says nothing"):
+                fit(
+                    regressor("linear+lte"), "berxit", config(metric=metric, max_steps=1), rows, dev
+                )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*says nothing")
+        fit(regressor("linear+lte"), "berxit", config(metric="r2", max_steps=1), rows, Scores(6))
+        one_class = Subset(Table(), [3])
+        fit(linear_chain(), "joint", config(metric="accuracy", max_steps=1), Table(), one_class)
 
 
 # Models, recipes and configurations

@@ -46,6 +46,7 @@ def draw(part: Rows, goal: Targets, share: float, seed: int, notes: Notes) -> tu
                 for number in few[:8]
             ]
             notes(f"{name} has no row of {', '.join(counts)}{', …' * (len(few) > 8)}: too few")
+    _say_same("the drawn validation set", part.labels[held], goal, notes)
     again = int(np.isin(part.keys[held.numpy()], part.keys[rest.numpy()]).sum())
     if again:
         notes(f"{again} of {len(held)} drawn rows are in the training set too, with equal inputs")
@@ -53,8 +54,9 @@ def draw(part: Rows, goal: Targets, share: float, seed: int, notes: Notes) -> tu
 
 
 def say_lacks(rows: Mapping[str, Rows], goal: Targets, notes: Notes) -> None:
-    """Name classes that a split lacks."""
+    """Name classes that a split lacks, and values that are all the same."""
     for split, part in rows.items():
+        _say_same(split, part.labels, goal, notes)
         lacking = _lacking(part.labels, goal)
         if lacking and goal.names is not None:
             names = ", ".join(goal.names[number] for number in lacking[:8])
@@ -69,6 +71,14 @@ def say_repeats(rows: Mapping[str, Rows], notes: Notes) -> None:
         again = int(np.isin(part.keys, rows["train"].keys).sum())
         if again:
             notes(f"{again} of {len(part)} rows of {split} are in the training set too")
+
+
+def _say_same(name: str, labels_N: Tensor, goal: Targets, notes: Notes) -> None:
+    if goal.problem == "regression" and bool((labels_N == labels_N[0]).all()):
+        notes(
+            f"{name} has no label but {labels_N[0]:g} ({len(labels_N)} rows), of which "
+            "correlations and R² say nothing"
+        )
 
 
 def _lacking(labels_N: Tensor, goal: Targets) -> list[int]:

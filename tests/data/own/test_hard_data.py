@@ -137,6 +137,17 @@ def test_repeats_and_rare_classes_of_a_drawn_set_are_said(tokenizer):
     assert any("('Yes' and 'yes' count as two)" in note for note in notes)
 
 
+def test_a_set_of_values_that_are_all_the_same_is_told(tokenizer):
+    train, same = texts(20, lambda row: row / 2), texts(5, lambda row: 1.5)
+    notes = []
+    load(train, tokenizer, test=same, notes=notes.append)
+    said = "has no label but 1.5 (5 rows), of which correlations and R² say nothing"
+    assert f"test {said}" in notes
+    assert not any("train has no label" in note for note in notes)
+    load(train[:5], tokenizer, share=0.2, notes=notes.append)
+    assert any(note.startswith("the drawn validation set has no label but") for note in notes)
+
+
 def test_what_a_folder_holds_beside_its_splits_is_said(tokenizer, tmp_path):
     write_lines(tmp_path / "train.jsonl", texts(20))
     write_lines(tmp_path / "trian2.jsonl", texts(20))

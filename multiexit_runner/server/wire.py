@@ -118,6 +118,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_headers, self._before_headers = True, 0
+        self._wait()  # its first bytes may have come with the request before
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:

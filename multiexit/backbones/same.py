@@ -126,7 +126,7 @@ def _module_difference(remade: nn.Module, original: nn.Module, top: bool) -> str
                 return f"{name} {mismatch}"
     if _hooks(remade) != _hooks(original):
         return "has hooks"
-    mine, theirs = _settings(remade), _settings(original)
+    mine, theirs = settings(remade), settings(original)
     names = mine.keys() & theirs.keys() if top else mine.keys() | theirs.keys()
     for name in sorted(names):
         a, b = mine.get(name, _ABSENT), theirs.get(name, _ABSENT)
@@ -163,7 +163,8 @@ def _hooks(module: nn.Module) -> int:
     )
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def settings(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes that are settings, by name."""
     if isinstance(module, fx.GraphModule):
         return {"code": module.code}
     ignored = {*_IGNORED, "kwargs"} if adapters.is_adapter(module) else _IGNORED

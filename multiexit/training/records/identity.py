@@ -87,6 +87,15 @@ FIXED = ("model exits", "model shapes", "config optimizer", "recipe phases")
 """Entries that must be the same for a checkpoint to fit, even by force."""
 
 
+LATER = ("model labels", "model parts")
+"""Beginnings of entries that runs of older versions don't have: these go on without them."""
+
+MOST_TOLD = 20  # differences, in one message
+
+_TEXT = reprlib.Repr()
+_TEXT.maxstring = 100
+
+
 def identity(run: dict[str, Any]) -> dict[str, Any]:
     """The entries of `provenance.describe` that must be the same to go on, by name."""
     compared = {
@@ -112,14 +121,21 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
         return None
     _reopen_phase(latest[1])
     saved = _by_field(latest[1]["run"])
-    different = {key for key in {*saved, *current} if saved.get(key) != current.get(key)}
+    unrecorded = tuple(new for new in LATER if not any(key.startswith(new) for key in saved))
+    different = {
+        key
+        for key in {*saved, *current}
+        if saved.get(key) != current.get(key) and not key.startswith(unrecorded)
+    }
     if PATIENCE in different and _more_patient(saved, current, latest[1]):
         different.discard(PATIENCE)
     if different := sorted(different):
         differences = ", ".join(
-            f"{key} ({_recorded(saved, key)} there, {_recorded(current, key)} here)"
-            for key in different
+            f"{key} ({_recorded(saved, key, current)} there, {_recorded(current, key, saved)} here)"
+            for key in different[:MOST_TOLD]
         )
+        if more := different[MOST_TOLD:]:
+            differences += f" and {len(more)} more"
         message = (
             f"the checkpoint in {config.output} is of another run; it differs in {differences}"
         )
@@ -133,9 +149,14 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
     return latest
 
 
-def _recorded(facts: dict[str, Any], key: str) -> str:
-    """The text of what a run says of itself under a key; runs of older versions say less."""
-    return reprlib.repr(facts[key]) if key in facts else "not recorded"
+def _recorded(facts: dict[str, Any], key: str, other: dict[str, Any]) -> str:
+    """The text of what a run says of itself under a key; of a list, what differs from another's."""
+    if key not in facts:
+        return "none" if key.startswith(LATER) else "not recorded"
+    mine, theirs = facts[key], other.get(key)
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        mine = [a for a, b in zip(mine, theirs, strict=True) if a != b]
+    return _TEXT.repr(mine)
 
 
 def _more_patient(saved: dict[str, Any], current: dict[str, Any], state: Any) -> bool:

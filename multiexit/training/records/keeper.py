@@ -91,7 +91,7 @@ class Keeper:
                 return False
         self.model.load_state_dict(finished.state_dict())
         self.model.policy, self.model.latency = finished.policy, finished.latency
-        self.model.calibration = finished.calibration
+        self.model.calibration, self.model.labels = finished.calibration, finished.labels
         if self._first:
             message = f"resume: the run in {self._output} is complete, and stays as it is"
             print(message, file=sys.stderr)

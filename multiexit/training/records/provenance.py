@@ -14,12 +14,14 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+from torch import nn
 from torch.utils.data import DataLoader
 
 from multiexit import _version
-from multiexit.backbones import adapters
+from multiexit.backbones import adapters, kinds, same
 from multiexit.data import loaders
 from multiexit.data.fingerprint import fingerprint
 from multiexit.evaluation import metrics
@@ -35,6 +37,7 @@ from multiexit.training.records.identity import FREE
 
 NAME = "run.json"
 PLAIN = str | int | float | None
+FUNCTIONS = FunctionType | BuiltinFunctionType
 CITED = ("name", "paper", "section", "year", "summary", "phases")
 """Fields of a recipe that say where it comes from, and its phases, which are told one by one."""
 
@@ -77,6 +80,8 @@ def describe(
             "problem": model.problem,
             "head": _part_text(model.head),
             "pool": model.pool,
+            "labels": model.labels,
+            "parts": _own_parts(model),
             "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
         },
         "processes": processes,
@@ -181,6 +186,28 @@ def _phase_fields(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
         "coefficients": [A_MM.tolist() for A_MM in turns],
         "rules": [_part_text(rule) for rule in phase.turns],
     }
+
+
+def _own_parts(model: MultiExitModel) -> dict[str, str]:
+    """The modules that nothing else describes, by name: each with its class and settings."""
+    described = kinds.describable(adapters.described(model.backbone))
+    own = [] if described else [("backbone", model.backbone)]
+    own += [] if isinstance(model.head, str) else [("heads", model.heads)]
+    return {
+        name: f"{type(module).__qualname__}({', '.join(_settings(module))})"
+        for prefix, part in own
+        for name, module in part.named_modules(prefix=prefix, remove_duplicate=False)
+    }
+
+
+def _settings(module: nn.Module) -> list[str]:
+    """A module's plain settings and functions; what has an underscore is its own affair."""
+    return [
+        f"{name}={_part_text(value) if callable(value) else repr(value)}"
+        for name, value in sorted(same.settings(module).items())
+        if not name.startswith("_")
+        and (value is None or _is_plain(value) or isinstance(value, FUNCTIONS))
+    ]
 
 
 def _part_text(part: Any) -> Any:

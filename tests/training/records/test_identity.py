@@ -12,6 +12,7 @@ import torch
 from helpers import (
     CLASSES,
     ROOT,
+    WIDTH,
     Stopped,
     Table,
     Watched,
@@ -34,7 +35,7 @@ from multiexit.evaluation import metrics
 from multiexit.losses.temperature import Rising
 from multiexit.losses.weights.learners import CLO2
 from multiexit.training import out_of_memory, trainer
-from multiexit.training.records import checkpoint
+from multiexit.training.records import checkpoint, identity
 
 
 def two_phases():
@@ -257,6 +258,66 @@ def test_a_checkpoint_of_another_network_is_refused(left):
         fit(chain(classes=5), "leebert", config(output=left / "whole", resume=True), Table())
 
 
+class Scaled(nn.Module):
+    """A part whose number no weight tells of."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+def mine(act=nn.Tanh, more=(), factor=1.0, head=None, labels=("a", "b", "c")):
+    """A network, and maybe heads, of the user's own."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(WIDTH, WIDTH), act(), *more, Scaled(factor))
+    backbone = mx.wrap(nn.Sequential(first, nn.Linear(WIDTH, WIDTH)))
+    return mx.MultiExitModel(backbone, CLASSES, head=head, labels=labels)
+
+
+def own_head(*more):
+    return lambda shape, classes: nn.Sequential(nn.Linear(shape[-1], classes), *more)
+
+
+OTHERS = {
+    "act": ({}, {"act": nn.ReLU}, r"parts backbone\S* \('Tanh\(\)' there, 'ReLU.*' here\)"),
+    "more": ({}, {"more": [nn.Dropout(0.5)]}, r"Dropout\(inplace=False, p=0\.5\)' here"),
+    "number": ({}, {"factor": 2.0}, r"'Scaled\(factor=1\.0\)' there, 'Scaled\(factor=2\.0\)' here"),
+    "head": ({"head": own_head()}, {"head": own_head(nn.Tanh())}, r"parts heads.*'Tanh\(\)' here"),
+    "labels": ({}, {"labels": ("a", "c", "b")}, r"labels \(\['b', 'c'\] there, \['c', 'b'\] here"),
+}
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_parts_of_the_users_own_and_other_class_names_are_refused(name, complete, tmp_path):
+    one, other, named = OTHERS[name]
+    settings = config(output=tmp_path, checkpoint_every=1)
+    if complete:
+        fit(mine(**one), "joint", settings, Table())
+    else:
+        with pytest.raises(Stopped):
+            fit(mine(**one), "joint", settings, Watched(Table(), 3))
+    settings = replace(settings, resume=True)
+    with pytest.raises(ValueError, match=f"differs in .*{named}.*force=True"):
+        fit(mine(**other), "joint", settings, Table())
+    fit(mine(**one), "joint", settings, Table())
+
+
+def test_runs_that_recorded_neither_parts_nor_class_names_go_on(tmp_path):
+    fit(mine(), "joint", config(output=tmp_path, epochs=1), Table())
+    name, state = checkpoint.load(tmp_path)
+    state["run"] = {
+        key: value for key, value in state["run"].items() if not key.startswith(identity.LATER)
+    }
+    checkpoint.save(tmp_path, name, state)
+    again = mine(act=nn.ReLU, labels=("c", "b", "a"))
+    fit(again, "joint", config(output=tmp_path, epochs=1, resume=True), Table())
+    assert again.labels == ["a", "b", "c"]  # of the finished run, as its weights are
+
+
 def test_what_has_no_effect_on_the_result_may_change(tmp_path):
     wanted = chain(dropout=0.1)
     fit(wanted, "leebert", config(output=tmp_path / "a"), Table())
@@ -331,11 +392,11 @@ class Hungry(nn.Module):
 
     def __init__(self, passes):
         super().__init__()
-        self.passes = passes
+        self._passes = passes
 
     def forward(self, x):
-        self.passes -= self.training
-        if self.passes < 0:
+        self._passes -= self.training
+        if self._passes < 0:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return x
 
@@ -350,7 +411,7 @@ def test_out_of_memory_says_what_to_lower_and_the_checkpoint_stands(tmp_path):
     for part in ("batch_size=8", "to 4 with accumulation=2", "'no'", "bf16", "2.00 GiB"):
         assert part in said
     assert saved_state(tmp_path)["position"]["step"] == 6
-    model.backbone.stage_module(0)[-1].passes = 10**6
+    model.backbone.stage_module(0)[-1]._passes = 10**6
     fit(model, "joint", replace(settings, resume=True), Table())
     wanted = chain()
     wanted.backbone.stage_module(0).append(Hungry(10**6))

@@ -48,9 +48,9 @@ class Engine:
     pays: at once, or with a latency table as soon as dragging them along would have cost more.
 
     An engine runs the model itself, as it is at each call. Convolutional models alone run as a copy
-    with their batch norms folded (`multiexit.serving.folding`): once any weight, statistic or part
-    of the model has changed, the engine refuses, and a new one is to be made. A copy of an engine,
-    and one that was pickled, is such a new one, with the same policy.
+    with their batch norms folded (`multiexit.serving.folding`): once any weight, statistic, part,
+    hook or setting of the model has changed, the engine refuses, and a new one is to be made. A
+    copy of an engine, and one that was pickled, is such a new one, with the same policy.
 
     Args:
         model: in evaluation mode.

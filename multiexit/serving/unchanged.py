@@ -2,26 +2,37 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from operator import is_
+from operator import is_, itemgetter
+from types import FunctionType, MethodType, NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as globally
 
 SMALL = 1 << 14  # tensors of fewer bytes are added up together
+SETTINGS = {bool, int, float, complex, str, tuple, NoneType, FunctionType, MethodType}
+"""Types of the attributes that count."""
 
 
 def unchanged(module: nn.Module) -> Callable[[], bool]:
-    """A function that tells whether the module still has the same parts and numbers.
+    """A function that tells whether the module still has the same parts, settings and numbers.
 
-    Same parts: the very submodules, parameters and buffers of now, where they lie now. Same
+    Same parts: the very submodules, parameters, buffers and hooks of now, where they lie now. Same
+    settings: plain attributes of submodules, such as a batch norm's epsilon; not of the module
+    itself, which are notes, nor those that begin with an underscore, as what is kept does. Same
     numbers: no tensor's version has moved, and the sum of all their bits is what it was. The sum
     is needed because fused optimisers, batch norms, and writes through `.data` or numpy leave
     versions alone. What has changed and is changed back may count as changed.
 
     The tensors of now are kept alive, so that no later one can be taken for one of them.
     """
-    dicts = [d for m in module.modules() for d in (m._modules, m._parameters, m._buffers)]
+    modules = [*module.modules()]
+    dicts = [d for m in modules for d in (m._modules, m._parameters, m._buffers)]
+    hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
+    hooks += [globally._global_forward_hooks, globally._global_forward_pre_hooks]
+    hooked = [*_names(hooks)]  # numbers, of which no two hooks have one
+    same_settings = _same_settings(modules[1:])
     sizes, names, parts = [*map(len, dicts)], [*_names(dicts)], [*_parts(dicts)]
     tensors = [t for t in parts if isinstance(t, Tensor)]
     counted = [t for t in tensors if not t.is_inference()]  # the others have no version
@@ -34,6 +45,8 @@ def unchanged(module: nn.Module) -> Callable[[], bool]:
             [*map(len, dicts)] == sizes
             and [*_names(dicts)] == names
             and all(map(is_, _parts(dicts), parts))
+            and [*_names(hooks)] == hooked
+            and same_settings()
             and _versions(counted) == versions
             and _places(tensors) == places
             and _sums(words) == sums
@@ -42,7 +55,36 @@ def unchanged(module: nn.Module) -> Callable[[], bool]:
     return same
 
 
-def _names(dicts: Iterable[dict[str, Any]]) -> Iterator[str]:
+def _same_settings(modules: Iterable[nn.Module]) -> Callable[[], bool]:
+    """A function that tells whether the modules still have the same settings."""
+    attributes = [vars(m) for m in modules]
+    names = [[name for name in own if _is_setting(name, own[name])] for own in attributes]
+    read = [itemgetter("training", *own) for own in names]  # two at least, so a tuple comes
+    get = lambda: [*chain.from_iterable(g(own) for g, own in zip(read, attributes, strict=True))]  # noqa: E731
+    settings = get()
+    replaced = [own.get("forward") for own in attributes]
+
+    def same() -> bool:
+        try:
+            now = get()
+        except KeyError:  # one is gone
+            return False
+        if [own.get("forward") for own in attributes] != replaced:
+            return False
+        return all(map(is_, now, settings)) or all(map(_equal, now, settings))
+
+    return same
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return type(value) in SETTINGS and not name.startswith("_")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and repr(one) == repr(other))
+
+
+def _names(dicts: Iterable[dict[Any, Any]]) -> Iterator[Any]:
     return chain.from_iterable(dicts)
 
 

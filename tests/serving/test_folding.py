@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import timm
@@ -128,6 +129,17 @@ def change_nothing(model):
     model(torch.randn(1, 3, 32, 32))
 
 
+def note(model):
+    """What says nothing of answers, and settings put as they were."""
+    model.policy = mx.Patience(2)
+    model.latency = mx.profile(model, batch_sizes=[1], repeats=1)
+    for module in model.modules():
+        module._note = "seen"
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = float(str(module.eps))
+        module.register_forward_hook(turn).remove()
+
+
 def learn(model):
     model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
     torch.optim.SGD(model.parameters(), 0.1).step()
@@ -227,7 +239,55 @@ def statistics_alone(model):
     norm.running_var.data[0] += 1
 
 
+def turn(module, args, output):
+    """A hook that changes what comes out, or goes in."""
+    return -output if isinstance(output, torch.Tensor) else output
+
+
+def turn_input(module, args, kwargs=None):
+    turned = tuple(-a if isinstance(a, torch.Tensor) else a for a in args)
+    return turned if kwargs is None else (turned, kwargs)
+
+
+def first(model, kind):
+    return next(m for m in model.modules() if isinstance(m, kind))
+
+
+def hooked_head(model):
+    model.heads[0].register_forward_hook(turn)
+
+
+def hooked_stage(model):
+    model.backbone.stage_module(2).register_forward_pre_hook(turn_input)
+
+
+def hooked_with_kwargs(model):
+    model.heads[0].register_forward_pre_hook(turn_input, with_kwargs=True)
+
+
+def other_epsilon(model):
+    first(model, nn.BatchNorm2d).eps = 1.0
+
+
+def other_dilation(model):
+    first(model, nn.Conv2d).dilation = (2, 2)
+    first(model, nn.Conv2d).padding = (2, 2)
+
+
+def other_forward(model):
+    model.heads[0].forward = partial(doubled, model.heads[1].linear)
+
+
+def doubled(linear, feature, valid_BT=None):
+    return 2 * linear(feature.mean((2, 3)).repeat(1, 4)[:, : linear.in_features])
+
+
+SETTINGS = [hooked_head, hooked_stage, hooked_with_kwargs, other_epsilon, other_dilation]
+SETTINGS += [other_forward]
+"""Changes that no part, parameter or buffer tells of."""
+
 SEEN = [*CHANGES.values(), turned, learn, load, statistics, statistics_alone, other_part]
+SEEN += SETTINGS
 SEEN += [lambda m: m.to(torch.bfloat16), lambda m: m.register_buffer("more", torch.ones(1))]
 
 
@@ -241,6 +301,8 @@ def test_an_engine_says_when_its_model_has_changed(change, folding):
     model = copy.deepcopy(folding)
     engine, x = mx.Engine(model, mx.MaxProb(0.9)), torch.randn(2, 3, 32, 32)
     change_nothing(model)
+    engine.predict(x)
+    note(model)
     engine.predict(x)
     change(model)
     with pytest.raises(ValueError, match="make a new Engine"):
@@ -268,3 +330,14 @@ def test_writes_to_a_weight_that_is_not_contiguous_are_seen(laid_out, folding):
     weight.detach().numpy()[0, 0] += 1
     with pytest.raises(ValueError, match="make a new Engine"):
         engine.predict(x)
+
+
+def test_hooks_of_all_modules_are_seen(folding):
+    engine, x = mx.Engine(folding, mx.MaxProb(0.9)), torch.randn(2, 3, 32, 32)
+    hook = nn.modules.module.register_module_forward_hook(turn)
+    try:
+        with pytest.raises(ValueError, match="make a new Engine"):
+            engine.predict(x)
+    finally:
+        hook.remove()
+    engine.predict(x)

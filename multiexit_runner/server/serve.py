@@ -1,5 +1,6 @@
 """Serving from the command line."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -75,24 +76,24 @@ def run(folder: Path, options: Options, load: Load) -> None:
     Raises:
         ValueError: what can't be served, packages that aren't there, or a port that can't be had.
     """
-    try:
-        import uvicorn
-
-        from multiexit_runner.server.app import Service
-        from multiexit_runner.server.ending import Server
-        from multiexit_runner.server.listening import listen, sockets_at
-        from multiexit_runner.server.wire import LimitedHttp
-    except ImportError as error:
-        raise ValueError(f"{error}: pip install 'multiexit-torch[serve]'") from error
     server = None
 
     def end(*_: object) -> None:  # uvicorn has its own once it runs, and raises them once more
         if server is None or not server.started:
-            sys.exit(0)
+            os._exit(0)  # an exception could come where a module in C begins, which takes it wrong
 
     with ExitStack() as stack:
         for each in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, each, signal.signal(each, end))
+        try:
+            import uvicorn
+
+            from multiexit_runner.server.app import Service
+            from multiexit_runner.server.ending import Server
+            from multiexit_runner.server.listening import listen, sockets_at
+            from multiexit_runner.server.wire import LimitedHttp
+        except ImportError as error:
+            raise ValueError(f"{error}: pip install 'multiexit-torch[serve]'") from error
         sockets = sockets_at(options.host, options.port)
         for each in sockets:
             stack.callback(each.close)

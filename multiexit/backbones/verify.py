@@ -3,7 +3,7 @@
 Letters: B batch rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -119,14 +119,27 @@ def check_rows(
     whose = [f"stage {stage}: a row's feature" for stage in range(len(together) - len(heads))]
     whose += ["its own head: a row's answer" for _ in heads]
     for what, both, *each in zip(whose, together, *alone, strict=True):
-        gap = mismatch(both, torch.cat(each), _rounding(both))
-        if gap:
-            raise ValueError(
-                f"{what} depends on the other rows of its batch ({gap}); exits need each row to be "
-                "worked out by itself: is the batch the first dimension everywhere "
-                "(batch_first=True), does every batch norm keep statistics, and is the batch's "
-                "size (x.size(0)) used for shapes alone?"
-            )
+        check_same_rows(what, both, each)
+
+
+def check_same_rows(what: str, together: Tensor, alone: Sequence[Tensor]) -> None:
+    """Refuse what isn't the same for rows of one batch and for each row alone.
+
+    Args:
+        what: it is, for the message.
+        together, alone: of all rows, and of each.
+
+    Raises:
+        ValueError: with the largest difference.
+    """
+    gap = mismatch(together, torch.cat([*alone]), _rounding(together))
+    if gap:
+        raise ValueError(
+            f"{what} depends on the other rows of its batch ({gap}); exits need each row to be "
+            "worked out by itself: is the batch the first dimension everywhere "
+            "(batch_first=True), does every batch norm keep statistics, and is the batch's "
+            "size (x.size(0)) used for shapes alone?"
+        )
 
 
 def _is_as_made(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from multiexit.backbones.base import Backbone
 from multiexit.model.heads import chained, plain, vectors
 from multiexit.model.heads.base import ChainedHead, Factory, Features, Head, VectorHead
 from multiexit.model.heads.own import OwnHead
+from multiexit.model.heads.rows import check_rows
 from multiexit.model.heads.tokens import token_heads
 from multiexit.problems import are_vectors, resolve
 
@@ -73,7 +74,8 @@ def build(
             those that give vectors aren't either.
 
     Raises:
-        ValueError: an unknown head or pool, or one that the features or the problem don't suit.
+        ValueError: an unknown head or pool, or one that the features or the problem don't suit; a
+            function's head that mixes the rows of a batch.
 
     Example:
         >>> import multiexit as mx
@@ -90,10 +92,12 @@ def build(
         )
     if callable(head):
         modules = [head(backbone.feature_shapes[stage], num_classes) for stage in stages]
-        return nn.ModuleList(
+        own = nn.ModuleList(
             module if isinstance(module, Head | ChainedHead) else _FeatureHead(module)
             for module in modules
         )
+        check_rows([*own], [backbone.feature_shapes[stage] for stage in stages])
+        return own
     name, plus, link = head.partition("+")
     answers_tokens, gives_vectors = problem == "token-classification", are_vectors(problem)
     if plus and answers_tokens:

@@ -313,6 +313,51 @@ def test_the_check_catches_wrong_ones(factory, shape, message):
         testing.check_head(factory, shape)
 
 
+class Noting(nn.Module):
+    """Counts its passes in a buffer, and draws a number in each."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(shape[-1], num_classes)
+        self.passes = nn.Buffer(torch.zeros(()))
+
+    def forward(self, x):
+        self.passes += 1
+        torch.rand(1)
+        return self.linear(x)
+
+
+class MixingChained(heads.ChainedHead):
+    """Leaves what the second row of a batch says, which the next one reads."""
+
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(shape[-1], num_classes)
+
+    def forward(self, feature, valid_BT, memory):
+        logits_BK = self.linear(feature)
+        answer = logits_BK + memory["said"] if memory else logits_BK
+        return answer, {"said": logits_BK[-1:].expand_as(logits_BK)}
+
+
+def test_a_model_takes_no_head_that_mixes_rows():
+    backbone = mx.wrap(
+        nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)))
+    )
+    with pytest.raises(ValueError, match="head of exit 0: a row's answer depends on the other row"):
+        mx.MultiExitModel(backbone, 3, head=Mixing)
+    with pytest.raises(ValueError, match="head of exit 1: a row's answer depends on the other row"):
+        mx.MultiExitModel(backbone, 3, head=MixingChained)
+    torch.manual_seed(0)
+    drawn = [Noting(shape, 3) for shape in backbone.feature_shapes]
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    model = mx.MultiExitModel(backbone, 3, head=Noting)
+    assert torch.equal(torch.rand(1), after)  # the check draws nothing, and leaves nothing
+    assert all(head.module.training and head.module.passes == 0 for head in model.heads)
+    assert torch.equal(model.heads[-1].module.linear.weight, drawn[-1].linear.weight)
+
+
 class Counted(TorchDispatchMode):
     """How many operations are run."""
 

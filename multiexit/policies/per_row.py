@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multiexit.policies.base import ROW, ExitPolicy, State
-from multiexit.policies.registry import field_types
+from multiexit.policies.registry import field_types, policy_name, to_json
 
 KIND = f"{ROW}kind"
 
@@ -84,7 +84,10 @@ class PerRow(ExitPolicy):
         kind_B: list[int] = []
         for policy in policies:
             if _kind(policy) not in kinds:
-                raise ValueError(f"{policy} is of none of the kinds {[*self.kinds]}")
+                forms = ", ".join(map(_form, self.kinds))
+                raise ValueError(
+                    f"the policy {policy_name(policy)} is of none of the kinds {forms}"
+                )
             kind_B.append(kinds.index(_kind(policy)))
         state = {KIND: torch.tensor(kind_B)} if len(kinds) > 1 else {}
         for k, kind in enumerate(self.kinds):
@@ -140,6 +143,11 @@ class PerRow(ExitPolicy):
     def _are(self, state: State, k: int) -> Tensor | bool:
         """Which rows are of a kind."""
         return state[KIND] == k if KIND in state else True
+
+
+def _form(policy: ExitPolicy) -> str:
+    """A policy's kind as it is typed, with words in the place of numbers."""
+    return policy_name({**to_json(policy), **{name: name.upper() for name in numbers_of(policy)}})
 
 
 def _kind(policy: ExitPolicy) -> tuple[object, ...]:

@@ -77,6 +77,12 @@ def test_what_is_of_rows_stays_as_it_is():
             assert after[name] is state[name]
 
 
-def test_a_policy_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match=r"Patience\(patience=1.*none of the kinds \[MaxProb"):
-        PerRow((policies.MaxProb(0.5),)).row_state([policies.Patience(1)], "cpu")
+@pytest.mark.parametrize("typed", ["patience=3,0.5", "max-prob=0.9/0.8", "fixed=1"])
+def test_a_policy_of_another_kind_is_refused_as_it_is_typed(typed):
+    own = [*map(policies.parse, ("max-prob=0.495", "patience=2", "margin=0.9/0.5"))]
+    with pytest.raises(ValueError, match="none of the kinds") as refused:
+        PerRow(kinds_of(own)).row_state([policies.parse(typed)], "cpu")
+    assert str(refused.value) == (
+        f"the policy {typed} is of none of the kinds max-prob=THRESHOLD, patience=PATIENCE, "
+        "margin=0.9/0.5"
+    )

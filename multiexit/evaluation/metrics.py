@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from multiexit import problems
 from multiexit.arguments import unknown
@@ -31,7 +30,6 @@ from multiexit.evaluation.scores import (
     subset_accuracy,
 )
 from multiexit.evaluation.tags import entity_f1
-from multiexit.runtime import user_level
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float | Mapping[str, float]]
 """`(predicted_N, labels_N) -> score`, or figures by name with a `"score"`."""
@@ -113,23 +111,6 @@ def fitting(
     if metric == "entity_f1":
         tags.check_tags(names)
     return metric
-
-
-def warn_blind(metric: str | Metric, labels_N: Tensor, what: str) -> None:
-    """Warn where labels are all the same, of which some metrics give any model the same score.
-
-    Args:
-        metric: a key of `METRICS`, or a function.
-        labels_N: [N], or of several numbers a row [N, C].
-        what: what to call the rows.
-    """
-    if metric in OF_DIFFERENCES and len(labels_N) and (labels_N == labels_N[:1]).all():
-        warnings.warn(
-            f"{what} has no label but {labels_N[0].tolist()} ({len(labels_N)} rows), of which "
-            f"{metric!r} says nothing: give rows with different labels (on the command line a "
-            "larger --validation), or another metric",
-            stacklevel=user_level(),
-        )
 
 
 def check(

@@ -193,7 +193,7 @@ def check_sets(
     if labels is not None and not may_lack:
         check_labels(labels, model.num_classes, "the dev set", model.problem, soft=False)
         metric = metrics.fitting(config.metric, model.num_classes, model.problem, model.labels)
-        metrics.warn_blind(metric, labels, "the dev set")
+        _warn_blind(metric, labels)
     if dev is None and recipe.finish is not None:
         raise ValueError(
             f"{recipe.name!r} calibrates the trained model on a dev set: pass dev= "
@@ -208,6 +208,17 @@ def check_sets(
         raise ValueError(
             f"every phase of {recipe.name!r} learns from labels: unlabelled= is for "
             "phases that learn from teachers alone, such as FastBERT's second"
+        )
+
+
+def _warn_blind(metric: str | metrics.Metric, labels_N: Tensor) -> None:
+    """Warn of a dev set with the same labels, where the metric scores any model alike on them."""
+    if metric in metrics.OF_DIFFERENCES and len(labels_N) and (labels_N == labels_N[:1]).all():
+        warnings.warn(
+            f"the dev set has no label but {labels_N[0].tolist()} ({len(labels_N)} rows), of which "
+            f"{metric!r} says nothing: give rows with different labels (on the command line a "
+            "larger --validation), or another metric",
+            stacklevel=user_level(),
         )
 
 

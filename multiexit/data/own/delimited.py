@@ -1,13 +1,14 @@
 """CSV and TSV files as tables, row by row, with the line of each."""
 
 import csv
-import io
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from multiexit.data.own.bad_rows import BadRows
 from multiexit.data.own.table import Row, Table
+from multiexit.data.own.text_lines import text_lines
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 QUOTES = "a field that begins with a quote ends with one, and quotes within it are doubled"
@@ -16,90 +17,106 @@ QUOTES = "a field that begins with a quote ends with one, and quotes within it a
 def table(path: Path, delimiter: str | None) -> Table:
     """The rows below a first line that names the columns.
 
-    A blank line is no row; but of one column it is one without a value, if others follow.
+    A blank line is no row; but of one column it is one without a value, if others follow. A first
+    column that has no name and counts the rows, as pandas writes an index, is left out.
 
     Args:
         path: of the file.
-        delimiter: between columns; None takes the one of `DELIMITERS` that gives most columns.
+        delimiter: between columns; None takes the one that Excel's `sep=;` above the names says,
+            or the one of `DELIMITERS` that gives most columns.
 
     Raises:
         ValueError: columns without names, or with the same ones; bytes that are no UTF-8.
     """
     csv.field_size_limit(sys.maxsize)
-    notes: tuple[str, ...] = ()
+    said = _said_delimiter(path)
+    skip = int(said is not None)
     if delimiter is None:
-        counts = {mark: len(_header(path, mark)) for mark in DELIMITERS}
-        delimiter = max(counts, key=lambda mark: counts[mark])
-        if delimiter != ",":
-            notes = (f"{path} is read with {DELIMITERS[delimiter]} between its columns",)
-    columns = [name.strip() for name in _header(path, delimiter)]
-    _check_columns(path, columns)
+        counts = {mark: len(_header(path, mark, skip)) for mark in DELIMITERS}
+        delimiter = said or max(counts, key=lambda mark: counts[mark])
+    header = [name.strip() for name in _header(path, delimiter, skip)]
+    counted = header[:1] == [""] and _counts(path, delimiter, skip)
+    columns = header[counted:]
+    _check_columns(f"{path}, line {1 + skip}", columns)
+    notes = []
+    if delimiter not in ",\t" or (delimiter == "\t" and path.suffix.lower() != ".tsv"):
+        between = DELIMITERS.get(delimiter, repr(delimiter))
+        notes.append(f"{path} is read with {between} between its columns")
+    if counted:
+        notes.append(f"{path}: the first column has no name and counts the rows: it is left out")
 
     def read(bad: BadRows) -> Iterator[Row]:
-        reader = csv.reader(_text_lines(path), delimiter=delimiter, strict=True)
-        blank: list[int] = []
-        while True:
-            line = reader.line_num + 1
-            try:
-                fields = next(reader, None)
-            except csv.Error as error:
-                last = reader.line_num
-                place = f"line {line}" if last <= line else f"lines {line} to {last}"
-                bad.add(f"{path}, {place}", f"{error} ({QUOTES})", "")
-                continue
-            if fields is None:
-                return
-            if line == 1:
+        blank: list[str] = []
+        for place, fields in islice(_records(path, delimiter, skip), 1, None):
+            if isinstance(fields, csv.Error):
+                bad.add(place, f"{fields} ({QUOTES})", "")
                 continue
             if not fields:
-                blank += [line] * (len(columns) == 1)
+                blank += [place] * (len(header) == 1)
                 continue
-            yield from ((f"{path}, line {empty}", {columns[0]: ""}) for empty in blank)
+            yield from ((empty, {columns[0]: ""}) for empty in blank)
             blank.clear()
-            if len(fields) == len(columns):
-                yield f"{path}, line {line}", dict(zip(columns, fields, strict=True))
+            if len(fields) == len(header):
+                yield place, dict(zip(columns, fields[counted:], strict=True))
             else:
-                reason = f"{len(fields)} fields, expected {len(columns)}"
-                bad.add(f"{path}, line {line}", reason, delimiter.join(fields)[:200])
+                reason = f"{len(fields)} fields, expected {len(header)}"
+                bad.add(place, reason, delimiter.join(fields)[:200])
 
-    return Table(str(path), columns, read, {}, notes)
-
-
-def _header(path: Path, delimiter: str) -> list[str]:
-    try:
-        return next(csv.reader(_text_lines(path), delimiter=delimiter, strict=True), [])
-    except csv.Error:
-        return []
+    return Table(str(path), columns, read, {}, tuple(notes))
 
 
-def _text_lines(path: Path) -> Iterator[str]:
-    """The lines of a file with their ends, without a byte-order mark.
+def _records(path: Path, delimiter: str, skip: int) -> Iterator[tuple[str, list[str] | csv.Error]]:
+    """The fields of each row with its place; the error where its quotes are wrong.
 
-    Raises:
-        ValueError: bytes that are no UTF-8, named by their line.
+    Args:
+        path, delimiter: as for `table`.
+        skip: lines above the names of columns.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8"
-                ) from error
-            if "\r" in text:
-                yield from io.StringIO(text, newline="")  # lines that end by \r alone come apart
-            else:
-                yield text
+    reader = csv.reader(islice(text_lines(path), skip, None), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + skip + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            last = reader.line_num + skip
+            yield f"{path}, line{f' {line}' if last <= line else f's {line} to {last}'}", error
+            continue
+        if fields is None:
+            return
+        yield f"{path}, line {line}", fields
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
+def _header(path: Path, delimiter: str, skip: int) -> list[str]:
+    _, fields = next(_records(path, delimiter, skip), ("", []))
+    return [] if isinstance(fields, csv.Error) else fields
+
+
+def _said_delimiter(path: Path) -> str | None:
+    """What a first line such as `sep=;` says, which Excel reads."""
+    line = next(text_lines(path), "").rstrip("\r\n").strip('"').lower()
+    return line[4] if line.startswith("sep=") and len(line) == 5 else None
+
+
+def _counts(path: Path, delimiter: str, skip: int) -> bool:
+    """Whether the first column is 0, 1, 2, … as far as it can be read."""
+    rows = (fields for _, fields in islice(_records(path, delimiter, skip), 1, None) if fields)
+    for number, fields in enumerate(rows):
+        if isinstance(fields, csv.Error):
+            return True
+        if fields[0] != str(number):
+            return False
+    return True
+
+
+def _check_columns(place: str, columns: list[str]) -> None:
     if not columns:
-        raise ValueError(f"{path}, line 1: no names of columns: the file is empty or begins so")
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+        raise ValueError(f"{place}: no names of columns: the file is empty or begins so")
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if "" in columns or twice:
         what = f"{twice} twice" if twice else f"a column without a name in {columns}"
-        raise ValueError(f"{path}, line 1: the names of the columns are wanted there; got {what}")
+        index = " (pandas' index? write the table with index=False)" * (columns[0] == "")
+        raise ValueError(f"{place}: the names of the columns are wanted there; got {what}{index}")
     if strange := [name for name in columns if "\0" in name]:
         raise ValueError(
-            f"{path}, line 1: a NUL character in {strange[0]!r:.60}: is it a table, in UTF-8?"
+            f"{place}: a NUL character in {strange[0]!r:.60}: is it a table, in UTF-8?"
         )

@@ -126,6 +126,31 @@ def test_a_key_twice_and_other_nul_bytes_are_refused(tokenizer, tmp_path):
         load(tmp_path / "a.csv", tokenizer, notes=quiet)
 
 
+def test_a_column_without_a_name_is_left_out_where_it_counts(tokenizer, tmp_path):
+    path, notes = tmp_path / "a.csv", []
+    lines = [f"{row},good film {row},{'ab'[row % 2]}" for row in range(20)]
+    path.write_text("\n".join([",text,label", *lines]))
+    assert len(load(path, tokenizer, notes=notes.append).train) == 16
+    assert notes[0] == f"{path}: the first column has no name and counts the rows: it is left out"
+    path.write_text("\n".join([",text,label", *lines[1:]]))
+    with pytest.raises(ValueError, match=r"without a name .* index\? write .* index=False"):
+        load(path, tokenizer, notes=quiet)
+    path.write_text("\n".join(["text,,label", *lines]))
+    with pytest.raises(ValueError, match=r"a column without a name in \['text', '', 'label'\]$"):
+        load(path, tokenizer, notes=quiet)
+
+
+def test_lines_are_named_below_what_excel_writes_above_the_names(tokenizer, tmp_path):
+    path = tmp_path / "a.csv"
+    whole = "sep=;\r\ntext;label\r\ngood;a\r\nbad\r\n".encode("utf-16")
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"a\.csv, line 4: 1 fields, expected 2"):
+        load(path, tokenizer, notes=quiet)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="begins as UTF-16 does, and goes on otherwise"):
+        load(path, tokenizer, notes=quiet)
+
+
 def test_repeats_and_rare_classes_of_a_drawn_set_are_said(tokenizer):
     notes = []
     load([*texts(20), *texts(20), {"text": "bad", "label": "rare"}], tokenizer, notes=notes.append)

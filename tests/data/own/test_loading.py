@@ -50,6 +50,17 @@ def as_semicolons(folder):
     return write_csv(folder / "a.csv", ROWS, ";", "utf-8-sig")
 
 
+def as_excel(folder):
+    path = as_semicolons(folder)
+    path.write_text("sep=;\n" + path.read_text(encoding="utf-8-sig"), encoding="utf-16")
+    return path
+
+
+def as_pandas(folder):
+    pandas.DataFrame(ROWS).to_csv(folder / "a.csv")
+    return folder / "a.csv"
+
+
 def as_tsv(folder):
     return write_csv(folder / "a.tsv", ROWS, "\t")
 
@@ -89,6 +100,7 @@ def as_columns(_):
 
 
 WAYS = [
+    *(as_excel, as_pandas),
     *(as_csv, as_semicolons, as_tsv, as_jsonl, as_json, as_parquet, as_saved_set, as_shards),
     *(as_columns, lambda _: pandas.DataFrame(ROWS), lambda _: datasets.Dataset.from_list(ROWS)),
 ]

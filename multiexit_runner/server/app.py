@@ -31,7 +31,7 @@ from multiexit_runner.server.network import BY_POLICY, Left, Row
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.orders import Order, Orders
 from multiexit_runner.server.page import page
-from multiexit_runner.server.refusals import Refused, failed, invalid, refused
+from multiexit_runner.server.refusals import Refused, failed, invalid, missing, refused
 from multiexit_runner.server.saying import RESPONSES
 from multiexit_runner.server.scheduler import Full, Scheduler
 from multiexit_runner.server.served import Served
@@ -92,6 +92,7 @@ class Service:
             lifespan=self._life,
             docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
             redoc_url=None,
+            redirect_slashes=False,  # to where a proxy before it doesn't listen
         )
         app.router.route_class = StrictRoute
         app.add_middleware(
@@ -102,6 +103,7 @@ class Service:
         app.add_middleware(Named, on_response=self._on_response)
         app.add_exception_handler(Refused, refused)
         app.add_exception_handler(RequestValidationError, invalid)
+        app.add_exception_handler(404, missing)
         app.add_exception_handler(Exception, failed)
         app.post(
             "/predict",

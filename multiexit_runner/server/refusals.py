@@ -1,7 +1,7 @@
 """What is refused, in a sentence."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -34,9 +34,8 @@ async def invalid(request: Request, error: Any) -> JSONResponse:
     errors = error.errors()  # an unknown key may be a known one that is missing
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     if isinstance(error.body, bytes) and error.body:
-        given = request.headers.get("content-type", "none")
-        detail = f"the content type must be application/json, or …+json, got {given:.80}"
-        return JSONResponse({"detail": detail}, 415)
+        given = request.headers.getlist("content-type")
+        return JSONResponse({"detail": not_json(given)}, 415)
     if first["type"] == "extra_forbidden":
         there = "a request may have"
         detail = str(unknown("key", first["loc"][-1], Ask.model_fields, there=there))
@@ -44,6 +43,17 @@ async def invalid(request: Request, error: Any) -> JSONResponse:
     place = f"{'.'.join(map(str, first['loc'][1:])) or 'the body':.80}"
     got = f", got {first['input']!r:.80}" if first["type"] != "missing" else ""
     return JSONResponse({"detail": f"{place}: {first['msg']}{got}"}, 422)
+
+
+def not_json(types: Sequence[str]) -> str:
+    """A request whose content types, of which there is one, aren't that of JSON."""
+    given = ", ".join(types) or "none"
+    return f"the content type must be application/json, or …+json, got {given:.80}"
+
+
+async def missing(request: Request, error: Any) -> JSONResponse:
+    paths = dict.fromkeys(route.path for route in request.app.routes)
+    return JSONResponse({"detail": str(unknown("path", request.url.path, paths))}, 404)
 
 
 async def failed(request: Request, error: Exception) -> JSONResponse:

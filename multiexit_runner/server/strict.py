@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
 
+from multiexit_runner.server.refusals import not_json
+
 MOST_KEYS = 16
 """Of an object: more than any that is read. A message about each of a million would take long."""
 
@@ -16,9 +18,13 @@ class _StrictRequest(Request):
     lost, and so would what is in the address."""
 
     async def json(self) -> Any:
-        coding = self.headers.get("content-encoding", "identity")
-        if coding.lower() != "identity":
-            raise HTTPException(415, f"a body in {coding:.80} isn't read: send it as it is")
+        if len(given := self.headers.getlist("content-type")) > 1:
+            raise HTTPException(415, not_json(given))
+        codings = ",".join(self.headers.getlist("content-encoding")).split(",")
+        packed = [each for each in map(str.strip, codings) if each.lower() not in ("", "identity")]
+        if packed:
+            detail = f"a body in {', '.join(packed):.80} isn't read: send it as it is"
+            raise HTTPException(415, detail)
         for name in self.query_params:
             detail = f"{name!r:.80} is in the address, of which nothing is read: say it in the body"
             raise HTTPException(422, detail)

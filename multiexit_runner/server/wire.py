@@ -12,6 +12,11 @@ MOST = 1 << 20
 LINGER = 0.5
 """Seconds that an idle connection is kept when the service ends: a request may be on its way."""
 
+NO_PROXY = "This service is no proxy: it takes no CONNECT."
+NO_UPGRADE = (
+    "This service speaks HTTP/1.1: send no Upgrade header (in Java, "
+    "HttpClient.Builder.version(HTTP_1_1))."
+)
 CLOSE = (b"connection", b"close")
 SAID = b'{"detail": "the headers of a request did not come in time"}'
 LATE = (
@@ -125,10 +130,9 @@ class LimitedHttp(HttpToolsProtocol):
         self._in_headers, self._before_headers = False, 0
         self._wait_no_more()
         if self._asks_for_another():
-            self.send_400_response(
-                "This service speaks HTTP/1.1: send no Upgrade header (in Java, "
-                "HttpClient.Builder.version(HTTP_1_1))."
-            )
+            assert self.parser is not None
+            proxy = self.parser.get_method() == b"CONNECT"
+            self.send_400_response(NO_PROXY if proxy else NO_UPGRADE)
         else:
             super().on_headers_complete()
             self._asked = [*self._unanswered(), self.cycle]

@@ -105,6 +105,9 @@ def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
         other = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 15\r\n"
         asked = b"POST /predict HTTP/1.1\r\nHost: x\r\n" + other + JSON + b'{"inputs": "a"}'
         assert b"This service speaks HTTP/1.1: send no Upgrade" in raw(port, asked)
+        tunnel = raw(port, b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n")
+        assert tunnel.startswith(b"HTTP/1.1 400")
+        assert tunnel.endswith(b"This service is no proxy: it takes no CONNECT.")
         sockets = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         asked = b"GET /predict HTTP/1.1\r\nHost: x\r\nSec-WebSocket-Key: eA==\r\n" + sockets
         assert raw(port, asked + b"\r\n").startswith(b"HTTP/1.1 400")

@@ -151,10 +151,24 @@ def test_a_wish_in_the_address_and_a_body_in_gzip_are_not_lost(client):
         assert response.status_code == 422
         assert "is in the address, of which nothing is read: say it in" in response.json()["detail"]
     assert client.post("/predict?", **asked).status_code == 200
-    packed = {"content-encoding": "gzip", **asked["headers"]}
-    response = client.post("/predict", content=gzip.compress(asked["content"]), headers=packed)
-    assert response.status_code == 415
-    assert response.json()["detail"] == "a body in gzip isn't read: send it as it is"
+    for codings in (["gzip"], ["identity", "gzip"], ["Identity, gzip"]):
+        packed = [("content-encoding", coding) for coding in codings] + [*asked["headers"].items()]
+        response = client.post("/predict", content=gzip.compress(asked["content"]), headers=packed)
+        assert response.status_code == 415
+        assert response.json()["detail"] == "a body in gzip isn't read: send it as it is"
+    for coding in ("", "identity", ", IDENTITY"):
+        plain = {"content-encoding": coding, **asked["headers"]}
+        assert client.post("/predict", content=asked["content"], headers=plain).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/predict/", "/health/", "/", "/Predict"])
+def test_a_path_that_there_is_not_is_404_in_a_sentence(client, path):
+    for method in ("GET", "POST"):
+        response = client.request(method, path, follow_redirects=False)
+        assert response.status_code == 404
+        said = response.json()["detail"]
+        assert said.startswith(f"no path '{path}'")
+        assert "/predict, /health, /ready, /info, /metrics, /docs" in said
 
 
 @pytest.mark.parametrize(
@@ -216,6 +230,11 @@ def test_what_is_no_json_by_its_type_is_refused(client, given):
     assert response.status_code == 415
     said = f"the content type must be application/json, or …+json, got {given}"
     assert response.json()["detail"] == said
+    for types in ([given, "application/json"], ["application/json", given]):
+        headers = [("content-type", kind) for kind in types]
+        response = client.post("/predict", content=b'{"inputs": "a"}', headers=headers)
+        assert response.status_code == 415
+        assert response.json()["detail"].endswith(f"got {', '.join(types)}")
 
 
 def test_json_of_any_name_is_taken(client):

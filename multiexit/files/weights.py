@@ -1,6 +1,7 @@
 """A file of weights: its header is looked at before a network is made for it, then it is read."""
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ FLOATING = {
 }
 
 
+MARK = "multiexit.json"  # under which a file's own mark is, beside the other names of tensors
+
+
 class Stored(NamedTuple):
     """The entry of a tensor in the header."""
 
@@ -38,6 +42,12 @@ def header(path: Path, inside: Path | None = None) -> dict[str, Stored]:
     with _readable(path, inside), safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {n: Stored(s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+
+
+def mark(path: Path, inside: Path | None = None) -> str | None:
+    """The mark that a file was saved with, or None."""
+    with _readable(path, inside), safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(MARK)
 
 
 def tensors(path: Path, inside: Path | None = None) -> dict[str, Tensor]:
@@ -111,7 +121,7 @@ def check_fit(expected: Mapping[str, Tensor], stored: Mapping[str, Stored], path
         raise ValueError(f"{path} doesn't fit this model: {_first_few(problems, '; ')}")
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: nn.Module, path: Path, mark: str) -> None:
     """Write a model as a safetensors file, a tensor that has several names under one of them.
 
     Tensors that are views of one memory are written each for itself.
@@ -119,17 +129,30 @@ def save_weights(model: nn.Module, path: Path) -> None:
     Args:
         model: whose parameters and buffers they are.
         path: of the file.
+        mark: that `mark_of` gave.
     """
+    state, tied = _named_once(model)
+    save_file(state, path, {MARK: mark, **tied})
+
+
+def mark_of(model: nn.Module) -> str:
+    """What tells a model's weights from others, of the same network too: a sum over all bits."""
+    total = 0
+    for name, tensor in _named_once(model)[0].items():
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
+def _named_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A model's tensors, each under one name, and that of each other name."""
     names: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     for name in sorted(state):
         names.setdefault(id(state[name]), name)
     tied = {name: names[id(tensor)] for name, tensor in state.items()}
-    save_file(
-        {name: _alone(state[name].detach()) for name in names.values()},
-        path,
-        {name: kept for name, kept in tied.items() if name != kept},
-    )
+    once = {name: _alone(state[name].detach()) for name in names.values()}
+    return once, {name: kept for name, kept in tied.items() if name != kept}
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -46,12 +46,13 @@ def save_folder(
             that are no tensors, or quantised ones.
         OSError: the folder can't be written.
     """
-    text = settings_text(settings)
     weights.check_plain(model)
+    mark = weights.mark_of(model)
+    text = settings_text({**settings, "weights": mark})
     folder.mkdir(parents=True, exist_ok=True)
     write_all(
         {
-            folder / WEIGHTS: lambda path: weights.save_weights(model, path),
+            folder / WEIGHTS: lambda path: weights.save_weights(model, path, mark),
             folder / SETTINGS: lambda path: path.write_text(text, encoding="utf-8"),
         }
     )
@@ -61,7 +62,8 @@ def save_folder(
 
 def save_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings anew, such as the policy; the weights stay as they are."""
-    text = settings_text(settings)
+    mark = weights.mark(folder / WEIGHTS, folder)
+    text = settings_text(settings if mark is None else {**settings, "weights": mark})
     write(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -135,7 +137,12 @@ def _check_weights(
 
     The network is made without memory (on the meta device), except for what the user passes.
     """
-    stored = weights.header(path / WEIGHTS, path)
+    stored, mark = weights.header(path / WEIGHTS, path), weights.mark(path / WEIGHTS, path)
+    if mark is not None and mark != settings.get("weights"):
+        raise ValueError(
+            f"{WEIGHTS} and {SETTINGS} in {path} aren't of one model: a save that was to replace "
+            "both was cut off between them, or one was copied alone; save the model again"
+        )
     expected = {"temperature_M": torch.empty(len(settings["exits"]))}
     parts: dict[str, nn.Module] = {}
     try:

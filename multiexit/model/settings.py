@@ -54,6 +54,7 @@ TABLE = schema.table(
         "latency": schema.optional(latency.TABLE),
         "problem": schema.one_of(*PROBLEMS),
         "calibration": schema.optional(calibration_table.TABLE),
+        "weights": schema.text,
     },
 )
 

@@ -286,6 +286,42 @@ def test_a_missing_file(saved, name):
     refused(saved, name.split(".")[0])
 
 
+def test_a_save_cut_off_between_its_files_is_refused(saved, make_backbone, monkeypatch):
+    other = mx.MultiExitModel(make_backbone("bert"), 3, labels=["a", "b", "c"])
+    other.policy = mx.Patience(2)
+    renamed = []
+
+    def killed(source, target, rename=os.replace):
+        renamed.append(Path(target).name)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        other.save_pretrained(saved)
+    monkeypatch.undo()
+    assert renamed == ["model.safetensors", "multiexit.json"]
+    refused(saved, r"model.safetensors and multiexit.json in .* aren't of one model: a save .* cut")
+    other.save_pretrained(saved)
+    again = mx.MultiExitModel.from_pretrained(saved)
+    assert (again.labels, again.policy) == (other.labels, other.policy)
+    again.policy = mx.Patience(3)
+    folder.save_settings(saved, again.settings(again.backbone.spec))  # the weights stay
+    assert mx.MultiExitModel.from_pretrained(saved).policy == mx.Patience(3)
+
+
+def test_folders_from_before_their_files_knew_each_other_load(saved):
+    tensors = load_file(saved / "model.safetensors")
+    save_file(tensors, saved / "model.safetensors")
+    settings = json.loads((saved / "multiexit.json").read_text())
+    assert settings.pop("weights")
+    (saved / "multiexit.json").write_text(json.dumps(settings))
+    model = mx.MultiExitModel.from_pretrained(saved)
+    folder.save_settings(saved, model.settings(model.backbone.spec))
+    mx.MultiExitModel.from_pretrained(saved)
+
+
 def test_a_missing_tensor(saved):
     path = saved / "model.safetensors"
     tensors = load_file(path)

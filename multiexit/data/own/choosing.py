@@ -104,16 +104,22 @@ def choose(
         else:
             text = _by_name(TEXTS, left) or _longest(left, rows)
             if text is None:
-                raise ValueError(
-                    f"{table.name}: which of the columns {table.columns} is the text? Name it: "
-                    "text=…"
-                )
+                raise ValueError(_no_text(table, left, rows))
             notes.append(f"the text is column {text!r}")
             others = [n for n in left if n not in (text, text_pair) and _holds_texts(n, rows)]
             if others and text_pair is None:
                 unread = " and ".join(map(repr, others))
                 notes.append(f"texts of {unread} aren't read; one may be named as text_pair")
     return Columns(text, text_pair, image, tuple(names)), notes
+
+
+def _no_text(table: Table, left: list[str], rows: list[dict[str, Any]]) -> str:
+    """What to say where no column can be the text, nor the image."""
+    for name in left:
+        if (kind := inputs.numbers(rows[0].get(name))) is not None:
+            images = f"if it is the image, wanted are {inputs.IMAGES}"
+            return f"{table.name}: {name!r} is a {kind}, which can't be read; {images}"
+    return f"{table.name}: which of the columns {table.columns} is the text? Name it: text=…"
 
 
 def _by_name(known: Sequence[str], columns: list[str]) -> str | None:

@@ -6,8 +6,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from multiexit.data.own import stored
 from multiexit.losses.class_names import missing
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+IMAGES = "files' names, their bytes, images of Pillow, or uint8 pixels [H, W, C] or [C, H, W]"
 
 
 def text(value: Any, name: str) -> str:
@@ -44,8 +49,8 @@ def image(value: Any, name: str, folder: Path | None) -> Any:
     """A row's image: a file's path, its bytes, an image of Pillow, or `Stored`.
 
     Args:
-        value: as the table has it; of a dict of `bytes` and `path`, as `datasets` writes them, the
-            bytes, or else the path.
+        value: as the table has it; uint8 pixels become an image of Pillow; of a dict of `bytes`
+            and `path`, as `datasets` writes them, the bytes, or else the path.
         name: of the column.
         folder: that paths begin in; None is where the program runs.
 
@@ -62,11 +67,11 @@ def image(value: Any, name: str, folder: Path | None) -> Any:
         raise ValueError(f"an empty {name}")
     if isinstance(value, bytes) or _of_pillow(value):
         return value
+    if (pixels := _pixels(value)) is not None:
+        return _drawn(pixels, name)
     if not isinstance(value, str | Path):
-        raise ValueError(
-            f"a {name} that is no image but a {type(value).__name__}: wanted are files' names, "
-            "their bytes, or images of Pillow"
-        )
+        kind = numbers(value) or type(value).__name__
+        raise ValueError(f"a {name} that is no image but a {kind}: wanted are {IMAGES}")
     path = Path(value.strip() if isinstance(value, str) else value)
     path = path if folder is None else folder / path
     try:
@@ -85,7 +90,39 @@ def are_images(values: Iterable[Any], suffixes: Iterable[str]) -> bool:
         return False
     if all(isinstance(value, str) for value in there):
         return all(value.strip().lower().endswith(tuple(suffixes)) for value in there)
-    return any(_of_pillow(value) or _opens(value) for value in there)
+    return any(_of_pillow(value) or _pixels(value) is not None or _opens(value) for value in there)
+
+
+def numbers(value: Any) -> str | None:
+    """What an array, or lists of lists, as pixels may be, are called; None of other values."""
+    if isinstance(value, list):
+        return "list of lists" if value and isinstance(value[0], list) else None
+    return f"{type(value).__name__} of {value.dtype}" if getattr(value, "ndim", 0) > 1 else None
+
+
+def _pixels(value: Any) -> np.ndarray | None:
+    """An array of uint8 that can be an image."""
+    if not hasattr(value, "__array__") or not str(value.dtype).endswith("uint8"):
+        return None
+    array = np.asarray(value)
+    grey = array.ndim == 2
+    return array if grey or (array.ndim == 3 and {*array.shape[::2]} & {*CHANNELS}) else None
+
+
+def _drawn(pixels: np.ndarray, name: str) -> Any:
+    """Pixels as an image of Pillow."""
+    from PIL import Image
+
+    if pixels.ndim == 3:
+        first, last = (size in CHANNELS for size in pixels.shape[::2])
+        if first and last:
+            raise ValueError(
+                f"a {name} of shape {pixels.shape}, which could be [H, W, C] or [C, H, W]: give an "
+                "image of Pillow"
+            )
+        pixels = np.moveaxis(pixels, 0, -1) if first else pixels
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _of_pillow(value: Any) -> bool:

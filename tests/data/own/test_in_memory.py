@@ -1,8 +1,11 @@
 """Tables in memory, as other libraries hold them."""
 
 import datasets
+import numpy as np
 import pandas
 import pytest
+import torch
+from PIL import Image
 
 from multiexit.data import load
 
@@ -102,3 +105,53 @@ def test_columns_may_be_numbered(tokenizer):
     assert load(flipped, tokenizer, label=0, notes=quiet).labels == ("0", "1")
     with pytest.raises(ValueError, match=r"no column '2'. It has \['0', '1'\]"):
         load(frame, tokenizer, text=0, label=2, notes=quiet)
+
+
+def pixels_of(kind):
+    """Twenty images, as arrays of one kind."""
+    wide = np.random.default_rng(0).integers(0, 255, (20, 18, 24, 3), dtype=np.uint8)
+    return {
+        "[H, W, C]": [*wide],
+        "[C, H, W]": [torch.from_numpy(image).permute(2, 0, 1) for image in wide],
+        "pillow": [Image.fromarray(image) for image in wide],
+    }[kind]
+
+
+def test_pixels_are_the_images_that_pillow_has_of_them(tokenizer):
+    there = None
+    for kind in ("pillow", "[H, W, C]", "[C, H, W]"):
+        rows = [{"image": image, "label": row % 2} for row, image in enumerate(pixels_of(kind))]
+        task = load(rows, size=16, augment="none", notes=quiet)
+        there = there or task
+        for (one, _), (other, _) in zip(task.train, there.train, strict=True):
+            assert torch.equal(one, other)
+    grey = load({"image": np.stack(pixels_of("[H, W, C]"))[..., 0], "label": [0, 1] * 10}, size=16)
+    assert grey.train[0][0].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("image", "named", "message"),
+    [
+        (
+            torch.rand(3, 16, 16),
+            None,
+            "'image' is a Tensor of torch.float32, .* wanted are files'.*uint8",
+        ),
+        (np.zeros((16, 16, 3)), "image", "is no image but a ndarray of float64: wanted are files'"),
+        ([[[0, 1]]], None, "'image' is a list of lists, .* wanted are files'"),
+        (
+            np.zeros((3, 16, 3), np.uint8),
+            None,
+            r"shape \(3, 16, 3\), which could be \[H, W, C\] or",
+        ),
+        (
+            np.zeros((5, 16, 5), np.uint8),
+            None,
+            "'image' is a ndarray of uint8, which can't be read",
+        ),
+    ],
+)
+def test_other_arrays_are_no_images(image, named, message):
+    rows = [{"image": image, "label": row % 2} for row in range(20)]
+    with pytest.raises(ValueError, match=message):
+        load(rows, size=16, image=named, notes=quiet)

@@ -110,6 +110,14 @@ def test_what_can_not_be_read_is_refused(data, message, tokenizer):
         load(data, tokenizer, image=kind, notes=quiet)
 
 
+def test_numbers_that_floats_can_not_tell_apart_are_two_classes(tokenizer):
+    for write in (int, str):
+        rows = texts(20, lambda row: write(10**20 + row % 2))  # noqa: B023
+        assert load(rows, tokenizer, notes=quiet).labels == (f"{10**20}", f"{10**20 + 1}")
+    with pytest.raises(ValueError, match="look like one class"):
+        load(texts(20, lambda row: ["1e20", str(10**20)][row % 2]), tokenizer, notes=quiet)
+
+
 def test_decimals_are_numbers(tokenizer):
     cents = texts(20, lambda row: Decimal(row) / 4)
     task = load(cents, tokenizer, problem="regression", notes=quiet)

@@ -1,8 +1,10 @@
 """Arguments that a user gives: an unknown name, and the nearest known one; numbers in bounds."""
 
 import math
+import operator
 from collections.abc import Iterable
-from numbers import Real
+from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from multiexit_runner.naming import suggest as suggest
@@ -84,6 +86,48 @@ def check_positive(name: str, value: object) -> None:
     """
     if not 0 < _number(value) < math.inf:
         raise ValueError(f"{name} must be above 0, got {value!r}")
+
+
+def check_whole(name: str, value: object) -> None:
+    """Refuse what is no whole number from 1, as `check_share` does what is no share.
+
+    >>> check_whole("window", 0)
+    Traceback (most recent call last):
+    ValueError: window must be at least 1, got 0
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def rising(name: str, values: Any, least: int, below: int | None = None) -> list[int]:
+    """One whole number at least, or several that rise.
+
+    Args:
+        name: what they are called in the message.
+        values: any iterable of them.
+        least: the smallest that there may be.
+        below: what all are below, or None.
+
+    Raises:
+        ValueError: with the bounds, and what was given.
+
+    >>> rising("exits", (0, 2), 0, 3)
+    [0, 2]
+    >>> rising("exits", [0.0], 0, 3)
+    Traceback (most recent call last):
+    ValueError: exits must be whole numbers that rise within 0..2, got [0.0]
+    """
+    try:
+        numbers = [operator.index(value) for value in values]
+    except TypeError:
+        numbers = []
+    fits = bool(numbers) and numbers[0] >= least and (below is None or numbers[-1] < below)
+    if not fits or any(b <= a for a, b in pairwise(numbers)):
+        bounds = f"from {least} on" if below is None else f"within {least}..{below - 1}"
+        raise ValueError(f"{name} must be whole numbers that rise {bounds}, got {values!r}")
+    return numbers
 
 
 def _number(value: object) -> Any:

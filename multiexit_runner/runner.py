@@ -24,7 +24,8 @@ class Runner(Graphs):
     """Predicts with a network that `multiexit.export` wrote.
 
     When it is made it runs the rows that the folder keeps: their logits must come out as they did
-    where the graphs were made.
+    where the graphs were made. A copy, and one that was pickled, is made anew from the folder, with
+    the policy's numbers as they stand.
 
     Args:
         folder: where it lies.
@@ -82,11 +83,15 @@ class Runner(Graphs):
         if backend in ROUNDING or rounds_otherwise:
             settings = without_bounds(settings)
         super().__init__(settings, open_sessions(export, settings, open_session))
+        self._made_by = (export.path, threads, providers, check, backend)
         self.runtime = runtime(backend, threads, providers, settings["int8"] is not None)
         read = {SETTINGS, *(segment["file"] for segment in settings["segments"])}
         others = {name: read_file(export, name) for name in export.sums if name not in read}
         if check:
             self._check_rows(others, str(export.path / ROWS), f"{providers or backend}")
+
+    def __reduce__(self) -> Any:
+        return type(self), self._made_by, {"_knobs": self._knobs}
 
     def _check_rows(self, files: Mapping[str, bytes], path: str, by: str) -> None:
         """Run the rows that the folder keeps, by this backend or these providers."""

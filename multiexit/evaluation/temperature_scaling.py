@@ -36,7 +36,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
         outputs: on held-out data that is not the evaluation's.
 
     Raises:
-        ValueError: regression, or vectors.
+        ValueError: regression, or vectors; outputs of another number of exits or classes.
 
     Example:
         p is 0.88 on rows of which 3/4 are right; logits divided by 2 / log 3 = 1.82 say 3/4:
@@ -54,6 +54,12 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
     """
     refuse_vectors(model.problem, "a temperature", "none")
     need_classes(problems.classes_of_decision(model.problem, model.num_classes), "a temperature")
+    exits, classes = len(outputs.logits_MBC), outputs.logits_MBC.shape[-1]
+    if (exits, classes) != (model.num_exits, model.num_classes):
+        raise ValueError(
+            f"the outputs are of {exits} exits and {classes} classes, and the model has "
+            f"{model.num_exits} and {model.num_classes}"
+        )
     from scipy.optimize import minimize_scalar  # which takes a second to import
 
     criterion = Criterion(model.problem)

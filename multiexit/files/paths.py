@@ -24,6 +24,13 @@ def user_path(path: str | Path) -> Path:
     return expanded
 
 
+def nearest(path: Path) -> Path:
+    """A path, or of what is above it the first that is there."""
+    while not (path.exists() or path.is_symlink()) and path != path.parent:
+        path = path.parent
+    return path
+
+
 def entries(folder: Path) -> list[Path]:
     """What lies in a folder, by name, without what is hidden."""
     return sorted(path for path in folder.iterdir() if not hidden(path.name))

@@ -12,7 +12,7 @@ from torch import nn
 from multiexit.backbones import Backbone, adapters, kinds, rebuild, specs
 from multiexit.backbones.same import rebuild_difference
 from multiexit.files import weights
-from multiexit.files.paths import user_path
+from multiexit.files.paths import nearest, user_path
 from multiexit.files.unreadable import reason
 from multiexit.files.writing import write, write_all
 from multiexit.model import heads
@@ -43,9 +43,11 @@ def save_folder(
 
     Raises:
         ValueError: settings that `multiexit.model.settings.read_settings` would refuse; weights
-            that are no tensors, or quantised ones.
+            that are no tensors, or quantised ones; a file where the folder is to be.
         OSError: the folder can't be written.
     """
+    if not (place := nearest(folder)).is_dir():
+        raise ValueError(f"a model is saved in a folder, and {place} is none")
     weights.check_plain(model)
     mark = weights.mark_of(model)
     text = settings_text({**settings, "weights": mark})

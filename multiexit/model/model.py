@@ -452,7 +452,8 @@ class MultiExitModel(nn.Module):
             tokenizer: of `transformers`, saved beside the weights.
 
         Raises:
-            ValueError: a policy that doesn't fit the model, or settings that JSON can't hold.
+            ValueError: a policy that doesn't fit the model, settings that JSON can't hold, or a
+                file where the folder is to be.
             OSError: the folder can't be written.
 
         Example:

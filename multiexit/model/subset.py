@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from multiexit.arguments import rising
 from multiexit.model.heads import ChainedHead
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
@@ -37,13 +38,7 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
         >>> mx.keep_exits(model, [0, 2]).exits
         (2, 8)
     """
-    indices = list(exits)
-    if (
-        not indices
-        or indices != sorted(set(indices))
-        or not 0 <= indices[0] <= indices[-1] < model.num_exits
-    ):
-        raise ValueError(f"exits to keep must rise within 0..{model.num_exits - 1}; got {indices}")
+    indices = rising("exits to keep", exits, 0, model.num_exits)
     readers = (h for h in model.heads if isinstance(h, ChainedHead) and h.reads_earlier)
     if (chained := next(readers, None)) is not None:
         raise ValueError(

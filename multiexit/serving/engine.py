@@ -6,7 +6,6 @@ Letters: M exits, B batch rows, T tokens, C classes.
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from multiexit import policies
+from multiexit.arguments import check_whole
 from multiexit.data import padding
 from multiexit.data.batches import in_order
 from multiexit.data.columns import Columns
@@ -234,8 +234,8 @@ class Engine:
             ValueError: at once: sizes that are no whole numbers from 1, train mode, a single batch
                 in place of batches. While reading: what `predict` raises, with the batch named.
         """
-        _check_whole("batch_size", batch_size)
-        _check_whole("window", window)
+        check_whole("batch_size", batch_size)
+        check_whole("window", window)
         if isinstance(data, Tensor | Mapping | str | bytes) or not (
             isinstance(data, Dataset | Iterable)
         ):
@@ -333,13 +333,6 @@ class Engine:
         stages, at = self.latency.stages_ms[group.exit], self.latency.at
         group.wasted += at(stages, rows) - at(stages, size)
         return size if group.wasted > at(self.latency.drop_ms, size) else rows
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _usable_latency(model: MultiExitModel, latency: Latency | None) -> Latency | None:

@@ -3,7 +3,7 @@
 Letters: M exits, S batch sizes, B batch rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from multiexit import policies, problems
+from multiexit.arguments import check_whole, rising
 from multiexit.backbones.base import select
+from multiexit.model import exit_loop
 from multiexit.model.exit_loop import Decision
 from multiexit.model.latency import Latency, machine_of, nested
 from multiexit.model.model import MultiExitModel
@@ -29,7 +31,7 @@ UNREACHED = 1.01  # no probability is that large
 def profile(
     model: MultiExitModel,
     policy: policies.ExitPolicy | None = None,
-    inputs: dict[str, Tensor] | None = None,
+    inputs: Tensor | Mapping[str, Tensor] | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = 5,
 ) -> Latency:
@@ -44,8 +46,8 @@ def profile(
         model: is put into evaluation mode for the while.
         policy: that exits are asked by; by default the model's own, or one that costs what
             most do (max p; a fixed exit for regression).
-        inputs: rows by name, of which the first is used; by default the backbone's own example
-            (text: 128 tokens). Give text as long as yours is.
+        inputs: rows, by name or of the one input, of which the first is used; by default the
+            backbone's own example (text: 128 tokens). Give text as long as yours is.
         batch_sizes: rising.
         repeats: readings of each part.
 
@@ -53,7 +55,8 @@ def profile(
         The table, in milliseconds. As `model.latency` it is saved with the model.
 
     Raises:
-        ValueError: batch sizes that don't rise from 1 at least, or a policy that doesn't fit.
+        ValueError: batch sizes that don't rise from 1 at least, no repeats, no input, or a policy
+            that doesn't fit.
 
     Example:
         >>> import torch, multiexit as mx
@@ -63,12 +66,15 @@ def profile(
         >>> model.latency.batch_sizes, len(model.latency.stages_ms)
         ((1, 2), 2)
     """
-    sizes = tuple(batch_sizes)
-    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-        raise ValueError(f"batch_sizes must rise from 1 at least, got {list(batch_sizes)}")
+    sizes = tuple(rising("batch_sizes", batch_sizes, 1))
+    check_whole("repeats", repeats)
     if policy is None:
         policy = model.policy or _usual(model)
-    example = model.example_inputs() if inputs is None else inputs
+    example = model.example_inputs()
+    if inputs is not None:
+        example = {next(iter(example)): inputs} if isinstance(inputs, Tensor) else inputs
+        if not isinstance(inputs, Tensor | Mapping) or not exit_loop.num_rows((), example):
+            raise ValueError("inputs must be a row or more: a tensor, or tensors by name")
     device = next(model.parameters()).device
     columns = []
     with evaluating(model):

@@ -43,6 +43,16 @@ def test_temperatures_make_labels_likeliest(seed, scale):
     torch.testing.assert_close(model.temperature_M[inside], once[inside], rtol=1e-2, atol=0)
 
 
+def test_outputs_of_other_exits_are_refused():
+    logits_MBC, labels_B = torch.randn(3, 20, 2), torch.arange(20) % 2
+    model = linear_chain(classes=2, stages=3)
+    outputs = mx.Outputs(logits_MBC, labels_B, model.cost())
+    for other in (linear_chain(classes=2, stages=2), linear_chain(classes=3, stages=3)):
+        with pytest.raises(ValueError, match="outputs are of 3 exits and 2 classes, and the model"):
+            mx.fit_temperatures(other, outputs)
+        assert torch.equal(other.temperature_M, torch.ones(other.num_exits))
+
+
 def test_a_temperature_at_the_end_of_its_range_is_warned_of():
     model = linear_chain(classes=2)
     labels_B = torch.arange(20) % 2

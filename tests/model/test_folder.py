@@ -322,6 +322,13 @@ def test_folders_from_before_their_files_knew_each_other_load(saved):
     mx.MultiExitModel.from_pretrained(saved)
 
 
+@pytest.mark.parametrize("place", ["multiexit.json", "multiexit.json/in"])
+def test_a_file_where_the_folder_is_to_be_is_refused(place, saved):
+    model = mx.MultiExitModel.from_pretrained(saved)
+    with pytest.raises(ValueError, match=r"saved in a folder, and .*multiexit\.json is none"):
+        model.save_pretrained(saved / place)
+
+
 def test_a_missing_tensor(saved):
     path = saved / "model.safetensors"
     tensors = load_file(path)

@@ -40,7 +40,7 @@ def test_kept_exits_survive_a_folder(mlp, tmp_path):
 
 def test_exits_that_can_t_be_kept_are_named(mlp):
     model, _ = mlp
-    for wrong in ([], [3, 1], [1, 1], [5], [-1]):
+    for wrong in ([], [3, 1], [1, 1], [5], [-1], [0.0], "0", 1):
         with pytest.raises(ValueError, match=r"rise within 0\.\.4"):
             mx.keep_exits(model, wrong)
     with pytest.raises(ValueError, match="CascadedHead reads"):

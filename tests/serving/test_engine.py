@@ -199,8 +199,16 @@ def test_bad_settings_are_named(mlp):
             engine.predict(**inputs, policy=wrong)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         list(engine.stream([inputs], batch_size=0))
-    with pytest.raises(ValueError, match="must rise"):
-        mx.profile(model, batch_sizes=(4, 2))
+    for wrong, message in (
+        ({"batch_sizes": (4, 2)}, r"that rise from 1 on, got \(4, 2\)"),
+        ({"batch_sizes": 4}, "that rise from 1 on, got 4"),
+        ({"repeats": 0}, "repeats must be at least 1, got 0"),
+        ({"inputs": [1]}, "a tensor, or tensors by name"),
+        ({"inputs": inputs["x"][:0]}, "a row or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mx.profile(model, **wrong)
+    assert mx.profile(model, inputs=inputs["x"], batch_sizes=[1], repeats=1).batch_sizes == (1,)
     with pytest.raises(ValueError, match="the network takes x"):
         list(engine.stream([{"x": inputs["x"]}, {"y": inputs["x"]}]))
     model.train()

@@ -1,13 +1,12 @@
 """Fewer layers of a trained encoder."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from numbers import Integral
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from multiexit.arguments import rising
 from multiexit.backbones.transformers.transformer import TransformerBackbone
 
 
@@ -35,12 +34,7 @@ def keep_layers(backbone: TransformerBackbone, layers: Sequence[int]) -> Transfo
         2
     """
     check_encoder(backbone)
-    depth, kept = backbone.num_stages, list(layers) if isinstance(layers, Iterable) else []
-    wrong = [layer for layer in kept if not isinstance(layer, Integral) or not 0 <= layer < depth]
-    if not kept or wrong or any(b <= a for a, b in pairwise(kept)):
-        raise ValueError(
-            f"layers to keep must be whole numbers that rise within 0..{depth - 1}, got {layers!r}"
-        )
+    kept = rising("layers to keep", layers, 0, backbone.num_stages)
     modules = [backbone.order[layer] for layer in kept]
     distinct = sorted(set(modules))
     short = copy.deepcopy(backbone)

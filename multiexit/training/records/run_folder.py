@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from multiexit.files.paths import nearest
 from multiexit.model.folder import SETTINGS
 from multiexit.runtime import first_process_checks
 from multiexit.training.config import TrainConfig
@@ -98,15 +99,13 @@ def clear(folder: Path) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    nearest = folder
-    while not (nearest.exists() or nearest.is_symlink()) and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise ValueError(f"output {str(folder)!r} can't be made: {nearest} is no folder")
+    place = nearest(folder)
+    if not place.is_dir():
+        raise ValueError(f"output {str(folder)!r} can't be made: {place} is no folder")
     if (folder / SETTINGS).exists():
         raise ValueError(f"output {str(folder)!r} is a saved model, and no run's folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"output {str(folder)!r}: no permission to write in {nearest}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"output {str(folder)!r}: no permission to write in {place}")
 
 
 def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:

@@ -1,7 +1,9 @@
 """Exported graphs say what the model says, without torch, and refuse what they weren't made for."""
 
+import copy
 import json
 import math
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -250,6 +252,11 @@ def test_the_policys_numbers_can_be_turned(exported):
             runner.set(**wrong)
         with pytest.raises(ValueError, match=message):
             runner.predict(**_arrays(inputs), knobs=wrong)
+    assert runner.knobs == {"threshold": 0.9}
+    for again in (pickle.loads(pickle.dumps(runner)), copy.deepcopy(runner)):
+        assert again.knobs == {"threshold": 0.9}
+        _assert_same(case.model, mx.MaxProb(0.9), again, inputs)
+        again.set(threshold=0.4)
     assert runner.knobs == {"threshold": 0.9}
 
 

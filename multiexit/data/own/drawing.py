@@ -9,7 +9,7 @@ from torch import Tensor
 from multiexit.data import splits
 from multiexit.data.own.notes import Notes
 from multiexit.data.own.rows import Rows
-from multiexit.data.own.targets import Targets
+from multiexit.data.own.targets import Targets, written_otherwise
 
 
 def draw(part: Rows, goal: Targets, share: float, seed: int, notes: Notes) -> tuple[Tensor, Tensor]:
@@ -94,4 +94,5 @@ def _largest(part: Rows, goal: Targets) -> str:
         return ""
     counts = torch.bincount(part.labels, minlength=goal.num_classes)
     number = int(counts.argmax())
-    return f", of which class {goal.names[number]!r} has most, {int(counts[number])}"
+    why = written_otherwise(goal.names)
+    return f", of which class {goal.names[number]!r} has most, {int(counts[number])}{why}"

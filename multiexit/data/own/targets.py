@@ -4,10 +4,12 @@ Letters: N rows, C classes or outputs.
 """
 
 import math
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from numbers import Real
 from typing import Any
@@ -32,6 +34,9 @@ LISTS = (
     "A list has the names or numbers of the labels that the row has, such as [0, 2]; yes and no "
     "for each label stand in columns of their own"
 )
+
+OTHERWISE = re.compile(r"[-+]?\d[\d.,' ]*%?")
+"""A number as people write it, such as 0,5 or 1,000 or 5 %."""
 
 YES_NO = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 
@@ -140,11 +145,24 @@ def found(
     if problem == "classification" and len(listed) > max(MANY, len(values) // 2):
         raise ValueError(
             f"{len(listed)} different labels in {len(values)} rows, such as {listed[0]!r}: is that "
-            "the label's column?"
+            f"the label's column?{written_otherwise(listed)}"
         )
     shown = in_a_row(listed[:8]) + (f", … ({len(listed)})" if len(listed) > 8 else "")
     kind = "labels, several a row" if problem == "multi-label" else "classes in this order"
-    return Targets(problem, listed, len(listed)), f"{kind}: {shown}{_alike(listed)}"
+    return Targets(
+        problem, listed, len(listed)
+    ), f"{kind}: {shown}{_alike(listed)}{written_otherwise(listed)}"
+
+
+def written_otherwise(names: Sequence[str]) -> str:
+    """What to say of names that are numbers in another way of writing; nothing of others."""
+    words = [name for name in names if _number(name) is None]
+    if not words or not all(map(OTHERWISE.fullmatch, words)):
+        return ""
+    return (
+        f" ({words[0]!r} is read as a name: numbers are written with a point, without marks for "
+        "thousands and without %)"
+    )
 
 
 def _guess(values: Sequence[Any], names: Sequence[str] | None) -> str:
@@ -235,8 +253,7 @@ def _check_differ(names: Iterable[str]) -> None:
     """
     alike: dict[Any, list[str]] = defaultdict(list)
     for name in names:
-        number = _number(name)
-        alike[_seen(name) if number is None else number].append(name)
+        alike[_seen(name) if _number(name) is None else Decimal(name)].append(name)
     for same in alike.values():
         if len(same) > 1:
             raise ValueError(

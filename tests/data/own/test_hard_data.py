@@ -110,6 +110,18 @@ def test_what_can_not_be_read_is_refused(data, message, tokenizer):
         load(data, tokenizer, image=kind, notes=quiet)
 
 
+@pytest.mark.parametrize("write", ["{},5", "1,{:03}", "{}%", "{} %"])
+def test_numbers_in_another_writing_are_named_where_classes_fail(write, tokenizer):
+    for count, failure in ((20, "can't be drawn from 20 rows"), (120, "120 different labels")):
+        notes, rows = [], texts(count, write.format)
+        with pytest.raises(ValueError, match=rf"{failure}.*is read as a name: numbers are"):
+            load(rows, tokenizer, notes=notes.append)
+    load(texts(20, lambda row: write.format(row % 2)), tokenizer, notes=notes.append)
+    assert "is read as a name" in notes[-2]
+    load(texts(20, lambda row: ["1.2.3", "new"][row % 2]), tokenizer, notes=notes.append)
+    assert notes[-2] == "classes in this order: 1.2.3, new"
+
+
 def test_numbers_that_floats_can_not_tell_apart_are_two_classes(tokenizer):
     for write in (int, str):
         rows = texts(20, lambda row: write(10**20 + row % 2))  # noqa: B023

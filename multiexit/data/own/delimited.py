@@ -1,6 +1,7 @@
 """CSV and TSV files as tables, row by row, with the line of each."""
 
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -11,6 +12,7 @@ from multiexit.data.own.table import Row, Table
 from multiexit.data.own.text_lines import text_lines
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SAMPLE = 200
 QUOTES = "a field that begins with a quote ends with one, and quotes within it are doubled"
 
 
@@ -44,6 +46,11 @@ def table(path: Path, delimiter: str | None) -> Table:
         notes.append(f"{path} is read with {between} between its columns")
     if counted:
         notes.append(f"{path}: the first column has no name and counts the rows: it is left out")
+    if (odd := _like_a_row(path, delimiter, skip)) is not None:
+        notes.append(
+            f"{path}: its first line names the columns, and {odd} there: if it is a row, put a "
+            "line of names above it"
+        )
 
     def read(bad: BadRows) -> Iterator[Row]:
         blank: list[str] = []
@@ -106,6 +113,18 @@ def _counts(path: Path, delimiter: str, skip: int) -> bool:
         if fields[0] != str(number):
             return False
     return True
+
+
+def _like_a_row(path: Path, delimiter: str, skip: int) -> str | None:
+    """What makes the line of names look like a row: a number, or a word that rows have too."""
+    records = (fields for _, fields in islice(_records(path, delimiter, skip), SAMPLE))
+    rows = [fields for fields in records if not isinstance(fields, csv.Error)]
+    for column, name in enumerate(rows[0] if rows else []):
+        if name.strip() and any(name in row[column : column + 1] for row in rows[1:]):
+            return f"{name!r} is also among the values"
+        if re.fullmatch(r"[-+]?\d*\.\d+", name.strip()):
+            return f"{name!r} is a number"
+    return None
 
 
 def _check_columns(place: str, columns: list[str]) -> None:

@@ -160,6 +160,18 @@ def test_a_column_without_a_name_is_left_out_where_it_counts(tokenizer, tmp_path
         load(path, tokenizer, notes=quiet)
 
 
+def test_a_first_line_that_may_be_a_row_is_told(tokenizer, tmp_path):
+    for label, why in (("'b' is also among", "b"), ("'0.5' is a number", "0.5"), (None, "label")):
+        path, notes = tmp_path / "a.csv", []
+        rows = [f"good film {row},{row + 0.25 if why == '0.5' else 'ab'[row % 2]}"
+                for row in range(20)]  # fmt: skip
+        path.write_text("\n".join([f"text,{why}", *rows]))
+        load(path, tokenizer, label=why, notes=notes.append)
+        said = [note for note in notes if "if it is a row, put a line of names above it" in note]
+        assert len(said) == (label is not None)
+        assert label is None or label in said[0]
+
+
 def test_lines_are_named_below_what_excel_writes_above_the_names(tokenizer, tmp_path):
     path = tmp_path / "a.csv"
     whole = "sep=;\r\ntext;label\r\ngood;a\r\nbad\r\n".encode("utf-16")

@@ -24,6 +24,7 @@ class Graphs:
 
     Attributes:
         settings, problem, num_classes, labels, preprocessing: as `Runner` has them.
+        ranges: the lowest and the highest that the policy's numbers may be.
     """
 
     def __init__(self, settings: dict[str, Any], sessions: Sequence[Any]):
@@ -33,7 +34,7 @@ class Graphs:
         self.labels: list[str] | None = settings["labels"]
         self.preprocessing: dict[str, Any] = settings["preprocessing"]
         self._knobs: dict[str, int | float] = settings["knobs"]
-        self._ranges = narrowed(settings["ranges"], settings["scales"])
+        self.ranges = narrowed(settings["knobs"], settings["ranges"], settings["scales"])
         self._segments = settings["segments"]
         self._sessions = sessions
         reads = [set(segment["inputs"]) for segment in self._segments]
@@ -51,7 +52,7 @@ class Graphs:
             ValueError: a number that this policy lacks, that is no number of that kind, or that
                 is far off the scale of what it is compared with.
         """
-        check_numbers(self._knobs, self._ranges, knobs)
+        check_numbers(self._knobs, self.ranges, knobs)
         self._knobs = {
             **self._knobs,
             **{name: type(self._knobs[name])(number) for name, number in knobs.items()},
@@ -199,7 +200,7 @@ class Graphs:
         Raises:
             ValueError: a number that this policy can't take; an array of another length.
         """
-        return by_row(self._knobs, self._ranges, knobs or {}, rows)
+        return by_row(self._knobs, self.ranges, knobs or {}, rows)
 
     def _run(self, exit: int, arrays: Arrays) -> tuple[Arrays, Arrays]:
         """Run a graph: what later graphs read, and what this one says of its rows."""

@@ -3,7 +3,8 @@
 Letters: M exits, B batch rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from multiexit_runner.settings import check_knob, check_range
 Knobs = Mapping[str, int | float]
 """Numbers by name, whole ones as int."""
 
+Ranges = Mapping[str, Sequence[float]]
+"""The lowest and the highest that numbers may be, by name."""
+
 TYPES: dict[type, Any] = {int: np.int64, float: np.float32}
 
 
-def check_numbers(
-    standing: Knobs, ranges: Mapping[str, list[float]], given: Mapping[str, Any]
-) -> None:
+def check_numbers(standing: Knobs, ranges: Ranges, given: Mapping[str, Any]) -> None:
     """Refuse numbers that a policy can't take.
 
     Args:
@@ -39,24 +41,21 @@ def check_numbers(
             check_range(name, ranges.get(name), number)
 
 
-def narrowed(
-    ranges: Mapping[str, list[float]], scales: Mapping[str, list[float]]
-) -> dict[str, list[float]]:
-    """The lowest and highest that numbers may be: that the policy takes, and not off their scale.
+def narrowed(names: Iterable[str], *tables: Ranges) -> dict[str, list[float]]:
+    """The lowest and highest that numbers may be by all tables, such as what the policy takes and
+    what is on its scale; any where no table has them.
 
-    >>> narrowed({"threshold": [0, 9]}, {"threshold": [-0.1, 1.1]})
+    >>> narrowed(["threshold"], {"threshold": [0, 9]}, {"threshold": [-0.1, 1.1]})
     {'threshold': [0, 1.1]}
     """
+    pairs = {name: [table[name] for table in tables if name in table] for name in names}
     return {
-        name: [max(pair[0] for pair in both), min(pair[1] for pair in both)]
-        for name in {**ranges, **scales}
-        if (both := [table[name] for table in (ranges, scales) if name in table])
+        name: [max((low for low, _ in each), default=-inf), min((h for _, h in each), default=inf)]
+        for name, each in pairs.items()
     }
 
 
-def by_row(
-    standing: Knobs, ranges: Mapping[str, list[float]], given: Mapping[str, Any], rows: int
-) -> Arrays:
+def by_row(standing: Knobs, ranges: Ranges, given: Mapping[str, Any], rows: int) -> Arrays:
     """The policy's numbers as graphs take them, `policy.NAME` [B].
 
     Args:

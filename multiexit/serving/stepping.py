@@ -38,7 +38,9 @@ from multiexit.policies.registry import from_json, to_json
 from multiexit.problems import classes_of_decision
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.folding import for_inference
+from multiexit.serving.onnx.knobs import ranges
 from multiexit.serving.streaming import start
+from multiexit_runner.knobs import Ranges, narrowed
 from multiexit_runner.server.lengths import filled_length
 from multiexit_runner.server.network import Outcome
 from multiexit_runner.server.served import Served, example_inputs
@@ -157,6 +159,10 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
     settings = () if model.calibration is None else model.calibration.settings
     network = ModelNetwork(model, [own, *examples, *(each.policy for each in settings)])
 
+    def between(policy: ExitPolicy) -> Ranges:
+        numbers = numbers_of(policy)
+        return narrowed(numbers, ranges(policy, numbers, known), scales(policy, known))
+
     def typed(policy: ExitPolicy) -> str:
         return typed_policy(to_json(policy))
 
@@ -191,7 +197,7 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         parse=read,
         numbers=numbers_of,
         typed=typed,
-        turns=[name for each in (own, *examples) for name in numbers_of(each)],
+        turns=[between(policy) for policy in (own, *examples)],
         calibration=None if model.calibration is None else model.calibration.to_json(),
         restore=lambda policy: from_json({**policy}, [type(each.policy) for each in settings]),
     )

@@ -1,8 +1,10 @@
 """What requests may ask of the policy, within what the operator allows."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
+from multiexit_runner.knobs import Ranges
 from multiexit_runner.naming import OptionError, unknown
 from multiexit_runner.server.dial import Setting
 from multiexit_runner.server.options import Options, words
@@ -88,8 +90,8 @@ class Orders:
                 )
 
 
-def _limits(text: str, names: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Limits as they are typed, `threshold=0.7..1`, of numbers with these names."""
+def _limits(text: str, kinds: Sequence[Ranges]) -> dict[str, tuple[float, float]]:
+    """Limits as they are typed, `threshold=0.7..1`, of numbers that these kinds of policy have."""
     limits = {}
     for part in words(text):
         name, _, range_ = part.partition("=")
@@ -100,9 +102,14 @@ def _limits(text: str, names: Sequence[str]) -> dict[str, tuple[float, float]]:
             limits[name] = float(low), float(high)
         except ValueError as error:
             raise OptionError("{limits} must be like threshold=0.7..1, got {!r}", part) from error
-        if name not in names:
-            have = ", ".join(dict.fromkeys(names)) or "no numbers"
+        ranges = dict.fromkeys(tuple(kind[name]) for kind in kinds if name in kind)
+        if not ranges:
+            have = ", ".join(dict.fromkeys(chain.from_iterable(kinds))) or "no numbers"
             raise OptionError("{limits}: {!r}, but requests may turn {} here", part, have)
-        if not limits[name][0] <= limits[name][1]:
+        low, high = limits[name]
+        if not low <= high:
             raise OptionError("{limits}: {!r} leaves no number", part)
+        if not any(low <= most and least <= high for least, most in ranges):
+            may = " or ".join(f"from {least:g} to {most:g}" for least, most in ranges)
+            raise OptionError("{limits}: {!r} leaves no number: it is {}", part, may)
     return limits

@@ -9,6 +9,7 @@ import numpy as np
 
 from multiexit_runner.answering import Answer, Encoded
 from multiexit_runner.classifier import Classifier
+from multiexit_runner.knobs import Ranges
 from multiexit_runner.server.exported import ExportedNetwork
 from multiexit_runner.server.network import Network
 from multiexit_runner.turning import numbers_of, saved_numbers, typed_policy
@@ -35,7 +36,7 @@ class Served:
             own, to what the network takes. Numbers far off their scale are refused.
         numbers: of what `parse` gave.
         typed: what `parse` gave as it is typed.
-        turns: names of numbers that policies of requests may have.
+        turns: of each kind of policy that requests may have, its numbers with what they may be.
         calibration: settings of a policy with what they give, as
             `multiexit.policies.CalibrationTable.to_json` gives them; None where there are none.
         restore: from a policy of that table to what the network takes.
@@ -57,7 +58,7 @@ class Served:
     parse: Callable[[str | None, Mapping[str, float]], Any]
     numbers: Callable[[Any], Mapping[str, float]]
     typed: Callable[[Any], str]
-    turns: Sequence[str]
+    turns: Sequence[Ranges]
     calibration: Mapping[str, Any] | None
     restore: Callable[[Mapping[str, Any]], Any]
 
@@ -107,7 +108,7 @@ def of_export(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         parse=parse,
         numbers=lambda policy: policy,
         typed=typed,
-        turns=[*standing],
+        turns=[runner.ranges],
         calibration=runner.settings["calibration"],
         restore=lambda policy: turned(saved_numbers(policy, held, standing)),
     )

@@ -23,6 +23,7 @@ from multiexit_runner.server.app import Service
 from multiexit_runner.server.around import Named
 from multiexit_runner.server.listening import sockets_at
 from multiexit_runner.server.options import Options, merged
+from multiexit_runner.server.orders import Orders
 from multiexit_runner.server.saying import RESPONSES
 from multiexit_runner.server.served import of_export
 
@@ -370,6 +371,17 @@ def test_numbers_stay_within_the_operators_limits(text_served):
 def test_limits_that_would_bound_nothing_are_refused(text_served, limits, message):
     with pytest.raises(ValueError, match=message):
         Service(text_served[1]["model"](), Options(limits=limits))
+
+
+def test_limits_that_leave_nothing_of_what_a_policy_takes_are_refused(text_served):
+    model, export = text_served[1]["model"](), text_served[1]["export"]()
+    for served in (model, export):
+        with pytest.raises(ValueError, match=r"leaves no number: it is from -0.1 to 1.1"):
+            Orders(served, Options(limits="threshold=2..3"))
+        Orders(served, Options(limits="threshold=1.1..3"))
+    with pytest.raises(ValueError, match=r"'patience=0..0' leaves no number: it is from 1 to"):
+        Orders(model, Options(limits="patience=0..0"))
+    Orders(model, Options(limits="threshold=1.15..9"))  # of entropy's, up to ln 3
 
 
 @pytest.mark.parametrize("kind", ["model", "export"])

@@ -1,12 +1,12 @@
 """Refusals before a run begins."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from multiexit import policies, problems
 from multiexit.data import hub
@@ -181,7 +181,7 @@ def check_sets(
     rows = dev.dataset if isinstance(dev, DataLoader) else dev
     if is_rows(rows) and hasattr(rows, "__len__") and len(rows) == 0:  # type: ignore[arg-type]
         raise ValueError("the dev set is empty: pass None to train without one")
-    if isinstance(rows, Iterator):
+    if _read_once(rows):
         raise ValueError(
             f"dev is read each epoch, and a {type(rows).__name__} can be read once: give a data "
             "set, a DataLoader or a list of batches"
@@ -209,6 +209,12 @@ def check_sets(
             f"every phase of {recipe.name!r} learns from labels: unlabelled= is for "
             "phases that learn from teachers alone, such as FastBERT's second"
         )
+
+
+def _read_once(rows: Any) -> bool:
+    """Whether what gives rows or batches is an iterator, or hands out the same one each time."""
+    counted = hasattr(rows, "__len__") and not isinstance(rows, IterableDataset)
+    return isinstance(rows, Iterable) and not counted and iter(rows) is iter(rows)
 
 
 def _warn_blind(metric: str | metrics.Metric, labels_N: Tensor) -> None:

@@ -439,6 +439,17 @@ def test_a_dev_set_that_can_be_read_once_is_refused():
     with pytest.raises(ValueError, match=r"dev is read each epoch.*list_iterator can be read once"):
         fit(chain(2), "joint", config(), Table(), dev)
 
+    class Once(IterableDataset):
+        def __init__(self):
+            self.rows = iter([Table()[0], Table()[1]])
+
+        def __iter__(self):
+            return self.rows
+
+    for dev in (Once(), DataLoader(Once(), 2)):
+        with pytest.raises(ValueError, match=r"dev is read each epoch.*a Once can be read once"):
+            fit(chain(2), "joint", config(), Table(), dev)
+
 
 def test_batches_of_ones_own_are_for_one_process():
     rows = TrainingSet(DataLoader(Table(), batch_sampler=Groups()), CLASSES)

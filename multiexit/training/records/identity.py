@@ -83,11 +83,11 @@ LISTED = ("divergence", "epochs", "lr", "train", "extra", "branch", "surgery", "
 
 WRITTEN = {"None": None, **{repr(name): name for name in TRAIN}}
 
-FIXED = ("model exits", "model shapes", "config optimizer", "recipe phases")
+FIXED = ("model exits", "model shapes", "model frozen", "config optimizer", "recipe phases")
 """Entries that must be the same for a checkpoint to fit, even by force."""
 
 
-LATER = ("model labels", "model parts")
+LATER = ("model frozen", "model labels", "model parts")
 """Beginnings of entries that runs of older versions don't have: these go on without them."""
 
 MOST_TOLD = 20  # differences, in one message

@@ -81,6 +81,7 @@ def describe(
             "head": _part_text(model.head),
             "pool": model.pool,
             "labels": model.labels,
+            "frozen": _frozen("backbone", model.backbone) + _frozen("heads", model.heads),
             "parts": _own_parts(model),
             "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
         },
@@ -198,6 +199,19 @@ def _own_parts(model: MultiExitModel) -> dict[str, str]:
         for prefix, part in own
         for name, module in part.named_modules(prefix=prefix, remove_duplicate=False)
     }
+
+
+def _frozen(name: str, module: nn.Module) -> list[str]:
+    """The largest parts of a module of which nothing learns, and parameters that don't."""
+    learns = [p.requires_grad for p in module.parameters()]
+    if all(learns):
+        return []
+    if not any(learns):
+        return [name]
+    own = module.named_parameters(name, recurse=False)
+    parts = [(f"{name}.{child}", part) for child, part in module.named_children()]
+    inside = [full for inner, part in parts for full in _frozen(inner, part)]
+    return [full for full, p in own if not p.requires_grad] + inside
 
 
 def _settings(module: nn.Module) -> list[str]:

@@ -384,6 +384,27 @@ def test_what_does_not_fit_is_refused_even_by_force(recipe, changes, exits, name
     assert_same(tensors(model), before)
 
 
+@pytest.mark.parametrize("part", ["backbone", "heads.1", "heads.1.linear.bias"])
+def test_other_frozen_parts_are_named(part, tmp_path):
+    def frozen():
+        model = chain(2)
+        for name, p in model.named_parameters():
+            p.requires_grad_(not name.startswith(part))
+        return model
+
+    settings = config(output=tmp_path / "one", epochs=1)
+    fit(chain(2), "joint", settings, Table())
+    settings = replace(settings, resume=True, force=True)
+    named = rf"model frozen \(\[\] there, \['{part}'\] here\); it can't go on as this one"
+    with pytest.raises(ValueError, match=named):
+        fit(frozen(), "joint", settings, Table())
+    settings = config(output=tmp_path / "other", epochs=1)
+    fit(frozen(), "joint", settings, Table())
+    fit(frozen(), "joint", replace(settings, resume=True), Table())
+    with pytest.raises(ValueError, match=rf"\['{part}'\] there, \[\] here"):
+        fit(chain(2), "joint", replace(settings, resume=True), Table())
+
+
 # Out of memory
 
 

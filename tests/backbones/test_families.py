@@ -1,6 +1,8 @@
 """Every type of transformers' encoders in the table is staged as the library runs it."""
 
 import copy
+import re
+import warnings
 
 import pytest
 import torch
@@ -69,3 +71,28 @@ def test_its_heads_and_its_layers_can_be_taken_out(network, text):
     short = static.keep_layers(backbone, [0, 2])
     assert short.num_stages == 2
     assert torch.equal(short.features(**inputs)[0], backbone.features(**inputs)[0])
+
+
+ODD = {
+    "two alike": ({"id2label": {0: "x", 1: "x"}}, None, "not a name of its own"),
+    "an empty one": ({"id2label": {0: "", 1: "x"}}, None, "not a name of its own"),
+    "from one": ({"id2label": {1: "x", 2: "y"}}, None, "not a name of its own"),
+    "no such problem": ({"num_labels": 2}, "nonsense", "problem_type='nonsense', none of"),
+    "one class": ({"num_labels": 1}, "single_label_classification", "one output, .* a number"),
+    "plain": ({"id2label": {0: "x", 1: "y"}}, "single_label_classification", None),
+    "numbered": ({"num_labels": 2}, None, None),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_a_configuration_says_of_classes_is_not_left_out_in_silence(case):
+    classes, problem, message = ODD[case]
+    sizes = {name: TINY[name] for name in TINY if name not in ("num_labels", "embedding_size")}
+    config = AutoConfig.for_model("bert", **sizes, **classes)
+    config.problem_type = problem
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        mx.MultiExitModel(mx.wrap(AutoModelForSequenceClassification.from_config(config)))
+    said = [str(warning.message) for warning in told if "configuration" in str(warning.message)]
+    assert bool(said) == (message is not None)
+    assert message is None or re.search(message, said[0])

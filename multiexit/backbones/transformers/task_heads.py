@@ -3,6 +3,7 @@
 Letters: B batch rows, T tokens, H width, K classes.
 """
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
 
 from multiexit.backbones.classifier import TOKEN_PROBLEM, FirstToken, NetworkHead
 from multiexit.backbones.transformers.families import FAMILIES, part
+from multiexit.runtime import user_level
 
 ENDING = "ForSequenceClassification"
 ENDINGS = (ENDING, *(f"For{of}Classification" for of in ("Image", "Audio", "Video")))
@@ -95,7 +97,12 @@ def problem_of(model: Any) -> str | None:
         return TOKEN_PROBLEM
     said = getattr(model.config, "problem_type", None)
     problem = next((name for name, type_ in PROBLEM_TYPES.items() if type_ == said), None)
-    return None if problem == "classification" and model.config.num_labels == 1 else problem
+    if said is not None and problem is None:
+        _warn(f"problem_type={said!r}, none of {[*PROBLEM_TYPES.values()]}: it is left out")
+    if problem == "classification" and model.config.num_labels == 1:
+        _warn(f"problem_type={said!r} and one output, which is read as a number (regression)")
+        return None
+    return problem
 
 
 def is_library_classifier(model: Any) -> bool:
@@ -124,4 +131,16 @@ def labels(config: Any, classes: int) -> list[str] | None:
         return None
     labels = [str(config.id2label.get(index, "")) for index in range(classes)]
     numbers = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
-    return None if numbers or "" in labels or len(set(labels)) < classes else labels
+    if numbers:
+        return None
+    if "" in labels or len(set(labels)) < classes:
+        _warn(
+            f"id2label={config.id2label}, not a name of its own for each of 0 to {classes - 1}: "
+            "classes go by their numbers unless labels= names them"
+        )
+        return None
+    return labels
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"the network's configuration has {what}", stacklevel=user_level())

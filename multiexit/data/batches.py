@@ -6,6 +6,7 @@ restart. N rows of a set, B rows of a batch.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,13 +30,26 @@ def collate_of(dataset: Any) -> Any:
     """The set's own `collate` (or that of the sets it is a part or the sum of), or torch's.
 
     Raises:
-        ValueError: sets put together whose rows are collated differently.
+        ValueError: sets put together whose rows are collated differently; a `collate` that takes
+            more than rows.
     """
     if isinstance(dataset, Subset):
         return collate_of(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
         return _collate_of_all([collate_of(part) for part in dataset.datasets])
-    return hub.collate if hub.from_hub(dataset) else getattr(dataset, "collate", default_collate)
+    if hub.from_hub(dataset):
+        return hub.collate
+    collate = getattr(dataset, "collate", default_collate)
+    try:
+        signature(collate).bind(())
+    except TypeError as error:
+        raise ValueError(
+            f"collate of {type(dataset).__name__} must take a list of rows and nothing else "
+            f"({error})"
+        ) from error
+    except ValueError:  # a builtin, which doesn't say
+        pass
+    return collate
 
 
 def default_collate(rows: Any) -> Any:
@@ -75,14 +89,24 @@ def _collate_of_all(parts: Sequence[Any]) -> Any:
 
 
 def lengths_of(dataset: Any) -> Sequence[int] | None:
-    """The set's own `lengths`, tokens per row, or None."""
+    """The set's own `lengths`, tokens per row, or None.
+
+    Raises:
+        ValueError: a method.
+    """
     if isinstance(dataset, Subset):
         lengths = lengths_of(dataset.dataset)
         return None if lengths is None else [lengths[row] for row in dataset.indices]
     if isinstance(dataset, ConcatDataset):
         parts = [lengths_of(part) for part in dataset.datasets]
         return None if None in parts else [length for lengths in parts for length in lengths or ()]
-    return getattr(dataset, "lengths", None)
+    lengths = getattr(dataset, "lengths", None)
+    if callable(lengths):
+        raise ValueError(
+            f"lengths of {type(dataset).__name__} is a method, and must be a list of the tokens in "
+            "each row: put @property above it"
+        )
+    return lengths
 
 
 def labels_of(source: Any) -> Tensor | None:

@@ -187,6 +187,10 @@ def _check_count(count: int, expected: int, name: str) -> None:
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int, paired: bool) -> None:
     kind = type(tokenizer).__name__
+    if not hasattr(tokenizer, "pad_token_id"):
+        raise ValueError(
+            f"tokenizer is a {kind}: give one of transformers, AutoTokenizer.from_pretrained(…)"
+        )
     if tokenizer.pad_token_id is None:
         raise ValueError(f"this {kind} has no padding token; set tokenizer.pad_token first")
     special = tokenizer.num_special_tokens_to_add(paired)

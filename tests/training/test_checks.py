@@ -121,9 +121,21 @@ class Bare(Table):
         return self.x[row]
 
 
+class Asks(Table):
+    def lengths(self):
+        return [1] * len(self)
+
+
+class Wants(Table):
+    def collate(self, rows, padding):
+        raise AssertionError(padding)
+
+
 @pytest.mark.parametrize(
     ("train", "message"),
     [
+        (Asks(), "lengths of Asks is a method, and must be a list"),
+        (Wants(), "collate of Wants must take a list of rows and nothing else .*'padding'"),
         (Table(1), "at least 2 rows, got 1"),
         (Table(0), "at least 2 rows, got 0"),
         (
@@ -135,7 +147,17 @@ class Bare(Table):
         (Unlabelled(), r"a batch is \(inputs, labels\).*keys \['x'\]"),
         (Bare(), r"a batch is \(inputs, labels\).*Tensor"),
     ],
-    ids=["one row", "no row", "list", "iterable", "triples", "unlabelled", "bare"],
+    ids=[
+        "lengths()",
+        "collate(…)",
+        "one row",
+        "no row",
+        "list",
+        "iterable",
+        "triples",
+        "unlabelled",
+        "bare",
+    ],
 )
 def test_data_of_another_form_is_refused(train, message):
     refused(message, train)

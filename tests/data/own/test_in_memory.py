@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from multiexit.data import load
+from multiexit.data.text import TextDataset
 
 TEXTS = [f"good film {row}" for row in range(20)]
 
@@ -155,3 +156,8 @@ def test_other_arrays_are_no_images(image, named, message):
     rows = [{"image": image, "label": row % 2} for row in range(20)]
     with pytest.raises(ValueError, match=message):
         load(rows, size=16, image=named, notes=quiet)
+
+
+def test_no_tokenizer_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="tokenizer is a NoneType: give one of transformers"):
+        TextDataset.from_texts(None, ["a fine film"])

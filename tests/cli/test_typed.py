@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiexit.cli import lines, typed
+from multiexit.cli import typed
+from multiexit_runner.answering import parts
 
 WAYS = {
     "ends of every kind": (b"fine\r\nold\rmac\nlast", ["fine", "old", "mac", "last"]),
@@ -76,14 +77,13 @@ def test_a_closed_stdin():
 def test_lines_of_a_pipe_come_one_by_one_and_are_answered_so():
     read, write = os.pipe()
     with os.fdopen(read, "rb") as pipe:
-        parts = lines._parts((line.decode() for line in typed._lines_at_hand(pipe)), 32)
+        come = parts((line.decode() for line in typed._lines_at_hand(pipe)), "text", 32)
         for words in (b"one\n", b"two\nthree\n"):
             os.write(write, words)
-            assert next(parts)[0] == words.decode().splitlines(keepends=True)
+            assert next(come)[0] == words.decode().splitlines(keepends=True)
         os.write(write, b"four")
         os.close(write)
-        assert [part for part, _ in parts] == [["four"]]
-    assert [part for part, _ in lines._parts(["a", "b", "c"], 2)] == [["a", "b"], ["c"]]
+        assert [part for part, _ in come] == [["four"]]
 
 
 def test_a_folder_that_is_not_to_be_written_in_is_refused_at_once(tmp_path, monkeypatch):

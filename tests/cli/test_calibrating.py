@@ -123,6 +123,7 @@ def test_rows_that_repeat_do_not_judge_either(tmp_path, capsys):
     rows = TensorDataset(twice.x.repeat(2, 1), twice.labels.repeat(2))
     task = tasks.TaskData("table", None, {"dev": rows}, 3, "accuracy", None)
     model = chain()
+    model.save_pretrained(tmp_path)
     calibrating.run(model, tmp_path, task, mx.MaxProb, {**DEFAULTS, "risk": 0.2})
     used = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:100] % 100
     others = 2 * (100 - len(used.unique()))

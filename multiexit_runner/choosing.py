@@ -20,6 +20,20 @@ NO_BOUNDS = (
 )
 
 
+def bounds_speak_of(table: Mapping[str, Any], certificate: Mapping[str, Any]) -> bool:
+    """Whether a table's bounds are of a certificate's loss, and as sure at least.
+
+    >>> table = {"loss": "accuracy", "confidence": 0.9}
+    >>> bounds_speak_of(table, {"loss": "accuracy", "confidence": 0.9})
+    True
+    >>> bounds_speak_of(table, {"loss": "accuracy", "confidence": 0.95})
+    False
+    """
+    sure = certificate["confidence"]
+    alike = certificate["loss"] == table["loss"]
+    return alike and sure is not None and sure <= table["confidence"]
+
+
 def wanted(policy: Any, **targets: float | None) -> tuple[str, float] | None:
     """The one target of a call, checked; None where there is none.
 

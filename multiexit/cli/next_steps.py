@@ -14,6 +14,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.policies.certificate import Certificate
 from multiexit.policies.registry import policy_name
+from multiexit_runner.choosing import bounds_speak_of
 
 
 def after_training(run: Path, model: MultiExitModel, rows: int, data: Sequence[str] = ()) -> str:
@@ -74,15 +75,13 @@ def after_export(
         certificate: of its policy. Where that is of another loss than the table's bounds, or surer,
             a service must be told what may be lost.
     """
-    bounds = [] if calibration is None else [s["loss_bound"] for s in calibration["settings"]]
-    alike = certificate is None or (
-        calibration is not None
-        and certificate.loss == calibration["loss"]
-        and certificate.confidence is not None
-        and certificate.confidence <= calibration["confidence"]
-    )
-    if calibration is None or (not alike and None in bounds):
-        return _line(_step(["serve", folder], "answers over HTTP"))
+    plain = _line(_step(["serve", folder], "answers over HTTP"))
+    if calibration is None:
+        return plain
+    bounds = [setting["loss_bound"] for setting in calibration["settings"]]
+    alike = certificate is None or bounds_speak_of(calibration, certificate.to_json())
+    if not alike and None in bounds:
+        return plain
     scores = [setting["score"] for setting in calibration["settings"]]
     least = math.floor(100 * max(scores) - 1) / 100  # a point or two below
     words = ["serve", folder, "--target-ms", "50", "--min-score", f"{least:g}"]

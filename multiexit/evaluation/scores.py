@@ -36,11 +36,7 @@ def accuracy_f1(
         >>> {name: round(value, 3) for name, value in scores.items()}
         {'score': 0.775, 'accuracy': 0.75, 'f1': 0.8}
     """
-    from sklearn.metrics import accuracy_score, f1_score
-
-    right = float(accuracy_score(labels_N, predicted_N))
-    f1 = float(f1_score(labels_N, predicted_N, zero_division=0.0))  # type: ignore[arg-type]
-    return {"score": (right + f1) / 2, "accuracy": right, "f1": f1}
+    return _with_f1("f1", "binary", predicted_N, labels_N)
 
 
 def accuracy_macro_f1(
@@ -54,11 +50,18 @@ def accuracy_macro_f1(
         >>> {name: round(value, 3) for name, value in scores.items()}
         {'score': 0.764, 'accuracy': 0.75, 'macro_f1': 0.778}
     """
-    from sklearn.metrics import accuracy_score, f1_score
+    return _with_f1("macro_f1", "macro", predicted_N, labels_N)
 
-    right = float(accuracy_score(labels_N, predicted_N))
-    f1 = float(f1_score(labels_N, predicted_N, average="macro", zero_division=0.0))  # type: ignore[arg-type]
-    return {"score": (right + f1) / 2, "accuracy": right, "macro_f1": f1}
+
+def _with_f1(
+    name: str, average: str, predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]
+) -> dict[str, float]:
+    """Accuracy, F1 under this name, and their mean as the score."""
+    from sklearn.metrics import f1_score
+
+    right = accuracy(predicted_N, labels_N)["accuracy"]
+    f1 = float(f1_score(labels_N, predicted_N, average=average, zero_division=0.0))  # type: ignore[arg-type]
+    return {"score": (right + f1) / 2, "accuracy": right, name: f1}
 
 
 def matthews(predicted_N: NDArray[np.generic], labels_N: NDArray[np.generic]) -> dict[str, float]:

@@ -60,7 +60,10 @@ def _same_settings(modules: Iterable[nn.Module]) -> Callable[[], bool]:
     attributes = [vars(m) for m in modules]
     names = [[name for name in own if _is_setting(name, own[name])] for own in attributes]
     read = [itemgetter("training", *own) for own in names]  # two at least, so a tuple comes
-    get = lambda: [*chain.from_iterable(g(own) for g, own in zip(read, attributes, strict=True))]  # noqa: E731
+
+    def get() -> list[Any]:
+        return [*chain.from_iterable(g(own) for g, own in zip(read, attributes, strict=True))]
+
     settings = get()
     replaced = [own.get("forward") for own in attributes]
 

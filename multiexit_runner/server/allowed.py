@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from multiexit_runner.choosing import NO_BOUNDS, NO_TABLE, choose
+from multiexit_runner.choosing import NO_BOUNDS, NO_TABLE, bounds_speak_of, choose
 from multiexit_runner.naming import OptionError
 from multiexit_runner.server.budget import BudgetDial
 from multiexit_runner.server.dial import Dial, LoadDial, Setting
@@ -103,15 +103,13 @@ def _certified_loss(
     """
     if certificate is None:
         return NO_LOSS
-    confidence = certificate["confidence"]
-    alike = confidence is not None and confidence <= table["confidence"]
-    if alike and certificate["loss"] == table["loss"]:
+    if bounds_speak_of(table, certificate):
         return 100 * certificate["risk"]
     if max_loss == NO_LOSS:
         raise OptionError(
             "the policy's certificate bounds {} with confidence {}, the settings of the "
             "calibration table {} with confidence {:g}: say with {max_loss} what the table's may "
             "lose, in points",
-            *(certificate["loss"], confidence, table["loss"], table["confidence"]),
+            *(certificate["loss"], certificate["confidence"], table["loss"], table["confidence"]),
         )
     return max_loss

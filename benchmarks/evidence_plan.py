@@ -97,6 +97,8 @@ FROM_SCRATCH = (
     "shallow-deep",
 )
 REGRESSION = (*KEY, "pabee")
+ENCODERS = {"minilm": "MiniLM-L6", "mpnet": "MPNet base"}
+"""Pretrained encoders whose folders are given: the option, and how it is called."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Setting:
     Args:
         name: of the folder of its runs.
         task: of `multiexit.data.tasks`.
-        backbone: a name for `multiexit.wrap`; `"minilm"` is the folder that is given.
+        backbone: a name for `multiexit.wrap`, or one in `ENCODERS`, the folder that is given.
         methods: names in `METHODS`, in the order in which they run.
         seeds: how many.
         steps: of Θ in all, over a method's phases; None is the epochs of the task's preset.
@@ -131,27 +133,45 @@ class Setting:
     gpu: bool = False
 
     @property
+    def network(self) -> str:
+        """What the backbone is called."""
+        return ENCODERS.get(self.backbone, self.backbone)
+
+    @property
+    def is_text(self) -> bool:
+        return self.backbone in ENCODERS
+
+    @property
     def head(self) -> str:
         """What a recipe gets that asks for no head: of texts all exits share the pooler."""
-        return "pooler" if self.backbone == "minilm" else "linear"
+        return "pooler" if self.is_text else "linear"
 
     @property
     def needs(self) -> list[str]:
         """The program's options that it needs."""
         needed = {
             "data_dir": self.task != "digits",
-            "minilm": self.backbone == "minilm",
+            **{name: self.backbone == name for name in ENCODERS},
             "checkpoints": self.weights is not None,
         }
         return [name for name, is_needed in needed.items() if is_needed]
 
 
-def _text(task: str, steps: int | None, seeds: int, methods: tuple[str, ...], **more: Any):
-    rates = {"lr": 1e-4, "batch_size": 32}
+def _text(
+    task: str,
+    steps: int | None,
+    seeds: int,
+    methods: tuple[str, ...],
+    encoder: str = "minilm",
+    lr: float = 1e-4,
+    **more: Any,
+) -> Setting:
+    rates = {"lr": lr, "batch_size": 32}
     if steps:
         rates["omega_lr"] = REACH / steps
-    name = task if steps else f"{task}-epochs"
-    return Setting(name, task, "minilm", methods, seeds, steps, rates=rates, **more)
+    name = task if encoder == "minilm" else f"{task}-{encoder}"
+    name = name if steps else f"{name}-epochs"
+    return Setting(name, task, encoder, methods, seeds, steps, rates=rates, **more)
 
 
 SHORT = {"lr": 0.1, "layer_decay": 0.7}
@@ -201,7 +221,9 @@ SETTINGS = [
         schedule="fine-tune",
         weights="resnet56-cifar10",
     ),
+    _text("mrpc", 150, 1, (*KEY, "pabee"), "mpnet", lr=5e-5),
     *(_text(task, None, 5, TEXT, gpu=True) for task in ("cola", "mrpc", "rte", "sst2")),
+    *(_text(task, None, 5, TEXT, "mpnet", lr=5e-5, gpu=True) for task in ("mrpc", "rte")),
     _text("stsb", None, 5, REGRESSION, gpu=True),
     Setting(
         "cifar10-resnet56-epochs",

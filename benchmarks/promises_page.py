@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from evidence_plan import ENCODERS
+
 from multiexit.evaluation.report import table
 
 PROMISES = Path(__file__).parents[1] / "docs" / "results" / "promises"
@@ -151,7 +153,7 @@ def _of_risks(rows: list[Row], bounded: bool) -> str:
 def section(data: dict[str, Any]) -> str:
     """All about one data set."""
     about, full = data["about"], data["full"]
-    network = "MiniLM-L6" if data["backbone"] == "minilm" else data["backbone"]
+    network = ENCODERS.get(data["backbone"], data["backbone"])
     parts = [f"### Promises on {data['task']}, {network}"]
     sizes = sorted({row["calibrated on"] for row in data["rows"]})
     for size in sizes:

@@ -31,7 +31,14 @@ from multiexit_runner.server.network import BY_POLICY, Left, Row
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.orders import Order, Orders
 from multiexit_runner.server.page import page
-from multiexit_runner.server.refusals import Refused, failed, invalid, missing, refused
+from multiexit_runner.server.refusals import (
+    Refused,
+    failed,
+    invalid,
+    missing,
+    other_method,
+    refused,
+)
 from multiexit_runner.server.saying import RESPONSES
 from multiexit_runner.server.scheduler import Full, Scheduler
 from multiexit_runner.server.served import Served
@@ -104,6 +111,7 @@ class Service:
         app.add_exception_handler(Refused, refused)
         app.add_exception_handler(RequestValidationError, invalid)
         app.add_exception_handler(404, missing)
+        app.add_exception_handler(405, other_method)
         app.add_exception_handler(Exception, failed)
         app.post(
             "/predict",

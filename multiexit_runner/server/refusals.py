@@ -56,6 +56,12 @@ async def missing(request: Request, error: Any) -> JSONResponse:
     return JSONResponse({"detail": str(unknown("path", request.url.path, paths))}, 404)
 
 
+async def other_method(request: Request, error: Any) -> JSONResponse:
+    path, allowed = request.url.path, error.headers["Allow"]
+    detail = f"{path:.80} takes {allowed}, got {request.method:.80}"
+    return JSONResponse({"detail": detail}, 405, error.headers)
+
+
 async def failed(request: Request, error: Exception) -> JSONResponse:
     log.error("a request failed", exc_info=error)
     return JSONResponse({"detail": "the service failed on this request; its log says why"}, 500)

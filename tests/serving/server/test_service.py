@@ -172,6 +172,13 @@ def test_a_path_that_there_is_not_is_404_in_a_sentence(client, path):
         assert "/predict, /health, /ready, /info, /metrics, /docs" in said
 
 
+def test_another_method_is_405_in_a_sentence(client):
+    response = client.get("/predict")
+    assert response.status_code == 405
+    assert response.json() == {"detail": "/predict takes POST, got GET"}
+    assert response.headers["allow"] == "POST"
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -5,11 +5,11 @@
 Each column has all that those before it have, in milliseconds a call:
 
     plain     the network with one head
-    stages    the engine's stages alone; for images with batch norms folded
+    stages    the engine's stages alone; for batches of images with batch norms folded
     heads     every exit's head
     policy    patience that is never reached
     loop      reading who stops and whether logits are finite, once for each exit
-    predict   checks of the input, and for images that the model hasn't changed
+    predict   checks of the input, and for batches of images that the model hasn't changed
 
 "3 at once" is beside "policy": features wait for the third of three exits, whose heads are then
 asked in one product, the policy still exit by exit. Nobody leaves here, so the difference is the
@@ -20,6 +20,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def parts(
     rows = len(next(iter(inputs.values())))
     policy = mx.Patience(model.num_exits)
     engine = mx.Engine(model, policy)
-    runs = engine.model
+    runs = engine.model_for(rows)
     groups = list(of_like_exits(runs, inputs, 3))
 
     def stages() -> None:
@@ -62,7 +63,7 @@ def parts(
     def loop() -> None:
         group = exit_loop.first_group(runs.start((), inputs), torch.arange(rows), rows)
         answer = exit_loop.empty_prediction((rows, runs.num_classes), runs.temperature_M)
-        exit_loop.run(group, engine._decide, exit_loop.num_running, answer)
+        exit_loop.run(group, partial(runs.decide, policy), exit_loop.num_running, answer)
 
     def at_once() -> None:
         carry, state = runs.start((), inputs), {}

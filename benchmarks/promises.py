@@ -194,7 +194,7 @@ class Clock:
     def share(self, policy: mx.ExitPolicy, rows: Sequence[int]) -> float:
         """The time of these rows, as a share of what the whole network takes in turn with them."""
         engine, spent, whole = self.engine.with_policy(policy), 0.0, 0.0
-        whole_network = torch.inference_mode()(engine.model.full)  # folded, as the table has it
+        whole_network = torch.inference_mode()(engine.model_for(1).full)  # as the table has it
         for args, named in self.inputs(rows):
             begin = time.process_time()
             engine.predict(*args, **named)

@@ -22,9 +22,9 @@ from multiexit.model.exit_loop import Prediction
 from multiexit.model.latency import Latency, check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
-from multiexit.policies.base import ROW
 from multiexit.runtime import compiled
 from multiexit.serving.folding import for_inference
+from multiexit.serving.own_policies import by_row
 from multiexit.serving.streaming import (
     Place,
     by_length,
@@ -33,11 +33,9 @@ from multiexit.serving.streaming import (
     start,
 )
 from multiexit.serving.unchanged import unchanged
-from multiexit_runner.knobs import last_exits
 from multiexit_runner.reading import Window, windows, windows_at_hand
 from multiexit_runner.waiting import Waiting
 
-LAST = f"{ROW}last"  # the entry of a state that says where a row leaves at the latest
 LENGTH_STEP = 16  # compiled engines see lengths of so many tokens apart
 
 
@@ -47,10 +45,11 @@ class Engine:
     Columns of padding that all rows share are cut. Rows that stopped leave the batch where that
     pays: at once, or with a latency table as soon as dragging them along would have cost more.
 
-    An engine runs the model itself, as it is at each call. Convolutional models alone run as a copy
-    with their batch norms folded (`multiexit.serving.folding`): once any weight, statistic, part,
-    hook or setting of the model has changed, the engine refuses, and a new one is to be made. A
-    copy of an engine, and one that was pickled, is such a new one, with the same policy.
+    An engine runs the model itself, as it is at each call. Of convolutional models, and for batches
+    of more than a row, it runs a copy with batch norms folded (`multiexit.serving.folding`): once
+    any weight, statistic, part, hook or setting of the model has changed, the engine refuses such
+    batches, and a new one is to be made. A copy of an engine, and one that was pickled, is such a
+    new one, with the same policy.
 
     Args:
         model: in evaluation mode.
@@ -105,11 +104,24 @@ class Engine:
 
     def _go_by(self, policy: ExitPolicy) -> None:
         self.policy, compile = policy, self._compile
-        self._decide: exit_loop.Decide = partial(self.model.decide, policy)
+        self._compiled_decide: exit_loop.Decide | None = None
         if compile:
             mode = compile if isinstance(compile, str) else None
             graphs = 64 * self.model.num_exits  # for each exit, batch size and length
-            self._decide = compiled(self._decide, graphs, mode=mode, dynamic=False)
+            decide = partial(self.model.decide, policy)
+            self._compiled_decide = compiled(decide, graphs, mode=mode, dynamic=False)
+
+    def _decide_by(self, model: MultiExitModel) -> exit_loop.Decide:
+        """What happens at an exit of what `model_for` gives."""
+        return self._compiled_decide or partial(model.decide, self.policy)
+
+    def model_for(self, rows: int) -> MultiExitModel:
+        """What runs a batch of so many rows: for one alone the model itself, unless compiled.
+
+        To tell whether the model has changed all its weights are read, which for one row takes
+        longer than a folded copy saves.
+        """
+        return self.original if rows == 1 and not self.compiled else self.model
 
     def with_policy(self, policy: ExitPolicy) -> "Engine":
         """Make an engine with another policy on the same copy of the model.
@@ -161,52 +173,25 @@ class Engine:
                 of it was made; other counts than rows, or no such exit; either of the two where the
                 engine is compiled, with its own policy.
         """
-        self._check_ready()
+        exit_loop.check_evaluating(self.original)
         rows = exit_loop.num_rows(args, inputs)
-        decide, state = self._decide, {}
+        model = self.model_for(rows)
+        self._check_unchanged(model)
+        decide, state = self._decide_by(model), {}
         if policy is not None or max_exit is not None:
-            decide, state = self._by_row(rows, policy, max_exit)
+            if self.compiled:
+                raise ValueError("a compiled engine keeps its policy: make one without compile")
+            policy = self.policy if policy is None else policy
+            decide, state = by_row(model, rows, policy, max_exit)
         answer = exit_loop.empty_prediction(
-            self.model.answer_shape(args, inputs), next(self.model.parameters())
+            model.answer_shape(args, inputs), next(model.parameters())
         )
         if rows:
-            group = self._first_group({**dict(enumerate(args)), **inputs}, torch.arange(rows))
+            named = {**dict(enumerate(args)), **inputs}
+            group = self._first_group(model, named, torch.arange(rows))
             group.state = state
             exit_loop.run(group, decide, self._batch_size, answer)
         return answer
-
-    def _by_row(
-        self,
-        rows: int,
-        policy: ExitPolicy | Sequence[ExitPolicy] | None,
-        max_exit: int | Sequence[int] | None,
-    ) -> tuple[exit_loop.Decide, policies.State]:
-        """What happens at an exit where rows have a policy or a last exit of their own."""
-        if self.compiled:
-            raise ValueError("a compiled engine keeps its policy: make one without compile")
-        model = self.original
-        policy = self.policy if policy is None else policy
-        own = [policy] * rows if isinstance(policy, ExitPolicy) else policy
-        if not isinstance(own, Sequence) or not all(isinstance(p, ExitPolicy) for p in own):
-            raise ValueError(
-                "policy is an exit policy, such as MaxProb(0.9), or one for each row; got "
-                f"{policy!r:.80}"
-            )
-        if len(own) != rows:
-            raise ValueError(f"there are {rows} rows, and {len(own)} policies: give one for each")
-        for each in policies.kinds_of(own):
-            policies.check(each, model.num_exits, model.num_classes, model.problem)
-        last_B = last_exits(model.num_exits, rows, max_exit)
-        device = next(self.model.parameters()).device
-        by_row = policies.PerRow(policies.kinds_of(own))
-        state = by_row.row_state(own, device)
-        state[LAST] = torch.from_numpy(last_B.astype("int64")).to(device)
-
-        def decide(exit: int, carry: Any, memory: Any, state: Any) -> exit_loop.Decision:
-            decision = self.model.decide(by_row, exit, carry, memory, state)
-            return decision._replace(stop_B=decision.stop_B | (state[LAST] <= exit))
-
-        return decide, state
 
     def stream(
         self,
@@ -279,7 +264,7 @@ class Engine:
         )
         waiting = Waiting(self.model.num_exits, batch_size, exit_loop.shape_key, exit_loop.merge)
         for inputs, rows_B in by_length(batches, sizes, batch_size):
-            waiting.add(self._first_group(inputs, rows_B))
+            waiting.add(self._first_group(self.model, inputs, rows_B))
             while (group := waiting.full()) is not None:
                 self._advance(group, answer, waiting)
         while (group := waiting.any()) is not None:
@@ -292,7 +277,11 @@ class Engine:
 
     def _check_ready(self) -> None:
         exit_loop.check_evaluating(self.original)
-        if not self._is_unchanged():
+        self._check_unchanged(self.model)
+
+    def _check_unchanged(self, model: MultiExitModel) -> None:
+        """Refuse to run a copy of what has changed since, by a ValueError."""
+        if model is not self.original and not self._is_unchanged():
             raise ValueError(
                 "the model has changed since this engine was made, and the engine runs a copy: "
                 "make a new Engine"
@@ -303,22 +292,25 @@ class Engine:
     ) -> None:
         if self.compiled and len(group.rows_B) != _power_of_two(group.running):  # merged
             group = exit_loop.resize(group, _power_of_two(group.running))
-        finished, after = exit_loop.advance(group, self._decide, self._batch_size)
+        decide = self._decide_by(self.model)
+        finished, after = exit_loop.advance(group, decide, self._batch_size)
         exit_loop.write_answers(answer, finished)
         if after is not None:
             waiting.add(after)
 
-    def _first_group(self, inputs: dict[Any, Any], rows_B: Tensor) -> exit_loop.Group:
+    def _first_group(
+        self, model: MultiExitModel, inputs: dict[Any, Any], rows_B: Tensor
+    ) -> exit_loop.Group:
         """Rows before their first exit: padding cut, on the device, in a size that is compiled."""
         rows = len(rows_B)
         if not self.compiled:
             inputs = padding.trim(inputs)
         else:
-            inputs = padding.trim(inputs, LENGTH_STEP, self.model.backbone.limits()[1])
+            inputs = padding.trim(inputs, LENGTH_STEP, model.backbone.limits()[1])
             filled_B = torch.arange(_power_of_two(rows)).clamp(max=rows - 1)
             inputs, rows_B = padding.rows_of(inputs, filled_B, rows), rows_B[filled_B]
-        device = next(self.model.parameters()).device
-        return exit_loop.first_group(start(self.model, inputs, device), rows_B.to(device), rows)
+        device = next(model.parameters()).device
+        return exit_loop.first_group(start(model, inputs, device), rows_B.to(device), rows)
 
     def _batch_size(self, group: exit_loop.Group) -> int:
         """The number of rows to go on with behind an exit (`exit_loop.BatchSize`).

@@ -15,7 +15,6 @@ from multiexit import policies, problems
 from multiexit.arguments import check_whole, rising
 from multiexit.backbones.base import select
 from multiexit.model import exit_loop
-from multiexit.model.exit_loop import Decision
 from multiexit.model.latency import Latency, machine_of, nested
 from multiexit.model.model import MultiExitModel
 from multiexit.problems import are_vectors
@@ -102,9 +101,10 @@ def _column(
     def milliseconds(call: Callable[[], Any]) -> float:
         return 1e3 * median_seconds([call], repeats, least=0.002)[0]
 
-    start, stages, check, drop = _parts(engine.model, engine.policy, inputs, milliseconds)
-    ends = (_all_until(engine, exit).predict for exit in (0, engine.model.num_exits - 1))
-    calls = [partial(call, **inputs) for call in (*ends, engine.model.full)]
+    model = engine.model_for(exit_loop.num_rows((), inputs))
+    start, stages, check, drop = _parts(model, engine.policy, inputs, milliseconds)
+    ends = (_all_until(engine, exit).predict for exit in (0, model.num_exits - 1))
+    calls = [partial(call, **inputs) for call in (*ends, model.full)]
     to_first, to_last, full = (1e3 * seconds for seconds in median_seconds(calls, repeats))
     beyond = max(0.0, to_first - start - stages[0] - check[0])
     further = max(0.0, to_last - start - sum(stages) - sum(check) - beyond)
@@ -115,13 +115,15 @@ def _column(
 def _all_until(engine: Engine, last: int) -> Engine:
     """An engine that does all it does, but lets all rows leave at one exit."""
     other = engine.with_policy(engine.policy)
-    decide = other._decide
 
-    def decide_until(exit: int, carry: Any, memory: Any, state: Any) -> Decision:
-        decision = decide(exit, carry, memory, state)
-        return decision._replace(stop_B=torch.full_like(decision.stop_B, exit >= last))
+    def decide_by(model: MultiExitModel) -> exit_loop.Decide:
+        def decide_until(exit: int, carry: Any, memory: Any, state: Any) -> exit_loop.Decision:
+            decision = model.decide(engine.policy, exit, carry, memory, state)
+            return decision._replace(stop_B=torch.full_like(decision.stop_B, exit >= last))
 
-    other._decide = decide_until
+        return decide_until
+
+    other._decide_by = decide_by
     return other
 
 

@@ -68,7 +68,10 @@ def measured_speedup(
         engine = Engine(model, policy)
         exits_seconds, full_seconds = paired_times(
             lambda: [engine.predict(*args, **inputs) for args, inputs in timed_inputs],
-            lambda: [engine.model.full(*args, **inputs) for args, inputs in timed_inputs],
+            lambda: [
+                engine.model_for(num_rows(args, inputs)).full(*args, **inputs)
+                for args, inputs in timed_inputs
+            ],
             repeats,
         )
     return full_seconds / exits_seconds

@@ -341,3 +341,19 @@ def test_hooks_of_all_modules_are_seen(folding):
     finally:
         hook.remove()
     engine.predict(x)
+
+
+@pytest.mark.parametrize("change", [statistics, through_data, other_head, hooked_stage])
+def test_one_row_alone_is_answered_by_the_model_as_it_is(change, folding):
+    model = copy.deepcopy(folding)
+    engine, x = mx.Engine(model, mx.MaxProb(0.34)), torch.randn(8, 3, 32, 32)
+    change(model)
+    with pytest.raises(ValueError, match="make a new Engine"):
+        engine.predict(x)
+    for own in ({}, {"policy": mx.Entropy(1.0)}, {"max_exit": 0}):
+        policy = own.get("policy", mx.MaxProb(0.34))
+        policy = mx.FixedExit(0) if own == {"max_exit": 0} else policy
+        for row in x.split(1):
+            answer, wanted = engine.predict(row, **own), model.predict(policy, row)
+            assert torch.equal(answer.exit_B, wanted.exit_B)
+            assert torch.equal(answer.logits_BC, wanted.logits_BC)

@@ -65,6 +65,17 @@ def figure(row: Row, value: float | None) -> str:
     return f"{100 * value:.0f} %" if row["promise"] in TIMES else f"{100 * value:.2f} %"
 
 
+def asked(rows: list[Row]) -> str:
+    """What was asked for, each figure once."""
+    figures = {
+        row["asked"]: f"{row['asked']:g}×"
+        if row["promise"] in SPEEDS
+        else f"{100 * row['asked']:g} %"
+        for row in rows
+    }
+    return " and ".join(figures[value] for value in sorted(figures))
+
+
 def cells(row: Row) -> dict[str, str]:
     """A row of the table."""
     bounded = row["confidence"] is not None
@@ -72,7 +83,7 @@ def cells(row: Row) -> dict[str, str]:
     came = figure(row, row["mean"])
     return {
         "promise": name(row),
-        "asked": f"{row['asked']:g}×" if row["promise"] in SPEEDS else f"{100 * row['asked']:g} %",
+        "asked": asked([row]),
         "came out": came if deviation is None else f"{came} ± {figure(row, deviation)}",
         "worst": figure(row, row["worst"]),
         "broken on": f"{broken(row):.0f} %" if made(row) else "–",
@@ -120,13 +131,16 @@ def sentences(rows: list[Row]) -> Iterator[str]:
         ]
         if these:
             yield _of_risks(these, bounded)
-    refused = sorted({row["asked"] for row in rows if row["refused"] == row["splits"]})
-    if refused:
-        risks = " and ".join(f"{100 * risk:g} %" for risk in refused)
-        yield (
-            f"**Refused:** a risk of {risks} with a confidence, which "
-            f"{rows[0]['calibrated on']} rows can't certify."
-        )
+    refused = [row for row in rows if not made(row)]
+    for bounded, how in ((True, "with a confidence"), (False, "on average")):
+        risks = [row for row in refused if row["promise"] == "risk"]
+        if which := asked([row for row in risks if (row["confidence"] is not None) == bounded]):
+            size = rows[0]["calibrated on"]
+            yield f"**Refused:** a risk of {which} {how}, which {size} rows can't certify."
+    if times := asked([row for row in refused if row["promise"] in TIMES]):
+        yield f"**Refused:** {times} of the whole network's time; no setting is that fast."
+    if speeds := asked([row for row in refused if row["promise"] in SPEEDS]):
+        yield f"**Refused:** a speed-up of {speeds}; no setting is that fast."
 
 
 def _of_risks(rows: list[Row], bounded: bool) -> str:

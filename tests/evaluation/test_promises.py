@@ -58,16 +58,23 @@ def test_the_page_says_what_was_not_kept(made_page):
         row("risk", 0.05, 0.045, 0.07, 14, **bound),
         row("risk", 0.05, 0.051, 0.09, 50, loss="disagreement"),
         row("risk", 0.01, None, None, 0, **bound, refused=100),
+        row("milliseconds", 0.4, None, None, 0, refused=100),
+        row("milliseconds, timed", 0.4, None, None, 0, refused=100),
+        row("speed-up", 9.0, None, None, 0, refused=100),
     ]
     # Of 300 unseen rows the mean scatters too: Φ(−1.2816 / √(4/3)) = Φ(−1.1099) = 0.1335.
     assert made_page["due"](rows[2]) == pytest.approx(13.35, abs=0.01)
-    speed, time, sure, average, refused = made_page["sentences"](rows)
+    speed, time, sure, average, *refused = made_page["sentences"](rows)
     assert "by `mx.calibrate` less came out on 40 % of the splits, at worst 10 %" in speed
     assert time.startswith("**Milliseconds: not kept.** Asked for 50 %")
     assert sure.startswith("**Risks with a confidence of 90 %: not kept of `accuracy` at 5 %.**")
     assert "on 13 to 14 % of the splits, and may be on about 13 %" in sure
     assert average.startswith("**Risks on average: not kept of `disagreement` at 5 %.**")
-    assert "a risk of 1 % with a confidence, which 100 rows can't certify" in refused
+    assert refused == [
+        "**Refused:** a risk of 1 % with a confidence, which 100 rows can't certify.",
+        "**Refused:** 40 % of the whole network's time; no setting is that fast.",
+        "**Refused:** a speed-up of 9×; no setting is that fast.",
+    ]
 
 
 def test_the_published_promises_are_those_of_planned_runs(promises, made_page):

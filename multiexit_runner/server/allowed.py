@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from multiexit_runner.choosing import NO_BOUNDS, NO_TABLE, bounds_speak_of, choose
@@ -32,6 +33,17 @@ def dial_of(served: Served, options: Options) -> Dial | None:
     if options.budget_ms:
         return BudgetDial(_allowed(served, options), options.budget_ms, in_ms=True)
     return None
+
+
+def without_certificate(served: Served) -> Served:
+    """What is served where the policy is turned: a certificate is of one policy."""
+    if served.certificate is not None:
+        log.warning(
+            "the certificate of %s is put aside: the policy of this service is turned, and neither "
+            "a certificate nor the bounds of its settings are watched for drift",
+            served.policy,
+        )
+    return replace(served, certificate=None)
 
 
 def _allowed(served: Served, options: Options) -> list[Setting]:

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from multiexit_runner.answering import Encoded, check_top
-from multiexit_runner.server.allowed import dial_of
+from multiexit_runner.server.allowed import dial_of, without_certificate
 from multiexit_runner.server.around import LimitBodies, Named
 from multiexit_runner.server.asking import Ask, characters, read_inputs
 from multiexit_runner.server.dial import Entry, Shed
@@ -67,8 +66,8 @@ class Service:
     def __init__(self, served: Served, options: Options):
         self.options = options
         self.dial = dial_of(served, options)
-        if self.dial is not None:  # a certificate is of one policy
-            served = replace(served, certificate=None)
+        if self.dial is not None:
+            served = without_certificate(served)
         self.served = served
         self.metrics = Metrics()
         self.orders = Orders(served, options)
@@ -80,7 +79,7 @@ class Service:
             on_run=self._on_run,
         )
         self.metrics.queue.set_function(lambda: self.scheduler.rows)
-        self.watch = Watch(served, options.drift_alpha)
+        self.watch = Watch(served, options.drift_alpha, turned=self.dial is not None)
         self.metrics.certified.set_function(lambda: self.watch.valid)
         self.metrics.evidence.set_function(lambda: self.watch.wealth)
         for name in served.numbers(self._in_force()):
@@ -160,7 +159,7 @@ class Service:
                 413, f"{len(items)} inputs; this service has room for {self.options.max_rows}"
             )
         try:
-            order = self.orders.of(ask.policy, ask.threshold, ask.max_exit)
+            order = self.orders.of(ask.policy, ask.threshold, ask.max_exit, ask.budget_ms)
             top_k = check_top(ask.top_k, self.served.problem, self.served.num_classes)
             order, entry = self._enter(order, len(items))  # what is shed isn't read
             prepared = await self._read(items, entry)

@@ -50,7 +50,7 @@ class Options:
         "", "kinds of policy that requests may name beside that of --policy, with commas"
     )
     limits: str = _option(
-        "", "numbers that requests may give, such as threshold=0.7..1, with commas; default any"
+        "", "numbers that requests may give, such as threshold=0.7..1,max_exit=1..3; default any"
     )
     target_ms: float = _option(
         0.0, "time, in ms, that 95 % of requests stay below: turns the policy; 0 is none", 0

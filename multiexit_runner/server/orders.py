@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from math import inf
 from typing import Any, NamedTuple
 
 from multiexit_runner.knobs import Ranges
@@ -54,12 +55,18 @@ class Orders:
 
     def __init__(self, served: Served, options: Options):
         self.served = served
-        self.limits = _limits(options.limits, served.turns)
+        self.limits = _limits(options.limits, [*served.turns, _stops(len(served.exits))])
         self.default = served.parse(None, {})
         if options.policy:
             served.parse(options.policy, {})  # refuses numbers far off their scale, as of requests
 
-    def of(self, policy: str | None, threshold: float | None, max_exit: int | None) -> Order:
+    def of(
+        self,
+        policy: str | None,
+        threshold: float | None,
+        max_exit: int | None,
+        budget_ms: float | None,
+    ) -> Order:
         """The order of a request.
 
         Raises:
@@ -69,6 +76,8 @@ class Orders:
         last = len(served.exits) - 1
         if max_exit is not None and max_exit > last:
             raise ValueError(f"max_exit must be from 0 to {last}, got {max_exit}")
+        stops = {"max_exit": max_exit, "budget_ms": budget_ms}
+        self._check_limits({name: stop for name, stop in stops.items() if stop is not None})
         max_exit = last if max_exit is None else max_exit
         if policy is None and threshold is None:
             certified = served.certificate is not None
@@ -90,8 +99,13 @@ class Orders:
                 )
 
 
+def _stops(exits: int) -> Ranges:
+    """What else than a policy makes rows leave: what its numbers may be."""
+    return {"max_exit": (0, exits - 1), "budget_ms": (0, inf)}
+
+
 def _limits(text: str, kinds: Sequence[Ranges]) -> dict[str, tuple[float, float]]:
-    """Limits as they are typed, `threshold=0.7..1`, of numbers that these kinds of policy have."""
+    """Limits as they are typed, `threshold=0.7..1`, of numbers that these kinds have."""
     limits = {}
     for part in words(text):
         name, _, range_ = part.partition("=")
@@ -104,8 +118,8 @@ def _limits(text: str, kinds: Sequence[Ranges]) -> dict[str, tuple[float, float]
             raise OptionError("{limits} must be like threshold=0.7..1, got {!r}", part) from error
         ranges = dict.fromkeys(tuple(kind[name]) for kind in kinds if name in kind)
         if not ranges:
-            have = ", ".join(dict.fromkeys(chain.from_iterable(kinds))) or "no numbers"
-            raise OptionError("{limits}: {!r}, but requests may turn {} here", part, have)
+            have = ", ".join(dict.fromkeys(chain.from_iterable(kinds)))
+            raise OptionError("{limits}: {!r}, but requests may give {} here", part, have)
         low, high = limits[name]
         if not low <= high:
             raise OptionError("{limits}: {!r} leaves no number", part)

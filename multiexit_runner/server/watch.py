@@ -41,6 +41,7 @@ class Watch:
         served: the network and its certificate.
         alpha: the chance that the test ever gives an alarm though rows are drawn as at calibration;
             0 doesn't watch.
+        turned: whether the policy is turned, which has no certificate then.
         random: for the test's ties.
 
     Attributes:
@@ -49,13 +50,19 @@ class Watch:
         drift: the test.
     """
 
-    def __init__(self, served: Served, alpha: float, random: np.random.Generator | None = None):
+    def __init__(
+        self,
+        served: Served,
+        alpha: float,
+        turned: bool = False,
+        random: np.random.Generator | None = None,
+    ):
         self.alpha = alpha
         self.alarm: dict[str, Any] | None = None
         self._certified, self._problem = served.certificate is not None, served.problem
         self._line: deque[_Request] = deque()
         self._exits: deque[int] = deque(maxlen=LATE)
-        counts_ME, self.blind = _counts(served.certificate, len(served.exits), alpha)
+        counts_ME, self.blind = _counts(served.certificate, len(served.exits), alpha, turned)
         self._before_M = counts_ME.sum(1)
         self.drift = Drift(counts_ME, random)
         if self.blind and self._certified and alpha:
@@ -118,12 +125,17 @@ class Watch:
 
 
 def _counts(
-    certificate: Mapping[str, Any] | None, exits: int, alpha: float
+    certificate: Mapping[str, Any] | None, exits: int, alpha: float, turned: bool
 ) -> tuple[np.ndarray, str]:
     """The calibration rows' counts [M, E], or none of them and why drift can't be watched."""
     none = np.zeros((exits, BINS), np.int64)
     if alpha == 0:
         return none, "drift_alpha is 0"
+    if turned:
+        return none, (
+            "the policy of this service is turned: neither a certificate nor the bounds of its "
+            "settings are watched for drift"
+        )
     if certificate is None:
         return none, "the policy of this service has no certificate"
     counts = certificate.get("counts")

@@ -298,7 +298,7 @@ def test_layers_of_rows_whose_client_has_gone_are_run_but_not_saved(text_served)
             return {"type": "http.disconnect"}
 
     async def run(steps):
-        request, order = Request(), service.orders.of(None, None, None)
+        request, order = Request(), service.orders.of(None, None, None, None)
         rows = await service._read(["the cat saw a dog"] * 3, None)
         order = order._replace(policy=service.served.parse("max-prob=1", {}))
         running = asyncio.create_task(service._run(rows, order, None, None, request))
@@ -366,12 +366,28 @@ def test_numbers_stay_within_the_operators_limits(text_served):
         assert detail == "no policy 'margin'; requests may name max-prob, patience, entropy"
 
 
+@pytest.mark.parametrize("kind", ["model", "export"])
+def test_last_exits_and_budgets_stay_within_the_operators_limits(kind, text_served):
+    rows, options = texts(20), Options(limits="max_exit=1..2,budget_ms=5..50000")
+    with TestClient(Service(text_served[1][kind](), options).app) as client:
+        for wish, said in [
+            ({"max_exit": 0}, "max_exit must be from 1 to 2 here, got 0"),
+            ({"max_exit": 3, "budget_ms": 5}, "max_exit must be from 1 to 2 here, got 3"),
+            ({"max_exit": 2, "budget_ms": 4.9}, "budget_ms must be from 5 to 50000 here, got 4.9"),
+        ]:
+            assert ask(client, rows, 422, **wish)["detail"] == said
+        for wish, last in [({"max_exit": 2}, 2), ({"budget_ms": 50_000}, 3), ({}, 3)]:
+            assert max(a["exit"] for a in ask(client, rows, **wish)["answers"]) == last
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ("treshold=0.7..1", "requests may turn threshold, patience here"),
+        ("treshold=0.7..1", "requests may give threshold, patience, max_exit, budget_ms here"),
         ("threshold=1..0.7", "leaves no number"),
         ("threshold=nan..1", "leaves no number"),
+        ("max_exit=4..9", "leaves no number: it is from 0 to 3"),
+        ("budget_ms=-2..-1", "leaves no number: it is from 0 to inf"),
         ("threshold=0..0.5,threshold=0.2..1", "limits has threshold twice: give it once"),
     ],
 )

@@ -59,6 +59,21 @@ def test_requests_without_a_policy_follow_the_dial(turned, kind):
         assert number in counted
 
 
+def test_that_a_certificate_is_put_aside_is_said(text_served, caplog):
+    served = text_served[1]["export"]()
+    assert served.certificate is not None
+    service = Service(served, Options(target_ms=60_000, max_loss=99))
+    (said,) = [record.message for record in caplog.records if "put aside" in record.message]
+    assert said.startswith(f"the certificate of {served.policy} is put aside")
+    with TestClient(service.app) as client:
+        answer = client.post("/predict", json={"inputs": texts(3)}).json()
+        drift = client.get("/info").json()["drift"]
+    assert not answer["certified"]
+    assert answer["loss_bound"] is not None
+    assert not drift["watched"]
+    assert "the policy of this service is turned" in drift["why_not"]
+
+
 def test_a_target_turns_the_policy_while_rows_wait(turned):
     """The network stands still while requests come: each waits for those before it."""
     served = turned["export"]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import multiexit as mx
 from multiexit.training import experiment
-from multiexit.training.presets import REACH
 
 
 def early_weighted(teaches_MM: Tensor, progress: float, shares_M: Sequence[float]) -> Tensor:
@@ -167,8 +166,6 @@ def _text(
     **more: Any,
 ) -> Setting:
     rates = {"lr": lr, "batch_size": 32}
-    if steps:
-        rates["omega_lr"] = REACH / steps
     name = task if encoder == "minilm" else f"{task}-{encoder}"
     name = name if steps else f"{name}-epochs"
     return Setting(name, task, encoder, methods, seeds, steps, rates=rates, **more)

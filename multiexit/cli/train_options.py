@@ -55,7 +55,7 @@ Lr = Annotated[
 OmegaLr = Annotated[
     float | None,
     typer.Option(
-        help="learning rate of the loss weights; default: the task's preset",
+        help="learning rate of the loss weights; default: the task's preset, or 2 / steps",
         rich_help_panel="Method",
     ),
 ]

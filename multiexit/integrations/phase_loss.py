@@ -99,7 +99,7 @@ class PhaseLoss(nn.Module):
         model.policy, model.calibration = recipe.policy, None
         model.backbone.find_overwritten()  # before anything is compiled
         self.training_pass = TrainingPass(model, chosen, learns_from_labels(model, chosen), config)
-        W_MM = Omega(chosen.learner, teaches_MM, config.omega_lr, 1.0, config.seed).value()
+        W_MM = Omega(chosen.learner, teaches_MM, 1.0, 1.0, config.seed).value()  # never moves
         self.register_buffer("factors_MM", W_MM * begins[0], persistent=False)
         self.tau = chosen.temperature.value
         self.columns = Columns(model.backbone.start, model.own_inputs)

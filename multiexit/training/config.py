@@ -17,6 +17,9 @@ from multiexit.files.paths import user_path
 from multiexit.losses.criterion import Criterion
 from multiexit.training import schedules
 
+REACH = 2.0
+"""How far Ω's logits may move in a phase by default: weights then differ by up to e^(2·REACH)."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -27,7 +30,8 @@ class TrainConfig:
         max_steps: Θ's steps per phase in all, in place of `epochs`; for comparing methods.
         batch_size: rows per step of Θ on one process (before accumulation).
         lr: λ1, Θ's learning rate.
-        omega_lr: λ2, Ω's learning rate (Adam without decay).
+        omega_lr: λ2, Ω's learning rate (Adam without decay). None is `REACH` / steps of the phase:
+            Adam moves a logit by λ2 a step at most.
         optimizer: Θ's: `"adamw"` or `"sgd"`.
         weight_decay, momentum: of Θ's optimiser.
         schedule: `"linear"` or `"cosine"` to 0, `"step"` (×0.1 at each milestone), `"constant"`; or
@@ -102,7 +106,7 @@ class TrainConfig:
     max_steps: int | None = None
     batch_size: int = 32
     lr: float = 2e-5
-    omega_lr: float = 1e-3
+    omega_lr: float | None = None
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.01
     momentum: float = 0.9
@@ -165,7 +169,7 @@ class TrainConfig:
                 self._set_whole_number(name, 1)
         self._set_whole_number("workers", 0)
         self._set_whole_number("seed", 0, 2**32)
-        for name in ("lr", "omega_lr"):
+        for name in ("lr", "omega_lr") if self.omega_lr is not None else ("lr",):
             if not self._set_number(name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup", "momentum"):

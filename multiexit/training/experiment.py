@@ -21,7 +21,6 @@ from multiexit.model.heads import OwnHead, VectorHead
 from multiexit.model.model import MultiExitModel
 from multiexit.model.placement import Exits
 from multiexit.recipes import Recipe
-from multiexit.recipes.leebert import PAPER
 from multiexit.runtime import user_level
 from multiexit.training import presets
 from multiexit.training.config import TrainConfig
@@ -45,7 +44,7 @@ def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:
     if name not in recipes.RECIPES:
         return recipes.recipe(name)  # says which there are
     recipe = recipes.recipe(name, **options)
-    if recipe.paper == PAPER:
+    if recipes.RECIPES[name].__module__ == recipes.leebert.__module__:
         defaults: dict[str, Any] = {}
         options_of = inspect.signature(recipes.RECIPES[name]).parameters
         if tasks.modality(task) == "image":

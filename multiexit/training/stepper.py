@@ -70,7 +70,7 @@ class Stepper:
     Args:
         model: what is trained; changed in place, but under FSDP2.
         phase: the phase of the recipe.
-        config: the run's settings.
+        config: the run's settings, with a number for λ2.
         accelerator: of the run.
 
     Raises:
@@ -122,6 +122,7 @@ class Stepper:
         self._synced_module = self.model if accelerator.is_fsdp2 else self._wrapped
         self._teaches_MM = topology.resolve(phase.topology, model.num_exits).to(device)
         self._shares_M = model.cost().shares_M
+        assert config.omega_lr is not None
         rho = config.lr / config.omega_lr
         self.omega = Omega(phase.learner, self._teaches_MM, config.omega_lr, rho, config.seed)
         self.tau = phase.temperature.start(device)

@@ -52,7 +52,7 @@ from multiexit.training import (
 )
 from multiexit.training.accelerator import accelerator
 from multiexit.training.callbacks import Callback, Calls, Run
-from multiexit.training.config import TrainConfig
+from multiexit.training.config import REACH, TrainConfig
 from multiexit.training.device_checks import check_devices
 from multiexit.training.finite import check_parameters
 from multiexit.training.phase import judged_exits, learns_from_labels
@@ -233,10 +233,12 @@ class Trainer:
 
     def _run_phase(self, index: int, data: TrainingSet, dev: Any) -> None:
         self.state.position = Position(phase=index, total=self.state.position.total)
-        phase = self.recipe.phases[index]
+        phase, config = self.recipe.phases[index], self.config
+        if config.omega_lr is None:
+            config = replace(config, omega_lr=REACH / self._phase_length(phase, data)[1])
         with (
             modes_kept(self.model),
-            closing(Stepper(self.model, phase, self.config, self.accelerator)) as stepper,
+            closing(Stepper(self.model, phase, config, self.accelerator)) as stepper,
         ):
             self._run_epochs(stepper, data, dev)
             with stepper.kept():

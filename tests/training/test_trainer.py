@@ -62,6 +62,19 @@ def test_reading_losses_rarely_changes_nothing():
     assert fives.weights == [each.weights[4], each.weights[9]]
 
 
+@pytest.mark.parametrize("name", ["leebert", "leebert-group-dro"])
+def test_without_a_rate_omega_may_move_by_two_in_a_phase(name):
+    def run(omega_lr):
+        model = chain()
+        history = fit(model, name, config(epochs=3, omega_lr=omega_lr, log_every=1), Table())
+        return model, history.steps[-1]["step"]
+
+    model, steps = run(None)
+    assert_same(tensors(model), tensors(run(2 / steps)[0]))
+    with pytest.raises(AssertionError):
+        assert_same(tensors(model), tensors(run(4 / steps)[0]))
+
+
 def test_a_second_fit_starts_anew():
     settings = config(epochs=1)
     with pytest.raises(FloatingPointError):

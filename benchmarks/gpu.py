@@ -181,7 +181,9 @@ def _spread(sizes: Sizes, kind: str, precision: Any, way: str) -> Figures:
     from multiexit.training.stepper import Stepper
 
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
-    config = mx.TrainConfig(mixed_precision=precision, progress=False, lr=1e-3, optimizer="sgd")
+    config = mx.TrainConfig(
+        mixed_precision=precision, progress=False, lr=1e-3, omega_lr=1e-3, optimizer="sgd"
+    )
 
     def trained(environment: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
         _begin_anew(environment)

@@ -63,7 +63,7 @@ class Cycle:
             options = {**options, "channels_last": False}
         recipe = recipe or mx.recipes.leebert(4.0 if self.image else 1.0)
         kind: dict[str, Any] = {"optimizer": "sgd", "lr": 1e-4} if self.image else {"lr": 1e-6}
-        config = mx.TrainConfig(**kind, **options)
+        config = mx.TrainConfig(omega_lr=1e-3, **kind, **options)
         AcceleratorState._reset_state()  # another precision
         accelerator = Accelerator(mixed_precision=config.mixed_precision)
         model = mx.MultiExitModel(backbone, 10 if self.image else 2, exits).to(accelerator.device)

@@ -283,7 +283,7 @@ def test_accumulated_batches_count_by_their_tokens(tokenizer):
         parts = torch.arange(12).split(list(sizes))
         batches = [collate([rows[int(row)] for row in part]) for part in parts]
         phase = mx.recipe("joint").phases[0]
-        config = mx.TrainConfig(lr=1e-3, clip=None, warmup=0.0, optimizer="sgd")
+        config = mx.TrainConfig(lr=1e-3, omega_lr=1e-3, clip=None, warmup=0.0, optimizer="sgd")
         stepper = Stepper(model, phase, config, accelerator(config))
         record = stepper.step(batches, lambda: None, 0, 10)
         weights.append((record.loss, torch.cat([p.flatten() for p in model.parameters()])))

@@ -63,7 +63,8 @@ def cycle(
     """Four steps of a recipe's phase on one model."""
     image = len(backbone.feature_shapes[0]) == 3
     model = mx.MultiExitModel(backbone, 2, exits, recipe.head)
-    config = mx.TrainConfig(optimizer="sgd", lr=1e-4) if image else mx.TrainConfig(lr=1e-6)
+    kind: dict[str, Any] = {"optimizer": "sgd", "lr": 1e-4} if image else {"lr": 1e-6}
+    config = mx.TrainConfig(omega_lr=1e-3, **kind)
     stepper = Stepper(model, recipe.phases[phase], config, Accelerator())
     rows = args.images if image else args.sentences
     first, second = (batch(backbone, rows, args.tokens) for _ in range(2))

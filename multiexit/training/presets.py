@@ -101,9 +101,7 @@ def images() -> TrainConfig:
         >>> mx.presets.images().lr
         0.0005
     """
-    return TrainConfig(
-        epochs=10, batch_size=64, lr=5e-4, weight_decay=0.05, schedule="cosine"
-    )
+    return TrainConfig(epochs=10, batch_size=64, lr=5e-4, weight_decay=0.05, schedule="cosine")
 
 
 def cifar(schedule: str = "strong", epochs: int | None = None) -> TrainConfig:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from common import about, write_json
-from evidence_plan import METHODS, Run, runs
+from evidence_plan import FOLDERS, METHODS, Run, runs
 
 import multiexit as mx
 from multiexit.cli import typed
@@ -34,13 +34,6 @@ from multiexit.policies.registry import policy_name
 from multiexit.training import experiment
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "runs"
-FOLDERS = {
-    "data_dir": ("data", "with GLUE's folders, and CIFAR's"),
-    "minilm": ("MiniLM-L6", "the folder of that pretrained encoder"),
-    "mpnet": ("all-mpnet-base-v2", "the folder of that pretrained encoder"),
-    "checkpoints": ("checkpoints", "the folder of published ResNets"),
-}
-"""What runs read: how a published command calls it, and what it is."""
 SPEEDUPS = (1.0, 1.3, 1.5, 2.0, 3.0, 4.0)
 
 
@@ -152,10 +145,8 @@ def make(run: Run, args: Any) -> dict[str, Any]:
 
 
 def command(run: Run, program: str, steps: int | None = None) -> str:
-    """What makes one run anew; folders of this machine are left out."""
-    parts = [f"benchmarks/{program}", "--only", run.name]
-    for name in run.setting.needs:
-        parts += [f"--{name.replace('_', '-')}", FOLDERS[name][0]]
+    """What makes one run anew."""
+    parts = [f"benchmarks/{program}", "--only", run.name, *run.setting.options]
     if steps:
         parts += ["--steps", str(steps)]
     return shlex.join(parts)

@@ -98,6 +98,13 @@ FROM_SCRATCH = (
 REGRESSION = (*KEY, "pabee")
 ENCODERS = {"minilm": "MiniLM-L6", "mpnet": "MPNet base"}
 """Pretrained encoders whose folders are given: the option, and how it is called."""
+FOLDERS = {
+    "data_dir": ("data", "with GLUE's folders, and CIFAR's"),
+    "minilm": ("MiniLM-L6", "the folder of that pretrained encoder"),
+    "mpnet": ("all-mpnet-base-v2", "the folder of that pretrained encoder"),
+    "checkpoints": ("checkpoints", "the folder of published ResNets"),
+}
+"""What runs read: how a published command calls it, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,12 @@ class Setting:
             "checkpoints": self.weights is not None,
         }
         return [name for name, is_needed in needed.items() if is_needed]
+
+    @property
+    def options(self) -> list[str]:
+        """These options in a published command; folders of this machine are left out."""
+        given = [(f"--{name.replace('_', '-')}", FOLDERS[name][0]) for name in self.needs]
+        return [word for pair in given for word in pair]
 
 
 def _text(

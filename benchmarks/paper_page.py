@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from evidence_page import RUNS, Results, at_exit, at_speed, read, shown, title
+from evidence_runs import RUNS, Results, at_exit, read, shown, shown_at
 
 from multiexit.evaluation.report import table
 
@@ -21,8 +21,10 @@ def ours(row: dict[str, Any], asked: float, results: Results | None) -> str:
     """A method's score at the speed-up that the table is about; the last exit's without exits."""
     if results is None or row["run"] not in results.methods:
         return ""
-    figure = at_exit(-1) if row["speedup"] == 1 else at_speed(results.policy, asked)
-    return " · " + shown(results.methods[row["run"]].values(figure))
+    method = results.methods[row["run"]]
+    if row["speedup"] == 1:
+        return f" · {shown(method.values(at_exit(-1)))}"
+    return f" · {shown_at(method, results.policy, asked)}"
 
 
 def one_table(data: dict[str, Any], results: dict[str, Results]) -> str:
@@ -86,7 +88,10 @@ def page(folder: Path = RUNS) -> str:
     results = {found.setting.name: found for found in read(folder)}
     parts = []
     for data in paper["tables"]:
-        parts += [f"**{data['table']}**: {data['of']}; ours asked for {data['asked']:g}×."]
+        parts += [
+            f"**{data['table']}**: {data['of']}; ours asked for {data['asked']:g}×, "
+            "in brackets what came out."
+        ]
         parts += [one_table(data, results)]
     times = paper["minutes"]
     parts += [
@@ -97,5 +102,5 @@ def page(folder: Path = RUNS) -> str:
     figures = paper["patience"]
     for setting in figures["runs"].values():
         if setting in results and (curves := patience_table(figures["methods"], results[setting])):
-            parts += [f"**{figures['figures']}**: patience on {title(results[setting])}.", curves]
+            parts += [f"**{figures['figures']}**: patience on {results[setting].title}.", curves]
     return "\n\n".join([*parts, f"The paper: {paper['source']}."]) + "\n"

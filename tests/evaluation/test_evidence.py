@@ -97,36 +97,136 @@ def test_page_and_pictures_are_of_the_published_runs(made_page):
         assert picture.info["Description"] == results.digest
 
 
-def invented(folder, method, seed, score):
-    """A run of two exits whose policy is as good at any speed."""
-    point = {"policy": "entropy=0.3", "score": score, "speedup": 3.1}
+def invented(folder, name, score, first=-0.01, kept=0.0, **more):
+    """A run of two exits; its policies come to 3.1× and lose `kept` of its score."""
+    point = {"policy": "entropy=0.3", "score": score - kept, "speedup": 3.1}
     data = {
         "about": {"machine": "a machine", "versions": {"torch": "2"}},
         "trained": {"steps": 150, "batch_size": 128, "lr": 0.1},
         "task": "digits",
         "metric": "accuracy",
         "examples": 359,
-        "exits": [{"score": score - 0.01}, {"score": score + 0.01}],
+        "exits": [
+            {"score": score + first, "speedup": 5.0},
+            {"score": score + 0.01, "speedup": 1.0},
+        ],
         "own policy": point,
         "policies": {"entropy": [{"asked": asked, **point} for asked in (1.0, 2.0, 3.0)]},
-    }
-    path = folder / "digits" / f"{method}-{seed}.json"
+    } | more
+    path = folder / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(data))
 
 
 def test_differences_are_paired_by_seed_and_corrected(made_page, tmp_path):
     for seed, score in enumerate([0.90, 0.92, 0.97]):
-        invented(tmp_path, "joint", seed, score)
-        invented(tmp_path, "pabee", seed, score - 0.02 - 0.0001 * seed)
-        invented(tmp_path, "mixed", seed, score + (-1) ** seed * 0.01)
+        invented(tmp_path, f"digits/joint-{seed}", score)
+        invented(tmp_path, f"digits/pabee-{seed}", score - 0.02 - 0.0001 * seed)
+        invented(tmp_path, f"digits/mixed-{seed}", score + (-1) ** seed * 0.01)
+        invented(tmp_path, f"digits/dbt-{seed}", score - 0.3 - (seed == 2))
+        invented(tmp_path, f"digits/beem-{seed}", score)  # all differences alike: has no p
     (results,) = made_page["read"](tmp_path)
-    tested = made_page["tests"](results)
+    tested = results.tests()
+    assert set(tested) == {"pabee", "mixed", "dbt"}
     assert tested["pabee"]["difference"] == pytest.approx(-2.01)
-    assert tested["pabee"]["p_holm"] == pytest.approx(2 * tested["pabee"]["p"])
-    assert tested["pabee"]["p_holm"] < 0.01 < 0.5 < tested["mixed"]["p_holm"]
-    exits, speed = made_page["sentences"](results)  # no weights were learned
-    assert "is `mixed`'s, 93.3 ± 4.0; `joint` has 93.0 ± 3.6" in exits
-    assert "After correction for 2 tests `pabee` is below it." in exits
-    assert "Asked for 3× by entropy, `mixed` keeps most, 93.3 ± 4.0" in speed
+    assert tested["pabee"]["p_holm"] == pytest.approx(3 * tested["pabee"]["p"])
+    assert tested["pabee"]["p_holm"] < 0.01 < 0.2 < tested["mixed"]["p_holm"]
+    exits, speed, _ = made_page["sentences"](results)  # no weights were learned
+    assert "is `mixed`'s, 93.3 ± 4.0, +0.3 against `joint`'s on the same 3 seeds" in exits
+    assert "after correction for 3 tests, `pabee` is below it; lower in every seed" in exits
+    assert exits.endswith("if not surely: `dbt`.")
+    assert "Asked for 3× by entropy, `mixed` keeps most, 93.3 ± 4.0 (3.10×)" in speed
     assert "| – " in made_page["methods_table"](results)  # nothing was as fast as 4×
+
+
+def test_methods_are_ranked_on_the_seeds_that_they_share_with_the_base(made_page, tmp_path):
+    for seed, score in enumerate([0.97, 0.90, 0.92]):
+        invented(tmp_path, f"digits/joint-{seed}", score)
+        invented(tmp_path, f"digits/mixed-{seed}", score + 0.001 * (seed + 1))
+    invented(tmp_path, "digits/pabee-0", 0.96)  # the best mean, on a seed good for all
+    (results,) = made_page["read"](tmp_path)
+    rows = [line.split("|") for line in made_page["methods_table"](results).splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == ["`mixed`", "`joint`", "`pabee`"]
+    assert [row[-3].strip() for row in rows] == ["+0.2", "–", "-1.0"]
+
+
+def test_a_method_with_poolers_is_tested_against_poolers_alone(made_page, tmp_path):
+    for seed, score in enumerate([0.90, 0.92, 0.97]):
+        invented(tmp_path, f"sst2/joint-{seed}", score)
+        invented(tmp_path, f"sst2/joint-pooler-{seed}", score + 0.02 + 0.0001 * seed)
+        invented(tmp_path, f"sst2/pabee-pooler-{seed}", score + 0.01 + 0.0002 * seed)
+    (results,) = made_page["read"](tmp_path)
+    tested = results.tests()
+    assert tested["joint-pooler"]["difference"] == pytest.approx(2.01)
+    assert tested["pabee-pooler"]["difference"] == pytest.approx(-0.99)
+    exits, poolers, *_ = made_page["sentences"](results)
+    assert exits.endswith("after correction for 2 tests, `joint-pooler` is above it.")
+    assert "A pooler for each exit alone brings +2.0 (`joint-pooler` less `joint`)" in poolers
+    assert poolers.endswith("`pabee-pooler` is below it.")
+
+
+def test_policies_worse_than_fixed_exits_drawn_at_random_are_called_so(made_page, tmp_path):
+    # Exits of 40 % at 5× and 90 % at 1×: at 3.1× a random mix has 47.7 %.
+    for name, kept in (("joint-0", 0.3), ("joint-1", 0.3), ("pabee-0", 0.45)):
+        invented(tmp_path, f"digits/{name}", 0.89, first=-0.49, kept=kept)
+    (results,) = made_page["read"](tmp_path)
+    *_, policies = made_page["sentences"](results)
+    assert "entropy in 1 of 3 runs" in policies
+    assert policies.endswith("None is worse in most runs.")
+    assert "47.7 ± 0.0" in made_page["policies_table"](results).splitlines()[-1]
+    invented(tmp_path, "digits/joint-1", 0.89, first=-0.49, kept=0.45)
+    (results,) = made_page["read"](tmp_path)
+    *_, policies = made_page["sentences"](results)
+    assert policies.endswith("In most runs leaving at random is better than entropy.")
+
+
+def test_a_mix_of_two_fixed_exits_is_what_random_leaving_comes_to():
+    best_mix = benchmark("evidence_runs.py")["best_mix"]
+    points = [{"speedup": s, "score": v} for s, v in ((4.0, 0.4), (2.0, 0.45), (1.0, 0.9))]
+    assert best_mix(points, 5.0) is None
+    assert best_mix(points, 4.0) == 0.4
+    assert best_mix(points, 1.0) == best_mix(points, 0.9) == 0.9
+    # A third of the rows to the last exit and the others to the first cost one half.
+    assert best_mix(points, 2.0) == pytest.approx(0.4 * 2 / 3 + 0.9 / 3)
+
+
+def test_a_method_that_destroys_a_trained_network_is_named(made_page, tmp_path):
+    for method, score in (("joint", 0.88), ("heads-only", 0.91), ("dbt", 0.2)):
+        invented(tmp_path, f"cifar10-resnet20/{method}-0", score)
+    (results,) = made_page["read"](tmp_path)
+    *_, last = made_page["sentences"](results)
+    assert last.startswith(
+        "**Last exit.** `heads-only`, which leaves the trained network as it was"
+    )
+    assert "`joint` -3.0, and the worst, `dbt`, -71.0. Less than half is left by `dbt`." in last
+    invented(tmp_path, "cifar10-resnet20/dbt-0", 0.8)
+    (results,) = made_page["read"](tmp_path)
+    assert [*made_page["sentences"](results)][-1].endswith("and the worst, `dbt`, -11.0.")
+
+
+def test_a_sections_command_names_the_folders_that_its_runs_need(
+    made_page, evidence, tmp_path, monkeypatch, capsys
+):
+    for name in ("digits", "sst2", "mrpc-mpnet", "cifar10-resnet20"):
+        invented(tmp_path, f"{name}/joint-0", 0.9)
+    monkeypatch.chdir(tmp_path)
+    for folder, _ in evidence["FOLDERS"].values():
+        (tmp_path / folder).mkdir()
+    commands = [line for line in made_page["page"](tmp_path).splitlines() if "--only" in line]
+    assert len(commands) == 4
+    for line in commands:
+        python, program, *words = shlex.split(line)
+        assert (python, program) == ("python", "benchmarks/evidence.py")
+        evidence["main"]([*words, "--list", "--output", str(tmp_path / "none")])
+    listed = capsys.readouterr().out.splitlines()
+    assert listed
+    assert all(line.endswith(": to be made") for line in listed)
+
+
+def test_each_method_of_a_picture_has_a_colour_of_its_own():
+    picture, plan = benchmark("evidence_picture.py"), benchmark("evidence_plan.py")
+    for setting in plan["SETTINGS"]:
+        methods = dict.fromkeys(setting.methods)
+        styles = picture["styles"](picture["Results"](setting, methods))
+        assert set(styles) == set(methods) - {"without-exits"}
+        assert len({style["color"] for style in styles.values()}) == len(styles)

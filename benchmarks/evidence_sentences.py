@@ -1,0 +1,185 @@
+"""What a setting's runs say in sentences: what helped, and what did not."""
+
+import statistics
+from collections.abc import Iterable, Iterator
+
+from evidence_runs import (
+    BASE,
+    FAST,
+    POOLED,
+    SURE,
+    UNTRAINED,
+    Results,
+    against,
+    at_exit,
+    at_speed,
+    gain,
+    mean_of_exits,
+    shown,
+    shown_at,
+)
+
+LEARNED = (
+    "leebert",
+    "leebert-uncertainty",
+    "leebert-hyper",
+    "leebert-ascent",
+    "leebert-group-dro",
+    "leebert-group-dro-normalized",
+)
+AS_IT_WAS = {
+    "heads-only": "which leaves the trained network as it was",
+    UNTRAINED: "trained for it alone",
+}
+"""Methods whose last exit others may harm, and why."""
+TIE = 0.01
+"""Scores are written to so many points: a smaller difference is none."""
+
+
+def sentences(results: Results) -> Iterator[str]:
+    """Of the mean over exits, speed, policies, the last exit, and learned weights."""
+    yield from of_exits(results)
+    yield from of_speed(results)
+    yield from of_policies(results)
+    yield from of_last_exit(results)
+    yield from of_learned_weights(results)
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def differing(results: Results, base: str) -> str:
+    """Which methods differ from their base: surely, or in every seed."""
+    tested, sure, always = results.tests(), {1: [], -1: []}, []
+    for name in results.methods:
+        less = results.less(name, base, mean_of_exits)
+        if name in (base, UNTRAINED) or results.base_of(name) != base or len(less) < 2:
+            continue
+        if name in tested and tested[name]["p_holm"] <= SURE:
+            sure[1 if tested[name]["difference"] > 0 else -1].append(name)
+        elif max(less) < 0:
+            always.append(name)
+    parts = [
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} {word}"
+        for names, word in ((sure[1], "above it"), (sure[-1], "below it"))
+        if names
+    ]
+    said = " and ".join(parts) or "no difference is sure"
+    return said + (f"; lower in every seed, if not surely: {listed(always)}" if always else "")
+
+
+def of_exits(results: Results) -> Iterator[str]:
+    """The mean over exits: which is best, what differs from the base, and what a pooler brings."""
+    best, tested = results.ranked(mean_of_exits)[0], results.tests()
+    told = f"**Exits.** The best mean over exits is `{best}`'s, "
+    told += shown(results.methods[best].values(mean_of_exits))
+    if best != BASE:
+        less = results.less(best, BASE, mean_of_exits)
+        seeds = f"{len(less)} seeds" if len(less) > 1 else "seed"
+        told += f", {statistics.fmean(less):+.1f} against `{BASE}`'s on the same {seeds}"
+    if tested:
+        told += f". Against `{BASE}`'s, after correction for {len(tested)} tests, "
+        yield f"{told}{differing(results, BASE)}."
+    else:
+        yield f"{told}. With so few seeds nothing is tested."
+    alone = results.less(POOLED, BASE, mean_of_exits) if POOLED in results.methods else []
+    if alone:
+        told = f"**Poolers.** A pooler for each exit alone brings {statistics.fmean(alone):+.1f} "
+        told += f"(`{POOLED}` less `{BASE}`)"
+        if any(results.base_of(name) == POOLED for name in tested):
+            told += f". Against `{POOLED}`'s, of the methods that have one, "
+            told += differing(results, POOLED)
+        yield f"{told}."
+
+
+def of_speed(results: Results) -> Iterator[str]:
+    """What is kept where much speed is asked for."""
+    method = results.methods[BASE]
+    for asked in (3.0, 2.0):
+        figure = at_speed(results.policy, asked)
+        if not method.values(figure):
+            continue
+        best = results.ranked(figure)[0]
+        kept = f"`{best}` keeps most, {shown_at(results.methods[best], results.policy, asked)}; "
+        kept += "" if best == BASE else f"`{BASE}` {shown_at(method, results.policy, asked)}, "
+        last = shown(method.values(at_exit(-1)))
+        yield f"**Speed.** Asked for {asked:g}× by {results.policy}, {kept}its last exit {last}."
+        return
+
+
+def of_policies(results: Results) -> Iterator[str]:
+    """Policies against fixed exits, and the product of experts against entropy."""
+    runs, parts, worse = list(results.trained_runs()), [], []
+    for policy in results.any["policies"]:
+        if gains := known(gain(run, policy, run["exits"]) for run in runs):
+            parts.append(f"{policy} in {below(gains)}")
+            worse += [policy] if statistics.median(gains) < -TIE else []
+    if not parts:
+        return
+    told = (
+        f"**Policies.** Asked for {FAST[0]:g}× to {FAST[-1]:g}×, worse than the best random mix of "
+        f"two fixed exits that is as fast: {', '.join(parts)}. "
+    )
+    if worse:
+        told += f"In most runs leaving at random is better than {' or '.join(worse)}."
+    else:
+        told += "None is worse in most runs."
+    if {"product", "entropy"} <= results.any["policies"].keys():
+        gains = known(gain(run, "product", run["policies"]["entropy"]) for run in runs)
+        told += f" Product of experts is worse than entropy as fast in {below(gains)}."
+    yield told
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def below(gains: list[float]) -> str:
+    """On how many runs something is worse, and what it gains on average."""
+    fewer = sum(value < -TIE for value in gains)
+    return f"{fewer} of {len(gains)} runs ({statistics.fmean(gains):+.1f} on average)"
+
+
+def of_last_exit(results: Results) -> Iterator[str]:
+    """What training exits does to the last one."""
+    figure = at_exit(-1)
+    for name, why in AS_IT_WAS.items():
+        if name not in results.methods:
+            continue
+        less = {
+            other: statistics.fmean(found)
+            for other in results.methods
+            if other not in AS_IT_WAS and (found := results.less(other, name, figure))
+        }
+        if not less:
+            continue
+        had = results.methods[name].values(figure)
+        worst = min(less, key=lambda other: less[other])
+        told = f"**Last exit.** `{name}`, {why}, has {shown(had)} there"
+        if BASE in less:
+            told += f", `{BASE}` {less[BASE]:+.1f}"
+        if worst != BASE and less[worst] < 0:
+            told += f", and the worst, `{worst}`, {less[worst]:+.1f}"
+        broken = [other for other in less if less[other] < -statistics.fmean(had.values()) / 2]
+        yield told + (f". Less than half is left by {listed(broken)}." if broken else ".")
+        return
+
+
+def of_learned_weights(results: Results) -> Iterator[str]:
+    """Learned loss weights against uniform ones."""
+    methods, parts = results.methods, []
+    if "leebert-uniform" not in methods:
+        return
+    uniform = methods["leebert-uniform"].values(mean_of_exits)
+    for name in LEARNED:
+        test = name in methods and against(methods[name].values(mean_of_exits), uniform)
+        if test and test["low"] is not None:
+            parts.append(
+                f"`{name}` {test['difference']:+.1f} ({test['low']:+.1f} … {test['high']:+.1f})"
+            )
+    if parts:
+        yield (
+            "**Learned weights.** Mean over exits less that of uniform weights, with its 95 % "
+            f"interval, not corrected: {', '.join(parts)}."
+        )

@@ -6,7 +6,10 @@ import gzip
 import html
 import io
 import json
+import os
+import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -18,6 +21,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import multiexit as mx
+from multiexit.serving import service
 from multiexit.serving.stepping import of_model
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.around import Named
@@ -60,8 +64,18 @@ def test_answers_are_those_of_the_classifier(client):
         assert len(answer["scores"]) == 1
 
 
-def test_requests_have_policies_of_their_own_in_shared_batches(client):
-    rows = texts(16, seed=3)
+def test_requests_have_policies_of_their_own_in_shared_batches(client, monkeypatch):
+    """The network stands still until all requests wait."""
+    rows, scheduler = texts(16, seed=3), client.service.scheduler
+    network, going, batches = scheduler.network, threading.Event(), []
+
+    def first(items, policies):
+        batches.append({repr(policy) for policy in policies})
+        group = type(network).first(network, items, policies)
+        going.wait(60)
+        return group
+
+    monkeypatch.setattr(network, "first", first)
     wishes = [{}, {"threshold": 0.5}, {"threshold": 0.9}, {"policy": "max-prob=0.7"}]
     wishes += [{"max_exit": 1}, {"max_exit": 0}]
     if client.kind == "model":
@@ -74,6 +88,9 @@ def test_requests_have_policies_of_their_own_in_shared_batches(client):
     threads = [threading.Thread(target=send, args=[n]) for n in range(3 * len(wishes))]
     for thread in threads:
         thread.start()
+    while scheduler.rows < len(rows) * len(threads):
+        time.sleep(0.001)
+    going.set()
     for thread in threads:
         thread.join()
     for number, answer in answers.items():
@@ -88,8 +105,22 @@ def test_requests_have_policies_of_their_own_in_shared_batches(client):
         policy = wish.get("policy")
         policy = f"max-prob={wish['threshold']}" if "threshold" in wish else policy
         same(answer["answers"], client.classify(rows, policy=policy))
-    shared = client.service.metrics.batch_rows.labels(0)._sum.get()
-    assert shared == len(rows) * len(answers)
+    assert len(batches) < len(threads)
+    assert max(map(len, batches)) > 2
+
+
+@pytest.mark.parametrize("kind", ["model", "export"])
+def test_a_folder_that_changes_under_a_service_changes_nothing(kind, exported_texts, tmp_path):
+    model, tokenizer, _, exported = exported_texts
+    shutil.copytree(exported, tmp_path / "export")
+    model.save_pretrained(tmp_path / "model", tokenizer)
+    with TestClient(service(tmp_path / kind).app) as client:
+        before = ask(client, texts(20))["answers"]
+        for file in (tmp_path / kind).iterdir():
+            os.truncate(file, 0)
+        same(ask(client, texts(20))["answers"], before)
+        shutil.rmtree(tmp_path / kind)
+        same(ask(client, texts(20))["answers"], before)
 
 
 def test_a_budget_is_kept_and_said(client):

@@ -1,10 +1,12 @@
 """Layers that an answer says were skipped were not run: counted where they run, by their clock.
 
 Each layer counts the rows that it gets and turns the scheduler's clock by a time of its own, so
-that what the service says of segments, milliseconds and layers is compared with what ran.
+that what the service says of segments, milliseconds and layers is compared with what ran. At the
+end layers sleep, and a real clock tells.
 """
 
 import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -36,6 +38,13 @@ class Ran:
         self.rows[layer] += rows
         self.seconds[layer] += rows * SECONDS[layer]
         self.now += rows * SECONDS[layer]
+
+
+class Slept:
+    """Layers that sleep, most of what an answer takes on a busy machine too."""
+
+    def run(self, layer, rows):
+        time.sleep(0.02)
 
 
 def of_torch(served, ran):
@@ -120,14 +129,19 @@ def check(served, ran, exits):
         assert answer["milliseconds"] >= alone - 1e-3
 
 
-def test_of_an_export(text_served, monkeypatch):
-    ran, served = Ran(), text_served[1]["export"]()
+def of_graphs(served, ran, monkeypatch):
+    """Around the sessions of an export, one a layer."""
     runner = served.network.runner
     told = [
         Session(session, lambda rows, n=number: ran.run(n, rows))
         for number, session in enumerate(runner._sessions)
     ]
     monkeypatch.setattr(runner, "_sessions", told)
+
+
+def test_of_an_export(text_served, monkeypatch):
+    ran, served = Ran(), text_served[1]["export"]()
+    of_graphs(served, ran, monkeypatch)
     check(served, ran, [0, 1, 2, 3])
 
 
@@ -139,3 +153,25 @@ def test_of_a_model(exits, tmp_path):
     ran = Ran()
     of_torch(served, ran)
     check(served, ran, [*model.exits])
+
+
+@pytest.mark.parametrize("kind", ["model", "export"])
+def test_the_time_of_a_skipped_layer_is_saved(kind, tmp_path, text_served, monkeypatch):
+    if kind == "export":
+        served = text_served[1]["export"]()
+        of_graphs(served, Slept(), monkeypatch)
+    else:
+        tokenizer = tokenizer_in(tmp_path)
+        served = of_model(mx.Classifier(text_model(tokenizer), tokenizer, mx.MaxProb(0.6)))
+        of_torch(served, Slept())
+
+    def seconds(**wish):
+        start = time.perf_counter()
+        (answer,) = client.post("/predict", json={"inputs": "a cat", **wish}).json()["answers"]
+        return time.perf_counter() - start, answer["layers"]
+
+    with TestClient(Service(replace(served, examples=[]), Options()).app) as client:
+        early = min(seconds(max_exit=0) for _ in range(3))
+        late = min(seconds(threshold=1.05) for _ in range(3))
+    assert (early[1], late[1]) == (1, LAYERS)
+    assert late[0] > 2 * early[0]

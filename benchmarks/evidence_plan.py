@@ -294,7 +294,9 @@ class Run:
         steps = steps or setting.steps
         if steps:
             config = replace(config, max_steps=max(1, steps // len(recipe.phases)))
-        return replace(config, seed=self.seed, progress=False)
+        # Methods that halve the training set are scored twice as often, and would end sooner.
+        stopping = None if steps else config.early_stopping
+        return replace(config, seed=self.seed, progress=False, early_stopping=stopping)
 
 
 def runs(only: str = "*") -> Iterator[Run]:

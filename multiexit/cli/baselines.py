@@ -93,6 +93,7 @@ def baseline(
         progress=progress,
         **{field: value for field, value in fields.items() if value is not None},
     )
+    config = chosen.all_steps(config)
     place = replace(config, output=output, overwrite=overwrite)
     if not overwrite and run_folder.holds_run(output):
         raise ValueError(

@@ -42,6 +42,20 @@ def suited(
     return config, pool
 
 
+def all_steps(config: "TrainConfig", early_stopping: object = None) -> "TrainConfig":
+    """The settings, of which early stopping goes where `max_steps` says how long runs are.
+
+    Methods that halve the training set are scored twice as often, and would end sooner.
+
+    Args:
+        config: with what was typed.
+        early_stopping: as typed, None where nothing was; what was typed stays.
+    """
+    if config.max_steps is None or early_stopping is not None:
+        return config
+    return replace(config, early_stopping=None)
+
+
 def say_untrained(backbone: str | None, pretrained: bool) -> None:
     """Say that a network of timm or torchvision starts from random weights."""
     from multiexit.data.own.notes import say

@@ -193,6 +193,7 @@ def train(
     )
     if clip == 0:
         config = replace(config, clip=None)
+    config = chosen.all_steps(config, early_stopping)
     crossval.check_effect(recipe, known_as, config, omega_lr=omega_lr, epochs=epochs)
     numbers = range(seed, seed + (seeds or 1))
     other = None

@@ -130,6 +130,7 @@ def tune(
         seed=seed,
         progress=progress,
     )
+    config = chosen.all_steps(config, dimensions.get("early_stopping"))
     crossval.check(dimensions, recipe, known_as, config)
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
     read = source.load(tokenizer, output, partial(experiment.check_classes, config, method))

@@ -39,6 +39,10 @@ class Progress(Callback):
 
     def on_evaluate(self, run: Run, row: dict[str, Any]) -> None:
         self._say(run, scores(row))
+        stale, patience = run.position.stale, run.config.early_stopping
+        if patience is not None and stale >= patience and run.position.step < run.steps:
+            said = f"{stale} evaluations without a better one end it (early stopping)"
+            tqdm.write(f"{run.recipe.name}: step {run.position.step}, {said}", file=sys.stderr)
         self._clock = time.monotonic()  # scoring is no training
 
     def on_end(self, run: Run) -> None:

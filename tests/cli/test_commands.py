@@ -235,6 +235,18 @@ def test_a_seed_fixes_the_whole_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "kept"),
+    [(["--max-steps", 2], None), (["--max-steps", 2, "--early-stopping", 3], 3), ([], 2)],
+)
+def test_all_steps_that_were_asked_for_are_taken(words, kept, tmp_path, tiny_glue):
+    words = ["--data-dir", tiny_glue, "--backbone", tiny_glue / "bert", *words]
+    ended = command("train", "--task", "sst2", *words, "--output", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["early_stopping"] == kept
+
+
+@pytest.mark.parametrize(
     ("spelling", "name"), [("SST-2", "sst2"), ("CoLA", "cola"), ("Digits", "digits")]
 )
 def test_a_tasks_spelling_does_not_change_its_settings(spelling, name):

@@ -169,11 +169,13 @@ def test_the_best_evaluation_wins_and_its_checkpoint_stays(tmp_path):
     assert (tmp_path / "checkpoints" / name).exists()
 
 
-def test_patience_counts_evaluations():
-    settings = config(epochs=50, evaluate_every=2, early_stopping=3, lr=1e-9)
+def test_patience_counts_evaluations(capfd):
+    settings = config(epochs=50, evaluate_every=2, early_stopping=3, lr=1e-9, progress=True)
     history = fit(chain(), "joint", settings, Table(), Table(9))
     assert [row["step"] for row in history.epochs if "mean" in row] == [2, 4, 6, 8]
     assert history.steps[-1]["step"] == 8
+    said = "joint: step 8, 3 evaluations without a better one end it (early stopping)"
+    assert capfd.readouterr().err.splitlines()[-1] == said
 
 
 @pytest.mark.parametrize("stop", [3, 5, 8])

@@ -1,7 +1,7 @@
 """What a setting's runs say in sentences: what helped, and what did not."""
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 
 from evidence_runs import (
     BASE,
@@ -9,6 +9,7 @@ from evidence_runs import (
     POOLED,
     SURE,
     UNTRAINED,
+    Figure,
     Results,
     against,
     at_exit,
@@ -49,6 +50,18 @@ def listed(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+def counted(of: Sized, word: str) -> str:
+    return f"{len(of)} {word}" + ("s" if len(of) != 1 else "")
+
+
+def ahead(results: Results, name: str, figure: Figure) -> str:
+    """By what a method is before the base, on the seeds that both have."""
+    if name == BASE:
+        return ""
+    less = results.less(name, BASE, figure)
+    return f", {statistics.fmean(less):+.1f} against `{BASE}`'s on {counted(less, 'shared seed')}"
+
+
 def differing(results: Results, base: str) -> str:
     """Which methods differ from their base: surely, or in every seed."""
     tested, sure, always = results.tests(), {1: [], -1: []}, []
@@ -74,12 +87,9 @@ def of_exits(results: Results) -> Iterator[str]:
     best, tested = results.ranked(mean_of_exits)[0], results.tests()
     told = f"**Exits.** The best mean over exits is `{best}`'s, "
     told += shown(results.methods[best].values(mean_of_exits))
-    if best != BASE:
-        less = results.less(best, BASE, mean_of_exits)
-        seeds = f"{len(less)} seeds" if len(less) > 1 else "seed"
-        told += f", {statistics.fmean(less):+.1f} against `{BASE}`'s on the same {seeds}"
+    told += ahead(results, best, mean_of_exits)
     if tested:
-        told += f". Against `{BASE}`'s, after correction for {len(tested)} tests, "
+        told += f". Against `{BASE}`'s, after correction for {counted(tested, 'test')}, "
         yield f"{told}{differing(results, BASE)}."
     else:
         yield f"{told}. With so few seeds nothing is tested."
@@ -101,7 +111,8 @@ def of_speed(results: Results) -> Iterator[str]:
         if not method.values(figure):
             continue
         best = results.ranked(figure)[0]
-        kept = f"`{best}` keeps most, {shown_at(results.methods[best], results.policy, asked)}; "
+        kept = f"`{best}` keeps most, {shown_at(results.methods[best], results.policy, asked)}"
+        kept += ahead(results, best, figure) + "; "
         kept += "" if best == BASE else f"`{BASE}` {shown_at(method, results.policy, asked)}, "
         last = shown(method.values(at_exit(-1)))
         yield f"**Speed.** Asked for {asked:g}× by {results.policy}, {kept}its last exit {last}."

@@ -132,10 +132,10 @@ def test_differences_are_paired_by_seed_and_corrected(made_page, tmp_path):
     assert tested["pabee"]["p_holm"] == pytest.approx(3 * tested["pabee"]["p"])
     assert tested["pabee"]["p_holm"] < 0.01 < 0.2 < tested["mixed"]["p_holm"]
     exits, speed, _ = made_page["sentences"](results)  # no weights were learned
-    assert "is `mixed`'s, 93.3 ± 4.0, +0.3 against `joint`'s on the same 3 seeds" in exits
+    assert "is `mixed`'s, 93.3 ± 4.0, +0.3 against `joint`'s on 3 shared seeds" in exits
     assert "after correction for 3 tests, `pabee` is below it; lower in every seed" in exits
     assert exits.endswith("if not surely: `dbt`.")
-    assert "Asked for 3× by entropy, `mixed` keeps most, 93.3 ± 4.0 (3.10×)" in speed
+    assert "Asked for 3× by entropy, `mixed` keeps most, 93.3 ± 4.0 (3.10×), +0.3 against" in speed
     assert "| – " in made_page["methods_table"](results)  # nothing was as fast as 4×
 
 

@@ -33,7 +33,7 @@ def check_policy(
     rows: int = 40,
     problem: str | None = None,
 ) -> None:
-    """It is a frozen dataclass, a row's exit is the same in any batch, and saving loses nothing.
+    """A row's exit is the same in any batch, the last exit has a say, and saving loses nothing.
 
     Random logits [M, B, C], from unsure to sure, with ties and with answers that last, and random
     certainties [M, B] are decided row by row, as one batch, shuffled, and in a batch that stopped
@@ -48,8 +48,8 @@ def check_policy(
             output regression.
 
     Raises:
-        AssertionError: another class, the row that another one sways, or what comes back from
-            JSON.
+        AssertionError: no frozen dataclass, the row that another one sways, an `answer` that is
+            deaf to the last exit's logits, or what comes back from JSON.
 
     Example:
         >>> import multiexit as mx
@@ -88,6 +88,8 @@ def check_policy(
         for row in (exit_B != alone_B).nonzero().flatten().tolist():
             where = f"at exit {int(exit_B[row])} {how}, at {int(alone_B[row])} alone"
             raise AssertionError(f"{policy}: row {row} leaves {where}; no row may sway another")
+    last_B = alone_B == exits - 1
+    _check_last_answer(policy, logits_MBC[:, last_B], certainty_MB[:, last_B], problem)
     loaded = policies.from_json(json.loads(json.dumps(policies.to_json(policy))), [type(policy)])
     _require(loaded == policy, f"{policy} comes back from JSON as {loaded}")
 
@@ -277,6 +279,25 @@ def _run(policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor, problem: 
         exit_B[rows_B[stop_B]] = m
         state, rows_B = select(state, ~stop_B), rows_B[~stop_B]
     return exit_B
+
+
+def _check_last_answer(
+    policy: ExitPolicy, logits_MBC: Tensor, certainty_MB: Tensor, problem: str
+) -> None:
+    """Of rows that all reach the last exit, the answer depends on what that exit says."""
+    if logits_MBC.shape[1] == 0:
+        return
+    whole = policies.for_problem(policy, problem)
+    state = whole.init(logits_MBC[0])
+    for logits_BC, certainty_B in zip(logits_MBC[:-1], certainty_MB[:-1], strict=True):
+        state, _ = policies.step(whole, state, logits_BC, certainty_B)
+    loud_BC = 100 * torch.randn(logits_MBC[0].shape, generator=torch.Generator().manual_seed(1))
+    one_BC, other_BC = (problems.outputs_of(sign * loud_BC, problem) for sign in (1, -1))
+    _require(
+        not torch.equal(whole.answer(state, one_BC), whole.answer(state, other_BC)),
+        f"{policy}.answer at the last exit doesn't depend on that exit's logits: no step is run "
+        "there, so answer itself must take in logits_BC",
+    )
 
 
 def _check_stages(backbone: Backbone, inputs: dict[str, Tensor], B: int) -> None:

@@ -86,7 +86,8 @@ class ExitPolicy(ABC):
     def answer(self, state: State, logits_BC: Tensor) -> Tensor:
         """Give the logits [B, C] that rows leaving here take along: this exit's, unless overridden.
 
-        Asked after `step`, but at the last exit without one.
+        Asked after `step`; but at the last exit there is none, and `state` has seen only the exits
+        before it. So an answer of all exits so far takes in `logits_BC` where `step` didn't yet.
         """
         return logits_BC
 

@@ -561,10 +561,28 @@ class Undecorated(mx.Entropy):
     margin: float = 0.0
 
 
+@dataclass(frozen=True)
+class Late(mx.ExitPolicy):
+    """Answers by the sum over the exits that `step` saw, which the last isn't among."""
+
+    threshold: float
+
+    def init(self, logits_BC):
+        return {"sum": torch.zeros_like(logits_BC)}
+
+    def step(self, state, logits_BC):
+        sum_BC = state["sum"] + logits_BC
+        return {"sum": sum_BC}, sum_BC.softmax(-1).amax(-1) >= self.threshold
+
+    def answer(self, state, logits_BC):
+        return state["sum"]
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
         (Herd(), "no row may sway another"),
+        (Late(0.9), "answer at the last exit doesn't depend on that exit's logits"),
         (Undecorated(0.5), "Undecorated must be a frozen dataclass"),
         (Stubborn(), r"'seen'\] must have 1 rows"),
         (Listed(), "comes back from JSON"),

@@ -32,8 +32,8 @@ def set_up(results: Results) -> str:
         f"From {start}, {length} of Θ of {trained['batch_size']} rows at a rate of "
         f"{trained['lr']:g}; {100 * setting.held:g} % of the training rows select the epoch and "
         f"set the policies. Scores are {metrics.label(run['metric'])} on {run['examples']} rows "
-        f"that nothing was chosen on, mean ± deviation over seeds. {run['about']['machine']} · "
-        f"{used}"
+        "that chose neither epoch nor policy, mean ± deviation over seeds. "
+        f"{run['about']['machine']} · {used}"
     )
 
 

@@ -177,8 +177,8 @@ def _named(source: Any) -> Iterator[None]:
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         reason = str(error) or type(error).__name__
         if isinstance(source, bytes) and reason.startswith("cannot identify"):
-            reason = "of no format that is read"  # it names the object of the bytes
-        named = source if isinstance(source, str | Path) else f"a {type(source).__name__}"
+            reason = "they are of no format that is read"  # it names the object of the bytes
+        named = source if isinstance(source, str | Path) else type(source).__name__
         raise ValueError(f"can't read {named} as an image: {reason}") from error
 
 

@@ -29,6 +29,7 @@ from multiexit.policies.patience import PatientConfident as PatientConfident
 from multiexit.policies.per_row import PerRow as PerRow
 from multiexit.policies.per_row import kinds_of as kinds_of
 from multiexit.policies.per_row import numbers_of as numbers_of
+from multiexit.policies.per_row import row_numbers as row_numbers
 from multiexit.policies.registry import POLICIES as POLICIES
 from multiexit.policies.registry import field_types as field_types
 from multiexit.policies.registry import from_json as from_json

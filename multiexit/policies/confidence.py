@@ -43,7 +43,7 @@ class _Thresholded(ExitPolicy):
         if not isinstance(self.threshold, tuple):
             return state, self._stops(state, logits_BC, self.threshold)
         exit_B = state["exit"]
-        threshold_M = torch.tensor(self.threshold, device=logits_BC.device)
+        threshold_M = logits_BC.new_tensor(self.threshold)
         threshold_B = threshold_M[exit_B.clamp(max=len(threshold_M) - 1)]
         stop_B = self._stops(state, logits_BC, threshold_B) & (exit_B < len(threshold_M))
         return {**state, "exit": exit_B + 1}, stop_B
@@ -216,7 +216,7 @@ class Certainty(_Thresholded):
     def _stops(self, state: State, logits_BC: Tensor, threshold: float | Tensor) -> Tensor:
         if "certainty" not in state:
             raise ValueError(NOT_CERTAIN)
-        return state["certainty"] >= threshold
+        return state["certainty"].to(logits_BC.dtype) >= threshold
 
 
 def entropy(logits_BC: Tensor) -> Tensor:
@@ -227,7 +227,8 @@ def entropy(logits_BC: Tensor) -> Tensor:
     """
     need_classes(logits_BC.shape[-1], "entropy")
     log_p = logits_BC.log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1)
+    p = log_p.exp()
+    return -(p * log_p.where(p > 0, 0)).sum(-1)  # 0 · log 0 = 0, and not NaN
 
 
 def normalized_entropy(logits_BC: Tensor) -> Tensor:

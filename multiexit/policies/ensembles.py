@@ -119,18 +119,18 @@ class Beem(ExitPolicy):
         exit_B = state["exit"]
         sure_B, answer_B = logits_BC.softmax(-1).amax(-1), logits_BC.argmax(-1)
         if isinstance(self.weight, tuple):
-            weight_B = _at(self.weight, exit_B)
+            weight_B = _at(self.weight, exit_B, logits_BC)
         else:
-            weight_B = self.weight * (exit_B + 1)
+            weight_B = self.weight * (exit_B + 1).to(logits_BC.dtype)
         score_B = (state["score"] + weight_B * sure_B) * (answer_B == state["answer"])
         after = {"answer": answer_B, "score": score_B, "exit": exit_B + 1}
         if not isinstance(self.threshold, tuple):
             return after, score_B >= self.threshold
         has_B = exit_B < len(self.threshold)
-        return after, (score_B >= _at(self.threshold, exit_B)) & has_B
+        return after, (score_B >= _at(self.threshold, exit_B, logits_BC)) & has_B
 
 
-def _at(numbers: tuple[float, ...], exit_B: Tensor) -> Tensor:
-    """Each row's number of those per exit; behind their end the last one's."""
-    number_M = torch.tensor(numbers, device=exit_B.device)
+def _at(numbers: tuple[float, ...], exit_B: Tensor, logits_BC: Tensor) -> Tensor:
+    """Each row's number of those per exit, as fine as logits; behind their end the last one's."""
+    number_M = logits_BC.new_tensor(numbers)
     return number_M[exit_B.clamp(max=len(numbers) - 1)]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from multiexit.policies.base import ROW, ExitPolicy, State
-from multiexit.policies.registry import field_types, policy_name, to_json
+from multiexit.policies.base import step as checked_step
+from multiexit.policies.registry import POLICIES, field_types, policy_name, to_json
 
 KIND = f"{ROW}kind"
 
@@ -34,6 +35,15 @@ def numbers_of(policy: ExitPolicy) -> Numbers:
     return numbers
 
 
+def row_numbers(policy: ExitPolicy) -> Numbers:
+    """The numbers in which policies of one kind may differ: those of the library's own policies.
+
+    What another class would do with a number for each row can't be known, so that other numbers
+    make another kind.
+    """
+    return numbers_of(policy) if type(policy) in POLICIES.values() else {}
+
+
 def with_numbers(policy: ExitPolicy, numbers: Mapping[str, Tensor]) -> ExitPolicy:
     """The policy with tensors in place of numbers."""
     changed = copy.copy(policy)
@@ -44,7 +54,7 @@ def with_numbers(policy: ExitPolicy, numbers: Mapping[str, Tensor]) -> ExitPolic
 
 def kinds_of(policies: Sequence[ExitPolicy]) -> tuple[ExitPolicy, ...]:
     """One policy of each kind among these, in their order."""
-    return tuple({repr(_kind(policy)): policy for policy in reversed(policies)}.values())[::-1]
+    return tuple({_kind(policy): policy for policy in reversed(policies)}.values())[::-1]
 
 
 @dataclass(frozen=True)
@@ -83,20 +93,20 @@ class PerRow(ExitPolicy):
         kinds = [_kind(kind) for kind in self.kinds]
         kind_B: list[int] = []
         for policy in policies:
-            if _kind(policy) not in kinds:
+            if (own := _kind(policy)) not in kinds:
                 forms = ", ".join(map(_form, self.kinds))
                 raise ValueError(
                     f"the policy {policy_name(policy)} is of none of the kinds {forms}"
                 )
-            kind_B.append(kinds.index(_kind(policy)))
+            kind_B.append(kinds.index(own))
         state = {KIND: torch.tensor(kind_B)} if len(kinds) > 1 else {}
         for k, kind in enumerate(self.kinds):
-            for name, default in numbers_of(kind).items():
+            for name, default in row_numbers(kind).items():
                 number_B = [
                     getattr(policy, name) if own == k else default
                     for policy, own in zip(policies, kind_B, strict=True)
                 ]
-                dtype = torch.long if isinstance(default, int) else torch.float32
+                dtype = torch.long if isinstance(default, int) else torch.float64
                 state[f"{ROW}{k}.{name}"] = torch.tensor(number_B, dtype=dtype)
         return {name: value.to(device) for name, value in state.items()}
 
@@ -111,8 +121,8 @@ class PerRow(ExitPolicy):
         after = {name: value for name, value in state.items() if name.startswith(ROW)}
         stop_B = logits_BC.new_zeros(len(logits_BC), dtype=torch.bool)
         for k in range(len(self.kinds)):
-            policy, own = self._own(state, k)
-            own, stops_B = policy.step(own, logits_BC)
+            policy, own = self._own(state, k, logits_BC.dtype)
+            own, stops_B = checked_step(policy, own, logits_BC)
             stop_B = stop_B | stops_B & self._are(state, k)
             after |= {f"{k}.{name}": value for name, value in own.items()}
         return after, stop_B
@@ -120,7 +130,7 @@ class PerRow(ExitPolicy):
     def answer(self, state: State, logits_BC: Tensor) -> Tensor:
         answer_BC = logits_BC
         for k in range(len(self.kinds)):
-            policy, own = self._own(state, k)
+            policy, own = self._own(state, k, logits_BC.dtype)
             own_BC = policy.answer(own, logits_BC)
             are_B = self._are(state, k)
             if isinstance(are_B, bool):
@@ -129,14 +139,19 @@ class PerRow(ExitPolicy):
                 answer_BC = torch.where(are_B[:, None], own_BC, answer_BC)
         return answer_BC
 
-    def _own(self, state: State, k: int) -> tuple[ExitPolicy, State]:
-        """The policies of one kind with their rows' numbers, and their state."""
+    def _own(self, state: State, k: int, dtype: torch.dtype) -> tuple[ExitPolicy, State]:
+        """The policies of one kind with their rows' numbers, and their state.
+
+        Fractions are as fine as the logits, as a number of Python's is beside them.
+        """
         start, numbers = f"{k}.", f"{ROW}{k}."
         own = {name.removeprefix(start): x for name, x in state.items() if name.startswith(start)}
         if "certainty" in state:
             own["certainty"] = state["certainty"]
         turned = {
-            name.removeprefix(numbers): x for name, x in state.items() if name.startswith(numbers)
+            name.removeprefix(numbers): x.to(dtype) if x.is_floating_point() else x
+            for name, x in state.items()
+            if name.startswith(numbers)
         }
         return with_numbers(self.kinds[k], turned), own
 
@@ -147,11 +162,11 @@ class PerRow(ExitPolicy):
 
 def _form(policy: ExitPolicy) -> str:
     """A policy's kind as it is typed, with words in the place of numbers."""
-    return policy_name({**to_json(policy), **{name: name.upper() for name in numbers_of(policy)}})
+    return policy_name({**to_json(policy), **{name: name.upper() for name in row_numbers(policy)}})
 
 
 def _kind(policy: ExitPolicy) -> tuple[object, ...]:
-    """All of a policy but its numbers."""
-    numbers = numbers_of(policy)
+    """All of a policy but its numbers, to be compared."""
+    numbers = row_numbers(policy)
     others = [(f.name, getattr(policy, f.name)) for f in fields(policy) if f.name not in numbers]
-    return (type(policy), *numbers, *others)
+    return (type(policy), *numbers, repr(others))

@@ -28,8 +28,8 @@ from multiexit.policies import (
     State,
     check,
     kinds_of,
-    numbers_of,
     parse,
+    row_numbers,
     scales,
     sweep_settings,
 )
@@ -160,7 +160,7 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
     network = ModelNetwork(model, [own, *examples, *(each.policy for each in settings)])
 
     def between(policy: ExitPolicy) -> Ranges:
-        numbers = numbers_of(policy)
+        numbers = row_numbers(policy)
         return narrowed(numbers, ranges(policy, numbers, known), scales(policy, known))
 
     def typed(policy: ExitPolicy) -> str:
@@ -169,13 +169,13 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
     def read(policy: str | None, numbers: Mapping[str, float]) -> ExitPolicy:
         parsed = own if policy is None else parse(policy)
         for name, number in numbers.items():
-            if name not in numbers_of(parsed):
-                have = ", ".join(numbers_of(parsed)) or "no numbers"
+            if name not in row_numbers(parsed):
+                have = ", ".join(row_numbers(parsed)) or "no numbers"
                 raise ValueError(f"no {name} to turn: the policy {typed(parsed)} has {have}")
             parsed = replace(parsed, **{name: number})
         network.rows.row_state([parsed], "cpu")  # refuses other kinds
         on_scale = {} if parsed is own else scales(parsed, known)
-        for name, number in numbers_of(parsed).items():
+        for name, number in row_numbers(parsed).items():
             check_range(name, on_scale.get(name), number)
         check(parsed, model.num_exits, model.num_classes, model.problem)
         return parsed
@@ -195,7 +195,7 @@ def of_model(classifier: Classifier, kinds: Sequence[str] = ()) -> Served:
         encode=classifier.encode,
         say=classifier.say,
         parse=read,
-        numbers=numbers_of,
+        numbers=row_numbers,
         typed=typed,
         turns=[between(policy) for policy in (own, *examples)],
         calibration=None if model.calibration is None else model.calibration.to_json(),

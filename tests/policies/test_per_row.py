@@ -1,10 +1,14 @@
 """Rows with policies of their own: each leaves where it would alone, whoever is beside it."""
 
+import math
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import multiexit as mx
 from multiexit import policies
 from multiexit.policies import POLICIES, PerRow, for_problem, kinds_of, numbers_of
 from multiexit.policies.base import ROW
@@ -86,3 +90,62 @@ def test_a_policy_of_another_kind_is_refused_as_it_is_typed(typed):
         f"the policy {typed} is of none of the kinds max-prob=THRESHOLD, patience=PATIENCE, "
         "margin=0.9/0.5"
     )
+
+
+@dataclass(frozen=True)
+class Temperate(mx.ExitPolicy):
+    """Its numbers meet [B, C] and plain Python: with one for each row they'd mean another thing."""
+
+    threshold: float
+    temperature: float = 1.0
+    first: int = 0
+
+    def init(self, logits_BC):
+        return {"seen": torch.zeros(len(logits_BC), dtype=torch.long)}
+
+    def step(self, state, logits_BC):
+        least = math.exp(math.log(self.threshold)) if self.threshold > 0.5 else self.threshold
+        sure_B = (logits_BC / self.temperature).softmax(-1).amax(-1)
+        return {"seen": state["seen"] + 1}, (sure_B >= least) & (state["seen"] >= self.first)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 99))
+def test_a_policy_of_ones_own_stops_each_row_as_it_would_alone(seed):
+    generator = torch.Generator().manual_seed(seed)
+    own = [Temperate(0.6, 3.0), Temperate(0.6), Temperate(0.6, 0.3, 1)]
+    assert len(own) == C
+    logits_MBC = torch.randn(M, C, C, generator=generator) * 2
+    rows = PerRow(kinds_of(own))
+    exit_B, _ = leave(rows, rows.row_state(own, "cpu"), logits_MBC, torch.zeros(M, C))
+    alone = [mx.simulate(policy, logits_MBC[:, [row]]) for row, policy in enumerate(own)]
+    assert exit_B.tolist() == torch.cat(alone).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["max-prob", "certainty", "margin", "entropy", "product", "beem"])
+def test_a_threshold_is_as_fine_as_the_logits(kind, dtype):
+    """One for each exit, and one for each row, stop as the number alone, on either side of it."""
+    certainty_MB = torch.full((M, 1), 0.7)
+    logits_MBC = torch.tensor([0.4, -0.9, 0.1], dtype=dtype).expand(M, 1, C)
+    figure = {
+        "max-prob": lambda z: z.softmax(-1).amax(-1),
+        "certainty": lambda z: certainty_MB[0],
+        "margin": lambda z: -z.softmax(-1).topk(2).values.diff(dim=-1),
+        "entropy": policies.confidence.entropy,
+        "product": lambda z: z.log_softmax(-1).softmax(-1).amax(-1),
+        "beem": lambda z: 0.2 * z.softmax(-1).amax(-1),
+    }[kind](logits_MBC[0]).item()
+    for off in (0.0, -1e-9, 1e-9, -1e-17, 1e-17):
+        number = policies.POLICIES[kind](figure + off)
+        wanted = mx.simulate(number, logits_MBC, certainty_MB)
+        if kind != "product":
+            each = policies.POLICIES[kind]((figure + off,) * M)
+            assert mx.simulate(each, logits_MBC, certainty_MB).equal(wanted)
+        rows = PerRow(kinds_of([number]))
+        state = {**rows.row_state([number], "cpu"), **rows.init(logits_MBC[0])}
+        stops = []
+        for logits_BC, sure_B in zip(logits_MBC[:-1], certainty_MB[:-1], strict=True):
+            state, stop_B = policies.step(rows, state, logits_BC, sure_B)
+            stops.append(stop_B.item())
+        assert stops.index(True) == wanted if True in stops else wanted == len(stops)

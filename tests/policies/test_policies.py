@@ -676,6 +676,14 @@ def test_logits_that_are_nan_are_not_simulated(tokens):
     policies.answers(mx.MaxProb(0.9), logits_MBC, problem=problem)  # by which a run ends
 
 
+@pytest.mark.parametrize(
+    "policy", [mx.Entropy(0.3), mx.NormalizedEntropy(0.3), mx.PatientConfident(0.3, 1)], ids=repr
+)
+def test_a_class_that_is_ruled_out_adds_no_entropy(policy):
+    logits_MBC = torch.tensor([[[4.0, 0, -math.inf], [1, 0, -math.inf]]]).expand(3, -1, -1)
+    assert mx.simulate(policy, logits_MBC).tolist() == [0, 2]
+
+
 def test_a_tolerance_refuses_classes():
     with pytest.raises(ValueError, match=r"tolerance=0.5 is for regression.*3 classes"):
         mx.simulate(mx.Patience(1, tolerance=0.5), torch.zeros(3, 4, 3))

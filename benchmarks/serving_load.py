@@ -19,8 +19,11 @@ All ways run in turns, `--repeats` times; figures are medians. *steady*: rates r
 percentile is above twice the target, or a third is refused; on the side are clients that send
 garbage and others that hang. *burst*: `--base` requests a second, ten times as many, and `--base`
 again. *ended*: the process is told to end in the middle; *away* are requests that found no service
-any more. *at the target*: the rate at which the 95th percentile first meets the target, between the
-two measured ones, and how many times that of the service without exits.
+any more. *a second*: the answered ones over the seconds up to the last answer. *in time*: percent
+of all that were offered, so that what is refused is a miss. *expected score*: of the export's
+calibration table; of a policy that of the nearest setting, of a turned one the mean over answers.
+*at the target*: the rate at which 95 % of all offered are still in time, between two measured ones,
+and how many times that of the service without exits.
 """
 
 import argparse
@@ -31,8 +34,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -41,123 +42,12 @@ from typing import Any
 
 import numpy as np
 from common import report
+from serving_client import PORT, Connection, Part, Row, bad_clients, offered
 
-PORT, HARD, IDLE = 8123, 64, 2.0
+HARD = 64
+IN_TIME = 95.0
+"""Percent of all offered that are to be answered within the target."""
 NEVER = "max-prob=1.01"
-GARBAGE = (
-    b"\x16\x03\x01\x02\x00\x01\x00\x01",
-    b'POST /predict HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"inputs"',
-)
-Row = dict[str, Any]
-
-
-class Connection:
-    """One connection that is kept alive, with just as much HTTP as the service needs."""
-
-    def __init__(self) -> None:
-        self.reader: asyncio.StreamReader | None = None
-        self.writer: asyncio.StreamWriter | None = None
-        self.used = 0.0
-
-    async def ask(self, body: bytes) -> tuple[int, bytes]:
-        """Send a request, and read status and body.
-
-        A connection that was idle for long may be closed just now: another one is opened.
-        """
-        stale = time.perf_counter() - self.used > IDLE
-        self.used = time.perf_counter()
-        if self.reader is None or self.writer is None or stale:
-            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", PORT)
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        self.writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        lines = head.split(b"\r\n")
-        length = next(int(x[15:]) for x in lines if x.lower().startswith(b"content-length:"))
-        return int(lines[0].split()[1]), await self.reader.readexactly(length)
-
-
-async def offered(
-    bodies: list[bytes], parts: list[tuple[float, float]], seed: int = 0
-) -> list[Row]:
-    """Requests at rates for so many seconds each, part after part, and what became of them."""
-    draw, start, due, begin = np.random.default_rng(seed), time.perf_counter(), [], 0.0
-    for part, (rate, seconds) in enumerate(parts):
-        times = begin + np.cumsum(draw.exponential(1 / rate, int(rate * seconds)))
-        due += [(when, part) for when in times.tolist()]
-        begin += seconds
-    idle: list[Connection] = []
-    latencies: list[list[float]] = [[] for _ in parts]
-    statuses: list[Counter[int | str]] = [Counter() for _ in parts]
-    layers: list[list[int]] = [[] for _ in parts]
-
-    async def one(when: float, part: int, body: bytes) -> None:
-        connection = idle.pop() if idle else Connection()
-        try:
-            status, answer = await connection.ask(body)
-        except ConnectionRefusedError:
-            statuses[part]["away"] += 1
-            return
-        except (OSError, asyncio.IncompleteReadError):
-            statuses[part]["away" if await gone() else "lost"] += 1
-            return
-        idle.append(connection)
-        statuses[part][status] += 1
-        if status == 200:
-            latencies[part].append(time.perf_counter() - start - when)
-            layers[part].append(json.loads(answer)["answers"][0]["layers"])
-
-    tasks = []
-    for number, (when, part) in enumerate(due):
-        if (wait := when - (time.perf_counter() - start)) > 0:
-            await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(one(when, part, bodies[number % len(bodies)])))
-    await asyncio.gather(*tasks)
-    return [
-        {"rate": rate} | found(statuses[part], latencies[part], layers[part])
-        for part, (rate, _) in enumerate(parts)
-    ]
-
-
-def found(statuses: Counter[int | str], latencies: list[float], layers: list[int]) -> Row:
-    """The columns of a table, of one part."""
-    p50, p95, p99 = (1000 * np.percentile(latencies or [np.nan], [50, 95, 99])).round(1).tolist()
-    others = {str(k): v for k, v in statuses.items() if k not in (200, 429, 503, "away")}
-    return {
-        "answered": statuses[200], "refused": statuses[429] + statuses[503],
-        "away": statuses["away"], "lost": sum(others.values()), "p50 (ms)": p50,
-        "p95 (ms)": p95, "p99 (ms)": p99,
-        "mean layers": round(float(np.mean(layers or [np.nan])), 2),
-    }  # fmt: skip
-
-
-async def gone() -> bool:
-    """Whether nobody listens any more."""
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", PORT)
-    except OSError:
-        return True
-    writer.close()
-    return False
-
-
-@asynccontextmanager
-async def bad_clients(count: int = 4) -> AsyncIterator[None]:
-    """Clients that send what is no request, and others that never end one."""
-
-    async def send(data: bytes, seconds: float) -> None:
-        while True:
-            with suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", PORT)
-                writer.write(data)
-                await asyncio.sleep(seconds)
-                writer.close()
-
-    tasks = [asyncio.create_task(send(GARBAGE[n % 2], 0.2 + n % 2)) for n in range(count)]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 @asynccontextmanager
@@ -205,62 +95,87 @@ def medians(runs: list[Row]) -> list[Row]:
     ]
 
 
-def at_the_target(rows: list[Row], target: float) -> list[Row]:
-    """The rate at which p95 meets the target, by way, and its ratio to the first way's."""
+def at_the_target(rows: list[Row]) -> list[Row]:
+    """The rate at which so many are in time, by way, and its ratio to the first way's."""
     found, plain = [], 0.0
     for way in dict.fromkeys(row["way"] for row in rows):
         steady = [row for row in rows if (row["way"], row["kind"]) == (way, "steady")]
-        p95, rate = ([row[name] for row in steady] for name in ("p95 (ms)", "rate"))
-        met = max(p95) >= target
-        load = float(np.interp(target, np.maximum.accumulate(p95), rate)) if met else rate[-1]
+        steady.sort(key=lambda row: row["rate"])
+        late = np.maximum.accumulate([0.0, *(100 - row["in time (%)"] for row in steady)])
+        rate = [0.0, *(row["rate"] for row in steady)]
+        met = late[-1] >= 100 - IN_TIME
+        load = float(np.interp(100 - IN_TIME, late, rate)) if met else rate[-1]
         plain = plain or load
         row = {"way": way, "kind": "at the target" if met else "below the target"}
         found.append(row | {"rate": round(load, 1), "times": round(load / plain, 2)})
     return found
 
 
-async def measured(options: argparse.Namespace, texts: list[str], way: str) -> list[Row]:
-    """Rising rates until the target is missed, a burst, and an end in the middle."""
-    served = words_of(options, way)
+def expected(folder: Path, way: str) -> Row:
+    """The score of the calibration table's setting that is nearest to a way's policy."""
+    table = json.loads((folder / "export.json").read_text(encoding="utf-8"))["calibration"]
+    if table is None or way in ("fixed exit", "turned"):
+        return {}
+    threshold = float((way if "=" in way else NEVER).partition("=")[2])
+    nearest = min(table["settings"], key=lambda row: abs(row["policy"]["threshold"] - threshold))
+    return {"expected score": round(nearest["score"], 4)}
+
+
+async def measured(
+    options: argparse.Namespace, texts: list[str], way: str
+) -> tuple[list[Row], list[Part]]:
+    """Rising rates until the target is missed, a burst, and an end in the middle.
+
+    Returns:
+        The rows, and the parts of the burst.
+    """
+    served, score = words_of(options, way), expected(options.folder, way)
     easy: Row = {"max_exit": options.fixed_exit} if way == "fixed exit" else {}
-    hard: Row = {} if way.startswith("hardest row") else {"policy": NEVER}
     bodies = [
-        json.dumps({"inputs": text} | (easy if number % HARD else hard)).encode()
+        json.dumps({"inputs": text} | (easy if number % HARD else {"policy": NEVER})).encode()
         for number, text in enumerate(texts)
     ]
     rows: list[Row] = []
 
-    def note(kind: str, row: Row) -> None:
-        rows.append({"way": way, "kind": kind} | row)
+    def note(kind: str, part: Part) -> Row:
+        rows.append({"way": way, "kind": kind} | part.row(options.target_ms / 1000) | score)
         print(rows[-1], flush=True)
+        return rows[-1]
 
     async with service(served):
         await offered(bodies, [(options.rates[0], 3)], seed=1)  # warm
         async with bad_clients():
             for rate in options.rates:
-                (row,) = await offered(bodies, [(rate, options.seconds)])
-                note("steady", row)
+                (part,) = await offered(bodies, [(rate, options.seconds)])
+                row = note("steady", part)
                 late = row["p95 (ms)"] > 2 * options.target_ms
                 if late or row["refused"] > 0.5 * row["answered"]:
                     break
         base, long = options.base, options.seconds
-        parts = [(base, long / 2), (10 * base, long / 2), (base, long)]
-        burst = await offered(bodies, parts, seed=2)
-        for kind, row in zip(("before the burst", "burst", "after the burst"), burst, strict=True):
-            note(kind, row)
+        rates = [(base, long / 2), (10 * base, long / 2), (base, long)]
+        burst = await offered(bodies, rates, seed=2)
+        for kind, part in zip(("before the burst", "burst", "after the burst"), burst, strict=True):
+            note(kind, part)
     async with service(served) as process:
         asyncio.get_running_loop().call_later(2, process.send_signal, signal.SIGTERM)
-        (row,) = await offered(bodies, [(base, 4)], seed=3)
-        note("ended", row)
-    return rows
+        (part,) = await offered(bodies, [(base, 4)], seed=3)
+        note("ended", part)
+    return rows, burst
 
 
-def draw(rows: list[Row], target: float, picture: Path) -> None:
-    """The 95th percentile against the rate, by way."""
+def draw(rows: list[Row], bursts: dict[str, list[Part]], target: float, picture: Path) -> None:
+    """The 95th percentile, by way: against the rate, and by tenths of a second around a burst."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    axes, course = figure.subplots(2)
+    for parts in bursts.values():  # in the order, and so the colours, of the ways above
+        ms: dict[int, list[float]] = {}
+        for when, latency, _ in (each for part in parts for each in part.answered):
+            ms.setdefault(int(10 * when), []).append(1000 * latency)
+        course.plot(*zip(*((t / 10, np.percentile(ms[t], 95)) for t in sorted(ms)), strict=True))
+    course.axhline(target, color="grey", linestyle=":")
+    course.set(xlabel="due (s)", ylabel="95th percentile (ms)", yscale="log")
     for way in dict.fromkeys(row["way"] for row in rows):
         steady = [row for row in rows if (row["way"], row["kind"]) == (way, "steady")]
         axes.plot(*([row[x] for row in steady] for x in ("rate", "p95 (ms)")), "o-", label=way)
@@ -294,13 +209,16 @@ def main() -> None:
     exits = [f"exits, {policy}" for policy in options.policies]
     plain = ["without exits", "fixed exit", f"hardest row, {options.policies[0]}"]
     runs: list[Row] = []
+    bursts: dict[str, list[Part]] = {}
     for _ in range(options.repeats):
         for way in [*plain, *exits, "turned"]:
-            runs += asyncio.run(measured(options, texts, way))
+            rows, parts = asyncio.run(measured(options, texts, way))
+            runs += rows
+            bursts.setdefault(way, []).extend(parts)
     rows = medians(runs)
     if options.picture:
-        draw(rows, options.target_ms, options.picture)
-    rows += at_the_target(rows, options.target_ms)
+        draw(rows, bursts, options.target_ms, options.picture)
+    rows += at_the_target(rows)
     command = shlex.join(["benchmarks/serving_load.py", *sys.argv[1:]])
     report(rows, options.output, command, f"target {options.target_ms:g} ms")
 

@@ -12,6 +12,17 @@ from torch.nn import functional as F
 
 from multiexit.data.batches import map_tensors
 
+BY_TOKEN = {
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "position_ids",
+    "inputs_embeds",
+    "answer_mask",
+}
+"""Inputs [B, T, …] by name. Of any other its width doesn't tell whether it goes by token, as
+columns of numbers beside a text may be as many as its tokens are."""
+
 
 def lengths(inputs: Mapping[str, Any]) -> Tensor | None:
     """Tokens of each row up to its last real one, [B]; None without an `attention_mask` [B, T]."""
@@ -30,7 +41,8 @@ def lengths(inputs: Mapping[str, Any]) -> Tensor | None:
 def trim(inputs: dict[str, Any], step: int = 1, most: int | None = None) -> dict[str, Any]:
     """Cut the columns of padding that all rows share.
 
-    Positions are counted from the left, so only what stands to the right of every row goes.
+    Positions are counted from the left, so only what stands to the right of every row goes. Nothing
+    is cut beside an input as wide as the mask that may go by token or not.
 
     Args:
         inputs: by name.
@@ -38,11 +50,12 @@ def trim(inputs: dict[str, Any], step: int = 1, most: int | None = None) -> dict
         most: or else this one, which is all that the network takes.
     """
     length_B = lengths(inputs)
-    if length_B is None:
+    if length_B is None or not _as_wide(inputs) <= BY_TOKEN:
         return inputs
     longest = max(1, int(length_B.max()))
     length = -(-longest // step) * step
-    return _resize(inputs, length if most is None else max(longest, min(length, most)))
+    length = length if most is None else max(longest, min(length, most))
+    return _resize(inputs, length, BY_TOKEN)
 
 
 def rows_of(inputs: Any, index_B: Tensor, rows: int) -> Any:
@@ -59,6 +72,8 @@ def rows_of(inputs: Any, index_B: Tensor, rows: int) -> Any:
 def join(batches: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
     """Put batches one under another, text padded to the longest.
 
+    Of batches of several lengths, an input as wide as each one's mask goes by token too.
+
     Args:
         batches: inputs by name, the same in each.
         sizes: their rows.
@@ -69,7 +84,8 @@ def join(batches: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, A
     masks = [batch.get("attention_mask") for batch in batches]
     if all(isinstance(mask, Tensor) and mask.ndim == 2 for mask in masks):
         longest = max(mask.shape[1] for mask in masks)  # type: ignore[union-attr]
-        batches = [_resize(batch, longest) for batch in batches]
+        names = BY_TOKEN | set.intersection(*map(_as_wide, batches))
+        batches = [_resize(batch, longest, names) for batch in batches]
     return {key: _stack(key, [batch[key] for batch in batches], sizes) for key in batches[0]}
 
 
@@ -100,15 +116,23 @@ def filled_up(tensor: Tensor, dim: int, length: int, value: float = 0) -> Tensor
     return F.pad(tensor, (*behind, 0, length - tensor.shape[dim]), value=value)
 
 
-def _resize(inputs: dict[str, Any], length: int) -> dict[str, Any]:
-    """Cut every [B, T, …] to [B, length, …], or fill it up with zeros."""
+def _as_wide(inputs: Mapping[str, Any]) -> set[str]:
+    """The names of inputs [B, T, …] that are as wide as the mask."""
+    T = inputs["attention_mask"].shape[1]
+    return {
+        name
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == T
+    }
+
+
+def _resize(inputs: dict[str, Any], length: int, names: set[str]) -> dict[str, Any]:
+    """Cut these inputs where they are [B, T, …] to [B, length, …], or fill them up with zeros."""
     T = inputs["attention_mask"].shape[1]
     if length == T:
         return inputs
-
-    def fit(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[1] != T:
-            return value
-        return value[:, :length] if length < T else filled_up(value, 1, length)
-
-    return {key: fit(value) for key, value in inputs.items()}
+    fits = {
+        name: inputs[name][:, :length] if length < T else filled_up(inputs[name], 1, length)
+        for name in names & _as_wide(inputs)
+    }
+    return {**inputs, **fits}

@@ -18,8 +18,9 @@ def row_keys(args: Sequence[Any], inputs: Mapping[str, Any], rows: int) -> Tenso
     """64 bits of BLAKE2b over what each row holds, int64 [B].
 
     Of text, the tokens where `attention_mask` [B, T] is 1 count. Of what goes beside it, and by its
-    name may go by token or not, all counts but zeros at the end, by which it is padded. A tensor with one row for all,
-    such as `position_ids` [1, T], counts as every row's own. Names and labels don't count.
+    name may go by token or not, all counts but zeros at the end, by which it is padded. A tensor
+    with one row for all, such as `position_ids` [1, T], counts as every row's own. Names and labels
+    don't count.
 
     Args:
         args, inputs: what the model is given.

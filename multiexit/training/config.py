@@ -33,7 +33,8 @@ class TrainConfig:
         omega_lr: λ2, Ω's learning rate (Adam without decay). None is `REACH` / steps of the phase:
             Adam moves a logit by λ2 a step at most.
         optimizer: Θ's: `"adamw"` or `"sgd"`.
-        weight_decay, momentum: of Θ's optimiser.
+        weight_decay, momentum: of Θ's optimiser. The default decay, and that of `clip`, suit AdamW:
+            SGD on images starts from `presets.cifar`.
         schedule: `"linear"` or `"cosine"` to 0, `"step"` (×0.1 at each milestone), `"constant"`; or
             a name of transformers: `"cosine_with_restarts"`, `"polynomial"`, `"inverse_sqrt"`,
             `"constant_with_warmup"`, `"cosine_with_min_lr"`, `"cosine_warmup_with_min_lr"` or

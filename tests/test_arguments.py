@@ -19,7 +19,7 @@ def refused(value, within):
     except ValueError as error:
         said, _, meant = str(error).partition(": did you mean ")
         assert said == f"mix must be a number in {within}, got {value!r}"
-        assert bool(meant) == (isinstance(value, int | float) and 1 < value <= 100)
+        assert bool(meant) == (isinstance(value, int | float) and 2 <= value < 100)
         return True
     return False
 
@@ -32,7 +32,9 @@ def test_the_ends_belong_to_it_or_not(within):
         assert refused(high, within) == (within[-1] == ")")
     for inside in (TINY, 0.5, np.float32(0.5), math.nextafter(1, 0)):
         assert not refused(inside, within)
-    for outside in (-TINY, math.nextafter(1, 2), 2, -1, 10**400, math.nan, math.inf, -math.inf):
+    for outside in (-TINY, math.nextafter(1, 2), 1.5, 2, 99.5, 100, -1, 10**400, math.nan):
+        assert refused(outside, within)
+    for outside in (math.inf, -math.inf):
         assert refused(outside, within)
     for other in (True, None, "0.5", (0.5,), torch.tensor(0.5), 0.5j):
         assert refused(other, within)

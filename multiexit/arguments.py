@@ -40,6 +40,10 @@ ELSEWHERE = {
 """What other tools' trainers call settings, and the options of the command line that they are."""
 
 
+IN_PYTHON = "in Python; no command can, but predict and serve take the folder of an mx.export of it"
+"""How a model with parts of the user's own is used, behind what loading it needs."""
+
+
 def in_a_row(names: Iterable[object]) -> str:
     """Names, one after the other; one that has a comma of its own stands in quotes.
 
@@ -60,7 +64,8 @@ def check_share(
         within: whether 0 and 1 belong to it.
 
     Raises:
-        ValueError: with the name, the bounds and the number; of one in percent, the share it is.
+        ValueError: with the name, the bounds and the number; of one that may be in percent, from 2
+            on, the share it is.
 
     >>> check_share("mix", 1, "[0, 1]")
     >>> check_share("mix", 1, "[0, 1)")
@@ -73,7 +78,7 @@ def check_share(
     share = _number(value)
     opens = (share == 0 and within[0] == "(") or (share == 1 and within[-1] == ")")
     if opens or not 0 <= share <= 1:
-        meant = f": did you mean {share / 100:g}?" if 1 < share <= 100 else ""
+        meant = f": did you mean {share / 100:g}?" if 2 <= share < 100 else ""
         raise ValueError(f"{name} must be a number in {within}, got {value!r}{meant}")
 
 

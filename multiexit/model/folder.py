@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
+from multiexit.arguments import IN_PYTHON
 from multiexit.backbones import Backbone, adapters, kinds, rebuild, specs
 from multiexit.backbones.same import rebuild_difference
 from multiexit.files import weights
@@ -124,10 +125,14 @@ def read_folder(
     settings = read_settings(path / SETTINGS)
     if backbone is None and settings["backbone"] is None:
         raise ValueError(
-            f"the backbone in {path} is one of your own: pass backbone=, wrapped as before"
+            f"the backbone in {path} is one of your own: give from_pretrained the same backbone, "
+            f"wrapped as before, {IN_PYTHON}"
         )
     if settings["head"] is None and head is None:
-        raise ValueError(f"the heads in {path} are of your own: pass head=, the same function")
+        raise ValueError(
+            f"the heads in {path} are of your own: give from_pretrained the same function as head, "
+            f"{IN_PYTHON}"
+        )
     _check_weights(settings, path, backbone, head)
     return path, settings
 

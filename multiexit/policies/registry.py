@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar, get_type_hints
 
-from multiexit.arguments import unknown
+from multiexit.arguments import IN_PYTHON, unknown
 from multiexit.files import schema
 from multiexit.policies.base import ExitPolicy
 from multiexit.policies.certificate import TABLE as CERTIFICATE
@@ -133,7 +133,8 @@ def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> 
     if name not in classes:
         shown = schema.short(name).strip("'")
         raise ValueError(
-            f"the saved policy is a {shown}, which is not built in: pass policies=[{shown}]"
+            f"the saved policy is a {shown}, which is not built in: pass policies=[{shown}] "
+            f"{IN_PYTHON}"
         )
     kind = classes[name]
     values = {key: data[key] for key in data if key not in ("class", "certificate")}

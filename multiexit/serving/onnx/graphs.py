@@ -6,6 +6,7 @@ Names: the model's own inputs before the first exit; behind it `carry.…`, `mem
 Letters: M exits, B batch rows, C classes.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy, PerRow, numbers_of
 from multiexit.policies.base import ROW
 from multiexit.policies.per_row import Numbers
+from multiexit.runtime import user_level
 from multiexit.serving.onnx import knobs
 from multiexit.serving.onnx.tracing import ANY, reason, trace
 from multiexit.serving.onnx.trees import Tree, filled, flat, form
@@ -60,16 +62,28 @@ def write(
     Raises:
         ValueError: a carry that can't cross from one graph to the next, or code that can't be
             traced.
+
+    Warns:
+        UserWarning: numbers that are none of the inputs, since the policy can't have one per row.
     """
     K = problems.classes_of_decision(model.problem, model.num_classes)
-    numbers = knobs.turnable(policy, numbers_of(policy), K)
+    every = numbers_of(policy)
+    numbers = knobs.turnable(policy, every, K)
     try:
-        return _write(model, policy, numbers, examples, folder, notes)
+        written = _write(model, policy, numbers, examples, folder, notes)
     except ValueError:
         traceable = knobs.traceable(policy, numbers, K)
         if traceable == numbers:
             raise
-    return _write(model, policy, traceable, examples, folder, notes)
+        numbers = traceable
+        written = _write(model, policy, numbers, examples, folder, notes)
+    if fixed := ", ".join(name for name in every if name not in numbers):
+        warnings.warn(
+            f"{type(policy).__name__}'s {fixed} can't be turned in the export: its code doesn't "
+            "work with a tensor [B] in place of the number, one for each row",
+            stacklevel=user_level(),
+        )
+    return written
 
 
 def _write(

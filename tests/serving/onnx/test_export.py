@@ -280,7 +280,7 @@ def test_numbers_outside_of_the_policys_range_are_refused(exported, tmp_path):
         Runner(folder)
 
 
-def test_a_users_policy_can_be_turned_where_it_is_no_python_decision(exported):
+def test_a_users_policy_can_be_turned_where_it_is_no_python_decision(exported, tmp_path):
     case = exported("mlp, cascade, a user's policy")
     runner = Runner(case.folder)
     assert runner.knobs == {"factor": 1.1, "times": 2}  # `strict` is built in
@@ -288,6 +288,8 @@ def test_a_users_policy_can_be_turned_where_it_is_no_python_decision(exported):
     _assert_same(case.model, Rising(0.5, 1, 1), runner, _inputs(case.model, 40))
     with pytest.raises(ValueError, match="whole"):
         runner.set(times=1.5)
+    with pytest.warns(UserWarning, match="Rising's strict can't be turned in the export"):
+        mx.export(_model(_mlp, "linear", 2), tmp_path / "small", case.policy)
     assert Runner(exported("bert, mean, a threshold per exit").folder).knobs == {}
 
 

@@ -47,7 +47,7 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
 
     Raises:
         ValueError: a budget that leaving at the first exit alone exceeds, or that is more than all
-            exits cost, or regression or vectors.
+            exits cost, or regression or vectors, or no rows.
 
     Example:
         The surest of three rows, with a max p of 0.88, may leave at the first exit:
@@ -86,7 +86,7 @@ def budgeted(outputs: Outputs, speedup: float) -> MaxProb:
             f"{spent / budget:.2f} times as much. Give more rows",
             stacklevel=user_level(),
         )
-    return MaxProb(tuple(thresholds))
+    return MaxProb(tuple(thresholds) or NOBODY)  # one exit has no early ones
 
 
 def shares(macs_M: tuple[int, ...], budget: float) -> Tensor:

@@ -4,7 +4,7 @@ Letters: M exits, B batch rows.
 """
 
 from multiexit import policies
-from multiexit.evaluation.outputs import Outputs, exit_shares
+from multiexit.evaluation.outputs import Outputs, exit_shares, need_outputs
 from multiexit.model.latency import Latency
 from multiexit.policies import ExitPolicy, per_exit
 
@@ -31,7 +31,7 @@ def exits_that_pay(
         Indices of exits, rising, counted from 0; for `multiexit.keep_exits`.
 
     Raises:
-        ValueError: a latency table of other exits, or a policy with a number per exit.
+        ValueError: no rows, a latency table of other exits, or a policy with a number per exit.
 
     Example:
         Nobody is sure at the second exit, and asking it takes 5 ms:
@@ -45,6 +45,7 @@ def exits_that_pay(
         >>> mx.exits_that_pay(outputs, mx.MaxProb(0.9), latency)
         [0, 2]
     """
+    need_outputs(outputs)
     M = outputs.num_exits
     if len(latency.stages_ms) != M:
         raise ValueError(f"the latency table has {len(latency.stages_ms)} exits, the outputs {M}")

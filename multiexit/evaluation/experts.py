@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multiexit import problems
 from multiexit.evaluation.guarantee import warn_one_answer
-from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.outputs import Outputs, need_outputs
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import Beem
 
@@ -53,10 +53,9 @@ def fit_experts(outputs: Outputs) -> Beem:
     Reference: Bajpai & Hanawal, "BEEM", ICLR 2025: the weights are its BEEM-A. It sets thresholds
     by the exits' error rates too; this condition, and how they are found, are ours.
     """
+    need_outputs(outputs)
     _check(outputs)
     B = len(outputs.labels_B)
-    if B == 0:
-        raise ValueError("no rows to find weights and thresholds on: these outputs are empty")
     warn_one_answer(outputs)
     wrong_MB = outputs.logits_MBC.argmax(-1) != outputs.labels_B
     weight_M = (1 - wrong_MB.double().mean(1)).clamp(min=LEAST)

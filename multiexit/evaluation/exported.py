@@ -10,7 +10,7 @@ from multiexit.data.batches import has_labels, in_order, unpack, unpack_inputs
 from multiexit.evaluation import metrics
 from multiexit.evaluation.metrics import Metric
 from multiexit.evaluation.outputs import Outputs
-from multiexit.losses.labels import check_labels
+from multiexit.losses.labels import check_label_shape
 from multiexit.model.model import MultiExitModel
 
 
@@ -43,16 +43,19 @@ def collect_exported(
         logits_MBC = torch.from_numpy(runner.forward(*(each.numpy() for each in args), **arrays))
         vectors = model.problem == "embedding" and not has_labels(batch)
         logits.append(logits_MBC)
-        labels.append(logits_MBC[-1] if vectors else unpack(batch)[2])
+        labels_B = logits_MBC[-1] if vectors else unpack(batch)[2]
+        where = f"batch {len(labels)} (counted from 0)"
+        check_label_shape(labels_B, logits_MBC.shape[1:], model.problem, where)
+        labels.append(labels_B)
         rows += logits_MBC.shape[1]
         notes(f"{rows} rows are run on the exported graphs")
-    if not logits:
+    if not rows:
         raise ValueError("no rows to run the exported graphs on: the data set is empty")
-    labels_B = torch.cat(labels)
-    check_labels(labels_B, model.num_classes, "the data set", model.problem, soft=False)
-    if model.problem == "classification":
-        labels_B = labels_B.long()
-    cost = model.cost()
     return Outputs(
-        torch.cat(logits, 1), labels_B, cost, metric, problem=model.problem, names=model.labels
+        torch.cat(logits, 1),
+        torch.cat(labels),
+        model.cost(),
+        metric,
+        problem=model.problem,
+        names=model.labels,
     )

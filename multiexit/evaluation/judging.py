@@ -174,6 +174,7 @@ def sweep(outputs: Outputs, policies: Iterable[ExitPolicy]) -> list[Row]:
     """
     if isinstance(policies, type | ExitPolicy):
         raise ValueError("sweep takes a list of policies, such as [MaxProb(0.5), MaxProb(0.9)]")
+    need_outputs(outputs)
     policies = list(policies)
     for policy in policies:
         check(policy, outputs.num_exits, outputs.num_classes, outputs.problem)

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from multiexit import policies
+from multiexit import policies, problems
 from multiexit.arguments import check_share
 from multiexit.data import hub
 from multiexit.data.batches import has_labels, loader, move, unpack, unpack_inputs
@@ -23,7 +23,8 @@ from multiexit.data.padding import filled_up
 from multiexit.data.row_keys import row_keys
 from multiexit.evaluation import metrics
 from multiexit.evaluation.metrics import Metric
-from multiexit.losses.labels import IGNORED, check_labels
+from multiexit.evaluation.well_formed import check_outputs
+from multiexit.losses.labels import IGNORED, check_label_shape
 from multiexit.model.cost import Cost
 from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
@@ -52,6 +53,9 @@ class Outputs:
             they are scored where their label isn't −100. None is all.
         names: the classes' names, for metrics that read them; or None.
 
+    Raises:
+        ValueError: what doesn't go together (`multiexit.evaluation.well_formed.check_outputs`).
+
     Example:
         >>> import torch, multiexit as mx
         >>> cost = mx.Cost((1, 2), (10, 20), (5, 10), full_macs=18)
@@ -70,6 +74,20 @@ class Outputs:
     problem: str | None = None
     asked_BT: Tensor | None = None
     names: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_outputs(
+            self.logits_MBC,
+            self.labels_B,
+            self.cost,
+            self.certainty_MB,
+            self.keys_B,
+            self.problem,
+            self.asked_BT,
+        )
+        if problems.resolve(self.problem, self.num_classes).endswith("classification"):
+            # Short integers too, and booleans of two classes.
+            object.__setattr__(self, "labels_B", self.labels_B.long())
 
     @property
     def num_exits(self) -> int:
@@ -100,9 +118,8 @@ class Outputs:
         Raises:
             ValueError: there are no rows.
         """
+        need_outputs(self)
         exit_B, _ = self.answers(policy)
-        if not len(exit_B):
-            raise ValueError("no rows, so no shares of them: these outputs are empty")
         return exit_shares(exit_B, self.num_exits)
 
     def take(self, rows: Tensor) -> "Outputs":
@@ -176,7 +193,7 @@ def rows_in_share(rows: int, share: float) -> int:
 
 
 def need_outputs(outputs: object) -> None:
-    """Refuse what isn't `Outputs`, such as the model itself.
+    """Refuse what isn't `Outputs`, such as the model itself, and those of no rows.
 
     Raises:
         ValueError: with what was given.
@@ -185,6 +202,8 @@ def need_outputs(outputs: object) -> None:
         raise ValueError(
             f"outputs are what collect(model, data) gives; got {type(outputs).__name__}"
         )
+    if not len(outputs.labels_B):
+        raise ValueError("no rows: these outputs are empty")
 
 
 @torch.inference_mode()
@@ -215,8 +234,9 @@ def collect(
         The outputs on the whole set, on the CPU.
 
     Raises:
-        ValueError: no rows, a metric that doesn't fit, labels outside the classes, class names in
-            another order than the model's, or NaN or infinite logits (named exit and row).
+        ValueError: no rows, a metric that doesn't fit, a batch with another number of labels than
+            rows, labels outside the classes, class names in another order than the model's, or NaN
+            or infinite logits (named exit and row).
 
     Example:
         >>> import torch, multiexit as mx
@@ -235,7 +255,7 @@ def collect(
     columns = Columns(model.backbone.start, model.own_inputs)
     parts, image_row = [], None
     with evaluating(model):
-        for batch in batches:
+        for number, batch in enumerate(batches):
             args, inputs, labels_B = _unpacked(columns(batch), model)
             image_row = image_row or _image_row(model, move(args, device))
             seen = model.run(move(args, device), move(inputs, device))
@@ -243,12 +263,14 @@ def collect(
             asked_BT = None if seen.asked_BT is None else seen.asked_BT.cpu()
             logits_MBC = policies.wide(seen.logits_MBC).cpu()
             labels_B = logits_MBC[-1] if labels_B is None else labels_B.cpu()
+            where = f"batch {number} (counted from 0)"
+            check_label_shape(labels_B, logits_MBC.shape[1:], model.problem, where)
             read = {name: x for name, x in inputs.items() if name not in model.own_inputs}
             keys_B = row_keys(args, read, len(labels_B)) if keys else None
             parts.append((logits_MBC, labels_B, sure_MB, keys_B, asked_BT))
     if spread and order is not None:
         parts, order = gather_object(parts), gather_object(order)
-    if not parts:
+    if not sum(len(labels_B) for _, labels_B, *_ in parts):
         raise ValueError("no rows to evaluate: the data set is empty")
     logits, labels, certainty, key_parts, asked = zip(*parts, strict=True)
     if model.own_inputs:
@@ -256,26 +278,23 @@ def collect(
         logits = [filled_up(part, 2, tokens, 0.0) for part in logits]
         labels = [filled_up(part, 1, tokens, IGNORED) for part in labels]
         asked = [filled_up(part, 1, tokens, False) for part in asked]
+    place = {row: index for index, row in enumerate(order or ())}  # of rows read twice, one
+    rows = slice(None) if order is None else torch.tensor([place[row] for row in range(len(place))])
+    logits_MBC = torch.cat(logits, 1)[:, rows]
+    for exit, logits_BC in enumerate(logits_MBC):
+        check_finite(exit, logits_BC)
     outputs = Outputs(
-        torch.cat(logits, 1),
-        torch.cat(labels),
+        logits_MBC,
+        torch.cat(labels)[rows],
         model.cost(image_row),
         metric,
-        None if certainty[0] is None else torch.cat(certainty, 1),
-        None if any(keys_B is None for keys_B in key_parts) else torch.cat(key_parts),
+        None if certainty[0] is None else torch.cat(certainty, 1)[:, rows],
+        None if any(keys_B is None for keys_B in key_parts) else torch.cat(key_parts)[rows],
         model.problem,
-        None if asked[0] is None else torch.cat(asked),
+        None if asked[0] is None else torch.cat(asked)[rows],
         model.labels,
     )
-    if order is not None:
-        place = {row: index for index, row in enumerate(order)}  # of rows read twice, one
-        outputs = outputs.take(torch.tensor([place[row] for row in range(len(place))]))
-    for exit, logits_BC in enumerate(outputs.logits_MBC):
-        check_finite(exit, logits_BC)
-    check_labels(outputs.labels_B, model.num_classes, "the data set", model.problem, soft=False)
     _warn_of_unlabelled(outputs)
-    if model.problem.endswith("classification"):  # booleans and short integers too
-        return replace(outputs, labels_B=outputs.labels_B.long())
     return outputs
 
 

@@ -79,8 +79,6 @@ def replay(outputs: Outputs, table: CalibrationTable, budget_layers: float) -> R
             f"table is what calibration_table(outputs, policy) gives; got {type(table).__name__}"
         )
     B = len(outputs.labels_B)
-    if not B:
-        raise ValueError("no rows to replay: these outputs are empty")
     dial = BudgetDial([_turned(outputs, each) for each in table.settings], budget_layers)
     exit_SB = torch.stack([outputs.answers(each.policy)[0] for each in table.settings])
     setting_B = torch.empty(B, dtype=torch.long)

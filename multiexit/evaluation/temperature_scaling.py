@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from multiexit import problems
-from multiexit.evaluation.outputs import Outputs
+from multiexit.evaluation.outputs import Outputs, need_outputs
 from multiexit.losses.criterion import Criterion
 from multiexit.losses.matrix import row_losses
 from multiexit.model.model import MultiExitModel
@@ -36,7 +36,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
         outputs: on held-out data that is not the evaluation's.
 
     Raises:
-        ValueError: regression, or vectors; outputs of another number of exits or classes.
+        ValueError: no rows; regression, or vectors; outputs of another number of exits or classes.
 
     Example:
         p is 0.88 on rows of which 3/4 are right; logits divided by 2 / log 3 = 1.82 say 3/4:
@@ -52,6 +52,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
     Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; per exit in
     Schwartz et al., "The Right Tool for the Job", ACL 2020, section 3.
     """
+    need_outputs(outputs)
     refuse_vectors(model.problem, "a temperature", "none")
     need_classes(problems.classes_of_decision(model.problem, model.num_classes), "a temperature")
     exits, classes = len(outputs.logits_MBC), outputs.logits_MBC.shape[-1]

@@ -16,7 +16,9 @@ def told(logits_MBC, macs_M, full=None):
     """Outputs of a network that costs this much."""
     exits = len(logits_MBC)
     cost = mx.Cost(tuple(range(1, exits + 1)), tuple(macs_M), (1,) * exits, full or macs_M[-1])
-    return mx.Outputs(logits_MBC, torch.zeros(logits_MBC.shape[1], dtype=torch.long), cost)
+    number = logits_MBC.shape[-1] == 1
+    labels_B = torch.zeros(logits_MBC.shape[1], dtype=torch.float if number else torch.long)
+    return mx.Outputs(logits_MBC, labels_B, cost)
 
 
 COSTS = st.lists(st.integers(1, 1000), min_size=2, max_size=6).map(
@@ -104,6 +106,11 @@ def test_too_few_rows_for_a_budget_are_told():
     with pytest.warns(UserWarning, match="2 rows are too few.*spend 1.60 times as much"):
         policy = mx.budgeted(told(torch.randn(4, 2, 3), (1, 2, 3, 4)), 4 / 2.5)
     assert min(policy.threshold) > 1
+
+
+def test_one_exit_spends_what_it_costs():
+    outputs = told(torch.randn(1, 20, 3), (7,))
+    assert mx.judge(outputs, mx.budgeted(outputs, 1.0)).speedup_macs == 1
 
 
 @pytest.mark.parametrize(

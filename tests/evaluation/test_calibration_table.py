@@ -24,6 +24,7 @@ def outputs_of(rows=300, exits=6, classes=3, **more):
     logits_MBC = torch.randn(exits, rows, classes) + grows_M11 * right_BC
     layers = tuple(range(1, exits + 1))
     cost = mx.Cost(layers, tuple(12 * n for n in layers), layers, full_macs=10 * exits)
+    labels_B = labels_B.float() if classes == 1 else labels_B
     return mx.Outputs(logits_MBC, labels_B, cost, **more)
 
 

@@ -80,8 +80,8 @@ def test_the_calibration_is_that_of_a_loop():
 
 
 def test_numbers_have_rows_and_no_calibration():
-    outputs = made(classes=1, metric="pearson_spearman")
-    outputs = mx.Outputs(outputs.logits_MBC, torch.rand(60), outputs.cost, "pearson_spearman")
+    noise_MBC, cost = torch.randn(4, 60, 1), made().cost
+    outputs = mx.Outputs(noise_MBC, torch.rand(60), cost, "pearson_spearman")
     found = examples_json(outputs, mx.Patience(1, tolerance=0.5), lambda row: {})
     assert found["calibration"] is None
     assert set(found["groups"]) == {"easy", "hard"}

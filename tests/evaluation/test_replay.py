@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused():
         mx.replay(outputs, None, 3.0)
     with pytest.raises(ValueError, match=r"budget_layers must be from 1.00 to 6.00"):
         mx.replay(outputs, TABLE, 7.0)
+    cost = mx.Cost(*(3 * [(1, 2, 3, 4, 5)]), full_macs=5)
+    fewer = replace(outputs, logits_MBC=outputs.logits_MBC[:5], cost=cost)
     with pytest.raises(ValueError, match="of a model of 6 exits, these outputs have 5"):
-        mx.replay(replace(outputs, logits_MBC=outputs.logits_MBC[:5]), TABLE, 3.0)
-    with pytest.raises(ValueError, match="no rows to replay"):
-        mx.replay(outputs.take(torch.zeros(5, dtype=torch.bool)), TABLE, 3.0)
+        mx.replay(fewer, TABLE, 3.0)

@@ -263,7 +263,7 @@ def run(
         certificate = replace(certificate, keys=tuple(sorted(calibration.keys_B.tolist())))
         calibrated = calibrated.with_certificate(certificate)
         rest = rest.without(certificate)
-    model.policy = calibrated
+    before, model.policy = model.policy, calibrated
     if temperatures:
         model.save_pretrained(folder)
     else:
@@ -272,10 +272,17 @@ def run(
     rows_judging = len(rest.labels_B)
     print(f"{task.name} ({name}): {rows_calibrating} rows calibrate, {rows_judging} others judge")
     print(_report_text(model, rest, calibrated, target))
-    print(f"\nwritten: {folder / SETTINGS}, with the policy {registry.policy_name(calibrated)}")
+    print(f"\n{written(folder, calibrated, before)}")
     if temperatures:
         fitted = ", ".join(f"{temperature:.3g}" for temperature in model.temperature_M.tolist())
         print(f"written: {folder / WEIGHTS}, with the exits' temperatures {fitted}")
+
+
+def written(folder: Path, policy: ExitPolicy, before: ExitPolicy | None) -> str:
+    """Say that a model got a policy, and which one that replaced."""
+    was = "it had none" if before is None else f"was {registry.policy_name(before)}"
+    name = registry.policy_name(policy)
+    return f"written: {folder / SETTINGS}, with the policy {name} ({was})"
 
 
 def _policy_chooser(

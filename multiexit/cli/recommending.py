@@ -43,13 +43,13 @@ def recommend(
     """
     from multiexit import problems
     from multiexit.arguments import check_share
-    from multiexit.cli import next_steps, sources
+    from multiexit.cli import calibrating, next_steps, sources
     from multiexit.evaluation import card, plain_words, report
     from multiexit.evaluation.judging import exit_scores
     from multiexit.evaluation.outputs import collect, rows_in_share
     from multiexit.evaluation.recommendation import check_target
     from multiexit.evaluation.recommendation import recommend as choose
-    from multiexit.model.folder import SETTINGS, backbone_spec, save_settings
+    from multiexit.model.folder import backbone_spec, save_settings
     from multiexit.model.latency import check_latency
     from multiexit.policies.registry import policy_name
     from multiexit_runner.choosing import SMALL
@@ -103,10 +103,10 @@ def recommend(
     others = [row for row in advice.tried if row.policy != advice.full_tried.policy]
     print(report.policy_table([*others, advice.full_tried]))
     if write:
-        loaded.policy = advice.row.policy
+        before, loaded.policy = loaded.policy, advice.row.policy
         save_settings(folder, loaded.settings(backbone_spec(loaded.backbone)))
         card.renew_card(folder)
-        print(f"\nwritten: {folder / SETTINGS}, with the policy {policy_name(loaded.policy)}")
+        print(f"\n{calibrating.written(folder, loaded.policy, before)}")
     print(
         ("" if write else "\n")
         + next_steps.after_recommending(model, advice.row.policy, rows, write)

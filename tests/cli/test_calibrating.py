@@ -142,9 +142,12 @@ def test_other_numbers_of_a_policy_can_stay(folder):
 
 def test_a_budget_sets_a_threshold_per_exit(folder):
     ours, _ = collected(folder).split(0.5, 0)
+    before = mx.MultiExitModel.from_pretrained(folder).policy
     ended = command("calibrate", folder, "--budget", 1.5)
     assert ended.code == 0, ended.err
     policy = mx.MultiExitModel.from_pretrained(folder).policy
+    now, was = (mx.policies.registry.policy_name(each) for each in (policy, before))
+    assert f"with the policy {now} (was {was})\n" in ended.out
     assert policy == mx.budgeted(ours, 1.5)
     assert policy.certificate is None
 

@@ -54,6 +54,7 @@ def test_what_is_said_and_stored(run):
     assert (advised in ended.out and "--recipe leebert-group-dro" in ended.out) == (behind >= 5)
     ended = command("recommend", run / "model", "--speedup", 1.4, "--seed", 3, "--write")
     assert ended.code == 0, ended.err
+    assert "(was patience=2)\n" in ended.out
     assert mx.MultiExitModel.from_pretrained(run / "model").policy == row.policy
 
 

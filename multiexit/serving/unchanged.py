@@ -19,11 +19,13 @@ def unchanged(module: nn.Module) -> Callable[[], bool]:
     """A function that tells whether the module still has the same parts, settings and numbers.
 
     Same parts: the very submodules, parameters, buffers and hooks of now, where they lie now. Same
-    settings: plain attributes of submodules, such as a batch norm's epsilon; not of the module
-    itself, which are notes, nor those that begin with an underscore, as what is kept does. Same
-    numbers: no tensor's version has moved, and the sum of all their bits is what it was. The sum
-    is needed because fused optimisers, batch norms, and writes through `.data` or numpy leave
-    versions alone. What has changed and is changed back may count as changed.
+    settings: attributes of submodules that are numbers, text, tuples or functions, such as a batch
+    norm's epsilon; not lists, dicts, arrays, tensors that are no buffers, or other objects, nor
+    those of the module itself, which are notes, nor those that begin with an underscore, as what is
+    kept does. Same numbers: no tensor's version has moved, and a sum of all their bits, in which
+    each place counts differently, is what it was. The sum is needed because fused optimisers, batch
+    norms, and writes through `.data` or numpy leave versions alone. What has changed and is changed
+    back may count as changed.
 
     The tensors of now are kept alive, so that no later one can be taken for one of them.
     """
@@ -38,7 +40,8 @@ def unchanged(module: nn.Module) -> Callable[[], bool]:
     counted = [t for t in tensors if not t.is_inference()]  # the others have no version
     places, versions = _places(tensors), _versions(counted)
     words = _word_lists([t.detach() for t in tensors])
-    sums = _sums(words)
+    factors = _factors(words)
+    sums = _sums(words, factors)
 
     def same() -> bool:
         return (
@@ -49,7 +52,7 @@ def unchanged(module: nn.Module) -> Callable[[], bool]:
             and same_settings()
             and _versions(counted) == versions
             and _places(tensors) == places
-            and _sums(words) == sums
+            and _sums(words, factors) == sums
         )
 
     return same
@@ -124,6 +127,23 @@ def _bits(tensor: Tensor) -> Tensor:
     return flat.view(torch.int64) if aligned else flat
 
 
-def _sums(word_lists: list[list[Tensor]]) -> list[int]:
-    sums = [torch.cat(words).sum() if len(words) > 1 else words[0].sum() for words in word_lists]
+def _factors(word_lists: list[list[Tensor]]) -> dict[torch.device, Tensor]:
+    """For each device as many odd numbers as its longest list has words."""
+    longest: dict[torch.device, int] = {}
+    for words in word_lists:
+        device = words[0].device
+        longest[device] = max(longest.get(device, 0), sum(map(len, words)))
+    generator = torch.Generator().manual_seed(0)
+    most = torch.randint(-(2**62), 2**62, (max(longest.values(), default=0),), generator=generator)
+    return {device: (most[:count] | 1).to(device) for device, count in longest.items()}
+
+
+def _sums(word_lists: list[list[Tensor]], factors: dict[torch.device, Tensor]) -> list[int]:
+    """Of each list the sum of its words, each times the factor of its place."""
+    sums = []
+    for words in word_lists:
+        joined = (torch.cat(words) if len(words) > 1 else words[0]).long()
+        factor = factors[joined.device][: len(joined)]
+        # CUDA has no dot of whole numbers, and CPUs are slower without.
+        sums.append(joined.dot(factor) if joined.is_cpu else (joined * factor).sum())
     return torch.stack(sums).tolist() if sums else []

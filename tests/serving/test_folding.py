@@ -179,6 +179,17 @@ def through_data(model):
     some(model)[0].data.mul_(-1)
 
 
+def swapped(model):
+    """The same numbers in other places."""
+    weight = some(model)[0].data
+    weight.view(-1)[:4] = weight.view(-1)[[2, 3, 0, 1]].clone()
+
+
+def flipped(model):
+    head = list(model.heads.parameters())[-2].data
+    head.copy_(head.flip(0).clone())
+
+
 def other_data(model):
     weight = some(model)[0]
     weight.data = torch.randn_like(weight)
@@ -215,7 +226,8 @@ def there_and_back(model):
 
 CHANGES = {
     change.__name__: change
-    for change in (fused, in_place, while_inferring, through_data, other_data, through_numpy,
+    for change in (fused, in_place, while_inferring, through_data, swapped, flipped, other_data,
+                   through_numpy,
                    other_parameter, other_head, reset, there_and_back, calibrate)
 }  # fmt: skip
 """Ways in which a model changes, none of which may go unnoticed."""

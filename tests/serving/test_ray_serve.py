@@ -1,4 +1,4 @@
-"""The service as a Ray Serve deployment, of two replicas on this machine."""
+"""The service as a Ray Serve deployment, of up to two replicas on this machine."""
 
 import os
 import runpy
@@ -22,6 +22,13 @@ import multiexit as mx
 EXAMPLE = "examples/serving/ray_serve.py"
 CODE = """
 import runpy, sys, ray
+from ray import serve
+
+def at_once(autoscaling_config, whole=serve.deployment, **options):
+    delays = {"upscale_delay_s": 0, "look_back_period_s": 1, "metrics_interval_s": 0.5}
+    return whole(autoscaling_config=autoscaling_config | delays, **options)
+
+serve.deployment = at_once
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -30,10 +37,10 @@ COUNT = 'multiexit_requests_total{status="200"} '
 
 
 @contextmanager
-def replicas(folder, count):
+def replicas(folder, *words):
     """A Ray of its own that serves a folder: its process, and a client."""
     port, place = free_port(), tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets: short paths
-    words = [sys.executable, "-c", CODE, EXAMPLE, str(folder), "--min-replicas", str(count)]
+    words = [sys.executable, "-c", CODE, EXAMPLE, str(folder), *words]
     changes = {
         "HOME": place,
         "MULTIEXIT_SERVE_PORT": str(port),
@@ -70,7 +77,7 @@ def wait_for(process, client, path):
     raise AssertionError(f"{path} isn't there")
 
 
-def test_two_replicas_answer_as_the_classifier_and_end_with_their_work_done(tmp_path):
+def test_load_starts_a_second_replica_which_answers_and_both_end_with_their_work_done(tmp_path):
     tokenizer = tokenizer_in(tmp_path)
     model = text_model(tokenizer)
     model.policy = mx.MaxProb(0.6)
@@ -78,15 +85,19 @@ def test_two_replicas_answer_as_the_classifier_and_end_with_their_work_done(tmp_
     rows = texts(41)
     wanted = mx.Classifier(model, tokenizer)(rows)
     assert len({answer["exit"] for answer in wanted}) > 2
-    with replicas(tmp_path / "model", 2) as (process, client), ThreadPoolExecutor(8) as pool:
+    up_to_two = "--min-replicas", "1", "--max-replicas", "2", "--seconds", "0.001"
+    with (
+        replicas(tmp_path / "model", *up_to_two) as (process, client),
+        ThreadPoolExecutor(8) as pool,
+    ):
         wait_for(process, client, "/ready")
 
         def ask(row):
             return client.post("/predict", json={"inputs": row})
 
-        sent, counts = 0, set()
-        while sum(counts) != sent or len(counts) < 2:  # the second replica may come later
-            assert sent < 100 * len(rows), counts
+        sent, counts, until = 0, set(), time.monotonic() + 120
+        while sum(counts) != sent or len(counts) < 2:  # the second replica comes of the load
+            assert time.monotonic() < until, counts
             for response, answer in zip(pool.map(ask, rows), wanted, strict=True):
                 assert response.status_code == 200, response.text
                 (got,) = response.json()["answers"]

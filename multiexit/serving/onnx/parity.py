@@ -16,6 +16,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.model.passes import Pass
 from multiexit.policies import ExitPolicy
 from multiexit.problems import are_vectors
+from multiexit.serving.onnx.inputs import MASK
 from multiexit_runner import Runner
 
 ALONE = 256
@@ -107,7 +108,7 @@ def compare(
                     "the exported graphs don't say what the model says: logits differ by up to "
                     f"{worst:.2g} ({allowed:.2g} is allowed), and {int((~agree_B).sum())} of "
                     f"{len(agree_B)} rows leave elsewhere or answer otherwise, on inputs of shapes "
-                    f"{shapes}"
+                    f"{shapes}{_padding_read(model, batch, allowed)}"
                 )
         differences.append(difference)
         same_class.append(same(outputs.logits_MBC, graph_MBC, asked_BT=asked_BT).float().mean(0))
@@ -128,6 +129,29 @@ def compare(
         same_answer_alone=share(same_alone),
         largest_difference_alone=difference_alone,
     )
+
+
+def _padding_read(model: MultiExitModel, batch: Mapping[str, Tensor], allowed: float) -> str:
+    """A clause for the message where it is the cause: a row answers otherwise without its padding.
+
+    A runner cuts off the padding that all rows have, which changes nothing for other networks.
+    """
+    mask_BT = batch.get(MASK)
+    if mask_BT is None or mask_BT.ndim != 2:
+        return ""
+    T = mask_BT.shape[1]
+    for row, real_T in enumerate(mask_BT != 0):
+        length = int(real_T.nonzero().max()) + 1 if real_T.any() else T
+        padded = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        cut = {n: x[:, :length] if x.shape[1:2] == (T,) else x for n, x in padded.items()}
+        with torch.no_grad():
+            one_MBC, other_MBC = (model.run((), inputs).logits_MBC for inputs in (padded, cut))
+        if one_MBC.shape == other_MBC.shape and (one_MBC - other_MBC).abs().max() > allowed:
+            return (
+                "; this network reads its padding, which a runner cuts off where all rows have it: "
+                "wrap it at one length, input_shape=(T,)"
+            )
+    return ""
 
 
 def _single_row_answers(

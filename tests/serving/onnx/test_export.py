@@ -26,6 +26,8 @@ from transformers import (
     BertTokenizerFast,
     DistilBertConfig,
     ElectraConfig,
+    MobileBertConfig,
+    MobileBertModel,
     RobertaConfig,
 )
 from transformers import AutoModel as Auto
@@ -353,6 +355,18 @@ def test_a_stream_fills_deep_graphs(exported):
     for wrong in ({"batch_size": 0}, {"window": 0}):
         with pytest.raises(ValueError, match="at least 1, got 0"):
             next(runner.stream(cut, **wrong))
+
+
+def test_a_network_that_reads_its_padding_is_refused_by_that_name(tmp_path):
+    """MobileBERT, in which a token sees its neighbours' embeddings, real or not."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "embedding_size": 16, "intra_bottleneck_size": 16}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    network = MobileBertModel(MobileBertConfig(vocab_size=99, num_feedforward_networks=1, **sizes))
+    model = mx.MultiExitModel(mx.wrap(network), num_classes=2).eval()
+    with pytest.raises(ValueError, match=r"this network reads its padding, .*input_shape=\(T,\)"):
+        mx.export(model, tmp_path / "graphs", mx.FixedExit(0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_padding_that_all_rows_share_is_cut(exported):

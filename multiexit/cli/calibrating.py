@@ -97,6 +97,8 @@ def complete(target: dict[str, Any], share: float) -> dict[str, Any]:
             )
     defaults = {name: default for name, (default, _) in ASIDE.items()}
     filled: dict[str, Any] = {n: defaults.get(n) if v is None else v for n, v in target.items()}
+    if target["risk"] is None:
+        filled["loss"] = None
     if target["score"] is not None:
         check_share("score", target["score"], "[0, 1]")
     check_share("share", share, "(0, 1)")

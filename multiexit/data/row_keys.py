@@ -20,7 +20,8 @@ def row_keys(args: Sequence[Any], inputs: Mapping[str, Any], rows: int) -> Tenso
     Of text, the tokens where `attention_mask` [B, T] is 1 count. Of what goes beside it, and by its
     name may go by token or not, all counts but zeros at the end, by which it is padded. A tensor
     with one row for all, such as `position_ids` [1, T], counts as every row's own. Names and labels
-    don't count.
+    don't count, nor the sign of 0, nor `token_type_ids` of a row that are all 0, as where there are
+    none.
 
     Args:
         args, inputs: what the model is given.
@@ -41,13 +42,15 @@ def row_keys(args: Sequence[Any], inputs: Mapping[str, Any], rows: int) -> Tenso
         mask_BT = tensors.pop("attention_mask").cpu().bool().expand(rows, -1).numpy()
     hashers = [blake2b(digest_size=8) for _ in range(rows)]
     for name, value in sorted(tensors.items()):
-        numbers = value.float() if value.is_floating_point() else value.long()
+        numbers = value.float() + 0.0 if value.is_floating_point() else value.long()
         all_rows = numbers.detach().cpu().expand(rows, *value.shape[1:]).numpy()
         for row, hasher in enumerate(hashers):
             row_values = all_rows[row]
             if mask_BT is not None and value.ndim > 1:
                 by_token = name in BY_TOKEN and value.shape[1] == mask_BT.shape[1]
                 row_values = row_values[mask_BT[row]] if by_token else _without_end(row_values)
+            if name == "token_type_ids" and not row_values.any():
+                continue
             hasher.update(str(row_values.shape).encode())
             hasher.update(row_values.tobytes())
     numbers = [int.from_bytes(hasher.digest(), "little", signed=True) for hasher in hashers]

@@ -78,9 +78,10 @@ def calibrate(
         A policy, with a certificate where a risk was the target.
 
     Raises:
-        ValueError: no target or two, a class with more to choose, a target that no setting
-            reaches (the message says what one reaches), a risk that these rows can't certify,
-            time without a latency table, a loss of other outputs, a corpus that holds the rows.
+        ValueError: no target or two, what has no effect beside it, a class with more to choose, a
+            target that no setting reaches (the message says what one reaches), a risk that these
+            rows can't certify, time without a latency table, a loss of other outputs, a corpus that
+            holds the rows.
 
     Example:
         Three of four rows are sure enough to leave at the first of two exits:

@@ -24,7 +24,7 @@ Loss = str | Callable[[Tensor, Tensor, Tensor], Tensor] | Tensor
 number in 0..1 for each row; or such numbers for leaving at each exit [M, B]."""
 
 ROUNDING = 1e-6
-"""By how much a cosine must be larger to be larger."""
+"""By how much a cosine must be larger to be larger, and how far off 0..1 float32 puts a loss."""
 
 
 OF_CLASSES = ("disagreement", "accuracy", "brier", "consistency")
@@ -170,12 +170,13 @@ def _own_losses(
     labels_B: Tensor,
 ) -> Tensor:
     """What a function of the user's own gives, checked."""
-    found = [loss(answer_BC, full_BC, labels_B) for answer_BC in answer_SBC]
+    # Copies, for it may work in place.
+    found = [loss(z_BC.clone(), full_BC.clone(), labels_B.clone()) for z_BC in answer_SBC]
     return torch.stack([checked(loss_B, (len(full_BC),), name_of(loss)) for loss_B in found])
 
 
 def checked(losses: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """Losses as float64.
+    """Losses as float64, what was rounded put back into 0..1.
 
     Args:
         losses: of the user's own.
@@ -189,10 +190,10 @@ def checked(losses: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(f"the loss {name} must be a tensor {[*shape]}, got {got}")
     losses = losses.double()
-    wrong = losses[~((losses >= 0) & (losses <= 1))]
+    wrong = losses[~((losses >= -ROUNDING) & (losses <= 1 + ROUNDING))]
     if len(wrong):
-        raise ValueError(f"losses must be in 0..1, and {name} gives {float(wrong[0]):g}")
-    return losses
+        raise ValueError(f"losses must be in 0..1, and {name} gives {float(wrong[0]):.9g}")
+    return losses.clamp(0, 1)
 
 
 def _rank_losses(answer_SBC: Tensor, full_BC: Tensor, k: int, corpus_NC: Tensor | None) -> Tensor:

@@ -52,6 +52,7 @@ class Outputs:
         asked_BT: of tokens, which are asked for: where a row leaves depends on these alone, and
             they are scored where their label isn't −100. None is all.
         names: the classes' names, for metrics that read them; or None.
+        temperature_M: what the model divided each exit's logits by; None where that isn't known.
 
     Raises:
         ValueError: what doesn't go together (`multiexit.evaluation.well_formed.check_outputs`).
@@ -74,6 +75,7 @@ class Outputs:
     problem: str | None = None
     asked_BT: Tensor | None = None
     names: list[Any] | None = None
+    temperature_M: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_outputs(
@@ -293,6 +295,7 @@ def collect(
         model.problem,
         None if asked[0] is None else torch.cat(asked)[rows],
         model.labels,
+        model.temperature_M.detach().to("cpu", copy=True),
     )
     _warn_of_unlabelled(outputs)
     return outputs

@@ -45,8 +45,8 @@ class Target:
             for `multiexit.calibrate`.
 
     Raises:
-        ValueError: no target or two, a value out of its range, an unknown `by` or `loss`, or time
-            without a latency table.
+        ValueError: no target or two, a value out of its range, an unknown `by` or `loss`, time
+            without a latency table, or what has no effect beside the target.
     """
 
     speedup: float | None = None
@@ -74,6 +74,17 @@ class Target:
                 "a corpus goes with a risk and a loss such as 'rank@10', which search it: leave it "
                 "out"
             )
+        timed = names[0] == "milliseconds" or self.by == "time"
+        idle = {
+            "loss, which goes with a risk": self.loss is not None and self.risk is None,
+            "confidence, which goes with a risk": self.confidence != 0.9 and self.risk is None,
+            "by, which goes with a speedup or a score": self.by != "layers"
+            and names[0] not in ("speedup", "score"),
+            "batch_size, which goes with time": self.batch_size != 1 and not timed,
+        }
+        for name, given in idle.items():
+            if given:
+                raise ValueError(f"{name}, has no effect beside {names[0]}: leave it out")
         if self.risk is not None:
             for loss, risk in risks:
                 check_share("risk", risk, "(0, 1)")

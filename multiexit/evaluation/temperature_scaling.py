@@ -25,6 +25,9 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
 
         T_m = argmin_T Σ_b −log softmax(z_mb / T)(y_b),    0.01 ≤ T ≤ 100
 
+    times the temperature that z_mb were divided by when they were collected, so that the same
+    outputs give the same temperatures again; where outputs don't know it, times the model's own.
+
     Of several labels it is the sum over all of them, with softmax(0, z); of tokens over those that
     are asked for and have a label. Answers stay the same; confidences, and so what a threshold
     means, change: a calibration table of the model, and its policy's certificate, are dropped. A
@@ -64,6 +67,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
     from scipy.optimize import minimize_scalar  # which takes a second to import
 
     criterion = Criterion(model.problem)
+    before_M = model.temperature_M if outputs.temperature_M is None else outputs.temperature_M
     for exit, logits_BC in enumerate(outputs.logits_MBC.double()):
         optimum: Any = minimize_scalar(
             _loss,
@@ -82,7 +86,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
                 f"{math.exp(optimum.x):.3g}, since {why}; its confidences mean little",
                 stacklevel=2,
             )
-        model.temperature_M[exit] *= math.exp(optimum.x)
+        model.temperature_M[exit] = before_M[exit] * math.exp(optimum.x)
     model.calibration = None
     if model.policy is not None:
         model.policy = model.policy.with_certificate(None)

@@ -136,7 +136,7 @@ def step(
         state = {**state, "certainty": certainty_B.float()}
     if asked_BT is not None:
         state = {**state, "asked": asked_BT}
-    answer = policy.step(state, logits_BC)
+    answer = policy.step(state, logits_BC.clone())  # it may work in place
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError(
             f"{type(policy).__name__}.step must return (state, stop), got {type(answer).__name__}"

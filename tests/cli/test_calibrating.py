@@ -265,7 +265,9 @@ def test_what_goes_by_confidence_is_refused_for_regression(
     monkeypatch.setattr("multiexit.cli.calibrating.collect", None)
     policy = mx.Patience(1, 0.1) if temperatures else mx.MaxProb
     task = replace(tasks.load("digits"), sets={"test": range(40)})
-    wanted = {**DEFAULTS, target: {"risk": 0.3}.get(target, 1.5)}
+    wanted = {**DEFAULTS, target: 1.5, "loss": None}
+    if target == "risk":
+        wanted = {**DEFAULTS, "risk": 0.3}
     with pytest.raises(ValueError, match=message):
         calibrating.run(
             linear_chain(classes=1), tmp_path, task, policy, wanted, temperatures=temperatures

@@ -207,6 +207,26 @@ def test_a_tensor_of_losses_is_as_good_as_their_function():
     )
 
 
+def test_a_loss_that_works_in_place_or_rounds_changes_nothing():
+    outputs = outputs_of(300)
+    kept = outputs.logits_MBC.clone(), outputs.labels_B.clone()
+
+    def rough(early_BC, last_BC, labels_B):
+        wrong_B = early_BC.sub_(early_BC.mean(-1, keepdim=True)).argmax(-1) != labels_B
+        for given in (last_BC, labels_B):
+            given.zero_()
+        return wrong_B.float() * 1.0000001
+
+    def plain(early_BC, last_BC, labels_B):
+        return (early_BC.argmax(-1) != labels_B).float()
+
+    one, other = (mx.calibrate(outputs, mx.MaxProb, risk=0.6, loss=loss) for loss in (rough, plain))
+    assert one.threshold == other.threshold
+    assert one.certificate.observed == other.certificate.observed
+    assert torch.equal(kept[0], outputs.logits_MBC)
+    assert torch.equal(kept[1], outputs.labels_B)
+
+
 def test_numbers_have_losses_of_ones_own():
     """A loss that isn't 0 at the last exit, of regression."""
     values_MBC = torch.linspace(0.5, 0.1, 4)[:, None, None] * torch.ones(4, 100, 1)
@@ -236,6 +256,7 @@ def test_numbers_have_losses_of_ones_own():
             "must be in 0..1, and own:<lambda> gives",
         ),
         ({"risk": 0.1, "loss": lambda e, f, y: e[:, 0] * math.nan}, "gives nan"),
+        ({"risk": 0.1, "loss": lambda e, f, y: e[:, 0] * 0 + 1.00001}, "gives 1.0000"),
         ({"risk": 0.1, "loss": lambda e, f, y: e}, r"must be a tensor \[300\], got \(300, 3\)"),
         ({"risk": 0.1, "loss": lambda e, f, y: 0.0}, r"must be a tensor \[300\], got float"),
         ({"risk": 0.1, "loss": torch.zeros(4, 3)}, r"own:losses must be a tensor \[4, 300\]"),

@@ -133,6 +133,11 @@ def test_speed_by_macs_counts_the_heads(outputs):
         ),
         ({"score": math.nan}, "score must be a finite number, got nan"),
         ({"score": 0.5, "milliseconds": 9.0}, "one target.*got score and milliseconds"),
+        ({"speedup": 1.3, "loss": "zzz"}, "loss, which goes with a risk, has no effect beside spe"),
+        ({"score": 0.5, "loss": torch.zeros(4, 9)}, "loss, which goes with a risk, has no effect"),
+        ({"speedup": 1.3, "confidence": 7}, "confidence, which goes with a risk, has no effect"),
+        ({"risk": 0.2, "by": "zzz"}, "by, which goes with a speedup or a score, has no effect"),
+        ({"speedup": 1.3, "batch_size": 0}, "batch_size, which goes with time, has no effect"),
         ({}, "one target.*got none"),
         (
             {"milliseconds": 9.0, "latency": TABLE.with_exits([1, 3])},
@@ -359,6 +364,17 @@ def test_every_value_of_every_input_counts():
     one, two, three = (torch.tensor([[1.0, 2, 3][:n]]) for n in (1, 2, 3))
     rest = three[:, 1:], three[:, 2:]
     assert row_keys((one, rest[0]), {}, 1) != row_keys((two, rest[1]), {}, 1)
+
+
+def test_the_same_row_given_otherwise_has_its_key():
+    ids, mask = torch.randint(1, 99, (3, 5)), torch.ones(3, 5, dtype=torch.long)
+    text = {"input_ids": ids, "attention_mask": mask}
+    types = torch.zeros_like(ids)
+    types[2, 3] = 1
+    alone, typed = (row_keys((), each, 3) for each in (text, {**text, "token_type_ids": types}))
+    assert (alone == typed).tolist() == [True, True, False]
+    zeros = torch.zeros(3, 2)
+    assert torch.equal(row_keys((zeros,), {}, 3), row_keys((-zeros,), {}, 3))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Outputs: what they can't be made of, and what can't be asked of none."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -170,3 +170,30 @@ def test_a_batch_s_labels_are_as_many_as_its_rows(problem, make_backbone, text):
     if problem == "classification":
         with pytest.raises(ValueError, match=match):
             mx.collect(model, [(batch["x"], batch["labels"]) for batch in batches])
+
+
+@dataclass(frozen=True)
+class InPlace(mx.ExitPolicy):
+    """Changes what it is given."""
+
+    threshold: float
+
+    def init(self, logits_BC):
+        return {}
+
+    def step(self, state, logits_BC):
+        return state, logits_BC.div_(3).softmax(-1).amax(-1) >= self.threshold
+
+
+def test_a_policy_that_works_in_place_changes_no_logits():
+    model, x = linear_chain().eval(), torch.randn(B, 6)
+    with torch.no_grad():
+        outputs = made(logits_MBC=model(x=x), cost=model.cost())
+    kept = outputs.logits_MBC.clone()
+    row = mx.judge(outputs, InPlace(0.4))
+    assert torch.equal(kept, outputs.logits_MBC)
+    assert mx.judge(outputs, InPlace(0.4)) == row
+    exit_B, answer_BC = outputs.answers(InPlace(0.4))
+    predicted = model.predict(InPlace(0.4), x=x)
+    assert torch.equal(predicted.exit_B, exit_B)
+    torch.testing.assert_close(predicted.logits_BC, answer_BC)

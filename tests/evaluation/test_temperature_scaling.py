@@ -36,8 +36,12 @@ def test_temperatures_make_labels_likeliest(seed, scale):
     for m in range(M):
         best = min(nll(raw.logits_MBC[m], train.labels, t) for t in grid)
         assert nll(calibrated.logits_MBC[m], train.labels, 1.0) <= best + 1e-5
-    # What is calibrated stays as it is.
+    # What is calibrated stays as it is; from the same outputs to the bit.
     once = model.temperature_M.clone()
+    mx.fit_temperatures(model, raw)
+    assert torch.equal(model.temperature_M, once)
+    mx.fit_temperatures(model, raw.take(torch.arange(30)))
+    assert torch.equal(model.temperature_M, once)
     mx.fit_temperatures(model, calibrated)
     inside = (once > 0.011) & (once < 99)
     torch.testing.assert_close(model.temperature_M[inside], once[inside], rtol=1e-2, atol=0)

@@ -90,6 +90,7 @@ def check_policy(
             raise AssertionError(f"{policy}: row {row} leaves {where}; no row may sway another")
     last_B = alone_B == exits - 1
     _check_last_answer(policy, logits_MBC[:, last_B], certainty_MB[:, last_B], problem)
+    policies.check_saved(policy)
     loaded = policies.from_json(json.loads(json.dumps(policies.to_json(policy))), [type(policy)])
     _require(loaded == policy, f"{policy} comes back from JSON as {loaded}")
 

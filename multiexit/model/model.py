@@ -36,6 +36,10 @@ RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
 class MultiExitModel(nn.Module):
     """A backbone with an exit head after some of its stages.
 
+    `forward` is for training and for looking: `predict`, `multiexit.collect`, engines, exports and
+    `multiexit.truncate` run stages and heads themselves, so a subclass that overrides `forward`
+    changes none of them. Put what you change into the backbone or into heads of your own.
+
     Args:
         backbone: from `multiexit.wrap`.
         num_classes: C, how many outputs there are; 1 for regression of one number. None is as many

@@ -17,6 +17,8 @@ from multiexit.policies import ExitPolicy
 def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
     """Make the same model without its other exits. Backbone and weights are shared, not copied.
 
+    Of a subclass it makes a plain `MultiExitModel`.
+
     Its policy goes with it where that means the same: a `FixedExit` at an exit that stays counts
     the ones that are left. One with a number per exit stays behind with a warning: calibrate it
     again. A certificate is of all exits that were there, and goes with all of them alone.

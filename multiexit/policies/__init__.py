@@ -31,6 +31,7 @@ from multiexit.policies.per_row import kinds_of as kinds_of
 from multiexit.policies.per_row import numbers_of as numbers_of
 from multiexit.policies.per_row import row_numbers as row_numbers
 from multiexit.policies.registry import POLICIES as POLICIES
+from multiexit.policies.registry import check_saved as check_saved
 from multiexit.policies.registry import field_types as field_types
 from multiexit.policies.registry import from_json as from_json
 from multiexit.policies.registry import parse as parse

@@ -1,7 +1,7 @@
 """Policies by name: as typed on a command line, and as saved with a model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
 from multiexit.arguments import IN_PYTHON, unknown
@@ -97,8 +97,18 @@ def _read(text: str, kind: type[AnyNumber]) -> AnyNumber:
 
 
 def field_types(kind: type[ExitPolicy]) -> dict[str, Any]:
-    """The names and types of a policy's fields, in order."""
-    hints = get_type_hints(kind)
+    """The names and types of a policy's fields, in order.
+
+    Raises:
+        ValueError: a type that isn't there when the program runs.
+    """
+    try:
+        hints = get_type_hints(kind)
+    except NameError as error:
+        raise ValueError(
+            f"the types of {kind.__name__}'s fields can't be read, as {error}: import it outside "
+            "of `if TYPE_CHECKING`, or say Any"
+        ) from error
     return {f.name: hints[f.name] for f in fields(kind)}
 
 
@@ -109,11 +119,17 @@ def to_json(policy: ExitPolicy) -> dict[str, Any]:
     >>> to_json(Patience(4))
     {'class': 'Patience', 'patience': 4, 'tolerance': None}
     """
-    numbers = {name: plain(value) for name, value in asdict(policy).items()}
-    data = {"class": type(policy).__name__, **numbers}
+    # A dataclass stays one, so that whoever writes JSON refuses it: it wouldn't come back.
+    values = {f.name: plain(getattr(policy, f.name)) for f in fields(policy)}
+    data = {"class": type(policy).__name__, **values}
     if policy.certificate is not None:
         data["certificate"] = policy.certificate.to_json()
     return data
+
+
+def check_saved(policy: ExitPolicy) -> None:
+    """Refuse a policy with a field that JSON can't hold, by a ValueError."""
+    TABLE("policy", to_json(policy))
 
 
 def from_json(data: dict[str, Any], others: Sequence[type[ExitPolicy]] = ()) -> ExitPolicy:

@@ -1,8 +1,12 @@
 """Policies as JSON, and as they are typed."""
 
 import json
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
+import torch
+from helpers import linear_chain
 from test_policies import CLASSIFY, REGRESS, Gap
 
 import multiexit as mx
@@ -22,6 +26,38 @@ def test_a_saved_policy_of_ones_own_must_be_passed():
     with pytest.raises(ValueError, match=r"pass policies=\[Gap\]"):
         policies.from_json(data)
     assert policies.from_json(data, [Gap]) == Gap(0.5)
+
+
+@dataclass(frozen=True)
+class Config:
+    scale: float
+
+
+@dataclass(frozen=True)
+class Configured(Gap):
+    config: "Any" = None
+
+
+@dataclass(frozen=True)
+class Elsewhere(Gap):
+    config: "Missing" = None  # noqa: F821 # type: ignore[name-defined]
+
+
+@pytest.mark.parametrize("config", [Config(2.0), [Config(2.0)], {"one": Config(2.0)}])
+def test_what_would_come_back_as_something_else_is_not_saved(config, tmp_path):
+    model = linear_chain()
+    model.policy = Configured(0.5, config=config)
+    with pytest.raises(ValueError, match=r"can't be saved: .*Config.* is no plain data"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"policy.config.* is Config.* must be plain"):
+        mx.export(model.eval(), tmp_path / "new", model.policy)
+
+
+def test_a_type_that_is_not_there_is_named():
+    logits_MBC, labels_B = torch.randn(4, 9, 3), torch.arange(9) % 3
+    outputs = mx.Outputs(logits_MBC, labels_B, linear_chain().cost())
+    with pytest.raises(ValueError, match=r"Elsewhere's fields can't be read, as name 'Missing'"):
+        mx.calibrate(outputs, Elsewhere, speedup=1.1)
 
 
 @pytest.mark.parametrize(

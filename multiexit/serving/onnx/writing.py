@@ -239,6 +239,7 @@ def _check_export(
             f"{type(policy).__name__}"
         )
     policies.check(policy, model.num_exits, model.num_classes, model.problem)
+    policies.check_saved(policy)
     if model.training:
         raise ValueError("a model in train mode would be random: call model.eval() first")
     other = {p.dtype for p in model.parameters() if p.dtype != torch.float32}

@@ -58,7 +58,7 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
         model.problem,
     )
     subset.heads = torch.nn.ModuleList(model.heads[exit] for exit in indices)
-    subset.temperature_M.copy_(model.temperature_M[indices])
+    subset.temperature_M = torch.nn.Buffer(model.temperature_M[indices])
     subset.preprocessing = dict(model.preprocessing)
     subset.policy = _subset_policy(model.policy, indices)
     if subset.policy is not None and len(indices) < model.num_exits:

@@ -16,6 +16,15 @@ def test_kept_exits_say_what_they_said(network):
     assert next(some.backbone.parameters()) is next(model.backbone.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_kept_exits_have_the_model_s_precision(dtype):
+    model = chain().to(dtype).eval()
+    model.temperature_M.fill_(1.1)
+    some = mx.keep_exits(model, [1])
+    assert some.temperature_M.dtype == dtype
+    assert torch.equal(some.temperature_M, model.temperature_M[[1]])
+
+
 def test_kept_exits_survive_a_folder(mlp, tmp_path):
     model, inputs = mlp
     model.policy, model.latency = mx.Patience(2), latency_table(model, (1.0, 2.0), 0.0)

@@ -2,6 +2,8 @@
 
 import copy
 
+from torch import nn
+
 from multiexit.backbones import Backbone
 from multiexit.model.heads import ChainedHead, OwnHead
 from multiexit.model.model import MultiExitModel
@@ -50,7 +52,7 @@ def single_exit(model: MultiExitModel, backbone: Backbone | None = None) -> Mult
         trunk, model.num_classes, [exit], model.head, model.pool, model.labels, model.problem
     )
     single.heads[0].load_state_dict(last.state_dict())
-    single.temperature_M.copy_(model.temperature_M[-1:])
+    single.temperature_M = nn.Buffer(model.temperature_M[-1:].clone())
     single.preprocessing = dict(model.preprocessing)
     single.training = model.training
     single.heads.train(last.training)

@@ -383,7 +383,10 @@ class MultiExitModel(nn.Module):
             state, stop_B = policies.step(
                 policy, state, wide_BC, memory.get("certainty"), carry.get("asked_BT")
             )
-        return Decision(carry, memory, state, logits_BC, policy.answer(state, wide_BC), stop_B)
+        answer_BC = policy.answer(state, wide_BC)
+        if self._answers_tokens:  # a policy may say something at padding
+            answer_BC = tokens.blank(answer_BC, carry)
+        return Decision(carry, memory, state, logits_BC, answer_BC, stop_B)
 
     def ask(
         self, exit: int, feature: Tensor, carry: Carry, memory: heads.Memory

@@ -46,10 +46,8 @@ def start(backbone: Backbone, args: Sequence[Any], inputs: Mapping[str, Any]) ->
     shape_BT = shape(args, others)
     asked_BT = None if answer_mask is None else _checked(answer_mask, shape_BT)
     carry = backbone.start(*args, **others)
-    valid_BT, first_B = carry.get("valid_BT"), carry.get("first_B")
-    if valid_BT is not None:
-        real_BT = valid_BT if first_B is None else turned_by(valid_BT, -first_B)
-        real_BT = real_BT[:, : shape_BT[1]]  # some backbones fill rows up
+    real_BT = _real(carry, shape_BT[1])
+    if real_BT is not None:
         asked_BT = real_BT if asked_BT is None else asked_BT.to(real_BT.device) & real_BT
     elif asked_BT is None:
         device = next(backbone.parameters()).device
@@ -76,12 +74,30 @@ def in_order(logits_BTC: Tensor, carry: Carry) -> Tensor:
         logits_BTC: as a head made them of a stage's feature.
         carry: of that stage.
     """
-    valid_BT, first_B = carry.get("valid_BT"), carry.get("first_B")
-    if valid_BT is not None:
-        logits_BTC = logits_BTC.masked_fill(~valid_BT.unsqueeze(-1), 0)
+    first_B = carry.get("first_B")
     if first_B is not None:
         logits_BTC = turned_by(logits_BTC, -first_B)
-    return logits_BTC[:, : carry["asked_BT"].shape[1]]
+    return blank(logits_BTC[:, : carry["asked_BT"].shape[1]], carry)
+
+
+def blank(answer_BTC: Tensor, carry: Carry) -> Tensor:
+    """Answers in the order of the inputs, 0 at padding.
+
+    Args:
+        answer_BTC: whatever at padding.
+        carry: of the stage.
+    """
+    real_BT = _real(carry, answer_BTC.shape[1])
+    return answer_BTC if real_BT is None else answer_BTC.masked_fill(~real_BT.unsqueeze(-1), 0)
+
+
+def _real(carry: Carry, length: int) -> Tensor | None:
+    """Which tokens are real, in the order of the inputs; some backbones fill rows up."""
+    valid_BT, first_B = carry.get("valid_BT"), carry.get("first_B")
+    if valid_BT is None:
+        return None
+    real_BT = valid_BT if first_B is None else turned_by(valid_BT, -first_B)
+    return real_BT[:, :length]
 
 
 def _checked(answer_mask: Any, shape_BT: tuple[int, int]) -> Tensor:

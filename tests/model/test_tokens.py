@@ -117,7 +117,7 @@ def test_predict_is_simulate_is_one_row_at_a_time(policy, masked):
         policy, logits_MBTC, problem=model.problem, asked_BT=asked_BT
     )
     assert torch.equal(got.exit_B, exit_B)
-    assert torch.equal(got.logits_BC, answer_BTC)
+    assert torch.equal(got.logits_BC, answer_BTC.masked_fill(~real_BT[..., None], 0))
     engine = mx.Engine(model, policy)
     everything = {**batch, **asked}
     assert torch.equal(engine.predict(**everything).exit_B, exit_B)
@@ -128,8 +128,9 @@ def test_predict_is_simulate_is_one_row_at_a_time(policy, masked):
         assert torch.allclose(one.logits_BC[0], answer_BTC[row, real_T], atol=1e-6)
 
 
-def test_an_engine_answers_batches_of_other_lengths():
-    model, policy = tagger(), mx.MaxProb(0.3)
+@pytest.mark.parametrize("policy", [mx.MaxProb(0.3), mx.ProductOfExperts(0.35)], ids=repr)
+def test_an_engine_answers_batches_of_other_lengths(policy):
+    model = tagger()
     generator = torch.Generator().manual_seed(3)
     batches = []
     for rows_, tokens in ((3, 7), (1, 12), (5, 4), (2, 12)):
@@ -140,6 +141,8 @@ def test_an_engine_answers_batches_of_other_lengths():
         batches.append({"input_ids": ids_BT, "attention_mask": mask_BT, "answer_mask": asked_BT})
     wanted = [model.predict(policy, **batch) for batch in batches]
     assert len({int(exit) for answer in wanted for exit in answer.exit_B}) > 1
+    for batch, answer in zip(batches, wanted, strict=True):
+        assert not answer.logits_BC[batch["attention_mask"] == 0].any()
     engine = mx.Engine(model, policy)
     for answers in (engine.stream(batches, batch_size=4), [engine.predict(**b) for b in batches]):
         for got, want in zip(answers, wanted, strict=True):

@@ -235,9 +235,11 @@ def write_answers(answer: Prediction, finished: Finished | None) -> None:
 
 
 def check_evaluating(model: nn.Module) -> None:
-    """Refuse train mode by a ValueError."""
-    if model.training:
-        raise ValueError("predict in train mode would be random: call model.eval() first")
+    """Refuse train mode, of the model or of any part, by a ValueError."""
+    if any(part.training for part in model.modules()):
+        name = next(name for name, part in model.named_modules() if part.training)
+        where = f" of its part {name}" if name else ""
+        raise ValueError(f"predict in train mode{where} would be random: call model.eval() first")
 
 
 def num_running(group: Group) -> int:

@@ -21,6 +21,7 @@ class Spy(mx.Backbone):
         super().__init__(inner.feature_shapes, inner.head, inner.pool)
         self.inner = inner
         self.seen: list[tuple[int, int]] = []
+        self.training = inner.training
 
     def start(self, *args, **inputs):
         return self.inner.start(*args, **inputs)
@@ -155,8 +156,15 @@ def test_some_exits_say_the_same_as_all(make_backbone, text):
 
 def test_train_mode_is_refused(mlp):
     model, inputs = mlp
-    with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
+    with pytest.raises(ValueError, match=r"train mode would.* call model.eval\(\) first"):
         model.train().predict(mx.Entropy(0.5), **inputs)
+    engine = mx.Engine(model.eval(), mx.Entropy(0.5))
+    for part, name in ((model.backbone, "backbone"), (model.heads[2], r"heads\.2")):
+        part.train()
+        for predict in (engine.predict, partial(model.predict, mx.Entropy(0.5))):
+            with pytest.raises(ValueError, match=f"train mode of its part {name} would be random"):
+                predict(**inputs)
+        model.eval()
 
 
 def test_no_rows_give_no_answers(network):

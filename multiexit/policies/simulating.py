@@ -115,14 +115,16 @@ def check(policy: ExitPolicy, num_exits: int, num_classes: int, problem: str | N
         problem: the model's; None is classification, or with one output regression.
 
     Raises:
-        ValueError: no policy; an exit that isn't there, another count of thresholds than exits, or
-            a policy of classes for regression or vectors, and the other way round.
+        ValueError: no policy, or one of a class that is no frozen dataclass; an exit that isn't
+            there, another count of thresholds than exits, or a policy of classes for regression or
+            vectors, and the other way round.
 
     Warns:
         UserWarning: a threshold far off the scale of what it is compared with.
     """
     if not isinstance(policy, ExitPolicy):
         raise ValueError(f"a policy is wanted, such as Patience(4); got {type(policy).__name__}")
+    _check_fields(type(policy))
     classes = problems.classes_of_decision(problem, num_classes)
     _check_reads(policy, problems.resolve(problem, num_classes))
     known = Known(num_exits, classes)
@@ -159,6 +161,18 @@ def scales(policy: ExitPolicy, known: Known) -> dict[str, tuple[float, float]]:
     rules = {f.name: f.metadata.get(Number) for f in fields(policy)}
     ranges = {name: rule.on_scale(known) for name, rule in rules.items() if rule is not None}
     return {name: pair for name, pair in ranges.items() if pair is not None}
+
+
+def _check_fields(kind: type[ExitPolicy]) -> None:
+    """Refuse a class whose numbers are no fields, by which policies are compared and saved."""
+    for each in kind.__mro__:
+        own = vars(each)
+        if issubclass(each, ExitPolicy) and "__init__" in own and "__dataclass_params__" not in own:
+            raise ValueError(
+                f"{each.__name__} must be a frozen dataclass, so that its numbers are compared and "
+                "saved: write @dataclass(frozen=True) over the class, and its numbers as fields in "
+                "place of __init__"
+            )
 
 
 def _check_reads(policy: ExitPolicy, problem: str) -> None:

@@ -597,7 +597,21 @@ def test_the_check_catches_wrong_ones(policy, message):
 # What doesn't fit
 
 
+class NoFields(mx.ExitPolicy):
+    """A number that is no field."""
+
+    def __init__(self, threshold):
+        object.__setattr__(self, "threshold", threshold)
+
+    def init(self, logits_BC):
+        return {}
+
+    def step(self, state, logits_BC):
+        return state, logits_BC.softmax(-1).amax(-1) >= self.threshold
+
+
 MISFITS = [
+    (NoFields(0.5), "NoFields must be a frozen dataclass"),
     (mx.FixedExit(5), r"FixedExit's exit must be within 0\.\.4, as the model has 5 exits; got 5"),
     (mx.FixedExit(99), "got 99"),
     (mx.MaxProb((0.9, 0.8)), r"MaxProb's threshold has 2 numbers, and the model has 5 exits: .* 4"),

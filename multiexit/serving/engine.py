@@ -231,7 +231,10 @@ class Engine:
         self._check_ready()
         columns = Columns(self.original.backbone.start, self.original.own_inputs)
         source = named_inputs(in_order(data, int(batch_size)), columns)
-        read_windows = windows_at_hand if isinstance(data, Dataset | Sized) else windows
+        at_hand = isinstance(data, Dataset | Sized)
+        if not at_hand:  # it may fill the same tensors again
+            source = (padding.map_tensors(batch, Tensor.clone) for batch in source)
+        read_windows = windows_at_hand if at_hand else windows
         return self._stream(read_windows(source, int(window)), int(batch_size))
 
     def _stream(self, source: Iterable[Window], batch_size: int) -> Iterator[Prediction]:

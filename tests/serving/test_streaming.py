@@ -111,6 +111,20 @@ def test_what_has_come_is_answered_while_the_source_stalls(mlp):
     same_answers(got, model.predict(mx.MaxProb(0.6), **inputs))
 
 
+def test_a_generator_may_fill_one_tensor_again(mlp):
+    model, inputs = mlp
+
+    def source():
+        for x in inputs["x"].split(4):
+            buffer.copy_(x)
+            yield {"x": buffer}
+
+    buffer = torch.empty_like(inputs["x"][:4])
+    answers = mx.Engine(model, mx.MaxProb(0.6)).stream(source(), batch_size=4)
+    got = mx.Prediction(*map(torch.cat, zip(*answers, strict=True)))
+    same_answers(got, model.predict(mx.MaxProb(0.6), **inputs))
+
+
 def test_empty_batches_have_empty_answers(mlp):
     model, inputs = mlp
     x = inputs["x"]

@@ -59,5 +59,5 @@ def row_keys(args: Sequence[Any], inputs: Mapping[str, Any], rows: int) -> Tenso
 
 def _without_end(values: np.ndarray) -> np.ndarray:
     """Numbers [N, …] without the zeros at their end."""
-    filled = np.flatnonzero(values.reshape(len(values), -1).any(1))
+    filled = np.flatnonzero(values.any(tuple(range(1, values.ndim))))
     return values[: filled[-1] + 1 if len(filled) else 0]

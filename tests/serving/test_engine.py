@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -49,6 +49,34 @@ def test_rows_have_policies_and_last_exits_of_their_own(network):
     ]:
         with pytest.raises(ValueError, match=message):
             engine.predict(**inputs, **wrong)
+
+
+@dataclass(frozen=True)
+class Temperate(mx.ExitPolicy):
+    """Its number meets logits [B, C]."""
+
+    temperature: float
+
+    def init(self, logits_BC):
+        return {}
+
+    def step(self, state, logits_BC):
+        return state, (logits_BC / self.temperature).softmax(-1).amax(-1) >= 0.5
+
+
+def test_rows_have_policies_of_a_class_of_one_s_own(network):
+    """As many as classes, which a number for each row would be taken for."""
+    model, inputs = network
+    inputs = {name: x[:3] for name, x in inputs.items()}
+    own = [Temperate(temperature) for temperature in (3.0, 1.0, 0.1)]
+    assert model.num_classes == len(own)
+    got = mx.Engine(model, own[0]).predict(**inputs, policy=own)
+    for row, policy in enumerate(own):
+        alone = model.predict(policy, **{name: x[row : row + 1] for name, x in inputs.items()})
+        assert got.exit_B[row] == alone.exit_B[0]
+    early = mx.Engine(model, own[0]).predict(**inputs, max_exit=1)
+    wanted = model.predict(own[0], **inputs).exit_B.clamp(max=1)
+    assert torch.equal(early.exit_B, wanted)
 
 
 def test_the_model_s_own_policy_is_the_default(spied):

@@ -383,7 +383,7 @@ class MultiExitModel(nn.Module):
             state, stop_B = policies.step(
                 policy, state, wide_BC, memory.get("certainty"), carry.get("asked_BT")
             )
-        answer_BC = policy.answer(state, wide_BC)
+        answer_BC = policies.answer(policy, state, wide_BC)
         if self._answers_tokens:  # a policy may say something at padding
             answer_BC = tokens.blank(answer_BC, carry)
         return Decision(carry, memory, state, logits_BC, answer_BC, stop_B)

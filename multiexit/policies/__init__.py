@@ -2,6 +2,7 @@
 
 from multiexit.policies.base import ExitPolicy as ExitPolicy
 from multiexit.policies.base import State as State
+from multiexit.policies.base import answer as answer
 from multiexit.policies.base import per_exit as per_exit
 from multiexit.policies.base import step as step
 from multiexit.policies.base import wide as wide

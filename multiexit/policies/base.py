@@ -10,7 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ def step(
         The new state, and stop_B, bool [B].
 
     Raises:
-        ValueError: no pair, or a stop that is no bool tensor [B].
+        ValueError: no pair, a stop that is no bool tensor [B], or a state that isn't batch-first.
     """
     if certainty_B is not None:
         state = {**state, "certainty": certainty_B.float()}
@@ -144,14 +144,45 @@ def step(
     state, stop_B = answer
     B = len(logits_BC)
     if not isinstance(stop_B, Tensor) or stop_B.dtype != torch.bool or stop_B.shape != (B,):
-        got = type(stop_B).__name__
-        if isinstance(stop_B, Tensor):
-            got = f"{stop_B.dtype} {tuple(stop_B.shape)}"
         raise ValueError(
             f"{type(policy).__name__}.step must return (state, stop) with stop a torch.bool tensor "
-            f"of shape ({B},); got {got}"
+            f"of shape ({B},); got {_shown(stop_B)}"
         )
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != (B,):
+            raise ValueError(
+                f"{type(policy).__name__}.step: state[{name!r}] must be a tensor with {B} rows, as "
+                f"the logits have; got {_shown(value)}"
+            )
     return state, stop_B
+
+
+def answer(policy: ExitPolicy, state: State, logits_BC: Tensor) -> Tensor:
+    """Run `policy.answer`, and check what it gives.
+
+    Args:
+        policy: any `ExitPolicy`.
+        state: as its last step gave it.
+        logits_BC: this exit's logits [B, C].
+
+    Raises:
+        ValueError: no logits of the same shape and type.
+    """
+    answer_BC = policy.answer(state, logits_BC)
+    like = isinstance(answer_BC, Tensor) and answer_BC.dtype == logits_BC.dtype
+    if not like or answer_BC.shape != logits_BC.shape:
+        raise ValueError(
+            f"{type(policy).__name__}.answer must return logits like those it is given, "
+            f"{_shown(logits_BC)}; got {_shown(answer_BC)}"
+        )
+    return answer_BC
+
+
+def _shown(value: Any) -> str:
+    """A tensor's type and shape, the type of anything else."""
+    return (
+        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    )
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from multiexit.policies.base import ROW, ExitPolicy, State
+from multiexit.policies.base import ROW, ExitPolicy, State, answer, step
 from multiexit.problems import PROBLEMS, decisions
 
 
@@ -47,7 +47,7 @@ class _EachDecision(ExitPolicy):
 
     def step(self, state: State, logits_BC: Tensor) -> tuple[State, Tensor]:
         shape = self._shape(logits_BC)
-        inner, stop_N = self.policy.step(self._inner(state, shape), self._flat(logits_BC))
+        inner, stop_N = step(self.policy, self._inner(state, shape), self._flat(logits_BC))
         stop_BP = stop_N.view(shape)
         if "asked" in state:
             stop_BP = stop_BP | ~state["asked"]
@@ -56,7 +56,7 @@ class _EachDecision(ExitPolicy):
 
     def answer(self, state: State, logits_BC: Tensor) -> Tensor:
         shape = self._shape(logits_BC)
-        answer_NK = self.policy.answer(self._inner(state, shape), self._flat(logits_BC))
+        answer_NK = answer(self.policy, self._inner(state, shape), self._flat(logits_BC))
         return PROBLEMS[self.problem].join(answer_NK.view(*shape, -1))
 
     def _inner(self, state: State, shape: tuple[int, int]) -> State:

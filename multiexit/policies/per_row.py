@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multiexit.policies.base import ROW, ExitPolicy, State
+from multiexit.policies.base import answer as checked_answer
 from multiexit.policies.base import step as checked_step
 from multiexit.policies.registry import POLICIES, field_types, policy_name, to_json
 
@@ -131,7 +132,7 @@ class PerRow(ExitPolicy):
         answer_BC = logits_BC
         for k in range(len(self.kinds)):
             policy, own = self._own(state, k, logits_BC.dtype)
-            own_BC = policy.answer(own, logits_BC)
+            own_BC = checked_answer(policy, own, logits_BC)
             are_B = self._are(state, k)
             if isinstance(are_B, bool):
                 return own_BC

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multiexit import problems
-from multiexit.policies.base import ExitPolicy, step, wide
+from multiexit.policies.base import ExitPolicy, answer, step, wide
 from multiexit.policies.decisions import for_problem
 from multiexit.policies.numbers import Known, Number
 
@@ -99,9 +99,9 @@ def answers(
         state, stop_B = step(policy, state, logits_MBC[m], certainty_B, asked_BT)
         leaves_B = active_B & stop_B
         exit_B[leaves_B] = m
-        answer_BC[leaves_B] = policy.answer(state, logits_MBC[m])[leaves_B]
+        answer_BC[leaves_B] = answer(policy, state, logits_MBC[m])[leaves_B]
         active_B &= ~stop_B
-    answer_BC[active_B] = policy.answer(state, logits_MBC[-1])[active_B]
+    answer_BC[active_B] = answer(policy, state, logits_MBC[-1])[active_B]
     return exit_B, answer_BC
 
 

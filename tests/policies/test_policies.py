@@ -523,6 +523,47 @@ def test_a_malformed_step_is_named(what, mlp):
 
 
 @dataclass(frozen=True)
+class Answers(mx.ExitPolicy):
+    """What it answers, or keeps, isn't the batch's."""
+
+    what: str
+
+    def init(self, logits_BC):
+        return {}
+
+    def step(self, state, logits_BC):
+        kept = {"a column": logits_BC.T, "a number": 3}.get(self.what, logits_BC)
+        return {"kept": kept}, torch.ones(len(logits_BC), dtype=torch.bool)
+
+    def answer(self, state, logits_BC):
+        return {"wider": logits_BC.repeat(1, 2), "finer": logits_BC.double()}.get(
+            self.what, logits_BC
+        )
+
+
+@pytest.mark.parametrize("problem", [None, "multi-label"])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("wider", r"Answers.answer must return logits like .*, torch.float32 .*; got .*, [46]\)"),
+        ("finer", r"Answers.answer must return logits .* got torch.float64"),
+        ("a column", r"Answers.step: state\['kept'\] must be a tensor with \d+ rows, .* got"),
+        ("a number", r"Answers.step: state\['kept'\] must be a tensor with \d+ rows, .* got int"),
+    ],
+)
+def test_a_malformed_answer_or_state_is_named(what, message, problem, make_backbone):
+    model = mx.MultiExitModel(make_backbone("mlp"), 3, problem=problem).eval()
+    x = torch.randn(5, 6)
+    for run in (
+        lambda: model.predict(Answers(what), x),
+        lambda: mx.simulate(Answers(what), model(x), problem=problem),
+        lambda: mx.Engine(model, Answers(what)).predict(x, policy=[Answers(what)] * 5),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run()
+
+
+@dataclass(frozen=True)
 class Herd(mx.ExitPolicy):
     """Stops all rows when their mean is sure: a row's exit depends on its neighbours."""
 

@@ -236,10 +236,20 @@ def write_answers(answer: Prediction, finished: Finished | None) -> None:
 
 def check_evaluating(model: nn.Module) -> None:
     """Refuse train mode, of the model or of any part, by a ValueError."""
-    if any(part.training for part in model.modules()):
+    if _trains(model):
         name = next(name for name, part in model.named_modules() if part.training)
         where = f" of its part {name}" if name else ""
         raise ValueError(f"predict in train mode{where} would be random: call model.eval() first")
+
+
+def _trains(model: nn.Module) -> bool:
+    """Whether any part is in train mode; at each prediction, so not by `modules()`, which is slow."""
+    parts = [model]
+    for part in parts:
+        if part.training:
+            return True
+        parts += [child for child in part._modules.values() if child is not None]
+    return False
 
 
 def num_running(group: Group) -> int:

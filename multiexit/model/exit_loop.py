@@ -243,7 +243,7 @@ def check_evaluating(model: nn.Module) -> None:
 
 
 def _trains(model: nn.Module) -> bool:
-    """Whether any part is in train mode; at each prediction, so not by `modules()`, which is slow."""
+    """Whether any part is in train mode; `modules()` is too slow for each prediction."""
     parts = [model]
     for part in parts:
         if part.training:

@@ -35,7 +35,7 @@ NETWORKS = ("BERT-base, 32 tokens", "ResNet-56, 27 exits")
 
 
 def parts(
-    model: mx.MultiExitModel, plain: Any, inputs: dict[str, Tensor]
+    model: mx.MultiExitModel, plain: Any, inputs: dict[str, Any]
 ) -> dict[str, Callable[[], Any]]:
     """The columns' calls, by name."""
     rows = len(next(iter(inputs.values())))
@@ -101,7 +101,7 @@ def of_like_exits(
     while first < len(shapes):
         candidates = range(first, min(first + most, len(shapes)))
         exits = [exit for exit in candidates if shapes[exit] == shapes[first]]
-        linears = [model.heads[e].linear for e in exits]
+        linears: Any = [model.heads[e].linear for e in exits]
         yield (
             exits,
             torch.stack([linear.weight.detach().T for linear in linears]),

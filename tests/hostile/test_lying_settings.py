@@ -163,7 +163,7 @@ def test_a_description_is_an_architecture_and_nothing_else(case, folder):
         ("policy", {"class": "MaxProb"}, "policy lacks threshold"),
         ("policy", {"class": "MaxProb", "threshold": 0.5, "x": 1}, "'x', which is not known"),
         ("policy", {"class": "Patience", "patience": 1.5}, "patience must be a whole number"),
-        ("backbone", None, "pass backbone="),
+        ("backbone", None, "give from_pretrained the same backbone"),
     ],
 )
 def test_the_key_and_what_is_right_are_named(key, value, words, folder):

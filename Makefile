@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Only Python and make are needed.
 # `make results ARGS="--data-dir data --minilm MiniLM-L6"` makes those runs of docs/results.md that
-# aren't there yet.
+# aren't there yet, and its tables and pictures.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +23,7 @@ docs: $(VENV)/test
 
 results: $(VENV)/test
 	$(BIN)/python benchmarks/evidence.py $(ARGS)
+	$(BIN)/python benchmarks/evidence_page.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

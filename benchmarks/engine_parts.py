@@ -78,14 +78,16 @@ def parts(
                 state = policy.init(logits_BK) if exit == 0 else state
                 state, _ = policy.step(state, logits_BK)
 
-    calls = {"stages": stages, "heads": heads, "policy": decides, "3 at once": at_once}
-    inferring = {name: torch.inference_mode()(call) for name, call in calls.items()}
-    return {
-        "plain": torch.inference_mode()(lambda: plain(**inputs)),
-        **inferring,
-        "loop": torch.inference_mode()(loop),
-        "predict": lambda: engine.predict(**inputs),
+    calls = {
+        "plain": lambda: plain(**inputs),
+        "stages": stages,
+        "heads": heads,
+        "policy": decides,
+        "3 at once": at_once,
+        "loop": loop,
     }
+    inferring = {name: torch.inference_mode()(call) for name, call in calls.items()}
+    return {**inferring, "predict": lambda: engine.predict(**inputs)}
 
 
 def of_like_exits(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multiexit import policies, problems
+from multiexit.data import padding
 from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
 from multiexit.model.passes import Pass
@@ -139,13 +140,11 @@ def _padding_read(model: MultiExitModel, batch: Mapping[str, Tensor], allowed: f
     mask_BT = batch.get(MASK)
     if mask_BT is None or mask_BT.ndim != 2:
         return ""
-    T = mask_BT.shape[1]
-    for row, real_T in enumerate(mask_BT != 0):
-        length = int(real_T.nonzero().max()) + 1 if real_T.any() else T
+    for row in range(len(mask_BT)):
         padded = {name: tensor[row : row + 1] for name, tensor in batch.items()}
-        cut = {n: x[:, :length] if x.shape[1:2] == (T,) else x for n, x in padded.items()}
+        both = padded, padding.trim(padded)
         with torch.no_grad():
-            one_MBC, other_MBC = (model.run((), inputs).logits_MBC for inputs in (padded, cut))
+            one_MBC, other_MBC = (model.run((), inputs).logits_MBC for inputs in both)
         if one_MBC.shape == other_MBC.shape and (one_MBC - other_MBC).abs().max() > allowed:
             return (
                 "; this network reads its padding, which a runner cuts off where all rows have it: "

@@ -42,6 +42,8 @@ from multiexit_runner.server.serve import main
 
 sys.exit(main(sys.argv[1:]))
 """
+PATIENT = "from multiexit_runner.server import wire; wire.LINGER = 3\n" + CODE
+"""Where a machine has much to do, a request may be on its way for longer."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +60,10 @@ JSON = b"Content-Type: application/json\r\n\r\n"
 
 
 @contextmanager
-def serving(folder, *flags):
+def serving(folder, *flags, code=CODE):
     """A service without torch; its process and a client."""
     port = free_port()
-    words = [sys.executable, "-c", CODE, str(folder), "--port", str(port), "--threads", "1", *flags]
+    words = [sys.executable, "-c", code, str(folder), "--port", str(port), "--threads", "1", *flags]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
@@ -165,7 +167,7 @@ def test_it_lives_through_what_clients_do_and_ends_when_told(exported):
 
 def test_a_request_that_is_on_its_way_when_it_ends_is_answered(exported):
     """On connections that were idle, one of them with half a request sent."""
-    with serving(exported) as (process, _, port):
+    with serving(exported, code=PATIENT) as (process, _, port):
         wires = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(5)]
         health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
         for wire in (*wires[:2], wires[4]):
@@ -176,8 +178,9 @@ def test_a_request_that_is_on_its_way_when_it_ends_is_answered(exported):
         wires[3].sendall(health[:20])  # and no more
         process.send_signal(signal.SIGTERM)
         with suppress(OSError):  # as soon as it has heard
-            while True:
+            while True:  # not so often that the kernel's queue fills up, and a try takes seconds
                 socket.create_connection(("127.0.0.1", port)).close()
+                time.sleep(0.01)
         wires[0].sendall(health)
         wires[1].sendall(health[20:])
         for wire in wires[:2]:

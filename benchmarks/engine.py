@@ -15,7 +15,7 @@ takes what it takes for the rows that are left, since few rows cost more each th
 "engine / reachable" lacks of 1 went into heads, policies, dropping rows and Python. "wait" stops
 when the last row of the batch may, as peers do at batches above 1. "stream" is fed up to 256 rows
 (2 to 8 batches). A batch of one is timed at each of its mixture's exits in turn. The engine has a
-latency table.
+latency table, and both it and "wait" run `multiexit.for_inference(model)`.
 """
 
 import argparse
@@ -194,6 +194,7 @@ def main() -> None:
         if args.only and args.only not in name:
             continue
         model, plain, make = build()
+        model = mx.for_inference(model)
         sizes = [1 << power for power in range(max(args.batches).bit_length())]
         table = mx.profile(model, inputs=make(1), batch_sizes=sizes, repeats=args.repeats)
         for batch in args.batches:

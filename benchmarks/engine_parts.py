@@ -5,11 +5,13 @@
 Each column has all that those before it have, in milliseconds a call:
 
     plain     the network with one head
-    stages    the engine's stages alone; for batches of images with batch norms folded
+    stages    the stages alone; of images with batch norms folded, as `multiexit.for_inference` does
     heads     every exit's head
     policy    patience that is never reached
     loop      reading who stops and whether logits are finite, once for each exit
-    predict   checks of the input, and for batches of images that the model hasn't changed
+    predict   checks of the input
+    looking   an engine of the model as it was given: a row alone isn't folded, and of more it looks
+              whether the model has changed
 
 "3 at once" is beside "policy": features wait for the third of three exits, whose heads are then
 asked in one product, the policy still exit by exit. Nobody leaves here, so the difference is the
@@ -29,6 +31,7 @@ from engine import networks
 from torch import Tensor
 
 import multiexit as mx
+from multiexit import policies
 from multiexit.model import exit_loop
 
 NETWORKS = ("BERT-base, 32 tokens", "ResNet-56, 27 exits")
@@ -40,8 +43,8 @@ def parts(
     """The columns' calls, by name."""
     rows = len(next(iter(inputs.values())))
     policy = mx.Patience(model.num_exits)
-    engine = mx.Engine(model, policy)
-    runs = engine.model_for(rows)
+    runs = mx.for_inference(model)
+    engine, looking = mx.Engine(runs, policy), mx.Engine(model, policy)
     groups = list(of_like_exits(runs, inputs, 3))
 
     def stages() -> None:
@@ -73,10 +76,11 @@ def parts(
                 carry, feature = runs.to_exit(exit, carry)
                 features.append(feature)
             vectors = runs.heads[exits[0]].vector(torch.cat(features))  # type: ignore[operator]
-            logits_MBK = torch.baddbmm(b_M1K, vectors.view(len(exits), rows, -1), w_MDK)
+            raw_MBK = torch.baddbmm(b_M1K, vectors.view(len(exits), rows, -1), w_MDK)
+            logits_MBK = raw_MBK / runs.temperature_M[exits[0] : exits[-1] + 1, None, None]
             for exit, logits_BK in zip(exits, logits_MBK, strict=True):
                 state = policy.init(logits_BK) if exit == 0 else state
-                state, _ = policy.step(state, logits_BK)
+                state, _ = policies.step(policy, state, logits_BK)
 
     calls = {
         "plain": lambda: plain(**inputs),
@@ -87,7 +91,11 @@ def parts(
         "loop": loop,
     }
     inferring = {name: torch.inference_mode()(call) for name, call in calls.items()}
-    return {**inferring, "predict": lambda: engine.predict(**inputs)}
+    return {
+        **inferring,
+        "predict": lambda: engine.predict(**inputs),
+        "looking": lambda: looking.predict(**inputs),
+    }
 
 
 def of_like_exits(

@@ -63,6 +63,7 @@ from multiexit.policies import (
 from multiexit.recipes import Phase, Recipe, recipe
 from multiexit.serving.classifier import Classifier
 from multiexit.serving.engine import Engine
+from multiexit.serving.folding import for_inference
 from multiexit.serving.onnx import export
 from multiexit.serving.profiling import profile
 from multiexit.training import presets as presets
@@ -119,6 +120,7 @@ __all__ = [
     "export",
     "fit_experts",
     "fit_temperatures",
+    "for_inference",
     "gradients",
     "heads",
     "judge",

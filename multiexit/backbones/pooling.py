@@ -55,12 +55,14 @@ def pool_feature(
         return _pool_tokens(feature, pool, valid_BT)
     width = 1 + LAYOUTS[layout].width
     positions = tuple(dim for dim in range(1, feature.ndim) if dim != width)
+    dtype = torch.promote_types(feature.dtype, torch.float32)
+    if not torch.is_grad_enabled():
+        return feature.mean(positions, dtype=dtype).to(feature.dtype)
     num_positions = 1
     for dim in positions:
         num_positions = num_positions * feature.shape[dim]
     # Not .mean: its backward writes out a whole feature map, that of a sum does not.
-    sum_dtype = torch.promote_types(feature.dtype, torch.float32)
-    return (feature.sum(positions, dtype=sum_dtype) / num_positions).to(feature.dtype)
+    return (feature.sum(positions, dtype=dtype) / num_positions).to(feature.dtype)
 
 
 def turned_by(value: Tensor, places_B: Tensor) -> Tensor:

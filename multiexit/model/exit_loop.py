@@ -135,7 +135,7 @@ def advance(
     dragging = group.running < len(group.rows_B)
     leave_B = group.running_B & decision.stop_B if dragging else decision.stop_B
     # A sum is finite only if all it adds is.
-    leaving, total = _read(leave_B.sum(), decision.logits_BC.sum())
+    leaving, total = _read(leave_B.count_nonzero(), decision.logits_BC.sum())
     if not math.isfinite(total):
         running_B = group.running_B
         check_finite(exit, decision.logits_BC[running_B], group.rows_B[running_B])
@@ -244,11 +244,14 @@ def check_evaluating(model: nn.Module) -> None:
 
 def _trains(model: nn.Module) -> bool:
     """Whether any part is in train mode; `modules()` is too slow for each prediction."""
-    parts = [model]
+    parts: list[nn.Module | None] = [model]
     for part in parts:
+        if part is None:
+            continue
         if part.training:
             return True
-        parts += [child for child in part._modules.values() if child is not None]
+        if children := part._modules:
+            parts += children.values()
     return False
 
 

@@ -74,6 +74,7 @@ class MultiExitModel(nn.Module):
         calibration: settings to choose among for each call, from `multiexit.calibration_table`,
             saved with the model; or None.
         preprocessing: how inputs were prepared, plain data saved with the model.
+        runs_only: whether it is a copy by `multiexit.for_inference`.
 
     Example:
         >>> import torch, multiexit as mx
@@ -84,6 +85,8 @@ class MultiExitModel(nn.Module):
         >>> model.predict(mx.FixedExit(1), x).exit_B
         tensor([1, 1, 1, 1])
     """
+
+    runs_only: bool = False
 
     def __init__(
         self,
@@ -496,6 +499,21 @@ class MultiExitModel(nn.Module):
             self.save_pretrained(folder, tokenizer)
             return hub.push(folder, repo, **options)
 
+    def check_complete(self, what: str) -> None:
+        """Refuse a copy that `multiexit.for_inference` made.
+
+        Args:
+            what: would be done to it, for the message.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if self.runs_only:
+            raise ValueError(
+                f"this copy is for running only, its batch norms are gone, and can't be {what}: "
+                "take the model that it was made of"
+            )
+
     def settings(self, spec: dict[str, Any] | None) -> dict[str, Any]:
         """Everything but the weights, as plain data: what `multiexit.json` holds.
 
@@ -503,8 +521,10 @@ class MultiExitModel(nn.Module):
             spec: the backbone's description; None where it has none.
 
         Raises:
-            ValueError: a policy that doesn't fit the model; adapters of peft in its heads.
+            ValueError: a policy that doesn't fit the model; adapters of peft in its heads; a copy
+                for running only.
         """
+        self.check_complete("saved")
         if isinstance(self.head, str) and (found := adapters.layers(self.heads)):
             raise ValueError(
                 f"heads are saved without adapters, and there is one in heads.{next(iter(found))}: "

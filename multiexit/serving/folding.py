@@ -20,15 +20,29 @@ TOLERANCE = 1e-3  # of the largest logit; eight roundings where a type is coarse
 
 @torch.no_grad()
 def for_inference(model: MultiExitModel) -> MultiExitModel:
-    """A faster model with the same answers; the model itself if there is nothing to gain.
+    """Make a faster model with the same answers, for running only.
 
     In evaluation a batch norm is a scale and a shift per channel, which the convolution before it
     can do too: `w ← w γ / √(σ² + ε)`, `b ← (b − μ) γ / √(σ² + ε) + β`. Which convolution that is
     shows in a run of the backbone's example. Weights of images are laid out channels last, which
     CPUs and half-precision GPUs are faster with.
 
+    An `Engine` does this by itself, and then looks at each call whether the model has changed. An
+    engine of the copy has nothing to look at, and runs it for a row alone too.
+
+    Args:
+        model: trained; it stays as it is.
+
     Returns:
-        A copy in evaluation mode, for running only; what is learnt later doesn't reach it.
+        A copy in evaluation mode: what is learnt later doesn't reach it, and it can be neither
+        trained nor saved. The model itself if there is nothing to gain.
+
+    Example:
+        >>> import torch, multiexit as mx
+        >>> model = mx.MultiExitModel(mx.cifar_resnet(20), num_classes=10).eval()
+        >>> engine = mx.Engine(mx.for_inference(model), mx.MaxProb(0.9))
+        >>> engine.predict(torch.rand(1, 3, 32, 32)).exit_B.shape
+        torch.Size([1])
     """
     weight = next(model.parameters(), torch.zeros(0))
     if "image" not in model.backbone.layouts:
@@ -47,6 +61,7 @@ def for_inference(model: MultiExitModel) -> MultiExitModel:
     if pays and not all(p.is_contiguous(memory_format=layout) for p in images):
         folded = copy.deepcopy(model).eval() if folded is model else folded
         folded.to(memory_format=layout)  # type: ignore[call-overload]
+    folded.runs_only = folded is not model or model.runs_only
     return folded
 
 
@@ -77,7 +92,7 @@ def _foldable_pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:
 
 
 def _folded_copy(model: MultiExitModel, pairs: Pairs) -> MultiExitModel:
-    folded = copy.deepcopy(model).eval()
+    folded = copy.deepcopy(model)
     for conv, norm in pairs:
         before, after = folded.get_submodule(conv), folded.get_submodule(norm)
         assert isinstance(before, nn.Conv2d)
@@ -88,7 +103,7 @@ def _folded_copy(model: MultiExitModel, pairs: Pairs) -> MultiExitModel:
             folded.set_submodule(conv, fused.to(dtype))
             # What a batch norm has inside, as timm's have the activation, comes after it.
             folded.set_submodule(norm, nn.Sequential(*after.children()))
-    return folded
+    return folded.eval()
 
 
 def _same_answers(folded: Tensor, original: Tensor) -> bool:

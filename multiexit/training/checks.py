@@ -116,6 +116,7 @@ def check_all(model: Any, recipe: Any, config: Any) -> None:
         ValueError: with what is wrong, and what would be right.
     """
     check_parts(model, recipe, config)
+    model.check_complete("trained")
     precision.trainable_weights(model)
     check(model, recipe)
     policies.check(recipe.policy, model.num_exits, model.num_classes, model.problem)

@@ -462,8 +462,8 @@ class MultiExitModel(nn.Module):
             tokenizer: of `transformers`, saved beside the weights.
 
         Raises:
-            ValueError: a policy that doesn't fit the model, settings that JSON can't hold, or a
-                file where the folder is to be.
+            ValueError: a policy that doesn't fit the model, settings that JSON can't hold, a copy
+                for running only, or a file where the folder is to be.
             OSError: the folder can't be written.
 
         Example:
@@ -476,6 +476,7 @@ class MultiExitModel(nn.Module):
             >>> again.policy
             MaxProb(threshold=0.9)
         """
+        self.check_complete("saved")
         settings = self.settings(backbone_spec(self.backbone))
         save_folder(user_path(folder), self, settings, tokenizer)
 
@@ -521,10 +522,8 @@ class MultiExitModel(nn.Module):
             spec: the backbone's description; None where it has none.
 
         Raises:
-            ValueError: a policy that doesn't fit the model; adapters of peft in its heads; a copy
-                for running only.
+            ValueError: a policy that doesn't fit the model; adapters of peft in its heads.
         """
-        self.check_complete("saved")
         if isinstance(self.head, str) and (found := adapters.layers(self.heads)):
             raise ValueError(
                 f"heads are saved without adapters, and there is one in heads.{next(iter(found))}: "

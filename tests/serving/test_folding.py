@@ -103,6 +103,29 @@ def test_answers_stay(name):
 def test_what_has_no_images_is_left_alone():
     model = chain()
     assert for_inference(model) is model
+    assert not model.runs_only
+
+
+def test_a_copy_for_running_only_is_neither_trained_nor_saved(tmp_path):
+    """Nor are its copies, and models of some of its exits; its engine runs it for a row too."""
+    torch.manual_seed(0)
+    model = mx.MultiExitModel(mx.cifar_resnet(20), 3).eval()
+    copied = mx.for_inference(model)
+    for only in (copied, copy.deepcopy(copied), mx.keep_exits(copied, [1, 8])):
+        with pytest.raises(ValueError, match=r"running only.* can't be saved: take the model"):
+            only.save_pretrained(tmp_path / "saved")
+        with pytest.raises(ValueError, match=r"running only.* can't be trained: take the model"):
+            mx.Trainer(only, mx.recipe("joint"), mx.TrainConfig(max_steps=1))
+    assert not list(tmp_path.iterdir())
+    mx.Trainer(model, mx.recipe("joint"), mx.TrainConfig(max_steps=1))
+    model.save_pretrained(tmp_path / "saved")
+    engine, x = mx.Engine(copied, mx.MaxProb(0.4)), torch.randn(3, 3, 32, 32)
+    assert engine.model is engine.model_for(1) is engine.model_for(3) is copied
+    wanted = mx.Engine(model, mx.MaxProb(0.4)).predict(x)
+    for answer in (engine.predict(x), pickle.loads(pickle.dumps(engine)).predict(x)):
+        assert torch.equal(answer.exit_B, wanted.exit_B)
+        torch.testing.assert_close(answer.logits_BC, wanted.logits_BC, atol=1e-4, rtol=1e-4)
+    mx.export(copied, tmp_path / "exported", mx.MaxProb(0.4))
 
 
 def test_what_is_folded_already_is_left_alone():

@@ -4,21 +4,19 @@ Letters: L layers of the teacher, n of the student, M exits, B batch rows, C cla
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from multiexit.arguments import check_share
+from multiexit.backbones import Carry
 from multiexit.losses import coefficients
-from multiexit.model import heads
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import FixedExit
-from multiexit.policies.base import need_classes
 from multiexit.recipes import Phase, Recipe, Seen
 from multiexit.recipes.static.layers import check_depth
-from multiexit.runtime import evaluating
+from multiexit.recipes.static.teaching import Teaching
 
 PATTERNS = ("skip", "last")
 
@@ -77,41 +75,47 @@ def pkd(
         >>> mx.static.pkd(teacher, layers=2).policy
         FixedExit(exit=1)
     """
-    depth = _checked_depth(teacher, layers, alpha, temperature, beta, pattern)
+    teaching = Teaching(teacher, temperature, "PKD", "static.Theseus")
+    depth = _checked_depth(teacher, layers, alpha, beta, pattern)
     taught = tuple(teacher_layers(depth, layers, pattern))
 
     def labels_part(teaches_MM: Tensor, progress: float, shares_M: Sequence[float]) -> Tensor:
         return (1 - alpha) * coefficients.last_only(teaches_MM, progress, shares_M)
 
     def patience(seen: Seen) -> Tensor:
-        _check_problem("student", seen.problem)
         if len(seen.features) != layers:
             raise ValueError(
                 f"PKD reads the hidden states of all {layers} layers, and this student has "
                 f"{len(seen.features)} exits: make it with exits='all'"
             )
-        answers_BC, teacher_BnH = _teacher_outputs(teacher, seen, taught)
+        states: list[Tensor] = []
+
+        def run_stage(carry: Carry, stage: int) -> tuple[Carry, Tensor]:
+            carry, feature = teacher.backbone.stage(carry, stage)
+            states.append(feature[:, 0].float())
+            return carry, feature
+
+        answers = teaching.divergence(seen, run_stage).mean()
+        teacher_BnH = torch.stack([states[layer] for layer in taught], 1)
         student_BnH = torch.stack([feature[:, 0].float() for feature in seen.features[:-1]], 1)
         if student_BnH.shape != teacher_BnH.shape:
             raise ValueError(
                 f"the student's states have width {student_BnH.shape[-1]}, the teacher's "
                 f"{teacher_BnH.shape[-1]}: they must be the same"
             )
-        answers = F.kl_div(
-            F.log_softmax(seen.logits_MBC[-1].float() / temperature, -1),
-            F.softmax(answers_BC / temperature, -1),
-            reduction="none",
-        ).mean()
-        states = F.mse_loss(F.normalize(student_BnH, dim=-1), F.normalize(teacher_BnH, dim=-1))
-        return alpha * temperature**2 * answers + beta * states
+        gap = F.mse_loss(F.normalize(student_BnH, dim=-1), F.normalize(teacher_BnH, dim=-1))
+        return alpha * temperature**2 * answers + beta * gap
 
+    phase = Phase(
+        coefficients=labels_part, train="last", extra=patience, before_step=teaching.check_apart
+    )
     return Recipe(
         name="pkd",
         paper="Sun et al., Patient Knowledge Distillation for BERT Model Compression",
         section="3",
         year=2019,
         summary="one exit learns from the labels and from a longer network's answers and layers",
-        phases=(Phase(coefficients=labels_part, train="last", extra=patience),),
+        phases=(phase,),
         policy=FixedExit(layers - 1),
     )
 
@@ -133,51 +137,17 @@ def teacher_layers(depth: int, layers: int, pattern: str = "skip") -> list[int]:
     return [depth - layers + j - 1 for j in range(1, layers)]
 
 
-@torch.no_grad()
-def _teacher_outputs(
-    teacher: MultiExitModel, seen: Seen, taught: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """The teacher's last logits [B, C] and its first token's states [B, n − 1, H]."""
-    with evaluating(teacher.to(seen.logits_MBC.device)):
-        carry, states = teacher.backbone.start(*seen.args, **seen.inputs), []
-        feature: Any = None
-        for stage in range(teacher.exits[-1] + 1):
-            carry, feature = teacher.backbone.stage(carry, stage)
-            states.append(feature[:, 0].float())
-        logits_BC, _ = heads.ask(teacher.heads[-1], feature, carry.get("valid_BT"), {})
-    answers_BC = logits_BC.float() / teacher.temperature_M[-1]
-    return answers_BC, torch.stack([states[layer] for layer in taught], 1)
-
-
 def _checked_depth(
-    teacher: MultiExitModel,
-    layers: int,
-    alpha: float,
-    temperature: float,
-    beta: float,
-    pattern: str,
+    teacher: MultiExitModel, layers: int, alpha: float, beta: float, pattern: str
 ) -> int:
     """The teacher's depth, if all is well."""
-    need_classes(teacher.num_classes, "PKD", "static.Theseus")
-    _check_problem("teacher", teacher.problem)
     depth = teacher.exits[-1] + 1
     check_depth(layers, depth)
     if layers < 2:
         raise ValueError("PKD needs 2 layers or more: the last one learns from no hidden state")
     check_share("alpha", alpha, "[0, 1)")  # below 1: the labels must count too
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be above 0, got {temperature}")
     if not 0 <= beta < float("inf"):
         raise ValueError(f"beta must be 0 or more, got {beta}")
     if pattern not in PATTERNS:
         raise ValueError(f"pattern must be one of {PATTERNS}, got {pattern!r}")
     return depth
-
-
-def _check_problem(who: str, problem: str | None) -> None:
-    """Refuse answers that aren't one of C classes a row, by a ValueError."""
-    if problem not in (None, "classification"):
-        raise ValueError(
-            f"PKD teaches one distribution over classes a row, and this {who}'s problem is "
-            f"{problem!r}: use static.Theseus"
-        )

@@ -17,13 +17,14 @@ import argparse
 import shlex
 import time
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import about, write_json
-from evidence_plan import FOLDERS, METHODS, Run, runs
+from evidence_plan import CUT, FOLDERS, METHODS, Run, runs
 
 import multiexit as mx
 from multiexit.cli import typed
@@ -35,6 +36,8 @@ from multiexit.training import experiment
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "runs"
 SPEEDUPS = (1.0, 1.3, 1.5, 2.0, 3.0, 4.0)
+CUTS = (1.3, 1.5, 2.0, 3.0)
+"""About how much faster than the whole network the cut ones are."""
 
 
 @cache
@@ -79,16 +82,22 @@ def point(judged: mx.Outputs, policy: mx.ExitPolicy) -> dict[str, Any]:
     }
 
 
-def trained(
-    run: Run, args: Any
-) -> tuple[tasks.TaskData, mx.MultiExitModel, mx.Recipe, mx.TrainConfig]:
-    """A run's task, its model when it is trained, and what by."""
+def start(run: Run, args: Any) -> tuple[tasks.TaskData, mx.Backbone]:
+    """A run's task, and its network as training finds it."""
     setting = run.setting
     encoder = vars(args)[setting.backbone] if setting.is_text else None
     task = load_task(setting.task, args.data_dir, encoder)
     weights = setting.weights and str(args.checkpoints / setting.weights / "model.safetensors")
     name = str(encoder) if setting.is_text else setting.backbone
-    backbone = experiment.backbone_for(task, name, weights, run.seed)
+    return task, experiment.backbone_for(task, name, weights, run.seed)
+
+
+def trained(
+    run: Run, args: Any
+) -> tuple[tasks.TaskData, mx.MultiExitModel, mx.Recipe, mx.TrainConfig]:
+    """A run's task, its model when it is trained, and what by."""
+    setting = run.setting
+    task, backbone = start(run, args)
     recipe = run.recipe()
     config = run.config(recipe, args.steps)
     model, _ = experiment.train(
@@ -103,18 +112,19 @@ def trained(
     return task, model, recipe, config
 
 
-def make(run: Run, args: Any) -> dict[str, Any]:
-    """Train and judge one run."""
-    setting, began = run.setting, time.process_time()
-    task, model, recipe, config = trained(run, args)
-    seconds = time.process_time() - began
-    judged = mx.collect(model, next(iter(task.sets.values())), task.metric)
-    held = mx.collect(model, holdout(task.train, setting.held, run.seed)[1], task.metric)
-    cost = judged.cost
-    scores = [row["score"] for row in mx.exit_scores(judged)]
+def test_set(task: tasks.TaskData) -> Any:
+    """The rows that judge."""
+    return next(iter(task.sets.values()))
+
+
+def made(
+    run: Run, task: tasks.TaskData, recipe: mx.Recipe, config: mx.TrainConfig, seconds: float
+) -> dict[str, Any]:
+    """What a run was made from, and how long it was trained."""
+    name, options = METHODS[run.method]
     return {
-        "run": {"setting": setting.name, "method": run.method, "seed": run.seed},
-        "recipe": {"name": METHODS[run.method][0], "options": METHODS[run.method][1]},
+        "run": {"setting": run.setting.name, "method": run.method, "seed": run.seed},
+        "recipe": {"name": name, "options": options},
         "trained": {
             "steps": config.max_steps and config.max_steps * len(recipe.phases),
             "epochs": None if config.max_steps else config.epochs,
@@ -123,25 +133,72 @@ def make(run: Run, args: Any) -> dict[str, Any]:
             "omega_lr": config.omega_lr,
             "layer_decay": config.layer_decay,
             "schedule": config.schedule,
-            "temperature": recipe.phases[-1].temperature.value,
+            "temperature": options.get("temperature", recipe.phases[-1].temperature.value),
             "cpu_seconds": round(seconds, 1),
         },
         "task": task.name,
         "metric": task.metric,
-        "examples": len(judged.labels_B),
-        "exits": [
-            {
-                "score": round(score, 5),
-                "speedup": round(cost.full_macs / macs, 4),
-                "parameters": parameters,
-            }
-            for score, macs, parameters in zip(scores, cost.macs_M, cost.params_M, strict=True)
-        ],
+        "examples": len(test_set(task)),
+    }
+
+
+def scored(judged: mx.Outputs, full_macs: float) -> list[dict[str, Any]]:
+    """Each exit's score, how much faster than the whole network it is, and its parameters."""
+    cost = judged.cost
+    scores = [row["score"] for row in mx.exit_scores(judged)]
+    return [
+        {
+            "score": round(score, 5),
+            "speedup": round(full_macs / macs, 4),
+            "parameters": parameters,
+        }
+        for score, macs, parameters in zip(scores, cost.macs_M, cost.params_M, strict=True)
+    ]
+
+
+def with_exits(run: Run, args: Any) -> dict[str, Any]:
+    """Train and judge a network with exits."""
+    began = time.process_time()
+    task, model, recipe, config = trained(run, args)
+    seconds = time.process_time() - began
+    judged = mx.collect(model, test_set(task), task.metric)
+    held = mx.collect(model, holdout(task.train, run.setting.held, run.seed)[1], task.metric)
+    return {
+        **made(run, task, recipe, config, seconds),
+        "exits": scored(judged, judged.cost.full_macs),
         "own policy": point(judged, model.policy) if model.policy else None,
         "policies": {
             name: curve(held, judged, kind) for name, kind in policies(task.num_classes).items()
         },
     }
+
+
+def cut(run: Run, args: Any) -> dict[str, Any]:
+    """Train and judge networks that are cut from the whole one at some depths, and taught by it."""
+    task, backbone = start(run, args)
+    stages = mx.MultiExitModel(backbone, task.num_classes, labels=task.labels).cost()
+    last = backbone.num_stages - 1
+    whole = mx.MultiExitModel(backbone, task.num_classes, [last], labels=task.labels)
+    recipe = run.recipe(whole)
+    config = run.config(recipe, args.steps)
+    seconds, networks = 0.0, []
+    for stage in nearest(stages.macs_M, CUTS):
+        began = time.process_time()
+        _, backbone = start(run, args)
+        model, _ = experiment.train(
+            task, backbone, recipe, config, [stage], validation=run.setting.held
+        )
+        seconds += time.process_time() - began
+        judged = mx.collect(model, test_set(task), task.metric)
+        networks += [{"stages": stage + 1, **scored(judged, whole.cost().full_macs)[0]}]
+    return {**made(run, task, recipe, config, seconds), "networks": networks}
+
+
+def nearest(macs_M: Sequence[float], speedups: Sequence[float]) -> list[int]:
+    """The stages that come nearest to such shares of the last one's compute, each once."""
+    wanted = [macs_M[-1] / speedup for speedup in speedups]
+    found = [min(range(len(macs_M)), key=lambda m: abs(macs_M[m] - most)) for most in wanted]
+    return list(dict.fromkeys(found))
 
 
 def command(run: Run, program: str, steps: int | None = None) -> str:
@@ -198,10 +255,10 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # exits at chance are judged as they are
-            data = make(run, args)
+            data = (cut if run.method == CUT else with_exits)(run, args)
         made_by = command(run, "evidence.py", args.steps)
         write_json(args.output / f"{run.name}.json", {"about": about(made_by), **data})
-        scores = [exit["score"] for exit in data["exits"]]
+        scores = [row["score"] for row in data.get("exits") or data["networks"]]
         print(
             f"{run.name}: {100 * sum(scores) / len(scores):.1f} over exits, "
             f"{data['trained']['cpu_seconds']:.0f} s",

@@ -13,11 +13,16 @@ from pathlib import Path
 from evidence_picture import draw
 from evidence_runs import BASE, DOCS, RUNS, Results, read
 from evidence_sentences import sentences
-from evidence_tables import methods_table, policies_table
+from evidence_tables import cut_table, methods_table, policies_table
 
 from multiexit.evaluation import metrics
 
 IMAGES = DOCS / "images"
+CUT_NETWORKS = (
+    "Cut networks, distilled from the whole, one training each; beside each, what the exits of one "
+    "network score as fast, from the same seeds. The best is that of all methods and policies on "
+    "these rows, which favours it:"
+)
 
 
 def set_up(results: Results) -> str:
@@ -43,7 +48,10 @@ def section(results: Results) -> str:
     picture = f"![Score against speed-up, {results.title}](../images/{results.image})"
     parts = [f"## {results.title}", *sentences(results), picture, methods_table(results)]
     parts += [f"Policies on the exits of `{BASE}`; in brackets the speed-ups that came out:"]
-    parts += [policies_table(results), set_up(results)]
+    parts += [policies_table(results)]
+    if results.cut:
+        parts += [CUT_NETWORKS, cut_table(results, results.cut)]
+    parts += [set_up(results)]
     command = shlex.join(["benchmarks/evidence.py", "--only", setting.name, *setting.options])
     parts += [f"```sh\npython {command}\n```"]
     return "\n\n".join(parts)

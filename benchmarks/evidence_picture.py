@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from evidence_plan import METHODS
-from evidence_runs import BASE, UNTRAINED, Method, Results, best_mix, mean_of_exits
+from evidence_runs import (
+    BASE,
+    UNTRAINED,
+    Method,
+    Results,
+    best_mix,
+    mean_of_exits,
+    network,
+)
 
 from multiexit.evaluation import metrics
 from multiexit.evaluation.seeds import spread
@@ -61,6 +69,13 @@ def fixed(method: Method, fastest: float) -> tuple[list[float], list[float]]:
     return speedups, scores
 
 
+def cut_networks(cut: Method) -> tuple[list[float], list[float]]:
+    """Speed-up and score, the mean over seeds, of each cut network."""
+    networks = next(iter(cut.runs.values()))["networks"]
+    scores = [statistics.fmean(cut.values(network(i)).values()) for i in range(len(networks))]
+    return [facts["speedup"] for facts in networks], scores
+
+
 def draw(results: Results, path: Path) -> None:
     """The best methods first in the legend; the base with its deviation, and its fixed exits."""
     from matplotlib.figure import Figure
@@ -79,6 +94,12 @@ def draw(results: Results, path: Path) -> None:
     axes.fill_between(x, low, high, color="black", alpha=0.1, linewidth=0)
     x, y = fixed(base, max(x))
     axes.plot(x, y, color="black", linestyle=":", label=f"{BASE}, two fixed exits mixed")
+    if results.cut:
+        speedups, scores = cut_networks(results.cut)
+        axes.plot(
+            speedups, scores, "kx", markersize=9, label="cut and distilled, one training each"
+        )
+        tops, y = [*tops, *scores], [*y, *scores]
     top = max(*tops, *high)
     bottom = min(*low, *y, top - LEAST)
     room = MARGIN * (top - bottom)

@@ -65,6 +65,10 @@ METHODS |= {name: METHODS[of] for name, of in HEADS.items()}
 WEIGHTS = {"early-weighted": early_weighted, "without-exits": last_only}
 """Losses of a recipe's only phase in place of its own."""
 
+CUT = "truncated"
+"""No exits, but what is to be beaten: networks cut at some depths, distilled from the whole."""
+METHODS[CUT] = ("distillation", {"alpha": 0.5, "temperature": 4.0})
+
 KEY = ("joint", "leebert-uniform", "leebert", "leebert-group-dro", "leebert-group-dro-normalized")
 TABLE_1 = (
     "without-exits",
@@ -80,7 +84,7 @@ TABLE_1 = (
 )
 """What the LeeBERT paper's Table 1 has beside `KEY` and `pabee`."""
 TEXT = (*KEY, "pabee", "elasticbert", *TABLE_1, *HEADS)
-TRAINED = ("joint", "heads-only", *KEY[1:], "pabee", "elasticbert", "shallow-deep", "dbt")
+TRAINED = ("joint", "heads-only", *KEY[1:], "pabee", "elasticbert", "shallow-deep", "dbt", CUT)
 FROM_SCRATCH = (
     *KEY,
     "pabee",
@@ -274,9 +278,11 @@ class Run:
         """`digits/joint-0`: also where its JSON lies."""
         return f"{self.setting.name}/{self.method}-{self.seed}"
 
-    def recipe(self) -> mx.Recipe:
-        """With the task's own defaults."""
+    def recipe(self, teacher: mx.MultiExitModel | None = None) -> mx.Recipe:
+        """With the task's own defaults; of `CUT` by a teacher, the whole network."""
         name, options = METHODS[self.method]
+        if teacher is not None:
+            return mx.static.distillation(teacher, **options)
         recipe = experiment.recipe_for(name, self.setting.task, options)
         if self.method in WEIGHTS:
             recipe = replace(recipe, phases=(mx.Phase(coefficients=WEIGHTS[self.method]),))

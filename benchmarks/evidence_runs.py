@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from evidence_plan import HEADS, SETTINGS, Setting
+from evidence_plan import CUT, HEADS, SETTINGS, Setting
 
 from multiexit.evaluation.seeds import holm, paired, spread
 
@@ -51,11 +51,13 @@ class Results:
 
     Args:
         setting: what was run.
-        methods: those that have runs, by name.
+        methods: those of training exits that have runs, by name.
+        cut: networks cut from the whole one, from seeds that the base has too, or None.
     """
 
     setting: Setting
     methods: dict[str, Method]
+    cut: Method | None = None
 
     @property
     def any(self) -> dict[str, Any]:
@@ -84,6 +86,8 @@ class Results:
             name: {seed: [run["exits"], run["policies"]] for seed, run in by_seed.items()}
             for name, by_seed in runs.items()
         }
+        if self.cut:
+            figures[CUT] = {seed: run["networks"] for seed, run in self.cut.runs.items()}
         return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()
 
     def base_of(self, name: str) -> str:
@@ -139,8 +143,10 @@ def read(folder: Path = RUNS) -> list[Results]:
             }
             if runs:
                 methods[name] = Method(name, runs)
+        cut = methods.pop(CUT, Method(CUT, {}))
         if BASE in methods:
-            found.append(Results(setting, methods))
+            shared = {s: run for s, run in cut.runs.items() if s in methods[BASE].runs}
+            found.append(Results(setting, methods, Method(CUT, shared) if shared else None))
     return found
 
 
@@ -170,6 +176,11 @@ def at_speed(policy: str, asked: float, key: str = "score") -> Figure:
     return figure
 
 
+def network(index: int) -> Figure:
+    """The score of one of the cut networks."""
+    return lambda run: run["networks"][index]["score"]
+
+
 def best_mix(points: Points, speedup: float) -> float | None:
     """The best score of two points drawn at random, in shares that reach a speed-up or more.
 
@@ -193,6 +204,11 @@ def as_fast(policy: str, asked: float) -> Figure:
         return best_mix(run["exits"], point["speedup"]) if point else None
 
     return figure
+
+
+def mixed(policy: str, speedup: float) -> Figure:
+    """What the best mix of two of a policy's settings scores that is as fast."""
+    return lambda run: best_mix(run["policies"][policy], speedup)
 
 
 def gain(run: dict[str, Any], policy: str, points: Points) -> float | None:

@@ -12,6 +12,8 @@ from evidence_runs import (
     as_fast,
     at_exit,
     mean_of_exits,
+    mixed,
+    network,
     shown,
     shown_at,
 )
@@ -68,4 +70,33 @@ def policies_table(results: Results) -> str:
         of_fixed = {head: shown(method.values(as_fast(policy, s))) for head, s in asked.items()}
         rows += [{"policy": policy, **of_policy}]
         rows += [{"policy": "two fixed exits, as fast", **of_fixed}]
+    return table(rows, markdown=True)
+
+
+def cut_table(results: Results, cut: Method) -> str:
+    """The cut networks, and beside each the exits of one network, as fast, from the same seeds."""
+    networks, rows = next(iter(cut.runs.values()))["networks"], []
+    for index, facts in enumerate(networks):
+        found: dict[tuple[str, str], dict[int, float]] = {}
+        for name, method in results.methods.items():
+            same = Method(name, {s: run for s, run in method.runs.items() if s in cut.runs})
+            for policy in results.any["policies"]:
+                values = same.values(mixed(policy, facts["speedup"]))
+                if len(values) == len(cut.runs):
+                    found[name, policy] = values
+        mean = {which: statistics.fmean(values.values()) for which, values in found.items()}
+        best = max(mean, key=lambda which: mean[which], default=None)
+        base = found.get((BASE, results.policy), {})
+        rows.append(
+            {
+                "stages": str(facts["stages"]),
+                "speed-up": f"{facts['speedup']:.2f}×",
+                "parameters": f"{facts['parameters']:,}",
+                "score": shown(cut.values(network(index))),
+                f"`{BASE}` by {results.policy}, as fast": shown(base),
+                "best of all exits, as fast": (
+                    f"{shown(found[best])} (`{best[0]}`, {best[1]})" if best else "–"
+                ),
+            }
+        )
     return table(rows, markdown=True)

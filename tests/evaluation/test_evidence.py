@@ -1,11 +1,14 @@
 """The program of the published runs: a run is made once, and says how it is made again."""
 
+import argparse
 import json
 import shlex
 
 import pytest
 from helpers import ROOT, benchmark
 from PIL import Image
+
+import multiexit as mx
 
 PUBLISHED = sorted((ROOT / "docs" / "results" / "runs").rglob("*.json"))
 
@@ -41,6 +44,26 @@ def test_a_run_is_made_once_and_kept(evidence, tmp_path, capsys):
     assert "digits/mixed-1: there" in capsys.readouterr().out
 
 
+def test_cut_networks_are_trained_one_by_one_and_as_fast_as_planned(evidence):
+    plan = benchmark("evidence_plan.py")
+    setting = plan["Setting"]("digits", "digits", "cifar-resnet-20", ("truncated",), 1, 1)
+    args = argparse.Namespace(steps=1, data_dir=None)
+    data = evidence["cut"](plan["Run"](setting, "truncated", 0), args)
+    whole = mx.MultiExitModel(mx.cifar_resnet(20, in_channels=1, size=8), 10, exits=[8]).cost()
+    assert "exits" not in data
+    assert "policies" not in data
+    found = data["networks"]
+    assert [network["stages"] for network in found] == [7, 6, 4, 3]
+    for network, speedup in zip(found, evidence["CUTS"], strict=True):
+        assert network["speedup"] == pytest.approx(speedup, rel=0.15)
+        cut = mx.MultiExitModel(
+            mx.cifar_resnet(20, in_channels=1, size=8), 10, exits=[network["stages"] - 1]
+        ).cost()
+        assert network["parameters"] == cut.params_M[0]
+        assert network["speedup"] == pytest.approx(whole.full_macs / cut.macs_M[0], rel=1e-3)
+        assert 0 <= network["score"] <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,8 +87,10 @@ def test_a_run_without_its_data_is_left_out_in_a_sentence(evidence, tmp_path, ca
 def test_every_planned_recipe_and_its_settings_can_be_made(evidence):
     planned = list(evidence["runs"]())
     assert len({run.name for run in planned}) == len(planned)
+    teacher = mx.MultiExitModel(mx.cifar_resnet(20), 10, exits=[8])
     for run in planned:
-        config = run.config(recipe := run.recipe())
+        recipe = run.recipe(teacher if run.method == evidence["CUT"] else None)
+        config = run.config(recipe)
         steps = run.setting.steps
         assert steps is None or config.max_steps * len(recipe.phases) == steps
 
@@ -202,6 +227,33 @@ def test_a_method_that_destroys_a_trained_network_is_named(made_page, tmp_path):
     invented(tmp_path, "cifar10-resnet20/dbt-0", 0.8)
     (results,) = made_page["read"](tmp_path)
     assert [*made_page["sentences"](results)][-1].endswith("and the worst, `dbt`, -11.0.")
+
+
+def test_cut_networks_stand_beside_exits_as_fast_and_in_no_comparison(made_page, tmp_path):
+    for seed, score in enumerate([0.88, 0.90]):
+        invented(tmp_path, f"cifar10-resnet20/joint-{seed}", score, kept=0.1)
+        invented(tmp_path, f"cifar10-resnet20/pabee-{seed}", score - 0.01)
+    (without,) = made_page["read"](tmp_path)
+    networks = [{"stages": s, "speedup": v, "parameters": 9000} for s, v in ((5, 2.0), (2, 9.0))]
+    for seed, scores in enumerate([(0.81, 0.4), (0.85, 0.5), (0.1, 0.1)]):  # two are shared seeds
+        made = [{**network, "score": s} for network, s in zip(networks, scores, strict=True)]
+        path = tmp_path / "cifar10-resnet20" / f"truncated-{seed}.json"
+        path.write_text(json.dumps({"networks": made}))
+    (results,) = made_page["read"](tmp_path)
+    assert results.tests() == without.tests()
+    assert list(made_page["sentences"](results)) == list(made_page["sentences"](without))
+    for table in ("methods_table", "policies_table"):
+        assert made_page[table](results) == made_page[table](without)
+    _, _, first, second = made_page["cut_table"](results, results.cut).splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (first, second)]
+    assert cells[0][:4] == ["5", "2.00×", "9,000", "83.0 ± 2.8"]
+    assert cells[0][4:] == ["79.0 ± 1.4", "88.0 ± 1.4 (`pabee`, entropy)"]
+    assert cells[1] == ["2", "9.00×", "9,000", "45.0 ± 7.1", "–", "–"]
+    assert "Cut networks" in made_page["section"](results)
+    assert "Cut networks" not in made_page["section"](without)
+    assert results.digest != without.digest
+    made_page["draw"](results, tmp_path / "picture.png")
+    assert Image.open(tmp_path / "picture.png").info["Description"] == results.digest
 
 
 def test_a_sections_command_names_the_folders_that_its_runs_need(

@@ -148,12 +148,12 @@ def tabulate(
         ValueError: what `multiexit.calibration_table` refuses; nothing is saved then.
     """
     policy_settings(policy, model.num_exits, model.num_classes, model.problem)  # or refuses it
-    name, rows = next(iter(task.sets.items()))
+    rows = next(iter(task.sets.values()))
     outputs = collect(model, rows, task.metric, keys=False)
     model.calibration = calibration_table(outputs, policy, confidence=confidence)
     save_settings(folder, model.settings(backbone_spec(model.backbone)))
     card.renew_card(folder)
-    print(f"{task.name} ({name}), {model.calibration.rows} rows")
+    print(f"{task.main}, {model.calibration.rows} rows")
     if model.calibration.loss is not None:
         bounded = model.calibration.loss
         print(
@@ -200,7 +200,7 @@ def measured(
         assert model.calibration is not None
         try:
             _, task = sources.load(folder, rows)
-            name, main_set = next(iter(task.sets.items()))
+            main_set = next(iter(task.sets.values()))
             outputs = collect_exported(runner, model, main_set, task.metric, notes)
             made = calibration_table(outputs, policy, confidence=model.calibration.confidence)
         except (ValueError, OSError) as error:
@@ -209,7 +209,7 @@ def measured(
                 f"since it can't be measured on the export: {error}"
             )
             return None
-        say(f"the calibration table is measured in int8, on {made.rows} rows: {task.name} ({name})")
+        say(f"the calibration table is measured in int8, on {made.rows} rows: {task.main}")
         return replace(made, precision="int8")
 
     return table_of
@@ -244,7 +244,7 @@ def run(
             runs; nothing is saved then.
     """
     choose = _policy_chooser(model, folder, policy, target)
-    name, rows = next(iter(task.sets.items()))
+    rows = next(iter(task.sets.values()))
     rows_used = rows_in_share(len(rows), share)  # type: ignore[arg-type]
     if temperatures:
         need_classes(classes_of_decision(model.problem, model.num_classes), "--temperatures")
@@ -272,7 +272,7 @@ def run(
         save_settings(folder, model.settings(backbone_spec(model.backbone)))
     card.renew_card(folder)
     rows_judging = len(rest.labels_B)
-    print(f"{task.name} ({name}): {rows_calibrating} rows calibrate, {rows_judging} others judge")
+    print(f"{task.main}: {rows_calibrating} rows calibrate, {rows_judging} others judge")
     print(_report_text(model, rest, calibrated, target))
     print(f"\n{written(folder, calibrated, before)}")
     if temperatures:

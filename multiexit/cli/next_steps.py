@@ -10,6 +10,7 @@ from multiexit import problems
 from multiexit.cli.row_options import ModelRows
 from multiexit.cli.words import typed_command
 from multiexit.evaluation.p_values import rows_needed
+from multiexit.evaluation.recommendation import Recommendation
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.policies.certificate import Certificate
@@ -28,25 +29,32 @@ def after_training(run: Path, model: MultiExitModel, rows: int, data: Sequence[s
     """
     steps = [_step(["report", run], "shows it as a page")]
     if problems.resolve(model.problem, model.num_classes) in ("classification", "multi-label"):
-        risk = next((r for r in (0.05, 0.1, 0.2) if rows // 2 >= rows_needed(r, 0.1)), None)
-        target, what = ["--speedup", "1.5"], "at 1.5 times the speed"
-        if risk is not None:
-            target, what = ["--risk", str(risk)], f"at most {100 * risk:g} % of answers changed"
-        steps.append(_step(["calibrate", run, *target, *data], f"makes it stop early, {what}"))
+        speedup = ["calibrate", run, "--speedup", "1.5", *data]
+        steps.append(
+            _bounded(run, rows, data)
+            or _step(speedup, "makes it stop early, at 1.5 times the speed")
+        )
     return _line(*steps)
 
 
-def after_recommending(run: Path, policy: ExitPolicy, rows: ModelRows, written: bool) -> str:
+def after_recommending(run: Path, advice: Recommendation, rows: ModelRows, written: bool) -> str:
     """What to do with a recommended policy.
 
     Args:
         run: as typed.
-        policy: that was recommended.
+        advice: with that policy.
         rows: as typed.
         written: whether it is stored in the model.
     """
+    if not written and advice.breaks:
+        bounded = None
+        if advice.changed is not None:
+            number = advice.rows_chosen + advice.rows_judged + advice.repeated
+            bounded = _bounded(run, number, _words(rows))
+        return _line(bounded or "the same command with more rows (`--data`)")
     if not written:
         return _line(f"`{typed_command()} --write` stores it in the model")
+    policy = advice.row.policy
     words = ["calibrate", run, "--table", "--policy", _kind(policy), *_words(rows)]
     return _line(
         _step(words, "keeps what its other settings give, for a service to choose among"),
@@ -97,6 +105,15 @@ def _line(*steps: str) -> str:
 
 def _step(words: Sequence[Any], what: str) -> str:
     return f"`{shlex.join(['multiexit', *map(str, words)])}` {what}"
+
+
+def _bounded(run: Path, rows: int, data: Sequence[str]) -> str | None:
+    """The calibration by the least risk that half of the rows can bound, if there is one."""
+    risk = next((r for r in (0.05, 0.1, 0.2) if rows // 2 >= rows_needed(r, 0.1)), None)
+    if risk is None:
+        return None
+    what = f"makes it stop early, at most {100 * risk:g} % of answers changed"
+    return _step(["calibrate", run, "--risk", risk, *data], what)
 
 
 def _export(run: Path, more: Sequence[str] = ()) -> str:

@@ -70,7 +70,7 @@ def recommend(
                 f"`multiexit profile {folder}`"
             )
         check_latency(loaded, loaded.num_exits, loaded.latency)
-    name, main_set = next(iter(task.sets.items()))
+    main_set = next(iter(task.sets.values()))
     one = 100 / rows_in_share(len(main_set), share)
     if max_loss is not None and 0 < max_loss < min(one, SMALL):
         raise ValueError(
@@ -89,7 +89,7 @@ def recommend(
         share=share,
         seed=seed,
     )
-    print(f"{task.name} ({name}): {policy_name(advice.row.policy)}\n")
+    print(f"{task.main}: {policy_name(advice.row.policy)}\n")
     print(plain_words.explain(advice, outputs.cost.layers_M, outputs.metric))
     if milliseconds is not None:
         print(plain_words.time(advice, loaded.latency, batch_size or 1))
@@ -107,10 +107,7 @@ def recommend(
         save_settings(folder, loaded.settings(backbone_spec(loaded.backbone)))
         card.renew_card(folder)
         print(f"\n{calibrating.written(folder, loaded.policy, before)}")
-    print(
-        ("" if write else "\n")
-        + next_steps.after_recommending(model, advice.row.policy, rows, write)
-    )
+    print(("" if write else "\n") + next_steps.after_recommending(model, advice, rows, write))
 
 
 def _trained_by(folder: Path, recipe: str) -> bool:

@@ -44,6 +44,12 @@ class TaskData:
         """The name by which settings go: the task's, or of a user's own data one of `OWN`."""
         return self.preprocessing["kind"] if "data" in self.preprocessing else self.name
 
+    @property
+    def main(self) -> str:
+        """The task and its main set, as they are said: one name where they share it."""
+        name = next(iter(self.sets))
+        return name if name == self.name else f"{self.name} ({name})"
+
 
 def _cifar(name: str, **options: Any) -> Images:
     with processes().main_process_first():  # one process downloads

@@ -255,16 +255,22 @@ def _changes(rows: int, changed: int) -> str:
 def _verdict(advice: Recommendation) -> str:
     low, high = advice.interval
     if advice.target == "max_loss":
-        max_loss = advice.wanted
-        asked = f"the {100 * max_loss:g} points that you allow"
-        if low >= -max_loss:
+        points = f"{100 * advice.wanted:g}"
+        asked = f"the {points} point{'' if points == '1' else 's'} that you allow"
+        if low >= -advice.wanted:
             return f"So a loss within {asked} is sure enough ({100 * advice.confidence:g} %)."
-        if high < -max_loss:
-            return f"So it loses more than {asked}: it did better on the rows that chose it."
-        return (
-            f"So these rows can't promise a loss within {asked}: more rows would, or "
-            "`multiexit calibrate --risk`, whose bound on changed answers holds for new rows."
-        )
+        sure = "more rows would"
+        if advice.changed is not None:
+            sure += (
+                ", or `multiexit calibrate --risk`, whose bound on changed answers holds for new "
+                "rows"
+            )
+        if advice.breaks:
+            return (
+                f"So it loses more than {asked}: it did better on the rows that chose it. To "
+                f"choose better, {sure}."
+            )
+        return f"So these rows can't promise a loss within {asked}: {sure}."
     if low > 0:
         return "So it is better than the full network, beyond chance."
     if high < 0:

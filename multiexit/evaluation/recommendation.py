@@ -62,6 +62,11 @@ class Recommendation:
         """The policy's score minus the full network's."""
         return self.row.score - self.full.score
 
+    @property
+    def breaks(self) -> bool:
+        """Whether it loses more than was allowed, beyond chance."""
+        return self.target == "max_loss" and self.interval[1] < -self.wanted
+
 
 def recommend(
     outputs: Outputs,

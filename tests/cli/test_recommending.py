@@ -58,6 +58,21 @@ def test_what_is_said_and_stored(run):
     assert mx.MultiExitModel.from_pretrained(run / "model").policy == row.policy
 
 
+def test_what_loses_more_than_allowed_is_not_proposed(run):
+    outputs = mx.collect(
+        mx.MultiExitModel.from_pretrained(run / "model"), tasks.load("digits").sets["test"]
+    )
+    advice = recommend(outputs, max_loss=0.01, own=mx.Patience(2), share=0.03)
+    assert advice.interval[1] < -0.01  # few rows chose it
+    ended = command("recommend", run, "--max-loss", 1, "--share", 0.03, "--task", "digits")
+    assert ended.code == 0, ended.err
+    assert "it loses more than the 1 point that you allow" in ended.out
+    assert "--write" not in ended.out
+    next_step = re.search(r"^next: `multiexit (calibrate .* --risk .*)` ", ended.out, re.MULTILINE)
+    assert next_step is not None
+    assert command(*next_step[1].split()).code == 0
+
+
 def test_milliseconds_ask_for_a_table(run):
     ended = command("recommend", run, "--milliseconds", 5)
     assert ended.code == 2

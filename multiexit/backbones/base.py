@@ -109,6 +109,9 @@ class Backbone(nn.Module, ABC):
 
     same_path = True
 
+    runs_only: bool = False
+    """Whether it is a copy for running only, see `multiexit.for_inference`."""
+
     def __init__(
         self,
         feature_shapes: list[tuple[int | None, ...]],

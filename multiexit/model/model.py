@@ -74,7 +74,6 @@ class MultiExitModel(nn.Module):
         calibration: settings to choose among for each call, from `multiexit.calibration_table`,
             saved with the model; or None.
         preprocessing: how inputs were prepared, plain data saved with the model.
-        runs_only: whether it is a copy by `multiexit.for_inference`.
 
     Example:
         >>> import torch, multiexit as mx
@@ -85,8 +84,6 @@ class MultiExitModel(nn.Module):
         >>> model.predict(mx.FixedExit(1), x).exit_B
         tensor([1, 1, 1, 1])
     """
-
-    runs_only: bool = False
 
     def __init__(
         self,
@@ -156,6 +153,11 @@ class MultiExitModel(nn.Module):
         self.latency: Latency | None = None
         self.calibration: CalibrationTable | None = None
         self.preprocessing: dict[str, Any] = {}
+
+    @property
+    def runs_only(self) -> bool:
+        """Whether it is a copy by `multiexit.for_inference`."""
+        return self.backbone.runs_only
 
     @property
     def num_exits(self) -> int:
@@ -511,8 +513,8 @@ class MultiExitModel(nn.Module):
         """
         if self.runs_only:
             raise ValueError(
-                f"this copy is for running only, its batch norms are gone, and can't be {what}: "
-                "take the model that it was made of"
+                f"this copy is for running only, and can't be {what}: take the model that it was "
+                "made of"
             )
 
     def settings(self, spec: dict[str, Any] | None) -> dict[str, Any]:

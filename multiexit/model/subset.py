@@ -60,7 +60,6 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
     subset.heads = torch.nn.ModuleList(model.heads[exit] for exit in indices)
     subset.temperature_M = torch.nn.Buffer(model.temperature_M[indices])
     subset.preprocessing = dict(model.preprocessing)
-    subset.runs_only = model.runs_only
     subset.policy = _subset_policy(model.policy, indices)
     if subset.policy is not None and len(indices) < model.num_exits:
         subset.policy = subset.policy.with_certificate(None)

@@ -5,27 +5,29 @@ Letters: C channels.
 
 import copy
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from multiexit.model.model import MultiExitModel
-from multiexit.runtime import evaluating
+from multiexit.runtime import buffers_kept
 
-Pairs = list[tuple[str, str]]
-TOLERANCE = 1e-3  # of the largest logit; eight roundings where a type is coarser
+Pairs = Sequence[tuple[str, str]]
+TOLERANCE = 1e-3  # of an exit's largest logit; eight roundings where a type is coarser
 
 
-@torch.no_grad()
 def for_inference(model: MultiExitModel) -> MultiExitModel:
     """Make a faster model with the same answers, for running only.
 
     In evaluation a batch norm is a scale and a shift per channel, which the convolution before it
     can do too: `w ← w γ / √(σ² + ε)`, `b ← (b − μ) γ / √(σ² + ε) + β`. Which convolution that is
-    shows in a run of the backbone's example. Weights of images are laid out channels last, which
-    CPUs and half-precision GPUs are faster with.
+    shows in runs of the backbone's example, in which nothing else may read what it gives. Weights
+    of images are laid out channels last, which CPUs and half-precision GPUs are faster with.
 
     An `Engine` does this by itself, and then looks at each call whether the model has changed. An
     engine of the copy has nothing to look at, and runs it for a row alone too.
@@ -35,7 +37,10 @@ def for_inference(model: MultiExitModel) -> MultiExitModel:
 
     Returns:
         A copy in evaluation mode: what is learnt later doesn't reach it, and it can be neither
-        trained nor saved. The model itself if there is nothing to gain.
+        trained nor saved. The model itself if there is nothing to gain, or if it can't be copied.
+
+    Raises:
+        ValueError: no `MultiExitModel`.
 
     Example:
         >>> import torch, multiexit as mx
@@ -44,71 +49,158 @@ def for_inference(model: MultiExitModel) -> MultiExitModel:
         >>> engine.predict(torch.rand(1, 3, 32, 32)).exit_B.shape
         torch.Size([1])
     """
-    weight = next(model.parameters(), torch.zeros(0))
-    if "image" not in model.backbone.layouts:
+    if not isinstance(model, MultiExitModel):
+        raise ValueError(f"this takes a MultiExitModel, got {type(model).__name__}")
+    if model.runs_only or "image" not in model.backbone.layouts:
         return model
-    inputs = {
-        name: _noise(value, weight) for name, value in model.backbone.example_inputs().items()
-    }
-    with evaluating(model):
-        pairs = _foldable_pairs(model, inputs)
-        folded = _folded_copy(model, pairs) if pairs else model
-        if pairs and not _same_answers(folded(**inputs), model(**inputs)):
-            folded = model
-    layout = torch.channels_last
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return _faster_copy(model) or model
+    except Exception:  # whatever a network of one's own says to being copied and run: it runs as is
+        return model
+
+
+def _faster_copy(model: MultiExitModel) -> MultiExitModel | None:
+    """A copy that gives the same logits for noise; None if there is nothing to gain."""
+    if any("training" not in vars(module) for module in model.modules()):  # scripted, compiled
+        return None
+    weight = next(model.parameters(), torch.zeros(0))
+    inputs = {k: _noise(v, weight) for k, v in model.backbone.example_inputs().items()}
+    tried = copy.deepcopy(model).eval()
+    wanted_MBC = _logits(tried, inputs)
     pays = weight.is_cpu or weight.element_size() == 2
-    images = (p for p in folded.parameters() if p.ndim == 4)
-    if pays and not all(p.is_contiguous(memory_format=layout) for p in images):
-        folded = copy.deepcopy(model).eval() if folded is model else folded
-        folded.to(memory_format=layout)  # type: ignore[call-overload]
-    folded.runs_only = folded is not model or model.runs_only
-    return folded
+    pairs = _foldable_pairs(tried, inputs)
+    for chosen in (pairs, ()) if pairs else ((),):
+        made = copy.deepcopy(model).eval()
+        _fold(made, chosen)
+        if not (pays and _lay_out(made)) and not chosen:
+            return None
+        with buffers_kept(made):
+            same = _same_answers(_logits(made, inputs), wanted_MBC)
+        if same:
+            made.backbone.runs_only = True
+            return made
+    return None
 
 
-def _foldable_pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Pairs:
-    """Names of convolutions and of the batch norms that read what they give."""
-    conv_outputs: dict[int, tuple[str, Tensor]] = {}  # tensors are kept, so that no id comes twice
+def _logits(model: MultiExitModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Of all exits, whatever a subclass makes of them."""
+    return MultiExitModel.forward(model, **inputs)
+
+
+def _lay_out(model: nn.Module) -> bool:
+    """Lay weights of images out channels last; whether that changed any."""
+    layout, changed = torch.channels_last, False
+    for p in model.parameters():
+        if p.ndim == 4 and not p.is_contiguous(memory_format=layout):
+            p.data, changed = p.data.contiguous(memory_format=layout), True
+    return changed
+
+
+class _Uses(TorchDispatchMode):
+    """Counts how often each tensor is read or written by an operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[int] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.of.update(id(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor))
+        return func(*args, **kwargs)
+
+
+def _foldable_pairs(model: MultiExitModel, inputs: dict[str, Tensor]) -> Pairs:
+    """Names of convolutions and of the batch norms that read what they give, and alone do.
+
+    They are so in every run: of one row and of several, of small numbers and large ones, and of
+    images half as large, where the network takes these.
+    """
+    found = _pairs_of(model, inputs)
+    for others in _other_inputs(inputs):
+        try:
+            again = set(_pairs_of(model, others))
+        except Exception:  # it takes no such images
+            continue
+        found = [pair for pair in found if pair in again]
+    return found
+
+
+def _pairs_of(model: MultiExitModel, inputs: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """Those of one run."""
+    uses = _Uses()
+    given: dict[int, tuple[str, Tensor]] = {}  # tensors are kept, so that no id comes twice
     calls: Counter[str] = Counter()
-    pairs: Pairs = []
+    read: list[tuple[str, str, int]] = []
 
     def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
         calls[name] += 1
         if isinstance(module, nn.Conv2d):
-            conv_outputs[id(output)] = (name, output)
-        elif id(args[0]) in conv_outputs:
-            pairs.append((conv_outputs[id(args[0])][0], name))
+            given[id(output)] = (name, output)
+            uses.of[id(output)] = 0  # those so far were of a tensor that is gone
+        elif args and id(args[0]) in given:
+            read.append((given[id(args[0])][0], name, id(args[0])))
 
+    parts = [(name, part) for name, part in model.named_modules() if _is_plain(part)]
     hooks = [
-        module.register_forward_hook(lambda m, args, out, name=name: record(name, m, args, out))
-        for name, module in model.named_modules()
-        if type(module) is nn.Conv2d or (isinstance(module, nn.BatchNorm2d) and module.affine)
+        part.register_forward_hook(lambda m, args, out, name=name: record(name, m, args, out))
+        for name, part in parts
     ]
     try:
-        model(**inputs)
+        with uses:
+            _logits(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+    return [
+        (conv, norm)
+        for conv, norm, tensor in read
+        if calls[conv] == calls[norm] == uses.of[tensor] == 1
+    ]
 
 
-def _folded_copy(model: MultiExitModel, pairs: Pairs) -> MultiExitModel:
-    folded = copy.deepcopy(model)
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a convolution or a batch norm that does what its kind does, and no more."""
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    kind = type(module)
+    with_activation = kind.__module__.startswith("timm.") and kind.__name__ == "BatchNormAct2d"
+    if kind is nn.BatchNorm2d or with_activation:
+        return bool(module.affine)
+    return kind is nn.Conv2d
+
+
+def _other_inputs(inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    numbers = {name for name, value in inputs.items() if value.is_floating_point()}
+    three = {name: value.expand(3, *value.shape[1:]) for name, value in inputs.items()}
+    yield {name: 10 * value if name in numbers else value for name, value in three.items()}
+    images = {name for name in numbers if inputs[name].ndim == 4}
+    yield {
+        name: value[..., ::2, ::2] if name in images else value for name, value in inputs.items()
+    }
+
+
+def _fold(model: MultiExitModel, pairs: Pairs) -> None:
     for conv, norm in pairs:
-        before, after = folded.get_submodule(conv), folded.get_submodule(norm)
+        before, after = model.get_submodule(conv), model.get_submodule(norm)
         assert isinstance(before, nn.Conv2d)
         assert isinstance(after, nn.BatchNorm2d)
         dtype = before.weight.dtype
         if after.running_mean is not None:
-            fused = fuse_conv_bn_eval(before.float(), after.float())
-            folded.set_submodule(conv, fused.to(dtype))
+            wide = torch.promote_types(dtype, torch.float32)
+            fused = fuse_conv_bn_eval(before.to(wide), after.to(wide))
+            model.set_submodule(conv, fused.to(dtype))
             # What a batch norm has inside, as timm's have the activation, comes after it.
-            folded.set_submodule(norm, nn.Sequential(*after.children()))
-    return folded.eval()
+            model.set_submodule(norm, nn.Sequential(*after.children()))
+    model.eval()
 
 
-def _same_answers(folded: Tensor, original: Tensor) -> bool:
-    tolerance = max(TOLERANCE, 8 * torch.finfo(original.dtype).eps)
-    return bool((folded - original).abs().max() <= tolerance * original.abs().max())
+def _same_answers(folded_MBC: Tensor, original_MBC: Tensor) -> bool:
+    tolerance = max(TOLERANCE, 8 * torch.finfo(original_MBC.dtype).eps)
+    far_M = (folded_MBC - original_MBC).abs().flatten(1).amax(1)
+    return bool((far_M <= tolerance * original_MBC.abs().flatten(1).amax(1)).all())
 
 
 def _noise(example: Tensor, weight: Tensor) -> Tensor:

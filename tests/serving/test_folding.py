@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torchvision
 from helpers import chain
 from torch import nn
+from torch.nn.utils import prune
 
 import multiexit as mx
 from multiexit.serving.folding import for_inference
@@ -100,6 +102,105 @@ def test_answers_stay(name):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())  # a copy
 
 
+class Clipped(nn.BatchNorm2d):
+    """A norm that is more than one."""
+
+    def forward(self, x):
+        return super().forward(x).clamp(-2, 2)
+
+
+class Tricky(nn.Module):
+    """A block that one run of small numbers says little of, or that can't be copied or run so."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.other = nn.BatchNorm2d(4)
+        match kind:
+            case "norm of one's own":
+                self.norm = Clipped(4)
+            case "forward replaced":
+                norm = self.norm
+                norm.forward = lambda x: nn.BatchNorm2d.forward(norm, x).clamp(-2, 2)
+            case "hook":
+                self.norm.register_forward_hook(lambda m, args, out: out.clamp(max=0.5))
+            case "pruned":
+                prune.random_unstructured(self.conv, "weight", 0.5)
+            case "scripted":
+                self.scripted = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()))
+            case "lock":
+                self.lock = threading.Lock()
+            case "five dimensions":
+                self.volume = nn.Conv3d(1, 1, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        match self.kind:
+            case "masked":
+                y.masked_fill_((x.abs() < 0.05).all(1, keepdim=True), 3.0)
+            case "clipped in place":
+                y.clamp_(-2, 2)
+            case "by size" if y.shape[-1] <= 4:
+                return y
+            case "by rows" if len(x) == 1:
+                return y
+            case "by numbers" if x.abs().max() > 8:
+                return self.other(y)
+            case "view":
+                return self.norm(y).view(len(y), -1)[:, :64].view(-1, 4, 4, 4)
+            case "strided":
+                return self.norm(y).as_strided((len(y), 4, 4, 4), (y[0].numel(), 16, 4, 1))
+            case "read by its name":
+                return self.norm(y) * self.norm.num_features
+            case "kept":
+                self.seen = y
+            case "named argument":
+                return self.norm(input=y)
+            case "five dimensions":
+                y = self.volume(y.unsqueeze(1)).squeeze(1)
+            case "scripted":
+                y = self.scripted(y)
+        return torch.relu(self.norm(y))
+
+
+TRICKY = ["norm of one's own", "forward replaced", "hook", "pruned", "scripted", "lock"]
+TRICKY += ["five dimensions", "masked", "clipped in place", "by size", "by rows", "by numbers"]
+TRICKY += ["view", "strided", "read by its name", "kept", "named argument"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", TRICKY)
+def test_what_is_hard_to_copy_is_answered_as_ever(kind):
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 4, 3, padding=1), Tricky(kind), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)]
+    backbone = mx.SequentialBackbone(nn.Identity(), parts, torch.zeros(1, 3, 8, 8))
+    model = mx.MultiExitModel(backbone, 3).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    model.temperature_M[0] = 1e4  # its logits are small beside the others'
+    policy, rows = mx.MaxProb(0.4), torch.randn(5, 3, 8, 8)
+    half_blank = rows * (torch.arange(8) < 4)
+    engines = [mx.Engine(model, policy), mx.Engine(mx.for_inference(model), policy)]
+    for x in (rows, rows[:1], half_blank, half_blank[:1], 20 * rows, rows[:2, :, :4, :4]):
+        wanted = model.predict(policy, x)
+        for engine in engines:
+            answer = engine.predict(x)
+            assert torch.equal(answer.exit_B, wanted.exit_B)
+            torch.testing.assert_close(answer.logits_BC, wanted.logits_BC, atol=1e-9, rtol=1e-3)
+
+
+def test_float64_stays_as_fine():
+    torch.manual_seed(0)
+    model = mx.MultiExitModel(mx.cifar_resnet(20), 3).double().eval()
+    x, policy = torch.randn(3, 3, 32, 32, dtype=torch.float64), mx.FixedExit(8)
+    wanted = model.predict(policy, x).logits_BC
+    folded = mx.Engine(mx.for_inference(model), policy).predict(x).logits_BC
+    torch.testing.assert_close(folded, wanted, atol=1e-12, rtol=1e-12)
+
+
 def test_what_has_no_images_is_left_alone():
     model = chain()
     assert for_inference(model) is model
@@ -111,7 +212,8 @@ def test_a_copy_for_running_only_is_neither_trained_nor_saved(tmp_path):
     torch.manual_seed(0)
     model = mx.MultiExitModel(mx.cifar_resnet(20), 3).eval()
     copied = mx.for_inference(model)
-    for only in (copied, copy.deepcopy(copied), mx.keep_exits(copied, [1, 8])):
+    anew = mx.MultiExitModel(copied.backbone, 3)
+    for only in (copied, copy.deepcopy(copied), mx.keep_exits(copied, [1, 8]), anew):
         with pytest.raises(ValueError, match=r"running only.* can't be saved: take the model"):
             only.save_pretrained(tmp_path / "saved")
         with pytest.raises(ValueError, match=r"running only.* can't be trained: take the model"):

@@ -20,6 +20,7 @@ from multiexit.arguments import check_share
 from multiexit.data.batches import in_order, unpack_inputs
 from multiexit.files.paths import check_new, user_path
 from multiexit.files.writing import whole_folder
+from multiexit.model import exit_loop
 from multiexit.model.model import MultiExitModel
 from multiexit.model.settings import without_places
 from multiexit.policies import CalibrationTable, ExitPolicy
@@ -240,8 +241,7 @@ def _check_export(
         )
     policies.check(policy, model.num_exits, model.num_classes, model.problem)
     policies.check_saved(policy)
-    if model.training:
-        raise ValueError("a model in train mode would be random: call model.eval() first")
+    exit_loop.check_evaluating(model)
     other = {p.dtype for p in model.parameters() if p.dtype != torch.float32}
     if other:
         raise ValueError(

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from multiexit import policies, problems
 from multiexit.arguments import check_share
-from multiexit.data.batches import in_order, unpack_inputs
+from multiexit.data.batches import in_order, map_tensors, unpack_inputs
 from multiexit.files.paths import check_new, user_path
 from multiexit.files.writing import whole_folder
 from multiexit.model import exit_loop
@@ -219,9 +219,11 @@ def _batches(model: MultiExitModel, rows: Any) -> list[dict[str, Tensor]]:
             f"rows is a data set or a list of batches, such as [batch]; got {type(rows).__name__}"
         )
     unpacked = [unpack_inputs(batch) for batch in in_order(rows, 32)]
-    if not unpacked:
+    filled = [(args, inputs) for args, inputs in unpacked if exit_loop.num_rows(args, inputs)]
+    if not filled:
         raise ValueError("no rows to compare the exported graphs on: the data set is empty")
-    return [{**dict(zip(names, args, strict=False)), **inputs} for args, inputs in unpacked]
+    batches = [{**dict(zip(names, args, strict=False)), **inputs} for args, inputs in filled]
+    return map_tensors(batches, Tensor.detach)
 
 
 def _check_export(

@@ -517,6 +517,11 @@ def test_what_cannot_be_exported_is_refused_at_once(mlp, tmp_path):
             mx.export(model, *arguments)
     with pytest.raises(ValueError, match=r"model\.eval"):
         mx.export(model.train(), tmp_path / "out", mx.MaxProb(0.9))
+    model.eval().backbone.train()
+    with pytest.raises(ValueError, match="train mode of its part backbone"):
+        mx.export(model, tmp_path / "out", mx.MaxProb(0.9))
+    with pytest.raises(ValueError, match="the data set is empty"):
+        mx.export(model.eval(), tmp_path / "out", mx.MaxProb(0.9), rows=[torch.rand(0, 4)])
     with pytest.raises(ValueError, match=r"model\.float"):
         mx.export(model.eval().double(), tmp_path / "out", mx.MaxProb(0.9))
     model.float()

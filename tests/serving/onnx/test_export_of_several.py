@@ -37,7 +37,8 @@ def model_of(problem, C=3, labels=None):
 @pytest.mark.parametrize(("problem", "policy"), CASES, ids=repr)
 def test_graphs_say_what_the_model_says(problem, policy, tmp_path):
     model, x = model_of(problem), torch.randn(40, 6)
-    parity = mx.export(model, tmp_path / "export", policy, rows=[x])
+    rows = [x[:0], x.clone().requires_grad_()]
+    parity = mx.export(model, tmp_path / "export", policy, rows=rows)
     assert (parity.same_class, parity.same_exit, parity.same_answer) == (1, 1, 1)
     runner = Runner(tmp_path / "export")
     assert runner.problem == problem

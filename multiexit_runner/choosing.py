@@ -15,8 +15,9 @@ SMALL = 0.1
 """Points of loss below which a share was meant, rather."""
 
 NO_BOUNDS = (
-    "this calibration table bounds no loss: models of numbers have no bounds, and in int8 and "
-    "bfloat16 those of other arithmetic don't hold"
+    "this calibration table bounds no loss: models of numbers have no bounds, those of float don't "
+    "hold in bfloat16 or int8, and an export in int8 gets its own from rows with labels "
+    "(`multiexit export MODEL FOLDER --int8 --data TABLE`)"
 )
 
 

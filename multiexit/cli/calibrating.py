@@ -1,13 +1,12 @@
 """A saved model gets a policy for a target, as the command line does it."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from multiexit.arguments import check_share
-from multiexit.cli import sources
-from multiexit.cli.row_options import ModelRows
 from multiexit.data.own.notes import say
 from multiexit.data.tasks import TaskData
 from multiexit.evaluation import card, exit_losses, guarantee, report
@@ -179,16 +178,15 @@ def tabulate(
 
 def measured(
     model: MultiExitModel,
-    folder: Path,
-    rows: ModelRows,
+    read: Callable[[], TaskData],
     policy: ExitPolicy,
     notes: Callable[[str], None],
 ) -> Callable[[Any], CalibrationTable | None]:
     """What makes the calibration table of an export in int8 from its own answers.
 
     Args:
-        model, folder: the model, with a table of this kind of policy, and where it was saved.
-        rows: as typed; by default the set that `calibrate --table` takes.
+        model: with a table of this kind of policy.
+        read: gives the rows, with labels.
         policy: of the export.
         notes: is told how far it is.
 
@@ -199,14 +197,16 @@ def measured(
     def table_of(runner: Any) -> CalibrationTable | None:
         assert model.calibration is not None
         try:
-            _, task = sources.load(folder, rows)
+            task = read()
             main_set = next(iter(task.sets.values()))
             outputs = collect_exported(runner, model, main_set, task.metric, notes)
             made = calibration_table(outputs, policy, confidence=model.calibration.confidence)
         except (ValueError, OSError) as error:
-            say(
+            warnings.warn(
                 "the calibration table has the float model's scores and layers, and no bounds, "
-                f"since it can't be measured on the export: {error}"
+                f"since it can't be measured on the export: {error}. Rows with labels, a table "
+                "that --data names, do too",
+                stacklevel=2,
             )
             return None
         say(f"the calibration table is measured in int8, on {made.rows} rows: {task.main}")

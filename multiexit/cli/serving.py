@@ -119,8 +119,9 @@ def export(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="rows to compare on, and to keep 4 of: a table with training's columns, a text "
-            "file as `predict` reads it, or an image file; may be repeated"
+            help="rows to compare on, and to keep 4 of: a table with training's columns, on which "
+            "int8 measures its calibration table too, a text file as `predict` reads it, or an "
+            "image file; may be repeated"
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="compare on this task's development set")] = None,
@@ -163,7 +164,7 @@ def export(
     exit_policy = parse(policy) if policy else None
     reads = (model / "tokenizer_config.json").is_file()
     reader = typed.tokenizer(model) if reads else None
-    rows, table = None, bool(data) and predicting.is_table(data, {})
+    rows, task_data, table = None, None, bool(data) and predicting.is_table(data, {})
     if table and len(data or ()) > 1:
         raise ValueError(f"--data: one table at a time; got {len(data or ())} files")
     if task is None and data_dir is None and not table:
@@ -190,8 +191,9 @@ def export(
         for number in vars(held).values()  # one for each exit
     )
     if int8 and held is not None and is_turned:
-        labelled = ModelRows(task=task, data_dir=data_dir)
-        options["calibrate"] = calibrating.measured(loaded, model, labelled, held, notes)
+        options["calibrate"] = calibrating.measured(
+            loaded, lambda: task_data or sources.load(model, ModelRows())[1], held, notes
+        )
     with tempfile.TemporaryDirectory() as place:
         written = Path(place) / "export" if triton else output
         parity = export_onnx(loaded, written, exit_policy, tokenizer=reader, rows=rows, **options)

@@ -241,6 +241,13 @@ def test_a_run_remembers_that_bad_rows_were_left_out_and_where_its_rows_lay(tiny
     ended = command("export", run, tmp_path / "onnx", "--int8", "--policy", "max-prob=0.9")
     assert (ended.code, "is measured in int8" in ended.err) == (0, True), ended.err
     table.rename(tmp_path / "moved.csv")
+    words = ["export", run, "--int8", "--policy", "max-prob=0.9", "--agreement", 0]
+    (tmp_path / "held.csv").write_text(rows(60, 100))
+    ended = command(*words, tmp_path / "held", "--data", tmp_path / "held.csv")
+    assert "is measured in int8, on 40 rows: held\n" in ended.err
+    ended = command(*words[:-2], tmp_path / "none")
+    assert "there any more" in ended.err
+    assert "Rows with labels, a table that --data names, do too" in ended.err
     ended = command("evaluate", run)
     assert (ended.code, f"trained on {table}, which isn't there" in ended.err) == (2, True)
 

@@ -77,8 +77,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     serve.start(http_options={"host": options.host, "port": options.port})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has set its own
     try:
         serve.run(deployment.bind(str(args.folder.absolute()), options), blocking=True)
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """The settings that an operator allows, and the dial that chooses among them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from multiexit_runner.naming import OptionError
 from multiexit_runner.server.budget import BudgetDial
 from multiexit_runner.server.dial import Dial, LoadDial, Setting
 from multiexit_runner.server.options import NO_LOSS, TURNING, Options
+from multiexit_runner.server.orders import Order
 from multiexit_runner.server.served import Served
 from multiexit_runner.turning import typed_policy
 
@@ -33,6 +34,31 @@ def dial_of(served: Served, options: Options) -> Dial | None:
     if options.budget_ms:
         return BudgetDial(_allowed(served, options), options.budget_ms, in_ms=True)
     return None
+
+
+def place_of(order: Order, served: Served, settings: Sequence[Setting]) -> int | None:
+    """The setting that an order with a policy of its own costs as much as; None without one.
+
+    It is the fastest of those that are as slow, by their numbers; of another kind of policy, or
+    where none is, the slowest. An order that ends at an exit costs no more than the layers up to
+    there.
+    """
+    if not order.own:
+        return None
+    kinds = [said.partition("=")[0] for said in (order.said, settings[0].said)]
+    own, numbers = served.numbers(order.policy), [served.numbers(each.policy) for each in settings]
+    slowest, fastest = numbers[0], numbers[-1]
+
+    def as_slow(those: Mapping[str, float]) -> bool:
+        """Numbers fall from the slowest setting to the fastest, or rise, or are the same."""
+        return all(
+            those[name] == number or (those[name] - number) * (slowest[name] - fastest[name]) > 0
+            for name, number in own.items()
+        )
+
+    slow = [p for p, those in enumerate(numbers) if kinds[0] == kinds[1] and as_slow(those)]
+    layers = min(settings[max(slow, default=0)].mean_layers, served.exits[order.max_exit] + 1)
+    return max((p for p, each in enumerate(settings) if each.mean_layers >= layers), default=0)
 
 
 def without_certificate(served: Served) -> Served:

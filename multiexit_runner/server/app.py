@@ -20,7 +20,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from multiexit_runner.answering import Encoded, check_top
-from multiexit_runner.server.allowed import dial_of, without_certificate
+from multiexit_runner.server.allowed import dial_of, place_of, without_certificate
 from multiexit_runner.server.around import LimitBodies, Named
 from multiexit_runner.server.asking import Ask, characters, read_inputs
 from multiexit_runner.server.dial import Entry, Shed
@@ -252,7 +252,7 @@ class Service:
         if self.dial is None:
             return order, None
         try:
-            entry = self.dial.enter(rows, order.own)
+            entry = self.dial.enter(rows, place_of(order, self.served, self.dial.settings))
         except Shed as shed:
             self.metrics.shed.inc()
             seconds = max(1, math.ceil(shed.retry_after))

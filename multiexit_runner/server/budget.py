@@ -64,11 +64,11 @@ class BudgetDial:
         """The setting in force, counted from the slowest."""
         return int(np.abs(self._layers_S - self.aim).argmin())
 
-    def enter(self, rows: int, own: bool = False) -> Entry:
+    def enter(self, rows: int, own: int | None = None) -> Entry:
         """Let a request's rows begin."""
         self._on_the_way += rows
         self._most = max(FORGET * self._most, self._on_the_way, 1)
-        return Entry(self.place, own)
+        return Entry(self.place, own is not None)
 
     def ran(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run, which is of no account here."""

@@ -1,6 +1,6 @@
 """Which setting of the calibration table serves a request, as the load changes.
 
-Letters: M exits; S settings, from the slowest to the fastest.
+Letters: M exits; S settings, from the slowest to the fastest; K sizes of runs, by doubling.
 """
 
 import time
@@ -18,6 +18,9 @@ REMEMBERED, SECONDS = 256, 2.0
 
 FORGET = 0.9
 """What stays, at each run of a segment, of its runs before."""
+
+SIZES = 8
+"""Sizes of runs that are told apart: 1 row, 2 or 3, 4 to 7, …, 128 and more."""
 
 STALE = 500
 """Runs of other segments after which a segment's own are forgotten: one that was slow once, so that
@@ -60,22 +63,25 @@ class Entry(NamedTuple):
         place: of their setting.
         own: they have a policy of their own, and follow none.
         expected: seconds up to their answers, as reckoned.
+        size: of the request, among those that are told apart.
     """
 
     place: int
     own: bool
     expected: float = 0.0
+    size: int = 0
 
 
 class Shed(Exception):
     """No setting answers a request in time; `retry_after` is in seconds."""
 
     def __init__(self, expected: float, target: float):
+        allowed = SHED_FROM * target
         super().__init__(
-            f"this would take {1000 * expected:.0f} ms now, and the service's target is "
-            f"{1000 * target:g} ms"
+            f"this would take {1000 * expected:.0f} ms now, more than the {1000 * allowed:g} ms "
+            f"that are allowed, {SHED_FROM:.0%} of the service's target"
         )
-        self.retry_after = max(0.0, expected - target)
+        self.retry_after = max(0.0, expected - allowed)
 
 
 class Dial(Protocol):
@@ -92,12 +98,12 @@ class Dial(Protocol):
         """The setting in force, counted from the slowest."""
         ...
 
-    def enter(self, rows: int, own: bool = False) -> Entry:
+    def enter(self, rows: int, own: int | None = None) -> Entry:
         """Let a request's rows begin.
 
         Args:
             rows: how many.
-            own: they have a policy of their own.
+            own: the setting that they cost as much as, where they have a policy of their own.
 
         Raises:
             Shed: they can't be answered in time.
@@ -122,15 +128,18 @@ class LoadDial:
 
     A request of R rows that enters at setting s is expected to be answered after
 
-        L_s = Σ_k n_k·t_k + max(R·t_s, d_s)
+        L_s = Σ_r t(r) + max(R·t_s(R), d_s)
 
-    with n_k the rows on their way of setting k and t_k the network's time for one of them, so that
-    the sum is the work w before it; and d_s the time of a batch up to the exit where 95 % have
-    left. Let e be what the last requests took beyond that. A setting is allowed where L_s and 95 %
-    of e are at most target · (0.5 + 0.25·s/(S−1)) together. The slowest such is taken, else the
-    fastest, and where that one's L_s and the median of e are above 0.9 · target the request is
-    shed: a machine that stands still now and then makes settings faster, but is no reason to shed,
-    which makes work less and nothing else.
+    with t(r) the network's time for a row r on its way, by its setting and the rows of its request,
+    so that the sum is the work w before it; t_s(R) that for one of R rows; and d_s the time of a
+    batch up to the exit where 95 % have left. A segment's time for a row is its mean over the last
+    runs, or that in runs of as many rows as are left there of its request, or of fewer, where one
+    is lower: rows that come together cost less than as many that come alone. Let e be what the
+    last requests took beyond that. A setting is allowed where L_s and 95 % of e are at most
+    target · (0.5 + 0.25·s/(S−1)) together. The slowest such is taken, else the fastest, and where
+    that one's L_s and the median of e are above 0.9 · target the request is shed: a machine that
+    stands still now and then makes settings faster, but is no reason to shed, which makes work less
+    and nothing else.
 
     w changes by λ·t(w) − 1 per second, at λ new rows per second. As t falls where w rises, w
     settles where λ·t(w) = 1, without swinging around it, and follows a jump of λ within the target.
@@ -153,10 +162,13 @@ class LoadDial:
         S, M = shares_SM.shape
         left_SM = shares_SM.cumsum(1)
         self._reach_SM = np.hstack([np.ones((S, 1)), 1 - left_SM[:, :-1]]).clip(0, 1)
+        stay_SKM = np.arange(SIZES)[:, None] + np.log2(self._reach_SM.clip(1e-9))[:, None]
+        self._size_SKM = stay_SKM.clip(0).astype(int)
         self._deepest_S = (left_SM < 0.95).sum(1).clip(max=M - 1)
         self._allowed_S = target * np.linspace(SLOWEST_UNTIL, FASTEST_FROM, S)
-        self._rows_S = np.zeros(S, int)
+        self._rows_SK = np.zeros((S, SIZES), int)
         self._runs_M = [np.zeros(3)] * M
+        self._sized_MK2 = np.zeros((M, SIZES, 2))
         self._last_M, self._runs = [0] * M, 0
         self._took: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
 
@@ -165,35 +177,37 @@ class LoadDial:
         """The setting of a request of one row, were it to come now."""
         return self._fit(1)[0]
 
-    def enter(self, rows: int, own: bool = False) -> Entry:
+    def enter(self, rows: int, own: int | None = None) -> Entry:
         """Let a request's rows begin.
 
         Args:
             rows: how many.
-            own: they have a policy of their own, and count as those of the slowest setting.
+            own: the setting that they cost as much as, where they have a policy of their own.
 
         Raises:
             Shed: they would be answered too late, and others are on their way.
         """
         place, reckoned_S, usual = self._fit(rows)
-        place = 0 if own else place
+        place = place if own is None else own
         reckoned = float(reckoned_S[place])
         expected = reckoned + usual
-        if self._rows_S.any() and expected > SHED_FROM * self.target:
+        if self._rows_SK.any() and expected > SHED_FROM * self.target:
             raise Shed(expected, self.target)
-        self._rows_S[place] += rows
-        return Entry(place, own, reckoned)
+        self._rows_SK[place, _size(rows)] += rows
+        return Entry(place, own is not None, reckoned, _size(rows))
 
     def ran(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run."""
         kept = FORGET * self._fresh(exit)
         self._runs_M[exit] = kept * self._runs_M[exit] + (seconds, rows, 1)
+        sized_K2 = self._sized_MK2[exit]
+        sized_K2[_size(rows)] = FORGET * sized_K2[_size(rows)] + (seconds, rows)
         self._runs += 1
         self._last_M[exit] = self._runs
 
     def left(self, entry: Entry, layers: int | None = None, seconds: float = 0.0) -> None:
         """A row left, wherever."""
-        self._rows_S[entry.place] -= 1
+        self._rows_SK[entry.place, entry.size] -= 1
 
     def answered(self, entry: Entry, seconds: float) -> None:
         """A request was answered, so many seconds after it came."""
@@ -202,21 +216,25 @@ class LoadDial:
     def _fit(self, rows: int) -> tuple[int, np.ndarray, float]:
         """The setting for a request, and in seconds what is reckoned of each [S], and the median of
         what the last requests took beyond that."""
-        row_S, through_S = self._seconds()
-        alone_S = np.maximum(rows * row_S, through_S)
-        reckoned_S = self._rows_S @ row_S + alone_S
+        row_SK, through_S = self._seconds()
+        alone_S = np.maximum(rows * row_SK[:, _size(rows)], through_S)
+        reckoned_S = (self._rows_SK * row_SK).sum() + alone_S
         usual, late = self._beyond()
         fits_S = reckoned_S + late <= self._allowed_S
         fits_S[-1] = True
         return int(fits_S.argmax()), reckoned_S, usual
 
     def _seconds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The network's time for a row, and a batch's time on its way, by setting."""
+        """The network's time for a row of requests of each size, and a batch's time on its way, by
+        setting."""
         kept = [self._fresh(exit) * runs for exit, runs in enumerate(self._runs_M)]
         seconds_M, rows_M, runs_M = np.array(kept).T
-        row_M = _filled(seconds_M, rows_M)
+        sums_MK, counts_MK = np.moveaxis(self._sized_MK2, 2, 0)
+        sized_MK = np.divide(sums_MK, counts_MK, np.full_like(sums_MK, np.inf), where=counts_MK > 0)
+        row_MK = np.minimum.accumulate(sized_MK, 1).clip(max=_filled(seconds_M, rows_M)[:, None])
         run_M = _filled(seconds_M, runs_M)
-        return self._reach_SM @ row_M, run_M.cumsum()[self._deepest_S]
+        row_SKM = row_MK[np.arange(len(row_MK)), self._size_SKM]
+        return (self._reach_SM[:, None] * row_SKM).sum(2), run_M.cumsum()[self._deepest_S]
 
     def _fresh(self, exit: int) -> bool:
         return self._runs - self._last_M[exit] < STALE
@@ -227,6 +245,10 @@ class LoadDial:
         beyond = [seconds for when, seconds in self._took if when >= since]
         half, most = np.quantile(beyond or [0.0], (0.5, 0.95)).clip(0).tolist()
         return half, most
+
+
+def _size(rows: int) -> int:
+    return min(rows.bit_length() - 1, SIZES - 1)
 
 
 def _filled(sum_M: np.ndarray, count_M: np.ndarray) -> np.ndarray:

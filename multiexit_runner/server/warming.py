@@ -18,7 +18,7 @@ SECONDS = 2.0
 little longer than the next."""
 
 MEASURED = 3
-"""Runs by which a segment's time is known before a request comes."""
+"""Runs by which a segment's time for a row alone is known before a request comes."""
 
 
 def warm_up(
@@ -32,20 +32,22 @@ def warm_up(
         served: whose network is run, on its examples.
         policy: of the rows, as the network takes it.
         batch_size: the largest batch.
-        on_run: called at the end, for the shortest row alone, as the scheduler calls its own.
+        on_run: called at the end, for the shortest row in batches and alone, as the scheduler calls
+            its own.
 
     Returns:
         How many rows were run.
     """
     items = [*_items(served)]
     sizes = [*(1 << n for n in range(batch_size.bit_length()) if 1 << n < batch_size), batch_size]
-    began, rows = time.perf_counter(), 0
+    began, rows, warm = time.perf_counter(), 0, []
     for size, item in ((size, item) for size in sizes for item in items):
         if rows and time.perf_counter() - began > SECONDS:
             break
         rows += _run(served.network, [item] * size, policy)
-    for item in items[:1] * MEASURED:
-        rows += _run(served.network, [item], policy, on_run)
+        warm += [size] * (item is items[0])
+    for size in [*reversed(warm[1:]), *warm[:1] * MEASURED]:
+        rows += _run(served.network, items[:1] * size, policy, on_run)
     return rows
 
 

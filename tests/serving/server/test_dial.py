@@ -204,7 +204,7 @@ def test_more_work_never_gives_a_slower_setting(requests, per_row, fixed):
         try:
             entries += [dial.enter(rows)] * rows
         except Shed:
-            assert dial._rows_S.any()
+            assert dial._rows_SK.any()
         places.append(dial.place)
     assert places == sorted(places)
     assert {idle, *places} <= {*range(S)}
@@ -212,6 +212,33 @@ def test_more_work_never_gives_a_slower_setting(requests, per_row, fixed):
         dial.left(entry)
     assert dial.place == idle
     assert dial.enter(1).place == idle  # an idle service takes what comes
+
+
+@given(
+    st.floats(1e-4, 0.05),
+    st.floats(1e-4, 0.05),
+    st.lists(st.integers(1, 32), max_size=40),
+    st.integers(1, 300),
+    st.integers(0, 300),
+)
+def test_rows_that_come_together_are_reckoned_as_those_of_full_runs(
+    fixed, per_row, last, rows, before
+):
+    """Whatever ran last, alone or together; runs of n rows take fixed + n·per_row."""
+    deepest = SETTINGS[0]._replace(shares_M=[0.0] * (M - 1) + [1.0])
+    dial = LoadDial([deepest], 1e9, Clock())
+    for size in (1, 2, 4, 8, 16, 32, *last, *[1] * 100):
+        for exit in range(M):
+            dial.ran(exit, size, fixed + size * per_row)
+
+    def seconds(rows):
+        runs = [32] * (rows // 32) + [rows % 32] * (rows % 32 > 0)
+        return M * sum(fixed + size * per_row for size in runs)
+
+    if before:
+        dial.enter(before)
+    took = seconds(rows) + seconds(before)
+    assert 0.5 * took <= dial.enter(rows).expected <= 2 * took * (1 + 1e-9)
 
 
 def test_a_segment_that_was_slow_once_is_not_slow_for_ever():
@@ -235,10 +262,10 @@ def test_rows_with_policies_of_their_own_are_counted_and_shed_but_not_turned():
     dial = LoadDial(SETTINGS, TARGET, Clock())
     for exit in range(M):
         dial.ran(exit, 1, 0.002)
-    assert dial.enter(5, own=True).own
+    assert dial.enter(5, own=0).own
     assert dial.place > 0
-    with pytest.raises(Shed, match="this would take 132 ms now, and the service's target is 100"):
-        dial.enter(6, own=True)
+    with pytest.raises(Shed, match=r"would take 132 ms now, more than the 90 ms .* 90% of the"):
+        dial.enter(6, own=0)
 
 
 def test_one_allowed_setting_is_never_left():
@@ -260,7 +287,7 @@ def test_a_budget_is_held_whatever_rows_come(layers, budget, together):
         for each in layers[begin : begin + together]:
             dial.left(entry, each)
             clipped |= dial.aim == below
-    dial.left(dial.enter(1, own=True), M)  # of no account
+    dial.left(dial.enter(1, own=0), M)  # of no account
     if not clipped:
         most = budget + (budget - dial.aim) / (min(RATE, 1 / together) * len(layers))
         assert np.mean(layers) <= most + 1e-9
@@ -308,7 +335,7 @@ def test_a_budget_in_milliseconds_is_held_where_layers_become_slower():
         assert 1000 * np.mean(spent[300:]) == pytest.approx(6.0, abs=0.2)
         means.append(dial.aim)
     assert means[2] > means[0] > means[1]  # layers that it can afford
-    dial.left(dial.enter(1, own=True), M, 1.0)  # of no account
+    dial.left(dial.enter(1, own=0), M, 1.0)  # of no account
     assert dial.aim == means[2]
 
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from multiexit.cli import next_steps
 from multiexit.policies.certificate import Certificate
-from multiexit_runner.server.allowed import dial_of
+from multiexit_runner.server.allowed import dial_of, place_of
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.options import Options
 from multiexit_runner.settings import without_bounds
@@ -46,12 +46,12 @@ def test_requests_without_a_policy_follow_the_dial(turned, kind):
         assert own["policy"] == "max-prob=0.5"
         assert "expected_score" not in own
         assert f"multiexit_expected_score {slowest['score']}" in client.get("/metrics").text
-        service.dial._rows_S[-1] = 10**9  # work for hours
+        service.dial._rows_SK[-1, 0] = 10**9  # work for hours
         answer = client.post("/predict", json={"inputs": rows})
         assert answer.status_code == 503
         assert answer.headers["x-multiexit-shedding"] == "true"
         assert int(answer.headers["retry-after"]) > 1000
-        assert "the service's target is 60000 ms" in answer.json()["detail"]
+        assert "more than the 54000 ms that are allowed" in answer.json()["detail"]
         counted = client.get("/metrics").text
         assert "multiexit_shed_requests_total 1.0" in counted
         assert f"multiexit_expected_layers {fastest['mean_layers']}" in counted
@@ -107,7 +107,7 @@ def test_a_target_turns_the_policy_while_rows_wait(turned):
         going.set()
         for thread in threads:
             thread.join()
-        assert not service.dial._rows_S.any()
+        assert not service.dial._rows_SK.any()
     policies = [each.json()["policy"] for each in answers if each.status_code == 200]
     assert policies[0] == service.dial.settings[0].said
     assert len({*policies}) > 1
@@ -146,12 +146,37 @@ def test_a_network_that_fails_before_the_first_row_is_served(turned, caplog):
     assert "what comes before the first row failed" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["model", "export"])
+def test_a_request_with_a_threshold_of_its_own_costs_what_the_next_slower_setting_does(
+    turned, kind
+):
+    service = Service(turned[kind], Options(target_ms=60_000))
+    settings, of = service.dial.settings, service.orders.of
+    numbers = [float(each.said.partition("=")[2]) for each in settings]
+    middle = len(settings) // 2
+    between = (numbers[middle] + numbers[middle + 1]) / 2
+
+    def place(policy=None, threshold=None, max_exit=None):
+        return place_of(of(policy, threshold, max_exit, None), service.served, settings)
+
+    assert place() is None
+    assert place(threshold=between) == place(f"max-prob={between}") == middle
+    assert place(threshold=numbers[middle]) == middle
+    assert place(threshold=0.0) == len(settings) - 1
+    assert place(threshold=1.1) == 0
+    if kind == "model":
+        assert place("patience=2") == 0
+    capped = settings[place("max-prob=1.1", max_exit=1)]
+    faster = [each for each in settings if each.mean_layers < capped.mean_layers]
+    assert capped.mean_layers >= 2 > max(each.mean_layers for each in faster)
+
+
 def test_a_full_queue_leaves_the_dial_as_it_was(turned):
     service = Service(turned["export"], Options(target_ms=60_000, max_rows=4))
     with TestClient(service.app) as client:
         service.scheduler.max_rows = 2  # as if two were on their way
         assert client.post("/predict", json={"inputs": ["a cat"] * 3}).status_code == 429
-        assert not service.dial._rows_S.any()
+        assert not service.dial._rows_SK.any()
 
 
 def test_layers_are_held_at_a_budget(turned):

@@ -33,6 +33,8 @@ def read_folder(folder: str | Path) -> Folder:
         path = Path(folder).expanduser().resolve()
     except (TypeError, OSError, RuntimeError) as error:
         raise ValueError(f"{folder!r} is no folder: {error}") from error
+    if not _exists(path):
+        raise ValueError(f"no such folder: {path}")
     if not _exists(path / SUMS):
         raise ValueError(f"no {SUMS} in {path}: not a folder that `multiexit export` wrote")
     try:

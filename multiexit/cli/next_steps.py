@@ -99,6 +99,16 @@ def after_export(
     return _line(_step(words, "answers over HTTP, sooner as load grows"))
 
 
+def after_triton(folder: Path) -> str:
+    """What to do with a model repository of Triton.
+
+    Args:
+        folder: as typed.
+    """
+    command = shlex.join(["tritonserver", f"--model-repository={folder}"])
+    return _line(f"`{command}` serves it: ask the model {folder.name}, which asks its exits")
+
+
 def _line(*steps: str) -> str:
     return f"next: {'; '.join(steps)}"
 

@@ -160,13 +160,14 @@ def predict_table(
     from multiexit.data.own.notes import say
 
     network = network_of(classify)
-    read = _input_columns(classify, network, columns)
     if len(inputs or ()) > 1:
         raise ValueError(f"one table at a time; got {len(inputs or ())} files")
     source = None if inputs in (None, [], ["-"]) else Path((inputs or [""])[0])
     if output is not None:
         row_files.check(output, source)
-    table = stdin_table(read) if source is None else file_table(source)
+    file = None if source is None else file_table(source)
+    read = _input_columns(classify, network, columns, None if file is None else file.columns)
+    table = file or stdin_table(read)
     table.check_columns(read)
     if source is not None and (output is None or output.suffix.lower() != ".parquet"):
         _check_no_bytes(table)
@@ -219,8 +220,19 @@ def _check_no_bytes(table: "Table") -> None:
             )
 
 
-def _input_columns(classify: Any, network: Any, columns: Mapping[str, str | None]) -> list[str]:
-    """The columns that the model reads: as typed, or as in training."""
+def _input_columns(
+    classify: Any, network: Any, columns: Mapping[str, str | None], there: list[str] | None
+) -> list[str]:
+    """The columns that the model reads: as typed, or as in training, else those called so.
+
+    Args:
+        classify, network: the classifier, and what is behind it.
+        columns: as typed.
+        there: all columns of the table; None where they come later.
+    """
+    from multiexit.data.own import choosing
+    from multiexit.data.own.notes import say
+
     trained_on = network.preprocessing.get("data") or {}
     if classify.kind == "image":
         wanted = ["image"]
@@ -231,9 +243,15 @@ def _input_columns(classify: Any, network: Any, columns: Mapping[str, str | None
         if column is not None and name not in wanted:
             raise ValueError(f"{name}={column} is not for this model, which reads {reads}")
     found = [columns.get(name) or trained_on.get(name) for name in wanted]
+    if not any(found) and classify.kind == "text":
+        called = choosing.inputs_by_name(there or [], classify.paired)
+        if called:
+            say(f"the model reads column {' and '.join(map(repr, called))}")
+            return called
     for name, column in zip(wanted, found, strict=True):
         if column is None:
-            raise ValueError(f"which column of the table does the model read? Name it: {name}=…")
+            of = "the table's columns" if there is None else f"the columns {there}"
+            raise ValueError(f"which of {of} does the model read? Name it: {name}=…")
     return [str(column) for column in found]
 
 

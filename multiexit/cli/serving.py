@@ -31,7 +31,10 @@ def predict(
     image: Annotated[str | None, typer.Option(help="of a table: the column of image files")] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="of a table: a .csv, .tsv, .jsonl or .parquet file; default stdout"),
+        typer.Option(
+            help="of a table: a .csv, .tsv, .jsonl or .parquet file, which is replaced where it is "
+            "there; default stdout"
+        ),
     ] = None,
     all_scores: Annotated[
         bool, typer.Option("--all-scores", help="the probability of each class too")
@@ -219,7 +222,9 @@ def export(
         print(f"int8 for {TARGETS[target].machines}")
         if held is not None and held.certificate is not None:
             print(f"The certificate of {policy_name(held)} is the float model's, and was left out")
-    if loaded.preprocessing.get("kind") and not triton:
+    if triton:
+        print(next_steps.after_triton(output))
+    elif loaded.preprocessing.get("kind"):
         certificate = None if held is None or int8 else held.certificate
         print(next_steps.after_export(output, kept if is_turned else None, certificate))
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from multiexit_runner.choosing import NO_BOUNDS, NO_TABLE, bounds_speak_of, choose
@@ -79,7 +80,7 @@ def _allowed(served: Served, options: Options) -> list[Setting]:
     if table is None:
         again = ", and export again where this is an export"
         raise OptionError(f"{{{name}}}: {{}}", NO_TABLE.format(again=again))
-    most = min(options.max_loss, _certified_loss(served.certificate, table, options.max_loss))
+    most = min(options.max_loss, _certified_loss(served.certificate, table, options))
     rows = table["settings"]
     if most < NO_LOSS:
         if None in [row["loss_bound"] for row in rows]:
@@ -132,22 +133,24 @@ def _allowed(served: Served, options: Options) -> list[Setting]:
 
 
 def _certified_loss(
-    certificate: Mapping[str, Any] | None, table: Mapping[str, Any], max_loss: float
+    certificate: Mapping[str, Any] | None, table: Mapping[str, Any], options: Options
 ) -> float:
     """The bound of the certificate, in points; that of no certificate is no bound.
 
+    Where the table's bounds don't speak of it, the operator says what may be lost.
+
     Raises:
-        ValueError: one that the table's bounds don't speak of, and no other bound.
+        ValueError: he doesn't.
     """
     if certificate is None:
         return NO_LOSS
     if bounds_speak_of(table, certificate):
         return 100 * certificate["risk"]
-    if max_loss == NO_LOSS:
+    if options.max_loss == NO_LOSS and options.min_score == -inf:
         raise OptionError(
             "the policy's certificate bounds {} with confidence {}, the settings of the "
             "calibration table {} with confidence {:g}: say with {max_loss} what the table's may "
-            "lose, in points",
+            "lose, in points, or with {min_score} the lowest score observed, a share",
             *(certificate["loss"], certificate["confidence"], table["loss"], table["confidence"]),
         )
-    return max_loss
+    return options.max_loss

@@ -225,7 +225,9 @@ def test_parquet_is_written_in_row_groups_of_one_type(tmp_path, monkeypatch):
 def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
     table, out = written(tmp_path / "in.csv"), tmp_path / "out.csv"
     gaps = written(tmp_path / "gaps.csv", [*ROWS[:2], {**ROWS[0], "review": " "}, *ROWS[2:]])
-    tabs = written(tmp_path / "in.tsv")  # no lines of text, each with its label
+    odd = [{"id": row["id"], "says": row["review"]} for row in ROWS]
+    commas = written(tmp_path / "odd.csv", odd)
+    tabs = written(tmp_path / "odd.tsv", odd)  # no lines of text, each with its label
     blank = tmp_path / "blank.csv"
     blank.write_text("text\ngood film\n\nbad\n\n\n")
     files = {path.name for path in tmp_path.iterdir()}
@@ -235,7 +237,7 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
         ((tmp_path / "four.csv", *text), "no such file: '"),
         (("a fine film",), "no such file: 'a fine film'; for one text: echo 'a fine film' | multi"),
         ((tmp_path,), "is a folder, no regular file, and "),
-        ((table,), "Name it: --text …"),
+        ((commas,), "which of the columns ['id', 'says'] does the model read? Name it: --text …"),
         ((tabs,), "Name it: --text …"),
         ((table, *text, "--text-pair", "id"), "reads single texts"),
         ((table, "--image", "review"), "reads single texts"),
@@ -257,6 +259,9 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
         assert len(ended.err.splitlines()) <= 2
     assert {path.name for path in tmp_path.iterdir()} == files
     assert np.array_equal(read(table), ROWS)
+    named, guessed = (command("predict", models / "texts", table, *more) for more in (text, ()))
+    assert (guessed.code, guessed.out) == (0, named.out)
+    assert "the model reads column 'review'" in guessed.err
     ended = command("predict", models / "texts", blank, "--text", "text", "--skip-bad")
     assert [json.loads(line)["text"] for line in ended.out.splitlines()] == ["good film", "bad"]
     assert "line 3: an empty text" in ended.err

@@ -113,6 +113,14 @@ def choose(
     return Columns(text, text_pair, image, tuple(names)), notes
 
 
+def inputs_by_name(columns: list[str], pairs: bool) -> list[str]:
+    """The columns that are called as texts are, or as pairs of them; none where there are none."""
+    if pairs:
+        return list(next((pair for pair in PAIRS if {*pair} <= {*columns}), ()))
+    name = _by_name(TEXTS, columns)
+    return [] if name is None else [name]
+
+
 def _no_text(table: Table, left: list[str], rows: list[dict[str, Any]]) -> str:
     """What to say where no column can be the text, nor the image."""
     for name in left:

@@ -72,7 +72,7 @@ class Targets:
         name = _name(value)
         if name not in self._numbers:
             shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
-            raise ValueError(f"a label that isn't among the {len(self.names)} classes {shown}")
+            raise ValueError(f"none of the {len(self.names)} classes ({shown}) is the row's label")
         return self._numbers[name]
 
     @cached_property

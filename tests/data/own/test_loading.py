@@ -220,7 +220,9 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tokenizer):
 
 def test_labels_of_another_split_must_be_known(tokenizer):
     other = [{"review": "good", "mood": "proud", "id": 1}]
-    with pytest.raises(ValueError, match=r"data, row 0: .*isn't among the 3 classes.*'proud'"):
+    with pytest.raises(
+        ValueError, match=r"data, row 0: .*none of the 3 classes .* is the row's label, 'proud'"
+    ):
         load(ROWS, tokenizer, validation=other, notes=quiet)
 
 

@@ -112,6 +112,9 @@ def test_from_the_command_line(tmp_path):
     words = ("export", tmp_path / "model", out, "--policy", "max-prob=0.7", "--triton")
     ended = command(*words)
     assert ended.code == 0, ended.err
+    assert (
+        f"next: `tritonserver --model-repository={out}` serves it: ask the model tags" in ended.out
+    )
     same_form(out)
     settings = json.loads((out / "tags" / "1" / "export.json").read_text())
     assert settings["policy"]["threshold"] == 0.7

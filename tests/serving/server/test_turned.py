@@ -206,6 +206,10 @@ def test_settings_stay_within_the_operators_bounds(turned):
     with pytest.raises(ValueError, match=r"certificate bounds disagreement .* say with max_loss"):
         dial_of(other, Options(target_ms=50))
     assert dial_of(other, Options(target_ms=50, max_loss=loss)).settings == certified.settings
+    observed = dial_of(other, Options(target_ms=50, min_score=score))
+    assert [each.score for each in observed.settings] == [
+        row["score"] for row in rows if row["score"] >= score
+    ]
 
 
 @pytest.mark.parametrize("loss", [None, "accuracy", "disagreement"])

@@ -72,6 +72,10 @@ class OptionError(ValueError):
         return Formatter().vformat(sentence, values, _Itself(options))
 
 
+class SpelledError(ValueError):
+    """What is wrong with options, by the names by which they were given."""
+
+
 class _Itself(dict[str, str]):
     def __missing__(self, name: str) -> str:
         return name

@@ -21,6 +21,7 @@ from multiexit.cli.noted import warnings_noted
 from multiexit.cli.run_files import expanded
 from multiexit.cli.spelling import as_typed
 from multiexit.cli.words import Sections, check_words, finite, options_of
+from multiexit_runner.naming import SpelledError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,6 +73,8 @@ def main() -> None:
         memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
         if isinstance(error, RuntimeError) and not memory:
             raise
-        message = as_typed(str(error), options_of(program, sys.argv[1:]), sys.argv[1:])
+        message = str(error)
+        if not isinstance(error, SpelledError):
+            message = as_typed(message, options_of(program, sys.argv[1:]), sys.argv[1:])
         print(f"multiexit: {message or 'out of memory'}", file=sys.stderr)
         sys.exit(2)

@@ -341,6 +341,7 @@ class Service:
             "labels": served.labels,
             "exits": len(served.exits),
             "layers": [layer + 1 for layer in served.exits],
+            "options": self.options.info(),
             "policy": self.policy,
             "settings": dial and [setting.info() for setting in dial.settings],
             "certificate": certificate,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from multiexit_runner.backends import MOST_THREADS
-from multiexit_runner.naming import OptionError, unknown
+from multiexit_runner.naming import OptionError, SpelledError, unknown
 
 PREFIX = "MULTIEXIT_SERVE_"
 
@@ -124,6 +124,11 @@ class Options:
                 "{log_level} must be debug, info, warning or error, got {!r}", self.log_level
             )
 
+    def info(self) -> dict[str, Any]:
+        """Those that aren't as by default."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
     def _check_dial(self) -> None:
         """Options of a turned policy, which are all or none."""
         if isnan(self.min_score):
@@ -199,7 +204,7 @@ def merged(
     try:
         yield Options(**{name: _typed(name, types[name], value) for name, value in given.items()})
     except OptionError as error:
-        raise ValueError(error.named(names)) from error
+        raise SpelledError(error.named(names)) from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -251,7 +256,7 @@ def _of_file(path: Path | None) -> dict[str, Any]:
         raise ValueError(f"{path} can't be read: {error}") from error
     for name in table:
         if name not in NAMES:
-            raise ValueError(f"{path}: {unknown('option', name, NAMES)}")
+            raise SpelledError(f"{path}: {unknown('option', name, NAMES)}")
     return table
 
 

@@ -107,6 +107,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
                 folder=str(folder),
                 exits=len(service.served.exits),
                 policy=service.policy,
+                options=options.info(),
                 **service.served.runtime,
                 url=f"http://{host}:{sockets[0].getsockname()[1]}/docs",
             )

@@ -257,6 +257,7 @@ def test_its_log_is_lines_of_json_whoever_says_them(exported, capfd):
     assert all({"time", "level"} < line.keys() for line in lines)
     said = [line["message"] for line in lines if "message" in line]
     assert said[:2] == ["serving", "warmed up"]
+    assert lines[0]["options"].keys() == {"port", "threads"}
     assert (lines[0]["backend"], lines[0]["precision"]) == ("onnxruntime", "float32")
     assert (lines[0]["providers"], lines[0]["threads"]) == (["CPUExecutionProvider"], 1)
     assert "Invalid HTTP request received." in said
@@ -350,6 +351,26 @@ def test_a_folder_is_named_as_it_is_though_an_option_is_called_so(tmp_path, monk
                 cli.main()
             said = f"--backend=openvino is for an export, and {name} is run by torch"
             assert said in capsys.readouterr().err
+
+
+def test_keys_of_files_and_limits_are_spelled_as_they_are_typed(exported, tmp_path):
+    for text, words in (
+        ("targets_ms = 5", "did you mean 'target_ms'? There are host, port"),
+        ("target_ms = 5", "say with --max-loss what"),
+        ('limits = "treshold=0.5..1"', "but requests may give threshold, max_exit, budget_ms here"),
+    ):
+        (tmp_path / "serve.toml").write_text(text)
+        command = ["serve", str(exported), "--config", str(tmp_path / "serve.toml")]
+        done = subprocess.run(
+            [sys.executable, "-m", "multiexit.cli", *command],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "--target-ms" not in done.stderr
+        assert "--budget-ms" not in done.stderr
 
 
 def test_a_model_folder_needs_the_other_command(tmp_path, capsys):

@@ -41,6 +41,7 @@ def test_requests_without_a_policy_follow_the_dial(turned, kind):
         assert "expected_score" not in cut
         info = client.get("/info").json()
         assert info["policy"] == answer["policy"]
+        assert info["options"] == {"target_ms": 60_000}
         assert len(info["settings"]) == len(served.calibration["settings"])
         own = client.post("/predict", json={"inputs": rows, "threshold": 0.5}).json()
         assert own["policy"] == "max-prob=0.5"

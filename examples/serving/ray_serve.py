@@ -27,11 +27,27 @@ class MultiExit:
         self.service = service(folder, options)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return self.service.app
+        return Unnamed(self.service.app)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The seconds of work in the queue: a row that leaves early is little of it."""
         return {"seconds": self.service.scheduler.backlog}
+
+
+class Unnamed:
+    """An app without the id in its responses: Ray puts the same one there."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def sent(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"]
+                message["headers"] = [each for each in headers if each[0] != b"x-request-id"]
+            await send(message)
+
+        await self.app(scope, receive, sent)
 
 
 class ByWork:

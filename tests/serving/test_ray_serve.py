@@ -106,6 +106,9 @@ def test_load_starts_a_second_replica_which_answers_and_both_end_with_their_work
         def ask(row):
             return client.post("/predict", json={"inputs": row})
 
+        response = client.get("/health", headers={"X-Request-ID": "one"})
+        assert response.headers.get_list("x-request-id") == ["one"]
+
         sent, counts, until = 0, set(), time.monotonic() + 120
         while sum(counts) != sent or len(counts) < 2:  # the second replica comes of the load
             assert time.monotonic() < until, counts

@@ -64,8 +64,10 @@ def by_row(standing: Knobs, ranges: Ranges, given: Mapping[str, Any], rows: int)
         rows: B.
 
     Raises:
-        ValueError: as `check_numbers`; an array of another length.
+        ValueError: as `check_numbers`; an array of another length; no numbers by name.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"knobs are numbers by name, such as {dict(standing)}; got {given!r:.80}")
     for name, numbers in given.items():
         numbers_B = np.asarray(numbers)
         if numbers_B.ndim and numbers_B.shape != (rows,):

@@ -2,8 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 PATIENCE = 0.05
@@ -75,3 +75,51 @@ def windows_at_hand(source: Iterator[Any], most: int) -> Iterator[Window]:
             yield Window(batches, error)
         if len(batches) < most:
             return
+
+
+def check_one_each(batches: Iterable[Any], given: Iterable[Any], name: str) -> None:
+    """Refuse more or fewer of what is given than batches, where both numbers are known.
+
+    Args:
+        batches: of a stream.
+        given: something for each of them.
+        name: of the argument that it is.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    sizes = [_size(batches), _size(given)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the stream has {sizes[0]} batches, and {name} {sizes[1]} items: give one for each "
+            "batch, which may hold one for each of its rows"
+        )
+
+
+def one_each(batches: Iterable[Any], given: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
+    """Each batch with what is given for it, of which one is read behind each batch.
+
+    Args:
+        batches, given, name: as for `check_one_each`.
+
+    Raises:
+        ValueError: where one of the two ends before the other.
+    """
+    end = object()
+    for number, (batch, its) in enumerate(zip_longest(batches, given, fillvalue=end)):
+        if its is end:
+            raise ValueError(
+                f"batch {number} of the stream: {name} has ended; give one for each batch"
+            )
+        if batch is end:
+            raise ValueError(
+                f"{name} goes on behind the stream's {number} batches: give one for each batch"
+            )
+        yield batch, its
+
+
+def _size(source: Iterable[Any]) -> int | None:
+    try:
+        return len(source) if isinstance(source, Sized) else None
+    except TypeError:  # a loader's of a data set without a length
+        return None

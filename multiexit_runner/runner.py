@@ -15,6 +15,7 @@ from multiexit_runner.backends import ROUNDING, opener, runtime
 from multiexit_runner.folder import ROWS, SETTINGS, SUMS, read_file, read_folder
 from multiexit_runner.graphs import Graphs
 from multiexit_runner.leaving import Answer
+from multiexit_runner.reading import check_one_each
 from multiexit_runner.rows import from_bytes
 from multiexit_runner.sessions import open_sessions
 from multiexit_runner.settings import parse_settings, without_bounds
@@ -110,7 +111,12 @@ class Runner(Graphs):
             )
 
     def stream(
-        self, batches: Iterable[Any], batch_size: int = 32, window: int = 8
+        self,
+        batches: Iterable[Any],
+        batch_size: int = 32,
+        window: int = 8,
+        *,
+        knobs: Mapping[str, Any] | Iterable[Mapping[str, Any] | None] | None = None,
     ) -> Iterator[Answer]:
         """Answer batch after batch, in order; inside, rows of different batches go together.
 
@@ -124,11 +130,14 @@ class Runner(Graphs):
                 is read in a thread of its own, at most `window` batches ahead of the answers.
             batch_size: rows that go through a graph together.
             window: the most batches that are read ahead and kept in memory.
+            knobs: numbers in place of the policy's for the whole stream, by name; or an iterable
+                that gives for each batch what `predict` takes: an array [B] has one for each row.
 
         Raises:
             ValueError: wrong arguments, at once; as `predict`, behind the answers of the batches
-                before, with rows and batches counted from 0 at the stream's start. What the source
-                raises comes as it is, behind the answers of the batches that it gave.
+                before, with rows and batches counted from 0 at the stream's start; more or fewer
+                knobs than batches. What the source raises comes as it is, behind the answers of the
+                batches that it gave.
         """
         batch_size, window = _count("batch_size", batch_size), _count("window", window)
         if isinstance(batches, Mapping | str | bytes | np.ndarray) or not isinstance(
@@ -138,7 +147,27 @@ class Runner(Graphs):
                 "batches must be an iterable of batches, each a dict of arrays by name or one "
                 f"array; got {type(batches).__name__}"
             )
-        return streaming.stream(self, batches, batch_size, window, self.knobs)
+        given = self._stream_knobs(batches, {} if knobs is None else knobs)
+        return streaming.stream(self, batches, batch_size, window, given, self.knobs)
+
+    def _stream_knobs(self, batches: Iterable[Any], given: Any) -> Any:
+        """A stream's numbers, for all batches or for each, checked as far as they are known."""
+        if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+            raise ValueError(
+                f"knobs are numbers by name, such as {self.knobs}, or an iterable with those of "
+                f"each batch; got {given!r:.80}"
+            )
+        if not isinstance(given, Mapping):
+            check_one_each(batches, given, "knobs")
+            return given
+        for name, number in given.items():
+            if np.ndim(number):
+                raise ValueError(
+                    f"{name} must be one number for the whole stream, got {number!r:.80}; numbers "
+                    "for each row are given batch by batch, by an iterable"
+                )
+        self.numbers(1, given)  # refuses what can't be
+        return dict(given)
 
 
 def _count(name: str, value: Any) -> int:

@@ -4,40 +4,58 @@ Letters: B batch rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from multiexit_runner.graphs import Graphs, count_rows
 from multiexit_runner.inputs import Arrays
+from multiexit_runner.knobs import Knobs, by_row
 from multiexit_runner.leaving import Answer
-from multiexit_runner.reading import windows, windows_at_hand
+from multiexit_runner.reading import one_each, windows, windows_at_hand
 from multiexit_runner.regroup import Group, join, long_first, merge, pad, shape_key
 from multiexit_runner.waiting import Waiting
 
 
+class Batch(NamedTuple):
+    """A batch by name, and the policy's numbers for each of its rows."""
+
+    arrays: Arrays
+    numbers: Arrays
+
+
 def stream(
-    graphs: Graphs, batches: Iterable[Any], batch_size: int, window: int, knobs: Mapping[str, float]
+    graphs: Graphs,
+    batches: Iterable[Any],
+    batch_size: int,
+    window: int,
+    knobs: Mapping[str, Any] | Iterable[Any],
+    standing: Knobs,
 ) -> Iterator[Answer]:
     """As `Runner.stream`, which checks what it is given.
 
     Args:
         graphs: that answer.
-        batches, batch_size, window: as there.
-        knobs: the policy's numbers, as they stood when it was asked.
+        batches, batch_size, window, knobs: as there.
+        standing: the policy's numbers, as they stood when it was asked.
     """
     batches_before = rows_before = 0
-    at_once = isinstance(batches, Sized)  # always the same ones together
-    source = windows_at_hand(iter(batches), window) if at_once else windows(batches, window)
+    at_once = isinstance(batches, Sized) and isinstance(knobs, Sized)
+    for_all = isinstance(knobs, Mapping)
+    pairs = zip(batches, repeat(knobs)) if for_all else one_each(batches, knobs, "knobs")
+    source = windows_at_hand(pairs, window) if at_once else windows(pairs, window)
     for at_hand, error in source:
         read = []
-        for batch in at_hand:
+        for batch, its in at_hand:
             try:
-                read.append(_batch_arrays(graphs, batch))
+                arrays = _batch_arrays(graphs, batch)
+                rows, given = count_rows(arrays), {} if its is None else its
+                read.append(Batch(arrays, by_row(standing, graphs.ranges, given, rows)))
             except ValueError as wrong:
                 error = ValueError(f"batch {batches_before + len(read)} of the stream: {wrong}")
                 break
-        answers = _window_answers(graphs, read, batch_size, knobs, rows_before) if read else ()
+        answers = _window_answers(graphs, read, batch_size, rows_before) if read else ()
         for answer in answers:
             yield answer
             batches_before += 1
@@ -54,23 +72,18 @@ def _batch_arrays(graphs: Graphs, batch: Any) -> Arrays:
 
 
 def _window_answers(
-    graphs: Graphs,
-    batches: Sequence[Arrays],
-    batch_size: int,
-    knobs: Mapping[str, float],
-    rows_before: int,
+    graphs: Graphs, batches: Sequence[Batch], batch_size: int, rows_before: int
 ) -> Iterator[Answer]:
     """Answers of some batches, up to the first in which a row broke.
 
     Args:
         graphs: that answer.
-        batches: inputs by name.
+        batches: that were read.
         batch_size: as for `stream`.
-        knobs: the policy's numbers.
         rows_before: the number of the first row.
     """
-    sizes = [count_rows(arrays) for arrays in batches]
-    outputs = [graphs.outputs(arrays) for arrays in batches]
+    sizes = [count_rows(batch.arrays) for batch in batches]
+    outputs = [graphs.outputs(batch.arrays) for batch in batches]
     rows = sum(sizes)
     answer = graphs.empty_answer(rows, max(outputs))
     waiting = Waiting(len(graphs.settings["segments"]), batch_size, shape_key, merge)
@@ -82,12 +95,14 @@ def _window_answers(
         if after is not None:
             waiting.add(after)
 
-    arrays = join(pad([graphs.trimmed(batch) for batch in batches], graphs.settings["inputs"]))
+    trimmed = [graphs.trimmed(batch.arrays) for batch in batches]
+    arrays = join(pad(trimmed, graphs.settings["inputs"]))
+    numbers = join([batch.numbers for batch in batches])
     order_B = long_first(arrays, rows)
     for start in range(0, rows, batch_size):
         rows_B = order_B[start : start + batch_size]
-        part = {name: array[rows_B] for name, array in arrays.items()}
-        waiting.add(graphs.first(part, graphs.numbers(len(rows_B), knobs), rows_B))
+        part, own = ({name: array[rows_B] for name, array in x.items()} for x in (arrays, numbers))
+        waiting.add(graphs.first(part, own, rows_B))
         while (group := waiting.full()) is not None:
             step(group)
     while (group := waiting.any()) is not None:

@@ -4,7 +4,7 @@ Letters: M exits, B batch rows, T tokens, C classes.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,26 +14,19 @@ from torch.utils.data import Dataset
 
 from multiexit import policies
 from multiexit.arguments import check_whole
+from multiexit.backbones.base import select
 from multiexit.data import padding
-from multiexit.data.batches import in_order
-from multiexit.data.columns import Columns
 from multiexit.model import exit_loop
 from multiexit.model.exit_loop import Prediction
 from multiexit.model.latency import Latency, check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.runtime import compiled
+from multiexit.serving import streaming
 from multiexit.serving.folding import for_inference
-from multiexit.serving.own_policies import by_row
-from multiexit.serving.streaming import (
-    Place,
-    by_length,
-    named_inputs,
-    placed,
-    start,
-)
+from multiexit.serving.own_policies import by_row, of_rows
 from multiexit.serving.unchanged import unchanged
-from multiexit_runner.reading import Window, windows, windows_at_hand
+from multiexit_runner.reading import Window
 from multiexit_runner.waiting import Waiting
 
 LENGTH_STEP = 16  # compiled engines see lengths of so many tokens apart
@@ -179,17 +172,15 @@ class Engine:
         self._check_unchanged(model)
         decide, state = self._decide_by(model), {}
         if policy is not None or max_exit is not None:
-            if self.compiled:
-                raise ValueError("a compiled engine keeps its policy: make one without compile")
-            policy = self.policy if policy is None else policy
-            decide, state = by_row(model, rows, policy, max_exit)
+            self._check_uncompiled()
+            own = of_rows(model, rows, self.policy if policy is None else policy)
+            decide, state = by_row(model, own, max_exit)
         answer = exit_loop.empty_prediction(
             model.answer_shape(args, inputs), next(model.parameters())
         )
         if rows:
             named = {**dict(enumerate(args)), **inputs}
-            group = self._first_group(model, named, torch.arange(rows))
-            group.state = state
+            group = self._first_group(model, named, torch.arange(rows), state)
             exit_loop.run(group, decide, self._batch_size, answer)
         return answer
 
@@ -198,6 +189,8 @@ class Engine:
         data: Dataset[Any] | Iterable[Any],
         batch_size: int = 32,
         window: int = 8,
+        *,
+        policy: streaming.Policies | None = None,
     ) -> Iterator[Prediction]:
         """Answer batch after batch, in order; inside, rows of different batches go together.
 
@@ -214,64 +207,60 @@ class Engine:
             window: batches read ahead, at most. What has no length, such as a generator, may stall:
                 it is read in a thread of its own, and when nothing more comes for 0.05 s, what has
                 come is answered. With 1 each batch is answered by itself.
+            policy: for this stream, one for all rows; or an iterable that gives for each batch what
+                `predict` takes: one, one for each of its rows, or None.
 
         Raises:
             ValueError: at once: sizes that are no whole numbers from 1, train mode, a single batch
-                in place of batches. While reading: what `predict` raises, with the batch named.
+                in place of batches, a policy that doesn't fit the model, any where the engine is
+                compiled. While reading: what `predict` raises, with the batch named; more or fewer
+                policies than batches.
         """
         check_whole("batch_size", batch_size)
         check_whole("window", window)
-        if isinstance(data, Tensor | Mapping | str | bytes) or not (
-            isinstance(data, Dataset | Iterable)
-        ):
-            raise ValueError(
-                "a stream takes a data set or an iterable of batches, such as x.split(32); got one "
-                f"{type(data).__name__}, which predict would take"
-            )
+        if policy is not None:
+            self._check_uncompiled()
+        streaming.check(self.original, data, policy)
         self._check_ready()
-        columns = Columns(self.original.backbone.start, self.original.own_inputs)
-        source = named_inputs(in_order(data, int(batch_size)), columns)
-        at_hand = isinstance(data, Dataset | Sized)
-        if not at_hand:  # it may fill the same tensors again
-            source = (padding.map_tensors(batch, Tensor.clone) for batch in source)
-        read_windows = windows_at_hand if at_hand else windows
-        return self._stream(read_windows(source, int(window)), int(batch_size))
+        batch_size, window = int(batch_size), int(window)
+        source = streaming.read(self.original, data, batch_size, window, policy, self.policy)
+        return self._stream(source, batch_size)
 
     def _stream(self, source: Iterable[Window], batch_size: int) -> Iterator[Prediction]:
-        before = Place(0, 0)
+        before = streaming.Place(0, 0)
         for batches, failed in source:
             self._check_ready()
             try:
                 answers = iter(self._window_answers(batches, batch_size))
             except Exception:  # all that can be answered comes first
-                answers = (self._batch_answer(batch, batch_size) for batch in batches)
+                answers = (self._window_answers([batch], batch_size)[0] for batch in batches)
             for _ in batches:
-                with placed(before):
+                with streaming.placed(before):
                     answer = next(answers)
                 yield answer
-                before = Place(before.batch + 1, before.row + len(answer.exit_B))
+                before = streaming.Place(before.batch + 1, before.row + len(answer.exit_B))
             if failed is not None:
                 raise failed
 
-    def _batch_answer(self, batch: dict[Any, Any], batch_size: int) -> Prediction:
-        return self._window_answers([batch], batch_size)[0]
-
     @torch.inference_mode()
-    def _window_answers(self, batches: list[dict[Any, Any]], batch_size: int) -> list[Prediction]:
+    def _window_answers(self, batches: list[streaming.Batch], batch_size: int) -> list[Prediction]:
         """Answers of some batches, whose rows are regrouped."""
-        sizes = [exit_loop.num_rows((), batch) for batch in batches]
-        shapes = [self.model.answer_shape((), batch) for batch in batches]
+        inputs = [batch.inputs for batch in batches]
+        sizes = [exit_loop.num_rows((), each) for each in inputs]
+        shapes = [self.model.answer_shape((), each) for each in inputs]
+        own = [policy for batch in batches for policy in batch.own or ()]
+        decide, state = by_row(self.model, own) if own else (self._decide_by(self.model), {})
         answer = exit_loop.empty_prediction(
             (sum(sizes), *(max(lengths) for lengths in zip(*(s[1:] for s in shapes), strict=True))),
             next(self.model.parameters()),
         )
         waiting = Waiting(self.model.num_exits, batch_size, exit_loop.shape_key, exit_loop.merge)
-        for inputs, rows_B in by_length(batches, sizes, batch_size):
-            waiting.add(self._first_group(self.model, inputs, rows_B))
+        for part, rows_B in streaming.by_length(inputs, sizes, batch_size):
+            waiting.add(self._first_group(self.model, part, rows_B, state))
             while (group := waiting.full()) is not None:
-                self._advance(group, answer, waiting)
+                self._advance(group, decide, answer, waiting)
         while (group := waiting.any()) is not None:
-            self._advance(group, answer, waiting)
+            self._advance(group, decide, answer, waiting)
         parts = zip(*(part.split(sizes) for part in answer), shapes, strict=True)
         return [
             Prediction(logits_BC[:, : shape[1]], exit_B)  # of tokens, as many as its batch has
@@ -290,19 +279,27 @@ class Engine:
                 "make a new Engine"
             )
 
+    def _check_uncompiled(self) -> None:
+        """Refuse other policies than the one that was compiled, by a ValueError."""
+        if self.compiled:
+            raise ValueError("a compiled engine keeps its policy: make one without compile")
+
     def _advance(
-        self, group: exit_loop.Group, answer: Prediction, waiting: Waiting[exit_loop.Group]
+        self,
+        group: exit_loop.Group,
+        decide: exit_loop.Decide,
+        answer: Prediction,
+        waiting: Waiting[exit_loop.Group],
     ) -> None:
         if self.compiled and len(group.rows_B) != _power_of_two(group.running):  # merged
             group = exit_loop.resize(group, _power_of_two(group.running))
-        decide = self._decide_by(self.model)
         finished, after = exit_loop.advance(group, decide, self._batch_size)
         exit_loop.write_answers(answer, finished)
         if after is not None:
             waiting.add(after)
 
     def _first_group(
-        self, model: MultiExitModel, inputs: dict[Any, Any], rows_B: Tensor
+        self, model: MultiExitModel, inputs: dict[Any, Any], rows_B: Tensor, state: policies.State
     ) -> exit_loop.Group:
         """Rows before their first exit: padding cut, on the device, in a size that is compiled."""
         rows = len(rows_B)
@@ -313,7 +310,10 @@ class Engine:
             filled_B = torch.arange(_power_of_two(rows)).clamp(max=rows - 1)
             inputs, rows_B = padding.rows_of(inputs, filled_B, rows), rows_B[filled_B]
         device = next(model.parameters()).device
-        return exit_loop.first_group(start(model, inputs, device), rows_B.to(device), rows)
+        carry = streaming.start(model, inputs, device)
+        group = exit_loop.first_group(carry, rows_B.to(device), rows)
+        group.state = select(state, group.rows_B)
+        return group
 
     def _batch_size(self, group: exit_loop.Group) -> int:
         """The number of rows to go on with behind an exit (`exit_loop.BatchSize`).

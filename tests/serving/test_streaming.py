@@ -41,6 +41,31 @@ def test_a_stream_is_answered_as_by_predict(network, policy, sizes, batch_size, 
     same_answers(mx.Prediction(*map(torch.cat, zip(*got, strict=True))), wanted)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 7), min_size=1, max_size=8),
+    batch_size=st.integers(1, 9),
+    window=st.integers(1, 5),
+    data=st.data(),
+)
+def test_batches_and_rows_have_policies_of_their_own(network, sizes, batch_size, window, data):
+    model, inputs = network
+    rows = torch.arange(sum(sizes)) % 24
+    cut = batches({name: value[rows] for name, value in inputs.items()}, sizes)
+    each_exit = mx.MaxProb(tuple(0.8 * 0.9**exit for exit in range(model.num_exits)))
+    one = st.sampled_from([*POLICIES, mx.MaxProb(0.9), each_exit, Countdown()])
+    own = [
+        data.draw(st.none() | one | st.lists(one, min_size=size, max_size=size)) for size in sizes
+    ]
+    engine, whole = mx.Engine(model, mx.MaxProb(0.6)), data.draw(one)
+    given, wanted = data.draw(
+        st.sampled_from([(own, own), (iter(own), own), (whole, [whole] * len(sizes))])
+    )
+    answers = engine.stream(cut, batch_size, window, policy=given)
+    for batch, policy, answer in zip(cut, wanted, answers, strict=True):
+        same_answers(answer, engine.predict(**batch, policy=policy))
+
+
 @pytest.mark.parametrize("head", ["linear+lte", "linear+gates", "linear+mix", "linear+cascade"])
 def test_what_heads_remember_stays_with_its_row(head):
     model, x = chain(head=head).eval(), 3 * torch.randn(30, 6)
@@ -140,15 +165,20 @@ def test_a_policy_of_one_s_own_streams(mlp):
     same_answers(mx.Prediction(*map(torch.cat, zip(*got, strict=True))), wanted)
 
 
-def test_deep_stages_of_a_stream_run_full(mlp):
+@pytest.mark.parametrize(
+    "own", [[mx.MaxProb(0.6)], [mx.MaxProb(0.6), mx.MaxProb(0.55), mx.Patience(2)]]
+)
+def test_deep_stages_of_a_stream_run_full(mlp, own):
     """Half of the rows leave at each exit; what is left of eight batches fills fewer."""
     model, _ = mlp
     spy = model.backbone = Spy(model.backbone)
     x = 3 * torch.randn(512, 6)
-    policy = mx.MaxProb(0.6)
-    staying = 512 - model.predict(policy, x).exit_B.bincount(minlength=5).cumsum(0)
+    each = [own[number % len(own)] for number in range(16)]
+    left = [model.predict(p, part).exit_B for p, part in zip(each, x.split(32), strict=True)]
+    staying = 512 - torch.cat(left).bincount(minlength=5).cumsum(0)
     spy.seen.clear()
-    list(mx.Engine(model, policy).stream(x.split(32), batch_size=32, window=16))
+    policy = own[0] if len(own) == 1 else each
+    list(mx.Engine(model, mx.MaxProb(0.6)).stream(x.split(32), 32, window=16, policy=policy))
     here = [512, *staying[:-1].tolist()]
     for stage, rows in enumerate(here):
         sizes = [size for at, size in spy.seen if at == stage]
@@ -239,3 +269,45 @@ def test_one_batch_is_no_stream(mlp):
     for one in (inputs["x"], inputs, "words", 3):
         with pytest.raises(ValueError, match=r"such as x\.split\(32\); got one"):
             mx.Engine(model, mx.Patience(1)).stream(one)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("max-prob=0.9", "policy is an exit policy, such as .*; got 'max-prob=0.9'"),
+        (0.9, "an iterable that gives each batch one, .*; got 0.9"),
+        (mx.FixedExit(99), "must be within"),
+        ([mx.MaxProb(0.9)] * 24, "the stream has 6 batches, and policy 24 items"),
+    ],
+)
+def test_a_stream_s_policy_is_checked_when_it_is_asked_for(mlp, policy, message):
+    model, inputs = mlp
+    engine = mx.Engine(model, mx.Patience(1))
+    for data in (inputs["x"].split(4), TensorDataset(inputs["x"], torch.zeros(24))):
+        with pytest.raises(ValueError, match=message):
+            engine.stream(data, batch_size=4, policy=policy)
+    with pytest.raises(ValueError, match="a compiled engine keeps its policy"):
+        mx.Engine(model, mx.Patience(1), compile=True).stream([inputs], policy=mx.Patience(2))
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize(
+    ("last", "good", "message"),
+    [
+        ([], 5, "batch 5 of the stream: policy has ended"),
+        ([mx.FixedExit(99)], 5, "batch 5 of the stream: .*must be within"),
+        (["max-prob=0.9"], 5, "batch 5 of the stream: policy is an exit policy, .*'max-prob=0.9'"),
+        ([[mx.MaxProb(0.9)] * 3], 5, "batch 5 of the stream: there are 4 rows, and 3 policies"),
+        ([None, None], 6, "policy goes on behind the stream's 6 batches"),
+    ],
+)
+def test_good_answers_come_before_a_policy_that_won_t_do(mlp, window, last, good, message):
+    model, inputs = mlp
+    policies = iter([*[mx.MaxProb(0.6)] * 5, *last])
+    stream = mx.Engine(model, mx.Patience(1)).stream(
+        inputs["x"].split(4), batch_size=4, window=window, policy=policies
+    )
+    answers, error = read_by(stream)
+    assert len(answers) == good
+    assert isinstance(error, ValueError)
+    assert re.search(message, str(error))

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import nn
 
@@ -519,6 +521,67 @@ def test_each_row_has_numbers_and_a_last_exit_of_its_own(exported):
         np.testing.assert_allclose(together.logits_BC[row], logits_MBC[exit, 0], atol=1e-5)
     assert {*together.exit_B.tolist()} == {0, 1}
     assert runner.predict(batch).exit_B.tolist() == runner.predict(batch, knobs={}).exit_B.tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 7), min_size=1, max_size=8),
+    batch_size=st.integers(1, 9),
+    window=st.integers(1, 5),
+    data=st.data(),
+)
+def test_batches_and_rows_of_a_stream_have_numbers_of_their_own(
+    exported, sizes, batch_size, window, data
+):
+    runner = Runner(exported / "float", threads=1, check=False)
+    batches = [batch[:size] for size, batch in zip(sizes, _batches(8, rows=7), strict=False)]
+    number = st.floats(0, 1)
+    own = []
+    for size in sizes:
+        each = number | st.lists(number, min_size=size, max_size=size).map(np.array)
+        own.append(data.draw(st.none() | st.just({}) | st.builds(dict, threshold=each)))
+    whole = {"threshold": data.draw(number)}
+    given, wanted = data.draw(
+        st.sampled_from([(own, own), (iter(own), own), (whole, [whole] * len(sizes))])
+    )
+    answers = runner.stream(batches, batch_size, window, knobs=given)
+    for batch, knobs, answer in zip(batches, wanted, answers, strict=True):
+        alone = runner.predict(batch, knobs=knobs)
+        np.testing.assert_array_equal(answer.exit_B, alone.exit_B)
+        np.testing.assert_allclose(answer.logits_BC, alone.logits_BC, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ("threshold", "numbers by name, such as {'threshold': 0.4.*; got 'threshold'"),
+        (0.5, "or an iterable with those of each batch; got 0.5"),
+        ({"treshold": 0.5}, "did you mean 'threshold'"),
+        ({"threshold": 30}, "threshold is 30; it must be from"),
+        ({"threshold": [0.5] * 4}, "threshold must be one number for the whole stream"),
+        ([{"threshold": 0.5}] * 8, "the stream has 4 batches, and knobs 8 items"),
+    ],
+)
+def test_numbers_of_a_stream_are_checked_when_it_is_asked_for(exported, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        Runner(exported / "float", threads=1).stream(_batches(4), knobs=knobs)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "good", "message"),
+    [
+        (iter([None] * 3), 3, "batch 3 of the stream: knobs has ended"),
+        (iter([None] * 5), 4, "knobs goes on behind the stream's 4 batches"),
+        ([None, {}, {"threshold": 30}, {}], 2, "batch 2 of the stream: threshold is 30"),
+        ([None, {"threshold": [0.5]}, {}, {}], 1, "batch 1 of the stream: .* each of 4 rows"),
+        ([0.5] * 4, 0, "batch 0 of the stream: knobs are numbers by name, .*; got 0.5"),
+    ],
+)
+def test_good_answers_come_before_numbers_that_won_t_do(exported, knobs, good, message):
+    answers = []
+    with pytest.raises(ValueError, match=message):
+        answers.extend(Runner(exported / "float", threads=1).stream(_batches(4), knobs=knobs))
+    assert len(answers) == good
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 Letters: C classes.
 """
 
-import asyncio
 import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from multiexit_runner.server.allowed import dial_of, place_of, without_certifica
 from multiexit_runner.server.around import LimitBodies, Named
 from multiexit_runner.server.asking import Ask, characters, read_inputs
 from multiexit_runner.server.dial import Entry, Shed
+from multiexit_runner.server.lines import LineByLine, Lines, at_once, line_of, takes_lines
 from multiexit_runner.server.logs import Said
 from multiexit_runner.server.metrics import Metrics
 from multiexit_runner.server.network import BY_POLICY, Left, Row
@@ -42,6 +42,7 @@ from multiexit_runner.server.saying import RESPONSES
 from multiexit_runner.server.scheduler import Full, Scheduler
 from multiexit_runner.server.served import Served
 from multiexit_runner.server.strict import StrictRoute
+from multiexit_runner.server.under_way import Taken, under_way
 from multiexit_runner.server.warming import warm_up
 from multiexit_runner.server.watch import Watch
 
@@ -144,8 +145,16 @@ class Service:
         seconds = round(time.perf_counter() - start, 3)
         log.info(Said(message="warmed up", rows=rows, seconds=seconds))
 
-    async def predict(self, ask: Ask, request: Request, response: Response) -> dict[str, Any]:
-        """Answer inputs: `answers` has one for each, in order."""
+    async def predict(self, ask: Ask, request: Request) -> Response:
+        """Answer inputs: `answers` has one for each, in order; or lines have, as rows leave."""
+        lines = self._lines(await self._taken(ask), request)
+        headers = await anext(lines)
+        if takes_lines(request.headers.getlist("accept")):
+            return LineByLine(lines, headers)
+        return await at_once(lines, headers)
+
+    async def _taken(self, ask: Ask) -> Taken:
+        """What is asked, made ready."""
         began = time.perf_counter()
         if not self.ready:
             raise Refused(503, "the service isn't running: it ends, or its app was never started")
@@ -167,31 +176,38 @@ class Service:
             raise Refused(422, "inputs: lists in lists, too deep to be read") from error
         except ValueError as error:
             raise Refused(422, str(error)) from error
+        if ask.max_exit is not None or ask.budget_ms is not None:
+            # What is promised is of the mean over all rows, not of those that leave before a limit.
+            order = order._replace(certified=False, expected={})
         budget = None if ask.budget_ms is None else ask.budget_ms / 1000
-        by_policy = ask.max_exit is None and budget is None
-        with self.watch.request() if order.certified and by_policy else nullcontext([]) as lefts:
-            lefts += await self._run(prepared, order, entry, budget, request)
-        if self.dial is not None and entry is not None:
-            self.dial.answered(entry, time.perf_counter() - began)
-        answers = []
-        for place, (left, encoded) in enumerate(zip(lefts, prepared, strict=True)):
-            if left.answer_C is None:
-                status = 499 if left.why == "abandoned" else 500
-                raise Refused(status, left.error.replace("{row}", f"inputs[{place}]"))
-            answer = self.served.say(left.answer_C, left.exit, encoded, top_k)
-            answer |= {
-                "stages": list(left.ran),
-                "why": left.why,
-                "milliseconds": round(1000 * left.seconds, 3),
-            }
-            answers.append(answer | ({"cut": True} if encoded.cut else {}))
-        # It bounds the mean over all rows of its policy, not over those that leave before a limit.
-        certified = order.certified and by_policy and self.watch.valid
-        certified = certified and all(left.why in BY_POLICY for left in lefts)
-        response.headers["X-Multiexit-Certified"] = "true" if certified else "false"
-        response.headers["X-Multiexit-Policy"] = order.said
-        expected = order.expected if by_policy else {}
-        return {"answers": answers, "policy": order.said, **expected, "certified": certified}
+        return Taken(began, order, entry, prepared, budget, top_k)
+
+    async def _lines(self, taken: Taken, request: Request) -> Lines:
+        """The answer's headers, once its rows are in the queue, and then its lines."""
+        order, entry, prepared = taken.order, taken.entry, taken.prepared
+        lefts: dict[int, Left] = {}
+        with ExitStack() as watching:
+            watched = watching.enter_context(self.watch.request()) if order.certified else []
+
+            def on_left(place: int, left: Left) -> None:
+                self._leave(entry, 1, left)
+                self.metrics.on_left(left, self._layers(left), self.served.exits[-1] + 1)
+                if left.why != "abandoned":
+                    lefts[place] = left
+                if len(lefts) == len(prepared):
+                    watched.extend(lefts[place] for place in range(len(lefts)))
+                    watching.close()
+                    if self.dial is not None and entry is not None:
+                        self.dial.answered(entry, time.perf_counter() - taken.began)
+
+            submit = partial(self._submit, entry)
+            with under_way(taken, submit, on_left, request) as leaving:
+                yield {"X-Multiexit-Policy": order.said}
+                async for place, left in leaving:
+                    yield line_of(place, left, self.served, prepared[place], taken.top_k)
+        certified = order.certified and self.watch.valid
+        certified = certified and all(left.why in BY_POLICY for left in lefts.values())
+        yield {"done": True, "policy": order.said, **order.expected, "certified": certified}
 
     async def _read(self, items: list[Any], entry: Entry | None) -> list[Encoded]:
         read = partial(read_inputs, self.served, self.options, items)
@@ -203,29 +219,8 @@ class Service:
             self._leave(entry, len(items))
             raise
 
-    async def _run(
-        self,
-        prepared: list[Encoded],
-        order: Order,
-        entry: Entry | None,
-        budget: float | None,
-        request: Request,
-    ) -> list[Left]:
-        """What came of each row; rows whose client is gone are not run further."""
-        loop = asyncio.get_running_loop()
-        gone = False
-        futures = [loop.create_future() for _ in prepared]
-        rows = [
-            Row(
-                encoded.inputs,
-                order.policy,
-                partial(self._tell, loop, future, entry),
-                order.max_exit,
-                budget,
-                lambda: gone,
-            )
-            for encoded, future in zip(prepared, futures, strict=True)
-        ]
+    def _submit(self, entry: Entry | None, rows: Sequence[Row]) -> None:
+        """Let rows begin, if there is room."""
         try:
             self.scheduler.submit(rows)
         except Full as full:
@@ -235,17 +230,6 @@ class Service:
                 503 if not self.ready else 429, f"{full}: come again in {seconds} s",
                 {"Retry-After": str(seconds)},
             ) from full  # fmt: skip
-        answered = asyncio.gather(*futures)
-        watch = asyncio.create_task(_disconnected(request))
-        try:
-            await asyncio.wait((answered, watch), return_when=asyncio.FIRST_COMPLETED)
-            gone = not answered.done()
-            lefts = await answered
-        finally:
-            gone = True
-            watch.cancel()
-        self._count(lefts)
-        return lefts
 
     def _enter(self, order: Order, rows: int) -> tuple[Order, Entry | None]:
         """The order with the dial's setting, and the dial's entry of these rows."""
@@ -293,33 +277,9 @@ class Service:
         """The layers that were run on a row."""
         return self.served.exits[left.ran[-1]] + 1 if left.ran else 0
 
-    def _count(self, lefts: list[Left]) -> None:
-        for left in lefts:
-            self.metrics.rows.labels(left.exit, left.why).inc()
-            run = self._layers(left)
-            self.metrics.layers_run.inc(run)
-            if left.answer_C is not None:  # nothing is saved on those that nobody waited for
-                self.metrics.layers_saved.inc(self.served.exits[-1] + 1 - run)
-
-    def _tell(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        future: asyncio.Future[Left],
-        entry: Entry | None,
-        left: Left,
-    ) -> None:
-        """Give the loop an answer of the scheduler's thread."""
-
-        def told() -> None:
-            self._leave(entry, 1, left)
-            if not future.done():
-                future.set_result(left)
-
-        loop.call_soon_threadsafe(told)
-
     def _on_response(self, path: str, status: int, id: str, seconds: float) -> None:
-        """Count and log a request."""
-        if path == "/predict":
+        """Log a request, and count it, of other paths what there isn't."""
+        if path == "/predict" or status in (404, 405):
             self.metrics.on_request(status, seconds)
         log.info(Said(request=id, path=path, status=status, ms=round(1000 * seconds, 3)))
 
@@ -350,8 +310,3 @@ class Service:
 
     async def _metrics(self) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -8,6 +8,12 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from multiexit_runner.server.refusals import without_time
+
+COUNTED = "multiexit.counted"
+"""In a request's scope: the status that its response is counted under, where another one was sent
+before it was known."""
+
 
 class LimitBodies:
     """Refuses requests whose body is too large, said beforehand or not, or doesn't come.
@@ -55,12 +61,12 @@ class LimitBodies:
 
 
 class Named:
-    """Gives each request an id, or takes its own, and tells of the response.
+    """Gives each request an id, or takes its own, and tells of the response once it is sent.
 
     A request that uvicorn cancels, at the end of the time that a service takes to end, gets 503.
 
     Args:
-        app: behind it.
+        app: behind it; what it puts under `COUNTED` is told in place of the status that it sent.
         on_response: called with path, status, id and seconds.
     """
 
@@ -73,23 +79,25 @@ class Named:
         start = time.perf_counter()
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         id = given.decode("latin-1") if 0 < len(given) <= 100 else uuid.uuid4().hex
-        started = False
+        status = None
 
         async def named(message: Any) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", id.encode("latin-1"))]
-                seconds = time.perf_counter() - start
-                self.on_response(scope["path"], message["status"], id, seconds)
             await send(message)
 
         try:
             await self.app(scope, receive, named)
         except asyncio.CancelledError as cancelled:
-            if started or "shutdown" not in str(cancelled):  # a cancel of others, around this app
+            if status is not None:
                 raise
-            detail = "the service ends, and had no time left for this request: ask another one"
-            await JSONResponse({"detail": detail}, 503, {"Connection": "close"})(
-                scope, receive, named
-            )
+            await without_time(cancelled).response()(scope, receive, named)
+        except Exception:
+            status = status or 500  # as it will be, around this
+            raise
+        finally:
+            if status is not None:
+                seconds = time.perf_counter() - start
+                self.on_response(scope["path"], scope.get(COUNTED, status), id, seconds)

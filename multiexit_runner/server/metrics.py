@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 from multiexit_runner.server.dial import Setting
+from multiexit_runner.server.network import Left
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -89,6 +90,13 @@ class Metrics:
         self.requests.labels(status).inc()
         if status == 200:
             self.request_seconds.observe(seconds)
+
+    def on_left(self, left: Left, run: int, layers: int) -> None:
+        """A row left after so many of all layers."""
+        self.rows.labels(left.exit, left.why).inc()
+        self.layers_run.inc(run)
+        if left.answer_C is not None:  # nothing is saved on those that nobody waited for
+            self.layers_saved.inc(layers - run)
 
     def on_run(self, exit: int, rows: int, seconds: float) -> None:
         """A segment was run."""

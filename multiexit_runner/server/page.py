@@ -42,6 +42,9 @@ def _fields(what: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str
         if (row := _named(field.get("items", {}), schemas)) is not None:
             yield "<p>Each of these has</p>"
             yield from _listed(row)
+    for said in responses["200"]["content"].values():
+        if (description := said["schema"].get("description")) is not None:
+            yield f"<p>{escape(description)}</p>"
     yield "<p>Else there is <code>detail</code>, a sentence, with the status</p><dl>"
     for status, response in responses.items():
         if status != "200":

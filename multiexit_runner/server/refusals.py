@@ -1,5 +1,6 @@
 """What is refused, in a sentence."""
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,9 +25,28 @@ class Refused(Exception):
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail[:MOST], dict(headers or {})
 
+    def response(self) -> JSONResponse:
+        """What is sent."""
+        return JSONResponse({"detail": self.detail}, self.status, self.headers)
+
+
+FAILED = "the service failed on this request; its log says why"
+
+
+def without_time(cancelled: asyncio.CancelledError) -> Refused:
+    """The refusal of what uvicorn cancels, at the end of the time that a service takes to end.
+
+    Raises:
+        CancelledError: a cancel of others, around this app.
+    """
+    if "shutdown" not in str(cancelled):
+        raise cancelled
+    detail = "the service ends, and had no time left for all of this request: ask another one"
+    return Refused(503, detail, {"Connection": "close"})
+
 
 async def refused(request: Request, error: Any) -> JSONResponse:
-    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+    return error.response()
 
 
 async def invalid(request: Request, error: Any) -> JSONResponse:
@@ -64,4 +84,4 @@ async def other_method(request: Request, error: Any) -> JSONResponse:
 
 async def failed(request: Request, error: Exception) -> JSONResponse:
     log.error("a request failed", exc_info=error)
-    return JSONResponse({"detail": "the service failed on this request; its log says why"}, 500)
+    return JSONResponse({"detail": FAILED}, 500)

@@ -1,8 +1,10 @@
 """What a service says, described for its OpenAPI page and for generated clients."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from multiexit_runner.server.lines import LINES
 
 
 class Row(BaseModel):
@@ -23,10 +25,9 @@ class Row(BaseModel):
     cut: bool = Field(False, description="Whether the text fills all tokens that are read")
 
 
-class Answers(BaseModel):
-    """The answers to a request, in its order."""
+class Whole(BaseModel):
+    """What holds for all rows of a request."""
 
-    answers: list[Row] = Field(description="One for each input")
     policy: str = Field(description="By which the rows left, as it is typed")
     certified: bool = Field(description="Whether the policy's certificate holds for this request")
     expected_score: float | None = Field(
@@ -37,6 +38,31 @@ class Answers(BaseModel):
         description="The calibration table's bound on the accuracy (of vectors the cosine) that is "
         "lost, a share: 0.005 is half a point",
     )
+
+
+class Answers(Whole):
+    """The answers to a request, in its order."""
+
+    answers: list[Row] = Field(description="One for each input")
+
+
+class RowLine(Row):
+    """The line of a row that left."""
+
+    row: int = Field(description="Its place in the request, counted from 0")
+
+
+class BrokenLine(BaseModel):
+    """A row on which the network fails; without `row` the last line of an answer cut short."""
+
+    row: int | None = Field(None, description="Its place in the request, counted from 0")
+    error: str = Field(description="In a sentence")
+
+
+class LastLine(Whole):
+    """The last line."""
+
+    done: Literal[True] = Field(description="Each row has had its line")
 
 
 class Refusal(BaseModel):
@@ -56,7 +82,7 @@ REFUSED = {
     503: "A service that doesn't run, or sheds; Retry-After says when to come again",
 }
 HEADERS = {
-    "X-Multiexit-Certified": "As `certified`",
+    "X-Multiexit-Certified": "As `certified`, which of lines the last one has alone",
     "X-Multiexit-Policy": "As `policy`",
     "X-Request-ID": "That of the request, or a new one",
 }
@@ -65,6 +91,16 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Answers,
         "description": "The answers",
+        "content": {
+            LINES: {
+                "schema": {
+                    "description": f"With Accept: {LINES} a line for each row as soon as it has "
+                    "left: what `answers` has, with `row`, its place in the request, or `error`; "
+                    "and a last line that has `done` and what else an answer has",
+                    "anyOf": [line.model_json_schema() for line in (RowLine, BrokenLine, LastLine)],
+                }
+            }
+        },
         "headers": {
             name: {"description": text, "schema": {"type": "string"}}
             for name, text in HEADERS.items()

@@ -317,36 +317,42 @@ def test_a_body_that_does_not_come_is_given_up(text_served):
         assert 'multiexit_requests_total{status="408"} 2.0' in client.get("/metrics").text
 
 
-def test_layers_of_rows_whose_client_has_gone_are_run_but_not_saved(text_served):
+@pytest.mark.parametrize("accept", ["*/*", "application/x-ndjson"])
+def test_layers_of_rows_whose_client_has_gone_are_run_but_not_saved(text_served, accept):
     service = Service(text_served[1]["export"](), Options())
-
-    class Request:
-        def __init__(self):
-            self.gone = asyncio.Event()
-
-        async def receive(self):
-            await self.gone.wait()
-            return {"type": "http.disconnect"}
+    service.ready = True  # the scheduler is stepped by hand
+    body = json.dumps({"inputs": ["the cat saw a dog"] * 3, "threshold": 1}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
+    scope["headers"] = [(b"content-type", b"application/json"), (b"accept", accept.encode())]
 
     async def run(steps):
-        request, order = Request(), service.orders.of(None, None, None, None)
-        rows = await service._read(["the cat saw a dog"] * 3, None)
-        order = order._replace(policy=service.served.parse("max-prob=1", {}))
-        running = asyncio.create_task(service._run(rows, order, None, None, request))
-        for _ in range(10):  # until they are in the queue
+        gone, asked = asyncio.Event(), [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if not asked:
+                await gone.wait()
+            return asked.pop() if asked else {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        running = asyncio.create_task(service.app(scope, receive, send))
+        while not service.scheduler.rows:
             await asyncio.sleep(0)
         for _ in range(steps):
             service.scheduler.step()
-        request.gone.set()
-        while not running.done():
-            for _ in range(10):  # until that is known
-                await asyncio.sleep(0)
+        gone.set()
+        await running
+        while service.scheduler.rows:
             service.scheduler.step()
-        return await running
+        await asyncio.sleep(0)  # until that is known
 
-    assert {left.why for left in asyncio.run(run(2))} == {"abandoned"}
-    assert service.metrics.layers_run._value.get() == 3 * 2
-    assert service.metrics.layers_saved._value.get() == 0
+    asyncio.run(run(2))
+    said = prometheus_client.generate_latest(service.metrics.registry).decode()
+    assert 'multiexit_rows_total{exit="1",why="abandoned"} 3.0' in said
+    assert 'multiexit_requests_total{status="499"} 1.0' in said
+    assert f"multiexit_layers_run_total {3.0 * 2}" in said
+    assert "multiexit_layers_saved_total 0.0" in said
 
 
 def test_the_page_of_documentation_needs_nothing_from_elsewhere(client):
@@ -458,6 +464,10 @@ def test_a_response_says_all_of_the_policy_that_was_run(tmp_path):
 def test_it_says_what_it_is_and_counts(client):
     ask(client, texts(5))
     ask(client, "", 422)
+    for path in ("/predikt", "/also/not"):
+        assert client.get(path).status_code == 404
+    for path in ("/predict", "/info"):
+        assert client.delete(path).status_code == 405
     info = client.get("/info").json()
     assert info["policy"] == "max-prob=0.6"
     assert info["exits"] == 4
@@ -471,6 +481,8 @@ def test_it_says_what_it_is_and_counts(client):
     counted = client.get("/metrics").text
     assert 'multiexit_requests_total{status="200"} 1.0' in counted
     assert 'multiexit_requests_total{status="422"} 1.0' in counted
+    assert 'multiexit_requests_total{status="404"} 2.0' in counted
+    assert 'multiexit_requests_total{status="405"} 2.0' in counted
     assert "multiexit_request_seconds_count 1.0" in counted  # what is refused is no speed
     assert 'multiexit_policy_number{name="threshold"} 0.6' in counted
     assert "_created" not in counted

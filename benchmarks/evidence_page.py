@@ -1,4 +1,4 @@
-"""What the runs of `benchmarks/evidence.py` say: a picture, tables and sentences per data set.
+"""What the runs of `benchmarks/evidence.py` say: all at a glance, and each data set by itself.
 
     python benchmarks/evidence_page.py
 
@@ -10,6 +10,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from evidence_overview import overview
 from evidence_picture import draw
 from evidence_runs import BASE, DOCS, RUNS, Results, read
 from evidence_sentences import sentences
@@ -58,8 +59,10 @@ def section(results: Results) -> str:
 
 
 def page(folder: Path = RUNS) -> str:
-    """The sections of all settings that have runs."""
-    return "\n\n".join(["# Results", *map(section, read(folder))]) + "\n"
+    """All settings that have runs at a glance, and then each of them."""
+    settings = read(folder)
+    opening = ["# Results", "## In short", overview(settings)]
+    return "\n\n".join([*opening, *map(section, settings)]) + "\n"
 
 
 def main() -> None:

@@ -52,6 +52,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "leebert-slo": ("leebert-slo", {}),
     "leebert-blo": ("leebert-blo", {}),
     "leebert-clo-v1": ("leebert-clo-v1", {}),
+    "joint-upgrad": ("joint", {"aggregation": "upgrad"}),
+    "joint-pcgrad": ("joint", {"aggregation": "pcgrad"}),
 }
 """By name: a recipe, and its options."""
 
@@ -70,6 +72,8 @@ CUT = "truncated"
 METHODS[CUT] = ("distillation", {"alpha": 0.5, "temperature": 4.0})
 
 KEY = ("joint", "leebert-uniform", "leebert", "leebert-group-dro", "leebert-group-dro-normalized")
+AGGREGATED = ("joint-upgrad", "joint-pcgrad")
+"""The exits' gradients put together otherwise than by their sum."""
 TABLE_1 = (
     "without-exits",
     "shallow-deep",
@@ -98,6 +102,7 @@ FROM_SCRATCH = (
     "beem",
     "dbt",
     "shallow-deep",
+    *AGGREGATED,
 )
 REGRESSION = (*KEY, "pabee")
 ENCODERS = {"minilm": "MiniLM-L6", "mpnet": "MPNet base"}
@@ -220,7 +225,6 @@ SETTINGS = [
     _text("cola", 600, 5, TEXT),
     _text("stsb", 150, 5, REGRESSION),
     _text("mrpc", 150, 5, TEXT),
-    _text("rte", 150, 5, TEXT),
     Setting(
         "cifar10-resnet56",
         "cifar10",
@@ -234,6 +238,19 @@ SETTINGS = [
         schedule="fine-tune",
         weights="resnet56-cifar10",
     ),
+    Setting(
+        "cifar10-resnet56-all",
+        "cifar10",
+        "cifar-resnet-56",
+        tuple(name for name in TRAINED if name != CUT),
+        seeds=3,
+        steps=120,
+        held=0.02,
+        rates=SHORT,
+        schedule="fine-tune",
+        weights="resnet56-cifar10",
+    ),
+    _text("rte", 600, 5, TEXT),
     _text("mrpc", 150, 1, (*KEY, "pabee"), "mpnet", lr=5e-5),
     *(_text(task, None, 5, TEXT, gpu=True) for task in ("cola", "mrpc", "rte", "sst2")),
     *(_text(task, None, 5, TEXT, "mpnet", lr=5e-5, gpu=True) for task in ("mrpc", "rte")),

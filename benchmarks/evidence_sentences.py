@@ -1,8 +1,9 @@
 """What a setting's runs say in sentences: what helped, and what did not."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 
+from evidence_plan import AGGREGATED
 from evidence_runs import (
     BASE,
     FAST,
@@ -38,12 +39,15 @@ TIE = 0.01
 
 
 def sentences(results: Results) -> Iterator[str]:
-    """Of the mean over exits, speed, policies, the last exit, and learned weights."""
+    """Of the mean over exits, speed, policies, the last exit, learned weights and gradients."""
     yield from of_exits(results)
     yield from of_speed(results)
     yield from of_policies(results)
     yield from of_last_exit(results)
-    yield from of_learned_weights(results)
+    told = "**Learned weights.** Mean over exits less that of uniform weights"
+    yield from of_differences(results, told, LEARNED, "leebert-uniform")
+    told = f"**Gradients.** Mean over exits less that of the sum of the exits' gradients, `{BASE}`"
+    yield from of_differences(results, told, AGGREGATED, BASE)
 
 
 def listed(names: list[str]) -> str:
@@ -177,20 +181,17 @@ def of_last_exit(results: Results) -> Iterator[str]:
         return
 
 
-def of_learned_weights(results: Results) -> Iterator[str]:
-    """Learned loss weights against uniform ones."""
+def of_differences(results: Results, told: str, names: Sequence[str], base: str) -> Iterator[str]:
+    """What methods that differ from another in one thing gain by it."""
     methods, parts = results.methods, []
-    if "leebert-uniform" not in methods:
+    if base not in methods:
         return
-    uniform = methods["leebert-uniform"].values(mean_of_exits)
-    for name in LEARNED:
-        test = name in methods and against(methods[name].values(mean_of_exits), uniform)
+    before = methods[base].values(mean_of_exits)
+    for name in names:
+        test = name in methods and against(methods[name].values(mean_of_exits), before)
         if test and test["low"] is not None:
             parts.append(
                 f"`{name}` {test['difference']:+.1f} ({test['low']:+.1f} … {test['high']:+.1f})"
             )
     if parts:
-        yield (
-            "**Learned weights.** Mean over exits less that of uniform weights, with its 95 % "
-            f"interval, not corrected: {', '.join(parts)}."
-        )
+        yield f"{told}, with its 95 % interval, not corrected: {', '.join(parts)}."

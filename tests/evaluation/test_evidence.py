@@ -190,6 +190,30 @@ def test_a_method_with_poolers_is_tested_against_poolers_alone(made_page, tmp_pa
     assert poolers.endswith("`pabee-pooler` is below it.")
 
 
+def test_the_overview_has_a_row_for_each_setting_and_counts_where_a_choice_helps(
+    made_page, tmp_path
+):
+    for seed, score in enumerate([0.90, 0.92, 0.97]):
+        invented(tmp_path, f"digits/joint-{seed}", score, kept=0.2 + 0.001 * seed)
+        invented(tmp_path, f"digits/leebert-uniform-{seed}", score + 0.02 + 0.001 * seed)
+        invented(tmp_path, f"digits/leebert-{seed}", score - 0.01 + 0.02 * seed)
+    invented(tmp_path, "sst2/joint-0", 0.8)
+    invented(tmp_path, "sst2/leebert-uniform-0", 0.79)
+    invented(tmp_path, "sst2/leebert-uniform-1", 0.1)  # no seed of the base
+    told, rows, _ = made_page["overview"](made_page["read"](tmp_path)).split("\n\n")
+    assert "distillation among exits above on 1 and below on 1 of 2; learned weights" in told
+    assert "learned weights above on 0 and below on 1 of 1; group DRO above on 0" in told
+    head, _, digits, sst2 = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()
+    ]
+    digits, sst2 = dict(zip(head, digits, strict=True)), dict(zip(head, sst2, strict=True))
+    assert digits["distillation among exits"] == "**+2.1** (3)"
+    assert digits["learned weights"] == "-1.1 (3)"  # −3, −1.1 and +0.8: not sure
+    assert digits["3×"] == "**-21.1** (3)"
+    assert sst2["distillation among exits"] == "-1.0 (1)"
+    assert sst2["learned weights"] == "–"
+
+
 def test_policies_worse_than_fixed_exits_drawn_at_random_are_called_so(made_page, tmp_path):
     # Exits of 40 % at 5× and 90 % at 1×: at 3.1× a random mix has 47.7 %.
     for name, kept in (("joint-0", 0.3), ("joint-1", 0.3), ("pabee-0", 0.45)):

@@ -263,6 +263,26 @@ def answer_of(
     return SAY[problem](logits_C.astype(np.float64), names, top_k)
 
 
+def written(answer: Answer) -> Answer:
+    """An answer as it is written down, over HTTP or in a file: its probabilities in six digits.
+
+    >>> written({"label": "good", "score": 0.98765432, "scores": {"good": 0.98765432, "bad": 1e-9}})
+    {'label': 'good', 'score': 0.987654, 'scores': {'good': 0.987654, 'bad': 1e-09}}
+    """
+    return {
+        name: _six_digits(value) if name in ("score", "scores") else value
+        for name, value in answer.items()
+    }
+
+
+def _six_digits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _six_digits(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_six_digits(each) for each in value]
+    return value if value is None else float(f"{value:.6g}")
+
+
 def _one_class(z_C: np.ndarray, names: Sequence[Any], top_k: int) -> Answer:
     p_C = np.exp(z_C - z_C.max())
     p_C /= p_C.sum()

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multiexit_runner.answering import written
+
 PREFIX = "predicted_"
 
 
@@ -41,13 +43,9 @@ def added(network: Any, all_scores: bool, columns: Sequence[str]) -> dict[Any, s
     return names
 
 
-def values(answer: Mapping[str, Any], names: Mapping[Any, str]) -> dict[str, Any]:
+def values(answer: dict[str, Any], names: Mapping[Any, str]) -> dict[str, Any]:
     """An answer by these columns."""
-    flat: dict[Any, Any] = dict(answer)
-    if isinstance(scores := answer.get("scores"), dict):
+    flat: dict[Any, Any] = written(answer)
+    if isinstance(scores := flat.get("scores"), dict):
         flat |= {("score", name): p for name, p in scores.items()}
-    return {column: _rounded(flat[key]) for key, column in names.items()}
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value
+    return {column: flat[key] for key, column in names.items()}

@@ -1,11 +1,11 @@
 """`multiexit predict` on lines of text and on image files: an answer for each."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from multiexit.cli.placing import classified
 from multiexit.cli.predicting import network_of
-from multiexit_runner.answering import parts, text_of
+from multiexit_runner.answering import parts, text_of, written
 from multiexit_runner.pictures import upright
 from multiexit_runner.tagging import words_of
 
@@ -82,11 +82,12 @@ def _ready(classify: Any, network: Any, value: str, place: str) -> tuple[Any, st
         return None, str(error)
 
 
-def _plain(answer: Mapping[str, Any], problem: str, all_scores: bool) -> dict[str, Any]:
+def _plain(answer: dict[str, Any], problem: str, all_scores: bool) -> dict[str, Any]:
     """An answer as it is printed."""
+    answer = written(answer)
     said = {"exit": answer["exit"], "layers": answer["layers"]}
     if problem == "classification":
-        said |= {"label": answer["label"], "score": round(answer["score"], 6)}
+        said |= {"label": answer["label"], "score": answer["score"]}
     elif problem == "multi-label":
         said |= {"labels": answer["labels"]}
     else:
@@ -94,5 +95,5 @@ def _plain(answer: Mapping[str, Any], problem: str, all_scores: bool) -> dict[st
     if all_scores or problem == "multi-label":
         scores = answer["scores"]
         names = scores if all_scores else answer["labels"]
-        said["scores"] = {name: round(scores[name], 6) for name in names}
+        said["scores"] = {name: scores[name] for name in names}
     return said

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
-from multiexit_runner.answering import Encoded
+from multiexit_runner.answering import Encoded, written
 from multiexit_runner.server.around import COUNTED
 from multiexit_runner.server.network import Left
 from multiexit_runner.server.refusals import FAILED, Refused, log, without_time
@@ -60,7 +60,7 @@ def line_of(place: int, left: Left, served: Served, encoded: Encoded, top_k: int
         return {"row": place, "error": left.error.replace("{row}", f"inputs[{place}]")}
     return {
         "row": place,
-        **served.say(left.answer_C, left.exit, encoded, top_k),
+        **written(served.say(left.answer_C, left.exit, encoded, top_k)),
         "stages": list(left.ran),
         "why": left.why,
         "milliseconds": round(1000 * left.seconds, 3),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from decimal import Decimal
 
 import numpy as np
@@ -9,9 +10,11 @@ import pyarrow.parquet
 import pytest
 from answering import LABELS, image_model, pictures, text_model, texts, tokenizer_in
 from helpers import command
+from starlette.testclient import TestClient
 
 import multiexit as mx
 from multiexit.cli import row_files
+from multiexit.serving import service
 
 ROWS = [{"id": str(i), "review": text, "stars": str(i % 5)} for i, text in enumerate(texts(11))]
 
@@ -182,6 +185,23 @@ def test_other_problems_and_pairs(models, tmp_path):
             [*of_labels],
             pytest.approx(of_labels, abs=1e-5),
         )
+
+
+@pytest.mark.parametrize("name", ["texts", "labels", "tags"])
+def test_probabilities_have_six_digits_wherever_they_are_written(name, models, tmp_path):
+    rows = [row["review"] for row in ROWS]
+    added = () if name == "tags" else ("--all-scores",)
+    lines = command("predict", models / name, *added, stdin="\n".join(rows))
+    table = written(tmp_path / "in.csv")
+    columns = command("predict", models / name, table, "--text", "review", *added)
+    inputs = [row.split() for row in rows] if name == "tags" else rows
+    with TestClient(service(models / name).app) as client:
+        served = client.post("/predict", json={"inputs": inputs}).json()["answers"]
+    for answers in (*(map(json.loads, each.out.splitlines()) for each in (lines, columns)), served):
+        told = [value for answer in answers for key, value in answer.items() if "score" in key]
+        text = json.dumps(told)
+        assert text == json.dumps(json.loads(text, parse_float=lambda p: float(f"{float(p):.6g}")))
+        assert len(re.findall(r"0\.\d{6}", text)) >= len(rows)
 
 
 def test_images_in_a_table(models, tmp_path):

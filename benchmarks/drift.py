@@ -3,10 +3,12 @@
     python benchmarks/drift.py --output benchmarks/results/drift.json
 
 Rows leave at four exits, with a confidence; *harder by* is in standard deviations, from one row on:
-harder rows leave later, less sure. In the last lines rows have logits, and each stream's threshold
-is certified on its own calibration rows, which makes these differ a little from those that follow.
+harder rows leave later, less sure. *policy turned*: each row may jump to another of four settings,
+by where it left, and each setting has a test of its own, as in a service with a target. In the last
+lines rows have logits, and each stream's threshold is certified on its own calibration rows, which
+makes these differ a little from those that follow.
 
-Letters: S streams of rows, M exits, E bins of confidence.
+Letters: S streams of rows, M exits, E bins of confidence, P settings of a policy.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import multiexit as mx
 from multiexit_runner.drift import BINS, Drift, bins_of
 
 M = 4
+THRESHOLDS_P = np.array([0.95, 0.9, 0.8, 0.6])
 
 
 def drawn(
@@ -58,6 +61,46 @@ def alarms(
     parts = [drawn(random, streams, before), drawn(random, streams, rows, harder)]
     exit_SB, bin_SB = (np.concatenate(part, 1) for part in zip(*parts, strict=True))
     return first_alarms(Drift(counts, random), exit_SB, bin_SB, alpha) - before
+
+
+def by_setting(
+    random: np.random.Generator, streams: int, rows: int, harder: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exits and bins of confidence [P, streams, rows] of the same rows by each setting."""
+    hard_1SB = random.normal(size=(1, streams, rows)) + harder
+    helps_M11 = np.linspace(0, 3, M)[:, None, None]
+    doubt_MSB = 1 / (1 + np.exp(helps_M11 - hard_1SB + random.normal(1, 1, (M, streams, rows))))
+    stops_PMSB = 1 - doubt_MSB >= THRESHOLDS_P[:, None, None, None]
+    stops_PMSB[:, -1] = True
+    exit_PSB = stops_PMSB.argmax(1)
+    doubt_PSB = np.take_along_axis(doubt_MSB, exit_PSB, 0)
+    return exit_PSB, np.clip(-4 * np.log(doubt_PSB), 0, BINS - 1).astype(int)
+
+
+def turned_alarms(
+    calibrating: int, streams: int, rows: int, harder: float = 0.0, alpha: float = 0.01
+) -> np.ndarray:
+    """As `alarms`, of a policy that is turned: a row's exit says by how many settings it jumps."""
+    random = np.random.default_rng(calibrating)
+    many, each_S = len(THRESHOLDS_P), np.arange(streams)
+    counts = np.zeros((many, streams, M, BINS), int)
+    exit_PSB, bin_PSB = by_setting(random, streams, calibrating)
+    np.add.at(counts, (np.arange(many)[:, None, None], each_S[:, None], exit_PSB, bin_PSB), 1)
+    exit_PSB, bin_PSB = by_setting(random, streams, rows, harder)
+    place_SB = np.zeros((streams, rows), int)
+    for row in range(rows - 1):
+        exit_S = exit_PSB[place_SB[:, row], each_S, row]
+        place_SB[:, row + 1] = (place_SB[:, row] + exit_S) % many
+    first_S = np.full(streams, np.inf)
+    for place in range(many):
+        here_SB = place_SB == place
+        own_SB = np.argsort(~here_SB, 1, kind="stable")[:, : here_SB.sum(1).max()]
+        drawn_SB = [np.take_along_axis(of[place], own_SB, 1) for of in (exit_PSB, bin_PSB)]
+        at_S = first_alarms(Drift(counts[place], random), *drawn_SB, alpha / many)
+        alarmed_S = at_S <= here_SB.sum(1)  # others' rows fill up the shorter streams
+        behind_S = own_SB[alarmed_S, at_S[alarmed_S].astype(int) - 1] + 1
+        first_S[alarmed_S] = np.minimum(first_S[alarmed_S], behind_S)
+    return first_S
 
 
 def outputs(random: torch.Generator, rows: int) -> mx.Outputs:
@@ -113,6 +156,9 @@ def main() -> None:
         for alpha in (0.01,) if harder else (0.01, 0.1):
             at_S = alarms(calibrating, args.streams, 2000, harder, before, alpha)
             add(calibrating, f"{harder:g}", before, alpha, at_S)
+    for harder, alpha in ((0.5, 0.01), (0.0, 0.01), (0.0, 0.1)):
+        at_S = turned_alarms(500, args.streams, 2000, harder, alpha)
+        add(500, f"{harder:g}, policy turned", 0, alpha, at_S)
     for calibrating in (60, 400):
         at_S = certified_alarms(calibrating, args.certified, 2000, 0.1)
         add(calibrating, "0, threshold certified", 0, 0.1, at_S)

@@ -4,6 +4,9 @@ Letters: M exits, E bins of confidence, K = M·E places where a row may leave, B
 J bets.
 """
 
+import re
+from typing import Any
+
 import numpy as np
 
 BINS = 40
@@ -11,6 +14,39 @@ BINS = 40
 They are fixed beforehand: bins chosen by calibration rows would favour these rows."""
 
 DECILES = 10
+
+COUNTS = 'null, or the calibration rows by exit and bin, as "36:120 76:9", as many as it has rows'
+"""What `unpacked` wants, in words."""
+
+_COUNT = re.compile("([0-9]{1,6}):([0-9]{1,16})")
+
+
+def packed(counts_ME: Any) -> str:
+    """Counts as a calibration table keeps them: `k:n` for n rows in bin e of exit m, k = E·m + e.
+
+    >>> packed(np.eye(2, BINS, dtype=int))
+    '0:1 41:1'
+    """
+    counts_K = np.asarray(counts_ME).ravel()
+    return " ".join(f"{k}:{counts_K[k]}" for k in np.flatnonzero(counts_K))
+
+
+def unpacked(counts: Any, exits: int, rows: int) -> np.ndarray | None:
+    """The counts [M, E] that `packed` gave; None of anything else.
+
+    Args:
+        counts: as they were read.
+        exits: M.
+        rows: that were counted.
+    """
+    counts_K = np.zeros(exits * BINS, np.int64)
+    for each in counts.split(" ") if isinstance(counts, str) else ():
+        match = _COUNT.fullmatch(each)
+        if match is None or int(match[1]) >= len(counts_K):
+            return None
+        counts_K[int(match[1])] = int(match[2])
+    right = sum(counts_K.tolist()) == rows and packed(counts_K) == counts
+    return counts_K.reshape(exits, BINS) if right else None
 
 
 def bins_of(logits_BC: np.ndarray, problem: str) -> np.ndarray:
@@ -112,12 +148,12 @@ class Drift:
         """
         place = np.asarray(exit * BINS + BINS - 1 - bin)[..., None]
         self.rows += 1
-        here_K = np.arange(self._counts_K.shape[-1]) == place
+        places_K = np.arange(self._counts_K.shape[-1])
+        here_K = places_K == place
         self._counts_K = self._counts_K + here_K
         self._total = self._total + 1
-        same = np.take_along_axis(self._counts_K, place, -1)[..., 0]
-        not_later = np.take_along_axis(self._counts_K.cumsum(-1), place, -1)[..., 0]
-        later = self._total - not_later
+        same = (self._counts_K * here_K).sum(-1)
+        later = (self._counts_K * (places_K > place)).sum(-1)
         u = (later + self._random.random(self._total.shape) * same) / self._total
         reserve = 1 / (1 + np.log(1 + self.rows))
         share = (self._reserve - reserve) / self._on_bets.shape[-1]

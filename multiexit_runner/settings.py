@@ -5,6 +5,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+from multiexit_runner.drift import COUNTS, unpacked
 from multiexit_runner.folder import is_plain_name
 
 FORMAT = 3
@@ -23,11 +24,11 @@ FLOAT32 = 3.4e38
 
 
 def without_bounds(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings where numbers are rounded: what was bounded was bounded in float32."""
+    """The settings where numbers are rounded: rows were bounded, and counted, in float32."""
     policy = {k: v for k, v in settings["policy"].items() if k != "certificate"}
     table = settings.get("calibration")
     if table is not None:
-        rows = [{**setting, "loss_bound": None} for setting in table["settings"]]
+        rows = [{**setting, "loss_bound": None, "counts": None} for setting in table["settings"]]
         table = {**table, "settings": rows}
     return {**settings, "policy": policy, "calibration": table}
 
@@ -148,7 +149,7 @@ def _check_calibration(table: Any, exits: int) -> None:
     figures = {"score", "mean_layers", "speedup_layers", "speedup_macs"}
     for place, setting in enumerate(settings):
         key = f"calibration.settings[{place}]"
-        _check_keys(key, setting, {*figures, "loss_bound", "policy", "shares_M"})
+        _check_keys(key, setting, {*figures, "loss_bound", "policy", "shares_M"}, {"counts"})
         for name in sorted(figures):
             _need(_is_number(setting[name]), f"{key}.{name}", setting[name], "a finite number")
         bound, shares = setting["loss_bound"], setting["shares_M"]
@@ -156,6 +157,9 @@ def _check_calibration(table: Any, exits: int) -> None:
         _need(within, f"{key}.loss_bound", bound, "null or from 0 to 1")
         listed = isinstance(shares, list) and len(shares) == exits and all(map(_is_number, shares))
         _need(listed, f"{key}.shares_M", shares, "a number for each segment")
+        counts = setting.setdefault("counts", None)
+        right = counts is None or unpacked(counts, exits, table["rows"]) is not None
+        _need(right, f"{key}.counts", counts, COUNTS)
         _checked_table(f"{key}.policy", setting["policy"])
 
 

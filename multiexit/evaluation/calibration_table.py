@@ -15,9 +15,10 @@ from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.judging import Row, judge, sweep
 from multiexit.evaluation.outputs import Outputs, need_outputs
 from multiexit.evaluation.p_values import upper_bound
-from multiexit.evaluation.targets import losses_of_settings
+from multiexit.evaluation.targets import counts_of, losses_of_settings
 from multiexit.policies import CalibrationTable, ExitPolicy, FixedExit, Setting
 from multiexit.problems import are_vectors
+from multiexit_runner.drift import packed
 
 STEP = 1 / 64
 """By which share of the network's layers two settings of a table differ at least."""
@@ -94,6 +95,7 @@ def calibration_table(
                 speedup_layers=rows[s].speedup_layers,
                 speedup_macs=rows[s].speedup_macs,
                 shares_M=tuple(rows[s].shares_M),
+                counts=packed(counts_of(outputs, rows[s].policy)),
             )
             for s in kept
         ),

@@ -4,7 +4,7 @@ Letters: M exits, N rows that the figures are of.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from multiexit.files import schema
@@ -12,6 +12,7 @@ from multiexit.policies.base import ExitPolicy
 from multiexit.policies.certificate import loss_name
 from multiexit.policies.registry import TABLE as POLICY
 from multiexit.policies.registry import from_json, to_json
+from multiexit_runner.drift import COUNTS, unpacked
 
 MOST = 10_000
 PRECISIONS = ("float32", "int8")
@@ -25,7 +26,8 @@ _SETTING = schema.table(
         "speedup_layers": schema.number(0),
         "speedup_macs": schema.number(0),
         "shares_M": schema.listed(schema.number(0, 1), 1, MOST),
-    }
+    },
+    {"counts": schema.anything},  # which `from_json` looks into
 )
 
 TABLE = schema.table(
@@ -54,6 +56,9 @@ class Setting:
         mean_layers: stages run per row, averaged.
         speedup_layers, speedup_macs: as in `multiexit.Row`.
         shares_M: the share of rows that left at each exit.
+        counts: of the N rows, by the exit where they left and the bin of their confidence there, as
+            `multiexit_runner.drift.packed` writes them: what a service that turns its policy
+            compares its rows with. None in tables of before.
     """
 
     policy: ExitPolicy
@@ -63,6 +68,7 @@ class Setting:
     speedup_layers: float
     speedup_macs: float
     shares_M: tuple[float, ...]
+    counts: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -121,8 +127,8 @@ class CalibrationTable:
             others: policy classes of the user's own.
 
         Raises:
-            ValueError: another table, settings of other numbers of exits or kinds, or an unknown
-                policy.
+            ValueError: another table, settings of other numbers of exits or kinds, an unknown
+                policy, or counts that aren't of its rows.
         """
         TABLE("calibration", data)
         settings = tuple(
@@ -137,4 +143,8 @@ class CalibrationTable:
         )
         if len({(type(each.policy), len(each.shares_M)) for each in settings}) > 1:
             raise ValueError("calibration.settings must be of one policy and one number of exits")
+        for s, each in enumerate(settings):
+            known = unpacked(each.counts, len(each.shares_M), data["rows"]) is not None
+            if each.counts is not None and not known:
+                raise schema.wrong(f"calibration.settings[{s}].counts", each.counts, COUNTS)
         return cls(**{**data, "settings": settings})

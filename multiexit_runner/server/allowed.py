@@ -66,8 +66,7 @@ def without_certificate(served: Served) -> Served:
     """What is served where the policy is turned: a certificate is of one policy."""
     if served.certificate is not None:
         log.warning(
-            "the certificate of %s is put aside: the policy of this service is turned, and neither "
-            "a certificate nor the bounds of its settings are watched for drift",
+            "the certificate of %s is put aside: the policy of this service is turned",
             served.policy,
         )
     return replace(served, certificate=None)
@@ -126,6 +125,7 @@ def _allowed(served: Served, options: Options) -> list[Setting]:
             loss_bound=row["loss_bound"],
             mean_layers=row["mean_layers"],
             shares_M=row["shares_M"],
+            counts=row.get("counts"),
         )
         for row in rows
         if row["score"] >= options.min_score

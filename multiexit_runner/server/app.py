@@ -23,6 +23,7 @@ from multiexit_runner.server.allowed import dial_of, place_of, without_certifica
 from multiexit_runner.server.around import LimitBodies, Named
 from multiexit_runner.server.asking import Ask, characters, read_inputs
 from multiexit_runner.server.dial import Entry, Shed
+from multiexit_runner.server.info import info
 from multiexit_runner.server.lines import LineByLine, Lines, at_once, line_of, takes_lines
 from multiexit_runner.server.logs import Said
 from multiexit_runner.server.metrics import Metrics
@@ -80,14 +81,16 @@ class Service:
             on_run=self._on_run,
         )
         self.metrics.queue.set_function(lambda: self.scheduler.rows)
-        self.watch = Watch(served, options.drift_alpha, turned=self.dial is not None)
-        self.metrics.certified.set_function(lambda: self.watch.valid)
-        self.metrics.evidence.set_function(lambda: self.watch.wealth)
+        settings = () if self.dial is None else self.dial.settings
+        self.watch = Watch(served, options.drift_alpha, settings)
+        self.metrics.certified.set_function(lambda: self.watch.certified)
+        self.metrics.evidence.set_function(lambda: self.watch.evidence)
+        self.metrics.alarm.set_function(lambda: self.watch.alarm is not None)
         for name in served.numbers(self._in_force()):
             number = self.metrics.number.labels(name)
             number.set_function(lambda name=name: served.numbers(self._in_force())[name])
         if (dial := self.dial) is not None:
-            self.metrics.turned(lambda: dial.settings[dial.place])
+            self.metrics.turned(lambda: dial.settings[dial.place], lambda: self.watch.alarm is None)
         self.ready = False
         self.readers = CapacityLimiter(os.cpu_count() or 1)  # so many large images in memory
         self.app = self._app()
@@ -176,9 +179,6 @@ class Service:
             raise Refused(422, "inputs: lists in lists, too deep to be read") from error
         except ValueError as error:
             raise Refused(422, str(error)) from error
-        if ask.max_exit is not None or ask.budget_ms is not None:
-            # What is promised is of the mean over all rows, not of those that leave before a limit.
-            order = order._replace(certified=False, expected={})
         budget = None if ask.budget_ms is None else ask.budget_ms / 1000
         return Taken(began, order, entry, prepared, budget, top_k)
 
@@ -187,7 +187,10 @@ class Service:
         order, entry, prepared = taken.order, taken.entry, taken.prepared
         lefts: dict[int, Left] = {}
         with ExitStack() as watching:
-            watched = watching.enter_context(self.watch.request()) if order.certified else []
+            setting = 0 if entry is None else entry.place
+            watched: list[Left] = []
+            if order.alone:
+                watched = watching.enter_context(self.watch.request(setting))
 
             def on_left(place: int, left: Left) -> None:
                 self._leave(entry, 1, left)
@@ -205,9 +208,12 @@ class Service:
                 yield {"X-Multiexit-Policy": order.said}
                 async for place, left in leaving:
                     yield line_of(place, left, self.served, prepared[place], taken.top_k)
-        certified = order.certified and self.watch.valid
+        certified = order.alone and self.watch.certified
         certified = certified and all(left.why in BY_POLICY for left in lefts.values())
-        yield {"done": True, "policy": order.said, **order.expected, "certified": certified}
+        expected = order.expected
+        if self.watch.alarm is not None:
+            expected = {**dict.fromkeys(expected), "drift": True}
+        yield {"done": True, "policy": order.said, **expected, "certified": certified}
 
     async def _read(self, items: list[Any], entry: Entry | None) -> list[Encoded]:
         read = partial(read_inputs, self.served, self.options, items)
@@ -290,23 +296,7 @@ class Service:
         return JSONResponse({"ready": self.ready}, 200 if self.ready else 503)
 
     async def _info(self) -> dict[str, Any]:
-        served, dial, certificate = self.served, self.dial, None
-        if served.certificate is not None:  # without what tells its rows
-            hidden = ("keys", "counts")
-            certificate = {k: v for k, v in served.certificate.items() if k not in hidden}
-        return {
-            "runtime": served.runtime,
-            "reads": served.kind,
-            "problem": served.problem,
-            "labels": served.labels,
-            "exits": len(served.exits),
-            "layers": [layer + 1 for layer in served.exits],
-            "options": self.options.info(),
-            "policy": self.policy,
-            "settings": dial and [setting.info() for setting in dial.settings],
-            "certificate": certificate,
-            "drift": self.watch.info(),
-        }
+        return info(self.served, self.options, self.policy, self.dial, self.watch)
 
     async def _metrics(self) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)

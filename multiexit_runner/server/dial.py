@@ -37,6 +37,8 @@ class Setting(NamedTuple):
         loss_bound: in 0..1, if there is one.
         mean_layers: that are run per row.
         shares_M: of the rows that leave at each exit.
+        counts: of the calibration rows, as `multiexit_runner.drift.unpacked` reads them; None where
+            they weren't counted.
     """
 
     policy: Any
@@ -45,15 +47,16 @@ class Setting(NamedTuple):
     loss_bound: float | None
     mean_layers: float
     shares_M: Sequence[float]
+    counts: str | None = None
 
-    def info(self) -> dict[str, Any]:
-        """What is to be said of it."""
-        return {
-            "policy": self.said,
+    def info(self, holds: bool = True) -> dict[str, Any]:
+        """What is to be said of it: without numbers, where the table no longer holds."""
+        given = {
             "score": self.score,
             "loss_bound": self.loss_bound,
             "mean_layers": self.mean_layers,
         }
+        return {"policy": self.said, **(given if holds else dict.fromkeys(given))}
 
 
 class Entry(NamedTuple):

@@ -1,6 +1,8 @@
 """What a service counts, for Prometheus."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from math import nan
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
@@ -65,25 +67,28 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.evidence = Gauge(
-            "multiexit_drift_evidence", "Of drift since calibration; the certificate is void from "
-            "1/drift_alpha on", registry=registry,
+            "multiexit_drift_evidence", "Of drift since calibration; an alarm at 1/drift_alpha",
+            registry=registry,
+        )  # fmt: skip
+        self.alarm = Gauge(
+            "multiexit_drift_alarm", "1 once rows left otherwise than at calibration",
+            registry=registry,
         )  # fmt: skip
 
-    def turned(self, setting: Callable[[], Setting]) -> None:
-        """Show what is expected of the setting in force."""
-        score = Gauge(
-            "multiexit_expected_score", "Now, as observed at calibration: a share such as 0.84",
-            registry=self.registry,
-        )  # fmt: skip
-        score.set_function(lambda: setting().score)
-        layers = Gauge("multiexit_expected_layers", "Per row, now", registry=self.registry)
-        layers.set_function(lambda: setting().mean_layers)
-        if setting().loss_bound is not None:
-            bound = Gauge(
-                "multiexit_expected_loss_bound", "Now, a share: 0.005 is half a point",
-                registry=self.registry,
-            )  # fmt: skip
-            bound.set_function(lambda: setting().loss_bound or 0.0)
+    def turned(self, setting: Callable[[], Setting], holds: Callable[[], bool]) -> None:
+        """Show what is expected of the setting in force; NaN once the table no longer holds."""
+
+        def now(field: str) -> float:
+            return getattr(setting(), field) if holds() else nan
+
+        for name, field, words in (
+            ("score", "score", "Now, as observed at calibration: a share such as 0.84"),
+            ("layers", "mean_layers", "Per row, now"),
+            ("loss_bound", "loss_bound", "Now, a share: 0.005 is half a point"),
+        ):
+            if getattr(setting(), field) is not None:
+                gauge = Gauge(f"multiexit_expected_{name}", words, registry=self.registry)
+                gauge.set_function(partial(now, field))
 
     def on_request(self, status: int, seconds: float) -> None:
         """A request was answered, or refused: what takes no time must not look like speed."""

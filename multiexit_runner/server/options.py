@@ -84,7 +84,10 @@ class Options:
     )
     max_pixels: int = _option(50_000_000, "pixels of an image, at most", 1)
     drift_alpha: float = _option(
-        0.01, "chance that a certificate is voided though no row drifts; 0 doesn't watch", 0
+        0.01,
+        "chance that a certificate or a calibration table is voided though no row drifts; 0 "
+        "doesn't watch",
+        0,
     )
     threads: int = _option(
         0, "threads of the network; 0 is as many as there are cores", 0, MOST_THREADS

@@ -19,24 +19,30 @@ class Order(NamedTuple):
         policy: as the network takes it.
         max_exit: where they leave at the latest.
         said: the policy, as typed.
-        certified: whether it is the one that the certificate is for.
-        own: whether the request said it.
+        alone: whether rows leave by the service's policy, and by that alone.
+        own: whether the request said the policy.
         expected: what the service expects of it, for the answer.
     """
 
     policy: Any
     max_exit: int
     said: str
-    certified: bool
+    alone: bool = False
     own: bool = True
     expected: Mapping[str, float] = {}
 
     def turned(self, setting: Setting) -> "Order":
-        """The order where a dial gives the policy."""
+        """The order where a dial gives the policy.
+
+        What is expected is of the mean over all rows, not of those that leave before a limit.
+        """
+        order = self._replace(policy=setting.policy, said=setting.said)
+        if not self.alone:
+            return order
         expected = {"expected_score": setting.score}
         if setting.loss_bound is not None:
             expected["loss_bound"] = setting.loss_bound
-        return self._replace(policy=setting.policy, said=setting.said, expected=expected)
+        return order._replace(expected=expected)
 
 
 class Orders:
@@ -77,11 +83,11 @@ class Orders:
         if max_exit is not None and max_exit > last:
             raise ValueError(f"max_exit must be from 0 to {last}, got {max_exit}")
         stops = {"max_exit": max_exit, "budget_ms": budget_ms}
-        self._check_limits({name: stop for name, stop in stops.items() if stop is not None})
+        stops = {name: stop for name, stop in stops.items() if stop is not None}
+        self._check_limits(stops)
         max_exit = last if max_exit is None else max_exit
         if policy is None and threshold is None:
-            certified = served.certificate is not None
-            return Order(self.default, max_exit, served.policy, certified, own=False)
+            return Order(self.default, max_exit, served.policy, not stops, own=False)
         if policy is not None and threshold is not None:
             raise ValueError("a request has a policy or a threshold, not both")
         if policy is not None and (kind := policy.partition("=")[0]) not in served.kinds:
@@ -89,7 +95,7 @@ class Orders:
         numbers = {} if threshold is None else {"threshold": threshold}
         parsed = served.parse(policy, numbers)
         self._check_limits(served.numbers(parsed))
-        return Order(parsed, max_exit, served.typed(parsed), False)
+        return Order(parsed, max_exit, served.typed(parsed))
 
     def _check_limits(self, numbers: Mapping[str, float]) -> None:
         for name, (low, high) in self.limits.items():

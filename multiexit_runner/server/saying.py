@@ -31,12 +31,19 @@ class Whole(BaseModel):
     policy: str = Field(description="By which the rows left, as it is typed")
     certified: bool = Field(description="Whether the policy's certificate holds for this request")
     expected_score: float | None = Field(
-        None, description="As observed on the calibration rows, a share such as 0.84"
+        None,
+        description="As observed on the calibration rows, a share such as 0.84; null once rows "
+        "drift",
     )
     loss_bound: float | None = Field(
         None,
         description="The calibration table's bound on the accuracy (of vectors the cosine) that is "
-        "lost, a share: 0.005 is half a point",
+        "lost, a share: 0.005 is half a point; null once rows drift",
+    )
+    drift: bool = Field(
+        False,
+        description="Whether the service's rows leave otherwise than at calibration: nothing that "
+        "was calibrated holds any more",
     )
 
 

@@ -1,11 +1,11 @@
-"""Whether a service's certificate still holds: its rows are compared with those that calibrated it.
+"""Whether what was calibrated still holds: a service's rows are compared with those that did it.
 
-Letters: M exits, E bins of confidence.
+Letters: M exits, E bins of confidence; S settings of the policy.
 """
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from multiexit_runner.drift import BINS, Drift, bins_of
+from multiexit_runner.drift import BINS, Drift, bins_of, unpacked
+from multiexit_runner.server.dial import Setting
 from multiexit_runner.server.network import BY_POLICY, Left
 from multiexit_runner.server.served import Served
 
@@ -25,92 +26,145 @@ log = logging.getLogger("multiexit.server")
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A request on its way, and what came of its rows."""
+    """A request on its way, by which setting, and what came of its rows."""
 
+    place: int
     lefts: list[Left] = field(default_factory=list)
     done: bool = False
 
 
+class _Test:
+    """The rows of one policy against those that calibrated it.
+
+    Args:
+        said: the policy, as it is typed.
+        counts_ME: of calibration rows.
+        tests: S, of which this is one.
+        random: for ties.
+    """
+
+    def __init__(
+        self, said: str, counts_ME: np.ndarray, tests: int, random: np.random.Generator | None
+    ):
+        self.said, self.before_M = said, counts_ME.sum(1)
+        self.drift, self._tests = Drift(counts_ME, random), tests
+        self.exits: deque[int] = deque(maxlen=LATE)
+
+    def add(self, exit: int, bin: int) -> None:
+        """Look at one more row."""
+        self.exits.append(exit)
+        self.drift.add(exit, bin)
+
+    @property
+    def evidence(self) -> float:
+        """What its bets have made of 1/S."""
+        return float(self.drift.wealth) / self._tests
+
+
 class Watch:
-    """Voids a certificate when rows leave otherwise than at calibration.
+    """Voids a certificate, or a calibration table, when rows leave otherwise than at calibration.
 
     The test is `multiexit_runner.drift.Drift`. It takes rows in the order in which they are given
     to the network: in the order of their answers, early exits would come first.
 
+    Where a policy is turned among S settings, each has a test of its own, at the level α/S. Which
+    setting a row gets is decided by what came before it. So the rows of one setting are
+    exchangeable with the calibration rows where all rows are (predictable sampling), each test
+    alone gives an alarm with a chance of at most α/S, and any of them with at most α. The mean of
+    the tests' wealths would give alarms sooner, but isn't a martingale: they share calibration
+    rows, so that each tells what the others are about to see.
+
+    Reference: Kallenberg, "Spreading and predictable sampling in exchangeable sequences and
+    processes", Annals of Probability, 1988.
+
     Args:
-        served: the network and its certificate.
-        alpha: the chance that the test ever gives an alarm though rows are drawn as at calibration;
-            0 doesn't watch.
-        turned: whether the policy is turned, which has no certificate then.
-        random: for the test's ties.
+        served: the network, and its certificate or its calibration table.
+        alpha: the chance that there ever is an alarm though rows are drawn as at calibration; 0
+            doesn't watch.
+        settings: among which the policy is turned, which has no certificate then; none where it
+            isn't.
+        random: for the tests' ties.
 
     Attributes:
-        alarm: when the certificate was voided and why; None while it wasn't.
+        alarm: since when, after how many rows and why nothing holds any more; None while it does.
         blind: why drift can't be watched; empty where it is.
-        drift: the test.
+        tests: of each setting, or of the certificate; none where drift isn't watched.
     """
 
     def __init__(
         self,
         served: Served,
         alpha: float,
-        turned: bool = False,
+        settings: Sequence[Setting] = (),
         random: np.random.Generator | None = None,
     ):
         self.alpha = alpha
         self.alarm: dict[str, Any] | None = None
         self._certified, self._problem = served.certificate is not None, served.problem
+        self._turned = bool(settings)
         self._line: deque[_Request] = deque()
-        self._exits: deque[int] = deque(maxlen=LATE)
-        counts_ME, self.blind = _counts(served.certificate, len(served.exits), alpha, turned)
-        self._before_M = counts_ME.sum(1)
-        self.drift = Drift(counts_ME, random)
-        if self.blind and self._certified and alpha:
+        counts, self.blind = _counts(served, settings) if alpha else ([], "drift_alpha is 0")
+        if self.blind and alpha and (self._certified or self._turned):
             log.warning("%s", self.blind)
+        self.tests = [_Test(*each, len(counts), random) for each in counts]
 
     @property
-    def valid(self) -> bool:
+    def certified(self) -> bool:
         """Whether there is a certificate that wasn't voided."""
         return self._certified and self.alarm is None
 
     @property
-    def wealth(self) -> float:
-        """What the test's bets on drift have made of 1; an alarm comes at 1/α."""
-        return float(self.drift.wealth)
+    def evidence(self) -> float:
+        """What the bets on drift of one test have made of 1/S, the most; an alarm comes at 1/α."""
+        return max((test.evidence for test in self.tests), default=1.0)
 
     @contextmanager
-    def request(self) -> Iterator[list[Left]]:
-        """A place in line for a request under the certificate; its rows are put into the list.
+    def request(self, place: int = 0) -> Iterator[list[Left]]:
+        """A place in line for a request that goes by the service's policy alone; its rows are put
+        into the list.
 
         Requests that get no answer have none.
+
+        Args:
+            place: of its setting.
         """
-        request = _Request()
+        request = _Request(place)
         self._line.append(request)
         try:
             yield request.lefts
         finally:
             request.done = True
             while self._line and self._line[0].done:
-                self._look(self._line.popleft().lefts)
+                self._look(self._line.popleft())
 
-    def _look(self, lefts: Sequence[Left]) -> None:
-        for left in lefts:
+    def _look(self, request: _Request) -> None:
+        for left in request.lefts:
             if self.blind or self.alarm or left.why not in BY_POLICY or left.answer_C is None:
                 continue
-            self._exits.append(left.exit)
-            self.drift.add(left.exit, int(bins_of(left.answer_C[None], self._problem)[0]))
-            if self.drift.wealth >= 1 / self.alpha:
-                self._void()
+            test = self.tests[request.place]
+            test.add(left.exit, int(bins_of(left.answer_C[None], self._problem)[0]))
+            if test.evidence >= 1 / self.alpha:
+                self._void(test)
 
-    def _void(self) -> None:
-        late_M = np.bincount(np.array(self._exits), minlength=len(self._before_M))
+    def _void(self, test: _Test) -> None:
         why = (
-            f"rows leave otherwise than at calibration (alpha {self.alpha:g}): shares by exit were "
-            f"{_said(self._before_M)}, of the last {len(self._exits)} rows {_said(late_M)}"
+            f"rows leave otherwise than at calibration (alpha {self.alpha:g}): by {test.said} "
+            f"shares by exit were {_said(test.before_M)}, of the last {len(test.exits)} rows "
+            f"{_said(np.bincount(np.array(test.exits), minlength=len(test.before_M)))}"
         )
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        self.alarm = {"since": since, "rows": self.drift.rows, "why": why}
-        log.warning("the certificate is void after %d rows: %s", self.drift.rows, why)
+        self.alarm = {"since": since, "rows": self._rows, "why": why}
+        void = "the certificate is void"
+        if self._turned:
+            void = (
+                "the policy is turned as before, but what the calibration table expects is void, "
+                "and so is what min_score and max_loss bound,"
+            )
+        log.warning("%s after %d rows: %s", void, self._rows, why)
+
+    @property
+    def _rows(self) -> int:
+        return sum(test.drift.rows for test in self.tests)
 
     def info(self) -> dict[str, Any]:
         """What is to be said of it."""
@@ -118,37 +172,41 @@ class Watch:
             "watched": not self.blind,
             "why_not": self.blind or None,
             "alpha": self.alpha,
-            "rows": self.drift.rows,
-            "evidence": self.wealth,
+            "rows": self._rows,
+            "evidence": self.evidence,
             "alarm": self.alarm,
         }
 
 
 def _counts(
-    certificate: Mapping[str, Any] | None, exits: int, alpha: float, turned: bool
-) -> tuple[np.ndarray, str]:
-    """The calibration rows' counts [M, E], or none of them and why drift can't be watched."""
-    none = np.zeros((exits, BINS), np.int64)
-    if alpha == 0:
-        return none, "drift_alpha is 0"
-    if turned:
-        return none, (
-            "the policy of this service is turned: neither a certificate nor the bounds of its "
-            "settings are watched for drift"
-        )
-    if certificate is None:
-        return none, "the policy of this service has no certificate"
-    counts = certificate.get("counts")
-    if counts is None:
-        return none, (
+    served: Served, settings: Sequence[Setting]
+) -> tuple[list[tuple[str, np.ndarray]], str]:
+    """Policies with the counts [M, E] of their calibration rows, or none and why there are none."""
+    exits, counts = len(served.exits), []
+    for setting in settings:
+        assert served.calibration is not None
+        counts_ME = unpacked(setting.counts, exits, served.calibration["rows"])
+        if counts_ME is None:
+            return [], (
+                "drift can't be watched: the calibration table doesn't say where its rows left, as "
+                "one of before doesn't, nor a float model's in int8 or bfloat16; calibrate again"
+            )
+        counts.append((setting.said, counts_ME))
+    if settings:
+        return counts, ""
+    if served.certificate is None:
+        return [], "the policy of this service has no certificate"
+    listed = served.certificate.get("counts")
+    if listed is None:
+        return [], (
             "drift can't be watched: the certificate is of before it kept where its rows left; "
             "calibrate again"
         )
-    counts_ME = np.asarray(counts)
-    whole = counts_ME.shape == none.shape and counts_ME.dtype.kind == "i"
+    counts_ME = np.asarray(listed)
+    whole = counts_ME.shape == (exits, BINS) and counts_ME.dtype.kind == "i"
     if not whole or counts_ME.min() < 0 or not counts_ME.any():
-        return none, f"drift can't be watched: the certificate's counts aren't {exits} × {BINS}"
-    return counts_ME, ""
+        return [], f"drift can't be watched: the certificate's counts aren't {exits} × {BINS}"
+    return [(served.policy, counts_ME)], ""
 
 
 def _said(rows_M: np.ndarray) -> str:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from multiexit.evaluation.grids import policy_settings
 from multiexit.evaluation.targets import losses_of_settings
 from multiexit.policies import CalibrationTable
 from multiexit_runner import choosing
+from multiexit_runner.drift import bins_of, packed, unpacked
 
 
 def outputs_of(rows=300, exits=6, classes=3, **more):
@@ -42,6 +44,13 @@ def test_choosing_from_it_is_calibrating(kind):
             setting.speedup_layers,
             setting.speedup_macs,
         )
+        counts_ME = unpacked(setting.counts, 6, 300)
+        assert packed(counts_ME) == setting.counts
+        assert tuple(counts_ME.sum(1) / 300) == pytest.approx(setting.shares_M)
+        exit_B, answer_BC = outputs.answers(setting.policy)
+        for exit in range(6):
+            bins_B = bins_of(answer_BC[exit_B == exit].numpy(), "classification")
+            assert np.bincount(bins_B, minlength=40).tolist() == counts_ME[exit].tolist()
     layers = [setting.mean_layers for setting in table.settings]
     gaps = [before - after for before, after in pairwise(layers)]
     assert min(gaps) > 0

@@ -3,7 +3,10 @@
 Letters: S streams of rows.
 """
 
+import json
 import logging
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +16,16 @@ from helpers import benchmark
 from starlette.testclient import TestClient
 
 import multiexit as mx
-from multiexit_runner.drift import BINS, Drift, bets, bins_of
+from multiexit_runner.drift import BINS, Drift, bets, bins_of, unpacked
+from multiexit_runner.server.allowed import dial_of
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.network import Left
 from multiexit_runner.server.options import Options
 from multiexit_runner.server.watch import Watch
+from multiexit_runner.settings import parse_settings, without_bounds
 
-alarms = benchmark("drift.py")["alarms"]  # of simulated rows
+simulated = benchmark("drift.py")
+alarms, turned_alarms = simulated["alarms"], simulated["turned_alarms"]
 
 
 @pytest.mark.parametrize("calibrating", [45, 500])
@@ -27,6 +33,16 @@ def test_alarms_without_drift_are_as_seldom_as_promised(calibrating):
     at_S = alarms(calibrating, streams=400, rows=1500, alpha=0.1)
     assert np.isfinite(at_S).mean() <= 0.1 + 3 * np.sqrt(0.09 / 400)
     assert np.isfinite(at_S).any(), "a test that never gives an alarm is no use"
+
+
+def test_alarms_are_as_seldom_where_the_policy_jumps_between_settings():
+    """Four settings, which share calibration rows: at α for each of them it would be 16 %."""
+    at_S = turned_alarms(200, streams=400, rows=600, alpha=0.1)
+    assert np.isfinite(at_S).mean() <= 0.1 + 3 * np.sqrt(0.09 / 400)
+    assert np.isfinite(at_S).any()
+    harder_S = turned_alarms(500, streams=40, rows=1000, harder=1.0)
+    assert np.isfinite(harder_S).all()
+    assert np.median(harder_S) <= 150
 
 
 @pytest.mark.parametrize(
@@ -92,12 +108,12 @@ def ask(client, inputs, **wishes):
 
 
 def test_an_alarm_voids_the_certificate(client, caplog):
-    watch = client.service.watch
-    before_ME = watch.drift.counts_ME
+    (test,) = client.service.watch.tests
+    before_ME = test.drift.counts_ME
     assert before_ME.sum() == 300
     for start in range(0, 300, 100):
         assert ask(client, texts(300)[start : start + 100])
-    np.testing.assert_array_equal(watch.drift.counts_ME, 2 * before_ME)  # the same rows again
+    np.testing.assert_array_equal(test.drift.counts_ME, 2 * before_ME)  # the same rows again
     for wish in ({"max_exit": 3}, {"budget_ms": 1e6}, {"threshold": 0.5}):
         assert not ask(client, "the cat", **wish)
     info = client.get("/info").json()
@@ -116,8 +132,163 @@ def test_an_alarm_voids_the_certificate(client, caplog):
     assert 300 < alarm["rows"] <= 500
     assert alarm["why"] in line
     assert "shares by exit were" in alarm["why"]
-    assert "multiexit_certificate_valid 0.0" in client.get("/metrics").text
+    assert client.get("/info").json()["certificate"] is None
+    counted = client.get("/metrics").text
+    assert "multiexit_certificate_valid 0.0" in counted
+    assert "multiexit_drift_alarm 1.0" in counted
     assert not ask(client, texts(5))
+    answer = client.post("/predict", json={"inputs": "the cat", "threshold": 0.5}).json()
+    assert answer["drift"]
+    assert "expected_score" not in answer
+
+
+@pytest.fixture
+def turned(text_served):
+    """What is served where the policy is turned, whose table is of `texts(300, 5)`."""
+    return {kind: replace(served(), certificate=None) for kind, served in text_served[1].items()}
+
+
+def sent(client, inputs, **wishes):
+    response = client.post("/predict", json={"inputs": inputs, **wishes})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-multiexit-policy"] == response.json()["policy"]
+    return response.json()
+
+
+EXPECTED = (
+    "multiexit_expected_score",
+    "multiexit_expected_layers",
+    "multiexit_expected_loss_bound",
+)
+
+
+def gauges(client):
+    samples = [line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines()]
+    return {
+        name: float(number)
+        for name, number in samples
+        if name in (*EXPECTED, "multiexit_drift_alarm", "multiexit_drift_evidence")
+    }
+
+
+@pytest.mark.parametrize("kind", ["model", "export"])
+def test_an_alarm_voids_the_table_of_a_policy_that_is_turned(kind, turned, caplog):
+    options = Options(budget_layers=2.5, min_score=0.1, drift_alpha=1e-6)
+    service = Service(turned[kind], options)
+    rows = texts(300, 5)
+    with TestClient(service.app) as client:
+        policies = set()
+        for start in range(0, 300, 20):
+            answer = sent(client, rows[start : start + 20])
+            policies.add(answer["policy"])
+            assert answer["expected_score"] >= 0.1
+            assert answer["loss_bound"] is not None
+            assert "drift" not in answer
+        assert len(policies) > 1
+        for wish in ({"max_exit": 3}, {"budget_ms": 1e6}, {"threshold": 0.5}):
+            sent(client, "the cat", **wish)
+        info = client.get("/info").json()
+        assert info["drift"]["watched"]
+        assert (info["drift"]["rows"], info["drift"]["alarm"]) == (300, None)
+        assert {*info["settings"][0]} == {"policy", "score", "loss_bound", "mean_layers"}
+        before = gauges(client)
+        assert before["multiexit_drift_alarm"] == 0
+        assert before["multiexit_drift_evidence"] == info["drift"]["evidence"] < 1e6
+        assert all(before[name] > 0 for name in EXPECTED)
+
+        with caplog.at_level(logging.WARNING, "multiexit.server"):
+            answers = [sent(client, ["not a red fish"] * 20) for _ in range(20)]
+        void = ["drift" in answer for answer in answers]
+        assert (void[0], void[-1]) == (False, True)
+        assert void == sorted(void), "once void, void for good"
+        for answer in answers:
+            assert (answer["expected_score"] is None) == ("drift" in answer)
+            assert (answer["loss_bound"] is None) == ("drift" in answer)
+        limited = sent(client, "the cat", max_exit=1)
+        assert limited["drift"]
+        assert "expected_score" not in limited
+        (line,) = [record.message for record in caplog.records]
+        said = client.get("/info").json()
+        alarm = said["drift"]["alarm"]
+        assert 300 < alarm["rows"] <= 700
+        assert alarm["why"] in line
+        assert "what min_score and max_loss bound" in line
+        assert any(f"by {each.said} shares" in alarm["why"] for each in service.dial.settings)
+        assert [each["policy"] for each in said["settings"]] == [
+            each["policy"] for each in info["settings"]
+        ]
+        numbers = [number for each in said["settings"] for number in list(each.values())[1:]]
+        assert {*numbers} == {None}
+        after = gauges(client)
+        assert after["multiexit_drift_alarm"] == 1
+        assert after["multiexit_drift_evidence"] >= 1e6
+        assert all(np.isnan(after[name]) for name in EXPECTED)
+
+
+def test_each_setting_has_a_test_of_its_own(turned):
+    """The alarm comes where one alone has made S/α of 1."""
+    served = turned["export"]
+    settings = dial_of(served, Options(target_ms=50)).settings
+    watch = Watch(served, 0.01, settings, np.random.default_rng(0))
+    counted = [unpacked(each.counts, 4, 300) for each in settings]
+    again = np.random.default_rng(0)
+    drifts, random = [Drift(each, again) for each in counted], np.random.default_rng(1)
+    for _ in range(1000):
+        place, exit = int(random.integers(len(settings))), int(random.integers(2))
+        with watch.request(place) as lefts:
+            lefts.append(Left(np.zeros(3, np.float32), exit, (), "policy", "", 0.0, 0.0))
+        drifts[place].add(exit, bins_of(np.zeros((1, 3)), "classification")[0])
+        most = max(drift.wealth for drift in drifts)
+        assert watch.evidence == pytest.approx(most / len(settings))
+        assert (watch.alarm is not None) == (most >= len(settings) / 0.01)
+        if watch.alarm:
+            break
+    assert watch.alarm["rows"] == sum(drift.rows for drift in drifts) < 1000
+    assert settings[place].said in watch.alarm["why"]
+
+
+def test_a_table_of_before_says_that_drift_can_t_be_watched(turned, caplog):
+    served = turned["model"]
+    older = [
+        {k: v for k, v in row.items() if k != "counts"} for row in served.calibration["settings"]
+    ]
+    table = {**served.calibration, "settings": older}
+    again = mx.CalibrationTable.from_json(table).to_json()
+    rounded = without_bounds({"policy": {}, "calibration": served.calibration})["calibration"]
+    for each in (table, again, rounded):
+        caplog.clear()
+        service = Service(replace(served, calibration=each), Options(target_ms=60_000))
+        (line,) = [record.message for record in caplog.records]
+        with TestClient(service.app) as client:
+            answers = [sent(client, ["not"] * 200) for _ in range(2)]
+            drift = client.get("/info").json()["drift"]
+        assert answers[1]["expected_score"] == older[0]["score"]
+        assert not drift["watched"]
+        assert drift["why_not"] == line
+        assert "drift can't be watched: the calibration table doesn't say" in line
+        assert "calibrate again" in line
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [3, True, "", "0:300 ", "0:299", "0:0 1:300", "160:300", "999999999999:300", "0:-1 1:301",
+     "1:1 0:299", "0:150 0:150", "0:150  1:150", "00:300", "0x1:300", "٣:300", "0:" + "9" * 9999,
+     "0:300\n", ["0:300"], {"0": 300}],
+)  # fmt: skip
+def test_broken_counts_are_refused(wrong, exported_texts):
+    """By all that reads a table: of a model, and of an export."""
+    *_, folder = exported_texts
+    settings = json.loads((folder / "export.json").read_text())
+    place = settings["calibration"]["settings"][1]
+    for counts, refused in ((place["counts"], False), ("0:300", False), (wrong, True)):
+        place["counts"] = counts
+        message = r"calibration\.settings\[1\]\.counts is .*; it must be null, or the calibration"
+        for read in (
+            lambda: parse_settings(json.dumps(settings).encode(), "here"),
+            lambda: mx.CalibrationTable.from_json(settings["calibration"]),
+        ):
+            with pytest.raises(ValueError, match=message) if refused else nullcontext():
+                read()
 
 
 def test_rows_count_in_the_order_in_which_they_came(text_served):
@@ -129,12 +300,12 @@ def test_rows_count_in_the_order_in_which_they_came(text_served):
     with watch.request() as first:
         with watch.request() as second:
             second += [left(0), left(0, "broken")]
-        assert watch.drift.rows == 0
+        assert watch.info()["rows"] == 0
         with pytest.raises(KeyError), watch.request():
             raise KeyError
         first.append(left(3))
-    assert watch.drift.rows == 2
-    assert list(watch._exits) == [3, 0]
+    assert watch.info()["rows"] == 2
+    assert list(watch.tests[0].exits) == [3, 0]
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,12 @@ def test_an_alarm_voids_the_table_of_a_policy_that_is_turned(kind, turned, caplo
         limited = sent(client, "the cat", max_exit=1)
         assert limited["drift"]
         assert "expected_score" not in limited
+        streamed = client.post(
+            "/predict", json={"inputs": texts(3)}, headers={"accept": "application/x-ndjson"}
+        )
+        last = json.loads(streamed.text.splitlines()[-1])
+        assert last["drift"]
+        assert last["expected_score"] is last["loss_bound"] is None
         (line,) = [record.message for record in caplog.records]
         said = client.get("/info").json()
         alarm = said["drift"]["alarm"]

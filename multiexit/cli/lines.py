@@ -65,9 +65,11 @@ def prepared(classify: Any, line: str, place: str) -> Any:
         return words_of(line, place)
     if not classify.paired:
         return text_of(line, False, place)[0]
-    if line.count("\t") != 1:
+    if (tabs := line.count("\t")) != 1:
+        table = ", or a table with its columns named by --text and --text-pair" if tabs else ""
         raise ValueError(
-            f"{place}: this model reads sentence pairs, one tab between them; got {line!r:.80}"
+            f"{place}: this model reads sentence pairs, one tab between them{table}; got "
+            f"{line!r:.80}"
         )
     return text_of(tuple(line.split("\t")), True, place)
 

@@ -76,15 +76,25 @@ def is_table(
         inputs: files.
         columns: of the inputs, as typed.
         preprocessing: of the model; where it was trained on columns, or reads no pairs, whose
-            lines have a tab, a `.tsv` is a table too.
+            lines have a tab, a `.tsv` is a table too; and so is one whose first line names a pair.
     """
     known = preprocessing or {}
     remembered = any((known.get("data") or {}).get(name) for name in ("text", "image"))
     no_pairs = known.get("kind") == "text" and not known.get("pairs")
     tables = (*TABLES, ".tsv") if remembered or no_pairs else TABLES
     return any(columns.values()) or any(
-        Path(name).suffix.lower() in tables for name in inputs or ()
+        (suffix := path.suffix.lower()) in tables
+        or (known.get("pairs") and suffix == ".tsv" and _names_a_pair(path))
+        for path in map(Path, inputs or ())
     )
+
+
+def _names_a_pair(path: Path) -> bool:
+    """Whether a file's first line names the columns of a table of pairs."""
+    from multiexit.data.own.choosing import names_a_pair
+    from multiexit.data.own.text_lines import text_lines
+
+    return names_a_pair(next(text_lines(path), "").rstrip("\r\n").split("\t"))
 
 
 def check_there(
@@ -166,7 +176,7 @@ def predict_table(
     if output is not None:
         row_files.check(output, source)
     file = None if source is None else file_table(source)
-    read = _input_columns(classify, network, columns, None if file is None else file.columns)
+    read = _input_columns(classify, network, columns, file)
     table = file or stdin_table(read)
     table.check_columns(read)
     if source is not None and (output is None or output.suffix.lower() != ".parquet"):
@@ -221,14 +231,17 @@ def _check_no_bytes(table: "Table") -> None:
 
 
 def _input_columns(
-    classify: Any, network: Any, columns: Mapping[str, str | None], there: list[str] | None
+    classify: Any, network: Any, columns: Mapping[str, str | None], table: "Table | None"
 ) -> list[str]:
     """The columns that the model reads: as typed, or as in training, else those called so.
 
     Args:
         classify, network: the classifier, and what is behind it.
         columns: as typed.
-        there: all columns of the table; None where they come later.
+        table: that is read; None where its columns come later.
+
+    Raises:
+        ValueError: a column that isn't for this model, or that must be named.
     """
     from multiexit.data.own import choosing
     from multiexit.data.own.notes import say
@@ -243,15 +256,20 @@ def _input_columns(
         if column is not None and name not in wanted:
             raise ValueError(f"{name}={column} is not for this model, which reads {reads}")
     found = [columns.get(name) or trained_on.get(name) for name in wanted]
-    if not any(found) and classify.kind == "text":
-        called = choosing.inputs_by_name(there or [], classify.paired)
+    if table is not None and not any(found) and classify.kind == "text":
+        called = choosing.inputs_by_name(table, classify.paired)
         if called:
-            say(f"the model reads column {' and '.join(map(repr, called))}")
+            say(f"the model reads column{'s'[: len(called) - 1]} {' and '.join(map(repr, called))}")
             return called
     for name, column in zip(wanted, found, strict=True):
+        of = "the table's columns" if table is None else f"the columns {table.columns}"
         if column is None:
-            of = "the table's columns" if there is None else f"the columns {there}"
             raise ValueError(f"which of {of} does the model read? Name it: {name}=…")
+        if table is not None and columns.get(name) is None and column not in table.columns:
+            raise ValueError(
+                f"{table.name} has no column {column!r}, as in training: which of {of} does the "
+                f"model read? Name it: {name}=…"
+            )
     return [str(column) for column in found]
 
 

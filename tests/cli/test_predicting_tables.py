@@ -135,6 +135,11 @@ def test_columns_are_those_of_training_and_names_that_clash_get_a_prefix(models,
     model.preprocessing |= {"data": {"text": "review", "label": ["label"]}}
     model.save_pretrained(tmp_path / "model", tokenizer_in(tmp_path))
     table = written(tmp_path / "in.csv", [{**row, "label": "good"} for row in ROWS])
+    other = written(tmp_path / "other.csv", [{"text": row["review"]} for row in ROWS])
+    ended = command("predict", tmp_path / "model", other)
+    assert (ended.code, ended.out) == (2, "")
+    assert "has no column 'review', as in training: which of the columns ['text'] does" in ended.err
+    assert "Name it: --text …" in ended.err
     ended = command("predict", tmp_path / "model", table)
     assert ended.code == 0, ended.err
     rows = [json.loads(line) for line in ended.out.splitlines()]
@@ -157,6 +162,56 @@ def test_columns_are_those_of_training_and_names_that_clash_get_a_prefix(models,
     stdin = "".join(json.dumps(row) + "\n" for row in [*ROWS, {**ROWS[0], "exit": 3}])
     ended = command("predict", tmp_path / "model", "--text", "review", stdin=stdin)
     assert "stdin, line 12: a column 'exit' that the first row lacks" in ended.err
+
+
+VALUES = {
+    "id": [*"123456"],
+    "label": ["good", "bad"] * 3,
+    "short": [*"abcdef"],
+    "long": [f"{text} saw the dog" for text in texts(6)],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "suffix", "read"),
+    [
+        ("texts", "id review", ".csv", "review"),
+        ("texts", "label text", ".csv", "text"),
+        ("texts", "headline:long text", ".csv", "text"),
+        ("texts", "text Text", ".csv", "text"),
+        ("texts", "name:short sentence", ".tsv", "sentence"),
+        ("texts", "title body", ".csv", None),
+        ("texts", "title:short summary:long", ".jsonl", None),
+        ("texts", "id says", ".parquet", None),
+        ("texts", "sentence1 sentence2", ".csv", None),
+        ("pairs", "id sentence2 sentence1", ".tsv", "sentence1 sentence2"),
+        ("pairs", "Premise Hypothesis label", ".tsv", "Premise Hypothesis"),
+        ("pairs", "text_pair text", ".csv", "text text_pair"),
+        ("pairs", "question1 question2 premise hypothesis", ".csv", None),
+        ("pairs", "id text sentence", ".csv", None),
+    ],
+)
+def test_columns_that_are_not_named_are_told_or_asked_for(
+    kind, names, suffix, read, models, tmp_path
+):
+    columns = {}
+    for place, (name, _, values) in enumerate(each.partition(":") for each in names.split()):
+        columns[name] = VALUES.get(values or name) or texts(6, place)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    table = written(tmp_path / f"in{suffix}", rows)
+    ended = command("predict", models / kind, table)
+    if read is None:
+        assert (ended.code, ended.out) == (2, "")
+        assert (
+            f"which of the columns {[*columns]} does the model read? Name it: --text" in ended.err
+        )
+        return
+    assert ended.code == 0, ended.err
+    assert f"{' and '.join(map(repr, read.split()))}\n" in ended.err
+    options = zip(("--text", "--text-pair"), read.split(), strict=False)
+    named = command("predict", models / kind, table, *(x for option in options for x in option))
+    assert (named.code, named.out) == (0, ended.out)
+    assert len(named.out.splitlines()) == len(rows)
 
 
 def test_other_problems_and_pairs(models, tmp_path):

@@ -13,6 +13,7 @@ from multiexit.data.own.table import Table
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "score", "rating", "y")
 TEXTS = ("text", "sentence", "review", "content", "comment", "body", "question", "title", "input")
 PAIRS = (
+    ("text", "text_pair"),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -97,7 +98,7 @@ def choose(
         if image is not None:
             notes.append(f"images are column {image!r}")
     if text is None and image is None:
-        pair = next((pair for pair in PAIRS if {*pair} <= {*left}), None)
+        pair = next(iter(_pairs(left)), None)
         if pair is not None and text_pair is None:
             text, text_pair = pair
             notes.append(f"rows are pairs of texts, columns {text!r} and {text_pair!r}")
@@ -113,12 +114,36 @@ def choose(
     return Columns(text, text_pair, image, tuple(names)), notes
 
 
-def inputs_by_name(columns: list[str], pairs: bool) -> list[str]:
-    """The columns that are called as texts are, or as pairs of them; none where there are none."""
+def inputs_by_name(table: Table, pairs: bool) -> list[str]:
+    """The columns that a model of texts reads, by their names; none where others may be meant.
+
+    One called `text` is the text. Another name of a text will do if there is one alone, and no
+    other column has longer texts.
+
+    Args:
+        table: of rows to answer.
+        pairs: whether the model reads pairs of texts.
+    """
     if pairs:
-        return list(next((pair for pair in PAIRS if {*pair} <= {*columns}), ()))
-    name = _by_name(TEXTS, columns)
-    return [] if name is None else [name]
+        found = _pairs(table.columns)
+        return found[0] if len(found) == 1 else []
+    if TEXTS[0] in table.columns:
+        return [TEXTS[0]]
+    called = [name for name in table.columns if name.lower() in TEXTS]
+    rows = [row for _, row in islice(table.read(BadRows()), SAMPLE)]
+    texts = [name for name in table.columns if name in called or _holds_texts(name, rows)]
+    return called if len(called) == 1 and _longest(texts, rows) in (None, *called) else []
+
+
+def names_a_pair(columns: Sequence[str]) -> bool:
+    """Whether two columns are called as pairs of texts are."""
+    return bool(_pairs(columns))
+
+
+def _pairs(columns: Sequence[str]) -> list[list[str]]:
+    """The columns that are called as pairs of texts are."""
+    by_lower = _by_lower(columns)
+    return [[by_lower[name] for name in pair] for pair in PAIRS if {*pair} <= by_lower.keys()]
 
 
 def _no_text(table: Table, left: list[str], rows: list[dict[str, Any]]) -> str:
@@ -131,8 +156,13 @@ def _no_text(table: Table, left: list[str], rows: list[dict[str, Any]]) -> str:
 
 
 def _by_name(known: Sequence[str], columns: list[str]) -> str | None:
-    by_lower = {name.lower(): name for name in columns}
+    by_lower = _by_lower(columns)
     return next((by_lower[name] for name in known if name in by_lower), None)
+
+
+def _by_lower(columns: Sequence[str]) -> dict[str, str]:
+    """Columns by their names in small letters; one that is spelled so comes first."""
+    return {name.lower(): name for name in columns} | {name: name for name in columns}
 
 
 def _few_values(columns: list[str], rows: list[dict[str, Any]]) -> str | None:

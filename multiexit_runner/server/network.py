@@ -112,6 +112,7 @@ class Row:
     budget: float | None = None
     abandoned: Callable[[], bool] = lambda: False
     came: float = 0.0
+    length: int = 0
     ran: list[int] = field(default_factory=list)
     seconds: float = 0.0
     so_far: tuple[np.ndarray, int] | None = None

@@ -80,7 +80,7 @@ class Scheduler(Generic[AnyGroup]):
         self._new: deque[Row] = deque()
         self._waiting: dict[tuple[int, Hashable], deque[_Group[AnyGroup]]] = {}
         self._on_the_way: set[Row] = set()
-        self._row_seconds = 0.0
+        self._took = 0.0, 0.0
         self._segment_seconds = [0.0] * network.num_exits
         self._wake = threading.Condition()
         self._closing = False
@@ -93,8 +93,12 @@ class Scheduler(Generic[AnyGroup]):
 
     @property
     def backlog(self) -> float:
-        """Seconds that the rows on their way take, if each takes what rows have taken lately."""
-        return self.rows * self._row_seconds
+        """Seconds that the rows on their way take, if each takes what rows have taken lately, by
+        its length."""
+        with self._wake:
+            waiting = sum(map(_price, self._on_the_way))
+        seconds, priced = self._took
+        return waiting * seconds / priced if priced else 0.0
 
     def start(self, before: Callable[[], None] = lambda: None) -> None:
         """Begin to run, in a thread of its own; once more after `close`, too.
@@ -137,6 +141,7 @@ class Scheduler(Generic[AnyGroup]):
             now = self._clock()
             for row in rows:
                 row.came = now
+                row.length = self.network.length(row.item)
             self._on_the_way.update(rows)
             self._new.extend(rows)
             self._wake.notify()
@@ -214,7 +219,7 @@ class Scheduler(Generic[AnyGroup]):
         """Rows that have come wait for the first exit, with those of their length."""
         while self._new:
             row = self._new.popleft()
-            self._wait(0, self.network.length(row.item), _Group([row], None))
+            self._wait(0, row.length, _Group([row], None))
 
     def _wait(self, exit: int, key: Hashable, group: _Group[AnyGroup]) -> None:
         self._waiting.setdefault((exit, key), deque()).append(group)
@@ -293,11 +298,16 @@ class Scheduler(Generic[AnyGroup]):
     def _leave(
         self, row: Row, answer_C: np.ndarray | None, exit: int, why: str, error: str = ""
     ) -> None:
-        old = self._row_seconds
-        self._row_seconds = 0.99 * old + 0.01 * row.seconds if old else row.seconds
+        seconds, priced = self._took
+        self._took = 0.99 * seconds + row.seconds, 0.99 * priced + _price(row)
         with self._wake:
             self._on_the_way.discard(row)
         left = Left(
             answer_C, exit, tuple(row.ran), why, error, self._clock() - row.came, row.seconds
         )
         row.done(left)
+
+
+def _price(row: Row) -> int:
+    """A text costs about as much as its tokens, any other input as each."""
+    return row.length or 1

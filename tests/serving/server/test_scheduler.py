@@ -223,6 +223,31 @@ def test_a_full_queue_takes_no_part_of_a_request():
     scheduler.submit(rows[2:3])
 
 
+@given(st.lists(ITEMS, min_size=1, max_size=9), st.lists(ITEMS, min_size=1, max_size=9))
+def test_work_that_waits_is_reckoned_by_the_length_of_its_rows(before, waiting):
+    """Of a network that takes so many seconds a token; what isn't text has no length."""
+    clock = Clock()
+
+    class Tokens(Numbers):
+        def run(self, exit, group):
+            clock.now += 0.01 * (group[:, 0].sum() or len(group))
+            return Outcome(group[:, 2:], np.ones(len(group), bool), {}, group)
+
+    for texts in (True, False):
+        scheduler, told = Scheduler(Tokens(clock), clock=clock), []
+        assert scheduler.backlog == 0
+        for items in (before, waiting):
+            rows = [(n if texts else 0, d, x) for n, d, x in items]
+            scheduler.submit([Row(row, None, told.append, M - 1) for row in rows])
+            while items is before and scheduler.rows:
+                scheduler.step()
+        wanted = 0.01 * sum(n if texts else 1 for n, *_ in waiting)
+        assert scheduler.backlog == pytest.approx(wanted)
+        while scheduler.rows:
+            scheduler.step()
+        assert scheduler.backlog == 0
+
+
 def test_a_network_that_fails_fails_its_rows_alone():
     clock = Clock()
     network = Numbers(clock)
@@ -258,7 +283,17 @@ def test_a_row_that_fails_takes_no_other_with_it():
             assert (each.answer_C[0], each.exit) == alone(item)
 
 
-@pytest.mark.parametrize("part", ["length", "take", "merge", "shape_key"])
+def test_rows_without_a_length_never_begin():
+    network = Numbers(Clock())
+    scheduler, left = Scheduler(network), []
+    rows = [Row((8, 1, 1), None, left.append, M - 1), Row((), None, left.append, M - 1)]
+    with pytest.raises(IndexError):
+        scheduler.submit(rows)
+    scheduler.step()
+    assert (scheduler.rows, left, network.batches) == (0, [], [])
+
+
+@pytest.mark.parametrize("part", ["take", "merge", "shape_key"])
 def test_whatever_fails_each_row_is_told_and_the_next_one_answered(part):
     network = Numbers(Clock())
     working = getattr(network, part)

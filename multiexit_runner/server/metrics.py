@@ -76,7 +76,8 @@ class Metrics:
         )  # fmt: skip
 
     def turned(self, setting: Callable[[], Setting], holds: Callable[[], bool]) -> None:
-        """Show what is expected of the setting in force; NaN once the table no longer holds."""
+        """Show what is expected of the setting in force, where nothing else makes rows leave; NaN
+        once the table no longer holds."""
 
         def now(field: str) -> float:
             return getattr(setting(), field) if holds() else nan
@@ -87,7 +88,8 @@ class Metrics:
             ("loss_bound", "loss_bound", "Now, a share: 0.005 is half a point"),
         ):
             if getattr(setting(), field) is not None:
-                gauge = Gauge(f"multiexit_expected_{name}", words, registry=self.registry)
+                what = f"{words}; of rows without max_exit or budget_ms"
+                gauge = Gauge(f"multiexit_expected_{name}", what, registry=self.registry)
                 gauge.set_function(partial(now, field))
 
     def on_request(self, status: int, seconds: float) -> None:

@@ -116,8 +116,9 @@ def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:
         )
     if task is not None:
         if given:
-            name, value = next(iter(given.items()))
-            raise ValueError(f"{name} {value} is for data of your own, by --data: leave it out")
+            raise ValueError(
+                f"{next(iter(given))} is for data of your own, by --data: leave it out"
+            )
         tasks.check_options(task, **others)
         download, normalisation = bool(others.get("download")), others.get("normalisation")
         return Source(task, tasks.modality(task), rows, download, normalisation, None, {})
@@ -130,7 +131,7 @@ def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:
     image_options = {"image_size": "size", "augment": "augment"}
     for name in image_options:
         if name in given and own.kind != "image":
-            raise ValueError(f"{name} {given[name]} is for images, and these are texts: leave it")
+            raise ValueError(f"{name} is for images, and these are texts: leave it out")
     tasks.check_options(own.kind, **others)
     reading = {new: given[name] for name, new in image_options.items() if name in given}
     if "problem" in given:

@@ -79,9 +79,9 @@ def _as_given(message: str, options: Mapping[str, str]) -> str:
         return message
 
     def option(found: re.Match[str]) -> str:
-        config, name, switch, value = found.groups()
+        config, name, value = found.groups()
         given = options[name]
-        if switch:
+        if value == "True":
             return given
         if value is not None:
             between = " " if given.startswith("--") else "="
@@ -89,6 +89,6 @@ def _as_given(message: str, options: Mapping[str, str]) -> str:
         is_option = config or "_" in name or found.start() == 0
         return given if is_option else found[0]
 
-    value = r"[= ](True)\b|=('[^']*'|[^\s,;:)]*)"
     around = r"(?<![\w./'\"-])", r"(?![\w/'\"-]|\.\w)"
-    return re.sub(rf"{around[0]}(config )?({names})(?:{value})?{around[1]}", option, message)
+    value = r"(?:=('[^']*'|[^\s,;:)]*))?"
+    return re.sub(rf"{around[0]}(config )?({names}){value}{around[1]}", option, message)

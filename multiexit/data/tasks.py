@@ -118,7 +118,7 @@ def check_options(name: str, **options: Any) -> None:
             takers = ["images"] if len(images) == len(IMAGES) else images
             takers = ["text", *takers] if option in TEXT_OPTIONS else takers
             raise ValueError(
-                f"{option} {value} is for {', '.join(takers)}, and has no effect for {name}: "
+                f"{option}={value} is for {', '.join(takers)}, and has no effect for {name}: "
                 "leave it out"
             )
 

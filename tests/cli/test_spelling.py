@@ -19,7 +19,7 @@ OPTIONS = {
         ("omega_lr: 'joint' learns none", "--omega-lr: 'joint' learns none"),
         ("lr must be above 0, got 0.0", "--lr must be above 0, got 0.0"),
         ("epochs and omega_lr: give one", "--epochs and --omega-lr: give one"),
-        ("download True is for cifar10", "--download is for cifar10"),
+        ("download=True is for cifar10", "--download is for cifar10"),
         ("it holds a run: resume=True goes on", "it holds a run: --resume goes on"),
         ("use head='own-pooler' or head='linear'", "use --head own-pooler or --head linear"),
         ("trackers need a folder: set output=", "trackers need a folder: set --output"),
@@ -47,7 +47,7 @@ def test_other_words_stay(message):
 
 @pytest.mark.parametrize("word", ["lr", "omega_lr", "my omega_lr", "head=Patience", "a/Patience"])
 def test_what_was_typed_stays(word):
-    for message in ("{} is no folder", "no folder {}: epochs=3", "lr/{}/x and download True, {!r}"):
+    for message in ("{} is no folder", "no folder {}: epochs=3", "lr/{}/x and download=True, {!r}"):
         wanted = as_typed(message, OPTIONS).format(word, word)
         for typed in (word, f"./{word}", f"--data={word}"):
             assert as_typed(message.format(word, word), OPTIONS, ["train", typed]) == wanted

@@ -1,5 +1,6 @@
 """`multiexit predict` on lines of text and on image files: an answer for each."""
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -59,8 +60,13 @@ def prepared(classify: Any, line: str, place: str) -> Any:
         place: of the line, for messages.
 
     Raises:
-        ValueError: an empty line; of pairs, one without a tab, or with several.
+        ValueError: an empty line; a row in JSON; of pairs, a line without a tab, or with several.
     """
+    if (key := _text_key(line)) is not None:
+        raise ValueError(
+            f"{place}: a row in JSON, of which {key!r} may be the text: name the column, --text "
+            f"{key}; got {line!r:.80}"
+        )
     if classify.tags:
         return words_of(line, place)
     if not classify.paired:
@@ -72,6 +78,17 @@ def prepared(classify: Any, line: str, place: str) -> Any:
             f"{line!r:.80}"
         )
     return text_of(tuple(line.split("\t")), True, place)
+
+
+def _text_key(line: str) -> str | None:
+    """Where a line is an object in JSON, its key that is called as texts are, or None."""
+    from multiexit.data.own.choosing import TEXTS
+
+    try:
+        row = json.loads(line) if line.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):
+        return None
+    return next((key for key in row if key.lower() in TEXTS), None) if row else None
 
 
 def _ready(classify: Any, network: Any, value: str, place: str) -> tuple[Any, str]:

@@ -334,6 +334,11 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
         assert len(ended.err.splitlines()) <= 2
     assert {path.name for path in tmp_path.iterdir()} == files
     assert np.array_equal(read(table), ROWS)
+    row = json.dumps(ROWS[0])
+    ended = command("predict", models / "texts", stdin=f"{row}\na red fish\n{{a dog}}\n{{}}\n")
+    assert (ended.code, len(ended.out.splitlines())) == (2, 3)
+    assert "line 1: a row in JSON, of which 'review' may be the text: name the column" in ended.err
+    assert len(command("predict", models / "texts", *text, stdin=row).out.splitlines()) == 1
     named, guessed = (command("predict", models / "texts", table, *more) for more in (text, ()))
     assert (guessed.code, guessed.out) == (0, named.out)
     assert "the model reads column 'review'" in guessed.err

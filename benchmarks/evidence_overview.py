@@ -4,13 +4,27 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from evidence_runs import BASE, POOLED, Figure, Results, at_exit, at_speed, mean_of_exits
+from evidence_runs import (
+    BASE,
+    FAST,
+    POOLED,
+    Figure,
+    Results,
+    at_exit,
+    at_speed,
+    gain,
+    mean_of_exits,
+)
+from evidence_sentences import below
 
 from multiexit.evaluation.report import table
 from multiexit.evaluation.seeds import paired
 
 LEAST = 0.05
 """Differences are written to a tenth of a point: a smaller one is neither above nor below."""
+
+LITTLE = 2.0
+"""Points that a speed-up may cost and be called cheap."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,8 @@ def overview(all_results: Sequence[Results]) -> str:
         rows.append({"data, network": results.title} | {k: cell(g) for k, g in gains.items()})
         for what, values in gains.items():
             found.setdefault(what, []).append(values)
-    return "\n\n".join([f"{' '.join(told(found))}", table(rows, markdown=True), legend()])
+    told = [of_choices(found), *of_speed(all_results), *of_policies(all_results)]
+    return "\n\n".join([*told, table(rows, markdown=True), legend()])
 
 
 def cell(gains: Sequence[float]) -> str:
@@ -76,14 +91,46 @@ def cell(gains: Sequence[float]) -> str:
     return f"**{text}** ({len(gains)})" if sure else f"{text} ({len(gains)})"
 
 
-def told(found: dict[str, list[list[float]]]) -> Iterator[str]:
+def of_choices(found: dict[str, list[list[float]]]) -> str:
     """For each choice, on how many data sets it is above and below."""
     parts = []
     for choice in CHOICES:
         means = [statistics.fmean(gains) for gains in found[choice.what] if gains]
         above, below = sum(m >= LEAST for m in means), sum(m <= -LEAST for m in means)
         parts.append(f"{choice.what} above on {above} and below on {below} of {len(means)}")
-    yield f"In the mean over exits: {'; '.join(parts)}."
+    return f"**Training.** Of data sets and networks, by the mean over exits: {'; '.join(parts)}."
+
+
+def of_speed(all_results: Sequence[Results]) -> Iterator[str]:
+    """Where the base keeps what its last exit scores, at twice the speed."""
+    lost = {}
+    for results in all_results:
+        if gains := kept(results.policy, 2.0).gains(results):
+            lost[results.title] = statistics.fmean(gains)
+    if not lost:
+        return
+    little = [title for title, gain in lost.items() if gain >= -LITTLE]
+    more = [f"{title} ({gain:+.1f})" for title, gain in lost.items() if gain < -LITTLE]
+    told = f"**Speed.** Asked for 2×, `{BASE}` loses "
+    parts = [f"{LITTLE:g} points at most on {'; '.join(little)}"] if little else []
+    parts += [f"more on {'; '.join(more)}"] if more else []
+    yield f"{told}{', and '.join(parts)}."
+
+
+def of_policies(all_results: Sequence[Results]) -> Iterator[str]:
+    """In how many runs of all settings a policy is worse than fixed exits drawn at random."""
+    gains: dict[str, list[float]] = {}
+    for results in all_results:
+        for run in results.trained_runs():
+            for policy in results.any["policies"]:
+                if (value := gain(run, policy, run["exits"])) is not None:
+                    gains.setdefault(policy, []).append(value)
+    if gains:
+        parts = [f"{policy} in {below(values)}" for policy, values in gains.items()]
+        yield (
+            f"**Policies.** Asked for {FAST[0]:g}× to {FAST[-1]:g}×, worse than the best random "
+            f"mix of two fixed exits that is as fast: {', '.join(parts)}."
+        )
 
 
 def legend() -> str:

@@ -66,8 +66,10 @@ class Results:
 
     @property
     def title(self) -> str:
-        """Task and network."""
-        return f"{self.any['task']}, {self.setting.network}"
+        """Task, network, and how many exits it has if they aren't all that it may have."""
+        exits = self.setting.exits
+        some = "" if exits == "all" else f", {len(exits)} exits"
+        return f"{self.any['task']}, {self.setting.network}{some}"
 
     @property
     def policy(self) -> str:

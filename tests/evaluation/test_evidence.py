@@ -200,7 +200,8 @@ def test_the_overview_has_a_row_for_each_setting_and_counts_where_a_choice_helps
     invented(tmp_path, "sst2/joint-0", 0.8)
     invented(tmp_path, "sst2/leebert-uniform-0", 0.79)
     invented(tmp_path, "sst2/leebert-uniform-1", 0.1)  # no seed of the base
-    told, rows, _ = made_page["overview"](made_page["read"](tmp_path)).split("\n\n")
+    parts = made_page["overview"](made_page["read"](tmp_path)).split("\n\n")
+    told, speed, policies, rows, _ = parts
     assert "distillation among exits above on 1 and below on 1 of 2; learned weights" in told
     assert "learned weights above on 0 and below on 1 of 1; group DRO above on 0" in told
     head, _, digits, sst2 = [
@@ -212,6 +213,10 @@ def test_the_overview_has_a_row_for_each_setting_and_counts_where_a_choice_helps
     assert digits["3×"] == "**-21.1** (3)"
     assert sst2["distillation among exits"] == "-1.0 (1)"
     assert sst2["learned weights"] == "–"
+    assert speed.endswith(
+        "2 points at most on digits, MiniLM-L6, and more on digits, cifar-resnet-20 (-21.1)."
+    )
+    assert "entropy in 3 of 12 runs" in policies
 
 
 def test_policies_worse_than_fixed_exits_drawn_at_random_are_called_so(made_page, tmp_path):

@@ -241,7 +241,7 @@ def test_a_client_that_reads_slowly_holds_up_nobody(held):
             if len(sent) > 1:
                 await reads.wait()
 
-        async with service._life(service.app):
+        async with asyncio.timeout(60), service._life(service.app):
             slow = asyncio.create_task(service.app(scope, receive, send))
             while service.watch.info()["rows"] < 20:
                 await asyncio.sleep(0.001)

@@ -4,6 +4,7 @@ Letters: M exits, E bins of confidence, K = M·E places where a row may leave, B
 J bets.
 """
 
+import math
 import re
 from typing import Any
 
@@ -71,6 +72,11 @@ def bins_of(logits_BC: np.ndarray, problem: str) -> np.ndarray:
     else:
         return np.zeros(len(z_BC), np.int64)
     return np.clip(np.floor(-4 * np.log(np.maximum(doubt_B, 1e-9))), 0, BINS - 1).astype(np.int64)
+
+
+def floor_of(bin: int) -> float:
+    """The least confidence of a bin."""
+    return 1 - math.exp(-bin / 4)
 
 
 def bets(u: np.ndarray) -> np.ndarray:

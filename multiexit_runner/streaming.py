@@ -4,6 +4,7 @@ Letters: B batch rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from copy import deepcopy
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -42,8 +43,11 @@ def stream(
     """
     batches_before = rows_before = 0
     at_once = isinstance(batches, Sized) and isinstance(knobs, Sized)
-    for_all = isinstance(knobs, Mapping)
-    pairs = zip(batches, repeat(knobs)) if for_all else one_each(batches, knobs, "knobs")
+    kept = _kept(batches)
+    if isinstance(knobs, Mapping):
+        pairs = zip(kept, repeat(knobs), strict=False)
+    else:
+        pairs = one_each(kept, _kept(knobs), "knobs")
     source = windows_at_hand(pairs, window) if at_once else windows(pairs, window)
     for at_hand, error in source:
         read = []
@@ -62,6 +66,18 @@ def stream(
             rows_before += len(answer.exit_B)
         if error is not None:
             raise error
+
+
+def _kept(source: Iterable[Any]) -> Iterator[Any]:
+    """What a source gives, copied where it may fill the same arrays again."""
+    return iter(source) if isinstance(source, list | tuple) else map(_copied, source)
+
+
+def _copied(given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return {name: _copied(value) for name, value in given.items()}
+    filled = isinstance(given, list) or hasattr(given, "__array__")
+    return deepcopy(given) if filled else given
 
 
 def _batch_arrays(graphs: Graphs, batch: Any) -> Arrays:

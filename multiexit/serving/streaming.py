@@ -87,7 +87,7 @@ def read(
     columns = Columns(model.backbone.start, model.own_inputs)
     source = named_inputs(batches, columns)
     at_hand = isinstance(data, Dataset | Sized)
-    if not at_hand:  # it may fill the same tensors again
+    if not isinstance(data, Dataset | list | tuple):  # it may fill the same tensors again
         source = (padding.map_tensors(batch, Tensor.clone) for batch in source)
     if policy is None:
         whole: Iterator[Batch] = (Batch(inputs, None) for inputs in source)

@@ -6,7 +6,7 @@ Letters: C classes.
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from operator import itemgetter
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from multiexit_runner.answering import Encoded, written
 from multiexit_runner.server.around import COUNTED
 from multiexit_runner.server.network import Left
-from multiexit_runner.server.refusals import FAILED, Refused, log, without_time
+from multiexit_runner.server.refusals import FAILED, GONE, Refused, log, without_time
 from multiexit_runner.server.served import Served
 
 LINES = "application/x-ndjson"
@@ -117,11 +117,14 @@ class LineByLine(Response):
         except Refused as refused:
             cut = refused
         except asyncio.CancelledError as cancelled:
+            scope[COUNTED] = GONE
             cut = without_time(cancelled)
         except Exception as error:
             log.error("a request failed", exc_info=error)
             cut = Refused(500, FAILED)
         if cut is not None:
             scope[COUNTED] = cut.status
-            await write({"error": cut.detail})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with suppress(asyncio.CancelledError):  # once more, where the client doesn't read
+            if cut is not None:
+                await write({"error": cut.detail})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -30,6 +30,8 @@ class Refused(Exception):
         return JSONResponse({"detail": self.detail}, self.status, self.headers)
 
 
+GONE = 499
+"""The status of what nobody waits for any more, in metrics and the log."""
 FAILED = "the service failed on this request; its log says why"
 
 

@@ -12,7 +12,7 @@ from multiexit_runner.answering import Encoded
 from multiexit_runner.server.dial import Entry
 from multiexit_runner.server.network import Left, Row
 from multiexit_runner.server.orders import Order
-from multiexit_runner.server.refusals import Refused
+from multiexit_runner.server.refusals import GONE, Refused
 
 
 class Taken(NamedTuple):
@@ -66,7 +66,7 @@ def under_way(
     async def each() -> AsyncIterator[tuple[int, Left]]:
         for _ in taken.prepared:
             if (row := await leaving.get()) is None:
-                raise Refused(499, "the client is gone")
+                raise Refused(GONE, "the client is gone")
             yield row
 
     policy, max_exit = taken.order.policy, taken.order.max_exit

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from multiexit_runner.drift import BINS, Drift, bins_of, unpacked
+from multiexit_runner.drift import BINS, Drift, bins_of, floor_of, unpacked
 from multiexit_runner.server.dial import Setting
 from multiexit_runner.server.network import BY_POLICY, Left
 from multiexit_runner.server.served import Served
@@ -46,19 +46,30 @@ class _Test:
     def __init__(
         self, said: str, counts_ME: np.ndarray, tests: int, random: np.random.Generator | None
     ):
-        self.said, self.before_M = said, counts_ME.sum(1)
+        self.said, self._before_ME = said, counts_ME
         self.drift, self._tests = Drift(counts_ME, random), tests
-        self.exits: deque[int] = deque(maxlen=LATE)
+        self._late: deque[tuple[int, int]] = deque(maxlen=LATE)
 
     def add(self, exit: int, bin: int) -> None:
         """Look at one more row."""
-        self.exits.append(exit)
+        self._late.append((exit, bin))
         self.drift.add(exit, bin)
 
     @property
     def evidence(self) -> float:
         """What its bets have made of 1/S."""
         return float(self.drift.wealth) / self._tests
+
+    @property
+    def why(self) -> str:
+        """Where rows left, and how sure half of them were, at calibration and of late."""
+        late_ME = np.zeros_like(self._before_ME)
+        np.add.at(late_ME, tuple(np.array(self._late).T), 1)
+        before, late = map(_said, (self._before_ME, late_ME))
+        return (
+            f"by {self.said} shares by exit were {before}, of the last {len(self._late)} rows "
+            f"{late}"
+        )
 
 
 class Watch:
@@ -147,11 +158,7 @@ class Watch:
                 self._void(test)
 
     def _void(self, test: _Test) -> None:
-        why = (
-            f"rows leave otherwise than at calibration (alpha {self.alpha:g}): by {test.said} "
-            f"shares by exit were {_said(test.before_M)}, of the last {len(test.exits)} rows "
-            f"{_said(np.bincount(np.array(test.exits), minlength=len(test.before_M)))}"
-        )
+        why = f"rows leave otherwise than at calibration (alpha {self.alpha:g}): {test.why}"
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self.alarm = {"since": since, "rows": self._rows, "why": why}
         void = "the certificate is void"
@@ -209,5 +216,9 @@ def _counts(
     return [(served.policy, counts_ME)], ""
 
 
-def _said(rows_M: np.ndarray) -> str:
-    return ", ".join(f"{share:.1%}" for share in rows_M / rows_M.sum())
+def _said(rows_ME: np.ndarray) -> str:
+    """The shares of rows by exit, and how sure half of them were where they left."""
+    shares = ", ".join(f"{share:.1%}" for share in rows_ME.sum(1) / rows_ME.sum())
+    up_to_E = rows_ME.sum(0).cumsum()
+    sure = floor_of(int((2 * up_to_E < up_to_E[-1]).sum()))
+    return shares + (f" (half of them at least {sure:.3g} sure)" if sure else "")

@@ -136,16 +136,26 @@ def test_what_has_come_is_answered_while_the_source_stalls(mlp):
     same_answers(got, model.predict(mx.MaxProb(0.6), **inputs))
 
 
-def test_a_generator_may_fill_one_tensor_again(mlp):
+class OneTensor:
+    """Batches that all lie in one tensor, in turn."""
+
+    def __init__(self, x, size):
+        self.parts, self.buffer = x.split(size), torch.empty_like(x[:size])
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __iter__(self):
+        for part in self.parts:
+            self.buffer.copy_(part)
+            yield {"x": self.buffer}
+
+
+@pytest.mark.parametrize("given", [iter, lambda source: source], ids=["generator", "sized"])
+def test_a_source_may_fill_one_tensor_again(mlp, given):
     model, inputs = mlp
-
-    def source():
-        for x in inputs["x"].split(4):
-            buffer.copy_(x)
-            yield {"x": buffer}
-
-    buffer = torch.empty_like(inputs["x"][:4])
-    answers = mx.Engine(model, mx.MaxProb(0.6)).stream(source(), batch_size=4)
+    source = given(OneTensor(inputs["x"], 4))
+    answers = mx.Engine(model, mx.MaxProb(0.6)).stream(source, batch_size=4)
     got = mx.Prediction(*map(torch.cat, zip(*answers, strict=True)))
     same_answers(got, model.predict(mx.MaxProb(0.6), **inputs))
 

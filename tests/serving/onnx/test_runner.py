@@ -492,6 +492,36 @@ def test_a_stream_keeps_the_numbers_it_began_with(exported):
     assert (runner.predict(_batches(1)[0]).exit_B == 0).all()
 
 
+class OneArray:
+    """Things that all lie in one array, in turn."""
+
+    def __init__(self, arrays, given):
+        self.arrays, self.buffer, self.given = arrays, np.empty_like(arrays[0]), given
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __iter__(self):
+        for array in self.arrays:
+            self.buffer[:] = array
+            yield self.given(self.buffer)
+
+
+@pytest.mark.parametrize("as_source", [iter, lambda source: source], ids=["generator", "sized"])
+def test_a_source_may_fill_one_array_again(exported, as_source):
+    runner, batches = Runner(exported / "float", threads=1), _batches(6)
+    numbers = [np.linspace(0, 1, len(batches[0])) + place / 7 - 0.4 for place in range(6)]
+    numbers = [np.clip(each, 0, 1) for each in numbers]
+    together = runner.stream(
+        as_source(OneArray(batches, lambda x: {"x": x})),
+        knobs=as_source(OneArray(numbers, lambda given: {"threshold": given})),
+    )
+    for batch, threshold_B, answer in zip(batches, numbers, together, strict=True):
+        wanted = runner.predict(batch, knobs={"threshold": threshold_B})
+        np.testing.assert_array_equal(answer.exit_B, wanted.exit_B)
+        np.testing.assert_allclose(answer.logits_BC, wanted.logits_BC, atol=1e-5)
+
+
 def test_a_reader_that_is_no_longer_needed_ends():
     def forever():
         while True:

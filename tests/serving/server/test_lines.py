@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -226,6 +227,7 @@ def test_a_client_that_reads_slowly_holds_up_nobody(held):
     body = json.dumps({"inputs": texts(20)}).encode()
     scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
     scope["headers"] = [(b"content-type", b"application/json"), (b"accept", LINES.encode())]
+    scope["http_version"] = "1.1"
 
     async def run():
         sent, reads = [], asyncio.Event()
@@ -253,6 +255,55 @@ def test_a_client_that_reads_slowly_holds_up_nobody(held):
     *lines, last = asyncio.run(run())
     assert len(lines) == 20
     assert last["done"]
+
+
+def test_a_client_that_does_not_read_is_cut_off_at_the_end(held):
+    """Its connection is full: what is written at the end is cancelled as what went before."""
+    service, _ = held
+    told = []
+    service.metrics.on_request = lambda status, seconds: told.append(status)
+    asked = [{"type": "http.request", "body": b'{"inputs": "the cat"}', "more_body": False}]
+    headers = [(b"content-type", b"application/json"), (b"accept", LINES.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
+    scope |= {"headers": headers, "http_version": "1.1"}
+
+    async def run():
+        full = asyncio.Event()
+
+        async def receive():
+            if not asked:
+                await asyncio.Event().wait()
+            return asked.pop()
+
+        async def send(message):
+            if message["type"] == "http.response.body":
+                full.set()
+                await asyncio.Event().wait()
+
+        async with asyncio.timeout(60), service._life(service.app):
+            stuck = asyncio.create_task(service.app(scope, receive, send))
+            for _ in range(2):
+                await full.wait()
+                full.clear()
+                stuck.cancel("Task cancelled, timeout graceful shutdown exceeded")
+            await stuck
+
+    asyncio.run(run())
+    assert told == [503]
+
+
+def test_http_1_0_has_no_lines(text_served):
+    service = Service(text_served[1]["export"](), Options())
+    body = b'{"inputs": ["the cat", "the dog"]}'
+    head = f"POST /predict HTTP/1.0\r\nAccept: {LINES}\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    with serving(service) as (_, client), socket.socket() as plain:
+        plain.connect((client.base_url.host, client.base_url.port))
+        plain.sendall(head.encode() + body)
+        answer = b"".join(iter(lambda: plain.recv(65536), b""))
+    headers, _, content = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in headers.lower()
+    assert len(json.loads(content)["answers"]) == 2
 
 
 @pytest.mark.parametrize("fails", ["network", "say"])

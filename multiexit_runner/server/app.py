@@ -72,7 +72,8 @@ class Service:
             served = without_certificate(served)
         self.served = served
         self.metrics = Metrics()
-        self.orders = Orders(served, options)
+        settings = () if self.dial is None else self.dial.settings
+        self.orders = Orders(served, options, settings[0].said if settings else None)
         self.scheduler = Scheduler(
             served.network,
             batch_size=options.batch_size,
@@ -81,7 +82,6 @@ class Service:
             on_run=self._on_run,
         )
         self.metrics.queue.set_function(lambda: self.scheduler.rows)
-        settings = () if self.dial is None else self.dial.settings
         self.watch = Watch(served, options.drift_alpha, settings)
         self.metrics.certified.set_function(lambda: self.watch.certified)
         self.metrics.evidence.set_function(lambda: self.watch.evidence)

@@ -51,6 +51,8 @@ class Orders:
     Args:
         served: the network.
         options: of the operator.
+        turned: a setting of the policy that is turned, as it is typed, whose threshold requests may
+            give then; None where none is, and it is that of the service's own.
 
     Raises:
         ValueError: limits that can't be read.
@@ -59,8 +61,8 @@ class Orders:
         default: the policy of requests without one, as the network takes it.
     """
 
-    def __init__(self, served: Served, options: Options):
-        self.served = served
+    def __init__(self, served: Served, options: Options, turned: str | None = None):
+        self.served, self._turned = served, turned
         self.limits = _limits(options.limits, [*served.turns, _stops(len(served.exits))])
         self.default = served.parse(None, {})
         if options.policy:
@@ -93,7 +95,7 @@ class Orders:
         if policy is not None and (kind := policy.partition("=")[0]) not in served.kinds:
             raise unknown("policy", kind, served.kinds, there="requests may name")
         numbers = {} if threshold is None else {"threshold": threshold}
-        parsed = served.parse(policy, numbers)
+        parsed = served.parse(policy or self._turned, numbers)
         self._check_limits(served.numbers(parsed))
         return Order(parsed, max_exit, served.typed(parsed))
 

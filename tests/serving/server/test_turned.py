@@ -10,8 +10,10 @@ import pytest
 from answering import texts
 from starlette.testclient import TestClient
 
+import multiexit as mx
 from multiexit.cli import next_steps
 from multiexit.policies.certificate import Certificate
+from multiexit.serving.stepping import of_model
 from multiexit_runner.server.allowed import dial_of, place_of
 from multiexit_runner.server.app import Service
 from multiexit_runner.server.options import Options
@@ -22,6 +24,18 @@ from multiexit_runner.settings import without_bounds
 def turned(text_served):
     """What is served, without the certificate, which bounds another loss than the table."""
     return {kind: replace(served(), certificate=None) for kind, served in text_served[1].items()}
+
+
+def test_a_threshold_is_that_of_the_policy_that_is_turned(text_served):
+    """Not of the model's own, which isn't used."""
+    classify, rows = text_served[0], texts(5)
+    served = of_model(mx.Classifier(classify.model, classify.tokenizer, mx.Patience(1)))
+    with TestClient(Service(served, Options(budget_layers=2)).app) as client:
+        answer = client.post("/predict", json={"inputs": rows, "threshold": 0.7})
+        assert answer.json()["policy"] == "max-prob=0.7"
+    with TestClient(Service(served, Options()).app) as client:
+        answer = client.post("/predict", json={"inputs": rows, "threshold": 0.7})
+        assert (answer.status_code, "no threshold to turn" in answer.text) == (422, True)
 
 
 @pytest.mark.parametrize("kind", ["model", "export"])

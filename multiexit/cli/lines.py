@@ -29,8 +29,8 @@ def answers(
         can't be read.
 
     Raises:
-        ValueError: scores of a model without classes; what reading the lines raises, behind the
-            answers to those before.
+        ValueError: scores of a model without classes; a first line that is a row in JSON; what
+            reading the lines raises, behind the answers to those before.
     """
     network = network_of(classify)
     problem, images = network.problem, classify.kind == "image"
@@ -39,6 +39,8 @@ def answers(
     name, read = ("file" if images else "text"), 0
     for part, error in parts(values, classify.kind, batch_size):
         places = part if images else [f"line {read + i}" for i in range(1, len(part) + 1)]
+        if part and not read and not images:
+            _check_no_row(classify, part[0], places[0])
         ready = [_ready(classify, network, *each) for each in zip(part, places, strict=True)]
         read += len(part)
         usable = [row for row, (_, wrong) in enumerate(ready) if not wrong]
@@ -62,11 +64,7 @@ def prepared(classify: Any, line: str, place: str) -> Any:
     Raises:
         ValueError: an empty line; a row in JSON; of pairs, a line without a tab, or with several.
     """
-    if (key := _text_key(line)) is not None:
-        raise ValueError(
-            f"{place}: a row in JSON, of which {key!r} may be the text: name the column, --text "
-            f"{key}; got {line!r:.80}"
-        )
+    _check_no_row(classify, line, place)
     if classify.tags:
         return words_of(line, place)
     if not classify.paired:
@@ -80,15 +78,19 @@ def prepared(classify: Any, line: str, place: str) -> Any:
     return text_of(tuple(line.split("\t")), True, place)
 
 
-def _text_key(line: str) -> str | None:
-    """Where a line is an object in JSON, its key that is called as texts are, or None."""
-    from multiexit.data.own.choosing import TEXTS
-
+def _check_no_row(classify: Any, line: str, place: str) -> None:
+    """Refuse a line that is an object in JSON, a row of a table, by a ValueError."""
+    if not line.lstrip().startswith("{"):
+        return
     try:
-        row = json.loads(line) if line.lstrip().startswith("{") else None
+        json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    return next((key for key in row if key.lower() in TEXTS), None) if row else None
+        return
+    option = "--text KEY --text-pair KEY" if classify.paired else "--text KEY"
+    raise ValueError(
+        f"{place}: a row in JSON, {line!r:.80}: on stdin name what is read of it, {option}; a file "
+        "of such rows is to be called .jsonl"
+    )
 
 
 def _ready(classify: Any, network: Any, value: str, place: str) -> tuple[Any, str]:

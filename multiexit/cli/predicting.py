@@ -76,7 +76,8 @@ def is_table(
         inputs: files.
         columns: of the inputs, as typed.
         preprocessing: of the model; where it was trained on columns, or reads no pairs, whose
-            lines have a tab, a `.tsv` is a table too; and so is one whose first line names a pair.
+            lines have a tab, a `.tsv` is a table too; and so is one that begins with the names of a
+            pair.
     """
     known = preprocessing or {}
     remembered = any((known.get("data") or {}).get(name) for name in ("text", "image"))
@@ -90,11 +91,10 @@ def is_table(
 
 
 def _names_a_pair(path: Path) -> bool:
-    """Whether a file's first line names the columns of a table of pairs."""
-    from multiexit.data.own.choosing import names_a_pair
-    from multiexit.data.own.text_lines import text_lines
+    """Whether a TSV begins with the names of columns, a pair's among them."""
+    from multiexit.data.own import choosing, delimited
 
-    return names_a_pair(next(text_lines(path), "").rstrip("\r\n").split("\t"))
+    return choosing.names_a_pair(delimited.header(path, "\t"))
 
 
 def check_there(

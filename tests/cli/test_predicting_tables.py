@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow.parquet
 import pytest
-from answering import LABELS, image_model, pictures, text_model, texts, tokenizer_in
+from answering import LABELS, image_model, pictures, text_model, texts, tokenizer_in, written
 from helpers import command
 from starlette.testclient import TestClient
 
@@ -41,20 +41,6 @@ def models(tmp_path_factory):
     return place
 
 
-def written(path, rows=ROWS):
-    """Rows as a file, by its suffix."""
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            out = csv.DictWriter(file, list(rows[0]), delimiter="\t" if "tsv" in path.name else ",")
-            out.writeheader()
-            out.writerows(rows)
-    return path
-
-
 def read(path):
     if path.suffix == ".parquet":
         return pyarrow.parquet.read_table(path).to_pylist()
@@ -76,7 +62,7 @@ def checked(rows, answers, given=ROWS):
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_a_table_comes_out_with_columns_added(suffix, models, tmp_path):
     answers = mx.Classifier.from_pretrained(models / "texts")([row["review"] for row in ROWS])
-    table, words = written(tmp_path / f"in{suffix}"), ("predict", models / "texts")
+    table, words = written(tmp_path / f"in{suffix}", ROWS), ("predict", models / "texts")
     ended = command(*words, table, "--text", "review", "--output", tmp_path / f"out{suffix}")
     assert (ended.code, ended.out) == (0, ""), ended.err
     checked(read(tmp_path / f"out{suffix}"), answers)
@@ -164,56 +150,6 @@ def test_columns_are_those_of_training_and_names_that_clash_get_a_prefix(models,
     assert "stdin, line 12: a column 'exit' that the first row lacks" in ended.err
 
 
-VALUES = {
-    "id": [*"123456"],
-    "label": ["good", "bad"] * 3,
-    "short": [*"abcdef"],
-    "long": [f"{text} saw the dog" for text in texts(6)],
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "names", "suffix", "read"),
-    [
-        ("texts", "id review", ".csv", "review"),
-        ("texts", "label text", ".csv", "text"),
-        ("texts", "headline:long text", ".csv", "text"),
-        ("texts", "text Text", ".csv", "text"),
-        ("texts", "name:short sentence", ".tsv", "sentence"),
-        ("texts", "title body", ".csv", None),
-        ("texts", "title:short summary:long", ".jsonl", None),
-        ("texts", "id says", ".parquet", None),
-        ("texts", "sentence1 sentence2", ".csv", None),
-        ("pairs", "id sentence2 sentence1", ".tsv", "sentence1 sentence2"),
-        ("pairs", "Premise Hypothesis label", ".tsv", "Premise Hypothesis"),
-        ("pairs", "text_pair text", ".csv", "text text_pair"),
-        ("pairs", "question1 question2 premise hypothesis", ".csv", None),
-        ("pairs", "id text sentence", ".csv", None),
-    ],
-)
-def test_columns_that_are_not_named_are_told_or_asked_for(
-    kind, names, suffix, read, models, tmp_path
-):
-    columns = {}
-    for place, (name, _, values) in enumerate(each.partition(":") for each in names.split()):
-        columns[name] = VALUES.get(values or name) or texts(6, place)
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    table = written(tmp_path / f"in{suffix}", rows)
-    ended = command("predict", models / kind, table)
-    if read is None:
-        assert (ended.code, ended.out) == (2, "")
-        assert (
-            f"which of the columns {[*columns]} does the model read? Name it: --text" in ended.err
-        )
-        return
-    assert ended.code == 0, ended.err
-    assert f"{' and '.join(map(repr, read.split()))}\n" in ended.err
-    options = zip(("--text", "--text-pair"), read.split(), strict=False)
-    named = command("predict", models / kind, table, *(x for option in options for x in option))
-    assert (named.code, named.out) == (0, ended.out)
-    assert len(named.out.splitlines()) == len(rows)
-
-
 def test_other_problems_and_pairs(models, tmp_path):
     table = written(tmp_path / "in.csv", [{**row, "other": "a cat"} for row in ROWS])
     out = tmp_path / "out.csv"
@@ -247,7 +183,7 @@ def test_probabilities_have_six_digits_wherever_they_are_written(name, models, t
     rows = [row["review"] for row in ROWS]
     added = () if name == "tags" else ("--all-scores",)
     lines = command("predict", models / name, *added, stdin="\n".join(rows))
-    table = written(tmp_path / "in.csv")
+    table = written(tmp_path / "in.csv", ROWS)
     columns = command("predict", models / name, table, "--text", "review", *added)
     inputs = [row.split() for row in rows] if name == "tags" else rows
     with TestClient(service(models / name).app) as client:
@@ -298,7 +234,7 @@ def test_parquet_is_written_in_row_groups_of_one_type(tmp_path, monkeypatch):
 
 
 def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
-    table, out = written(tmp_path / "in.csv"), tmp_path / "out.csv"
+    table, out = written(tmp_path / "in.csv", ROWS), tmp_path / "out.csv"
     gaps = written(tmp_path / "gaps.csv", [*ROWS[:2], {**ROWS[0], "review": " "}, *ROWS[2:]])
     odd = [{"id": row["id"], "says": row["review"]} for row in ROWS]
     commas = written(tmp_path / "odd.csv", odd)
@@ -334,11 +270,6 @@ def test_what_will_not_do_is_refused_and_leaves_nothing(models, tmp_path):
         assert len(ended.err.splitlines()) <= 2
     assert {path.name for path in tmp_path.iterdir()} == files
     assert np.array_equal(read(table), ROWS)
-    row = json.dumps(ROWS[0])
-    ended = command("predict", models / "texts", stdin=f"{row}\na red fish\n{{a dog}}\n{{}}\n")
-    assert (ended.code, len(ended.out.splitlines())) == (2, 3)
-    assert "line 1: a row in JSON, of which 'review' may be the text: name the column" in ended.err
-    assert len(command("predict", models / "texts", *text, stdin=row).out.splitlines()) == 1
     named, guessed = (command("predict", models / "texts", table, *more) for more in (text, ()))
     assert (guessed.code, guessed.out) == (0, named.out)
     assert "the model reads column 'review'" in guessed.err

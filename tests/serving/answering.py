@@ -1,6 +1,10 @@
 """Tiny models with their inputs, for classifiers with torch and without."""
 
+import csv
+import json
+
 import numpy as np
+import pyarrow.parquet
 import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -67,3 +71,17 @@ def image_model() -> mx.MultiExitModel:
     how = model.preprocessing
     enliven(model, {"x": torch.stack([image_files.read(each, how) for each in pictures(30)])})
     return model
+
+
+def written(path, rows):
+    """Rows as a file, by its suffix."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            out = csv.DictWriter(file, list(rows[0]), delimiter="\t" if "tsv" in path.name else ",")
+            out.writeheader()
+            out.writerows(rows)
+    return path

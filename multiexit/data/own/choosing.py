@@ -118,7 +118,7 @@ def inputs_by_name(table: Table, pairs: bool) -> list[str]:
     """The columns that a model of texts reads, by their names; none where others may be meant.
 
     One called `text` is the text. Another name of a text will do if there is one alone, and no
-    other column has longer texts.
+    other column has longer values, whatever they are.
 
     Args:
         table: of rows to answer.
@@ -130,9 +130,11 @@ def inputs_by_name(table: Table, pairs: bool) -> list[str]:
     if TEXTS[0] in table.columns:
         return [TEXTS[0]]
     called = [name for name in table.columns if name.lower() in TEXTS]
+    if len(called) != 1:
+        return []
     rows = [row for _, row in islice(table.read(BadRows()), SAMPLE)]
-    texts = [name for name in table.columns if name in called or _holds_texts(name, rows)]
-    return called if len(called) == 1 and _longest(texts, rows) in (None, *called) else []
+    lengths = {name: sum(_length(row.get(name)) for row in rows) for name in table.columns}
+    return called if lengths[called[0]] == max(lengths.values()) else []
 
 
 def names_a_pair(columns: Sequence[str]) -> bool:
@@ -179,6 +181,11 @@ def _holds_texts(name: str, rows: list[dict[str, Any]]) -> bool:
     """Whether most of its values are different strings of three words or more."""
     texts = {t for row in rows if isinstance(t := row.get(name), str) and len(t.split()) > 2}
     return len(texts) > len(rows) / 2
+
+
+def _length(value: Any) -> int:
+    """Of a value as it is written."""
+    return 0 if value is None else len(str(value))
 
 
 def _longest(columns: list[str], rows: list[dict[str, Any]]) -> str | None:

@@ -19,8 +19,9 @@ QUOTES = "a field that begins with a quote ends with one, and quotes within it a
 def table(path: Path, delimiter: str | None) -> Table:
     """The rows below a first line that names the columns.
 
-    A blank line is no row; but of one column it is one without a value, if others follow. A first
-    column that has no name and counts the rows, as pandas writes an index, is left out.
+    Blank lines above it are skipped. Below, a blank line is no row; but of one column it is one
+    without a value, if others follow. A first column that has no name and counts the rows, as
+    pandas writes an index, is left out.
 
     Args:
         path: of the file.
@@ -31,12 +32,11 @@ def table(path: Path, delimiter: str | None) -> Table:
         ValueError: columns without names, or with the same ones; bytes that are no UTF-8.
     """
     csv.field_size_limit(sys.maxsize)
-    said = _said_delimiter(path)
-    skip = int(said is not None)
+    skip, said = _above(path)
     if delimiter is None:
         counts = {mark: len(_header(path, mark, skip)) for mark in DELIMITERS}
         delimiter = said or max(counts, key=lambda mark: counts[mark])
-    header = [name.strip() for name in _header(path, delimiter, skip)]
+    header = _header(path, delimiter, skip)
     counted = header[:1] == [""] and _counts(path, delimiter, skip)
     columns = header[counted:]
     _check_columns(f"{path}, line {1 + skip}", columns)
@@ -72,6 +72,11 @@ def table(path: Path, delimiter: str | None) -> Table:
     return Table(str(path), columns, read, {}, tuple(notes))
 
 
+def header(path: Path, delimiter: str) -> list[str]:
+    """The names in the line that `table` takes for that of the columns; none where it can't."""
+    return _header(path, delimiter, _above(path)[0])
+
+
 def _records(path: Path, delimiter: str, skip: int) -> Iterator[tuple[str, list[str] | csv.Error]]:
     """The fields of each row with its place; the error where its quotes are wrong.
 
@@ -95,13 +100,23 @@ def _records(path: Path, delimiter: str, skip: int) -> Iterator[tuple[str, list[
 
 def _header(path: Path, delimiter: str, skip: int) -> list[str]:
     _, fields = next(_records(path, delimiter, skip), ("", []))
-    return [] if isinstance(fields, csv.Error) else fields
+    return [] if isinstance(fields, csv.Error) else [name.strip() for name in fields]
 
 
-def _said_delimiter(path: Path) -> str | None:
-    """What a first line such as `sep=;` says, which Excel reads."""
-    line = next(text_lines(path), "").rstrip("\r\n").strip('"').lower()
-    return line[4] if line.startswith("sep=") and len(line) == 5 else None
+def _above(path: Path) -> tuple[int, str | None]:
+    """How many lines stand above the names of columns, and which delimiter they say.
+
+    They are blank ones, and one such as `sep=;`, which Excel reads.
+    """
+    skip, said = 0, None
+    for line in text_lines(path):
+        text = line.rstrip("\r\n").strip('"').lower()
+        if said is None and text.startswith("sep=") and len(text) == 5:
+            said = text[4]
+        elif line.strip():
+            break
+        skip += 1
+    return skip, said
 
 
 def _counts(path: Path, delimiter: str, skip: int) -> bool:

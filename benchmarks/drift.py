@@ -95,8 +95,9 @@ def turned_alarms(
     for place in range(many):
         here_SB = place_SB == place
         own_SB = np.argsort(~here_SB, 1, kind="stable")[:, : here_SB.sum(1).max()]
-        drawn_SB = [np.take_along_axis(of[place], own_SB, 1) for of in (exit_PSB, bin_PSB)]
-        at_S = first_alarms(Drift(counts[place], random), *drawn_SB, alpha / many)
+        exit_SB = np.take_along_axis(exit_PSB[place], own_SB, 1)
+        bin_SB = np.take_along_axis(bin_PSB[place], own_SB, 1)
+        at_S = first_alarms(Drift(counts[place], random), exit_SB, bin_SB, alpha / many)
         alarmed_S = at_S <= here_SB.sum(1)  # others' rows fill up the shorter streams
         behind_S = own_SB[alarmed_S, at_S[alarmed_S].astype(int) - 1] + 1
         first_S[alarmed_S] = np.minimum(first_S[alarmed_S], behind_S)

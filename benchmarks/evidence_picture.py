@@ -7,6 +7,7 @@ from typing import Any
 from evidence_plan import METHODS
 from evidence_runs import (
     BASE,
+    MIXED,
     UNTRAINED,
     Method,
     Results,
@@ -92,8 +93,9 @@ def draw(results: Results, path: Path) -> None:
     x, y, wide = zip(*curve(base, policy), strict=True)
     low, high = ([a + sign * b for a, b in zip(y, wide, strict=True)] for sign in (-1, 1))
     axes.fill_between(x, low, high, color="black", alpha=0.1, linewidth=0)
-    x, y = fixed(base, max(x))
-    axes.plot(x, y, color="black", linestyle=":", label=f"{BASE}, two fixed exits mixed")
+    if results.any["metric"] in MIXED:
+        x, y = fixed(base, max(x))
+        axes.plot(x, y, color="black", linestyle=":", label=f"{BASE}, two fixed exits mixed")
     if results.cut:
         speedups, scores = cut_networks(results.cut)
         axes.plot(

@@ -5,11 +5,11 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-from evidence_plan import CUT, HEADS, SETTINGS, Setting
+from evidence_plan import CUT, SETTINGS, Run, Setting
 
 from multiexit.evaluation.seeds import holm, paired, spread
 
@@ -19,7 +19,14 @@ BASE = "joint"
 POOLED = f"{BASE}-pooler"
 UNTRAINED = "without-exits"
 """The method whose exits before the last are not trained: only its last one says anything."""
+ALIKE = {"beem": "pabee"}
+"""Methods that train as another does and differ by their own policy: their exits count once."""
+ENOUGH = 3
+"""Shared seeds from which on a difference is tested, and may be called sure."""
 FAST = (2.0, 3.0, 4.0)
+MIXED = ("accuracy", "accuracy_f1")
+"""Metrics of which a mix of rows scores what the scores' mix is, the second about so. Of Matthews'
+and other correlations it is not: with an exit that answers one class alone it is far from it."""
 SURE = 0.05
 """The largest p, after Holm's correction, at which a difference is called one."""
 
@@ -94,7 +101,8 @@ class Results:
 
     def base_of(self, name: str) -> str:
         """What a method is tested against: its exits' poolers are not its own doing."""
-        pooled = name in HEADS and name != POOLED and POOLED in self.methods
+        head = Run(self.setting, name, 0).recipe().head
+        pooled = head == "own-pooler" and name != POOLED and POOLED in self.methods
         return POOLED if pooled else BASE
 
     def less(self, name: str, base: str, figure: Figure) -> list[float]:
@@ -110,13 +118,15 @@ class Results:
     def tests(self) -> dict[str, dict[str, Any]]:
         """Each method's mean over exits against its base's, p corrected for their number.
 
-        Left out are those with fewer than two shared seeds, or equal differences: no p.
+        Left out are those with fewer shared seeds than `ENOUGH`, or equal differences: no p.
         """
         found = {}
         for name, method in self.methods.items():
             base = self.base_of(name)
             test = against(method.values(mean_of_exits), self.methods[base].values(mean_of_exits))
-            if name not in (base, UNTRAINED) and test and test["p"] is not None:
+            counts = name not in (base, UNTRAINED) and ALIKE.get(name) not in self.methods
+            counts = counts and len(self.less(name, base, mean_of_exits)) >= ENOUGH
+            if counts and test and test["p"] is not None:
                 found[name] = test
         corrected = holm([test["p"] for test in found.values()])
         return {
@@ -127,7 +137,7 @@ class Results:
     def trained_runs(self) -> Iterator[dict[str, Any]]:
         """The runs of all methods that train exits."""
         for name, method in self.methods.items():
-            if name != UNTRAINED:
+            if name != UNTRAINED and ALIKE.get(name) not in self.methods:
                 yield from method.runs.values()
 
 
@@ -186,8 +196,8 @@ def network(index: int) -> Figure:
 def best_mix(points: Points, speedup: float) -> float | None:
     """The best score of two points drawn at random, in shares that reach a speed-up or more.
 
-    Costs are shares of the whole network's. Scores are mixed like costs: of accuracies that is
-    what comes out, of correlations about what does. None where no point is as fast.
+    Costs are shares of the whole network's. Scores are mixed like costs, which holds for those in
+    `MIXED`. None where no point is as fast.
     """
     most = 1 / speedup
     places = [(1 / point["speedup"], point["score"]) for point in points]
@@ -203,18 +213,31 @@ def as_fast(policy: str, asked: float) -> Figure:
 
     def figure(run: dict[str, Any]) -> float | None:
         point = asked_for(run, policy, asked)
-        return best_mix(run["exits"], point["speedup"]) if point else None
+        if point is None or run["metric"] not in MIXED:
+            return None
+        return best_mix(run["exits"], point["speedup"])
 
     return figure
 
 
-def mixed(policy: str, speedup: float) -> Figure:
-    """What the best mix of two of a policy's settings scores that is as fast."""
-    return lambda run: best_mix(run["policies"][policy], speedup)
+def between(policy: str, speedup: float) -> Figure:
+    """What a policy scores that is as fast, by its two settings next to that speed-up."""
+
+    def figure(run: dict[str, Any]) -> float | None:
+        points = sorted((1 / p["speedup"], p["score"]) for p in run["policies"][policy])
+        for (low, first), (high, second) in pairwise(points):
+            if low <= 1 / speedup <= high:
+                share = (1 / speedup - low) / (high - low) if high > low else 1.0
+                return first + (second - first) * share
+        return None
+
+    return figure
 
 
 def gain(run: dict[str, Any], policy: str, points: Points) -> float | None:
     """How much more a policy scores than mixes of points as fast, mean over `FAST`, × 100."""
+    if run["metric"] not in MIXED:
+        return None
     gains = []
     for asked in FAST:
         point = asked_for(run, policy, asked)

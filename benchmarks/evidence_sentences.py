@@ -68,22 +68,25 @@ def ahead(results: Results, name: str, figure: Figure) -> str:
 
 def differing(results: Results, base: str) -> str:
     """Which methods differ from their base: surely, or in every seed."""
-    tested, sure, always = results.tests(), {1: [], -1: []}, []
+    tested, sure, always = results.tests(), {1: [], -1: []}, {1: [], -1: []}
     for name in results.methods:
         less = results.less(name, base, mean_of_exits)
         if name in (base, UNTRAINED) or results.base_of(name) != base or len(less) < 2:
             continue
         if name in tested and tested[name]["p_holm"] <= SURE:
             sure[1 if tested[name]["difference"] > 0 else -1].append(name)
-        elif max(less) < 0:
-            always.append(name)
+        elif max(less) < 0 or min(less) > 0:
+            always[1 if min(less) > 0 else -1].append(name)
     parts = [
         f"{listed(names)} {'is' if len(names) == 1 else 'are'} {word}"
         for names, word in ((sure[1], "above it"), (sure[-1], "below it"))
         if names
     ]
     said = " and ".join(parts) or "no difference is sure"
-    return said + (f"; lower in every seed, if not surely: {listed(always)}" if always else "")
+    for sign, word in ((1, "higher"), (-1, "lower")):
+        if always[sign]:
+            said += f"; {word} in every seed, but not surely: {listed(always[sign])}"
+    return said
 
 
 def of_exits(results: Results) -> Iterator[str]:
@@ -115,7 +118,8 @@ def of_speed(results: Results) -> Iterator[str]:
         if not method.values(figure):
             continue
         best = results.ranked(figure)[0]
-        kept = f"`{best}` keeps most, {shown_at(results.methods[best], results.policy, asked)}"
+        kept = f"`{best}` keeps most (of {len(results.ranked(figure))} methods, not tested), "
+        kept += shown_at(results.methods[best], results.policy, asked)
         kept += ahead(results, best, figure) + "; "
         kept += "" if best == BASE else f"`{BASE}` {shown_at(method, results.policy, asked)}, "
         last = shown(method.values(at_exit(-1)))

@@ -6,13 +6,14 @@ from evidence_plan import Run
 from evidence_runs import (
     BASE,
     FAST,
+    MIXED,
     POOLED,
     Method,
     Results,
     as_fast,
     at_exit,
+    between,
     mean_of_exits,
-    mixed,
     network,
     shown,
     shown_at,
@@ -69,7 +70,8 @@ def policies_table(results: Results) -> str:
         of_policy = {head: shown_at(method, policy, speed) for head, speed in asked.items()}
         of_fixed = {head: shown(method.values(as_fast(policy, s))) for head, s in asked.items()}
         rows += [{"policy": policy, **of_policy}]
-        rows += [{"policy": "two fixed exits, as fast", **of_fixed}]
+        if results.any["metric"] in MIXED:
+            rows += [{"policy": "two fixed exits, as fast", **of_fixed}]
     return table(rows, markdown=True)
 
 
@@ -81,7 +83,7 @@ def cut_table(results: Results, cut: Method) -> str:
         for name, method in results.methods.items():
             same = Method(name, {s: run for s, run in method.runs.items() if s in cut.runs})
             for policy in results.any["policies"]:
-                values = same.values(mixed(policy, facts["speedup"]))
+                values = same.values(between(policy, facts["speedup"]))
                 if len(values) == len(cut.runs):
                     found[name, policy] = values
         mean = {which: statistics.fmean(values.values()) for which, values in found.items()}

@@ -152,7 +152,7 @@ class Service:
         """Answer inputs: `answers` has one for each, in order; or lines have, as rows leave."""
         lines = self._lines(await self._taken(ask), request)
         headers = await anext(lines)
-        chunked = request.scope["http_version"] != "1.0"  # which ends an answer by its length
+        chunked = request.scope.get("http_version") != "1.0"  # which ends an answer by its length
         if chunked and takes_lines(request.headers.getlist("accept")):
             return LineByLine(lines, headers)
         return await at_once(lines, headers)

@@ -48,11 +48,11 @@ class _Test:
     ):
         self.said, self._before_ME = said, counts_ME
         self.drift, self._tests = Drift(counts_ME, random), tests
-        self._late: deque[tuple[int, int]] = deque(maxlen=LATE)
+        self.late: deque[tuple[int, int]] = deque(maxlen=LATE)
 
     def add(self, exit: int, bin: int) -> None:
         """Look at one more row."""
-        self._late.append((exit, bin))
+        self.late.append((exit, bin))
         self.drift.add(exit, bin)
 
     @property
@@ -64,11 +64,10 @@ class _Test:
     def why(self) -> str:
         """Where rows left, and how sure half of them were, at calibration and of late."""
         late_ME = np.zeros_like(self._before_ME)
-        np.add.at(late_ME, tuple(np.array(self._late).T), 1)
+        np.add.at(late_ME, tuple(np.array(self.late).T), 1)
         before, late = map(_said, (self._before_ME, late_ME))
         return (
-            f"by {self.said} shares by exit were {before}, of the last {len(self._late)} rows "
-            f"{late}"
+            f"by {self.said} shares by exit were {before}, of the last {len(self.late)} rows {late}"
         )
 
 

@@ -17,7 +17,7 @@ from evidence_runs import (
     gain,
     mean_of_exits,
 )
-from evidence_sentences import TIE
+from evidence_sentences import TIE, known
 
 from multiexit.evaluation.report import table
 from multiexit.evaluation.seeds import paired
@@ -46,11 +46,7 @@ class Choice:
 
     def gains(self, results: Results) -> list[float]:
         """What it brings on each seed that has both."""
-        if not {self.name, self.base} <= results.methods.keys():
-            return []
-        one = results.methods[self.name].values(self.figure)
-        other = results.methods[self.base].values(self.other or self.figure)
-        return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+        return results.less(self.name, self.base, self.figure, self.other)
 
 
 CHOICES = (
@@ -91,11 +87,10 @@ def sure(gains: Sequence[float]) -> int:
     """1 or −1 where enough seeds differ, by the 95 % interval of their mean; else 0."""
     if len(gains) < ENOUGH:
         return 0
-    low = paired(gains, [0.0] * len(gains))["low"]
-    high = None if low is None else 2 * statistics.fmean(gains) - low
-    if low is None or high is None or low <= 0 <= high:
+    test = paired(gains, [0.0] * len(gains))
+    if test["low"] is None or test["low"] <= 0 <= test["high"]:
         return 0
-    return 1 if low > 0 else -1
+    return 1 if test["low"] > 0 else -1
 
 
 def cell(gains: Sequence[float]) -> str:
@@ -116,9 +111,8 @@ def worse(results: Results, policy: str) -> tuple[int, int]:
     """In how many runs a policy is worse than fixed exits drawn at random, and of how many."""
     if policy not in results.any["policies"]:
         return 0, 0
-    gains = [gain(run, policy, run["exits"]) for run in results.trained_runs()]
-    known = [value for value in gains if value is not None]
-    return sum(value < -TIE for value in known), len(known)
+    gains = known(gain(run, policy, run["exits"]) for run in results.trained_runs())
+    return sum(value < -TIE for value in gains), len(gains)
 
 
 def of_choices(all_results: Sequence[Results]) -> Iterator[str]:

@@ -101,13 +101,19 @@ class Results:
 
     def base_of(self, name: str) -> str:
         """What a method is tested against: its exits' poolers are not its own doing."""
-        head = Run(self.setting, name, 0).recipe().head
+        head = Run(self.setting, name, 0).head
         pooled = head == "own-pooler" and name != POOLED and POOLED in self.methods
         return POOLED if pooled else BASE
 
-    def less(self, name: str, base: str, figure: Figure) -> list[float]:
-        """A figure of a method less that of another, for each seed that both have."""
-        one, other = (self.methods[which].values(figure) for which in (name, base))
+    def less(
+        self, name: str, base: str, figure: Figure, other_figure: Figure | None = None
+    ) -> list[float]:
+        """A figure of a method less that, or another one, of another method, for each seed that
+        both have; none where one of them wasn't run."""
+        if not {name, base} <= self.methods.keys():
+            return []
+        one = self.methods[name].values(figure)
+        other = self.methods[base].values(other_figure or figure)
         return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
     def ranked(self, figure: Figure) -> list[str]:
@@ -123,10 +129,11 @@ class Results:
         found = {}
         for name, method in self.methods.items():
             base = self.base_of(name)
+            shared = method.runs.keys() & self.methods[base].runs.keys()
+            if name in (base, UNTRAINED) or ALIKE.get(name) in self.methods or len(shared) < ENOUGH:
+                continue
             test = against(method.values(mean_of_exits), self.methods[base].values(mean_of_exits))
-            counts = name not in (base, UNTRAINED) and ALIKE.get(name) not in self.methods
-            counts = counts and len(self.less(name, base, mean_of_exits)) >= ENOUGH
-            if counts and test and test["p"] is not None:
+            if test and test["p"] is not None:
                 found[name] = test
         corrected = holm([test["p"] for test in found.values()])
         return {

@@ -100,7 +100,7 @@ def of_exits(results: Results) -> Iterator[str]:
         yield f"{told}{differing(results, BASE)}."
     else:
         yield f"{told}. With so few seeds nothing is tested."
-    alone = results.less(POOLED, BASE, mean_of_exits) if POOLED in results.methods else []
+    alone = results.less(POOLED, BASE, mean_of_exits)
     if alone:
         told = f"**Poolers.** A pooler for each exit alone brings {statistics.fmean(alone):+.1f} "
         told += f"(`{POOLED}` less `{BASE}`)"

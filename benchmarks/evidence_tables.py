@@ -30,7 +30,7 @@ def methods_table(results: Results) -> str:
         method, test = results.methods[name], tested.get(name)
         row = {
             "method": f"`{name}`",
-            "head": Run(results.setting, name, 0).recipe().head or results.setting.head,
+            "head": Run(results.setting, name, 0).head,
             "seeds": str(len(method.runs)),
             "mean over exits": shown(method.values(mean_of_exits)),
             "first exit": shown(method.values(at_exit(0))),

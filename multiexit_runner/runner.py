@@ -25,8 +25,8 @@ class Runner(Graphs):
     """Predicts with a network that `multiexit.export` wrote.
 
     When it is made it runs the rows that the folder keeps: their logits must come out as they did
-    where the graphs were made. A copy, and one that was pickled, is made anew from the folder, with
-    the policy's numbers as they stand.
+    where the graphs were made. A copy (`copy.copy`) runs the same graphs, with numbers of its own
+    for the policy; one that was pickled is made anew from the folder, with these as they stand.
 
     Args:
         folder: where it lies.
@@ -90,6 +90,11 @@ class Runner(Graphs):
         others = {name: read_file(export, name) for name in export.sums if name not in read}
         if check:
             self._check_rows(others, str(export.path / ROWS), f"{providers or backend}")
+
+    def __copy__(self) -> "Runner":
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     def __reduce__(self) -> Any:
         return type(self), self._made_by, {"_knobs": self._knobs}

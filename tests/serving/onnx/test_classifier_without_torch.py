@@ -124,6 +124,10 @@ def test_images_get_the_same_answers(exported_images, tmp_path):
     same(classify(arrays), wanted(arrays))
     with pytest.raises(ValueError, match=r"inputs\[1\]: can't read"):
         classify([arrays[0], "none.png"])
+    moved = shutil.copytree(folder, tmp_path / "export")
+    classify = Classifier.from_pretrained(moved)
+    shutil.rmtree(moved)
+    same(classify(arrays, policy="max-prob=0.9"), wanted(arrays, policy="max-prob=0.9"))
 
 
 @pytest.mark.filterwarnings("ignore:inputs")  # that fill all tokens

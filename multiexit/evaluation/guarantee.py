@@ -16,7 +16,6 @@ from multiexit.evaluation.outputs import Outputs
 from multiexit.evaluation.p_values import P_VALUES, rows_needed
 from multiexit.losses.labels import IGNORED
 from multiexit.policies import ExitPolicy
-from multiexit.policies.simulating import simulate
 from multiexit.problems import are_vectors
 
 
@@ -144,7 +143,7 @@ def warn_exits_at_chance(outputs: Outputs, policy: ExitPolicy) -> None:
         return
     labels_B = outputs.labels_B
     usual = float(labels_B.bincount().max() / len(labels_B))
-    left_M = simulate(policy, outputs.logits_MBC).bincount(minlength=M)
+    left_M = outputs.answers(policy)[0].bincount(minlength=M)
     right_M = (outputs.logits_MBC.argmax(-1) == labels_B).double().mean(1)
     for exit in range(M - 1):
         if left_M[exit] and right_M[exit] <= usual < right_M[-1]:

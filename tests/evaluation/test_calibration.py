@@ -417,3 +417,11 @@ def test_rows_that_leave_at_an_exit_which_has_learnt_nothing_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mx.calibrate(outputs, mx.MaxProb, speedup=1.2)  # leaves at exit 1
+
+
+def test_certainties_are_calibrated_and_recommended(outputs):
+    right_MB = outputs.logits_MBC.argmax(-1) == outputs.labels_B
+    told = replace(outputs, certainty_MB=0.1 + 0.8 * right_MB)
+    chosen = mx.calibrate(told, mx.Certainty, speedup=1.2)
+    assert mx.judge(told, chosen).speedup_layers >= 1.2
+    assert isinstance(recommend(told, speedup=1.2).row.policy, mx.Certainty)

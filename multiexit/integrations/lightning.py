@@ -1,6 +1,6 @@
 """For Lightning: a model with a recipe's loss, optimiser and schedule as a `LightningModule`.
 
-Letters: M exits, B batch rows, C classes.
+Letters: M exits, B batch rows, T tokens, C classes.
 """
 
 from typing import Any
@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from multiexit.data.batches import unpack
+from multiexit.data.padding import filled_up
 from multiexit.integrations.phase_loss import PhaseLoss, exit_figures
+from multiexit.losses.labels import IGNORED
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
 from multiexit.training import layer_decay
@@ -66,11 +68,12 @@ class MultiExitModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Score every exit."""
-        logits, labels = zip(*self._seen, strict=True)
-        self._seen = []
-        figures = exit_figures(
-            self.loss.model, torch.cat(logits, 1), torch.cat(labels), self.config.metric
-        )
+        model, seen, self._seen = self.loss.model, self._seen, []
+        if model.problem == "token-classification":
+            T = max(labels_BT.shape[1] for _, labels_BT in seen)
+            seen = [(filled_up(x, 2, T), filled_up(y, 1, T, IGNORED)) for x, y in seen]
+        logits, labels = zip(*seen, strict=True)
+        figures = exit_figures(model, torch.cat(logits, 1), torch.cat(labels), self.config.metric)
         self.log_dict({f"val_{name}": value for name, value in figures.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:

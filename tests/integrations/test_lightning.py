@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import Table, chain, config, tensors
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import BertConfig, BertModel
 
 import multiexit as mx
 from multiexit.training.optimizer import learning_rate
@@ -11,7 +12,7 @@ from multiexit.training.optimizer import learning_rate
 lightning = pytest.importorskip("lightning", reason="lightning is not installed")
 
 
-def run(model, recipe, settings, epochs=2):
+def run(model, recipe, settings, epochs=2, rows=None, judged=None):
     from multiexit.integrations.lightning import MultiExitModule
 
     trainer = lightning.Trainer(
@@ -19,7 +20,7 @@ def run(model, recipe, settings, epochs=2):
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     module = MultiExitModule(model, mx.recipe(recipe), config=settings)
-    trainer.fit(module, DataLoader(Table(), 8), DataLoader(Table(20, seed=0), 8))
+    trainer.fit(module, rows or DataLoader(Table(), 8), judged or DataLoader(Table(20, seed=0), 8))
     return trainer
 
 
@@ -58,3 +59,24 @@ def test_layer_decay_goes_with_it():
 def test_what_one_loss_can_not_train_is_refused():
     with pytest.raises(ValueError, match="learns the loss weights Ω"):
         run(chain(), "leebert", config())
+
+
+def test_tokens_of_batches_of_several_lengths_are_scored():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    bert = BertModel(BertConfig(num_hidden_layers=2, vocab_size=50, **sizes))
+    model = mx.MultiExitModel(mx.wrap(bert), 3, problem="token-classification")
+
+    def batch(tokens):
+        ids_BT = torch.randint(1, 50, (4, tokens))
+        return {
+            "input_ids": ids_BT,
+            "attention_mask": torch.ones_like(ids_BT),
+            "labels": torch.where(ids_BT % 4 == 3, -100, ids_BT % 4),
+        }
+
+    batches = [batch(5), batch(7), batch(6)]
+    loader = DataLoader(batches, batch_size=None)
+    told = run(model, "joint", config(lr=0.01), 1, loader, loader).callback_metrics
+    scores = [row["score"] for row in mx.exit_scores(mx.collect(model, batches))]
+    assert [float(told[f"val_exit_{m}_score"]) for m in range(2)] == pytest.approx(scores)

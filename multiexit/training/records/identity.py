@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from multiexit.files import schema
-from multiexit.recipes.base import TRAIN
 from multiexit.runtime import user_level
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint
@@ -78,17 +77,8 @@ LENGTH = {"config epochs", "config max_steps"}
 
 PATIENCE = "config early_stopping"
 
-LISTED = ("divergence", "epochs", "lr", "train", "extra", "branch", "surgery", "before_step")
-"""Fields of a phase that older checkpoints have in a list, as written."""
-
-WRITTEN = {"None": None, **{repr(name): name for name in TRAIN}}
-
 FIXED = ("model exits", "model shapes", "model frozen", "config optimizer", "recipe phases")
 """Entries that must be the same for a checkpoint to fit, even by force."""
-
-
-LATER = ("model frozen", "model labels", "model parts")
-"""Beginnings of entries that runs of older versions don't have: these go on without them."""
 
 MOST_TOLD = 20  # differences, in one message
 
@@ -119,14 +109,8 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
     latest = checkpoint.load(Path(str(config.output)), check_state) if config.resume else None
     if latest is None:
         return None
-    _reopen_phase(latest[1])
-    saved = _by_field(latest[1]["run"])
-    unrecorded = tuple(new for new in LATER if not any(key.startswith(new) for key in saved))
-    different = {
-        key
-        for key in {*saved, *current}
-        if saved.get(key) != current.get(key) and not key.startswith(unrecorded)
-    }
+    saved = latest[1]["run"]
+    different = {key for key in {*saved, *current} if saved.get(key) != current.get(key)}
     if PATIENCE in different and _more_patient(saved, current, latest[1]):
         different.discard(PATIENCE)
     if different := sorted(different):
@@ -152,7 +136,7 @@ def saved_state(config: TrainConfig, current: dict[str, Any]) -> tuple[str, Any]
 def _recorded(facts: dict[str, Any], key: str, other: dict[str, Any]) -> str:
     """The text of what a run says of itself under a key; of a list, what differs from another's."""
     if key not in facts:
-        return "none" if key.startswith(LATER) else "not recorded"
+        return "none"
     mine, theirs = facts[key], other.get(key)
     if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
         mine = [a for a, b in zip(mine, theirs, strict=True) if a != b]
@@ -164,27 +148,6 @@ def _more_patient(saved: dict[str, Any], current: dict[str, Any], state: Any) ->
     old, new = saved.get(PATIENCE), current.get(PATIENCE)
     first = state["position"]["phase"] == 0  # a phase before may have ended too early
     return first and old is not None and (new is None or new > old)
-
-
-def _reopen_phase(state: Any) -> None:
-    """Older checkpoints call a phase that ended early complete; put back where it was."""
-    position = state["position"]
-    rows = state["history"]["epochs"]
-    if rows and rows[-1].get("phase") == position["phase"] and position["batch"] == 0:
-        position["epoch"] = min(position["epoch"], rows[-1]["epoch"] + 1)
-
-
-def _by_field(run: dict[str, Any]) -> dict[str, Any]:
-    """A run's identity with each of a phase's fields under its name."""
-    fields: dict[str, Any] = {}
-    for key, value in run.items():
-        phase, _, last = key.rpartition(" ")
-        if last == "rest" and isinstance(value, list) and len(value) == len(LISTED):
-            pairs = zip(LISTED, value, strict=True)
-            fields.update({f"{phase} {name}": WRITTEN.get(one, one) for name, one in pairs})
-        else:
-            fields[key] = value
-    return fields
 
 
 def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:

@@ -73,8 +73,7 @@ class Keeper:
     def load_finished(self, recipe: Recipe) -> bool:
         """Give the model what the finished run saved; False if that isn't whole."""
         folder = self._output / run_folder.MODEL
-        plain = recipe.finish is None and folder.exists()
-        if not provenance.finished(self._output, self._checkpoints[-1], default=plain):
+        if not provenance.finished(self._output, self._checkpoints[-1]):
             return False
         with modes_kept(self.model):
             try:

@@ -129,19 +129,12 @@ def finish(folder: Path, checkpoint: str) -> None:
     write_json(folder / NAME, {**facts, "finished": {"checkpoint": checkpoint, "at": now}})
 
 
-def finished(folder: Path, checkpoint: str, default: bool) -> bool:
-    """Whether `finish` was noted behind this checkpoint.
-
-    Args:
-        folder, checkpoint: as there.
-        default: what counts where nothing was ever noted.
-    """
+def finished(folder: Path, checkpoint: str) -> bool:
+    """Whether `finish` was noted behind this checkpoint."""
     try:
         noted = _read_run(folder / NAME).get("finished")
     except (OSError, ValueError):
         return False
-    if noted is None:
-        return default
     return isinstance(noted, dict) and noted.get("checkpoint") == checkpoint
 
 

@@ -35,7 +35,7 @@ from multiexit.evaluation import metrics
 from multiexit.losses.temperature import Rising
 from multiexit.losses.weights.learners import CLO2
 from multiexit.training import out_of_memory, trainer
-from multiexit.training.records import checkpoint, identity
+from multiexit.training.records import checkpoint
 
 
 def two_phases():
@@ -304,18 +304,6 @@ def test_other_parts_of_the_users_own_and_other_class_names_are_refused(name, co
     with pytest.raises(ValueError, match=f"differs in .*{named}.*force=True"):
         fit(mine(**other), "joint", settings, Table())
     fit(mine(**one), "joint", settings, Table())
-
-
-def test_runs_that_recorded_neither_parts_nor_class_names_go_on(tmp_path):
-    fit(mine(), "joint", config(output=tmp_path, epochs=1), Table())
-    name, state = checkpoint.load(tmp_path)
-    state["run"] = {
-        key: value for key, value in state["run"].items() if not key.startswith(identity.LATER)
-    }
-    checkpoint.save(tmp_path, name, state)
-    again = mine(act=nn.ReLU, labels=("c", "b", "a"))
-    fit(again, "joint", config(output=tmp_path, epochs=1, resume=True), Table())
-    assert again.labels == ["a", "b", "c"]  # of the finished run, as its weights are
 
 
 def test_what_has_no_effect_on_the_result_may_change(tmp_path):

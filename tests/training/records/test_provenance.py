@@ -39,7 +39,7 @@ from multiexit.losses import coefficients
 from multiexit.losses.gradients import Conflictless
 from multiexit.losses.temperature import Constant
 from multiexit.losses.weights.learners import CLO2
-from multiexit.training.records import checkpoint, identity, provenance
+from multiexit.training.records import identity, provenance
 
 
 def facts(folder):
@@ -399,19 +399,6 @@ def test_what_a_recipe_ends_with_tells_runs_apart():
     ):
         one, other = run_of(plain), run_of(changed)
         assert {key for key in one if one[key] != other[key]} == {f"recipe {name}"}
-
-
-def test_a_checkpoint_with_a_phases_fields_in_a_list_goes_on(tmp_path):
-    """As they were before each had its name."""
-    fit(chain(), "fastbert", config(output=tmp_path, epochs=1), Table())
-    name, state = checkpoint.load(tmp_path)
-    for index in (0, 1):
-        phase = f"recipe phase {index}"
-        old = [state["run"].pop(f"{phase} {field}") for field in identity.LISTED]
-        written = [part if isinstance(part, float | int) else repr(part) for part in old[1:]]
-        state["run"][f"{phase} rest"] = [old[0], old[1], *written[1:]]
-    checkpoint.save(tmp_path, name, state)
-    fit(chain(), "fastbert", config(output=tmp_path, epochs=1, resume=True), Table())
 
 
 class Nameless:

@@ -278,19 +278,6 @@ def test_more_patience_goes_on_as_if_it_had_been_there(tmp_path, monkeypatch):
     assert_same(tensors(mine), tensors(wanted))
 
 
-def test_a_phase_that_ended_early_in_an_older_checkpoint_goes_on(tmp_path, monkeypatch):
-    """They call it complete."""
-    worse(monkeypatch)
-    dev, how = Table(8, seed=1), {"epochs": 6}
-    run(tmp_path, dev=dev, early_stopping=2, **how)
-    name = checkpoint.names(tmp_path)[-1]
-    found = checkpoint.load(tmp_path)[1]
-    found["position"]["epoch"] = 6
-    checkpoint.save(tmp_path, name, found, checkpoint.names(tmp_path))
-    history = run(tmp_path, dev=dev, early_stopping=4, resume=True, **how)
-    assert [row["epoch"] for row in history.epochs] == [0, 1, 2, 3, 4]
-
-
 def test_less_patience_is_another_run(tmp_path):
     run(tmp_path, dev=Table(8, seed=1), early_stopping=5)
     with pytest.raises(ValueError, match=r"early_stopping \(5 there, 2 here\)"):

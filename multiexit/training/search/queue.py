@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from multiexit.arguments import unknown
+from multiexit.arguments import check_whole, unknown
+from multiexit.files.paths import user_path
 from multiexit.training.search.space import Choices, Range, Setting, Space, grid
 
 Judge = Callable[[Setting, int], float]
@@ -126,10 +127,9 @@ def tune(
     """
     optuna = _import_optuna()
     slots = _slots(space, sampler, trials, seed)
-    if folds < 1:
-        raise ValueError(f"folds must be a whole number from 1, got {folds}")
-    output = Path(output)
-    url = f"sqlite:///{output / 'study.db'}" if storage is None else storage
+    check_whole("folds", folds)
+    output = user_path(output)
+    url = _sqlite(output / "study.db") if storage is None else storage
     _check_file(url)
     if storage is None:
         output.mkdir(parents=True, exist_ok=True)
@@ -194,8 +194,8 @@ def _slots(space: Space, sampler: str, trials: int | None, seed: int) -> list[Se
         raise unknown("sampler", sampler, SAMPLERS)
     if not space:
         raise ValueError("nothing to search: the space is empty")
-    if trials is not None and trials < 1:
-        raise ValueError(f"trials must be a whole number from 1, got {trials}")
+    if trials is not None:
+        check_whole("trials", trials)
     if sampler != "grid":
         return [{} for _ in range(trials or TRIALS)]
     every = grid(space)
@@ -218,10 +218,18 @@ def _database_reason(error: BaseException) -> str:
     return str(error).splitlines()[0]
 
 
+def _sqlite(file: Path) -> str:
+    """The address of an SQLite file, whatever is in its name."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
 def _check_file(url: str) -> None:
     """Refuse an SQLite file of another program before anything is written to it."""
-    file = Path(url.removeprefix("sqlite:///"))
-    if not url.startswith("sqlite:///") or not file.exists():
+    from sqlalchemy import make_url
+
+    if not url.startswith("sqlite") or not (file := Path(make_url(url).database or "")).exists():
         return
     try:
         if not file.is_file():

@@ -6,8 +6,10 @@ import itertools
 import json
 import multiprocessing
 import shlex
+import sqlite3
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -127,6 +129,9 @@ def test_a_wrong_word_ends_the_search_and_is_tried_again(tmp_path):
         ({"sampler": "luck"}, "tpe, random, grid"),
         ({"trials": 0}, "0"),
         ({"folds": 0}, "0"),
+        ({"folds": 1.5}, "folds must be a whole number, got 1.5"),
+        ({"folds": True}, "folds must be a whole number, got True"),
+        ({"trials": "2"}, "trials must be a whole number, got '2'"),
         ({"storage": "nonsense"}, "database"),
     ],
 )
@@ -144,6 +149,22 @@ def test_another_search_in_the_folder_is_refused(tmp_path):
         tune(score, SPACE, tmp_path, trials=1, about={"task": "mrpc", "exits": (1, 2)})
     with pytest.raises(ValueError, match="seed"):
         tune(score, SPACE, tmp_path, seed=1, about={"task": "rte", "exits": (1, 2)})
+
+
+@pytest.mark.parametrize("name", ["~", "a?b", "a%3Fb#c", "a{b}"])
+def test_everything_of_a_search_lies_in_its_folder(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    output = f"{name}/search"
+    tune(score, SPACE, output, trials=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["home" if name == "~" else name]
+    (held,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert held == tmp_path / ("home" if name == "~" else name) / "search" / "study.db"
+    held.unlink()
+    with closing(sqlite3.connect(held)) as opened:
+        opened.execute("CREATE TABLE notes (text)")
+    with pytest.raises(ValueError, match="another program, with notes"):
+        tune(score, SPACE, output, trials=1)
 
 
 @pytest.mark.parametrize("ends", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
@@ -352,8 +373,6 @@ def test_a_wrong_word_is_named_in_one_line(words, naming, tmp_path):
 
 
 def test_databases_and_studies_of_other_programs_are_left_alone(tmp_path):
-    import sqlite3
-
     import optuna
 
     words = ("tune", "--task", "digits", "--space", "weight_decay=0.1,0.2", "--output")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from multiexit_runner.naming import OptionError
@@ -50,7 +51,7 @@ def wanted(policy: Any, **targets: float | None) -> tuple[str, float] | None:
         both = " and ".join([*(["policy"] if policy is not None else []), *given])
         raise ValueError(f"a call has one policy or one target, got {both}: give one of them")
     for name, value in given.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
             raise ValueError(f"{name} must be a number, got {value!r:.80}")
         if name == "speedup" and value < 1:
@@ -61,7 +62,7 @@ def wanted(policy: Any, **targets: float | None) -> tuple[str, float] | None:
             )
         if name == "milliseconds" and value <= 0:
             raise ValueError(f"milliseconds must be above 0, got {value}")
-    return next(iter(given.items()), None)
+    return next(((name, float(value)) for name, value in given.items()), None)
 
 
 def choose(table: Mapping[str, Any], target: tuple[str, float], ms_S: Sequence[float] = ()) -> int:

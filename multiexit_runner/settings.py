@@ -3,6 +3,7 @@
 import json
 import reprlib
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from multiexit_runner.drift import COUNTS, unpacked
@@ -63,7 +64,7 @@ def check_knob(name: str, old: float, number: Any) -> None:
         ValueError: with the name, the number and what would be right.
     """
     if isinstance(old, int):
-        whole = _is_whole(number) or (isinstance(number, float) and number.is_integer())
+        whole = _is_whole(number) or (_is_number(number) and float(number).is_integer())
         _need(whole and abs(number) <= INT64, name, number, "a whole number of 64 bits")
     else:
         _need(_is_number(number), name, number, "a finite number that fits in float32")
@@ -214,11 +215,11 @@ def _check_whole(key: str, value: Any, low: int) -> None:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
+    real = isinstance(value, Real) and not isinstance(value, bool)
     return real and abs(value) <= FLOAT32
 
 

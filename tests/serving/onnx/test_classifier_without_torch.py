@@ -69,7 +69,7 @@ def test_texts_get_the_same_answers(exported_texts, tmp_path):
     for policy in ("max-prob=0.9", {"threshold": 0.9}):
         same(classify(rows, policy=policy, top_k=2), wanted(rows, policy="max-prob=0.9", top_k=2))
     same(classify(rows, batch_size=3), wanted(rows))
-    for target in ({"speedup": 1.5}, {"max_loss": 50}):
+    for target in ({"speedup": 1.5}, {"speedup": np.float32(1.5)}, {"max_loss": np.int64(50)}):
         same(classify(rows, **target), wanted(rows, **target))
     for policy in (None, "max-prob=0.8", mx.MaxProb(0.8)):
         ours = mx.Classifier.from_pretrained(folder, policy)

@@ -240,11 +240,12 @@ def test_the_policys_numbers_can_be_turned(exported):
     inputs = _inputs(case.model, 50)
     exits = []
     for threshold in (0.4, 0.6, 0.9):
-        runner.set(threshold=threshold)
+        runner.set(threshold=np.float32(threshold))
         _assert_same(case.model, mx.MaxProb(threshold), runner, inputs)
         exits.append(runner.predict(**_arrays(inputs)).exit_B.mean())
     assert exits[0] < exits[1] < exits[2]
-    assert runner.knobs == {"threshold": 0.9}
+    assert runner.knobs == {"threshold": float(np.float32(0.9))}
+    runner.set(threshold=0.9)
     for wrong, message in (
         ({"thresh": 1}, "thresh"),
         ({"threshold": float("nan")}, "nan"),
@@ -265,7 +266,7 @@ def test_the_policys_numbers_can_be_turned(exported):
 def test_numbers_outside_of_the_policys_range_are_refused(exported, tmp_path):
     folder = _copied(exported("mlp, regression").folder, tmp_path / "graphs")
     runner = Runner(folder)
-    runner.set(patience=2)
+    runner.set(patience=np.int64(2))
     for number in (0, -3, 2**40):
         with pytest.raises(ValueError, match=rf"patience is {number}; it must be from 1 to"):
             runner.set(patience=number)

@@ -100,9 +100,7 @@ class Options:
         "onnxruntime's providers, with commas, such as "
         "TensorrtExecutionProvider,CUDAExecutionProvider; default the CPU",
     )
-    shutdown_seconds: float = _option(
-        30.0, "time for requests on their way at the end: whole seconds, at least 1", 0
-    )
+    shutdown_seconds: int = _option(30, "seconds for requests on their way at the end", 1)
     log_level: str = _option("info", "debug, info, warning or error")
 
     def __post_init__(self) -> None:

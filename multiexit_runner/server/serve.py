@@ -120,7 +120,7 @@ def run(folder: Path, options: Options, load: Load) -> None:
             log_level="error" if options.log_level == "error" else "warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
+            timeout_graceful_shutdown=options.shutdown_seconds,
         )
         server = Server(config)
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())

@@ -566,6 +566,8 @@ def test_options_come_from_flags_then_variables_then_the_file(tmp_path):
         ("threads = 100000", {}, "'threads' must be at most 1024"),
         ("max_body_mb = 1e308", {}, "'max_body_mb' must be at most"),
         ("max_body_mb = 0", {}, "'max_body_mb' must be at least 0.001"),
+        ("shutdown_seconds = 0", {}, "'shutdown_seconds' must be at least 1"),
+        ("shutdown_seconds = 1.5", {}, "'shutdown_seconds' must be a whole number, got 1.5"),
         ("max_wait_ms = 1" + "0" * 400, {}, "'max_wait_ms' must be a finite number"),
         ('port = "many"', {}, "'port' must be a whole number, got 'many'"),
         ("port = true", {}, "'port' must be a whole number, got True"),

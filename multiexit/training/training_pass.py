@@ -72,7 +72,9 @@ class TrainingPass(nn.Module):
         self._compute = self._losses
         if config.compile:  # phases, gradients on and off, and lengths of text are compiled apart
             self._compute = compiled(self._losses, 64)
-            if phase.surgery is not None:  # goes backward more than once, so must keep its inputs
+            if phase.surgery is not None:
+                # It goes backward more than once. For the whole process: a patch is of one thread,
+                # and backward passes on a GPU look this up in threads of their own.
                 functorch.donated_buffer = False
 
     def forward(self, batch: Any, tau: float | Tensor) -> Losses:

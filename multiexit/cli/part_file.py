@@ -5,8 +5,9 @@
 
 import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -83,8 +84,7 @@ def kept(output: Path, job: Mapping[str, Any]) -> Iterator[PartFile]:
     path = output.with_name(output.name + SUFFIX)
     if path.exists():
         regular_file(path)
-    with path.open("a+b") as file:
-        _lock(file, path)
+    with _held(path) as file:
         header = json.dumps(job).encode() + b"\n"
         file.seek(0)
         first = file.readline()
@@ -103,7 +103,7 @@ def kept(output: Path, job: Mapping[str, Any]) -> Iterator[PartFile]:
             else:
                 path.unlink(missing_ok=True)
             raise
-    path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _part(line: bytes) -> Part | None:
@@ -129,12 +129,23 @@ def _other(first: bytes, job: Mapping[str, Any]) -> str:
     return "is of another version"
 
 
+def _held(path: Path) -> BinaryIO:
+    """The file of a path, open; no other command has it until it is closed, however this ends."""
+    while True:
+        file = path.open("a+b")
+        _lock(file, path)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # whose it was has just removed it
+
+
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Hold a file until it is closed, however this process ends."""
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
             raise ValueError(f"{path} is being written by another command: let it end") from error

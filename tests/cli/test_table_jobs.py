@@ -224,6 +224,23 @@ def test_two_commands_do_not_write_one_file(model, tmp_path):
     assert "out.csv.part is being written by another command" in said
 
 
+def test_a_part_file_that_another_command_removes_before_it_is_held_is_made_anew(
+    tmp_path, monkeypatch
+):
+    part, lock, ends = tmp_path / "out.csv.part", part_file.fcntl.flock, [True]
+
+    def flock(file, how):
+        if ends and ends.pop():
+            part.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(part_file.fcntl, "flock", flock)
+    with part_file.kept(tmp_path / "out.csv", {}) as parts:
+        parts.add(part_file.Part("", []))
+        assert len(part.read_bytes().splitlines()) == 2
+    assert not part.exists()
+
+
 def test_few_rows_are_held_at_a_time(model, tmp_path, monkeypatch):
     """A part's, while they are answered and while they are written."""
     read, done, passes = [0], [0], []

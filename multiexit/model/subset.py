@@ -48,15 +48,16 @@ def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
             "from under it: train with the exits you want"
         )
     stages = [model.exits[exit] for exit in indices]
-    subset = MultiExitModel(
-        model.backbone,
-        model.num_classes,
-        stages,
-        model.head,
-        model.pool,
-        model.labels,
-        model.problem,
-    )
+    with torch.random.fork_rng(devices=[]):  # for heads that are replaced at once
+        subset = MultiExitModel(
+            model.backbone,
+            model.num_classes,
+            stages,
+            model.head,
+            model.pool,
+            model.labels,
+            model.problem,
+        )
     subset.heads = torch.nn.ModuleList(model.heads[exit] for exit in indices)
     subset.temperature_M = torch.nn.Buffer(model.temperature_M[indices])
     subset.preprocessing = dict(model.preprocessing)

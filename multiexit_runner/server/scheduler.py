@@ -161,9 +161,11 @@ class Scheduler(Generic[AnyGroup]):
     def _fail(self, error: Exception) -> None:
         """Tell all rows, and begin anew."""
         log.error("the scheduler failed", exc_info=error)
-        self._new.clear()
+        with self._wake:
+            self._new.clear()
+            rows = [*self._on_the_way]
         self._waiting.clear()
-        for row in [*self._on_the_way]:
+        for row in rows:
             with suppress(Exception):
                 self._leave(row, None, len(row.ran), "broken", f"{{row}}: {error}")
 

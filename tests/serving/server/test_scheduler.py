@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import deque
 from functools import partial
 
 import numpy as np
@@ -309,6 +310,26 @@ def test_whatever_fails_each_row_is_told_and_the_next_one_answered(part):
     assert left.get(timeout=10).why == "policy"
     assert scheduler.rows == 0
     scheduler.close()
+
+
+def test_a_row_that_comes_while_a_failure_is_told_is_answered_once():
+    network, left = Numbers(Clock()), []
+    scheduler = Scheduler(network)
+    comes = Row((8, 1, 1), None, left.append, M - 1)
+
+    class Slow(deque):
+        def clear(self):
+            super().clear()
+            thread.start()
+            thread.join(0.2)
+
+    thread = threading.Thread(target=scheduler.submit, args=([comes],))
+    scheduler._new = Slow()
+    scheduler._fail(ValueError("whatever"))
+    thread.join()
+    while scheduler.rows or scheduler._new:
+        scheduler.step()
+    assert [each.why for each in left] == ["policy"]
 
 
 def test_what_has_come_is_answered_before_the_end():

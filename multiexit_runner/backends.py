@@ -167,7 +167,10 @@ def _openvino(backend: str, threads: int | None) -> Open:
         idle: list[Any] = []  # requests, of which each thread that runs the graph takes one
 
         def run(_: None, feed: Arrays) -> list[np.ndarray]:
-            request = idle.pop() if idle else compiled.create_infer_request()
+            try:
+                request = idle.pop()
+            except IndexError:
+                request = compiled.create_infer_request()
             results = request.infer(feed, share_inputs=True)
             idle.append(request)
             return _with_broken(feed, [results[place] for place in range(len(ports))])

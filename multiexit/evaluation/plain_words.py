@@ -44,8 +44,10 @@ def rule(policy: ExitPolicy, layers_M: Sequence[int]) -> str:
         >>> rule(mx.FixedExit(1), (2, 4, 6))
         'Stop every input after layer 4 (exit 1), whatever it is.'
     """
-    if _never(policy):
-        return f"No input stops early: each runs through all {layers_M[-1]} layers."
+    if _never(policy, len(layers_M)):
+        surest = isinstance(policy, MostConfident)
+        answered = ", and is answered as the surest exit does" if surest else ""
+        return f"No input stops early: each runs through all {layers_M[-1]} layers{answered}."
     match policy:
         case FixedExit(exit=exit):
             return f"Stop every input after layer {layers_M[exit]} (exit {exit}), whatever it is."
@@ -88,20 +90,21 @@ def rule(policy: ExitPolicy, layers_M: Sequence[int]) -> str:
     return f"Stop by {policy_name(policy)}."
 
 
-def _never(policy: ExitPolicy) -> bool:
-    """Whether its threshold is one that no answer reaches."""
+def _never(policy: ExitPolicy, exits: int) -> bool:
+    """Whether its numbers are such that no exit before the last can stop."""
+    if isinstance(policy, Patience):
+        return policy.patience >= exits - 1
+    if isinstance(policy, PatientConfident) and policy.patience >= exits:
+        return True
+    t: Any = getattr(policy, "threshold", None)
+    early = t[: exits - 1] if isinstance(t, tuple) else (t,)
     match policy:
-        case (
-            MaxProb(threshold=float(t))
-            | ProductOfExperts(threshold=float(t))
-            | Margin(threshold=float(t))
-            | Certainty(threshold=float(t))
-        ):
-            return t > 1
-        case Entropy(threshold=float(t)) | PatientConfident(threshold=float(t)):
-            return t <= 0
-        case NormalizedEntropy(threshold=float(t)):
-            return t < 0
+        case MaxProb() | MostConfident() | ProductOfExperts() | Margin() | Certainty():
+            return all(t > 1 for t in early)
+        case Entropy() | PatientConfident() | Settled():
+            return all(t <= 0 for t in early)
+        case NormalizedEntropy():
+            return all(t < 0 for t in early)
     return False
 
 
@@ -185,9 +188,11 @@ def weak_exits(scores_M: Sequence[float], rows: int, text: bool) -> str | None:
 
     Example:
         >>> from multiexit.evaluation.plain_words import weak_exits
-        >>> print(weak_exits([0.7, 0.8, 0.9], 500, text=False))
-        Of all 500 rows, the first exit is 20.0 points below the last one. Exits that are trained to
-        be good early let more inputs leave: try --recipe leebert-group-dro (see "Choose a method").
+        >>> import textwrap
+        >>> print(textwrap.fill(weak_exits([0.7, 0.8, 0.9], 500, text=False), 90))
+        Of all 500 rows, the first exit is 20.0 points below the last one. Exits that are trained
+        to be good early let more inputs leave: try --recipe leebert-group-dro (see "Choose a
+        method").
         >>> weak_exits([0.89, 0.9], 500, text=False)
     """
     behind = scores_M[-1] - scores_M[0]
@@ -196,9 +201,8 @@ def weak_exits(scores_M: Sequence[float], rows: int, text: bool) -> str | None:
     head = " --head own-pooler" if text else ""
     return (
         f"Of all {rows} rows, the first exit is {100 * behind:.1f} points below the last one. "
-        "Exits that are trained to\nbe good early let more inputs leave: try --recipe "
-        "leebert-group-dro"
-        f'{head} (see "Choose a method").'
+        "Exits that are trained to be good early let more inputs leave: try --recipe "
+        f'leebert-group-dro{head} (see "Choose a method").'
     )
 
 

@@ -181,4 +181,23 @@ def test_every_policy_has_words(policy):
         "Patience": lambda: policy(2),
         "PatientConfident": lambda: policy(0.2, 3),
     }.get(policy.__name__, lambda: policy(0.5))()
-    assert "Stop by" not in plain_words.rule(made_policy, (1, 2, 3))
+    assert "Stop by" not in plain_words.rule(made_policy, (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("never", "may"),
+    [
+        (mx.MostConfident(1.1), mx.MostConfident(1.0)),
+        (mx.Settled(0.0), mx.Settled(0.1)),
+        (mx.MaxProb((1.1, 1.1, 0.5)), mx.MaxProb((1.1, 0.9, 0.5))),
+        (mx.Entropy((0.0, -1.0)), mx.Entropy((0.0, 0.1))),
+        (mx.Patience(2), mx.Patience(1)),
+        (mx.PatientConfident(0.5, 3), mx.PatientConfident(0.5, 2)),
+    ],
+)
+def test_where_no_exit_can_stop_the_words_say_so(never, may):
+    words = "No input stops early: each runs through all 6 layers"
+    assert plain_words.rule(never, (2, 4, 6)).startswith(words)
+    assert plain_words.rule(may, (2, 4, 6)).startswith("Stop when")
+    surest = "is answered as the surest exit does" in plain_words.rule(never, (2, 4, 6))
+    assert surest == isinstance(never, mx.MostConfident)

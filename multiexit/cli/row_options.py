@@ -1,27 +1,24 @@
 """Which rows a command reads, as it is typed: the options of data, each in one place."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from multiexit.cli import panels
 
-_option = partial(typer.Option, rich_help_panel="Data")
-
-Text = Annotated[str | None, _option(help="of --data: the column of texts")]
-TextPair = Annotated[str | None, _option(help="of --data: the column of second texts")]
-Image = Annotated[str | None, _option(help="of --data: the column of image files")]
+Text = Annotated[str | None, panels.data(help="of --data: the column of texts")]
+TextPair = Annotated[str | None, panels.data(help="of --data: the column of second texts")]
+Image = Annotated[str | None, panels.data(help="of --data: the column of image files")]
 Label = Annotated[
     list[str] | None,
-    _option(help="of --data: the column of labels; repeated, columns of yes and no"),
+    panels.data(help="of --data: the column of labels; repeated, columns of yes and no"),
 ]
 SkipBad = Annotated[
-    bool, _option("--skip-bad", help="of --data: leave bad rows out, and write them aside")
+    bool, panels.data("--skip-bad", help="of --data: leave bad rows out, and write them aside")
 ]
 DataDir = Annotated[
     Path | None,
-    _option(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
+    panels.data(help="where the data lies; else GLUE comes from the hub, CIFAR from ~/.cache"),
 ]
 
 
@@ -33,11 +30,11 @@ class TrainingRows:
     """
 
     task: Annotated[
-        str | None, _option(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")
+        str | None, panels.data(help="a GLUE task (mrpc, sst2, …), cifar10, cifar100 or digits")
     ] = None
     data: Annotated[
         str | None,
-        _option(
+        panels.data(
             help="your own: a CSV, TSV, JSONL or parquet file, a folder of train, validation and "
             "test, a folder of images per class, or a hub data set"
         ),
@@ -47,19 +44,21 @@ class TrainingRows:
     image: Image = None
     label: Label = None
     problem: Annotated[
-        str | None, _option(help="of --data: classification, regression or multi-label")
+        str | None, panels.data(help="of --data: classification, regression or multi-label")
     ] = None
-    validation_data: Annotated[str | None, _option(help="a file, beside --data")] = None
-    test_data: Annotated[str | None, _option(help="a file, beside --data")] = None
-    image_size: Annotated[int | None, _option(min=8, help="of --data: pixels; default 224")] = None
+    validation_data: Annotated[str | None, panels.data(help="a file, beside --data")] = None
+    test_data: Annotated[str | None, panels.data(help="a file, beside --data")] = None
+    image_size: Annotated[int | None, panels.data(min=8, help="of --data: pixels; default 224")] = (
+        None
+    )
     augment: Annotated[
         str | None,
-        _option(help="of --data: crop (the default), randaugment, trivialaugment or none"),
+        panels.data(help="of --data: crop (the default), randaugment, trivialaugment or none"),
     ] = None
     skip_bad: SkipBad = False
     metric: Annotated[
         str | None,
-        _option(
+        panels.data(
             help="the score that selects the epoch and that is reported: accuracy, accuracy_f1 or "
             "matthews; of several labels micro_f1 or subset_accuracy; of numbers pearson_spearman "
             "or r2; default: the task's own, of --data the first"
@@ -67,7 +66,7 @@ class TrainingRows:
     ] = None
     data_dir: DataDir = None
     max_length: Annotated[
-        int | None, _option(min=1, help="of text, tokens per row at most; default 128")
+        int | None, panels.data(min=1, help="of text, tokens per row at most; default 128")
     ] = None
 
     @property
@@ -81,9 +80,9 @@ class TrainingRows:
 class ModelRows:
     """What a trained model is run on; if nothing was typed, what it was trained on."""
 
-    task: Annotated[str | None, _option(help="default: what the model was trained on")] = None
+    task: Annotated[str | None, panels.data(help="default: what the model was trained on")] = None
     data: Annotated[
-        str | None, _option(help="a file of your own to judge on; default: as in training")
+        str | None, panels.data(help="a file of your own to judge on; default: as in training")
     ] = None
     text: Text = None
     text_pair: TextPair = None

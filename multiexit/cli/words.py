@@ -15,11 +15,9 @@ import typer
 import typer.core
 
 from multiexit.arguments import ELSEWHERE
+from multiexit.cli import panels
 
 LAST_SEED = 2**32 - 1
-MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="of text, tokens per row at most; default 128")
-]
 Model = Annotated[Path, typer.Argument(help="a folder that `train` wrote, or the model in it")]
 ModelOrExport = Annotated[
     Path, typer.Argument(help="a folder that `train` wrote, the model in it, or an export")
@@ -28,52 +26,30 @@ Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="patience=4, max-prob=0.9, …; may be repeated")
 ]
 Policy = Annotated[str | None, typer.Option(help="default: the model's own")]
-RecipeName = Annotated[str, typer.Option(help="see `multiexit recipes`", rich_help_panel="Method")]
+RecipeName = Annotated[str, panels.method(help="see `multiexit recipes`")]
 BackboneName = Annotated[
-    str | None,
-    typer.Option(help="hub name, folder, cifar-resnet-N, timm:NAME, …", rich_help_panel="Network"),
+    str | None, panels.network(help="hub name, folder, cifar-resnet-N, timm:NAME, …")
 ]
 Exits = Annotated[
-    str,
-    typer.Option(
-        help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0",
-        rich_help_panel="Network",
-    ),
+    str, panels.network(help="all, a number k (every k-th), stages 3,7,11 or shares 0.25,0.5,1.0")
 ]
 HeadName = Annotated[
     str | None,
-    typer.Option(
-        help="linear, pooler, attention, …, with +lte, +mix, … behind; an unknown one lists all",
-        rich_help_panel="Network",
+    panels.network(
+        help="linear, pooler, attention, …, with +lte, +mix, … behind; an unknown one lists all"
     ),
 ]
 Pool = Annotated[
     str | None,
-    typer.Option(
-        help="first, last or mean token; default: the network's, for --data the mean",
-        rich_help_panel="Network",
-    ),
+    panels.network(help="first, last or mean token; default: the network's, for --data the mean"),
 ]
-MaxSteps = Annotated[
-    int | None, typer.Option(help="steps per phase, in place of epochs", rich_help_panel="Training")
-]
-MixedPrecision = Annotated[
-    str, typer.Option(help="no, bf16 or fp16", rich_help_panel="Speed and memory")
-]
-Compile = Annotated[
-    bool, typer.Option(help="compile the training pass", rich_help_panel="Speed and memory")
-]
+MaxSteps = Annotated[int | None, panels.training(help="steps per phase, in place of epochs")]
+MixedPrecision = Annotated[str, panels.speed(help="no, bf16 or fp16")]
+Compile = Annotated[bool, panels.speed(help="compile the training pass")]
 ChannelsLast = Annotated[
-    bool,
-    typer.Option(
-        help="images: lay out channels innermost, faster on many machines",
-        rich_help_panel="Speed and memory",
-    ),
+    bool, panels.speed(help="images: lay out channels innermost, faster on many machines")
 ]
-CheckpointGradients = Annotated[
-    bool,
-    typer.Option(help="less memory, about a third more time", rich_help_panel="Speed and memory"),
-]
+CheckpointGradients = Annotated[bool, panels.speed(help="less memory, about a third more time")]
 Progress = Annotated[bool, typer.Option(help="say how far it is, on stderr")]
 
 

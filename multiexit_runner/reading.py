@@ -64,9 +64,9 @@ def windows(source: Iterable[Any], most: int) -> Iterator[Window]:
 
 def windows_at_hand(source: Iterator[Any], most: int) -> Iterator[Window]:
     """`windows` of what is there already: whole ones, without a thread."""
-    error, batches = None, []
+    error = None
     while error is None:
-        batches = []
+        batches: list[Any] = []
         try:
             batches.extend(islice(source, most))
         except Exception as raised:  # whatever the user's source raises

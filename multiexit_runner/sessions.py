@@ -1,5 +1,6 @@
 """An export's graphs, held to what the settings say of them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,13 @@ def run(session: Any, segment: dict[str, Any], arrays: Arrays) -> Arrays:
     return dict(zip(segment["outputs"], map(np.asarray, values), strict=True))
 
 
-def graph_outputs(segment: dict[str, Any]) -> list[str]:
-    """A graph's outputs as they are called in it, in the order of the settings."""
-    return [name if name in ROW_OUTPUTS else f"next.{name}" for name in segment["outputs"]]
+def graph_outputs(names: Iterable[str]) -> list[str]:
+    """A graph's outputs as they are called in it, where they can't be called as its inputs are.
+
+    Args:
+        names: as the settings call them.
+    """
+    return [name if name in ROW_OUTPUTS else f"next.{name}" for name in names]
 
 
 def _check(session: Session, settings: dict[str, Any], exit: int, path: str) -> None:
@@ -70,7 +75,7 @@ def _check(session: Session, settings: dict[str, Any], exit: int, path: str) -> 
     outputs = {name: (kind, shape) for name, kind, shape in session.outputs}
     for verb, actual, expected in (
         ("reads", sorted(session.inputs), sorted(segment["inputs"])),
-        ("gives", [name for name, *_ in session.outputs], graph_outputs(segment)),
+        ("gives", [name for name, *_ in session.outputs], graph_outputs(segment["outputs"])),
     ):
         if actual != expected:
             raise ValueError(

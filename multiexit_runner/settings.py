@@ -2,12 +2,13 @@
 
 import json
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
 from multiexit_runner.drift import COUNTS, unpacked
 from multiexit_runner.folder import is_plain_name
+from multiexit_runner.json_files import unique_keys
 
 FORMAT = 3
 ROW_OUTPUTS = ("logits", "answer", "stop")
@@ -43,7 +44,7 @@ def parse_settings(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         settings = json.loads(
-            data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unrepeated
+            data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=unique_keys
         )
         _check_settings(settings)
     except (ValueError, RecursionError) as error:
@@ -234,19 +235,12 @@ def _checked_table(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _check_keys(key: str, value: Any, needed: set[str], others: set[str] = frozenset()) -> None:  # type: ignore
-    wrong = sorted(set(_checked_table(key, value)) ^ needed - others)
-    if wrong := [name for name in wrong if name not in others]:
-        _need(False, f"{key}: the key {reprlib.repr(wrong[0])}", value.get(wrong[0], "missing"),
-              f"one of {sorted(needed | others)}, all of them there")  # fmt: skip
+def _check_keys(key: str, value: Any, needed: Set[str], others: Set[str] = frozenset()) -> None:
+    wrong = sorted((set(_checked_table(key, value)) ^ needed) - others)
+    if wrong:
+        name, keys = f"{key}: the key {reprlib.repr(wrong[0])}", sorted(needed | others)
+        _need(False, name, value.get(wrong[0], "missing"), f"one of {keys}, all of them there")
 
 
 def _no_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON; numbers must be finite")
-
-
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError(f"a key is there twice, in a table with the keys {sorted(table)[:20]}")
-    return table

@@ -62,7 +62,7 @@ class TritonPythonModel:
         path = Path(__file__).parents[1] / SETTINGS
         settings = parse_settings(path.read_bytes(), str(path))
         graphs = [
-            Graph(utils, graph_name(args["model_name"], exit), graph_outputs(segment))
+            Graph(utils, graph_name(args["model_name"], exit), graph_outputs(segment["outputs"]))
             for exit, segment in enumerate(settings["segments"])
         ]
         self.utils, self.graphs = utils, Graphs(settings, graphs)

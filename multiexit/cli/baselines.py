@@ -161,7 +161,7 @@ def speedup(full: Any, short: Any, rows: Any) -> float:
 
     from multiexit.data.batches import loader, move, unpack
     from multiexit.data.columns import Columns
-    from multiexit.serving.timing import paired_times
+    from multiexit.serving.timing import median_seconds
 
     device = next(short.parameters()).device
 
@@ -172,5 +172,5 @@ def speedup(full: Any, short: Any, rows: Any) -> float:
         model.to(device).eval()
         return lambda: [model.full(**each) for each in inputs]
 
-    slow, fast = paired_times(running(full), running(short))
+    slow, fast = median_seconds([running(full), running(short)], 5)
     return slow / fast

@@ -7,6 +7,7 @@ from typing import Any
 from multiexit.files import schema
 from multiexit.files.paths import regular_file
 from multiexit.files.writing import write
+from multiexit_runner.json_files import unique_keys
 
 LARGEST_JSON = 2**30
 """Bytes."""
@@ -29,7 +30,7 @@ def read_json(path: str | Path, inside: Path | None = None, finite: bool = True)
     options: dict[str, Any] = {"parse_constant": _refuse_constant} if finite else {}
     try:
         data = path.read_bytes().decode("utf-8-sig")
-        return json.loads(data, object_pairs_hook=_unique_keys, **options)
+        return json.loads(data, object_pairs_hook=unique_keys, **options)
     except RecursionError:
         raise ValueError(f"{path} is nested too deep to be read") from None
     except ValueError as error:
@@ -80,12 +81,3 @@ def write_json(path: Path, data: Any) -> None:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A table whose keys are each there once."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)[:80]!r} is there twice")
-    return table

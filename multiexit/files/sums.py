@@ -5,8 +5,12 @@ from pathlib import Path
 
 from multiexit.files.paths import regular_file
 
+SUMS = "SHA256SUMS"
+READ = (".json", ".safetensors", ".txt", ".model", ".onnx", ".npz")
+"""Suffixes of the files that a model's or export's folder is read from."""
 
-def seal(folder: Path) -> None:
+
+def write_sums(folder: Path) -> None:
     """Write the checksums of all files in a folder, as `sha256sum --check` reads them."""
     lines = [f"{_checksum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
@@ -22,7 +26,7 @@ def folder_sums(folder: Path) -> str:
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def check_seal(folder: Path) -> None:
+def check_sums(folder: Path) -> None:
     """Compare a folder's files with their checksums, if it has any.
 
     Raises:
@@ -41,8 +45,3 @@ def check_seal(folder: Path) -> None:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-SUMS = "SHA256SUMS"
-READ = (".json", ".safetensors", ".txt", ".model", ".onnx", ".npz")
-"""Suffixes of the files that a model's or export's folder is read from."""

@@ -12,7 +12,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
 from multiexit.runtime import evaluating
 from multiexit.serving.engine import Engine
-from multiexit.serving.timing import paired_times
+from multiexit.serving.timing import median_seconds
 
 
 def measured_speedup(
@@ -66,12 +66,14 @@ def measured_speedup(
             break
     with evaluating(model):
         engine = Engine(model, policy)
-        exits_seconds, full_seconds = paired_times(
-            lambda: [engine.predict(*args, **inputs) for args, inputs in timed_inputs],
-            lambda: [
+
+        def with_exits() -> None:
+            for args, inputs in timed_inputs:
+                engine.predict(*args, **inputs)
+
+        def in_full() -> None:
+            for args, inputs in timed_inputs:
                 engine.model_for(num_rows(args, inputs)).full(*args, **inputs)
-                for args, inputs in timed_inputs
-            ],
-            repeats,
-        )
+
+        exits_seconds, full_seconds = median_seconds([with_exits, in_full], repeats)
     return full_seconds / exits_seconds

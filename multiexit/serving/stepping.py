@@ -41,6 +41,7 @@ from multiexit.serving.folding import for_inference
 from multiexit.serving.onnx.knobs import ranges
 from multiexit.serving.streaming import start
 from multiexit_runner.knobs import Ranges, narrowed
+from multiexit_runner.leaving import broken_rows
 from multiexit_runner.server.lengths import filled_length
 from multiexit_runner.server.network import Outcome
 from multiexit_runner.server.served import Served, example_inputs
@@ -110,13 +111,10 @@ class ModelNetwork:
         """Run the stages up to an exit, its head and the rows' policies."""
         said = self.model.decide(self.rows, exit, *group)
         logits_BC = said.logits_BC.float().cpu().numpy()
-        broken_B = ~np.isfinite(logits_BC.reshape(len(logits_BC), -1)).all(1)
-        what = f"exit {exit} gave NaN or infinite logits for {{row}}"
-        broken = dict.fromkeys(np.flatnonzero(broken_B).tolist(), what)
         return Outcome(
             said.answer_BC.float().cpu().numpy(),
             said.stop_B.cpu().numpy(),
-            broken,
+            broken_rows(exit, logits_BC),
             Rows(said.carry, said.memory, said.state),
         )
 

@@ -39,24 +39,6 @@ def median_seconds(
     return [statistics.median(kept) for kept in readings]
 
 
-def paired_times(
-    first: Callable[[], Any], second: Callable[[], Any], repeats: int = 5
-) -> tuple[float, float]:
-    """Median seconds of two calls, run in turn after one warm-up of each.
-
-    On a GPU the device is waited for around each reading.
-
-    Args:
-        first, second: the calls.
-        repeats: readings of each.
-
-    Returns:
-        Seconds of the first, and of the second.
-    """
-    ours, theirs = median_seconds([first, second], repeats)
-    return ours, theirs
-
-
 def _reading(call: Callable[[], Any], count: int = 1) -> float:
     """Seconds of one call, the mean of so many."""
     _wait()

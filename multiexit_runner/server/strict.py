@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
 
+from multiexit_runner.json_files import unique_keys
 from multiexit_runner.server.refusals import not_json
 
 MOST_KEYS = 16
@@ -29,7 +30,7 @@ class _StrictRequest(Request):
             detail = f"{name!r:.80} is in the address, of which nothing is read: say it in the body"
             raise HTTPException(422, detail)
         try:
-            return json.loads(await self.body(), object_pairs_hook=_unrepeated)
+            return json.loads(await self.body(), object_pairs_hook=_few_unique_keys)
         except RecursionError as error:
             raise HTTPException(400, "the body is nested too deeply") from error
         except ValueError as error:
@@ -48,12 +49,10 @@ class StrictRoute(APIRoute):
         return handle
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _few_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MOST_KEYS:
         raise HTTPException(422, f"an object has at most {MOST_KEYS} keys here, got {len(pairs)}")
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise HTTPException(422, f"the key {twice[:80]!r} is there twice: say it once")
-    return table
+    try:
+        return unique_keys(pairs)
+    except ValueError as error:
+        raise HTTPException(422, f"{error}: say it once") from error

@@ -236,11 +236,12 @@ def test_predict_earns_the_score_that_judge_foretells(network):
 
 
 def test_the_speedup_is_the_full_networks_time_over_ours(monkeypatch):
-    def in_turn(ours, theirs, repeats):
+    def in_turn(calls, repeats):
+        ours, theirs = calls
         ours(), theirs()
         return 2.0, 5.0
 
-    monkeypatch.setattr("multiexit.serving.speedup.paired_times", in_turn)
+    monkeypatch.setattr("multiexit.serving.speedup.median_seconds", in_turn)
     chain = torch.nn.Sequential(*(torch.nn.Linear(300, 300) for _ in range(12)))
     model = mx.MultiExitModel(mx.wrap(chain), 3).eval()
     rows = TensorDataset(torch.randn(64, 300), torch.zeros(64, dtype=torch.long))

@@ -7,9 +7,9 @@ import pytest
 from multiexit.serving import timing
 
 
-def test_paired_times_runs_both_in_turn():
+def test_both_calls_run_in_turn():
     calls = []
-    ours, theirs = timing.paired_times(lambda: calls.append("a"), lambda: calls.append("b"), 4)
+    ours, theirs = timing.median_seconds([lambda: calls.append("a"), lambda: calls.append("b")], 4)
     assert "".join(calls) == "ab" * 5
     assert ours >= 0
     assert theirs >= 0

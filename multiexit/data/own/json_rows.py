@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from multiexit.data.own.bad_rows import BadRows
 from multiexit.data.own.table import Row, Table, columns_of, of_rows
+from multiexit_runner.json_files import unique_keys
 
 
 def lines(path: Path) -> Table:
@@ -25,7 +25,7 @@ def lines(path: Path) -> Table:
                 try:
                     row = json.loads(
                         line.decode("utf-8-sig" if number == 1 else "utf-8"),
-                        object_pairs_hook=_object,
+                        object_pairs_hook=unique_keys,
                     )
                 except (ValueError, RecursionError) as error:
                     bad.add(place, f"no JSON ({error})", line[:200].decode("utf-8", "replace"))
@@ -50,7 +50,7 @@ def whole(path: Path) -> Table:
         ValueError: anything else.
     """
     try:
-        rows = json.loads(path.read_bytes(), object_pairs_hook=_object)
+        rows = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: no JSON ({error}); of one object a line name it .jsonl"
@@ -62,12 +62,3 @@ def whole(path: Path) -> Table:
             f"{path}: a list of objects is wanted, one a row; got {type(rows).__name__}"
         )
     return of_rows(rows, str(path))
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, whose keys must differ: of two alike one would be lost."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} twice")
-    return made

@@ -24,9 +24,7 @@ from multiexit.runtime import user_level
 from multiexit.serving.onnx import knobs
 from multiexit.serving.onnx.tracing import ANY, reason, trace
 from multiexit.serving.onnx.trees import Tree, filled, flat, form
-
-ROW_OUTPUTS = ("logits", "answer", "stop")
-"""A graph's outputs about its rows; its others are for the graphs behind it."""
+from multiexit_runner.sessions import graph_outputs
 
 
 class GraphFile(NamedTuple):
@@ -169,9 +167,7 @@ def _write_graph(
     examples = [*tensors.values(), *knobs.as_tensors(numbers, rows)]
     shapes += [{0: ANY}] * len(numbers)
     try:
-        # A graph's outputs can't be called as its inputs are.
-        outputs = [name if name in ROW_OUTPUTS else f"next.{name}" for name in module.outputs]
-        program = trace(module, examples, shapes, module.inputs, outputs)
+        program = trace(module, examples, shapes, module.inputs, graph_outputs(module.outputs))
     except Exception as error:  # whatever a backbone's, head's or policy's code runs into
         raise ValueError(
             f"the segment of exit {module.exit} can't be exported: {reason(error)}. Code of "

@@ -12,8 +12,8 @@ from torch import Tensor
 from multiexit.backbones import Backbone
 from multiexit.data.text import TextDataset
 from multiexit.model.model import MultiExitModel
+from multiexit_runner.inputs import MASK
 
-MASK = "attention_mask"
 TYPES = {torch.int64: "int64", torch.int32: "int32", torch.float32: "float32", torch.bool: "bool"}
 
 

@@ -64,10 +64,11 @@ def quantise(folder: Path, batches: Iterable[Mapping[str, Tensor]], target: str)
 def _first_rows(batches: Iterable[Mapping[str, Tensor]]) -> Iterable[dict[str, np.ndarray]]:
     left = ROWS
     for batch in batches:
-        if left:
-            arrays = {name: tensor.numpy()[:left] for name, tensor in batch.items()}
-            left -= len(next(iter(arrays.values())))
-            yield arrays
+        arrays = {name: tensor.numpy()[:left] for name, tensor in batch.items()}
+        left -= len(next(iter(arrays.values())))
+        yield arrays
+        if not left:
+            return
 
 
 def _rewrite(path: Path, batches: Sequence[dict[str, np.ndarray]], wide: bool) -> None:

@@ -17,8 +17,8 @@ from multiexit.model.model import MultiExitModel
 from multiexit.model.passes import Pass
 from multiexit.policies import ExitPolicy
 from multiexit.problems import are_vectors
-from multiexit.serving.onnx.inputs import MASK
 from multiexit_runner import Runner
+from multiexit_runner.inputs import MASK
 
 ALONE = 256
 """Rows that are also run one at a time."""

@@ -19,6 +19,18 @@ from multiexit_runner.triton import TritonPythonModel  # noqa: E402, F401
 """
 """`model.py`: the package that it takes the class from lies beside it."""
 
+TYPES = {
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+    "int8": "INT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+}
+"""Types of arrays, as Triton calls them."""
+
 Tensor = tuple[str, str, Sequence[int]]
 """A name, a type of Triton, and sizes, of which −1 is any."""
 
@@ -124,16 +136,3 @@ def _tensors(data: bytes) -> tuple[list[Tensor], list[Tensor]]:
         return value.name, TYPES[name], sizes
 
     return [*map(tensor, graph.input)], [*map(tensor, graph.output)]
-
-
-TYPES = {
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-    "int8": "INT8",
-    "int32": "INT32",
-    "int64": "INT64",
-    "uint8": "UINT8",
-    "bool": "BOOL",
-}
-"""Types of arrays, as Triton calls them."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from multiexit.files import schema, weights
 from multiexit.files.json_files import read_table
-from multiexit.files.sums import check_seal, seal
+from multiexit.files.sums import check_sums, write_sums
 from multiexit.files.writing import whole_folder, write_tensors
 from multiexit.runtime import user_level
 
@@ -61,7 +61,7 @@ def save(output: Path, name: str, state: Any, keep: Collection[str] = ()) -> Non
         write_tensors(new / "state.safetensors", tensors)
         text = json.dumps({"format": FORMAT, "state": tree})
         (new / "state.json").write_text(text, encoding="utf-8")
-        seal(new)
+        write_sums(new)
     for other in names(output):
         if other not in (name, *keep):
             shutil.rmtree(folder / other, ignore_errors=True)
@@ -98,7 +98,7 @@ def load(
 
 def _read(path: Path, check: Callable[[str, Any], None]) -> Any:
     try:
-        check_seal(path)
+        check_sums(path)
         tree = read_table(path / "state.json", "state", _STATE, format=FORMAT, finite=False)
         state = _unpack(tree["state"], weights.tensors(path / "state.safetensors"))
         check("state", state)

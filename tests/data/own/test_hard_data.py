@@ -139,7 +139,7 @@ def test_decimals_are_numbers(tokenizer):
 
 def test_a_key_twice_and_other_nul_bytes_are_refused(tokenizer, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1, "label": 0}\n')
-    with pytest.raises(ValueError, match="the key 'label' twice"):
+    with pytest.raises(ValueError, match="the key 'label' is there twice"):
         load(tmp_path / "a.jsonl", tokenizer, notes=quiet)
     (tmp_path / "a.csv").write_bytes("text,label\n".encode("utf-16-le"))
     with pytest.raises(ValueError, match="line 1: a NUL character"):

@@ -290,7 +290,7 @@ def test_any_changed_setting_is_answered_or_refused(folder):
         (b"\xff\xfe{}", "export.json"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
-        (b'{"format": 2, "format": 2}', "a key is there twice"),
+        (b'{"format": 2, "format": 2}', "'format' is there twice"),
         (b'{"format": NaN}', "NaN is no JSON"),
         (b'{"format": ' + b"9" * 5000 + b"}", "export.json"),
         (b"[]", "the whole is .* a JSON object"),

@@ -60,7 +60,7 @@ def altered(**changes):
         tree["state"]["dict"] = list(pairs.items())
         path.write_text(json.dumps(tree))
         (path.parent / sums.SUMS).unlink()
-        sums.seal(path.parent)
+        sums.write_sums(path.parent)
 
     return change
 

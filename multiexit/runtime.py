@@ -1,14 +1,11 @@
-"""Services of the process: modes of modules, compiling, other processes, versions, warnings."""
+"""Services of the process: modes of modules, compiling, other processes, versions."""
 
-import functools
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,13 +148,3 @@ def versions() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
     }
-
-
-def user_level() -> int:
-    """The `stacklevel` by which a warning of the caller names the user's line, in no library."""
-    inside = tuple(str(Path(file).parent) for file in (_version.__file__, torch.__file__))
-    inside += (functools.__file__,)  # a function for each class of its argument
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -18,6 +18,7 @@ from multiexit_runner.inputs import Arrays
 from multiexit_runner.runner import Runner
 from multiexit_runner.tokenizing import ANSWER_MASK, FIELDS
 from multiexit_runner.turning import turned
+from multiexit_runner.user_line import user_level
 
 Words = list[int | None]
 """The word that each token answers for."""
@@ -257,7 +258,7 @@ class Classifier:
                 warnings.warn(
                     f"inputs[{place}] fills all {longest} tokens that this model reads: what is "
                     "longer is cut there, as in training",
-                    stacklevel=2,
+                    stacklevel=user_level(),
                 )
         words = [tagging.first_tokens(row.word_ids) for row in encoded] if self.tags else []
         columns: dict[str, Any] = {

@@ -22,7 +22,8 @@ from multiexit.backbones.same import rebuild_difference
 from multiexit.backbones.sequential import from_parts, sizes
 from multiexit.backbones.verify import check_answers, check_text
 from multiexit.files.unreadable import reason
-from multiexit.runtime import buffers_kept, user_level
+from multiexit.runtime import buffers_kept
+from multiexit_runner.user_line import user_level
 
 
 @singledispatch

@@ -6,7 +6,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 from multiexit.data.batches import as_mapping
-from multiexit.runtime import user_level
+from multiexit_runner.user_line import user_level
 
 
 class Columns:

@@ -19,6 +19,7 @@ from multiexit.data.sources import not_found, read_shard, shards
 from multiexit.files.paths import regular_file
 from multiexit.files.unreadable import one_line
 from multiexit.losses.labels import check_labels
+from multiexit_runner.user_line import user_level
 
 HUB = "nyu-mll/glue"
 
@@ -173,7 +174,7 @@ def read_tsv(task: GlueTask, file: Path, labelled: bool = True) -> GlueRows:
     if not rows:
         raise ValueError(f"{file}: none of {dropped} lines has {len(header)} fields between tabs")
     if dropped:
-        warnings.warn(f"{file}: dropped {dropped} malformed lines", stacklevel=2)
+        warnings.warn(f"{file}: dropped {dropped} malformed lines", stacklevel=user_level())
     columns = [list(column) for column in zip(*rows, strict=True)]
     unknown = -1 if task.labels else math.nan
     labels = columns[-1] if has_labels else [unknown] * len(rows)

@@ -18,7 +18,7 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies import MaxProb
 from multiexit.policies.base import need_classes
 from multiexit.problems import refuse_vectors
-from multiexit.runtime import user_level
+from multiexit_runner.user_line import user_level
 
 NOBODY = 1.01  # a threshold that no probability reaches
 STEEPEST = 60.0

@@ -17,6 +17,7 @@ from multiexit.evaluation.p_values import P_VALUES, rows_needed
 from multiexit.losses.labels import IGNORED
 from multiexit.policies import ExitPolicy
 from multiexit.problems import are_vectors
+from multiexit_runner.user_line import user_level
 
 
 def learn_then_test(
@@ -122,13 +123,13 @@ def warn_one_answer(outputs: Outputs) -> None:
             f"the last exit answers {of_classes}{answered[0]!s:.60} on all {rows} {units}, which "
             f"have {len(labelled)} different labels: that early exits agree with it, and a "
             "certificate of that, say nothing about how good the answers are",
-            stacklevel=3,
+            stacklevel=user_level(),
         )
     elif len(labelled) == 1:
         warnings.warn(
             f"all {rows} {units} to calibrate on have one label, {of_classes}{labelled[0]!s:.60}: "
             "what is chosen and certified on them says nothing about others",
-            stacklevel=3,
+            stacklevel=user_level(),
         )
 
 
@@ -151,5 +152,5 @@ def warn_exits_at_chance(outputs: Outputs, policy: ExitPolicy) -> None:
                 f"{int(left_M[exit])} of {len(labels_B)} rows leave at exit {exit}, which is right "
                 f"on {right_M[exit]:.1%} of them all, no more than one class for all of them "
                 f"({usual:.1%}): it was not trained, or has learnt nothing",
-                stacklevel=3,
+                stacklevel=user_level(),
             )

@@ -29,7 +29,8 @@ from multiexit.model.cost import Cost
 from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
-from multiexit.runtime import evaluating, processes, user_level
+from multiexit.runtime import evaluating, processes
+from multiexit_runner.user_line import user_level
 
 
 @dataclass(frozen=True)

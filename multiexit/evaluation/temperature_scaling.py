@@ -16,6 +16,7 @@ from multiexit.losses.matrix import row_losses
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
 from multiexit.problems import refuse_vectors
+from multiexit_runner.user_line import user_level
 
 RANGE = math.log(100.0)
 
@@ -84,7 +85,7 @@ def fit_temperatures(model: MultiExitModel, outputs: Outputs) -> None:
             warnings.warn(
                 f"exit {exit}: its temperature is at the end of what is tried, "
                 f"{math.exp(optimum.x):.3g}, since {why}; its confidences mean little",
-                stacklevel=2,
+                stacklevel=user_level(),
             )
         model.temperature_M[exit] = before_M[exit] * math.exp(optimum.x)
     model.calibration = None

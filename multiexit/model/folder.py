@@ -18,7 +18,7 @@ from multiexit.files.unreadable import reason
 from multiexit.files.writing import write, write_all
 from multiexit.model import heads
 from multiexit.model.settings import read_settings, settings_text
-from multiexit.runtime import user_level
+from multiexit_runner.user_line import user_level
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "multiexit.json"

@@ -28,7 +28,7 @@ from multiexit.model.passes import Pass, Segment
 from multiexit.model.placement import Exits, resolve_exits
 from multiexit.model.settings import FORMAT
 from multiexit.policies import CalibrationTable, ExitPolicy, State, from_json
-from multiexit.runtime import user_level
+from multiexit_runner.user_line import user_level
 
 RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
 

@@ -12,6 +12,7 @@ from multiexit.arguments import rising
 from multiexit.model.heads import ChainedHead
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy
+from multiexit_runner.user_line import user_level
 
 
 def keep_exits(model: MultiExitModel, exits: Sequence[int]) -> MultiExitModel:
@@ -78,6 +79,6 @@ def _subset_policy(policy: ExitPolicy | None, indices: list[int]) -> ExitPolicy 
     warnings.warn(
         f"the policy {policy} is of exits that aren't all kept: the model with exits {indices} has "
         "none; set its policy, or calibrate it again",
-        stacklevel=3,
+        stacklevel=user_level(),
     )
     return None

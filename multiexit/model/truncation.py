@@ -28,7 +28,8 @@ from multiexit.model.heads import (
     TokenHead,
 )
 from multiexit.model.model import MultiExitModel
-from multiexit.runtime import evaluating, user_level
+from multiexit.runtime import evaluating
+from multiexit_runner.user_line import user_level
 
 
 class Truncated(nn.Module):

@@ -13,6 +13,7 @@ from multiexit import problems
 from multiexit.policies.base import ExitPolicy, answer, step, wide
 from multiexit.policies.decisions import for_problem
 from multiexit.policies.numbers import Known, Number
+from multiexit_runner.user_line import user_level
 
 
 def simulate(
@@ -139,7 +140,7 @@ def check(policy: ExitPolicy, num_exits: int, num_classes: int, problem: str | N
                 warnings.warn(
                     f"{type(policy).__name__}'s {name} is {number}, and what it is compared with "
                     f"never is: it should be from {low} to {high}",
-                    stacklevel=3,
+                    stacklevel=user_level(),
                 )
 
 

@@ -20,7 +20,6 @@ from multiexit.model.folder import local_folder, of_run
 from multiexit.model.latency import check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy, FixedExit
-from multiexit.runtime import user_level
 from multiexit.serving import tagging
 from multiexit.serving.engine import Engine
 from multiexit_runner import answering, choosing
@@ -28,6 +27,7 @@ from multiexit_runner.answering import Answer, Encoded
 from multiexit_runner.classifier import Classifier as ExportClassifier
 from multiexit_runner.folder import SETTINGS as EXPORT
 from multiexit_runner.tagging import tagged, words_of
+from multiexit_runner.user_line import user_level
 
 ENGINES = 4
 """Policies whose engines are kept."""

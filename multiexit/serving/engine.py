@@ -27,6 +27,7 @@ from multiexit.serving.folding import for_inference
 from multiexit.serving.own_policies import by_row, of_rows
 from multiexit.serving.unchanged import unchanged
 from multiexit_runner.reading import Window
+from multiexit_runner.user_line import user_level
 from multiexit_runner.waiting import Waiting
 
 LENGTH_STEP = 16  # compiled engines see lengths of so many tokens apart
@@ -340,7 +341,7 @@ def _usable_latency(model: MultiExitModel, latency: Latency | None) -> Latency |
     try:
         check_latency(model, model.num_exits, model.latency)
     except ValueError as error:
-        warnings.warn(f"{error}; it isn't used", stacklevel=3)
+        warnings.warn(f"{error}; it isn't used", stacklevel=user_level())
         return None
     return model.latency
 

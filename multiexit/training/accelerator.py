@@ -11,8 +11,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
-from multiexit.runtime import TIMEOUT, processes, user_level
+from multiexit.runtime import TIMEOUT, processes
 from multiexit.training.config import TrainConfig
+from multiexit_runner.user_line import user_level
 
 OTHER_WAYS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",

@@ -23,11 +23,12 @@ from multiexit.policies.base import need_classes
 from multiexit.problems import are_vectors, refuse_vectors
 from multiexit.randomness import layer_states
 from multiexit.recipes import Phase, Recipe
-from multiexit.runtime import evaluating, user_level
+from multiexit.runtime import evaluating
 from multiexit.training import layer_decay, precision
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import counted_terms, learns_from_labels, trained_parameters
 from multiexit.training.training_pass import Terms, TrainingPass, criterion
+from multiexit_runner.user_line import user_level
 
 
 def check(model: MultiExitModel, recipe: Recipe) -> None:

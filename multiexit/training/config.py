@@ -16,6 +16,7 @@ from multiexit.evaluation.metrics import METRICS, Metric
 from multiexit.files.paths import user_path
 from multiexit.losses.criterion import Criterion
 from multiexit.training import schedules
+from multiexit_runner.user_line import user_level
 
 REACH = 2.0
 """How far Ω's logits may move in a phase by default: weights then differ by up to e^(2·REACH)."""
@@ -244,7 +245,8 @@ class TrainConfig:
         ):
             if idle and getattr(self, name) != default[name]:
                 warnings.warn(
-                    f"{name}={getattr(self, name)} has no effect with {why}", stacklevel=4
+                    f"{name}={getattr(self, name)} has no effect with {why}",
+                    stacklevel=user_level(),
                 )
 
     def _set_whole_number(self, name: str, least: int, below: int | None = None) -> None:

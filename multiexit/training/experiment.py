@@ -21,10 +21,10 @@ from multiexit.model.heads import OwnHead, VectorHead
 from multiexit.model.model import MultiExitModel
 from multiexit.model.placement import Exits
 from multiexit.recipes import Recipe
-from multiexit.runtime import user_level
 from multiexit.training import presets
 from multiexit.training.config import TrainConfig
 from multiexit.training.trainer import Trainer
+from multiexit_runner.user_line import user_level
 
 
 def recipe_for(name: str, task: str, options: dict[str, Any]) -> Recipe:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from multiexit.runtime import user_level
+from multiexit_runner.user_line import user_level
 
 
 def trainable_weights(model: nn.Module) -> None:

@@ -10,9 +10,9 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
-from multiexit.runtime import user_level
 from multiexit.training.finite import check_finite
 from multiexit.training.stepper import StepRecord
+from multiexit_runner.user_line import user_level
 
 
 class UnreadLosses:

@@ -115,8 +115,9 @@ def test_numbers_of_numpy_become_plain_ones(tmp_path):
     ],
 )
 def test_what_has_no_effect_is_named(changes, said):
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=said) as told:
         mx.TrainConfig(**changes)
+    assert told[0].filename == __file__
 
 
 def test_resuming_needs_a_folder():

@@ -23,7 +23,8 @@ from multiexit.backbones.transformers.recorded_rows import ROWS
 from multiexit.backbones.transformers.recorded_text import RecordedText
 from multiexit.backbones.transformers.trials import RowTrial, TextTrial
 from multiexit.files import schema
-from multiexit.runtime import buffers_kept, evaluating, user_level
+from multiexit.runtime import buffers_kept, evaluating
+from multiexit_runner.user_line import user_level
 
 
 def from_instance(

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
 
 from multiexit.backbones.classifier import TOKEN_PROBLEM, FirstToken, NetworkHead
 from multiexit.backbones.transformers.families import FAMILIES, part
-from multiexit.runtime import user_level
+from multiexit_runner.user_line import user_level
 
 ENDING = "ForSequenceClassification"
 ENDINGS = (ENDING, *(f"For{of}Classification" for of in ("Image", "Audio", "Video")))

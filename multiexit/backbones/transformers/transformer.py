@@ -43,7 +43,7 @@ from multiexit.backbones.transformers.text_inputs import Limits
 from multiexit.backbones.verify import check_text
 from multiexit.files import schema
 from multiexit.files.unreadable import one_line
-from multiexit.runtime import user_level
+from multiexit_runner.user_line import user_level
 
 MAY_NOT_LOOK = "allow_is_bidirectional_skip" in signature(create_bidirectional_mask).parameters
 """Whether this version of transformers can make a mask without a look at its values."""
@@ -268,7 +268,7 @@ def _without_random_parts(
         warnings.warn(
             f"{name!r} calls itself a {type(model).__name__}, and its weights lack {missing}: the "
             "last exit starts anew, like the others",
-            stacklevel=5,
+            stacklevel=user_level(),
         )
         backbone.set_classifier(None)
     if any(key.startswith(f"{prefix}pooler.") for key in random_keys):
@@ -374,7 +374,7 @@ def order_classes(backbone: Backbone, labels: Sequence[str]) -> None:
         warnings.warn(
             f"the network calls its classes {head.labels} and the task calls them {[*labels]}: "
             "they are taken to be the same, in this order",
-            stacklevel=3,
+            stacklevel=user_level(),
         )
         return
     backbone.set_classifier(ordered)

@@ -20,11 +20,11 @@ from multiexit.model.model import MultiExitModel
 from multiexit.policies import ExitPolicy, PerRow, numbers_of
 from multiexit.policies.base import ROW
 from multiexit.policies.per_row import Numbers
-from multiexit.runtime import user_level
 from multiexit.serving.onnx import knobs
 from multiexit.serving.onnx.tracing import ANY, reason, trace
 from multiexit.serving.onnx.trees import Tree, filled, flat, form
 from multiexit_runner.sessions import graph_outputs
+from multiexit_runner.user_line import user_level
 
 
 class GraphFile(NamedTuple):

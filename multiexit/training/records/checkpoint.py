@@ -18,7 +18,7 @@ from multiexit.files import schema, weights
 from multiexit.files.json_files import read_table
 from multiexit.files.sums import check_sums, write_sums
 from multiexit.files.writing import whole_folder, write_tensors
-from multiexit.runtime import user_level
+from multiexit_runner.user_line import user_level
 
 FOLDER = "checkpoints"
 FORMAT = 1

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from multiexit.files import schema
-from multiexit.runtime import user_level
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint
+from multiexit_runner.user_line import user_level
 
 FREE = {
     *("output", "resume", "force", "overwrite", "checkpoint_every", "keep_checkpoints"),

@@ -9,10 +9,11 @@ from multiexit.evaluation.history import History
 from multiexit.model.folder import backbone_spec, save_folder
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
-from multiexit.runtime import modes_kept, user_level
+from multiexit.runtime import modes_kept
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint, identity, provenance, run_folder
 from multiexit.training.records.state import Position
+from multiexit_runner.user_line import user_level
 
 
 class Keeper:

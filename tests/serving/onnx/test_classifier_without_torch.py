@@ -154,6 +154,13 @@ def test_words_get_the_same_labels(tmp_path):
         classify([rows[0], ["a", " "]])
 
 
+def test_a_text_that_is_cut_is_told_at_the_line_that_gave_it(exported_texts):
+    classify = Classifier.from_pretrained(exported_texts[3])
+    with pytest.warns(UserWarning, match=r"inputs\[0\] fills all") as told:
+        classify(["the cat " * 20])
+    assert told[0].filename == __file__
+
+
 def test_policies_are_typed_as_everywhere():
     for name in POLICIES:
         ones = ",".join("1" for _ in fields(POLICIES[name]))

@@ -220,8 +220,11 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    return real and abs(value) <= FLOAT32
+    return _is_real(value) and abs(value) <= FLOAT32
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_names(key: str, value: Any, distinct: bool = True) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multiexit import problems
-from multiexit.arguments import check_positive, check_share, unknown
+from multiexit.arguments import check_positive, check_share, check_whole, unknown
 from multiexit.evaluation import guarantee
 from multiexit.evaluation.exit_losses import (
     Loss,
@@ -46,7 +46,7 @@ class Target:
 
     Raises:
         ValueError: no target or two, a value out of its range, an unknown `by` or `loss`, time
-            without a latency table, or what has no effect beside the target.
+            without a latency table, or what has no effect beside the target, such as such a table.
     """
 
     speedup: float | None = None
@@ -85,6 +85,11 @@ class Target:
         for name, given in idle.items():
             if given:
                 raise ValueError(f"{name}, has no effect beside {names[0]}: leave it out")
+        if self.latency is not None and not timed:
+            raise ValueError(
+                "latency goes with by='time' or milliseconds: leave it out, or say by='time'"
+            )
+        check_whole("batch_size", self.batch_size)
         if self.risk is not None:
             for loss, risk in risks:
                 check_share("risk", risk, "(0, 1)")
@@ -127,15 +132,13 @@ class Target:
         """The latency table, where the target needs one.
 
         Raises:
-            ValueError: there is none, or the batch size is below 1.
+            ValueError: there is none.
         """
         if self.latency is None:
             raise ValueError(
                 "by time or milliseconds it takes a latency table of the model on its machine: "
                 "pass latency=mx.profile(model)"
             )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number from 1, got {self.batch_size}")
         return self.latency
 
     def choose(self, outputs: Outputs, settings: list[ExitPolicy]) -> ExitPolicy:

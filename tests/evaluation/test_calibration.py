@@ -52,6 +52,10 @@ def every(outputs, kind):
     return found
 
 
+def timed(by):
+    return TABLE if by == "time" else None
+
+
 # Targets
 
 
@@ -60,7 +64,7 @@ def every(outputs, kind):
 def test_nothing_else_that_is_fast_enough_is_slower(kind, by, outputs):
     tried = every(outputs, kind)
     for wanted in (1.0, 1.1, 1.25):
-        chosen = mx.calibrate(outputs, kind, speedup=wanted, by=by, latency=TABLE)
+        chosen = mx.calibrate(outputs, kind, speedup=wanted, by=by, latency=timed(by))
         score, speed = next((s, v[by]) for setting, s, v, _ in tried if setting == chosen)
         assert speed >= wanted
         fast = [(v[by], s) for _, s, v, _ in tried if v[by] >= wanted]
@@ -73,7 +77,7 @@ def test_nothing_else_that_is_fast_enough_is_slower(kind, by, outputs):
 def test_nothing_else_that_scores_enough_is_faster(kind, by, outputs):
     tried = every(outputs, kind)
     for wanted in (0.5, 0.7, 0.8):
-        chosen = mx.calibrate(outputs, kind, score=wanted, by=by, latency=TABLE)
+        chosen = mx.calibrate(outputs, kind, score=wanted, by=by, latency=timed(by))
         score, speed = next((s, v[by]) for setting, s, v, _ in tried if setting == chosen)
         assert score >= wanted
         assert not [s for _, s, v, _ in tried if s >= wanted and v[by] > speed + 1e-9]
@@ -138,6 +142,13 @@ def test_speed_by_macs_counts_the_heads(outputs):
         ({"speedup": 1.3, "confidence": 7}, "confidence, which goes with a risk, has no effect"),
         ({"risk": 0.2, "by": "zzz"}, "by, which goes with a speedup or a score, has no effect"),
         ({"speedup": 1.3, "batch_size": 0}, "batch_size, which goes with time, has no effect"),
+        ({"speedup": 1.2, "latency": TABLE}, "latency goes with by='time' or milliseconds: leave"),
+        ({"score": 0.5, "by": "macs", "latency": TABLE}, "latency goes with by='time' or"),
+        ({"risk": 0.2, "latency": TABLE}, "latency goes with by='time' or milliseconds"),
+        (
+            {"milliseconds": 9.0, "latency": TABLE, "batch_size": 2.5},
+            "batch_size must be a whole number, got 2.5",
+        ),
         ({}, "one target.*got none"),
         (
             {"milliseconds": 9.0, "latency": TABLE.with_exits([1, 3])},

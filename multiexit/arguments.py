@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable
+from dataclasses import is_dataclass
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -104,6 +105,22 @@ def check_whole(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_fields(kind: type) -> None:
+    """Refuse a class whose numbers are no fields of a dataclass, by which all of them are known.
+
+    Raises:
+        ValueError: one that derives from a dataclass has an `__init__` of its own.
+    """
+    for each in kind.__mro__:
+        own = vars(each)
+        if is_dataclass(each) and "__init__" in own and "__dataclass_params__" not in own:
+            raise ValueError(
+                f"{each.__name__} must be a frozen dataclass, so that its numbers are compared and "
+                "saved: write @dataclass(frozen=True) over the class, and its numbers as fields in "
+                "place of __init__"
+            )
 
 
 def rising(name: str, values: Any, least: int, below: int | None = None) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multiexit import problems
+from multiexit.arguments import check_fields
 from multiexit.policies.base import ExitPolicy, answer, step, wide
 from multiexit.policies.decisions import for_problem
 from multiexit.policies.numbers import Known, Number
@@ -125,7 +126,7 @@ def check(policy: ExitPolicy, num_exits: int, num_classes: int, problem: str | N
     """
     if not isinstance(policy, ExitPolicy):
         raise ValueError(f"a policy is wanted, such as Patience(4); got {type(policy).__name__}")
-    _check_fields(type(policy))
+    check_fields(type(policy))
     classes = problems.classes_of_decision(problem, num_classes)
     _check_reads(policy, problems.resolve(problem, num_classes))
     known = Known(num_exits, classes)
@@ -162,18 +163,6 @@ def scales(policy: ExitPolicy, known: Known) -> dict[str, tuple[float, float]]:
     rules = {f.name: f.metadata.get(Number) for f in fields(policy)}
     ranges = {name: rule.on_scale(known) for name, rule in rules.items() if rule is not None}
     return {name: pair for name, pair in ranges.items() if pair is not None}
-
-
-def _check_fields(kind: type[ExitPolicy]) -> None:
-    """Refuse a class whose numbers are no fields, by which policies are compared and saved."""
-    for each in kind.__mro__:
-        own = vars(each)
-        if issubclass(each, ExitPolicy) and "__init__" in own and "__dataclass_params__" not in own:
-            raise ValueError(
-                f"{each.__name__} must be a frozen dataclass, so that its numbers are compared and "
-                "saved: write @dataclass(frozen=True) over the class, and its numbers as fields in "
-                "place of __init__"
-            )
 
 
 def _check_reads(policy: ExitPolicy, problem: str) -> None:

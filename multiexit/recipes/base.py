@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
+from multiexit.arguments import check_fields, check_whole
 from multiexit.evaluation.outputs import Outputs
 from multiexit.losses import coefficients
 from multiexit.losses.coefficients import Coefficients
@@ -80,8 +81,10 @@ class Phase:
         keep: `"last"`, the phase's last epoch; None is the one whose exits score best on a dev set.
 
     Raises:
-        ValueError: an unknown `train`, divergence or `keep`, no epoch, a rate that isn't above 0,
-            no rule for the coefficients, or parts that don't go together.
+        ValueError: an unknown `train`, divergence or `keep`, epochs that are no whole number from
+            1, a rate that isn't above 0, a learner, temperature or surgery that is none or has
+            numbers that are no fields, no rule for the coefficients, or parts that don't go
+            together.
 
     Example:
         Two epochs on the early heads alone, which learn from the labels and from the last exit:
@@ -117,10 +120,11 @@ class Phase:
             )
         if self.keep not in (None, "last"):
             raise ValueError(f"a phase keeps 'last' or, by None, the best, not {self.keep!r}")
-        if self.epochs is not None and self.epochs < 1:
-            raise ValueError(f"a phase needs at least 1 epoch, got {self.epochs}")
+        if self.epochs is not None:
+            check_whole("a phase's epochs", self.epochs)
         if not self.lr > 0:
             raise ValueError(f"a phase's lr is a factor above 0, got {self.lr}")
+        self._check_parts()
         if self.surgery is not None and (self.learner.weighs_rows or self.extra is not None):
             raise ValueError(
                 "surgery takes the loss matrix apart, so it goes neither with weights of rows nor "
@@ -131,8 +135,33 @@ class Phase:
                 f"{type(self.learner).__name__} follows the gradient through Θ's own step, which "
                 "surgery and branches change: use it without them"
             )
-        if self.coefficients == ():
-            raise ValueError("a phase needs at least one rule for its coefficients, got ()")
+
+    def _check_parts(self) -> None:
+        """Refuse what is no learner, temperature, surgery or rule, as classes and numbers are."""
+        for name, part, kind, such_as in (
+            ("learner", self.learner, Learner, "weights.SLO()"),
+            (
+                "temperature",
+                self.temperature,
+                Temperature,
+                "multiexit.losses.temperature.Constant(2.0)",
+            ),
+            ("surgery", self.surgery, Surgery, "gradients.Conflictless()"),
+        ):
+            if name == "surgery" and part is None:
+                continue
+            if not isinstance(part, kind):
+                got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+                raise ValueError(
+                    f"a phase's {name} is one such as multiexit.{such_as}; got {got:.80}"
+                )
+            check_fields(type(part))
+        rules = self.turns
+        if not rules or not all(map(callable, rules)):
+            raise ValueError(
+                "a phase's coefficients are a function (teaches_MM, progress, shares_M) that gives "
+                f"[M, M], or a tuple of such that take turns; got {self.coefficients!r:.80}"
+            )
 
     @property
     def turns(self) -> tuple[Coefficients, ...]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers import Table, chain, config, fit
 from torch.nn import functional as F
@@ -35,6 +36,37 @@ def test_parts_that_would_leave_each_other_out_are_refused(options):
         mx.Phase(**options)
 
 
+class Powered(weights.SLO):
+    def __init__(self, power):
+        super().__init__()
+        object.__setattr__(self, "power", power)
+
+
+class Warmed(Constant):
+    def __init__(self, value, rate):
+        super().__init__(value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 2.0}, r"temperature is one such as .*Constant\(2\.0\); got 2\.0"),
+        ({"learner": weights.SLO}, r"learner is one such as .*SLO\(\); got the class SLO"),
+        ({"surgery": Conflictless}, "surgery is one such as .*; got the class Conflictless"),
+        ({"learner": Powered(3.0)}, "Powered must be a frozen dataclass"),
+        ({"temperature": Warmed(1.0, 2.0)}, "Warmed must be a frozen dataclass"),
+        ({"coefficients": [coefficients.summed]}, r"tuple of such that take turns; got \[<func"),
+        ({"coefficients": np.eye(2)}, "coefficients are a function"),
+        ({"coefficients": ()}, r"coefficients are a function .*got \(\)"),
+        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+        ({"epochs": True}, "epochs must be a whole number, got True"),
+    ],
+)
+def test_what_is_no_part_of_a_phase_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        mx.Phase(**options)
+
+
 def test_an_extra_loss_sees_all_of_a_pass():
     assert Seen._fields[3:-2] == Pass._fields[:3]  # and what labels mean
 
@@ -63,7 +95,7 @@ def test_unknown_names_and_options_are_refused():
         mx.recipe("leebert", cycle=0)
     with pytest.raises(ValueError, match="'all', 'last', 'heads' or"):
         mx.Phase(train="trunk")
-    with pytest.raises(ValueError, match="at least 1 epoch"):
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
         mx.Phase(epochs=0)
     with pytest.raises(ValueError, match="no phases"):
         replace(mx.recipe("joint"), phases=())

@@ -4,12 +4,11 @@ They are the command, the data, the code, the versions and the settings.
 """
 
 import hashlib
-import inspect
 import json
-import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
@@ -34,9 +33,9 @@ from multiexit.runtime import versions
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import factors
 from multiexit.training.records.identity import FREE
+from multiexit.training.records.part_text import PLAIN, part_text
 
 NAME = "run.json"
-PLAIN = str | int | float | None
 FUNCTIONS = FunctionType | BuiltinFunctionType
 CITED = ("name", "paper", "section", "year", "summary", "phases")
 """Fields of a recipe that say where it comes from, and its phases, which are told one by one."""
@@ -59,16 +58,20 @@ def describe(
         processes: how many train.
     """
     shapes = repr([(name, tuple(p.shape)) for name, p in model.named_parameters()])
+    known = (*model.modules(), *model.parameters(), *model.buffers())
     run = {
         "recipe": {
             "name": recipe.name,
             "phases": len(recipe.phases),
             **{
-                field.name: _part_text(getattr(recipe, field.name))
+                field.name: part_text(getattr(recipe, field.name), known)
                 for field in fields(recipe)
                 if field.name not in CITED
             },
-            **{f"phase {i}": _phase_fields(model, phase) for i, phase in enumerate(recipe.phases)},
+            **{
+                f"phase {i}": _phase_fields(model, phase, known)
+                for i, phase in enumerate(recipe.phases)
+            },
         },
         "config": {**vars(config), "metric": config.metric and metrics.name(config.metric)},
         "data": {
@@ -78,17 +81,17 @@ def describe(
         "model": {
             "exits": model.exits,
             "problem": model.problem,
-            "head": _part_text(model.head),
+            "head": part_text(model.head),
             "pool": model.pool,
             "labels": model.labels,
             "frozen": _frozen("backbone", model.backbone) + _frozen("heads", model.heads),
-            "parts": _own_parts(model),
+            "parts": _own_parts(model, known),
             "shapes of the parameters": hashlib.sha256(shapes.encode()).hexdigest()[:12],
         },
         "processes": processes,
         "versions": {**versions(), "code of multiexit": _code_hash()},
     }
-    return json.loads(json.dumps(run, default=lambda part: _reproducible(str(part))))
+    return json.loads(json.dumps(run, default=part_text))
 
 
 def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> None:
@@ -170,25 +173,25 @@ def _read_run(path: Path) -> dict[str, Any]:
 _RUN = schema.table({}, {"resumed": schema.listed(schema.anything)}, rest=schema.anything)
 
 
-def _phase_fields(model: MultiExitModel, phase: Phase) -> dict[str, Any]:
+def _phase_fields(model: MultiExitModel, phase: Phase, known: Collection[object]) -> dict[str, Any]:
     """Every field of a phase; what depends on the number of exits as the matrices it makes too."""
     teaches_MM = topology.resolve(phase.topology, model.num_exits)
     turns = factors(phase, teaches_MM, 0.5, model.cost().shares_M)
     return {
-        **{field.name: _part_text(getattr(phase, field.name)) for field in fields(phase)},
+        **{field.name: part_text(getattr(phase, field.name), known) for field in fields(phase)},
         "topology": teaches_MM.tolist(),
         "coefficients": [A_MM.tolist() for A_MM in turns],
-        "rules": [_part_text(rule) for rule in phase.turns],
+        "rules": [part_text(rule, known) for rule in phase.turns],
     }
 
 
-def _own_parts(model: MultiExitModel) -> dict[str, str]:
+def _own_parts(model: MultiExitModel, known: Collection[object]) -> dict[str, str]:
     """The modules that nothing else describes, by name: each with its class and settings."""
     described = kinds.describable(adapters.described(model.backbone))
     own = [] if described else [("backbone", model.backbone)]
     own += [] if isinstance(model.head, str) else [("heads", model.heads)]
     return {
-        name: f"{type(module).__qualname__}({', '.join(_settings(module))})"
+        name: f"{type(module).__qualname__}({', '.join(_settings(module, known))})"
         for prefix, part in own
         for name, module in part.named_modules(prefix=prefix, remove_duplicate=False)
     }
@@ -207,51 +210,18 @@ def _frozen(name: str, module: nn.Module) -> list[str]:
     return [full for full, p in own if not p.requires_grad] + inside
 
 
-def _settings(module: nn.Module) -> list[str]:
+def _settings(module: nn.Module, known: Collection[object]) -> list[str]:
     """A module's plain settings and functions; what has an underscore is its own affair."""
     return [
-        f"{name}={_part_text(value) if callable(value) else repr(value)}"
+        f"{name}={part_text(value, known) if callable(value) else repr(value)}"
         for name, value in sorted(same.settings(module).items())
-        if not name.startswith("_")
-        and (value is None or _is_plain(value) or isinstance(value, FUNCTIONS))
+        if not name.startswith("_") and (_is_plain(value) or isinstance(value, FUNCTIONS))
     ]
-
-
-def _part_text(part: Any) -> Any:
-    """Plain values as they are, a function by its name and the plain values that come with it.
-
-    Those are its defaults, and what it closes over.
-    """
-    if isinstance(part, PLAIN):
-        return part
-    if not inspect.isfunction(part):
-        return _reproducible(repr(part))
-    cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
-    parameters = inspect.signature(part).parameters.values()
-    values = {parameter.name: parameter.default for parameter in parameters}
-    values |= {name: _cell_value(cell) for name, cell in cells}
-    plain = [f"{name}={value!r}" for name, value in values.items() if _is_plain(value)]
-    return part.__qualname__ + (f"({', '.join(plain)})" if plain else "")
 
 
 def _is_plain(value: Any) -> bool:
     """Whether a value is one that says all of itself, a number or words or several."""
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is not None and isinstance(value, PLAIN)
-
-
-def _cell_value(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing yet
-        return None
-
-
-def _reproducible(text: str) -> str:
-    """The same in every process: without addresses in memory, and what stands in braces sorted."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
-    return re.sub(r"\{([^{}]+)\}", lambda m: f"{{{', '.join(sorted(m[1].split(', ')))}}}", text)
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, PLAIN)
 
 
 @cache

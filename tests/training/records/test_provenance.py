@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -29,6 +29,7 @@ from helpers import (
     images,
 )
 from safetensors.torch import load_file
+from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from transformers import BertConfig, BertModel
 
@@ -38,7 +39,7 @@ from multiexit.data.fingerprint import fingerprint
 from multiexit.losses import coefficients
 from multiexit.losses.gradients import Conflictless
 from multiexit.losses.temperature import Constant
-from multiexit.losses.weights.learners import CLO2
+from multiexit.losses.weights.learners import CLO2, SLO
 from multiexit.training.records import identity, provenance
 
 
@@ -371,6 +372,79 @@ def test_what_a_hook_closes_over_tells_runs_apart(hook, values):
     one, other = values
     assert phase_with(extra=hook(one)) == phase_with(extra=hook(one))
     assert phase_with(extra=hook(one)) != phase_with(extra=hook(other))
+
+
+class Hook:
+    """An object that is called, with a counter that isn't the run's affair."""
+
+    def __init__(self, factor):
+        self.factor, self._calls = factor, 0
+
+    def __call__(self, seen):
+        self._calls += 1
+        return self.factor * seen.logits_MBC.mean()
+
+    def called(self, seen):
+        return self(seen)
+
+
+@dataclass(frozen=True)
+class Parted(SLO):
+    """A learner with a field that isn't plain."""
+
+    shares: list[float] = field(default_factory=list)
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return nn.Linear(2, 2)
+
+
+KEPT = {
+    "a list": (scaled, ["heads.0"], ["heads.1"]),
+    "a long list": (scaled, [0.5] * 200, [0.5] * 199 + [0.4]),
+    "a mapping": (scaled, {"a": 1}, {"a": 2}),
+    "a set": (scaled, {1, 2}, {1, 3}),
+    "a tensor": (scaled, torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])),
+    "an array": (scaled, np.arange(3), np.arange(3) + 1),
+    "tensors in a list": (scaled, [torch.zeros(2)], [torch.ones(2)]),
+    "a function": (scaled, scaled(1.0), scaled(2.0)),
+    "a network": (scaled, network(0), network(1)),
+    "an object": (scaled, Hook(1.0), Hook(2.0)),
+    "an object itself": (Hook, 1.0, 2.0),
+    "an object's list": (Hook, [1.0], [2.0]),
+    "an object's method": (lambda factor: Hook(factor).called, 1.0, 2.0),
+    "a partial": (lambda factor: partial(share, by=factor), [1.0], [2.0]),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_whatever_a_hook_keeps_tells_runs_apart(kind):
+    make, one, other = KEPT[kind]
+    assert phase_with(extra=make(one)) == phase_with(extra=make(deepcopy(one)))
+    differing = phase_with(extra=make(one)), phase_with(extra=make(other))
+    assert {k for k in differing[0] if differing[0][k] != differing[1][k]} == {
+        "recipe phase 0 extra"
+    }
+
+
+def test_fields_that_are_not_plain_and_private_counters_are_told_likewise():
+    one, other = (phase_with(learner=Parted(shares=[share])) for share in (0.5, 0.25))
+    assert {k for k in one if one[k] != other[k]} == {"recipe phase 0 learner"}
+    hook = Hook(1.0)
+    before = phase_with(extra=hook)
+    hook._calls = 7
+    assert phase_with(extra=hook) == before
+
+
+def test_a_hook_that_keeps_the_trained_model_goes_on_with_other_first_weights():
+    said = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = chain()
+        recipe = replace(mx.recipes.joint(), phases=(mx.Phase(extra=scaled(model.backbone)),))
+        said.append(identity.identity(provenance.describe(model, recipe, config(), {}, 1)))
+    assert said[0] == said[1]
 
 
 def rising_until(share):

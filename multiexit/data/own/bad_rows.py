@@ -44,7 +44,9 @@ class BadRows:
         if not self.found:
             return None
         first = self.found[0]
-        example = f"{first['place']}: {first['reason']}, {schema.short(first['value'])}"
+        place, value = first["place"], first["value"]
+        is_place = isinstance(value, str) and value == place  # a file by itself
+        example = f"{place}: {first['reason']}" + ("" if is_place else f", {schema.short(value)}")
         count = len(self.found)
         kinds = self._kinds()
         if self.aside is None:

@@ -92,9 +92,8 @@ def _in_folder(folder: Path) -> dict[str, Table]:
         used |= {*folders, *files}
     if "train" not in found:
         return found or {"train": _whole_folder(folder)}
-    if left := [path.name for path in there if path not in used]:
-        shown = ", ".join(left[:5]) + ", …" * (len(left) > 5)
-        found["train"] = _noted(found["train"], f"{folder}: {shown} left alone")
+    if left := [path for path in there if path not in used]:
+        found["train"] = _noted(found["train"], f"{folder}: {_shown(left)} left alone")
     return found
 
 
@@ -112,21 +111,30 @@ def _joined(files: list[Path], split: str) -> Table:
     table = joined([tables.from_file(path) for path in files])
     if len(files) == 1:
         return table
-    names = ", ".join(path.name for path in files[:5]) + ", …" * (len(files) > 5)
-    return _noted(table, f"{split} is {len(files)} files of {files[0].parent}: {names}")
+    return _noted(table, f"{split} is {len(files)} files of {files[0].parent}: {_shown(files)}")
+
+
+def _shown(paths: list[Path]) -> str:
+    """The names of files and folders, the first few of them."""
+    return ", ".join(path.name for path in paths[:5]) + ", …" * (len(paths) > 5)
 
 
 def _whole_folder(folder: Path, split: str = "train") -> Table:
     """A folder's tables as one, or its folders of images by class."""
     from multiexit.data.own import image_folders
 
-    files = [path for path in entries(folder) if path.suffix.lower() in SUFFIXES]
-    if files:
-        kinds = {path.suffix.lower() for path in files}
-        if len(kinds) > 1:
-            raise ValueError(f"{folder} has files of several kinds, {sorted(kinds)}: name one")
-        return _joined(files, split)
-    return image_folders.table(folder)
+    there = entries(folder)
+    files = [path for path in there if path.suffix.lower() in SUFFIXES]
+    if not files:
+        return image_folders.table(folder)
+    kinds = {path.suffix.lower() for path in files}
+    if len(kinds) > 1:
+        raise ValueError(f"{folder} has files of several kinds, {sorted(kinds)}: name one")
+    table, folders = _joined(files, split), [path for path in there if path.is_dir()]
+    if not folders:
+        return table
+    read, beside = _shown(files), _shown(folders)
+    return _noted(table, f"{folder}: {read} is read; of {beside} only what it names")
 
 
 def _saved_by_datasets(folder: Path) -> dict[str, Table]:

@@ -239,13 +239,23 @@ def test_images_that_can_not_be_read_are_found_at_the_start(pets, tmp_path):
         whole = (pets / name).read_bytes()
         (pets / name).write_bytes(whole[: len(whole) * 2 // 3])
     (pets / "dog" / "0.png").touch()
-    with pytest.raises(ValueError, match=r"cat/2\.jpg: can't be read as an image.*3 such rows"):
+    with pytest.raises(ValueError, match=r"cat/2\.jpg: can't be read as an image") as refused:
         load(pets, size=16, notes=quiet)
+    assert "3 such rows" in str(refused.value)
+    assert str(refused.value).count("2.jpg") == 1
     task = load(pets, size=16, skip_bad=tmp_path / "bad", notes=quiet)
     assert len(task.train) + len(task.sets["validation"]) == 10
     assert len((tmp_path / "bad").read_text().splitlines()) == 3
     for split in (task.train, *task.sets.values()):
         assert all(len(image) == 3 for image, _ in split)
+
+
+def test_a_table_beside_folders_of_images_is_read_and_said(pets):
+    (pets / "labels.csv").write_text("image,label\n" + 10 * "cat/0.png,x\ncat/2.jpg,y\n")
+    notes = []
+    task = load(pets, image="image", size=16, notes=notes.append)
+    assert task.labels == ("x", "y")
+    assert notes[0] == f"{pets}: labels.csv is read; of cat, dog only what it names"
 
 
 def test_folders_in_folders_and_links_are_read_and_others_told(pets, tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from multiexit import problems, recipes
 from multiexit.arguments import check_share
 from multiexit.backbones import Backbone, wrap
+from multiexit.backbones.class_order import order_classes
 from multiexit.data import glue, tasks
 from multiexit.data.sources import canonical
 from multiexit.data.splits import draw, holdout
@@ -284,9 +285,7 @@ def train(
         ValueError: parts that don't go together, as `multiexit.Trainer` raises it.
     """
     torch.manual_seed(config.seed)
-    if task.labels is not None and task.preprocessing["kind"] == "text":
-        from multiexit.backbones.transformers.transformer import order_classes
-
+    if task.labels is not None:
         order_classes(backbone, task.labels)
     model = MultiExitModel(
         backbone, task.num_classes, exits, head or recipe.head, pool, task.labels, task.problem

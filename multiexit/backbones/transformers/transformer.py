@@ -364,27 +364,6 @@ def _structure(backbone: TransformerBackbone) -> list[Any]:
     ]
 
 
-def order_classes(backbone: Backbone, labels: Sequence[str]) -> None:
-    """Put a network's own classes in a task's order, where both have the same names for them."""
-    head = backbone.classifier
-    if head is None or head.labels is None or head.num_classes != len(labels):
-        return
-    ordered = head.ordered(labels)
-    if ordered is None:
-        warnings.warn(
-            f"the network calls its classes {head.labels} and the task calls them {[*labels]}: "
-            "they are taken to be the same, in this order",
-            stacklevel=user_level(),
-        )
-        return
-    backbone.set_classifier(ordered)
-    if backbone.spec is not None and "config" in backbone.spec:
-        id2label = {str(index): label for index, label in enumerate(labels)}
-        config = {**backbone.spec["config"], "id2label": id2label}
-        config["label2id"] = {label: index for index, label in enumerate(labels)}
-        backbone.spec["config"] = config
-
-
 def _layers(encoder: Any) -> tuple[nn.ModuleList, list[int]]:
     """The distinct layers, and which of them each stage runs."""
     config = encoder.config

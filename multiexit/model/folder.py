@@ -1,6 +1,10 @@
 """A trained model as a folder: safetensors for weights, JSON for the rest, nothing pickled."""
 
+import shutil
+import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +56,19 @@ def save_folder(
     weights.check_plain(model)
     mark = weights.mark_of(model)
     text = settings_text({**settings, "weights": mark})
-    folder.mkdir(parents=True, exist_ok=True)
-    write_all(
-        {
-            folder / WEIGHTS: lambda path: weights.save_weights(model, path, mark),
-            folder / SETTINGS: lambda path: path.write_text(text, encoding="utf-8"),
-        }
-    )
-    if tokenizer is not None:
-        save_tokenizer(tokenizer, folder)
+    writers: dict[Path, Callable[[Path], Any]] = {
+        folder / WEIGHTS: lambda path: weights.save_weights(model, path, mark),
+        folder / SETTINGS: lambda path: path.write_text(text, encoding="utf-8"),
+    }
+    with tempfile.TemporaryDirectory() as made:
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, Path(made))
+        for file in Path(made).rglob("*"):
+            if file.is_file():
+                writers[folder / file.relative_to(made)] = partial(shutil.copyfile, file)
+        for path in writers:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_all(writers)
 
 
 def save_settings(folder: Path, settings: dict[str, Any]) -> None:

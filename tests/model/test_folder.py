@@ -166,6 +166,18 @@ def test_the_tokenizer_goes_with_it(tmp_path, make_backbone):
     mx.MultiExitModel.from_pretrained(tmp_path / "model")
     again = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert again("good film")["input_ids"] == tokenizer("good film")["input_ids"]
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+    class Full:
+        def save_pretrained(self, folder):
+            (Path(folder) / "tokenizer.json").write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_pretrained(tmp_path / "model", Full())
+    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
 # One's own parts

@@ -1,6 +1,5 @@
 """Commands that answer, or make a model ready for it elsewhere."""
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -263,8 +262,7 @@ def truncate(
         ) from error
     if reader is not None and network.config.pad_token_id is None:  # by which a decoder pools
         network.config.pad_token_id = reader.pad_token_id
-    aside = output.absolute().with_name(f".{output.name}.{os.getpid()}.tmp")
-    with whole_folder(output, aside) as new:
+    with whole_folder(output) as new:
         save_network(network, new)
         if reader is not None:
             save_tokenizer(reader, new)

@@ -1,10 +1,12 @@
 """Files and folders that are written whole or not at all: aside first, then renamed."""
 
+import glob
 import os
 import shutil
+import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,22 @@ from torch import Tensor
 
 
 def write_all(writers: dict[Path, Callable[[Path], Any]]) -> None:
-    """Write each file beside its place, then rename them all: all or nothing.
+    """Write each file beside its place, flush them to the disk, rename them all: all or nothing.
 
     They get the permissions that the user's umask gives, whatever their writers do.
 
     Raises:
         OSError: the disk is full or can't be written; what was there before stays.
     """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    temporary = {path: _aside(path) for path in writers}
     try:
         for path, writer in writers.items():
             aside = temporary[path]
-            aside.unlink(missing_ok=True)  # of a process that was ended
             aside.touch()
             mode = stat.S_IMODE(aside.stat().st_mode)
             writer(aside)
             aside.chmod(mode)
+            _flush(aside)
         for path, aside in temporary.items():
             os.replace(aside, path)
     except SafetensorError as error:  # its own name for a failed write
@@ -41,13 +43,15 @@ def write_all(writers: dict[Path, Callable[[Path], Any]]) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, aside: Path, replaced: Path | None = None) -> Iterator[Path]:
+def whole_folder(
+    path: Path, aside: Path | None = None, replaced: Path | None = None
+) -> Iterator[Path]:
     """A folder that is filled aside, then flushed to the disk and renamed: all of it or nothing.
 
     Args:
         path: where it appears.
-        aside: where it is filled, on the same disk. What is there, of a process that was ended, is
-            removed first.
+        aside: where it is filled, on the same disk; None is beside it. What is there, of a process
+            that was ended, is removed first.
         replaced: where the folder that it replaces lies between the renames, removed alike; None
             where there mustn't be one.
 
@@ -58,6 +62,7 @@ def whole_folder(path: Path, aside: Path, replaced: Path | None = None) -> Itera
         OSError: the disk is full or can't be written, or there is a folder that isn't to be
             replaced; what was there before stays.
     """
+    aside = _aside(path) if aside is None else aside
     others = (aside,) if replaced is None else (aside, replaced)
     _remove(*others)
     try:
@@ -65,8 +70,7 @@ def whole_folder(path: Path, aside: Path, replaced: Path | None = None) -> Itera
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
-                with file.open("rb+") as opened:
-                    os.fsync(opened.fileno())
+                _flush(file)
         if replaced is not None and path.exists():
             path.rename(replaced)
         aside.rename(path)
@@ -76,9 +80,41 @@ def whole_folder(path: Path, aside: Path, replaced: Path | None = None) -> Itera
         _remove(*others)
 
 
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def _aside(path: Path) -> Path:
+    """Where this process writes what is to be at a path; what ended ones left there is removed."""
+    path = path.absolute()
+    start = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(start)}*.tmp"):
+        pid = left.name.removeprefix(start).removesuffix(".tmp")
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _runs(int(pid))):
+            _remove(left)
+    return path.with_name(f"{start}{os.getpid()}.tmp")
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this machine is still there."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _flush(file: Path) -> None:
+    """Let a file's bytes come to the disk before it is renamed."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:

@@ -1,9 +1,14 @@
 """Folders that appear whole or not at all."""
 
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
 import pytest
 from safetensors import SafetensorError
 
-from multiexit.files.writing import whole_folder, write_all
+from multiexit.files.writing import whole_folder, write, write_all
 
 
 def names(folder):
@@ -78,3 +83,59 @@ def test_what_could_not_be_written_is_named(tmp_path):
     with pytest.raises(OSError, match=f"^could not write {one}, {two}: No space left on device$"):
         write_all({one: lambda path: path.write_text("1"), two: full})
     assert names(tmp_path) == []
+
+
+def in_a_process(made, *args):
+    process = multiprocessing.get_context("fork").Process(target=made, args=args)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def killed(path: Path, folder: bool):
+    if not folder:
+        write(path, lambda aside: os.kill(os.getpid(), signal.SIGKILL))
+    with whole_folder(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def made(path: Path, folder: bool):
+    if not folder:
+        return write(path, lambda aside: aside.write_text("all"))
+    with whole_folder(path) as aside:
+        (aside / "text").write_text("all")
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_stays(
+    folder, tmp_path
+):
+    one = tmp_path / "on[e]"
+    assert in_a_process(killed, one, folder) == -signal.SIGKILL
+    (left,) = names(tmp_path)
+
+    def beside(aside):
+        assert left not in names(tmp_path)
+        assert in_a_process(made, one, folder) == 0
+        assert one.exists()
+        assert aside.exists()
+
+    if folder:
+        with pytest.raises(OSError, match="not empty"), whole_folder(one) as aside:
+            beside(aside)
+    else:
+        write(one, beside)
+    assert names(tmp_path) == [one.name]
+
+
+def test_bytes_are_on_the_disk_before_a_file_is_renamed(tmp_path, monkeypatch):
+    flushed, flush = [], os.fsync
+
+    def fsync(file):
+        assert names(tmp_path) != ["one"]
+        flushed.append(os.fstat(file).st_ino)
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(tmp_path / "one", lambda path: path.write_text("1"))
+    assert flushed == [(tmp_path / "one").stat().st_ino]

@@ -1,6 +1,5 @@
 """An export as a model repository of Triton Inference Server."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -74,8 +73,7 @@ def triton_repository(export: Path, folder: Path) -> None:
     checked, name = read_folder(export), folder.name
     data = read_file(checked, SETTINGS)
     settings = parse_settings(data, str(export / SETTINGS))
-    aside = folder.absolute().with_name(f".{name}.{os.getpid()}.tmp")
-    with whole_folder(folder, aside) as new:
+    with whole_folder(folder) as new:
         for exit, segment in enumerate(settings["segments"]):
             graph = read_file(checked, segment["file"])
             place = _model(new, graph_name(name, exit), "onnxruntime", *_tensors(graph))

@@ -5,7 +5,6 @@ Letters: B batch rows, T tokens.
 
 import copy
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,8 +120,7 @@ def export(
     examples = [spec.draw(5, tokens, generator), spec.draw(3, max(1, tokens - 4), generator)]
     random_batches = [spec.draw(*size, generator) for size in (*SIZES, (1, spec.max_tokens or 1))]
 
-    aside = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with whole_folder(folder, aside) as partial:
+    with whole_folder(folder) as partial:
         segments, numbers = graphs.write(model, policy, examples, partial, notes)
         if int8 and has_products(model.backbone):
             for segment in segments:

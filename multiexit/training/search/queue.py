@@ -4,16 +4,13 @@ The budget is a queue. Every trial has a slot; a slot whose trial was cut off go
 queue, so the same command started again, or on another machine, goes on.
 """
 
-import itertools
 import json
 import math
 import random
-import sqlite3
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import torch
 
 from multiexit.arguments import check_whole, unknown
 from multiexit.files.paths import user_path
+from multiexit.training.search import database
 from multiexit.training.search.space import Choices, Range, Setting, Space, grid
 
 Judge = Callable[[Setting, int], float]
@@ -29,7 +27,6 @@ Judge = Callable[[Setting, int], float]
 
 SAMPLERS = ("tpe", "random", "grid")
 TRIALS = 20
-HEARTBEAT, GRACE = 15, 60  # seconds between signs of life; without one a trial counts as cut off
 STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "failed"}
 
 
@@ -129,11 +126,11 @@ def tune(
     slots = _slots(space, sampler, trials, seed)
     check_whole("folds", folds)
     output = user_path(output)
-    url = _sqlite(output / "study.db") if storage is None else storage
-    _check_file(url)
+    url = database.sqlite_address(output / "study.db") if storage is None else storage
+    database.check_file(url)
     if storage is None:
         output.mkdir(parents=True, exist_ok=True)
-    study = _open_study(url, output.resolve().name)
+    study = database.open_study(url, output.resolve().name)
     search = {"space": repr(dict(space)), "folds": folds, "sampler": sampler, "seed": seed}
     _check_same_search(study, {**search, **(about or {})})
     output.mkdir(parents=True, exist_ok=True)
@@ -168,11 +165,11 @@ def tune(
                 if watch is not None:
                     watch(_tuning(study))
             elif "running" in states:  # elsewhere; or it was cut off, and soon waits again
-                time.sleep(HEARTBEAT)
+                time.sleep(database.HEARTBEAT)
             else:
                 return _tuning(study)
-        except _storage_errors() as error:
-            raise OSError(f"the database of the search: {_database_reason(error)}") from error
+        except database.storage_errors() as error:
+            raise OSError(f"the database of the search: {database.reason_of(error)}") from error
 
 
 class _Surplus(Exception):
@@ -201,86 +198,6 @@ def _slots(space: Space, sampler: str, trials: int | None, seed: int) -> list[Se
     every = grid(space)
     random.Random(seed).shuffle(every)  # so that a part of the grid is spread over all of it
     return every[:trials]
-
-
-def _storage_errors() -> tuple[type[Exception], ...]:
-    """The errors of a database that fails."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return StorageInternalError, SQLAlchemyError
-
-
-def _database_reason(error: BaseException) -> str:
-    """The database's own words."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).splitlines()[0]
-
-
-def _sqlite(file: Path) -> str:
-    """The address of an SQLite file, whatever is in its name."""
-    from sqlalchemy import URL
-
-    return URL.create("sqlite", database=str(file)).render_as_string()
-
-
-def _check_file(url: str) -> None:
-    """Refuse an SQLite file of another program before anything is written to it."""
-    from sqlalchemy import make_url
-
-    if not url.startswith("sqlite") or not (file := Path(make_url(url).database or "")).exists():
-        return
-    try:
-        if not file.is_file():
-            raise ValueError(f"{file} is no regular file")
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as opened:
-            rows = opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{file} is no database of a search: {error}") from error
-    tables = {name for (name,) in rows}
-    if tables and "studies" not in tables:
-        raise ValueError(
-            f"{file} is a database of another program, with {', '.join(sorted(tables)[:5])}: take "
-            "another storage"
-        )
-
-
-def _open_study(url: str, name: str) -> Any:
-    """The study of this name; several processes may make it at once."""
-    import optuna
-    from sqlalchemy.exc import ArgumentError
-
-    waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
-    for attempt in itertools.count():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                database = optuna.storages.RDBStorage(
-                    url, waits, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-                )
-            if waits is not None:
-                _lock_at_begin(database.engine)
-            return optuna.create_study(
-                storage=database, study_name=name, direction="maximize", load_if_exists=True
-            )
-        except (ArgumentError, ImportError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"the database of the search can't be opened: {reason}") from error
-        except _storage_errors() as error:  # tables that another process just made
-            if attempt == 4:
-                reason = _database_reason(error)
-                raise ValueError(f"the database of the search can't be opened: {reason}") from error
-            time.sleep(0.2 * (attempt + 1))
-
-
-def _lock_at_begin(engine: Any) -> None:
-    """SQLite's transactions take the lock when they begin; else two processes take one trial."""
-    from sqlalchemy import event
-
-    engine.dispose()  # connections that began otherwise
-    event.listen(engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
-    event.listen(engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN IMMEDIATE"))
 
 
 def _check_same_search(study: Any, search: dict[str, Any]) -> None:

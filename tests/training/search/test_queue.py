@@ -133,6 +133,7 @@ def test_a_wrong_word_ends_the_search_and_is_tried_again(tmp_path):
         ({"folds": True}, "folds must be a whole number, got True"),
         ({"trials": "2"}, "trials must be a whole number, got '2'"),
         ({"storage": "nonsense"}, "database"),
+        ({"storage": "sqlite"}, "database"),
     ],
 )
 def test_a_wrong_search_is_refused_before_it_starts(changed, naming, tmp_path):
@@ -195,7 +196,7 @@ def work(folder, name, workers, seconds):
 
 
 def test_processes_share_the_trials_and_take_over_from_a_dead_one(tmp_path, monkeypatch):
-    module = importlib.import_module("multiexit.training.search.queue")
+    module = importlib.import_module("multiexit.training.search.database")
     monkeypatch.setattr(module, "HEARTBEAT", 1)
     monkeypatch.setattr(module, "GRACE", 4)
     start = multiprocessing.get_context("fork").Process  # as spawning imports everything anew

@@ -12,7 +12,7 @@ import numpy as np
 
 from multiexit_runner.folder import SETTINGS
 from multiexit_runner.graphs import Graphs
-from multiexit_runner.inputs import Arrays, named_arrays, trim
+from multiexit_runner.inputs import Arrays
 from multiexit_runner.sessions import graph_outputs
 from multiexit_runner.settings import parse_settings
 
@@ -72,15 +72,15 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        utils, settings = self.utils, self.graphs.settings
-        specs = settings["inputs"]
+        utils, graphs = self.utils, self.graphs
+        names = graphs.settings["inputs"]
         try:
-            given = {n: utils.get_input_tensor_by_name(request, n).as_numpy() for n in specs}
-            trim(named_arrays(specs, (), given), specs, settings["max_tokens"])
+            given = {n: utils.get_input_tensor_by_name(request, n).as_numpy() for n in names}
+            graphs.trimmed(graphs.named((), given))  # refuses what predict would
         except ValueError as error:
             return self._refusal(error, utils.TritonError.INVALID_ARG)
         try:
-            answer = self.graphs.predict(**given)
+            answer = graphs.predict(**given)
         except ValueError as error:
             return self._refusal(error, utils.TritonError.INTERNAL)
         return utils.InferenceResponse(

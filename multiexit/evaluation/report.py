@@ -77,7 +77,7 @@ def exit_table(outputs: Outputs, markdown: bool = False) -> str:
            0       1    10           5         50.00                             50.00
            1       2    20          10        100.00                            100.00
     """
-    return table(_exit_cells(_exit_rows(outputs)), markdown)
+    return table(exit_cells(exit_rows(outputs)), markdown)
 
 
 def cost_table(cost: Cost) -> str:
@@ -146,7 +146,7 @@ def policy_table(rows: Sequence[Row], markdown: bool = False) -> str:
         ------------  ------------  -----------  ----------------  --------------
         max-prob=0.9         90.00         1.50             1.33×           1.20×
     """
-    return table(_policy_cells(_policy_rows(rows)), markdown)
+    return table(policy_cells(policy_rows(rows)), markdown)
 
 
 def calibration_table(calibration: CalibrationTable) -> str:
@@ -191,7 +191,7 @@ def _policy_cell(policy: Mapping[str, Any], shares_M: Sequence[float]) -> str:
     return policy_name(policy) + " (no row leaves early)" * stays
 
 
-def _exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
+def exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
     cost, problem = outputs.cost, problems.resolve(outputs.problem, outputs.num_classes)
     answer_MB = problems.answer(outputs.logits_MBC, problem)
     rows: list[dict[str, Any]] = [
@@ -208,7 +208,7 @@ def _exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
     return rows
 
 
-def _exit_cells(exits: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def exit_cells(exits: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             **_cost_cells(row["exit"], row["layers"], row["macs"], row["parameters"]),
@@ -224,13 +224,13 @@ def _cost_cells(exit: int, layers: int, macs: int, parameters: int) -> dict[str,
     return {"exit": str(exit), "layers": str(layers), **counts}
 
 
-def _policy_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def policy_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError("no policies' rows were given: sweep at least one policy")
     return [row.to_json() for row in rows]
 
 
-def _policy_cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def policy_cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     speedups = {"layers": "speedup_layers", "MACs": "speedup_macs", "time": "speedup_time"}
     return [
         {

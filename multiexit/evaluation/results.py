@@ -13,10 +13,10 @@ from multiexit.evaluation.metrics import label
 from multiexit.evaluation.outputs import Outputs
 from multiexit.evaluation.report import (
     SMALL,
-    _exit_cells,
-    _exit_rows,
-    _policy_cells,
-    _policy_rows,
+    exit_cells,
+    exit_rows,
+    policy_cells,
+    policy_rows,
     table,
 )
 from multiexit.files import schema
@@ -65,8 +65,8 @@ def results_json(
         "metric": metrics.name(outputs.metric),
         "examples": len(outputs.labels_B),
         "labels": fingerprint(outputs.labels_B),
-        "exits": _exit_rows(outputs),
-        "policies": _policy_rows(rows),
+        "exits": exit_rows(outputs),
+        "policies": policy_rows(rows),
         "epochs": [{k: v for k, v in row.items() if k != "exits"} for row in epochs],
         "weights": history.weights[-1][1] if history and history.weights else None,
     }
@@ -171,8 +171,8 @@ def _section(path: Path, data: dict[str, Any]) -> str:
     if data["epochs"]:
         seconds = sum(row["seconds"] for row in data["epochs"])
         parts.append(f"Epochs of training: {len(data['epochs'])}, in {seconds:.0f} s.")
-    parts += ["If all left at one exit:", table(_exit_cells(data["exits"]), True)]
-    parts += ["If each leaves where the policy says:", table(_policy_cells(data["policies"]), True)]
+    parts += ["If all left at one exit:", table(exit_cells(data["exits"]), True)]
+    parts += ["If each leaves where the policy says:", table(policy_cells(data["policies"]), True)]
     W = data["weights"]
     if W and len(W) <= SMALL:
         parts.append("Learned weights Ω of the loss terms (1 = uniform; own loss on the diagonal):")

@@ -69,7 +69,7 @@ class Scheduler(Generic[AnyGroup]):
         self,
         network: Network[AnyGroup],
         batch_size: int = 32,
-        max_wait: float = 0.02,
+        max_wait: float = 0.0,
         max_rows: int = 1024,
         clock: Callable[[], float] = time.perf_counter,
         on_run: Callable[[int, int, float], None] = lambda exit, rows, seconds: None,

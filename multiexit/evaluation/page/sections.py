@@ -13,7 +13,7 @@ from multiexit.evaluation.page import charts
 from multiexit.evaluation.page.charts import Series
 from multiexit.evaluation.page.markup import Markup, element, table
 from multiexit.evaluation.page.runs import Run
-from multiexit.evaluation.report import _exit_cells, _policy_cells
+from multiexit.evaluation.report import exit_cells, policy_cells
 from multiexit.evaluation.results import nearest
 from multiexit.policies.registry import policy_name
 
@@ -119,9 +119,9 @@ def _tables(run: Run) -> Markup:
     return element(
         "div",
         element("h3", "If all left at one exit"),
-        sortable(_exit_cells(exits), raw),
+        sortable(exit_cells(exits), raw),
         element("h3", "If each leaves where the policy says"),
-        sortable(_policy_cells(rows)),
+        sortable(policy_cells(rows)),
     )
 
 

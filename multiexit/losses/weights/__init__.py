@@ -1,4 +1,9 @@
-"""The weights Ω of the loss terms: how they are parametrised, and how they are learned."""
+"""The weights Ω of the loss terms: how they are parametrised, and how they are learned.
+
+Letters: M exits. W_MM[i, i] weighs exit i's own loss, W_MM[i, j] what i pays to teacher j.
+The loss is (W ∘ A ∘ L).sum(), linear in W, so its gradient in W is A ∘ L: numbers that a forward
+pass already has.
+"""
 
 from multiexit.losses.weights.ascending import Ascending as Ascending
 from multiexit.losses.weights.ascending import GroupDRO as GroupDRO

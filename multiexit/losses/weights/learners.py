@@ -1,8 +1,4 @@
-"""The weights Ω of the loss terms: how they are parametrised, and how they are learned.
-
-Letters: M exits. W_MM[i, i] weighs exit i's own loss, W_MM[i, j] what i pays to teacher j.
-The loss is (W ∘ A ∘ L).sum(), linear in W, so its gradient in W is A ∘ L: numbers that a forward
-pass already has.
+"""How the weights Ω of the loss terms are learned: what each learner computes of their gradient.
 
 Equations, algorithms and sections without another name are those of Zhu, "LeeBERT", ACL 2021.
 """
@@ -288,13 +284,12 @@ class Hyper(Learner):
         [0.0, 1.0, 0.0, 1.0]
     """
 
+    looks_back: ClassVar[bool] = True
     cycle: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_cycle(self.cycle)
-
-    looks_back: ClassVar[bool] = True
 
     def plan(self, step: int, rho: float) -> Plan:
         return Plan(hyper=1.0) if (step + 1) % self.cycle == 0 else Plan()

@@ -79,13 +79,13 @@ def full() -> Baseline:
         return model, parts.fit(model, fine_tune())
 
     return Baseline(
-        "full",
-        "ALBERT-base, BERT-base",
-        "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers",
-        "3.2",
-        2019,
-        "the whole encoder, fine-tuned",
-        train,
+        name="full",
+        rows="ALBERT-base, BERT-base",
+        paper="Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers",
+        section="3.2",
+        year=2019,
+        summary="the whole encoder, fine-tuned",
+        train=train,
     )
 
 
@@ -101,13 +101,13 @@ def first(layers: int = 6) -> Baseline:
         return model, parts.fit(model, fine_tune())
 
     return Baseline(
-        "first",
-        "ALBERT-6L, ALBERT-9L, BERT-6L, BERT-9L",
-        "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers",
-        "3.2",
-        2019,
-        "the first layers, fine-tuned",
-        train,
+        name="first",
+        rows="ALBERT-6L, ALBERT-9L, BERT-6L, BERT-9L",
+        paper="Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers",
+        section="3.2",
+        year=2019,
+        summary="the first layers, fine-tuned",
+        train=train,
     )
 
 
@@ -128,13 +128,13 @@ def layerdrop(layers: int = 6, rate: float = 0.2) -> Baseline:
         return single_exit(whole, keep_layers(dropping.inner, kept)), history
 
     return Baseline(
-        "layerdrop",
-        "LayerDrop",
-        "Fan et al., Reducing Transformer Depth on Demand with Structured Dropout",
-        "3.2",
-        2020,
-        "layers are skipped at random in training; then some go",
-        train,
+        name="layerdrop",
+        rows="LayerDrop",
+        paper="Fan et al., Reducing Transformer Depth on Demand with Structured Dropout",
+        section="3.2",
+        year=2020,
+        summary="layers are skipped at random in training; then some go",
+        train=train,
     )
 
 
@@ -157,26 +157,26 @@ def headprune(share: float = 0.5) -> Baseline:
         return pruned, parts.fit(pruned, fine_tune())
 
     return Baseline(
-        "headprune",
-        "HeadPrune",
-        "Michel, Levy & Neubig, Are Sixteen Heads Really Better than One?",
-        "4",
-        2019,
-        "the least important attention heads are cut out",
-        train,
+        name="headprune",
+        rows="HeadPrune",
+        paper="Michel, Levy & Neubig, Are Sixteen Heads Really Better than One?",
+        section="4",
+        year=2019,
+        summary="the least important attention heads are cut out",
+        train=train,
     )
 
 
 def distilbert() -> Baseline:
     """DistilBERT, or any other short encoder that was distilled before, fine-tuned."""
     return Baseline(
-        "distilbert",
-        "DistillBERT",
-        "Sanh et al., DistilBERT, a distilled version of BERT",
-        "3",
-        2019,
-        "a published short encoder, fine-tuned as it is",
-        full().train,
+        name="distilbert",
+        rows="DistillBERT",
+        paper="Sanh et al., DistilBERT, a distilled version of BERT",
+        section="3",
+        year=2019,
+        summary="a published short encoder, fine-tuned as it is",
+        train=full().train,
     )
 
 
@@ -203,13 +203,13 @@ def pkd(
         return single_exit(student), history
 
     return Baseline(
-        "pkd",
-        "BERT-PKD",
-        "Sun et al., Patient Knowledge Distillation for BERT Model Compression",
-        "3",
-        2019,
-        "the first layers learn from the whole network's answers and layers",
-        train,
+        name="pkd",
+        rows="BERT-PKD",
+        paper="Sun et al., Patient Knowledge Distillation for BERT Model Compression",
+        section="3",
+        year=2019,
+        summary="the first layers learn from the whole network's answers and layers",
+        train=train,
     )
 
 
@@ -235,13 +235,13 @@ def theseus(layers: int = 6, base: float = 0.3, reach: float = 1.0) -> Baseline:
         return successor(ship), history
 
     return Baseline(
-        "theseus",
-        "BERT-of-Theseus",
-        recipe.paper,
-        recipe.section,
-        recipe.year,
-        "short layers replace a network's blocks with rising probability",
-        train,
+        name="theseus",
+        rows="BERT-of-Theseus",
+        paper=recipe.paper,
+        section=recipe.section,
+        year=recipe.year,
+        summary="short layers replace a network's blocks with rising probability",
+        train=train,
     )
 
 

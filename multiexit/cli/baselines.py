@@ -17,6 +17,8 @@ from multiexit.cli.words import (
     spread,
     typed_command,
 )
+from multiexit.files.names import HISTORY, MODEL
+from multiexit.files.paths import check_folder
 
 
 @spread
@@ -85,7 +87,7 @@ def baseline(
         raise ValueError(f"static baselines are of BERT-like encoders, and {these} is images")
     if epochs is not None and max_steps is not None:
         raise ValueError("--epochs and --max-steps both say how long: give one")
-    typed.folder("--output", output)
+    check_folder("--output", output)
     fields = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "lr": lr}
     config = replace(
         experiment.config_for(source.name),
@@ -133,8 +135,8 @@ def baseline(
         if processes().is_main_process:
             if overwrite:
                 run_folder.clear(output)
-            model.save_pretrained(output / run_folder.MODEL, tokenizer)
-            history.save(output / run_folder.HISTORY)
+            model.save_pretrained(output / MODEL, tokenizer)
+            history.save(output / HISTORY)
         for label, some in data.sets.items():
             outputs = collect(model, some, data.metric)
             faster = speedup(measure, model, some)

@@ -21,7 +21,7 @@ from multiexit.evaluation.outputs import Outputs, collect, rows_in_share
 from multiexit.evaluation.targets import TARGETS, Target, mean_ms
 from multiexit.evaluation.temperature_scaling import fit_temperatures
 from multiexit.model.folder import SETTINGS, WEIGHTS, backbone_spec, save_settings
-from multiexit.model.latency import check_latency
+from multiexit.model.latency import Latency, check_latency
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import (
     POLICIES,
@@ -287,6 +287,17 @@ def written(folder: Path, policy: ExitPolicy, before: ExitPolicy | None) -> str:
     return f"written: {folder / SETTINGS}, with the policy {name} ({was})"
 
 
+def latency_of(model: MultiExitModel, folder: Path) -> Latency:
+    """The latency table of a model in a folder; ValueError if there is none of this machine."""
+    if model.latency is None:
+        raise ValueError(
+            f"{folder} has no latency table, which milliseconds and time need: measure one with "
+            f"`multiexit profile {folder}`"
+        )
+    check_latency(model, model.num_exits, model.latency)
+    return model.latency
+
+
 def _policy_chooser(
     model: MultiExitModel,
     folder: Path,
@@ -305,13 +316,7 @@ def _policy_chooser(
         Budget(budget).check(model)
         return lambda outputs: budgeted(outputs, budget)
     if target["milliseconds"] is not None or target["by"] == "time":
-        if model.latency is None:
-            raise ValueError(
-                f"{folder} has no latency table, which milliseconds and time need: measure one "
-                f"with `multiexit profile {folder}`"
-            )
-        check_latency(model, model.num_exits, model.latency)
-        target["latency"] = model.latency
+        target["latency"] = latency_of(model, folder)
     Target(**target)
     if target["risk"] is not None:
         exit_losses.check_classes(model.num_classes, model.problem)

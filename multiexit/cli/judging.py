@@ -8,6 +8,7 @@ import typer
 from multiexit.cli import typed
 from multiexit.cli.row_options import ModelRows
 from multiexit.cli.words import LAST_SEED, Model, Policies, spread, typed_command
+from multiexit.files.paths import check_folder
 
 
 @spread
@@ -34,7 +35,7 @@ def evaluate(
     model = typed.model_folder(model)
     named_policies = [parse(name) for name in policy or []]
     if output is not None:
-        typed.folder("--output", output)
+        check_folder("--output", output)
     loaded, task = sources.load(model, rows)
     for named_policy in named_policies:
         check(named_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
@@ -78,7 +79,7 @@ def sweep(
     if policy not in POLICIES:
         raise unknown("policy", policy, sorted(POLICIES))
     if output is not None:
-        typed.folder("--output", output)
+        check_folder("--output", output)
     loaded, task = sources.load(model, rows)
     folder = output or model.parent / f"sweep-{policy}"
     reporting.check_free(folder, task, overwrite or output is None)
@@ -177,7 +178,7 @@ def calibrate(
         calibrating.check_table({**target, "share": share, "seed": seed}, temperatures)
     else:
         target = calibrating.complete(target, 0.5 if share is None else share)
-    typed.folder("the model's folder", model)
+    check_folder("the model's folder", model)
     loaded, task = sources.load(model, rows)
     if kind is None:
         kind = MaxProb if budget is not None else calibrating.default_kind(loaded)
@@ -222,7 +223,7 @@ def profile(
     sizes = typed.whole_numbers("--batch-sizes", batch_sizes)
     if tokens is not None and data is not None:
         raise ValueError("--tokens and --data both say how long rows are: give one")
-    typed.folder("the model's folder", model)
+    check_folder("the model's folder", model)
     loaded = MultiExitModel.from_pretrained(model).to(typed.device())
     inputs = loaded.backbone.example_inputs()
     if tokens is None:

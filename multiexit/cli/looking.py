@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from multiexit.cli import typed
+from multiexit.files.names import RUN
+from multiexit.files.paths import check_folder
 
 
 def report(
@@ -38,7 +40,7 @@ def report(
         raise ValueError(f"--output {target} is a folder: name a file, such as report.html")
     if not target.parent.is_dir():
         raise ValueError(f"--output {target}: there is no folder {target.parent}")
-    typed.folder("--output", target.parent)
+    check_folder("--output", target.parent)
     page = html_page(runs)
     write(target, lambda path: path.write_text(page, encoding="utf-8"))
     print(f"written: {target} ({len(page.encode()) / 1e6:.2f} MB)")
@@ -100,7 +102,7 @@ def info(
     from multiexit_runner.folder import SETTINGS as EXPORT
 
     folder = typed.model_folder(Path(backbone))
-    if any((folder / name).is_file() for name in (SETTINGS, EXPORT, provenance.NAME)):
+    if any((folder / name).is_file() for name in (SETTINGS, EXPORT, RUN)):
         given = {"--classes": classes, "--exits": exits, "--head": head}
         for option, value in given.items():
             if value is not None:

@@ -8,6 +8,8 @@ import typer
 from multiexit.cli import typed
 from multiexit.cli.row_options import ModelRows
 from multiexit.cli.words import LAST_SEED, Model, spread
+from multiexit.files.names import RUN
+from multiexit.files.paths import check_folder
 
 
 @spread
@@ -50,7 +52,6 @@ def recommend(
     from multiexit.evaluation.recommendation import check_target
     from multiexit.evaluation.recommendation import recommend as choose
     from multiexit.model.folder import backbone_spec, save_settings
-    from multiexit.model.latency import check_latency
     from multiexit.policies.registry import policy_name
     from multiexit_runner.choosing import SMALL
 
@@ -61,15 +62,9 @@ def recommend(
     check_share("share", share, "(0, 1)")
     folder = typed.model_folder(model)
     if write:
-        typed.folder("the model's folder", folder)
+        check_folder("the model's folder", folder)
     loaded, task = sources.load(folder, rows)
-    if milliseconds is not None:
-        if loaded.latency is None:
-            raise ValueError(
-                f"{folder} has no latency table, which milliseconds need: measure one with "
-                f"`multiexit profile {folder}`"
-            )
-        check_latency(loaded, loaded.num_exits, loaded.latency)
+    latency = None if milliseconds is None else calibrating.latency_of(loaded, folder)
     main_set = next(iter(task.sets.values()))
     one = 100 / rows_in_share(len(main_set), share)
     if max_loss is not None and 0 < max_loss < min(one, SMALL):
@@ -83,7 +78,7 @@ def recommend(
         speedup=speedup,
         max_loss=loss,
         milliseconds=milliseconds,
-        latency=loaded.latency,
+        latency=latency,
         batch_size=batch_size or 1,
         own=loaded.policy,
         share=share,
@@ -112,5 +107,5 @@ def recommend(
 
 def _trained_by(folder: Path, recipe: str) -> bool:
     """Whether a run that lies around a model's folder says that it was trained so."""
-    run = folder.parent / "run.json"
+    run = folder.parent / RUN
     return run.is_file() and recipe in run.read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from multiexit.evaluation.judging import Row, sweep
 from multiexit.evaluation.outputs import Outputs, collect
 from multiexit.files import writing
 from multiexit.files.json_files import write_json
+from multiexit.files.names import MODEL, PICTURE, RESULTS
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
 from multiexit.recipes import Recipe
@@ -25,8 +26,6 @@ from multiexit.runtime import processes, versions
 from multiexit.serving.speedup import measured_speedup
 from multiexit.training.experiment import backbone_for, config_for, recipe_for, train
 from multiexit.training.records import run_folder
-
-RESULTS = "results.json"
 
 
 def report_on(
@@ -115,12 +114,12 @@ def write_card(run: Path, task: TaskData, backbone: str | None) -> None:
         backbone: the name that the network came by.
     """
     folder = run if len(task.sets) == 1 else run / next(iter(task.sets))
-    model = run / run_folder.MODEL
-    picture = folder / card.PICTURE
-    writing.write(model / card.PICTURE, lambda path: shutil.copyfile(picture, path))
+    model = run / MODEL
+    picture = folder / PICTURE
+    writing.write(model / PICTURE, lambda path: shutil.copyfile(picture, path))
     card.write_card(
         model,
-        results.read_results(folder / "results.json"),
+        results.read_results(folder / RESULTS),
         name=run.name,
         backbone=Path(backbone).name if backbone and Path(backbone).is_dir() else backbone,
         licence=card.licence_of(backbone),
@@ -162,8 +161,8 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULTS, results.results_json(outputs, rows, history, **about))
     shown_row = rows[results.nearest([row.speedup_layers for row in rows])]
-    pictures.draw_summary(outputs, curves, shown_row, W_MM, folder / "results.png")
-    files = [RESULTS, "results.png"]
+    pictures.draw_summary(outputs, curves, shown_row, W_MM, folder / PICTURE)
+    files = [RESULTS, PICTURE]
     if inputs is not None:
         found = examples.examples_json(outputs, shown_row.policy, inputs, labels)
         write_json(folder / examples.NAME, found)

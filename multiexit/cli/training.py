@@ -25,6 +25,8 @@ from multiexit.cli.words import (
     spread,
     typed_command,
 )
+from multiexit.files.names import MODEL
+from multiexit.files.paths import check_folder
 
 
 def demo(
@@ -40,7 +42,7 @@ def demo(
     """
     from multiexit.cli import reporting
 
-    typed.folder("--output", output)
+    check_folder("--output", output)
     reporting.demo(output, epochs, overwrite)
 
 
@@ -124,7 +126,7 @@ def train(
     from multiexit.training.records import run_folder
     from multiexit.training.search import crossval
 
-    typed.folder("--output", output)
+    check_folder("--output", output)
     if push is not None:
         if seeds is not None:
             raise ValueError("--push uploads one model, and --seeds trains several: leave one out")
@@ -245,6 +247,6 @@ def train(
                 dev: Any = next(iter(read.sets.values()))
                 print(next_steps.after_training(output, model, len(dev), data))
             if push is not None:
-                print(f"pushed: {hub.push(folder / run_folder.MODEL, push, private=private)}")
+                print(f"pushed: {hub.push(folder / MODEL, push, private=private)}")
     if seeds is not None and processes().is_main_process:
         reporting.report_seeds(output, numbers, read, method, other, typed_command())

@@ -28,6 +28,7 @@ from multiexit.cli.words import (
     RecipeName,
     spread,
 )
+from multiexit.files.paths import check_folder
 
 if TYPE_CHECKING:
     from multiexit.training.search.queue import Trial, Tuning
@@ -103,7 +104,7 @@ def tune(
 
     source = sources.find(rows, seed, channels_last=channels_last or None)
     known_as = source.name
-    typed.folder("--output", output)
+    check_folder("--output", output)
     if run_folder.holds_run(output):
         raise ValueError(f"--output {output} holds a run: name another folder, for the search")
     options, places = typed.options(option or []), typed.exits(exits)
@@ -232,7 +233,7 @@ def compare(
     from multiexit.files import json_files
 
     if output is not None:
-        typed.folder("--output", output.absolute().parent)
+        check_folder("--output", output.absolute().parent)
         if output.is_dir():
             raise ValueError(f"--output {output} is a folder: name a file")
     compared = seeds.compare(seeds.read(one), seeds.read(other))

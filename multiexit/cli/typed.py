@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from multiexit.files.paths import check_new, regular_file
+from multiexit.files.paths import check_folder, check_new, regular_file
 
 
 def device() -> Any:
@@ -27,20 +27,6 @@ def model_folder(run: Path) -> Path:
     return of_run(run)
 
 
-def folder(option: str, path: Path) -> None:
-    """Refuse what no folder can be made at.
-
-    Raises:
-        ValueError: a file, or something below one; a folder that isn't to be written in.
-    """
-    parts = (path, *path.absolute().parents)
-    nearest = next(part for part in parts if part.exists() or part.is_symlink())
-    if not nearest.is_dir():
-        raise ValueError(f"{option} {path}: {nearest} is no folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{option} {path}: {nearest} is not to be written in")
-
-
 def new_folder(option: str, path: Path) -> None:
     """Refuse a folder that is to be written, where there is one or none can be made.
 
@@ -48,7 +34,7 @@ def new_folder(option: str, path: Path) -> None:
         ValueError: with its name.
     """
     check_new(path)
-    folder(option, path)
+    check_folder(option, path)
 
 
 def tokenizer(name: str | Path) -> Any:

@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from multiexit import problems
 from multiexit.arguments import in_a_row
-from multiexit.evaluation.report import _exit_cells, _policy_cells, table
+from multiexit.evaluation.report import exit_cells, policy_cells, table
+from multiexit.files.names import PICTURE
 from multiexit.files.writing import write
 from multiexit.model.folder import SETTINGS
 from multiexit.model.settings import read_settings
 from multiexit.policies.registry import policy_name
 
 CARD = "README.md"
-PICTURE = "results.png"
 SHOWN = 12
 """Policies in the card's table, at most."""
 
@@ -81,9 +82,9 @@ def card_text(
             "",
             f"{results['examples']} rows; {results['metric']}.",
             "",
-            table(_exit_cells(results["exits"]), markdown=True),
+            table(exit_cells(results["exits"]), markdown=True),
             "",
-            table(_policy_cells(policies), markdown=True),
+            table(policy_cells(policies), markdown=True),
             "",
         ]
         if picture:
@@ -155,7 +156,7 @@ def facts(settings: Mapping[str, Any]) -> dict[str, str | None]:
 
 def _answers(settings: Mapping[str, Any]) -> str:
     labels, count = settings["labels"], settings["num_classes"]
-    problem = settings.get("problem") or ("regression" if count == 1 else "classification")
+    problem = problems.resolve(settings.get("problem"), count)
     names = f": {in_a_row(labels[:20])}" if labels else ""
     return f"{problem}, {count} output{'s' * (count > 1)}{names}"
 

@@ -13,6 +13,7 @@ import numpy as np
 from multiexit.evaluation import metrics, report, results
 from multiexit.files import schema
 from multiexit.files.json_files import read_table, write_json
+from multiexit.files.names import RESULTS
 from multiexit.policies import registry
 
 FORMAT = 1
@@ -35,7 +36,7 @@ def gather(
     """
     by_set = {}
     for name in sets:
-        inside = "results.json" if len(sets) == 1 else f"{name}/results.json"
+        inside = RESULTS if len(sets) == 1 else f"{name}/{RESULTS}"
         runs = [results.read_results(folder / f"seed-{seed}" / inside) for seed in seeds]
         by_set[name] = _summary(runs, policy)
     data = {"format": FORMAT, "about": about, "seeds": list(seeds), "sets": by_set}

@@ -1,5 +1,6 @@
 """Paths that a user gives: his home, links, and what is no file."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def check_new(folder: Path) -> None:
     """
     if folder.exists():
         raise ValueError(f"{folder} exists already: remove it or name another folder")
+
+
+def check_folder(what: str, folder: Path) -> None:
+    """Refuse a folder that can be neither found nor made, or isn't to be written in.
+
+    Args:
+        what: names it, for the message.
+        folder: it, or where it is to be.
+
+    Raises:
+        ValueError: with what stands in its way.
+    """
+    place = nearest(folder)
+    if not place.is_dir():
+        raise ValueError(f"{what} {str(folder)!r} can't be made: {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{what} {str(folder)!r}: no permission to write in {place}")
 
 
 def regular_file(path: str | Path, inside: Path | None = None) -> Path:

@@ -17,6 +17,7 @@ from multiexit.arguments import IN_PYTHON
 from multiexit.backbones import Backbone, adapters, kinds, rebuild, specs
 from multiexit.backbones.same import rebuild_difference
 from multiexit.files import weights
+from multiexit.files.names import MODEL
 from multiexit.files.paths import nearest, user_path
 from multiexit.files.unreadable import reason
 from multiexit.files.writing import write, write_all
@@ -32,7 +33,7 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 def of_run(run: Path) -> Path:
     """The folder of the model in a run's folder, or that folder itself."""
-    return run / "model" if (run / "model" / SETTINGS).exists() else run
+    return run / MODEL if (run / MODEL / SETTINGS).exists() else run
 
 
 def save_folder(

@@ -7,9 +7,11 @@ from typing import Any
 from multiexit.backbones import kinds, specs
 from multiexit.files import schema
 from multiexit.files.json_files import read_table
+from multiexit.files.names import MODEL, RUN
 from multiexit.model import latency
 from multiexit.policies import calibration_table, registry
 from multiexit.problems import PROBLEMS, resolve
+from multiexit_runner.folder import SETTINGS as EXPORT
 
 FORMAT = 1
 MOST_CLASSES = 2**24
@@ -66,17 +68,17 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: with the file, the key, its value and what would be right.
     """
     if not path.exists():
-        inside = path.parent / "model"
+        inside = path.parent / MODEL
         hint = ""
         if (inside / path.name).exists():
             hint = f"; did you mean {inside}?"
-        elif (path.parent / "export.json").exists():
+        elif (path.parent / EXPORT).exists():
             hint = (
                 "; it is an export, which mx.Classifier and multiexit_runner answer with: judge, "
                 "calibrate and export the model that it was made of (its own numbers, as of int8, "
                 "by Runner.forward: see the documentation on exports)"
             )
-        elif (path.parent / "run.json").exists():
+        elif (path.parent / RUN).exists():
             hint = "; the run in it has left none yet: let it end, or go on with it by --resume"
         elif (path.parent / "config.json").exists():
             hint = "; put exits on it by multiexit.wrap, or `multiexit train --backbone`"

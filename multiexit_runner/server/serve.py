@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from multiexit_runner.folder import SETTINGS
 from multiexit_runner.server.logs import Said, json_lines, log
 from multiexit_runner.server.options import Options, merged, read, words
 from multiexit_runner.server.served import Served, of_export
@@ -34,7 +35,7 @@ def load_export(folder: Path, options: Options) -> Served:
 
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    if not (folder / "export.json").exists():
+    if not (folder / SETTINGS).exists():
         raise ValueError(
             f"{folder} is no export: write one with `multiexit export`, or serve a model folder "
             "with `multiexit serve`, which needs torch"

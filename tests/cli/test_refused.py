@@ -314,5 +314,5 @@ def test_a_folder_that_is_not_to_be_written_in(words, digits, tmp_path, monkeypa
     real = os.access
     writing = os.W_OK | os.X_OK
     monkeypatch.setattr("os.access", lambda path, mode: mode != writing and real(path, mode))
-    one_line(refused(tmp_path, words[0], folder, *words[1:], naming="is not to be written in"))
+    one_line(refused(tmp_path, words[0], folder, *words[1:], naming="no permission to write in"))
     assert written(folder) == before

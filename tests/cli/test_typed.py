@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiexit.cli import typed
+from multiexit.files import paths
 from multiexit_runner.answering import parts
 
 WAYS = {
@@ -87,10 +88,10 @@ def test_lines_of_a_pipe_come_one_by_one_and_are_answered_so():
 
 
 def test_a_folder_that_is_not_to_be_written_in_is_refused_at_once(tmp_path, monkeypatch):
-    typed.folder("--output", tmp_path / "new")
+    paths.check_folder("--output", tmp_path / "new")
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
-    with pytest.raises(ValueError, match=r"^--output .*new: .* is not to be written in$"):
-        typed.folder("--output", tmp_path / "new")
+    with pytest.raises(ValueError, match=r"^--output '.*new': no permission to write in "):
+        paths.check_folder("--output", tmp_path / "new")
 
 
 @pytest.mark.parametrize("value", [True, False, None, 2, 0.5, "lae", (1, 2)])

@@ -7,6 +7,7 @@ from multiexit.evaluation import card, examples
 from multiexit.evaluation.history import History
 from multiexit.evaluation.results import read_results
 from multiexit.files.json_files import read_table
+from multiexit.files.names import HISTORY, MODEL, RESULTS, RUN
 from multiexit.model.folder import SETTINGS
 from multiexit.model.settings import read_settings
 
@@ -41,29 +42,29 @@ def read(folder: Path) -> list[Run]:
         ValueError: there is none, or a file is damaged, by its name.
     """
     places = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-    found = [place for place in places if (place / "results.json").exists()]
+    found = [place for place in places if (place / RESULTS).exists()]
     if not found:
         hint = "name the folder of a run"
-        if (folder / "run.json").exists():
+        if (folder / RUN).exists():
             hint = (
                 "`multiexit train` writes it at a run's end: let it end, go on with it by "
                 "--resume, or judge its model by `multiexit evaluate`"
             )
-        raise ValueError(f"{folder} holds no results.json: {hint}")
+        raise ValueError(f"{folder} holds no {RESULTS}: {hint}")
     return [_one(place, folder) for place in (found[:1] if found[0] == folder else found)]
 
 
 def _one(place: Path, folder: Path) -> Run:
-    results = read_results(place / "results.json")
+    results = read_results(place / RESULTS)
     some = None
     if (place / examples.NAME).exists():
         some = read_table(
             place / examples.NAME, "examples of a run", examples.TABLE, format=examples.FORMAT
         )
-    histories = [path for path in (place, folder) if (path / "history.json").exists()]
-    history = History.load(histories[0] / "history.json") if histories else None
+    histories = [path for path in (place, folder) if (path / HISTORY).exists()]
+    history = History.load(histories[0] / HISTORY) if histories else None
     about = results.get("about")
     title = about.get("title") if isinstance(about, dict) else None
-    models = [path / "model" / SETTINGS for path in (place, folder, place.parent)]
+    models = [path / MODEL / SETTINGS for path in (place, folder, place.parent)]
     kept = next((card.facts(read_settings(path)) for path in models if path.is_file()), None)
     return Run(place, str(title or place.name), results, some, history, kept)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multiexit.evaluation.history import History
+from multiexit.files.names import HISTORY, MODEL
 from multiexit.model.folder import backbone_spec, save_folder
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
@@ -73,7 +74,7 @@ class Keeper:
 
     def load_finished(self, recipe: Recipe) -> bool:
         """Give the model what the finished run saved; False if that isn't whole."""
-        folder = self._output / run_folder.MODEL
+        folder = self._output / MODEL
         if not provenance.finished(self._output, self._checkpoints[-1]):
             return False
         with modes_kept(self.model):
@@ -105,7 +106,7 @@ class Keeper:
         best_name = [checkpoint.name_of(best["phase"], best["step"])] if best else []
         keep = [*self._checkpoints, *best_name]
         checkpoint.save(self._output, name, {"run": self._identity, **state}, keep)
-        history.save(self._output / run_folder.HISTORY)
+        history.save(self._output / HISTORY)
 
     def folder(self, position: Position) -> Path:
         """The folder of a checkpoint."""
@@ -115,9 +116,9 @@ class Keeper:
     def save_model(self, history: History) -> None:
         """Write the model as it is, and the history."""
         if self._config.output is not None and self._first:
-            folder = self._output / run_folder.MODEL
+            folder = self._output / MODEL
             save_folder(folder, self.model, self.model.settings(self._spec), self._tokenizer)
-            history.save(self._output / run_folder.HISTORY)
+            history.save(self._output / HISTORY)
 
     def finish(self) -> None:
         """Write down that the run is complete."""

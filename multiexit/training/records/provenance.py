@@ -26,6 +26,7 @@ from multiexit.data.fingerprint import fingerprint
 from multiexit.evaluation import metrics
 from multiexit.files import schema
 from multiexit.files.json_files import read_table, write_json
+from multiexit.files.names import RUN
 from multiexit.losses import topology
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase, Recipe
@@ -35,7 +36,6 @@ from multiexit.training.phase import factors
 from multiexit.training.records.identity import FREE
 from multiexit.training.records.part_text import PLAIN, part_text
 
-NAME = "run.json"
 FUNCTIONS = FunctionType | BuiltinFunctionType
 CITED = ("name", "paper", "section", "year", "summary", "phases")
 """Fields of a recipe that say where it comes from, and its phases, which are told one by one."""
@@ -105,7 +105,7 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
     Raises:
         ValueError: the `run.json` to keep is damaged.
     """
-    path = folder / NAME
+    path = folder / RUN
     now = {
         "command": shlex.join(sys.orig_argv),
         "arguments": sys.argv[1:],
@@ -127,15 +127,15 @@ def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> Non
 
 def finish(folder: Path, checkpoint: str) -> None:
     """Note in `run.json` that the run is done, model and all, behind its last checkpoint."""
-    facts = _read_run(folder / NAME)
+    facts = _read_run(folder / RUN)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder / NAME, {**facts, "finished": {"checkpoint": checkpoint, "at": now}})
+    write_json(folder / RUN, {**facts, "finished": {"checkpoint": checkpoint, "at": now}})
 
 
 def finished(folder: Path, checkpoint: str) -> bool:
     """Whether `finish` was noted behind this checkpoint."""
     try:
-        noted = _read_run(folder / NAME).get("finished")
+        noted = _read_run(folder / RUN).get("finished")
     except (OSError, ValueError):
         return False
     return isinstance(noted, dict) and noted.get("checkpoint") == checkpoint
@@ -153,9 +153,9 @@ def settings(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the record is damaged.
     """
-    if not (folder / NAME).is_file():
+    if not (folder / RUN).is_file():
         return {}
-    run, plain = _read_run(folder / NAME), TrainConfig()
+    run, plain = _read_run(folder / RUN), TrainConfig()
     recipe, config = (run.get(part) for part in ("recipe", "config"))
     name = {"recipe": recipe.get("name")} if isinstance(recipe, dict) else {}
     defaults = {k: v for k, v in json.loads(json.dumps(vars(plain))).items() if k not in FREE}

@@ -16,23 +16,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from multiexit.files.paths import nearest
+from multiexit.files.names import HISTORY, MODEL, PICTURE, RESULTS, RUN
+from multiexit.files.paths import check_folder
 from multiexit.model.folder import SETTINGS
 from multiexit.runtime import first_process_checks
 from multiexit.training.config import TrainConfig
-from multiexit.training.records import checkpoint, provenance
+from multiexit.training.records import checkpoint
 
 try:
     import fcntl
 except ImportError:  # pragma: no cover (on systems without it, runs aren't kept apart)
     fcntl = None
 
-MODEL = "model"
-HISTORY = "history.json"
 LOCK = ".lock"
 RUN_FILES = (
-    *(checkpoint.FOLDER, MODEL, HISTORY, provenance.NAME),
-    *("results.json", "results.png", "examples.json", "report.html"),
+    *(checkpoint.FOLDER, MODEL, HISTORY, RUN),
+    *(RESULTS, PICTURE, "examples.json", "report.html"),
 )
 """The files that a run leaves behind, which `overwrite` clears away."""
 
@@ -66,7 +65,7 @@ def held(config: TrainConfig) -> Iterator[None]:
     def acquire() -> None:
         _check_place(folder)
         new_folders.extend(part for part in (folder, *folder.parents) if not part.exists())
-        traces = [folder / name for name in (provenance.NAME, LOCK)]
+        traces = [folder / name for name in (RUN, LOCK)]
         began = folder in new_folders or any(path.exists() for path in traces)
         folder.mkdir(parents=True, exist_ok=True)
         lock_files.append(_acquire_lock(folder))
@@ -99,13 +98,9 @@ def clear(folder: Path) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    place = nearest(folder)
-    if not place.is_dir():
-        raise ValueError(f"output {str(folder)!r} can't be made: {place} is no folder")
+    check_folder("output", folder)
     if (folder / SETTINGS).exists():
         raise ValueError(f"output {str(folder)!r} is a saved model, and no run's folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"output {str(folder)!r}: no permission to write in {place}")
 
 
 def _check_run(config: TrainConfig, folder: Path, began: bool) -> None:

@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multiexit import _version
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Take a tensor to float32 at least: bf16 is too coarse for losses and thresholds near 1."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @contextmanager

@@ -1,9 +1,7 @@
-"""CIFAR-10 and CIFAR-100 from torchvision's folder or the hub's parquet files; and the digits.
+"""CIFAR-10 and CIFAR-100 from torchvision's folder or the hub's parquet files.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
-
-from __future__ import annotations
 
 import io
 import json
@@ -16,13 +14,10 @@ import torch
 from torch import Tensor
 
 from multiexit.arguments import unknown
-from multiexit.data.digits import load as digits
 from multiexit.data.images import ImageDataset, Images
 from multiexit.data.sources import canonical, not_found, read_shard, shards
 from multiexit.files.paths import CACHE, home
 from multiexit.losses.labels import check_labels
-
-__all__ = ["NORMALISATIONS", "ImageDataset", "Images", "digits", "load"]
 
 SIZE = 32
 

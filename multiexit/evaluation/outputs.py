@@ -29,7 +29,7 @@ from multiexit.model.cost import Cost
 from multiexit.model.finite import check_finite
 from multiexit.model.model import MultiExitModel
 from multiexit.policies import Certificate, ExitPolicy
-from multiexit.runtime import evaluating, processes
+from multiexit.runtime import evaluating, processes, wide
 from multiexit_runner.user_line import user_level
 
 
@@ -264,7 +264,7 @@ def collect(
             seen = model.run(move(args, device), move(inputs, device))
             sure_MB = None if seen.certainty_MB is None else seen.certainty_MB.float().cpu()
             asked_BT = None if seen.asked_BT is None else seen.asked_BT.cpu()
-            logits_MBC = policies.wide(seen.logits_MBC).cpu()
+            logits_MBC = wide(seen.logits_MBC).cpu()
             labels_B = logits_MBC[-1] if labels_B is None else labels_B.cpu()
             where = f"batch {number} (counted from 0)"
             check_label_shape(labels_B, logits_MBC.shape[1:], model.problem, where)

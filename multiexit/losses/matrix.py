@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from multiexit.losses.criterion import Criterion, Decisions
 from multiexit.losses.labels import check_label_shape, check_labels
 from multiexit.problems import are_vectors
+from multiexit.runtime import wide
 
 Divergence = Literal["ce", "kl", "similarity"]
 
@@ -89,7 +90,7 @@ def loss_matrix(
     criterion = criterion or Criterion()
     _check_arguments(logits_MBC, labels_B, temperature, divergence, criterion)
     with torch.autocast(logits_MBC.device.type, enabled=False):
-        logits_MBC = _wide(logits_MBC)
+        logits_MBC = wide(logits_MBC)
         if not isinstance(temperature, Tensor):
             temperature = float(temperature)  # of numpy's numbers too
         decisions = criterion.decisions(logits_MBC, labels_B, valid_BT)
@@ -132,13 +133,8 @@ def row_losses(
     _check_shapes(logits_MBC, labels_B, criterion)
     M, B = logits_MBC.shape[:2]
     with torch.autocast(logits_MBC.device.type, enabled=False):
-        decisions = criterion.decisions(_wide(logits_MBC), labels_B, valid_BT)
+        decisions = criterion.decisions(wide(logits_MBC), labels_B, valid_BT)
         return B * criterion.own_losses(decisions).view(M, B, -1).sum(-1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """float32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _divergences(

@@ -28,6 +28,7 @@ from multiexit.model.passes import Pass, Segment
 from multiexit.model.placement import Exits, resolve_exits
 from multiexit.model.settings import FORMAT
 from multiexit.policies import CalibrationTable, ExitPolicy, State, from_json
+from multiexit.runtime import wide
 from multiexit_runner.user_line import user_level
 
 RunStage = Callable[[Carry, int], tuple[Carry, Tensor]]
@@ -379,7 +380,7 @@ class MultiExitModel(nn.Module):
         """
         policy = policies.for_problem(policy, self.problem)
         carry, logits_BC, memory = self.segment(exit, carry, memory)
-        wide_BC = policies.wide(logits_BC)
+        wide_BC = wide(logits_BC)
         if exit == 0:
             state = {**state, **policy.init(wide_BC)}
         if exit == self.num_exits - 1:

@@ -5,7 +5,6 @@ from multiexit.policies.base import State as State
 from multiexit.policies.base import answer as answer
 from multiexit.policies.base import per_exit as per_exit
 from multiexit.policies.base import step as step
-from multiexit.policies.base import wide as wide
 from multiexit.policies.calibration_table import CalibrationTable as CalibrationTable
 from multiexit.policies.calibration_table import Setting as Setting
 from multiexit.policies.certificate import Certificate as Certificate

@@ -185,11 +185,6 @@ def _shown(value: Any) -> str:
     )
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """Take a tensor [B, …] to float32 at least: bf16 is too coarse for thresholds near 1."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def need_classes(
     num_classes: int,
     what: str,

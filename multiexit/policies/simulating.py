@@ -11,9 +11,10 @@ from torch import Tensor
 
 from multiexit import problems
 from multiexit.arguments import check_fields
-from multiexit.policies.base import ExitPolicy, answer, step, wide
+from multiexit.policies.base import ExitPolicy, answer, step
 from multiexit.policies.decisions import for_problem
 from multiexit.policies.numbers import Known, Number
+from multiexit.runtime import wide
 from multiexit_runner.user_line import user_level
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from multiexit import problems
 from multiexit.losses.weights.simulated import SimulatedExits
-from multiexit.policies import NormalizedEntropy, normalized_entropy, wide
+from multiexit.policies import NormalizedEntropy, normalized_entropy
 from multiexit.recipes.base import Phase, Recipe, Seen
+from multiexit.runtime import wide
 
 
 def cosee(

@@ -17,9 +17,9 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
 from multiexit.data import cifar
-from multiexit.data.cifar import NORMALISATIONS, ImageDataset, load
+from multiexit.data.cifar import NORMALISATIONS, load
 from multiexit.data.digits import load as digits
-from multiexit.data.images import crop_and_mirror, normalise
+from multiexit.data.images import ImageDataset, Images, crop_and_mirror, normalise
 from multiexit.data.sources import read_shard
 
 NAMES = {"cifar10": [f"kind {i}" for i in range(10)], "cifar100": [f"kind {i}" for i in range(100)]}
@@ -82,7 +82,7 @@ def write_official(folder: Path, name: str, monkeypatch) -> None:
     monkeypatch.setattr(kind, "meta", meta)
 
 
-def check(images: cifar.Images, name: str) -> None:
+def check(images: Images, name: str) -> None:
     for split, expected in ((images.train, pixels(5)), (images.test, pixels(2, seed=1))):
         assert torch.equal(split.images, torch.from_numpy(expected).permute(0, 3, 1, 2))
         assert split.labels.tolist() == list(range(len(expected)))

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 import multiexit as mx
 from multiexit.data import cifar, digits, image_files
+from multiexit.data.images import ImageDataset, Images
 
 GREY = {"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]}
 COLOUR = {"shape": [3, 32, 32], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
@@ -100,8 +101,8 @@ def test_a_sets_own_images_come_out_as_in_training(name, tmp_path):
         images = digits.load()
     else:
         pixels = torch.from_numpy(colours(32, 32)).permute(2, 0, 1)[None]
-        data = cifar.ImageDataset(pixels, torch.zeros(1).long(), *cifar.NORMALISATIONS["cifar10"])
-        images = cifar.Images(data, data, ("cat",), data.mean, data.std)
+        data = ImageDataset(pixels, torch.zeros(1).long(), *cifar.NORMALISATIONS["cifar10"])
+        images = Images(data, data, ("cat",), data.mean, data.std)
     for row in range(min(5, len(images.test))):
         picture = Image.fromarray(images.test.images[row].permute(1, 2, 0).squeeze().numpy())
         got = read(picture, images.preprocessing, tmp_path)

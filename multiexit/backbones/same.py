@@ -112,8 +112,8 @@ def _module_difference(remade: nn.Module, original: nn.Module, top: bool) -> str
 
     The backbone itself may be one that runs the same layers otherwise in training.
     """
-    if not top and _class(remade) is not _class(original):
-        return f"a {_class(original).__name__}, made again a {_class(remade).__name__}"
+    if not top and class_of(remade) is not class_of(original):
+        return f"a {class_of(original).__name__}, made again a {class_of(remade).__name__}"
     for kind in ("_parameters", "_buffers"):
         mine, theirs = getattr(remade, kind), getattr(original, kind)
         if mine.keys() != theirs.keys():
@@ -138,7 +138,7 @@ def _module_difference(remade: nn.Module, original: nn.Module, top: bool) -> str
 _ABSENT = "absent"
 
 
-def _class(module: nn.Module) -> type:
+def class_of(module: nn.Module) -> type:
     """A module's class, also where FSDP2 or a parametrisation made a subclass of it."""
     if isinstance(module, fx.GraphModule):
         return fx.GraphModule

@@ -15,7 +15,7 @@ from torch import nn
 
 from multiexit.arguments import IN_PYTHON
 from multiexit.backbones import Backbone, adapters, kinds, rebuild, specs
-from multiexit.backbones.same import rebuild_difference
+from multiexit.backbones.same import class_of, rebuild_difference
 from multiexit.files import weights
 from multiexit.files.names import MODEL
 from multiexit.files.paths import nearest, user_path
@@ -143,6 +143,14 @@ def read_folder(
             f"{IN_PYTHON}"
         )
     _check_weights(settings, path, backbone, head)
+    saved = settings.get("backbone_class")
+    given = None if backbone is None else class_of(backbone).__qualname__
+    if None not in (saved, given) and saved != given:
+        warnings.warn(
+            f"the backbone in {path} was a {saved}, and a {given} is given: it takes the saved "
+            "weights, and may compute something else with them",
+            stacklevel=user_level(),
+        )
     return path, settings
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from multiexit import policies, problems
 from multiexit.backbones import Backbone, Carry, adapters, copied, rebuild
+from multiexit.backbones.own_rows import check_own
+from multiexit.backbones.same import class_of
 from multiexit.files import weights
 from multiexit.files.paths import user_path
 from multiexit.losses import class_names, gradients
@@ -65,7 +67,8 @@ class MultiExitModel(nn.Module):
     Raises:
         ValueError: exits out of range, unsorted, repeated or none; no number of outputs, and no
             head of the network's own that tells it; a head that doesn't fit; names that are no list
-            of C different ones.
+            of C different ones; a backbone of a class of your own in which a row needs the others
+            of its batch, seen on two rows.
 
     Attributes:
         exits: the stage of each exit.
@@ -102,6 +105,7 @@ class MultiExitModel(nn.Module):
                 f"a MultiExitModel takes a Backbone, got {type(backbone).__name__}: "
                 "call multiexit.wrap(…) on it first"
             )
+        check_own(backbone)
         self.backbone = backbone
         self.exits = resolve_exits(exits, backbone)
         if num_classes is None and problem == "embedding":
@@ -539,6 +543,7 @@ class MultiExitModel(nn.Module):
         return {
             "format": FORMAT,
             "backbone": spec,
+            **({} if spec else {"backbone_class": class_of(self.backbone).__qualname__}),
             "num_classes": self.num_classes,
             "problem": self.problem,
             "exits": list(self.exits),
@@ -584,6 +589,9 @@ class MultiExitModel(nn.Module):
         Raises:
             ValueError: no such folder; a file cut short, of another version, or with missing
                 tensors; a backbone, head or policy of the user's own that isn't passed.
+
+        Warns:
+            UserWarning: a backbone of another class than the saved one's.
         """
         path, settings = read_folder(folder, backbone, head, revision, token)
         try:

@@ -57,6 +57,7 @@ TABLE = schema.table(
         "problem": schema.one_of(*PROBLEMS),
         "calibration": schema.optional(calibration_table.TABLE),
         "weights": schema.text,
+        "backbone_class": schema.text,
     },
 )
 

@@ -242,6 +242,46 @@ def test_an_edited_instance_of_timm_asks_for_its_backbone(tmp_path):
     assert same_tensors(model, mx.MultiExitModel.from_pretrained(tmp_path, backbone=edited()))
 
 
+class Plain(mx.Backbone):
+    """A backbone of the user's own."""
+
+    activation = staticmethod(torch.relu)
+
+    def __init__(self):
+        super().__init__(feature_shapes=[(4,)])
+        self.layer = nn.Linear(4, 4)
+
+    def start(self, x):
+        return {"x": x}
+
+    def stage(self, carry, index):
+        x = self.activation(self.layer(carry["x"]))
+        return {"x": x}, x
+
+    def stage_module(self, index):
+        return self.layer
+
+    def example_inputs(self, batch=1):
+        return {"x": torch.zeros(batch, 4)}
+
+
+class Bounded(Plain):
+    """Another one with tensors of the same names and shapes."""
+
+    activation = staticmethod(torch.tanh)
+
+
+def test_a_backbone_of_another_class_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="must pass backbone="):
+        mx.MultiExitModel(Plain(), 3).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mx.MultiExitModel.from_pretrained(tmp_path, backbone=Plain())
+    with pytest.warns(UserWarning, match="was a Plain, and a Bounded is given") as said:
+        mx.MultiExitModel.from_pretrained(tmp_path, backbone=Bounded())
+    assert said[0].filename == __file__
+
+
 # Damage
 
 

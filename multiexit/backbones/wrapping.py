@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import singledispatch
+from functools import singledispatch, wraps
 from inspect import signature
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,7 +25,33 @@ from multiexit.files.unreadable import reason
 from multiexit.runtime import buffers_kept
 from multiexit_runner.user_line import user_level
 
+Wrap = TypeVar("Wrap", bound=Callable[..., Backbone])
 
+
+def _checked(wrap: Wrap) -> Wrap:
+    """The function, refusing what the adapter of a module's class doesn't take."""
+
+    @wraps(wrap)  # and its `register`
+    def checked(module: Any, **options: Any) -> Backbone:
+        adapter = wrap.dispatch(type(module))  # type: ignore[attr-defined]
+        try:
+            takes = signature(adapter).parameters.values()
+        except ValueError:  # of a function in C
+            return wrap(module, **options)
+        names = [p.name for p in takes if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)][1:]
+        if not any(p.kind is p.VAR_KEYWORD for p in takes):
+            for name in options:
+                if name not in names:
+                    raise ValueError(
+                        f"wrapping this {type(module).__name__} takes no {name}=, but "
+                        f"{', '.join(names) or 'nothing beside it'}"
+                    )
+        return wrap(module, **options)
+
+    return checked  # type: ignore[return-value]
+
+
+@_checked
 @singledispatch
 def wrap(
     module: Any,

@@ -215,6 +215,11 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
         labels = batch[1]
     if isinstance(labels, tuple | list) and labels and isinstance(labels[0], str):
         got = f"words such as {labels[0]!r}: give class numbers, classes.index(name)"
+    if isinstance(batch, tuple | list) and len(batch) > 2:
+        got = (
+            f"{len(batch)} parts: several inputs go by name, as in a dict; weights of rows aren't "
+            "read (TrainConfig's class_weights and sampling weigh classes)"
+        )
     if any(hasattr(x, "__array__") and not isinstance(x, Tensor) for x in (batch, labels)):
         got = "an array: make tensors of arrays, torch.from_numpy(x)"
     raise ValueError(

@@ -74,7 +74,8 @@ def loss_matrix(
 
     Raises:
         ValueError: shapes that don't fit, an empty batch, τ ≤ 0, or τ ≠ 1 of vectors, a divergence
-            of other outputs, or (on the CPU) labels outside the classes.
+            of other outputs, `valid_BT` of other outputs than tokens', or (on the CPU) labels
+            outside the classes.
 
     Example:
         >>> import torch, multiexit as mx
@@ -89,6 +90,7 @@ def loss_matrix(
     """
     criterion = criterion or Criterion()
     _check_arguments(logits_MBC, labels_B, temperature, divergence, criterion)
+    _check_valid(valid_BT, criterion)
     with torch.autocast(logits_MBC.device.type, enabled=False):
         logits_MBC = wide(logits_MBC)
         if not isinstance(temperature, Tensor):
@@ -131,6 +133,7 @@ def row_losses(
     """
     criterion = criterion or Criterion()
     _check_shapes(logits_MBC, labels_B, criterion)
+    _check_valid(valid_BT, criterion)
     M, B = logits_MBC.shape[:2]
     with torch.autocast(logits_MBC.device.type, enabled=False):
         decisions = criterion.decisions(wide(logits_MBC), labels_B, valid_BT)
@@ -208,6 +211,14 @@ def _check_arguments(
     criterion.check(logits_MBC.shape[-1])
     if labels_B is not None and looks:
         check_labels(labels_B, logits_MBC.shape[-1], problem=criterion.problem)
+
+
+def _check_valid(valid_BT: Tensor | None, criterion: Criterion) -> None:
+    if valid_BT is not None and criterion.problem != "token-classification":
+        raise ValueError(
+            "valid_BT says which tokens count, and these outputs are of whole rows: leave it out, "
+            "or pass criterion=Criterion('token-classification')"
+        )
 
 
 def _check_shapes(logits_MBC: Tensor, labels_B: Tensor | None, criterion: Criterion) -> None:

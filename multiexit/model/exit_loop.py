@@ -7,8 +7,9 @@ Letters: M exits, B batch rows, C classes.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -240,6 +241,21 @@ def check_evaluating(model: nn.Module) -> None:
         name = next(name for name, part in model.named_modules() if part.training)
         where = f" of its part {name}" if name else ""
         raise ValueError(f"predict in train mode{where} would be random: call model.eval() first")
+
+
+def check_names(start: Callable[..., Any], names: Iterable[str]) -> None:
+    """Refuse inputs that a backbone's `start` doesn't take by name, by a ValueError."""
+    takes = signature(start).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        return
+    for name in names:
+        if name not in takes:
+            engine = (
+                "; it goes with a call of an engine, multiexit.Engine(model, policy).predict(…)"
+                if name == "max_exit"
+                else ""
+            )
+            raise ValueError(f"the network takes no {name}=, but {', '.join(takes)}{engine}")
 
 
 def _trains(model: nn.Module) -> bool:

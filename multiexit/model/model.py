@@ -277,7 +277,8 @@ class MultiExitModel(nn.Module):
 
         Raises:
             ValueError: in train mode; a policy that doesn't fit the model, or whose step is
-                malformed; no input tensor; NaN or infinite logits, named by exit and row.
+                malformed; no input tensor, or one of a name that the network doesn't take; NaN or
+                infinite logits, named by exit and row.
         """
         if not isinstance(policy, ExitPolicy):
             got = repr(policy) if isinstance(policy, str | type) else type(policy).__name__
@@ -287,6 +288,7 @@ class MultiExitModel(nn.Module):
             )
         policies.check(policy, self.num_exits, self.num_classes, self.problem)
         exit_loop.check_evaluating(self)
+        exit_loop.check_names(self.backbone.start, [n for n in inputs if n not in self.own_inputs])
         rows = exit_loop.num_rows(args, inputs)
         answer = exit_loop.empty_prediction(
             self.answer_shape(args, inputs), next(self.parameters())
@@ -428,9 +430,11 @@ class MultiExitModel(nn.Module):
             read_BT = carry.get("valid_BT")  # what a backbone filled up is more than was asked
             read_BT = carry["asked_BT"] if read_BT is None else read_BT
             wanted = (*read_BT.shape, self.num_classes)
-        if logits_BC.shape != wanted:
+        if not isinstance(logits_BC, Tensor) or logits_BC.shape != wanted:
+            tensor = isinstance(logits_BC, Tensor)
+            gives = tuple(logits_BC.shape) if tensor else f"a {type(logits_BC).__name__}"
             raise ValueError(
-                f"the head of exit {exit} gives {tuple(logits_BC.shape)}; for {len(feature)} rows "
+                f"the head of exit {exit} gives {gives}; for {len(feature)} rows "
                 f"and {self.num_classes} classes it must give {wanted}"
             )
         return self._answer(logits_BC, carry), memory

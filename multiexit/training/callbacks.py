@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from multiexit import randomness
+from multiexit.arguments import unknown
 from multiexit.evaluation.history import History
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
@@ -118,7 +120,7 @@ class Calls:
         callbacks: the user's.
 
     Raises:
-        ValueError: one that is no callback.
+        ValueError: one that is no callback, or has a method that can't be called.
     """
 
     def __init__(self, watchers: Sequence[Callback], callbacks: Sequence[Callback]):
@@ -182,6 +184,24 @@ def _check(callbacks: Any) -> None:
             is_class = isinstance(callback, type)
             what = f"the class {callback.__name__}" if is_class else repr(callback)
             raise ValueError(f"callbacks are instances of multiexit.Callback; got {what}")
+        _check_methods(callback)
+
+
+def _check_methods(callback: Callback) -> None:
+    """Refuse a method that is never called, as by another library's name, or takes other facts."""
+    hooks = [name for name in vars(Callback) if name.startswith("on_")]
+    for name in dir(type(callback)):
+        if name.startswith("on_") and name not in hooks:
+            raise ValueError(unknown("method of a callback called", name, hooks))
+    for name in hooks:
+        facts = [*signature(getattr(Callback, name)).parameters][1:]
+        try:
+            signature(getattr(callback, name)).bind(*facts)
+        except TypeError as error:
+            raise ValueError(
+                f"{type(callback).__name__}.{name} is called as {name}({', '.join(facts)}), and "
+                f"takes others: {error}"
+            ) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from multiexit.data.batches import has_labels, is_rows, labels_of
 from multiexit.evaluation import metrics
 from multiexit.evaluation.budget import Budget
 from multiexit.evaluation.experts import Experts
+from multiexit.losses.gradients import check_split
 from multiexit.losses.labels import check_labels
 from multiexit.losses.matrix import check_divergence
 from multiexit.losses.temperature import Constant
@@ -245,6 +246,9 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
             "leave it out"
         )
     _check_sampling(model, config)
+    for phase in recipe.phases:
+        if phase.surgery is not None:
+            check_split(phase.surgery, model.num_exits)
     if config.layer_decay is not None:
         layer_decay.factors(model, config.layer_decay)
     if not config.compile:

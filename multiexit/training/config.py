@@ -242,6 +242,7 @@ class TrainConfig:
             ("milestones", self.schedule != "step", f"schedule={self.schedule!r}"),
             ("momentum", self.optimizer != "sgd", f"optimizer={self.optimizer!r}"),
             ("checkpoint_every", self.output is None, "output=None"),
+            ("keep_checkpoints", self.output is None, "output=None"),
         ):
             if idle and getattr(self, name) != default[name]:
                 warnings.warn(

@@ -501,6 +501,23 @@ def test_an_adapter_is_registered_with_one_function():
     assert answers.shape == (9, 3)
 
 
+class Cottage(Tower):
+    """Another one, whose adapter takes nothing else."""
+
+
+def test_what_an_adapter_does_not_take_is_refused_by_name():
+    @mx.wrap.register(Cottage)
+    def _(module):
+        return TowerBackbone(module)
+
+    with pytest.raises(ValueError, match=r"this Cottage takes no input_shape=, but nothing besi"):
+        mx.wrap(Cottage(), input_shape=(4,))
+    with pytest.raises(ValueError, match=r"this Sequential takes no pretrained=, but stages, stem"):
+        mx.wrap(mlp(), pretrained=True)
+    with pytest.raises(ValueError, match=r"this TowerBackbone takes no stages=, but classifier"):
+        mx.wrap(mx.wrap(Cottage()), stages=["floors"])
+
+
 # Refusals
 
 

@@ -238,6 +238,12 @@ def test_labels_that_are_words_are_named(batch):
         batches.unpack(batch)
 
 
+def test_weights_of_rows_are_no_part_of_a_batch():
+    x, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"got 3 parts: .*weights of rows aren't read"):
+        batches.unpack((x, y, torch.ones(2)))
+
+
 @pytest.mark.parametrize(
     "batch", [np.zeros((2, 3)), (torch.zeros(2, 3), np.zeros(2)), {"labels": np.zeros(2)}]
 )

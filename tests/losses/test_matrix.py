@@ -167,6 +167,13 @@ def test_bad_input_is_named(logits, labels, tau, message):
         mx.loss_matrix(logits, labels, tau)
 
 
+def test_tokens_of_whole_rows_are_refused():
+    logits_MBC, labels_B = torch.zeros(2, 3, 4), torch.tensor([0, 1, 2])
+    for loss in (mx.loss_matrix, row_losses):
+        with pytest.raises(ValueError, match=r"valid_BT says which tokens count.*leave it out"):
+            loss(logits_MBC, labels_B, valid_BT=torch.ones(3, 5, dtype=torch.bool))
+
+
 def test_an_unknown_divergence_is_refused():
     with pytest.raises(ValueError, match="js"):
         mx.loss_matrix(torch.zeros(2, 3, 4), torch.tensor([0, 1, 2]), divergence="js")

@@ -332,6 +332,28 @@ def test_a_bare_module_is_refused():
         mx.MultiExitModel(nn.Linear(2, 2), 3)  # type: ignore[arg-type]
 
 
+class Two(nn.Linear):
+    """A head that gives its feature too."""
+
+    def forward(self, feature):
+        return super().forward(feature), feature
+
+
+def test_a_head_that_gives_more_than_logits_is_refused(make_backbone):
+    model = mx.MultiExitModel(make_backbone("mlp"), 3, head=lambda shape, C: Two(shape[0], C))
+    (x,) = model.example_inputs().values()
+    with pytest.raises(ValueError, match=r"exit 0 gives a tuple; .*it must give \(1, 3\)"):
+        model.eval()(x)
+
+
+def test_inputs_that_the_network_does_not_take_are_refused_by_name(mlp):
+    model, inputs = mlp
+    with pytest.raises(ValueError, match=r"takes no max_exit=, but x; it goes with .*Engine"):
+        model.predict(mx.Entropy(0.5), **inputs, max_exit=1)
+    with pytest.raises(ValueError, match=r"takes no mask=, but x$"):
+        model.predict(mx.Entropy(0.5), **inputs, mask=None)
+
+
 def test_a_half_precision_backbone_gets_heads_of_its_kind(make_backbone, text):
     model = mx.MultiExitModel(make_backbone("bert").bfloat16(), 3).eval()
     assert model(**text(3)).dtype == torch.bfloat16

@@ -55,6 +55,28 @@ class Noting(mx.Callback):
         self.note(run, "end")
 
 
+class Early(mx.Callback):
+    def on_epoch_end(self, run):
+        """Of another library."""
+
+
+class Short(mx.Callback):
+    def on_step(self, run):
+        """Without the losses."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Early, "no method of a callback called 'on_epoch_end': did you mean 'on_end'"),
+        (Short, r"Short.on_step is called as on_step\(run, row\), and takes others"),
+    ],
+)
+def test_methods_that_are_never_called_or_cannot_be_are_refused(kind, said):
+    with pytest.raises(ValueError, match=said):
+        mx.Trainer(chain(), mx.recipe("joint"), config(), callbacks=[kind()])
+
+
 class Stopping(mx.Callback):
     """Stops the first phase at a step."""
 

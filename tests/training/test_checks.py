@@ -22,6 +22,7 @@ from helpers import (
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 import multiexit as mx
+from multiexit.losses.gradients import Surgery
 
 # What a method can't serve
 
@@ -51,6 +52,33 @@ REFUSED = {
     "no dev set for temperatures": ("right-tool", lambda: linear_chain("+mix"), "pass dev="),
     "no dev set for a budget": ("msdnet", linear_chain, "pass dev="),
 }
+
+
+@pytest.mark.parametrize(
+    ("extra", "got"),
+    [
+        (lambda seen: None, "got None"),
+        (lambda seen: seen.logits_MBC.mean().item(), r"got -?\d"),
+        (lambda seen: seen.logits_MBC.mean((0, 2)), r"got \[1\]"),
+    ],
+)
+def test_an_extra_loss_that_is_no_scalar_is_refused(extra, got):
+    with pytest.raises(ValueError, match=f"extra loss gives a scalar, .*{got}"):
+        mx.Trainer(chain(), phased({"extra": extra}), config())
+
+
+class Half(Surgery):
+    def split(self, factors_MM):
+        return [factors_MM.diag().diag()]
+
+    def merge(self, parts, shared):
+        return [sum(same) for same in zip(*parts, strict=True)]
+
+
+def test_a_surgery_that_leaves_terms_out_is_refused():
+    recipe = phased({"topology": "last", "surgery": Half()})
+    with pytest.raises(ValueError, match=r"Half.split must cut the factors into parts .* that sum"):
+        mx.Trainer(linear_chain(), recipe, config())
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -112,6 +112,7 @@ def test_numbers_of_numpy_become_plain_ones(tmp_path):
         ({"milestones": (0.1,)}, r"milestones=\(0.1,\) has no effect with schedule='linear'"),
         ({"momentum": 0.5}, "momentum=0.5 has no effect with optimizer='adamw'"),
         ({"checkpoint_every": 5}, "checkpoint_every=5 has no effect with output=None"),
+        ({"keep_checkpoints": 5}, "keep_checkpoints=5 has no effect with output=None"),
     ],
 )
 def test_what_has_no_effect_is_named(changes, said):

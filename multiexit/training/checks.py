@@ -249,6 +249,12 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
     for phase in recipe.phases:
         if phase.surgery is not None:
             check_split(phase.surgery, model.num_exits)
+    if config.label_smoothing and not any(learns_from_labels(model, p) for p in recipe.phases):
+        warnings.warn(
+            f"label_smoothing={config.label_smoothing} has no effect with {recipe.name!r}, which "
+            "learns from teachers alone",
+            stacklevel=user_level(),
+        )
     if config.layer_decay is not None:
         layer_decay.factors(model, config.layer_decay)
     if not config.compile:

@@ -67,6 +67,12 @@ def test_an_extra_loss_that_is_no_scalar_is_refused(extra, got):
         mx.Trainer(chain(), phased({"extra": extra}), config())
 
 
+def test_smoothing_of_labels_that_none_reads_is_warned_of():
+    taught = phased({"topology": "last", "coefficients": mx.coefficients.teachers_only})
+    with pytest.warns(UserWarning, match=r"label_smoothing=0.1 has no effect with 'phased'"):
+        mx.Trainer(linear_chain(), taught, config(label_smoothing=0.1))
+
+
 class Half(Surgery):
     def split(self, factors_MM):
         return [factors_MM.diag().diag()]

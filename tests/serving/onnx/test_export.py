@@ -90,7 +90,8 @@ class Nested(mx.Backbone):
         return {"x": x, "side": {"shift": shift, "none": None}, "size": size}
 
     def stage(self, carry, index):
-        x = torch.tanh(self.layers[index](carry["x"])) * carry["size"] + carry["side"]["shift"]
+        scale = 2 if carry["size"] > 0 else 1
+        x = torch.tanh(self.layers[index](carry["x"])) * scale + carry["side"]["shift"]
         if self.tampered and torch.compiler.is_compiling():
             x = x + 0.01
         return {**carry, "x": x}, x

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from multiexit.backbones.classifier import NetworkHead
 from multiexit.backbones.graphs import cut_places
 from multiexit.backbones.graphs.tracing import Trace, follow
+from multiexit.backbones.graphs.writes import Unfollowed
 from multiexit.backbones.running import like_parameters, random_rows
 from multiexit.backbones.sequential import SequentialBackbone
 from multiexit.backbones.verify import check_rows, mismatch
@@ -75,6 +76,7 @@ def from_module(
             else "It has no parts that could be stages: wrap the network that it belongs to, or "
             "make each of its layers a module"
         )
+        works = error.works if isinstance(error, Unfollowed) else works
         raise ValueError(
             f"can't cut this {type(module).__name__} into stages by itself: {reason}. {works}; or "
             "an adapter, @multiexit.wrap.register(YourClass)"

@@ -12,6 +12,13 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 from torch.nn import functional
 
+from multiexit.backbones.graphs.writes import (
+    Unfollowed,
+    Watch,
+    attributes_kept,
+    refuse_unread,
+    state_refused,
+)
 from multiexit.backbones.one_input import needed_inputs
 from multiexit.runtime import modes_kept
 
@@ -170,27 +177,39 @@ def _trace(
     module: nn.Module, training: bool, whole: set[type[nn.Module]]
 ) -> Trace | type[nn.Module]:
     """A trace in one mode; the class of the innermost module that couldn't be followed, if any."""
-    tracer = _Tracer(whole)
-    names, buffers = set(vars(module)), set(module._buffers)
+    tracer = _Tracer(module, whole)
     parameters = list(signature(module.forward).parameters.values())
     defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
     if needed_inputs(module) != [parameter.name for parameter in parameters[:1]]:
         raise ValueError(f"its forward takes {', '.join(map(str, parameters))}, not one tensor")
-    with modes_kept(module), mock.patch.object(nn.TransformerEncoder, "forward", _run_layers):
+    with (
+        attributes_kept(module),
+        modes_kept(module),
+        mock.patch.object(nn.TransformerEncoder, "forward", _run_layers),
+    ):
         module.train(training)
+        names, buffers = set(vars(module)), set(module._buffers)
         try:
-            graph = tracer.trace(module, defaults)
+            with tracer.watch, state_refused(module):
+                graph = tracer.trace(module, defaults)
         except Exception as error:  # whatever a forward says to a tensor without values
             if tracer.culprit is None:
+                if isinstance(error, Unfollowed):
+                    raise
                 why, *_ = str(error).split(". ") if isinstance(error, TraceError) else [error]
                 raise ValueError(f"its forward can't be followed: {why}") from error
             return tracer.culprit
-        finally:  # tensors that the forward makes are put into the module
-            extras = {name: vars(module)[name] for name in set(vars(module)) - names}
-            extras |= {name: module._buffers[name] for name in set(module._buffers) - buffers}
-            for name in extras:
-                delattr(module, name)
+        # Tensors that the forward makes are put into the module.
+        extras = {name: vars(module)[name] for name in set(vars(module)) - names}
+        extras |= {name: module._buffers[name] for name in set(module._buffers) - buffers}
     traced = Trace(module, graph, extras)
+    for node in graph.nodes:
+        try:
+            refuse_unread(node, traced.layer(node))
+        except Unfollowed:
+            if not (owners := around(node)):
+                raise
+            return owners[-1][1]
     _name_dropouts(traced, training)
     return traced
 
@@ -217,8 +236,9 @@ def _check_output(traced: Trace) -> None:
 class _Tracer(fx.Tracer):
     """Goes into modules with parts, but for some classes."""
 
-    def __init__(self, whole: set[type[nn.Module]]):
+    def __init__(self, module: nn.Module, whole: set[type[nn.Module]]):
         super().__init__(param_shapes_constant=True)
+        self.watch = Watch(module)
         self.whole = whole
         self.culprit: type[nn.Module] | None = None
 
@@ -228,6 +248,13 @@ class _Tracer(fx.Tracer):
         is_torchs = super().is_leaf_module(m, module_qualified_name)
         return is_torchs and not isinstance(m, nn.TransformerEncoder)
 
+    def create_node(
+        self, kind: str, target: Any, args: tuple[Any, ...], *rest: Any, **options: Any
+    ) -> fx.Node:
+        if kind in ("call_function", "call_method"):
+            self.watch.check(target, args)
+        return super().create_node(kind, target, args, *rest, **options)
+
     def call_module(
         self,
         m: nn.Module,
@@ -236,7 +263,8 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         try:
-            return super().call_module(m, forward, args, kwargs)
+            with state_refused(m):
+                return super().call_module(m, forward, args, kwargs)
         except Exception:
             if not self.is_leaf_module(m, ""):
                 self.culprit = self.culprit or type(m)

@@ -5,6 +5,9 @@ Letters: B batch rows.
 
 import copy
 import pickle
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -543,7 +546,11 @@ class Divides(Net):
     ("net", "message"),
     [
         (Asks(), "forward can't be followed.*control flow"),
-        (Two(), "no single tensor but tuple"),
+        (Two(), r"gives a tuple, no single tensor. What works: .*return self.net\(x\)\[0\]"),
+        (
+            Net(end=lambda net, x: x.view(len(x), -1)),
+            "asks for len.*works: x.shape.0. in its place",
+        ),
         (Pair(), "its forward takes x, y, not one tensor"),
         (Parallel(), r"fewer than two places.*of \['a', 'b'\]"),
         (Late(), r"for the last time, 0% of the compute is done"),
@@ -557,6 +564,45 @@ class Divides(Net):
 def test_what_cannot_be_cut_is_refused_with_what_works(net, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         cuts.from_module(net, torch.zeros(1, *SHAPE))
+
+
+class Named(NamedTuple):
+    logits: torch.Tensor
+    feature: torch.Tensor
+
+
+@dataclass
+class Outputs:
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("give", "entry"),
+    [
+        (lambda x: {"logits": x}, "['logits']"),
+        (lambda x: [x, x], "[0]"),
+        (lambda x: Named(x, x), "[0]"),
+        (lambda x: Outputs(logits=x), ".logits"),
+    ],
+)
+def test_the_wrapper_that_gives_one_tensor_of_several_is_named_and_works(give, entry):
+    class Gives(Vectors):
+        def forward(self, x):
+            return give(super().forward(x))
+
+    class One(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return eval(f"self.net(x){entry}")
+
+    net = Gives(lambda net, x: x).eval()
+    with pytest.raises(ValueError, match=rf"return self.net\(x\){re.escape(entry)};"):
+        mx.wrap(net, input_shape=(8,))
+    backbone, x = mx.wrap(One(net), input_shape=(8,)), torch.randn(2, 8)
+    assert torch.equal(whole(backbone.eval(), x), One(net)(x))
 
 
 @pytest.mark.parametrize("options", [{}, {"input_shape": SHAPE}, {"stages": ["a"]}])

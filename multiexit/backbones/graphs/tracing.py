@@ -229,8 +229,26 @@ def _run_layers(
 
 def _check_output(traced: Trace) -> None:
     (output,) = next(iter(reversed(traced.graph.nodes))).args
-    if not isinstance(output, fx.Node):
-        raise ValueError(f"its forward gives no single tensor but {type(output).__name__}")
+    kind, entry = type(output), "[0]"
+    match output:
+        case fx.Node(target=type() as kind):  # a dataclass or a tuple with names
+            entry = f".{next(iter(output.kwargs))}" if output.kwargs else entry
+        case fx.Node():
+            return
+        case dict():
+            entry = f"[{next(iter(output), 0)!r}]"
+        case None:
+            raise ValueError("its forward gives nothing")
+    raise Unfollowed(
+        f"its forward gives a {kind.__name__.removeprefix('immutable_')}, no single tensor",
+        "What works: wrap a module of your own that holds this one as self.net and gives one of "
+        f"its tensors, return self.net(x){entry}",
+    )
+
+
+class _Proxy(fx.Proxy):
+    def __len__(self) -> int:
+        raise Unfollowed("its forward asks for len(x)", "What works: x.shape[0] in its place")
 
 
 class _Tracer(fx.Tracer):
@@ -241,6 +259,9 @@ class _Tracer(fx.Tracer):
         self.watch = Watch(module)
         self.whole = whole
         self.culprit: type[nn.Module] | None = None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in self.whole or next(m.children(), None) is None:

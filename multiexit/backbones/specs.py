@@ -41,7 +41,8 @@ RATE = number(0, 1)
 NUMBER = number()
 
 TIMM_ARGUMENTS: dict[str, Check] = {
-    **dict.fromkeys(("img_size", "patch_size", "kernel_sizes", "dims", "channels"), SIZES),
+    **dict.fromkeys(("img_size", "patch_size", "window_size", "kernel_sizes"), SIZES),
+    **dict.fromkeys(("dims", "channels"), SIZES),
     **dict.fromkeys(("in_chans", "num_classes", "embed_dim", "num_heads", "reg_tokens"), SIZE),
     **dict.fromkeys(("output_stride", "cardinality", "base_width", "stem_width"), SIZE),
     **dict.fromkeys(("block_reduce_first", "down_kernel_size", "head_hidden_size"), SIZE),

@@ -451,6 +451,39 @@ def test_it_comes_back_without_the_checkpoint(source, tmp_path):
     assert again.backbone.layouts == backbone.layouts
 
 
+ARGUMENTS = {
+    "timm's rates": (
+        lambda: timm.create_model("test_efficientnet", drop_path_rate=0.3),
+        {"drop_path_rate": 0.3},
+    ),
+    "timm's sizes": (
+        lambda: timm.create_model(
+            "beit_base_patch16_224", img_size=32, depth=2, embed_dim=48, num_heads=3
+        ),
+        {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3},
+    ),
+    "a class, the usual one": (
+        lambda: timm.create_model("test_vit", img_size=64, act_layer=nn.GELU),
+        {"img_size": 64},
+    ),
+    "torchvision's rates": (
+        lambda: torchvision.models.efficientnet_b0(stochastic_depth_prob=0.3, dropout=0.1),
+        {"stochastic_depth_prob": 0.3, "dropout": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_an_instance_is_described_by_the_arguments_it_was_made_with(arguments):
+    make, expected = ARGUMENTS[arguments]
+    shape = (3, expected.get("img_size", 64), expected.get("img_size", 64))
+    network = make()
+    if arguments.startswith("timm") and not hasattr(network, "_model_args"):
+        pytest.skip("timm keeps arguments since 1.0.31")
+    spec = mx.wrap(network, input_shape=shape).spec
+    assert expected.items() <= spec["kwargs"].items()
+
+
 def test_an_edited_network_has_no_description():
     net = timm.create_model("test_efficientnet", num_classes=7)
     assert mx.wrap(net).spec is not None

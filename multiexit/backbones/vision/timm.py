@@ -1,6 +1,7 @@
 """Models of timm: ViT and DeiT, ResNet, ConvNeXt by their parts, others as any network."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from multiexit.backbones.graphs import cuts
 from multiexit.backbones.parts import part_of
 from multiexit.backbones.same import without_init
 from multiexit.backbones.sequential import SequentialBackbone, sizes
-from multiexit.backbones.specs import plain_values
+from multiexit.backbones.specs import TIMM, plain_values
 from multiexit.backbones.vision.instances import stage_instance
 from multiexit.backbones.vision.timm_families import (
     OTHERS,
@@ -166,12 +167,15 @@ def _classifier(model: Any, family: TimmFamily) -> NetworkHead | None:
 
 
 def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | None:
-    """A name, and what can be read off an instance; whether that is right is seen later."""
+    """A name, the arguments that timm keeps, and what can be read off an instance besides.
+
+    Whether that is right is seen later. timm keeps arguments since 1.0.31.
+    """
     family = family_of(model)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     readers = OTHERS if family is None else family.arguments
     name = config.get("architecture") or (family.default_name(model) if family else "")
-    mine, kwargs = _arguments_of(model, readers), {}
+    mine, kwargs = _arguments_of(model, readers), _kept_arguments(model, name)
     for _ in range(2):  # an argument may change what another one is by default
         try:
             with without_init():
@@ -185,6 +189,16 @@ def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | Non
         kwargs |= differing
     shape = None if input_shape is None else sizes(input_shape)
     return {"kind": "timm", "name": name, "input_shape": shape, "kwargs": kwargs}
+
+
+def _kept_arguments(model: Any, name: str) -> dict[str, Any]:
+    """The arguments that a model was made with, as far as they can be written down."""
+    kept = {}
+    for argument in plain_values(getattr(model, "_model_args", {})).items():
+        with suppress(ValueError):
+            TIMM("backbone", {"kind": "timm", "name": name, "kwargs": dict([argument])})
+            kept |= dict([argument])
+    return kept
 
 
 def _arguments_of(model: Any, readers: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import ResNet, VisionTransformer, get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import StochasticDepth
 
 from multiexit.arguments import unknown
 from multiexit.backbones.base import Backbone
@@ -173,9 +174,11 @@ def _spec(model: Any, input_shape: Sequence[int] | None) -> dict[str, Any] | Non
     spec = {"kind": "torchvision", "input_shape": shape}
     if not isinstance(model, FAMILIES):
         kwargs = _settings(model)
-        names = (name for name in _names(model) if _has_tensors_of(model, name, kwargs))
-        name = next(names, None)
-        return None if name is None else {**spec, "name": name, "kwargs": kwargs}
+        for name in _names(model):
+            other = _without_weights(name, kwargs)
+            if other is not None and _shapes(other) == _shapes(model):
+                return {**spec, "name": name, "kwargs": kwargs | _rates(model, other, name, kwargs)}
+        return None
     try:
         kwargs = _resnet(model) if isinstance(model, ResNet) else _vit(model)
     except (AttributeError, IndexError, TypeError):  # of parts that were replaced
@@ -190,15 +193,34 @@ def _names(model: nn.Module) -> list[str]:
     return [name for name in models.list_models(module=models) if hasattr(file, name)]
 
 
-def _has_tensors_of(model: nn.Module, name: str, kwargs: dict[str, Any]) -> bool:
-    """Whether a model has the tensors that the one of a name has."""
+def _without_weights(name: str, kwargs: dict[str, Any]) -> nn.Module | None:
     try:
         with without_init():
-            other = get_model(name, weights=None, **kwargs)
+            return get_model(name, weights=None, **kwargs)
     except Exception:  # whatever the library says to what it can't make
-        return False
-    mine, theirs = (m.state_dict().items() for m in (model, other))
-    return [(key, t.shape) for key, t in mine] == [(key, t.shape) for key, t in theirs]
+        return None
+
+
+def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(key, tensor.shape) for key, tensor in model.state_dict().items()]
+
+
+def _rates(
+    model: nn.Module, usual: nn.Module, name: str, kwargs: dict[str, Any]
+) -> dict[str, float]:
+    """Rates that aren't the usual ones: of dropout, and of a depth that grows by the block."""
+    rates = {}
+    for argument, kind in {"dropout": nn.Dropout, "stochastic_depth_prob": StochasticDepth}.items():
+        mine, theirs = _last_rate(model, kind), _last_rate(usual, kind)
+        if mine != theirs:
+            most = _without_weights(name, {**kwargs, argument: 1.0})
+            share = 0.0 if most is None else _last_rate(most, kind)
+            rates |= {argument: float(f"{mine / share:.6g}")} if share else {}
+    return rates
+
+
+def _last_rate(model: nn.Module, kind: type[Any]) -> float:
+    return [0.0, *(m.p for m in model.modules() if isinstance(m, kind))][-1]
 
 
 def _settings(model: nn.Module) -> dict[str, Any]:

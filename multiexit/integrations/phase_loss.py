@@ -1,11 +1,10 @@
 """The loss of a recipe's phase as a module, for training loops that aren't ours.
 
-Letters: M exits, B batch rows, T tokens, C classes.
+Letters: M exits, B batch rows, T tokens or times, C classes.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from multiexit.data.columns import Columns
@@ -21,7 +20,7 @@ from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import train_mode
 from multiexit.training import checks
 from multiexit.training.config import TrainConfig
-from multiexit.training.phase import factors, freeze_untrained, learns_from_labels
+from multiexit.training.phase import factors_throughout, freeze_untrained, learns_from_labels
 from multiexit.training.training_pass import TrainingPass
 
 OF_THE_TRAINER = ("ema", "sampling", "mixup", "cutmix")
@@ -87,10 +86,8 @@ class PhaseLoss(nn.Module):
             )
         chosen = recipe.phases[phase]
         teaches_MM = topology.resolve(chosen.topology, model.num_exits)
-        shares_M = model.cost().shares_M
-        begins, ends = (factors(chosen, teaches_MM, share, shares_M) for share in (1e-3, 1.0))
-        changes = len(begins) > 1 or not torch.equal(begins[0], ends[0])
-        if why := _refusal(chosen, changes):
+        A_TMM = factors_throughout(model, chosen)
+        if why := _refusal(chosen, bool((A_TMM[0] != A_TMM).any())):
             raise ValueError(
                 f"phase {phase} of {recipe.name!r} {why}, which is for multiexit.Trainer to train: "
                 "use that, or a recipe such as 'joint'"
@@ -100,7 +97,7 @@ class PhaseLoss(nn.Module):
         model.backbone.find_overwritten()  # before anything is compiled
         self.training_pass = TrainingPass(model, chosen, learns_from_labels(model, chosen), config)
         W_MM = Omega(chosen.learner, teaches_MM, 1.0, 1.0, config.seed).value()  # never moves
-        self.register_buffer("factors_MM", W_MM * begins[0], persistent=False)
+        self.register_buffer("factors_MM", W_MM * A_TMM[0], persistent=False)
         self.tau = chosen.temperature.value
         self.columns = Columns(model.backbone.start, model.own_inputs)
 

@@ -12,6 +12,9 @@ from multiexit.losses import topology
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Phase
 
+TIMES = 100
+"""At how many points of a phase its factors are looked at beforehand."""
+
 
 def factors(
     phase: Phase, teaches_MM: Tensor, progress: float, shares_M: Sequence[float]
@@ -41,6 +44,23 @@ def factors(
     return turns
 
 
+def factors_throughout(model: MultiExitModel, phase: Phase) -> Tensor:
+    """The phase's matrices A of all turns at 1 %, 2 %, …, 100 % of it, [times and turns, M, M].
+
+    Raises:
+        ValueError: a topology or factors that don't fit the model.
+    """
+    teaches_MM = topology.resolve(phase.topology, model.num_exits)
+    shares_M = model.cost().shares_M
+    return torch.stack(
+        [
+            A_MM.cpu()
+            for time in range(1, TIMES + 1)
+            for A_MM in factors(phase, teaches_MM, time / TIMES, shares_M)
+        ]
+    )
+
+
 def learns_from_labels(model: MultiExitModel, phase: Phase) -> bool:
     """Whether the phase learns from labels, so that its batches must have them."""
     needed = phase.extra is not None or phase.learner.looks_back
@@ -56,9 +76,7 @@ def judged_exits(model: MultiExitModel, phase: Phase) -> list[int]:
 
 def counted_terms(model: MultiExitModel, phase: Phase) -> Tensor:
     """The terms that count at any time of the phase, bool [M, M]."""
-    teaches_MM = topology.resolve(phase.topology, model.num_exits)
-    turns = factors(phase, teaches_MM, 1.0, [1.0] * model.num_exits)
-    return torch.stack([(A_MM != 0).cpu() for A_MM in turns]).any(0)
+    return (factors_throughout(model, phase) != 0).any(0)
 
 
 def trained_parameters(model: MultiExitModel, phase: Phase) -> set[nn.Parameter]:

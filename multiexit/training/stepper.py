@@ -31,6 +31,7 @@ from multiexit.training.optimizer import build_optimizer, learning_rate, restrid
 from multiexit.training.phase import (
     factors,
     freeze_untrained,
+    judged_exits,
     learns_from_labels,
     shared_parameters,
 )
@@ -82,6 +83,7 @@ class Stepper:
         omega: the weights Ω.
         tau: the temperature.
         labelled: whether the phase learns from labels.
+        judged: the exits that it trains.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Stepper:
         shared = shared_parameters(self.model)
         self._shared = [p in shared for p in self._parameters]
         self.labelled = learns_from_labels(model, phase)
+        self.judged = judged_exits(model, phase)
         # Means are over tokens where these are classified.
         tokens = model.problem == "token-classification"
         self._count = num_learned_tokens if tokens else num_rows

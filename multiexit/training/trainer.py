@@ -55,7 +55,7 @@ from multiexit.training.callbacks import Callback, Calls, Run
 from multiexit.training.config import REACH, TrainConfig
 from multiexit.training.device_checks import check_devices
 from multiexit.training.finite import check_parameters
-from multiexit.training.phase import judged_exits, learns_from_labels
+from multiexit.training.phase import learns_from_labels
 from multiexit.training.progress import Progress
 from multiexit.training.records import room, run_folder
 from multiexit.training.records.keeper import Keeper
@@ -276,7 +276,7 @@ class Trainer:
                     seconds = time.perf_counter() - begin
                     check_parameters(stepper.model, position.step)
                     with stepper.kept():
-                        self._judge(stepper.model, dev if judges else None, seconds)
+                        self._judge(stepper, dev if judges else None, seconds)
                     begin = time.perf_counter()
                 if epoch_ends:
                     position.epoch += 1
@@ -314,9 +314,9 @@ class Trainer:
         self.state.history.steps.append({**place, **self.state.unread.read()})
         return self.state.history.steps[-1]
 
-    def _judge(self, model: MultiExitModel, dev: Any, seconds: float) -> None:
+    def _judge(self, stepper: Stepper, dev: Any, seconds: float) -> None:
         """Score all exits, where there is a dev set to score them on, and keep the best."""
-        position, history = self.state.position, self.state.history
+        position, history, model = self.state.position, self.state.history, stepper.model
         row: dict[str, Any] = {
             "phase": position.phase,
             "epoch": position.epoch,
@@ -328,11 +328,10 @@ class Trainer:
             self._share_buffers(model)
             # What the first process sees decides for all.
             (row["exits"],) = broadcast_object_list([exit_scores(self._collect(model, dev))])
-            phase = self.recipe.phases[position.phase]
-            judged = judged_exits(self.model, phase)
-            row["mean"] = sum(row["exits"][m]["score"] for m in judged) / len(judged)
+            judged = [row["exits"][m]["score"] for m in stepper.judged]
+            row["mean"] = sum(judged) / len(judged)
             position.stale += 1
-            if phase.keep == "last" or selection.is_better(row, history.best):
+            if stepper.phase.keep == "last" or selection.is_better(row, history.best):
                 history.best, position.stale = row, 0
                 self.state.best = sharding.parameters(model)
                 if model is not self.model:

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import CLASSES, ROOT, Table, Text, assert_same, chain, config, convnet, fit, tensors
+from helpers import (
+    CLASSES,
+    ROOT,
+    Table,
+    Text,
+    assert_same,
+    chain,
+    config,
+    convnet,
+    fit,
+    phased,
+    tensors,
+)
 from torch import nn
 from transformers import BertConfig, BertModel, Trainer, TrainingArguments
 
@@ -173,6 +185,24 @@ def test_what_one_loss_can_not_train_is_refused():
         made = mx.recipe(recipe)
         with pytest.raises(ValueError, match=said):
             PhaseLoss(made_for(made), made, phase)
+
+
+def in_the_middle(teaches, progress, shares):
+    """The same at the beginning and at the end."""
+    return torch.eye(len(teaches)) * (2 if 0.4 < progress < 0.6 else 1)
+
+
+def by_what_is_left(teaches, progress, shares):
+    """Nothing on the last exit's loss."""
+    return (1 - torch.tensor(shares)).diag()
+
+
+def test_coefficients_are_looked_at_throughout_the_phase_and_by_the_compute_of_exits():
+    with pytest.raises(ValueError, match="has coefficients that change"):
+        PhaseLoss(chain(), phased({"coefficients": in_the_middle}))
+    own = PhaseLoss(chain(), phased({"coefficients": by_what_is_left}))
+    one, other = (own((ROWS.x, labels))[0] for labels in (ROWS.labels, ROWS.labels.roll(1)))
+    assert one != other
 
 
 def test_figures_are_numbers_of_every_exit():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import (
+    CLASSES,
     Table,
     assert_same,
     chain,
@@ -115,6 +116,30 @@ def test_stages_behind_the_last_exit_are_not_trained():
     behind = {name for name in before if name.startswith("backbone.stages.3.")}
     assert behind
     assert changed(before, tensors(model)) == set(before) - behind - {"temperature_M"}
+
+
+def from_labels_to_teachers(teaches, progress, shares):
+    """Exits learn from the labels in the beginning alone."""
+    return (1 - progress) * torch.eye(len(teaches)) + progress * teaches
+
+
+def by_what_is_left(teaches, progress, shares):
+    """An exit counts as much as the network behind it."""
+    return (1 - torch.tensor(shares)).diag()
+
+
+@pytest.mark.parametrize("topology", ["none", "lae"])
+@pytest.mark.parametrize("rule", [from_labels_to_teachers, by_what_is_left])
+def test_labels_count_where_their_factors_depend_on_time_and_compute(rule, topology):
+    """They do in the first epoch, though not in the last, and before the last exit."""
+
+    def losses(classes):
+        rows = Table()
+        rows.labels = classes[rows.labels]
+        recipe = phased({"coefficients": rule, "topology": topology})
+        return fit(chain(3), recipe, config(epochs=2), rows).steps[0]["own_M"]
+
+    assert losses(torch.arange(CLASSES)) != losses(torch.arange(CLASSES).roll(1))
 
 
 @pytest.mark.parametrize(

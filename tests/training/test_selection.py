@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers import Table, assert_same, chain, config, convnet, fit, images, phased, tensors
 
 import multiexit as mx
@@ -42,6 +43,19 @@ def test_a_phase_is_judged_by_the_exits_it_trains_and_the_next_starts_from_its_b
     until = replace(recipe, phases=(replace(first, epochs=2), replace(second, epochs=2)))
     fit(by_hand, until, config(), Table())
     assert_same(tensors(model), tensors(by_hand))
+
+
+def one_exit_after_another(teaches, progress, shares):
+    """Of three epochs, each trains one exit."""
+    return torch.eye(3)[round(3 * progress) - 1].diag()
+
+
+def test_an_exit_that_an_epoch_leaves_out_is_judged_if_the_phase_trains_it(crafted):
+    crafted(*(0.9, 0.9, 0.9), *(0.6, 0.6, 0.6), *(0.1, 0.1, 1.0))
+    phase = replace(mx.recipe("joint").phases[0], coefficients=one_exit_after_another)
+    recipe = replace(mx.recipe("joint"), phases=(phase,))
+    history = fit(chain(3), recipe, config(epochs=3, metric="crafted"), Table(), Table(9))
+    assert [row["mean"] for row in history.epochs] == pytest.approx([0.9, 0.6, 0.4])
 
 
 def test_a_phase_may_keep_its_last_epoch(crafted):

@@ -8,7 +8,7 @@ All take any head, and need two exits for one to teach the other; the paper's he
 the training set into halves at each epoch, D1 for Θ and D2: an epoch is one pass over D1.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from torch import Tensor
 
@@ -55,7 +55,8 @@ def leebert(
         the first step, and goes apart from it as Ω moves.
 
     Raises:
-        ValueError: a temperature that isn't above 0, an unknown divergence, or what `CLO2` refuses.
+        ValueError: a temperature that isn't above 0, an unknown divergence, what `CLO2` refuses, or
+            a setting of `CLO2` beside a learner.
 
     Example:
         >>> import multiexit as mx
@@ -63,9 +64,17 @@ def leebert(
         >>> phase.topology, phase.learner.cycle
         ('lae', 2)
     """
+    clo2 = weights.CLO2(parametrization, rho, cycle, in_cycle, fresh)
+    plain = asdict(weights.CLO2())
+    given = [f"{name}={value!r}" for name, value in asdict(clo2).items() if value != plain[name]]
+    if learner is not None and given:
+        raise ValueError(
+            f"{', '.join(given)} goes with CLO2, and the learner is {learner}: give it to the "
+            "learner, if that has such a field, or leave it out"
+        )
     phase = Phase(
         topology=topology,
-        learner=learner or weights.CLO2(parametrization, rho, cycle, in_cycle, fresh),
+        learner=clo2 if learner is None else learner,
         temperature=Constant(temperature),
         divergence=divergence,
     )

@@ -16,19 +16,16 @@ from multiexit.evaluation.budget import Budget
 from multiexit.evaluation.experts import Experts
 from multiexit.losses.gradients import check_split
 from multiexit.losses.labels import check_labels
-from multiexit.losses.matrix import check_divergence
-from multiexit.losses.temperature import Constant
-from multiexit.losses.weights.hypergradient import Directional
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
 from multiexit.problems import are_vectors, refuse_vectors
-from multiexit.randomness import layer_states
-from multiexit.recipes import Phase, Recipe
+from multiexit.recipes import Recipe
 from multiexit.runtime import evaluating
 from multiexit.training import layer_decay, precision
 from multiexit.training.config import TrainConfig
-from multiexit.training.phase import counted_terms, learns_from_labels, trained_parameters
-from multiexit.training.training_pass import Terms, TrainingPass, criterion
+from multiexit.training.phase import learns_from_labels
+from multiexit.training.phase_checks import check_phase
+from multiexit.training.training_pass import criterion
 from multiexit_runner.user_line import user_level
 
 
@@ -39,7 +36,6 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
         ValueError: a topology that doesn't fit the exits, a phase with nothing to train or no
             term to train on, a policy that can't serve this many classes.
     """
-    M = model.num_exits
     if not any(p.requires_grad for p in model.heads.parameters()):
         warnings.warn(
             "all heads are frozen, so none of them learns; adapters go into the backbone alone, "
@@ -48,33 +44,8 @@ def check(model: MultiExitModel, recipe: Recipe) -> None:
         )
     _check_network(model, recipe)
     _check_tokens(model, recipe)
-    for index, phase in enumerate(recipe.phases):
-        where = f"phase {index} of {recipe.name!r}"
-        check_divergence(phase.divergence, model.problem)
-        if are_vectors(model.problem) and phase.temperature != Constant():
-            raise ValueError(
-                f"{where} has the temperature {phase.temperature}, and the vectors of an embedding "
-                "have none: leave it at 1"
-            )
-        terms_MM = counted_terms(model, phase)
-        if phase.extra is None and not terms_MM.any():
-            raise ValueError(
-                f"{where} has no loss term for {M} exit(s), so nothing to learn: give the model "
-                "early exits, or use the recipe 'joint'"
-            )
-        if not trained_parameters(model, phase) & {
-            p for p in model.parameters() if p.requires_grad
-        }:
-            raise ValueError(
-                f"{where} trains {_trained_part(phase)}, and this model has none of that to train: "
-                f"it has {M} exit(s), head {model.head!r}"
-            )
-        if phase.extra is not None:
-            _run_once(model, phase)
-        if phase.learner.looks_back or phase.surgery is not None:
-            _check_checkpoints(model, recipe)
-        if phase.learner.looks_back:
-            _look_back_once(model, phase, recipe)
+    for index in range(len(recipe.phases)):
+        check_phase(model, recipe, index)
     chained = recipe.head.partition("+")[2] if isinstance(recipe.head, str) else ""
     if chained and isinstance(model.head, str) and not model.head.endswith(f"+{chained}"):
         raise ValueError(
@@ -304,54 +275,3 @@ def _check_policy(model: MultiExitModel, recipe: Recipe) -> None:
             f"{model.num_classes} output(s): {error}. Or give the recipe another policy: "
             "dataclasses.replace(recipe, policy=…)"
         ) from error
-
-
-def _run_once(model: MultiExitModel, phase: Phase) -> None:
-    """One pass over one row of the backbone's own example: what the extra loss lacks, it says."""
-    batch = {**model.backbone.example_inputs(), "labels": blank_labels(model)}
-    with torch.no_grad(), evaluating(model):
-        TrainingPass(model, phase)(batch, 1.0)
-
-
-def _check_checkpoints(model: MultiExitModel, recipe: Recipe) -> None:
-    """Refuse transformers' older way to compute activations again, which knows one backward."""
-    for part in model.backbone.modules():
-        way = getattr(part, "_gradient_checkpointing_func", None)
-        options = getattr(way, "keywords", {})
-        if getattr(part, "gradient_checkpointing", False) and options.get("use_reentrant"):
-            raise ValueError(
-                f"{recipe.name!r} takes gradients of parts of the loss, and this network computes "
-                "activations again with use_reentrant=True, which gives those of all of it alone: "
-                "call gradient_checkpointing_enable({'use_reentrant': False}), or leave it out and "
-                "train with checkpoint_gradients=True"
-            )
-
-
-def _look_back_once(model: MultiExitModel, phase: Phase, recipe: Recipe) -> None:
-    """A derivative of one row's losses, which each step will need of its own."""
-    batch = {**model.backbone.example_inputs(), "labels": blank_labels(model)}
-    parameters = list(trained_parameters(model, phase))
-    values = [p.detach() for p in parameters]
-    along = Directional(Terms(TrainingPass(model, phase)), parameters, compare=False)
-    try:
-        with evaluating(model):
-            along(values, values, (batch, 1.0), layer_states(values[0].device))
-    except ValueError as error:
-        raise ValueError(f"{recipe.name!r} differentiates a step of training: {error}") from error
-
-
-def blank_labels(model: MultiExitModel) -> Tensor:
-    """Labels of one row that the model's problem may have: all 0, or all 1 of a vector."""
-    if are_vectors(model.problem):
-        return torch.ones(1, model.num_classes)
-    if model.problem == "classification":
-        return torch.zeros(1, dtype=torch.int64)
-    if model.problem == "token-classification":
-        example = model.backbone.example_inputs()
-        return torch.zeros(*next(iter(example.values())).shape[:2], dtype=torch.int64)
-    several = model.num_classes > 1 or model.problem == "multi-label"
-    return torch.zeros(1, model.num_classes) if several else torch.zeros(1)
-
-
-def _trained_part(phase: Phase) -> str:
-    return repr(phase.train) if isinstance(phase.train, str) else phase.train.__name__

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiexit.losses.weights.checks import check_plan
 from multiexit.losses.weights.learners import Learner, Plan
 from multiexit.losses.weights.parametrisations import RowWeights
 
@@ -45,8 +46,14 @@ class Omega:
         return self.weights().detach().clone()
 
     def plan(self, step: int) -> Plan:
-        """Say what Ω does at this step of Θ, counted from 0."""
-        return self.learner.plan(step, self.rho)
+        """Say what Ω does at this step of Θ, counted from 0.
+
+        Raises:
+            ValueError: a plan that the learner's class variables rule out.
+        """
+        plan = self.learner.plan(step, self.rho)
+        check_plan(self.learner, plan, step)
+        return plan
 
     @property
     def learns_terms(self) -> bool:

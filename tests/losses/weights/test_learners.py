@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers import chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -341,16 +342,84 @@ class Whole(BLO):
     splits = False
 
 
-@pytest.mark.parametrize(
-    ("learner", "message"),
-    [
-        (Loose(), "shape"),
-        (Endless(), "finite"),
-        (Bare(), "must be a Plan"),
-        (Blind(), r"plan\(0\) asks for a hypergradient: set looks_back = True"),
-        (Whole(), r"plan\(0\) reads a second batch, .* leave splits at True"),
-    ],
-)
+class Still(BLO):
+    """Plans for weights that nothing moves."""
+
+    learns = False
+
+
+class Fixed(SLO):
+    """It learns, and has nothing to learn."""
+
+    def weights(self, teaches_MM, seed):
+        return weights.FixedWeights(torch.ones(teaches_MM.shape))
+
+
+class ByExit(SLO):
+    """A weight for each exit, which would count for its column of teachers."""
+
+    def weights(self, teaches_MM, seed):
+        return weights.RawWeights(torch.ones(len(teaches_MM)))
+
+
+class Unsaid(MetaWeights):
+    """Weights of rows that no step is told of."""
+
+    weighs_rows = False
+
+
+class Said(Hyper):
+    """Weights of terms that are said to be those of rows."""
+
+    weighs_rows = True
+
+
+class RowsByTerms(MetaWeights):
+    """A gradient that weights of rows don't have."""
+
+    def plan(self, step, rho):
+        return Plan(first=1.0)
+
+
+WRONG = [
+    (Loose(), r"must be finite numbers of shape \[\d, \d\]; got \(2, 2\)"),
+    (ByExit(), r"must be finite numbers of shape \[(\d), \1\]; got \(\1,\)"),
+    (Endless(), "finite"),
+    (Bare(), "must be a Plan"),
+    (Blind(), r"plan\(0\) asks for a hypergradient: set looks_back = True"),
+    (Whole(), r"plan\(0\) reads a second batch, .* leave splits at True"),
+    (Still(), r"plan\(0\) moves Ω, .* leave learns at True"),
+    (Fixed(), "gave FixedWeights without parameters: set learns = False"),
+    (Unsaid(), "gave WeightNet, .* set weighs_rows = True"),
+    (Said(), "gave SoftmaxWeights, .* set weighs_rows = False"),
+    (RowsByTerms(), r"plan\(0\) .* give Plan\(hyper=…\)"),
+    (Random("raw"), "parametrization='raw' has no effect: leave it out"),
+]
+
+
+@pytest.mark.parametrize(("learner", "message"), WRONG)
 def test_the_check_catches_wrong_ones(learner, message):
     with pytest.raises(AssertionError, match=message):
         testing.check_learner(learner)
+
+
+@pytest.mark.parametrize(("learner", "message"), WRONG)
+def test_a_trainer_refuses_wrong_ones(learner, message):
+    with pytest.raises(ValueError, match=message):
+        mx.Trainer(chain(3), mx.recipes.leebert(learner=learner))
+
+
+def test_a_plan_that_goes_wrong_later_is_refused_at_its_step():
+    @dataclass(frozen=True)
+    class Late(SLO):
+        def plan(self, step, rho):
+            return Plan(second=1.0) if step == 1000 else Plan(stepping=1.0)
+
+    omega = Omega(Late(), topology.lae(3), lr=0.1, rho=1.0, seed=0)
+    with pytest.raises(ValueError, match=r"plan\(1000\) reads a second batch"):
+        omega.plan(1000)
+
+
+def test_what_is_of_clo_v2_is_refused_beside_another_learner():
+    with pytest.raises(ValueError, match=r"cycle=8, fresh=False goes with CLO2, .* is BLO\("):
+        mx.recipes.leebert(learner=BLO(), cycle=8, fresh=False)

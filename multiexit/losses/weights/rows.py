@@ -45,7 +45,7 @@ class WeightNet(RowWeights):
         self.net = nn.Sequential(nn.Linear(M, WIDTH), nn.ReLU(), nn.Linear(WIDTH, M))
 
     def rows(self, own_MB: Tensor) -> Tensor:
-        t_MB = torch.tanh(self.net(own_MB.T)).T
+        t_MB = torch.tanh(self.net(own_MB.T.to(self.ones_MM))).T
         mean = t_MB.mean() if self.over == "batch" else t_MB.mean(0)
         return 1 + self.epsilon * (t_MB - mean)
 

@@ -1,12 +1,13 @@
 """Refusals of a recipe's phase before a run begins.
 
-Letters: M exits.
+Letters: M exits, T times and turns.
 """
 
 import torch
 from torch import Tensor
 
 from multiexit.losses import topology
+from multiexit.losses.gradients import Surgery
 from multiexit.losses.matrix import check_divergence
 from multiexit.losses.temperature import Constant
 from multiexit.losses.weights.checks import check_learner
@@ -16,7 +17,7 @@ from multiexit.problems import are_vectors
 from multiexit.randomness import layer_states
 from multiexit.recipes import Phase, Recipe
 from multiexit.runtime import evaluating
-from multiexit.training.phase import counted_terms, trained_parameters
+from multiexit.training.phase import factors_throughout, trained_parameters
 from multiexit.training.training_pass import Terms, TrainingPass
 
 
@@ -39,8 +40,8 @@ def check_phase(model: MultiExitModel, recipe: Recipe, index: int) -> None:
             f"{where} has the temperature {phase.temperature}, and the vectors of an embedding "
             "have none: leave it at 1"
         )
-    terms_MM = counted_terms(model, phase)
-    if phase.extra is None and not terms_MM.any():
+    A_TMM = factors_throughout(model, phase)
+    if phase.extra is None and not A_TMM.any():
         raise ValueError(
             f"{where} has no loss term for {M} exit(s), so nothing to learn: give the model "
             "early exits, or use the recipe 'joint'"
@@ -53,6 +54,8 @@ def check_phase(model: MultiExitModel, recipe: Recipe, index: int) -> None:
     check_learner(phase.learner, topology.resolve(phase.topology, M))
     if phase.extra is not None:
         _run_once(model, phase)
+    if phase.surgery is not None:
+        _check_split(phase.surgery, A_TMM)
     if phase.learner.looks_back or phase.surgery is not None:
         _check_checkpoints(model, recipe)
     if phase.learner.looks_back:
@@ -63,7 +66,24 @@ def _run_once(model: MultiExitModel, phase: Phase) -> None:
     """One pass over one row of the backbone's own example: what the extra loss lacks, it says."""
     batch = {**model.backbone.example_inputs(), "labels": blank_labels(model)}
     with torch.no_grad(), evaluating(model):
-        TrainingPass(model, phase)(batch, 1.0)
+        extra = TrainingPass(model, phase)(batch, 1.0).extra
+    if not isinstance(extra, Tensor) or extra.ndim:
+        shown = list(extra.shape) if isinstance(extra, Tensor) else repr(extra)
+        raise ValueError(
+            f"extra must return a scalar tensor, which is added to the loss; got {shown}: return "
+            "such as loss_B.mean()"
+        )
+
+
+def _check_split(surgery: Surgery, A_TMM: Tensor) -> None:
+    """Refuse parts of the loss that don't add up to it."""
+    for A_MM in A_TMM:
+        total_MM = torch.stack(surgery.split(A_MM)).sum(0)
+        if total_MM.shape != A_MM.shape or not torch.allclose(total_MM, A_MM):
+            raise ValueError(
+                f"{type(surgery).__name__}.split() gives parts that sum to {total_MM.tolist()}, "
+                f"and the factors are {A_MM.tolist()}: its parts must sum to these"
+            )
 
 
 def _check_checkpoints(model: MultiExitModel, recipe: Recipe) -> None:

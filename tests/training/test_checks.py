@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -233,6 +234,36 @@ def test_a_topology_that_does_not_fit_is_refused_when_the_trainer_is_made():
     recipe = mx.recipes.leebert(topology=torch.zeros(3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"4 exits.*\[4, 4\]"):
         mx.Trainer(chain(), recipe)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (lambda seen: None, "must return a scalar tensor, .* got None"),
+        (lambda seen: 0.1, "must return a scalar tensor, .* got 0.1"),
+        (lambda seen: seen.logits_MBC[0].sum(-1), r"must return a scalar tensor, .* got \[1\]"),
+    ],
+)
+def test_an_extra_loss_must_be_a_scalar_tensor(extra, message):
+    with pytest.raises(ValueError, match=message):
+        mx.Trainer(chain(), phased({"extra": extra}))
+
+
+@dataclass(frozen=True)
+class LabelsAlone(mx.gradients.Surgery):
+    """It leaves the teachers' terms out."""
+
+    def split(self, factors_MM):
+        return [factors_MM.diag().diag()]
+
+    def merge(self, parts, shared):
+        return list(parts[0])
+
+
+def test_the_parts_of_a_surgery_must_add_up():
+    mx.Trainer(chain(3), phased({"surgery": LabelsAlone()}))
+    with pytest.raises(ValueError, match=r"LabelsAlone.split\(\) .* must sum to these"):
+        mx.Trainer(chain(3), phased({"surgery": LabelsAlone(), "topology": "lae"}))
 
 
 def test_a_phase_with_nothing_to_train_is_refused():

@@ -200,7 +200,7 @@ def _spread(sizes: Sizes, kind: str, precision: Any, way: str) -> Figures:
         batches = [batch(backbone, sizes.sentences, sizes.tokens) for _ in range(5)]
         stepper = Stepper(model, mx.recipes.leebert().phases[0], config, made)
         for step in range(4):
-            stepper.step([batches[step]], lambda: batches[4], step, 100)
+            stepper.step([batches[step]], lambda: [batches[4]], step, 100)
         return start, sharding.parameters(stepper.model), stepper
 
     def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

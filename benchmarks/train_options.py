@@ -83,7 +83,7 @@ class Cycle:
 
     def __call__(self) -> None:
         for _ in range(4):
-            self.stepper.step([self.draw()], lambda: self.draw(), next(self.steps), 10**6)
+            self.stepper.step([self.draw()], lambda: [self.draw()], next(self.steps), 10**6)
 
 
 class Parts:

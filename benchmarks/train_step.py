@@ -72,7 +72,7 @@ def cycle(
 
     def run() -> None:
         for _ in range(4):
-            stepper.step([first], lambda: second, next(steps), 10**6)
+            stepper.step([first], lambda: [second], next(steps), 10**6)
 
     return run
 

@@ -145,13 +145,13 @@ class Stepper:
         train_mode(self.model)
 
     def step(
-        self, batches: list[Any], draw: Callable[[], Any], step: int, steps: int
+        self, batches: list[Any], draw: Callable[[], list[Any]], step: int, steps: int
     ) -> StepRecord:
         """Take a step: Θ ← Θ − λ1 ∇ (W ∘ A ∘ L_B1).sum(), then what Ω's learner plans.
 
         Args:
             batches: B1, in as many batches as are accumulated.
-            draw: gives the next batch of D2.
+            draw: gives B2, the next of D2, in batches too.
             step, steps: this step of Θ, of how many.
 
         Returns:
@@ -262,15 +262,14 @@ class Stepper:
         self,
         plan: Plan,
         batches: Shared,
-        draw: Callable[[], Any],
+        draw: Callable[[], list[Any]],
         stepping_MM: Tensor,
         look_back: LookBack | None,
     ) -> None:
         terms, rows = {"stepping": stepping_MM}, []
         if plan.first:
             terms["first"] = self._current_losses(batches)
-        drawn = [draw() for _ in batches] if plan.second or plan.hyper else []
-        second = with_shares(drawn, self._count)
+        second = with_shares(draw() if plan.second or plan.hyper else [], self._count)
         if plan.second:
             terms["second"] = self._current_losses(second)
         if look_back is not None:

@@ -260,10 +260,10 @@ class Trainer:
             stepper.begin_epoch((position.epoch + 1) / epochs)
             first, second = self._epoch(phase, data, position.epoch)
             seed = (config.seed, position.phase, position.epoch, rank)
-            skipped = position.batch * size
+            groups, skipped = list(chunks(second, size)), position.batch * size
             # Named nowhere else, so that its workers end with the loop, whatever ends that.
             for batches in chunks(data.feed(first, config.workers, seed, skipped), size):
-                draw = partial(self._draw, data, second, seed)
+                draw = partial(self._draw, data, groups, seed)
                 state.unread.steps.append(stepper.step(batches, draw, position.step, steps))
                 position.batch += 1
                 position.step += 1
@@ -301,11 +301,17 @@ class Trainer:
         )
         signals.end(signal_number)
 
-    def _draw(self, data: TrainingSet, second: list[Indices], seed: tuple[int, ...]) -> Any:
-        """The next batch of D2; after the last comes the first."""
+    def _draw(
+        self, data: TrainingSet, groups: list[list[Indices]], seed: tuple[int, ...]
+    ) -> list[Any]:
+        """The next B2, in as many batches as are accumulated; after D2's last comes its first."""
         number = self.state.position.second
         self.state.position.second += 1
-        return data.fetch(second[number % len(second)], (*seed, number, 2))
+        begin = number * self.config.accumulation
+        return [
+            data.fetch(rows, (*seed, begin + index, 2))
+            for index, rows in enumerate(groups[number % len(groups)])
+        ]
 
     def _read_losses(self) -> dict[str, Any]:
         """Bring the losses since the last reading from the device, check and log them."""

@@ -66,6 +66,19 @@ def test_batches_make_the_step_of_all_their_rows(name):
             assert row == pytest.approx(wanted_row, abs=2e-5)
 
 
+@pytest.mark.parametrize("cycle", [1, 2])
+def test_b2_has_all_its_rows_where_b1_is_a_short_group(cycle):
+    """D1 and D2 of 12 rows: B1 and B2 have 8 and 4, whichever B2 a short B1 is followed by."""
+    runs = []
+    for changes in ({"batch_size": 8}, {"batch_size": 4, "accumulation": 2}):
+        recipe = mx.recipes.leebert(cycle=cycle)
+        runs.append(fit(chain(3), recipe, config(max_steps=8, **changes), wide(24)).weights)
+    for (step, W_MM), (other_step, other_MM) in zip(*runs, strict=True):
+        assert step == other_step
+        for row, wanted in zip(W_MM, other_MM, strict=True):
+            assert row == pytest.approx(wanted, abs=2e-5)
+
+
 def test_a_reading_over_steps_is_the_mean_over_their_rows():
     """Steps of 4, 4 and 3 rows at a rate of almost nothing: the loss of the whole set."""
     settings = config(batch_size=4, lr=1e-300, log_every=3, epochs=1)

@@ -96,9 +96,9 @@ def test_no_step_reads_back_from_the_device(name, kind, monkeypatch):
             closing(Stepper(model, phase, settings, Accelerator(cpu=True))) as s,
         ):
             if phase.learner.looks_back:  # compares its first derivative with another
-                s.step([draw()], draw, 3, 4)
+                s.step([draw()], lambda: [draw()], 3, 4)
             for step in (2, 3):  # an even and an odd one, the last of a cycle
-                micro, second = [draw()], draw()
+                micro, second = [draw()], [draw()]
                 with NoOps(), NoReading():
                     s.step(micro, lambda some=second: some, step, 4)
 

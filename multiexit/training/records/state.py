@@ -24,7 +24,7 @@ class Position:
     Args:
         phase, epoch: the running ones.
         batch: Θ's steps done in this epoch; `step` in this phase, `total` in the run.
-        second: batches drawn from D2 in this epoch.
+        second: how often B2 was drawn in this epoch.
         stale: evaluations since the best.
         stopped: whether a callback has ended the phase.
     """

@@ -271,7 +271,7 @@ def test_a_clipped_step_counts_as_scaled(double):
     stepper = stepper_of(model, Hyper("raw"), **SGD, clip=clip)
     first, second = batch_of(5, 0), batch_of(5, 1)
     before = snapshot(stepper, 1)
-    stepper.step([first], lambda: second, 0, 1)
+    stepper.step([first], lambda: [second], 0, 1)
     L_MM = naive_losses(*logits_of(before.model, first), 1.0)
     g = torch.autograd.grad((stepper.A_MM * L_MM).sum(), before.parameters)
     norm = torch.stack([part.square().sum() for part in g]).sum().sqrt()
@@ -292,7 +292,7 @@ def test_only_every_so_many_steps(double):
     stepper = stepper_of(chain(3), Hyper(cycle=3), **ADAMW)
     values = [stepper.omega.value()]
     for t in range(7):
-        stepper.step([batch_of(5, t)], lambda t=t: batch_of(5, 100 + t), t, 7)
+        stepper.step([batch_of(5, t)], lambda t=t: [batch_of(5, 100 + t)], t, 7)
         values.append(stepper.omega.value())
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(values)]
     assert moved == [False, False, True, False, False, True, False]
@@ -309,7 +309,7 @@ def test_the_terms_that_rows_are_weighed_with_are_those_of_the_step(double):
         return seen["pairs"]
 
     stepper._hypergradients = watch
-    gone_by = stepper.step([batch_of(5, 0)], lambda: batch_of(5, 1), 0, 1)
+    gone_by = stepper.step([batch_of(5, 0)], lambda: [batch_of(5, 1)], 0, 1)
     ((terms_MM, _),) = seen["pairs"]
     torch.testing.assert_close(terms_MM, gone_by.L_MM, rtol=1e-12, atol=0)
 

@@ -91,7 +91,7 @@ def test_the_parameters_stay_the_same_objects(make):
     stepper = stepper_of(model, Hyper(), **ADAMW)
     model.zero_grad()
     for t in range(2):
-        stepper.step([batch(4, t)], lambda t=t: batch(4, 10 + t), t, 2)
+        stepper.step([batch(4, t)], lambda t=t: [batch(4, 10 + t)], t, 2)
     stepper.close()
     assert all(id(part._parameters[leaf]) == place for part, leaf, place in places)
     for part, before in keys.items():
@@ -107,7 +107,7 @@ def test_running_statistics_move_once_a_step():
     one, other = convnet(0.0), convnet(0.0)
     for learner, model in ((Hyper(), one), (weights.Uniform(), other)):
         stepper = stepper_of(model, learner, **SGD)
-        stepper.step([picture(6, 0)], lambda: picture(6, 1), 0, 2)
+        stepper.step([picture(6, 0)], lambda: [picture(6, 1)], 0, 2)
     before = tensors(one)
     assert_same(before, tensors(other))
     assert any("running_mean" in name for name in before)
@@ -148,7 +148,7 @@ def test_a_loss_scale_changes_nothing(changes):
     scaled = scaled_stepper(2.0**12, **changes)
     for t in range(3):
         for stepper in (plain, scaled):
-            stepper.step([batch_of(5, t)], lambda t=t: batch_of(5, 50 + t), t, 3)
+            stepper.step([batch_of(5, t)], lambda t=t: [batch_of(5, 50 + t)], t, 3)
         mine, theirs = (s.omega.weights.W_MM.grad for s in (scaled, plain))
         largest = float(theirs.abs().max())
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * largest)
@@ -167,7 +167,7 @@ def test_an_overflow_leaves_omega_alone(changes, where):
 
     bias = stepper.model.heads[0].linear.bias
     stepper._pass.register_forward_pre_hook(overflow)
-    stepper.step([batch_of(5, 0)], lambda: batch_of(5, 1), 0, 3)
+    stepper.step([batch_of(5, 0)], lambda: [batch_of(5, 1)], 0, 3)
     assert passes[0]
     assert torch.equal(stepper.omega.value(), torch.ones(3, 3))
     assert all(p.isfinite().all() for p in stepper.model.parameters())
@@ -183,7 +183,7 @@ def test_the_step_and_its_look_back_use_one_attention_kernel(make):
         enabled.append((kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled()))
 
     stepper._pass.register_forward_pre_hook(note)
-    stepper.step([sentence(4, 0)], lambda: sentence(4, 1), 0, 1)
+    stepper.step([sentence(4, 0)], lambda: [sentence(4, 1)], 0, 1)
     stepping, _, *looking_back = enabled
     assert {stepping} == {*looking_back}
 

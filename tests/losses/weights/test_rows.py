@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import Table, chain, config
+from helpers import Table, chain, config, fit
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call
@@ -67,6 +67,13 @@ def per_row(logits_MBC, labels_B):
     return torch.stack([F.cross_entropy(z_BC, labels_B, reduction="none") for z_BC in logits_MBC])
 
 
+def test_a_network_in_double_precision_is_weighed_too():
+    rows = Table()
+    rows.x = rows.x.double()
+    (step, *_) = fit(chain(3).double(), mx.recipe("l2w-den"), config(max_steps=1), rows).steps
+    assert step["loss"] > 0
+
+
 @pytest.mark.parametrize("over", ["batch", "exits"])
 def test_the_weighting_net_descends_the_gradient_through_the_network_s_own_step(over):
     """One step of SGD, unrolled in double precision."""
@@ -81,7 +88,7 @@ def test_the_weighting_net_descends_the_gradient_through_the_network_s_own_step(
     net = copy.deepcopy(weighting.net).double()
     stepper.omega.optimizer = torch.optim.SGD(weighting.parameters(), lr=1.0)
     before = copy.deepcopy(weighting.net)
-    stepper.step([one], lambda: two, 0, 1)
+    stepper.step([one], lambda: [two], 0, 1)
     stepper.close()
 
     theta = dict(still.named_parameters())

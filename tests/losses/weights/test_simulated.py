@@ -74,7 +74,7 @@ def test_a_step_descends_the_weighted_rows_of_its_place_in_the_phase():
     phase = mx.recipe("cosee", alpha=0.0).phases[0]
     stepper = Stepper(model, phase, config(lr=rate, momentum=0.0), Accelerator(cpu=True))
     torch.manual_seed(3)
-    stepper.step([batch], lambda: batch, 7, steps)
+    stepper.step([batch], lambda: [batch], 7, steps)
     stepper.close()
     z = still(train.x)
     own_MB = torch.stack([F.cross_entropy(z_BC, train.labels, reduction="none") for z_BC in z])

@@ -16,6 +16,7 @@ from multiexit.backbones import (
     NetworkHead,
     SequentialBackbone,
     cifar_resnet,
+    image_preparation,
     merge_adapters,
     wrap,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "for_inference",
     "gradients",
     "heads",
+    "image_preparation",
     "judge",
     "keep_exits",
     "loss_matrix",

@@ -21,6 +21,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
+CROPS = ("round", "floor")
+"""How the odd rest that a crop leaves is halved: to the even number, or down."""
+
 LARGEST = 178_956_970
 """Pixels of the largest image, as many as Pillow opens by default."""
 
@@ -66,6 +69,8 @@ def check(how: Mapping[str, Any]) -> None:
         raise ValueError(
             f"preprocessing.interpolation is {how['interpolation']!r}; wanted {INTERPOLATIONS}"
         )
+    if how.get("crop", "round") not in CROPS:
+        raise ValueError(f"preprocessing.crop is {how['crop']!r}; wanted {CROPS}")
     if not how.get("antialias", True):
         raise ValueError(
             "preprocessing.antialias is false: images are then resized by torch, which isn't here; "
@@ -97,9 +102,9 @@ def pixels(
         if augment is not None:
             picture, how = augment(picture), {**how, "resize": [height, width]}
         image = _resized(picture, how, plain)
+    half = math.floor if how.get("crop") == "floor" else round
     top, left = (
-        round((size - target) / 2)
-        for size, target in ((image.height, height), (image.width, width))
+        half((size - target) / 2) for size, target in ((image.height, height), (image.width, width))
     )
     cut = image.crop((left, top, left + width, top + height))
     return np.array(cut).reshape(height, width, channels)

@@ -19,6 +19,8 @@ class Kind(NamedTuple):
         prefix: what its names begin with; None where they begin with nothing of their own.
         example: what a name goes on with, for messages.
         library: whose classes `from_instance` takes, as their modules' names begin.
+        images: imports the module that says how its images are read, by `from_name(name,
+            pretrained)` and `from_instance(module)`, see `multiexit.backbones.vision.own_images`.
         whole: an attribute that the library's networks have, and their parts have not.
     """
 
@@ -28,12 +30,19 @@ class Kind(NamedTuple):
     example: str = "NAME"
     library: str | None = None
     whole: str | None = None
+    images: Callable[[], Any] | None = None
 
 
 def _transformers() -> Any:
     from multiexit.backbones.transformers import transformer
 
     return transformer
+
+
+def _transformers_images() -> Any:
+    from multiexit.backbones.transformers import processors
+
+    return processors
 
 
 def _cifar_resnet() -> Any:
@@ -54,13 +63,35 @@ def _torchvision() -> Any:
     return torchvision
 
 
+def _timm_images() -> Any:
+    from multiexit.backbones.vision import timm_images
+
+    return timm_images
+
+
+def _torchvision_images() -> Any:
+    from multiexit.backbones.vision import torchvision_images
+
+    return torchvision_images
+
+
 KINDS: dict[str, Kind] = {
     "transformers": Kind(
-        specs.TRANSFORMERS, _transformers, library="transformers", whole="base_model"
+        specs.TRANSFORMERS,
+        _transformers,
+        library="transformers",
+        whole="base_model",
+        images=_transformers_images,
     ),
     "cifar_resnet": Kind(specs.CIFAR_RESNET, _cifar_resnet, "cifar-resnet-", "56"),
-    "timm": Kind(specs.TIMM, _timm, "timm:", library="timm"),
-    "torchvision": Kind(specs.TORCHVISION, _torchvision, "torchvision:", library="torchvision"),
+    "timm": Kind(specs.TIMM, _timm, "timm:", library="timm", images=_timm_images),
+    "torchvision": Kind(
+        specs.TORCHVISION,
+        _torchvision,
+        "torchvision:",
+        library="torchvision",
+        images=_torchvision_images,
+    ),
 }
 """By the `kind` that a saved description has. Any name without a prefix is one of the hub."""
 

@@ -172,12 +172,22 @@ def _from_name(module: str, **kwargs: Any) -> Backbone:
     except ValueError:
         raise
     except Exception as error:  # the library raises all kinds for a damaged folder
-        known = " or ".join(map(repr, like(module)))
-        raise ValueError(
-            f"no model {module!r}: {reason(module, error).rstrip('.')}. "
-            + (f"Did you mean {known}? " if known else "")
-            + f"What works: {_names()}"
-        ) from error
+        raise no_model(module, error) from error
+
+
+def no_model(name: str, error: Exception) -> ValueError:
+    """The refusal of a name that a library has no network of.
+
+    Args:
+        name: as the user gave it.
+        error: the library's.
+    """
+    known = " or ".join(map(repr, like(name)))
+    return ValueError(
+        f"no model {name!r}: {reason(name, error).rstrip('.')}. "
+        + (f"Did you mean {known}? " if known else "")
+        + f"What works: {_names()}"
+    )
 
 
 @wrap.register

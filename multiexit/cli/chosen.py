@@ -1,10 +1,11 @@
 """What a run begins with where nothing was typed, and said."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiexit.backbones import Backbone
+    from multiexit.cli.sources import Source
     from multiexit.training.config import TrainConfig
 
 
@@ -40,6 +41,39 @@ def suited(
     if said and not quiet and processes().is_main_process:
         say(f"chosen for texts of your own: {' and '.join(said)}")
     return config, pool
+
+
+def preparation(
+    source: "Source", backbone: str | None, pretrained: bool = False
+) -> dict[str, Any] | None:
+    """How images of a user's own are made ready: by what was typed, then as the network says.
+
+    Args:
+        source: of the rows.
+        backbone, pretrained: as typed.
+
+    Returns:
+        None where it isn't asked: of texts, and of tasks by their names.
+
+    Raises:
+        ValueError: no such network, or one whose images are read as no description can say.
+    """
+    from multiexit.backbones import image_preparation
+    from multiexit.data.own import image_sets
+    from multiexit.data.own.notes import say
+    from multiexit.runtime import processes
+
+    if source.own is None or source.kind != "image" or backbone is None:
+        return None
+    typed, size = source.normalisation is not None, source.rows.image_size
+    own = None
+    if not typed or size is None:
+        own = image_preparation(backbone, pretrained, whole=not typed)
+    how = image_sets.preparation(size, own)
+    if processes().is_main_process:
+        who = f"as {backbone} says" if own and "mean" in own else "as ImageNet's"
+        say(f"images are read {who}: {image_sets.in_words(how)} (--image-size, --normalisation)")
+    return how
 
 
 def all_steps(config: "TrainConfig", early_stopping: object = None) -> "TrainConfig":

@@ -48,9 +48,9 @@ class TrainingRows:
     ] = None
     validation_data: Annotated[str | None, panels.data(help="a file, beside --data")] = None
     test_data: Annotated[str | None, panels.data(help="a file, beside --data")] = None
-    image_size: Annotated[int | None, panels.data(min=8, help="of --data: pixels; default 224")] = (
-        None
-    )
+    image_size: Annotated[
+        int | None, panels.data(min=8, help="of --data: pixels; default: the network's, or 224")
+    ] = None
     augment: Annotated[
         str | None,
         panels.data(help="of --data: crop (the default), randaugment, trivialaugment or none"),

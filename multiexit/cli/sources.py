@@ -32,7 +32,8 @@ class Source:
         name: of the task; of a user's own data `"text"` or `"image"`.
         kind: `"text"` or `"image"`.
         rows: as they were typed.
-        download, normalisation: of a task by its name.
+        download: of a task by its name.
+        normalisation: of images.
         own: a user's data.
         options: of how that is read.
     """
@@ -50,6 +51,7 @@ class Source:
         tokenizer: Any,
         folder: Path,
         check: Callable[[int, str | None], None] = lambda num_classes, problem: None,
+        preparation: dict[str, Any] | None = None,
     ) -> "TaskData":
         """Read the data.
 
@@ -57,6 +59,7 @@ class Source:
             tokenizer: of texts.
             folder: of the run; rows that can't be used and are to be left out are written there.
             check: is told how many classes there are, and the problem, as soon as they are known.
+            preparation: of images of a user's own; None is ImageNet's.
 
         Raises:
             ValueError: rows that can't be used, or a metric that can't judge them.
@@ -78,7 +81,7 @@ class Source:
         else:
             skipped = folder / SKIPPED if rows.skip_bad else None
             options = self.options if length is None else {**self.options, "max_length": length}
-            reading = Reading(skip_bad=skipped, check=check_all, **options)
+            reading = Reading(skip_bad=skipped, check=check_all, preparation=preparation, **options)
             read = task_of(self.own, tokenizer, reading)
         return judged_by(rows.metric, read)
 
@@ -136,7 +139,10 @@ def find(rows: TrainingRows, seed: int = 0, **others: Any) -> Source:
     reading = {new: given[name] for name, new in image_options.items() if name in given}
     if "problem" in given:
         reading["problem"] = given["problem"]
-    return Source(own.kind, own.kind, rows, False, None, own, {**reading, "seed": seed})
+    normalisation = others.get("normalisation")
+    if normalisation not in (None, "imagenet"):
+        raise unknown("normalisation", normalisation, ["imagenet"])
+    return Source(own.kind, own.kind, rows, False, normalisation, own, {**reading, "seed": seed})
 
 
 def load(folder: Path, rows: ModelRows) -> tuple[Any, Any]:

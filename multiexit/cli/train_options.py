@@ -25,7 +25,7 @@ Weights = Annotated[
 ]
 Normalisation = Annotated[
     str | None,
-    panels.data(help="of CIFAR's images: imagenet for published weights; default: its own"),
+    panels.data(help="of CIFAR's and your own images: imagenet; default: their own, the network's"),
 ]
 Epochs = Annotated[int | None, panels.training(help="of each phase; default: the task's preset")]
 BatchSize = Annotated[int | None, panels.training(help="rows a batch; default: the task's preset")]

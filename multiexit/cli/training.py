@@ -206,7 +206,8 @@ def train(
     for folder in folders:
         run_folder.check(replace(config, output=folder))
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
-    read = source.load(tokenizer, output, partial(experiment.check_classes, config, method))
+    fits = partial(experiment.check_classes, config, method)
+    read = source.load(tokenizer, output, fits, chosen.preparation(source, backbone, pretrained))
     if class_weights == "balanced":
         config = replace(config, class_weights=experiment.balanced(read))
     if share:

@@ -134,7 +134,8 @@ def tune(
     config = chosen.all_steps(config, dimensions.get("early_stopping"))
     crossval.check(dimensions, recipe, known_as, config)
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
-    read = source.load(tokenizer, output, partial(experiment.check_classes, config, method))
+    fits = partial(experiment.check_classes, config, method)
+    read = source.load(tokenizer, output, fits, chosen.preparation(source, backbone))
     if folds > len(read.train):
         raise ValueError(f"--folds {folds}: there are {len(read.train)} rows to be parted")
     network = experiment.backbone_for(read, backbone, seed=seed)

@@ -10,6 +10,7 @@ The description is plain data, `MultiExitModel.preprocessing` of kind `"image"`:
 | `resize` | a number: of the shorter side, the ratio stays; or [height, width]; absent: [H, W] |
 | `interpolation` | a key of `INTERPOLATIONS`; absent: `"bicubic"` |
 | `antialias` | whether pixels are averaged when an image shrinks; absent: true |
+| `crop` | where half a pixel goes: `"round"` (torchvision, timm), `"floor"`; absent: `"round"` |
 | `mean`, `std` | per channel, of pixels in 0..1: (x − mean) / std |
 
 After resizing, the H × W in the middle are cut out. Descriptions of older versions have `shape`,
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 from multiexit.data.images import normalise
 from multiexit.files import schema
 from multiexit_runner import pictures
-from multiexit_runner.pictures import INTERPOLATIONS, LARGEST
+from multiexit_runner.pictures import CROPS, INTERPOLATIONS, LARGEST
 
 PLAIN = INTERPOLATIONS[:3]  # that there are without antialias
 
@@ -74,6 +75,7 @@ def check(how: Mapping[str, Any]) -> None:
             "resize": schema.optional(schema.either(side, schema.listed(side, 2, 2))),
             "interpolation": schema.one_of(*INTERPOLATIONS),
             "antialias": schema.flag,
+            "crop": schema.one_of(*CROPS),
         },
         rest=schema.plain,
     )("preprocessing", how)

@@ -125,7 +125,8 @@ def check_options(name: str, **options: Any) -> None:
 
 def _options_of(name: str) -> tuple[str, ...]:
     if name in OWN:
-        return ("max_length",) if name == "text" else ("channels_last", "pretrained", "weights")
+        images = ("channels_last", "normalisation", "pretrained", "weights")
+        return ("max_length",) if name == "text" else images
     if modality(name) == "text":
         return TEXT_OPTIONS
     return (*IMAGE_OPTIONS, *IMAGES[canonical(name)].options)

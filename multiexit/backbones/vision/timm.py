@@ -117,17 +117,30 @@ def from_name(
         ValueError: an unknown name, arguments that it doesn't take.
     """
     kwargs = plain_values(kwargs)
-    if not set(name) & set(":/") and not timm.is_model(name):  # others are of hub or folder
-        raise unknown("timm model", name, names(), "timm.list_models()")
-    try:
-        model = timm.create_model(name, **kwargs)
-    except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:
-        shown = kwargs or "its defaults"
-        raise ValueError(f"no timm model {name!r} with {shown}: {error}") from error
+    model = made(name, kwargs)
     shape = None if input_shape is None else sizes(input_shape)
     arguments = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
     spec = {"kind": "timm", "name": name, "input_shape": shape, "kwargs": arguments}
     return from_instance(model, spec, shape, layout)
+
+
+def made(name: str, kwargs: dict[str, Any]) -> Any:
+    """The network of a name.
+
+    Args:
+        name: in timm.
+        kwargs: for `timm.create_model`.
+
+    Raises:
+        ValueError: an unknown name, arguments that it doesn't take.
+    """
+    if not set(name) & set(":/") and not timm.is_model(name):  # others are of hub or folder
+        raise unknown("timm model", name, names(), "timm.list_models()")
+    try:
+        return timm.create_model(name, **kwargs)
+    except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:
+        shown = kwargs or "its defaults"
+        raise ValueError(f"no timm model {name!r} with {shown}: {error}") from error
 
 
 def names() -> list[str]:

@@ -113,9 +113,7 @@ def from_name(
         ValueError: an unknown name, arguments that it doesn't take.
     """
     kwargs = plain_values(kwargs)
-    if name.lower() not in (known := names()):
-        where = "torchvision.models.list_models(module=torchvision.models)"
-        raise unknown("torchvision classifier", name, known, where)
+    check_name(name)
     try:
         model = get_model(name, **kwargs)
     except (ValueError, TypeError, NotImplementedError, KeyError, OSError) as error:
@@ -127,6 +125,13 @@ def from_name(
         arguments |= _settings(model)
     spec = {"kind": "torchvision", "name": name, "input_shape": shape, "kwargs": arguments}
     return from_instance(model, spec, shape, layout)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that torchvision has no classifier of, by a ValueError."""
+    if name.lower() not in (known := names()):
+        where = "torchvision.models.list_models(module=torchvision.models)"
+        raise unknown("torchvision classifier", name, known, where)
 
 
 def names() -> list[str]:

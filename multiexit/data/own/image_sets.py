@@ -3,7 +3,7 @@
 Letters: N rows of the split, C channels, H height, W width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -22,16 +22,48 @@ Augment = Callable[[Any], Any]
 """From an image of Pillow to another one, of any size."""
 
 
-def preparation(size: int) -> dict[str, Any]:
-    """How images become [3, size, size], as `multiexit.data.image_files` reads them."""
-    return {
-        "shape": [3, size, size],
-        "resize": round(size / 0.875) if size >= 64 else size,
-        "interpolation": "bicubic",
-        "antialias": True,
-        "mean": list(MEAN),
-        "std": list(STD),
-    }
+def preparation(size: int | None = None, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How images are made ready, as `multiexit.data.image_files` reads them.
+
+    Args:
+        size: H and W; None is those of `own`, or 224.
+        own: as the network says, in whose ratio another size is cut out; where it says its shape
+            alone, or None, images are read as ImageNet's are.
+
+    Raises:
+        ValueError: a description that can't be read by.
+    """
+    if own is None or "mean" not in own:
+        if size is None:
+            size = 224 if own is None else int(own["shape"][-1])
+        return {
+            "shape": [3, size, size],
+            "resize": round(size / 0.875) if size >= 64 else size,
+            "interpolation": "bicubic",
+            "antialias": True,
+            "mean": list(MEAN),
+            "std": list(STD),
+        }
+    image_files.check(own)
+    channels, *sides = own["shape"]
+    if size is None or sides == [size, size]:
+        return dict(own)
+    resize = own.get("resize") or sides
+    if isinstance(resize, int):
+        resize = max(size, round(resize * size / max(sides)))
+    else:
+        resize = [max(size, round(r * size / side)) for r, side in zip(resize, sides, strict=True)]
+    return {**own, "shape": [channels, size, size], "resize": resize}
+
+
+def in_words(how: Mapping[str, Any]) -> str:
+    """A preparation in one line."""
+    resize = how.get("resize") or how["shape"][1:]
+    before = f"shorter side {resize}" if isinstance(resize, int) else "{} × {}".format(*resize)
+    size = "{} × {}".format(*how["shape"][1:])
+    size = size if before == size else f"{size} of {before}"
+    mean, std = ("/".join(f"{x:.4g}" for x in how[name]) for name in ("mean", "std"))
+    return f"{size}, {how.get('interpolation', 'bicubic')}, mean {mean}, deviation {std}"
 
 
 class ImageRows(Dataset[tuple[Tensor, Tensor]]):

@@ -3,7 +3,7 @@
 Letters: N rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class Reading:
 
     problem: str | None = None
     max_length: int = 128
-    size: int = 224
+    size: int | None = None
+    preparation: Mapping[str, Any] | None = None
     augment: str | image_sets.Augment | None = "crop"
     share: float = 0.2
     seed: int = 0
@@ -74,7 +75,8 @@ def load(
     label: Name | Sequence[Name] | None = None,
     problem: str | None = None,
     max_length: int = 128,
-    size: int = 224,
+    size: int | None = None,
+    preparation: Mapping[str, Any] | None = None,
     augment: str | image_sets.Augment | None = "crop",
     share: float = 0.2,
     seed: int = 0,
@@ -98,7 +100,10 @@ def load(
         label: the column of labels, or several columns of yes and no.
         problem: `"classification"`, `"regression"` or `"multi-label"`.
         max_length: texts are cut to this many tokens.
-        size: height and width of images as the network reads them.
+        size: height and width of images as the network reads them; None is those of the
+            preparation, or 224.
+        preparation: of images, as the network that will read them says
+            (`multiexit.image_preparation`); None is as ImageNet's are read.
         augment: of training images: `"crop"`, a random part, mirrored half of the time;
             `"randaugment"` or `"trivialaugment"`, a change or two more; `"none"`; or a function
             from an image of Pillow to another one, or to uint8 pixels [C, H, W], such as transforms
@@ -138,7 +143,7 @@ def load(
         label=label,
         notes=notes,
     )
-    reading = Reading(problem, max_length, size, augment, share, seed, skip_bad)
+    reading = Reading(problem, max_length, size, preparation, augment, share, seed, skip_bad)
     return task_of(found, tokenizer, reading, notes=notes)
 
 
@@ -165,7 +170,7 @@ def task_of(
     check_share("share", reading.share, "(0, 1)")
     how = change = None
     if found.kind == "image":
-        how = (trained and trained.how) or image_sets.preparation(reading.size)
+        how = (trained and trained.how) or image_sets.preparation(reading.size, reading.preparation)
         change = image_sets.augment_of(reading.augment)
     elif tokenizer is None:
         raise ValueError("texts need the tokenizer of the network that reads them: tokenizer=…")

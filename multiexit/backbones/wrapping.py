@@ -283,7 +283,7 @@ def _from_module(
     for name in ("_orig_mod", "module"):  # of torch.compile; of DataParallel and its like
         if isinstance(getattr(module, name, None), nn.Module):
             raise ValueError(
-                f"a {type(module).__name__} runs another network: wrap that one, its .{name}; "
+                f"this {type(module).__name__} runs another network: wrap that one, its .{name}; "
                 "compiling and spreading come after wrapping (TrainConfig(compile=True), "
                 "accelerate launch)"
             )

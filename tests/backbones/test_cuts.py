@@ -579,7 +579,7 @@ class Divides(Net):
     ("net", "message"),
     [
         (Asks(), "forward can't be followed.*control flow"),
-        (Two(), r"gives a tuple, no single tensor. What works: .*return self.net\(x\)\[0\]"),
+        (Two(), r"no single tensor but tuple. What works: .*return self.net\(x\)\[0\]"),
         (
             Net(end=lambda net, x: x.view(len(x), -1)),
             "asks for len.*works: x.shape.0. in its place",

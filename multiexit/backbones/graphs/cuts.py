@@ -104,7 +104,7 @@ def stage(
         ValueError: a spec that doesn't say where, or a place where the network can't be cut.
     """
     if "cuts" not in spec:
-        raise ValueError(f"it isn't said how a {type(module).__name__} is cut into stages")
+        raise ValueError(f"it isn't said how this {type(module).__name__} is cut into stages")
     traced, nodes = cut_places.named(follow(module), spec["cuts"], like_parameters(example, module))
     return _backbone(traced, nodes, example, layout, spec)
 

@@ -240,7 +240,7 @@ def _check_output(traced: Trace) -> None:
         case None:
             raise ValueError("its forward gives nothing")
     raise Unfollowed(
-        f"its forward gives a {kind.__name__.removeprefix('immutable_')}, no single tensor",
+        f"its forward gives no single tensor but {kind.__name__.removeprefix('immutable_')}",
         "What works: wrap a module of your own that holds this one as self.net and gives one of "
         f"its tensors, return self.net(x){entry}",
     )

@@ -28,9 +28,12 @@ def reason_of(error: BaseException) -> str:
 
 def sqlite_address(file: Path) -> str:
     """The address of an SQLite file, whatever is in its name."""
-    from sqlalchemy import URL
+    from sqlalchemy import URL, make_url
 
-    return URL.create("sqlite", database=str(file)).render_as_string()
+    url = URL.create("sqlite", database=str(file)).render_as_string()
+    if make_url(url).database != str(file):  # before 2.1 SQLAlchemy writes a ? as it is
+        raise ValueError(f"output is in {file.parent}: SQLAlchemy before 2.1 takes no ? in a name")
+    return url
 
 
 def check_file(url: str) -> None:

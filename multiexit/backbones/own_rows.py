@@ -36,7 +36,8 @@ def check_own(backbone: Backbone) -> None:
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     if device.type == "meta":
         return
-    with evaluating(backbone), buffers_kept(backbone), _undrawn(device), torch.no_grad(), device:
+    on_cpu = torch.device("cpu")  # what is made anew, though a model is loaded on the meta device
+    with evaluating(backbone), buffers_kept(backbone), _undrawn(device), torch.no_grad(), on_cpu:
         try:
             inputs = _two_rows(backbone)
         except Exception:  # whatever a class of the user's own says

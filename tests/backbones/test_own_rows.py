@@ -116,6 +116,12 @@ def test_what_breaks_the_rules_of_a_batch_is_refused(kind, message):
         mx.MultiExitModel(kind(), num_classes=3)
 
 
+def test_it_is_seen_where_a_model_is_loaded_too():
+    backbone = Centred()
+    with torch.device("meta"), pytest.raises(ValueError, match="depends on the other rows"):
+        mx.MultiExitModel(backbone, num_classes=3)
+
+
 class Normed(Steps):
     """Batch norm, dropout and layers left out in training, as stochastic depth does."""
 

@@ -78,8 +78,8 @@ def errors(stepper: Stepper, make: Callable, steps: int, name: str, micro: int =
     for t in range(steps):
         first = [make(100 * t + index) for index in range(micro)]
         second = [make(100 * t + 50 + index) for index in range(micro)]
-        before, draws = snapshot(stepper, t + 1), iter(second)
-        stepper.step(first, lambda draws=draws: next(draws), t, steps)
+        before = snapshot(stepper, t + 1)
+        stepper.step(first, lambda second=second: second, t, steps)
         now = torch.get_rng_state()
         wanted = unrolled(stepper, before, first, second, weighted(stepper, name), every_exit)
         assert torch.equal(torch.get_rng_state(), now), "the draws of looking back count"
@@ -353,8 +353,8 @@ def test_the_weighting_network_gets_the_gradient_through_the_step(double, over, 
 
     for t in range(3):
         first, second = ([batch_of(8, 100 * t + s) for s in some] for some in ((0, 1), (2, 3)))
-        before, draws = snapshot(stepper, t + 1), iter(second)
-        stepper.step(first, lambda draws=draws: next(draws), t, 3)
+        before = snapshot(stepper, t + 1)
+        stepper.step(first, lambda second=second: second, t, 3)
         wanted = unrolled(stepper, before, first, second, total, outer)
         largest = max(float(g.abs().max()) for g in wanted)
         assert largest > 0

@@ -53,24 +53,26 @@ def answers(
             raise error
 
 
-def prepared(classify: Any, line: str, place: str) -> Any:
+def prepared(classify: Any, line: str, place: str, names: bool = True) -> Any:
     """What a classifier reads of a line.
 
     Args:
         classify: the classifier.
         line: of text.
         place: of the line, for messages.
+        names: whether the command has options that name a table's columns.
 
     Raises:
         ValueError: an empty line; a row in JSON; of pairs, a line without a tab, or with several.
     """
-    _check_no_row(classify, line, place)
+    _check_no_row(classify, line, place, names)
     if classify.tags:
         return words_of(line, place)
     if not classify.paired:
         return text_of(line, False, place)[0]
     if (tabs := line.count("\t")) != 1:
-        table = ", or a table with its columns named by --text and --text-pair" if tabs else ""
+        how = "its columns named by --text and --text-pair" if names else "training's columns"
+        table = f", or a table with {how}" if tabs else ""
         raise ValueError(
             f"{place}: this model reads sentence pairs, one tab between them{table}; got "
             f"{line!r:.80}"
@@ -78,7 +80,7 @@ def prepared(classify: Any, line: str, place: str) -> Any:
     return text_of(tuple(line.split("\t")), True, place)
 
 
-def _check_no_row(classify: Any, line: str, place: str) -> None:
+def _check_no_row(classify: Any, line: str, place: str, names: bool = True) -> None:
     """Refuse a line that is an object in JSON, a row of a table, by a ValueError."""
     if not line.lstrip().startswith("{"):
         return
@@ -87,9 +89,9 @@ def _check_no_row(classify: Any, line: str, place: str) -> None:
     except (ValueError, RecursionError):
         return
     option = "--text KEY --text-pair KEY" if classify.paired else "--text KEY"
+    stdin = f"on stdin name what is read of it, {option}; " if names else ""
     raise ValueError(
-        f"{place}: a row in JSON, {line!r:.80}: on stdin name what is read of it, {option}; a file "
-        "of such rows is to be called .jsonl"
+        f"{place}: a row in JSON, {line!r:.80}: {stdin}a file of such rows is to be called .jsonl"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from multiexit.cli import answer_columns, typed
 from multiexit.cli.row_files import as_json
 from multiexit.cli.rows_done import RowsDone
+from multiexit.cli.table_inputs import input_columns
 from multiexit.cli.table_rows import Closed, TableRows, file_table, stdin_table
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def predict_table(
     if output is not None:
         row_files.check(output, source)
     file = None if source is None else file_table(source)
-    read = _input_columns(classify, network, columns, file)
+    read = input_columns(classify, network, columns, file)
     table = file or stdin_table(read)
     table.check_columns(read)
     if source is not None and (output is None or output.suffix.lower() != ".parquet"):
@@ -228,49 +229,6 @@ def _check_no_bytes(table: "Table") -> None:
             raise ValueError(
                 f"column {held[0]!r} holds bytes: write a .parquet file, which can keep them"
             )
-
-
-def _input_columns(
-    classify: Any, network: Any, columns: Mapping[str, str | None], table: "Table | None"
-) -> list[str]:
-    """The columns that the model reads: as typed, or as in training, else those called so.
-
-    Args:
-        classify, network: the classifier, and what is behind it.
-        columns: as typed.
-        table: that is read; None where its columns come later.
-
-    Raises:
-        ValueError: a column that isn't for this model, or that must be named.
-    """
-    from multiexit.data.own import choosing
-    from multiexit.data.own.notes import say
-
-    trained_on = network.preprocessing.get("data") or {}
-    if classify.kind == "image":
-        wanted = ["image"]
-    else:
-        wanted = ["text", "text_pair"] if classify.paired else ["text"]
-    reads = "pairs of texts" if classify.paired else f"single {classify.kind}s"
-    for name, column in columns.items():
-        if column is not None and name not in wanted:
-            raise ValueError(f"{name}={column} is not for this model, which reads {reads}")
-    found = [columns.get(name) or trained_on.get(name) for name in wanted]
-    if table is not None and not any(found) and classify.kind == "text":
-        called = choosing.inputs_by_name(table, classify.paired)
-        if called:
-            say(f"the model reads column{'s'[: len(called) - 1]} {' and '.join(map(repr, called))}")
-            return called
-    for name, column in zip(wanted, found, strict=True):
-        of = "the table's columns" if table is None else f"the columns {table.columns}"
-        if column is None:
-            raise ValueError(f"which of {of} does the model read? Name it: {name}=…")
-        if table is not None and columns.get(name) is None and column not in table.columns:
-            raise ValueError(
-                f"{table.name} has no column {column!r}, as in training: which of {of} does the "
-                f"model read? Name it: {name}=…"
-            )
-    return [str(column) for column in found]
 
 
 def _model(folder: Path, classify: Any) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def export(
         list[str] | None,
         typer.Option(
             help="rows to compare on, and to keep 4 of: a table with training's columns, on which "
-            "int8 measures its calibration table too, a text file as `predict` reads it, or an "
-            "image file; may be repeated"
+            "int8 measures its calibration table too where it has labels, a text file as `predict` "
+            "reads it, or an image file; may be repeated"
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="compare on this task's development set")] = None,
@@ -145,7 +145,7 @@ def export(
     multiexit export runs/mrpc mrpc --triton
     """
     from multiexit import MultiExitModel
-    from multiexit.cli import calibrating, next_steps, predicting, sources
+    from multiexit.cli import calibrating, next_steps, predicting, sources, table_inputs
     from multiexit.cli.noted import now_and_then
     from multiexit.files.json_files import read_json
     from multiexit.policies import check, parse
@@ -166,16 +166,17 @@ def export(
     exit_policy = parse(policy) if policy else None
     reads = (model / "tokenizer_config.json").is_file()
     reader = typed.tokenizer(model) if reads else None
-    rows, task_data, table = None, None, bool(data) and predicting.is_table(data, {})
+    loaded, rows, task_data = MultiExitModel.from_pretrained(model), None, None
+    table = predicting.is_table(data, {}, loaded.preprocessing)
     if table and len(data or ()) > 1:
         raise ValueError(f"--data: one table at a time; got {len(data or ())} files")
-    if task is None and data_dir is None and not table:
-        loaded = MultiExitModel.from_pretrained(model)
-        rows = _rows(loaded, reader, data) if data else None
-    else:
+    labelled = table and table_inputs.has_labels(Path((data or [""])[0]), loaded)
+    if task is not None or data_dir is not None or labelled:
         chosen = ModelRows(task=task, data_dir=data_dir, data=data[0] if data else None)
-        loaded, task_data = sources.load(model, chosen)
+        task_data = sources.rows_for(loaded.to(typed.device()), model, chosen)
         rows = next(iter(task_data.sets.values()))
+    elif data:
+        rows = _rows(loaded, reader, data, table)
     if exit_policy is not None:
         check(exit_policy, loaded.num_exits, loaded.num_classes, loaded.problem)
     share = 0.95 if agreement is None else agreement
@@ -188,9 +189,13 @@ def export(
     held, notes = exit_policy or loaded.policy, now_and_then()
     options: Any = {"int8": int8, "target": target, "agreement": share, "notes": notes}
     setting = None if loaded.calibration is None else loaded.calibration.near_full().policy
-    is_turned = type(setting) is type(held) and not any(
-        isinstance(number, tuple)
-        for number in vars(held).values()  # one for each exit
+    is_turned = (
+        setting is not None
+        and type(setting) is type(held)
+        and not any(
+            isinstance(number, tuple)
+            for number in vars(held).values()  # one for each exit
+        )
     )
     if int8 and held is not None and is_turned:
         options["calibrate"] = calibrating.measured(
@@ -272,10 +277,11 @@ def truncate(
         print(f"{folder} has no tokenizer: save one, tokenizer.save_pretrained({str(output)!r})")
 
 
-def _rows(model: Any, reader: Any, files: list[str]) -> Any:
-    """The rows in files, as `predict` reads them."""
+def _rows(model: Any, reader: Any, files: list[str], table: bool) -> Any:
+    """The rows in files, or in one table, as `predict` reads them."""
     import torch
 
+    from multiexit.cli import table_inputs
     from multiexit.cli.lines import prepared
     from multiexit.data import image_files
     from multiexit.data.order import chunks
@@ -289,11 +295,14 @@ def _rows(model: Any, reader: Any, files: list[str]) -> Any:
             "this model doesn't say how --data is made ready: set model.preprocessing before "
             "saving (see the documentation on saving), and save a tokenizer with it"
         )
+    classify = Classifier(model, reader, FixedExit(model.num_exits - 1))
+    values: Any = table_inputs.inputs_in(Path(files[0]), classify) if table else files
     if kind == "image":
         return [
-            torch.stack([image_files.read(path, preprocessing) for path in paths])
-            for paths in chunks(files, 32)
+            torch.stack([image_files.read(image, preprocessing) for image in images])
+            for images in chunks(values, 32)
         ]
-    classify = Classifier(model, reader, FixedExit(model.num_exits - 1))
-    numbered = enumerate(typed.lines(files), 1)
-    return classify.tokenised([prepared(classify, line, f"line {n}") for n, line in numbered])
+    if not table:
+        numbered = enumerate(typed.lines(files), 1)
+        values = [prepared(classify, line, f"line {n}", names=False) for n, line in numbered]
+    return classify.tokenised(values)

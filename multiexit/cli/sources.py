@@ -160,7 +160,21 @@ def load(folder: Path, rows: ModelRows) -> tuple[Any, Any]:
 
     folder = typed.model_folder(folder)
     model = MultiExitModel.from_pretrained(folder).to(typed.device())
-    return model, judged_by(model.preprocessing.get("metric"), _rows_for(model, folder, rows))
+    return model, rows_for(model, folder, rows)
+
+
+def rows_for(model: Any, folder: Path, rows: ModelRows) -> "TaskData":
+    """The data to judge a model on, as `load` reads it.
+
+    Args:
+        model: that is saved there.
+        folder: of the model.
+        rows: as typed.
+
+    Raises:
+        ValueError: as `load` does.
+    """
+    return judged_by(model.preprocessing.get("metric"), _rows_for(model, folder, rows))
 
 
 def _rows_for(model: Any, folder: Path, rows: ModelRows) -> "TaskData":

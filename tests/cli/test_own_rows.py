@@ -5,8 +5,9 @@ import warnings
 
 import pytest
 import torch
+from answering import text_model, tokenizer_in
 from helpers import command
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 import multiexit as mx
 from multiexit.data import load
@@ -164,7 +165,20 @@ def test_a_folder_of_tasks_is_refused_beside_data_of_ones_own(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_table_is_compared_on_by_its_columns(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "columns", "count"),
+    [
+        ("new.csv", ("text", "label"), 20),
+        ("new.tsv", ("text", "label"), 20),
+        ("unlabelled.tsv", ("text", "n"), 20),
+        ("pairs.tsv", ("label", "sentence1", "n", "sentence2"), 20),
+        ("pairs.tsv", ("sentence2", "sentence1"), 20),
+        ("pairs.tsv", ("one", "two"), 21),  # no pair is called so: lines
+    ],
+)
+def test_what_a_table_is_compared_on_is_what_predict_reads(
+    name, columns, count, run, tmp_path, monkeypatch
+):
     given = {}
 
     def kept(model, output, policy, rows=None, **others):
@@ -172,11 +186,68 @@ def test_a_table_is_compared_on_by_its_columns(run, tmp_path, monkeypatch):
         raise ValueError("far enough")
 
     monkeypatch.setattr("multiexit.serving.onnx.export", kept)
-    ended = command("export", run / "run", tmp_path / "onnx", "--data", run / "new.csv")
-    assert ended.code == 2
-    assert len(given["rows"]) == 20  # neither the heading nor the labels are texts
-    ended = command("export", run / "run", tmp_path / "onnx", *(2 * ["--data", run / "new.csv"]))
+    model, tokenizer = run / "run", AutoTokenizer.from_pretrained(run / "run" / "model")
+    if name == "pairs.tsv":
+        model, tokenizer = tmp_path / "pairs", tokenizer_in(tmp_path)
+        text_model(tokenizer, pairs=True, classes=2).save_pretrained(model, tokenizer)
+    values = {"text": "red cat", "sentence1": "a cat", "sentence2": "red fish", "label": "1"}
+    row = [values.get(column, "dog") for column in columns]
+    mark = "," if name == "new.csv" else "\t"
+    (tmp_path / name).write_text("".join(mark.join(each) + "\n" for each in [columns, *20 * [row]]))
+    ended = command("export", model, tmp_path / "onnx", "--data", tmp_path / name)
+    assert "far enough" in ended.err, ended.err
+    assert len(given["rows"]) == count
+    read = ("text",) if name != "pairs.tsv" else ("sentence1", "sentence2")
+    texts = [values[column] for column in read] if count == 20 else ["dog", "dog"]
+    assert given["rows"][count - 1]["input_ids"].tolist() == tokenizer(*texts)["input_ids"]
+
+
+def test_a_table_that_export_cannot_read_says_what_it_needs(run, tmp_path):
+    words = ("export", run / "run", tmp_path / "onnx")
+    ended = command(*words, *(2 * ["--data", run / "new.csv"]))
     assert "one table at a time" in ended.err
+    (tmp_path / "other.tsv").write_text("review\ta\nred cat\t1\n")
+    ended = command(*words, "--data", tmp_path / "other.tsv")
+    assert ended.err.endswith("does the model read? Call it 'text' there\n")
+    tokenizer = tokenizer_in(tmp_path)
+    text_model(tokenizer, pairs=True).save_pretrained(tmp_path / "pairs", tokenizer)
+    (tmp_path / "lines.tsv").write_text("a\tcat\tdog\n")
+    ended = command("export", tmp_path / "pairs", tmp_path / "onnx", "--data",
+                    tmp_path / "lines.tsv")  # fmt: skip
+    assert "one tab between them, or a table with training's columns; got" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"id2label": {0: "pos", 1: "neg", 2: "neu"}},
+            "(3 classes: pos, neg, neu) doesn't serve 2 classes",
+        ),
+        ({"num_labels": 1}, "(1 number) doesn't serve 2 classes"),
+        (
+            {"problem_type": "multi_label_classification", "id2label": {0: "0", 1: "1"}},
+            "(2 labels, any number of them a row: 0, 1) doesn't serve 2 classes",
+        ),
+        ({"num_labels": 2}, None),
+    ],
+)
+def test_a_network_whose_own_classifier_does_not_serve_is_said_to_lose_it(
+    settings, said, run, tiny_glue, tmp_path, monkeypatch
+):
+    def trainer(*_):
+        raise ValueError("far enough")
+
+    config = BertConfig.from_pretrained(tiny_glue / "bert", **settings)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "tuned")
+    AutoTokenizer.from_pretrained(tiny_glue / "bert").save_pretrained(tmp_path / "tuned")
+    monkeypatch.setattr(experiment, "Trainer", trainer)
+    words = ("train", "--data", run / "mine.csv", "--backbone", tmp_path / "tuned")
+    ended = command(*words, "--output", tmp_path / "run")
+    assert ended.err.endswith("far enough\n"), ended.err
+    assert ("starts anew" in ended.err) == (said is not None)
+    if said is not None:
+        assert f"the network's own classifier {said}: the last exit starts anew\n" in ended.err
 
 
 def test_too_few_rows_to_select_the_epoch_by_are_refused_before_the_network_is_read(

@@ -142,6 +142,11 @@ def names_a_pair(columns: Sequence[str]) -> bool:
     return bool(_pairs(columns))
 
 
+def names_a_label(columns: list[str]) -> bool:
+    """Whether a column is called as labels are."""
+    return _by_name(LABELS, columns) is not None
+
+
 def _pairs(columns: Sequence[str]) -> list[list[str]]:
     """The columns that are called as pairs of texts are."""
     by_lower = _by_lower(columns)

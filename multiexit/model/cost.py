@@ -3,7 +3,8 @@
 Letters: M exits, B batch rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -69,7 +70,7 @@ def count(
     layers, macs, params = [], [], []
     sizes: dict[int, int] = {}
     full = 0
-    with evaluating(backbone, heads):
+    with _at_rest(backbone, heads):
         carry, trunk = _macs(lambda: backbone.start(**inputs))
         staged = {
             id(p) for s in range(backbone.num_stages) for p in backbone.stage_module(s).parameters()
@@ -99,7 +100,7 @@ def count(
 
 def stage_shares(backbone: Backbone) -> list[float]:
     """Share of the trunk's MACs that is done after each stage, in 0..1, one number each."""
-    with evaluating(backbone):
+    with _at_rest(backbone):
         carry, total = _macs(lambda: backbone.start(**backbone.example_inputs()))
         so_far = []
         for stage in range(backbone.num_stages):
@@ -126,6 +127,19 @@ UNKNOWN_TO_TORCH = {
     torch.ops.aten._cudnn_rnn: _recurrent,
 }
 """Operators that torch's counter takes for nothing → their FLOPs, by what shapes they get."""
+
+
+@contextmanager
+def _at_rest(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no parameter that is trained.
+
+    torch's counter puts hooks on the gradients of what modules are given, which fails for a part of
+    a parameter, as DeBERTa's positions are.
+    """
+    with evaluating(*modules):
+        for module in modules:
+            module.requires_grad_(False)
+        yield
 
 
 def _macs(run: Callable[[], Any]) -> tuple[Any, int]:

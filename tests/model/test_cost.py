@@ -34,6 +34,33 @@ def test_a_chain_of_linear_layers():
     assert got.shares_M[-1] == 1
 
 
+class Product(nn.Module):
+    def forward(self, x, weight):
+        return x @ weight
+
+
+class HandsOn(nn.Module):
+    """Gives a part of its parameter to a module within, as DeBERTa does of its positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(9, 4))
+        self.product = Product()
+
+    def forward(self, x):
+        return self.product(x, self.weight[:4])
+
+
+def test_parts_of_parameters_may_be_handed_on_and_are_trained_afterwards_as_before():
+    model = mx.MultiExitModel(mx.wrap(nn.Sequential(HandsOn(), HandsOn()), input_shape=(4,)), 2)
+    model.backbone.stage_module(0).requires_grad_(False)
+    before = [p.requires_grad for p in model.parameters()]
+    assert model.cost().macs_M == (16 + 8, 2 * 16 + 2 * 8)
+    assert cost.stage_shares(model.backbone) == [0.5, 1]
+    assert [p.requires_grad for p in model.parameters()] == before
+    assert len({*before}) == 2
+
+
 def test_exits_at_some_stages_pay_for_the_stages_between_and_their_own_heads():
     chain = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
     got = mx.MultiExitModel(mx.wrap(chain), 3, exits=[1, 3]).cost()

@@ -290,6 +290,8 @@ def train(
     model = MultiExitModel(
         backbone, task.num_classes, exits, head or recipe.head, pool, task.labels, task.problem
     )
+    if task.preprocessing["kind"] == "text":
+        _say_if_new(model)
     model.preprocessing = task.preprocessing
     rows, dev = task.train, None
     if validation:
@@ -298,6 +300,32 @@ def train(
         _begin_at(model, torch.as_tensor(rows.labels).double(), config.lr)
     settings = replace(config, metric=task.metric)
     return model, Trainer(model, recipe, settings, tokenizer).fit(rows, dev)
+
+
+def _say_if_new(model: MultiExitModel) -> None:
+    """Say that the network's own classifier doesn't serve, where the last exit would be that."""
+    own, C = model.backbone.classifier, model.num_classes
+    behind_all = model.exits[-1] == model.backbone.num_stages - 1
+    if own is None or not behind_all or own.serves(model.problem, C):
+        return
+    K = own.num_classes
+    has = _outputs(own.problem or problems.resolve(None, K), K)
+    names = f": {', '.join(own.labels[:8])}{', …' * (K > 8)}" if own.labels else ""
+    warnings.warn(
+        f"the network's own classifier ({has}{names}) doesn't serve {_outputs(model.problem, C)}: "
+        "the last exit starts anew",
+        stacklevel=user_level(),
+    )
+
+
+def _outputs(problem: str, count: int) -> str:
+    """So many outputs of a problem, in words."""
+    called = {"multi-label": "labels, any number of them a row", "regression": "numbers"}
+    return (
+        "1 number"
+        if (problem, count) == ("regression", 1)
+        else (f"{count} {called.get(problem, 'classes')}")
+    )
 
 
 @torch.no_grad()

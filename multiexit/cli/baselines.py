@@ -77,7 +77,7 @@ def baseline(
     from multiexit.recipes.static import baselines
     from multiexit.recipes.static.layers import check_encoder
     from multiexit.runtime import processes
-    from multiexit.training import experiment
+    from multiexit.training import experiment, text_rows
     from multiexit.training.records import run_folder
 
     method = baselines.baseline(name, **typed.options(option or []))
@@ -106,6 +106,7 @@ def baseline(
     distilled = name == "distilbert"
     network = backbone or ("distilbert-base-uncased" if distilled else "bert-base-uncased")
     tokenizer = typed.tokenizer(network)
+    source = chosen.cut(source, network, tokenizer)
     data = source.load(tokenizer, output)
     if data.problem == "multi-label":
         raise ValueError(
@@ -123,6 +124,7 @@ def baseline(
         return Trainer(model, recipe, replace(config, metric=data.metric)).fit(learned, dev)
 
     first = encoder()
+    text_rows.check(first, {"train": data.train, **data.sets})
     config, pool = chosen.suited(config, pool, lr, source.name, first)
     parts = baselines.Parts(encoder, fit, learned, data.num_classes, pool, data.labels)
     whole = full or ("bert-base-uncased" if distilled else network)

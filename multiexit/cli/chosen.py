@@ -76,6 +76,37 @@ def preparation(
     return how
 
 
+def cut(source: "Source", backbone: str, tokenizer: Any) -> "Source":
+    """The source, whose texts are cut to as many tokens as the network takes.
+
+    Args:
+        source: of texts or images.
+        backbone: the network's name.
+        tokenizer: of texts, else None.
+
+    Raises:
+        ValueError: a longer `--max-length` that was typed.
+    """
+    from multiexit.backbones.transformers.trials import most_tokens
+    from multiexit.data.own.loading import Reading
+    from multiexit.data.own.notes import say
+    from multiexit.runtime import processes
+
+    if source.kind != "text":
+        return source
+    length = source.rows.max_length
+    most = min(most_tokens(backbone) or tokenizer.model_max_length, tokenizer.model_max_length)
+    if most >= (Reading.max_length if length is None else length):
+        return source
+    if length is not None:
+        raise ValueError(
+            f"max_length={length}: {backbone} takes rows of {most} tokens at most: give no more"
+        )
+    if processes().is_main_process:
+        say(f"texts are cut to {most} tokens, all that {backbone} takes (--max-length)")
+    return replace(source, rows=replace(source.rows, max_length=most))
+
+
 def all_steps(config: "TrainConfig", early_stopping: object = None) -> "TrainConfig":
     """The settings, of which early stopping goes where `max_steps` says how long runs are.
 

@@ -206,6 +206,7 @@ def train(
     for folder in folders:
         run_folder.check(replace(config, output=folder))
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
+    source = chosen.cut(source, backbone or "albert-base-v2", tokenizer)
     fits = partial(experiment.check_classes, config, method)
     read = source.load(tokenizer, output, fits, chosen.preparation(source, backbone, pretrained))
     if class_weights == "balanced":

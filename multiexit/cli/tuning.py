@@ -134,6 +134,7 @@ def tune(
     config = chosen.all_steps(config, dimensions.get("early_stopping"))
     crossval.check(dimensions, recipe, known_as, config)
     tokenizer = typed.tokenizer(backbone or "albert-base-v2") if source.kind == "text" else None
+    source = chosen.cut(source, backbone or "albert-base-v2", tokenizer)
     fits = partial(experiment.check_classes, config, method)
     read = source.load(tokenizer, output, fits, chosen.preparation(source, backbone))
     if folds > len(read.train):

@@ -22,7 +22,7 @@ from multiexit.model.heads import OwnHead, VectorHead
 from multiexit.model.model import MultiExitModel
 from multiexit.model.placement import Exits
 from multiexit.recipes import Recipe
-from multiexit.training import presets
+from multiexit.training import presets, text_rows
 from multiexit.training.config import TrainConfig
 from multiexit.training.trainer import Trainer
 from multiexit_runner.user_line import user_level
@@ -282,8 +282,10 @@ def train(
         The trained model, and the history.
 
     Raises:
-        ValueError: parts that don't go together, as `multiexit.Trainer` raises it.
+        ValueError: parts that don't go together, as `multiexit.Trainer` raises it; texts of any
+            set that the network can't read.
     """
+    text_rows.check(backbone, {"train": task.train, **task.sets})
     torch.manual_seed(config.seed)
     if task.labels is not None:
         order_classes(backbone, task.labels)

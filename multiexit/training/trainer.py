@@ -49,6 +49,7 @@ from multiexit.training import (
     selection,
     sharding,
     signals,
+    text_rows,
 )
 from multiexit.training.accelerator import accelerator
 from multiexit.training.callbacks import Callback, Calls, Run
@@ -154,6 +155,8 @@ class Trainer:
 
     def _fit(self, train: Any, dev: Any, unlabelled: Any) -> History:
         checks.check_sets(self.model, self.recipe, self.config, train, dev, unlabelled)
+        named = {"the training set": train, "the dev set": dev, "the unlabelled set": unlabelled}
+        text_rows.check(self.model.backbone, named)
         if isinstance(train, DataLoader):
             self.config = replace(self.config, **loaders.settings(train))
         # Workers are processes of their own, which a device's memory can't be handed to.

@@ -8,6 +8,7 @@ from test_stages import encoder, without
 from zoo import ZOO
 
 import multiexit as mx
+from multiexit.backbones.transformers.trials import most_tokens
 
 
 def rows_of(inputs: dict, index: int) -> dict:
@@ -151,6 +152,18 @@ def test_positions_beyond_the_table_are_named_by_any_network(key):
     backbone.features(**known, position_ids=torch.full_like(IDS, rows - 1))
     with pytest.raises(ValueError, match=rf"position_ids must be in 0\.\.{rows - 1}, got {rows}"):
         backbone.features(**known, position_ids=torch.full_like(IDS, rows))
+
+
+@pytest.mark.parametrize(
+    "key", ["text/bert", "text/roberta", "text/mpnet", "decoder/gpt2", "decoder/llama"]
+)
+def test_how_many_tokens_a_network_takes_is_known_before_its_weights_are_read(key, tmp_path):
+    network = encoder(key[5:]) if key in ("text/bert", "text/roberta") else ZOO[key].make()
+    network.save_pretrained(tmp_path)
+    most = mx.wrap(network).limits()[1]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert most_tokens(str(tmp_path)) == most
+    assert (most is None) == (key == "decoder/llama")
 
 
 def test_masks_that_are_no_tensors_are_refused_before_any_work():

@@ -250,6 +250,32 @@ def test_a_network_whose_own_classifier_does_not_serve_is_said_to_lose_it(
         assert f"the network's own classifier {said}: the last exit starts anew\n" in ended.err
 
 
+def test_texts_are_cut_to_what_the_network_takes_and_more_is_refused(
+    run, tiny_glue, tmp_path, monkeypatch
+):
+    def trainer(model, *_):
+        raise ValueError(f"far enough, {model.preprocessing['max_length']}")
+
+    config = BertConfig.from_pretrained(tiny_glue / "bert", max_position_embeddings=16)
+    BertModel(config).save_pretrained(tmp_path / "short")
+    AutoTokenizer.from_pretrained(tiny_glue / "bert").save_pretrained(tmp_path / "short")
+    (tmp_path / "long.csv").write_text("text,label\n" + f"{'cat ' * 28},1\ndog,0\n" * 20)
+    monkeypatch.setattr(experiment, "Trainer", trainer)
+    words = ("train", "--data", tmp_path / "long.csv", "--backbone", tmp_path / "short")
+    words += ("--output", tmp_path / "run")
+    ended = command(*words)
+    said = f"texts are cut to 16 tokens, all that {tmp_path / 'short'} takes (--max-length)"
+    assert said in ended.err
+    assert ended.err.endswith("far enough, 16\n"), ended.err
+    ended = command(*words, "--max-length", 12)
+    assert ended.err.endswith("far enough, 12\n"), ended.err
+    assert "all that" not in ended.err
+    monkeypatch.setattr(loading, "_tokenised", lambda *_: pytest.fail("read"))
+    refusal = f"--max-length 17: {tmp_path / 'short'} takes rows of 16 tokens at most: give no more"
+    for other in (words, ("baseline", "first", *words[1:], "--option", "layers=1")):
+        assert command(*other, "--max-length", 17).err.endswith(f"multiexit: {refusal}\n")
+
+
 def test_too_few_rows_to_select_the_epoch_by_are_refused_before_the_network_is_read(
     run, tiny_glue, tmp_path, monkeypatch
 ):

@@ -93,8 +93,8 @@ def _checked(inputs: Mapping[str, Any], limits: Limits, look: bool) -> Inputs:
         raise ValueError("rows of 0 tokens: each row needs at least one")
     if most is not None and most < T and "position_ids" not in tensors:
         raise ValueError(
-            f"rows of {T} tokens, this network takes {most}: cut them "
-            "(tokenizer(…, truncation=True, max_length=…), on the command line --max-length)"
+            f"rows of {T} tokens, this network takes {most}: cut them by truncation and "
+            f"max_length={most}, where they are tokenised"
         )
     checked_inputs: Inputs = dict(inputs)
     for name, value in tensors.items():

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 
 from multiexit.backbones.layers.recording import Batch
 from multiexit.backbones.sequential import sizes
-from multiexit.backbones.transformers import text_inputs
+from multiexit.backbones.transformers import configs, text_inputs
 from multiexit.backbones.transformers.recorded_rows import ROWS
 from multiexit.backbones.transformers.text_inputs import Limits
 
@@ -148,6 +149,25 @@ def trial(model: Any, input_shape: Sequence[int] | None = None) -> TextTrial | R
     takes = [name for name in takes if name not in ("position_ids", "inputs_embeds")]
     limits = limits._replace(tokens=length)
     return TextTrial(limits, takes, padding, length, device, token_types)
+
+
+def most_tokens(name: str) -> int | None:
+    """The most tokens that a row may have, by a network's settings: no weights are read.
+
+    Args:
+        name: of the hub, or a folder.
+
+    Returns:
+        The number, as the backbone's `limits()` has it; None where there is none, or where what is
+        named can't be made, as `multiexit.wrap` will say.
+    """
+    try:
+        configs.check_source(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with torch.device("meta"):
+            return _most_tokens(AutoModel.from_config(config))
+    except Exception:  # the library's parts raise all kinds
+        return None
 
 
 def trial_rows(model: Any, input_shape: Sequence[int] | None = None) -> dict[str, Tensor]:

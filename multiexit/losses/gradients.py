@@ -128,27 +128,6 @@ class Surgery(ABC):
         """
 
 
-def check_split(surgery: Surgery, M: int) -> None:
-    """Refuse a surgery whose parts aren't the whole loss, which is what the history tells.
-
-    Args:
-        surgery: whose `split` is tried.
-        M: exits of the model.
-
-    Raises:
-        ValueError: parts that are no matrices [M, M] which sum to the factors.
-    """
-    factors_MM = torch.rand(M, M, generator=torch.Generator().manual_seed(0))
-    parts = surgery.split(factors_MM.clone())
-    shapes = [tuple(part.shape) for part in parts]
-    if {*shapes} != {(M, M)} or not torch.allclose(torch.stack(parts).sum(0), factors_MM):
-        raise ValueError(
-            f"{type(surgery).__name__}.split must cut the factors into parts [{M}, {M}] that sum "
-            f"to them: its {len(parts)} part(s) of {factors_MM.tolist()!r:.60} are of {shapes} and "
-            "sum to something else"
-        )
-
-
 @dataclass(frozen=True)
 class Conflictless(Surgery):
     """The last exit and the early ones don't pull shared weights against each other.

@@ -14,7 +14,6 @@ from multiexit.data.batches import has_labels, is_rows, labels_of
 from multiexit.evaluation import metrics
 from multiexit.evaluation.budget import Budget
 from multiexit.evaluation.experts import Experts
-from multiexit.losses.gradients import check_split
 from multiexit.losses.labels import check_labels
 from multiexit.model.model import MultiExitModel
 from multiexit.policies.base import need_classes
@@ -217,9 +216,6 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
             "leave it out"
         )
     _check_sampling(model, config)
-    for phase in recipe.phases:
-        if phase.surgery is not None:
-            check_split(phase.surgery, model.num_exits)
     if config.label_smoothing and not any(learns_from_labels(model, p) for p in recipe.phases):
         warnings.warn(
             f"label_smoothing={config.label_smoothing} has no effect with {recipe.name!r}, which "

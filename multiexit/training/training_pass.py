@@ -114,12 +114,6 @@ class TrainingPass(nn.Module):
         if phase.extra is not None:
             how = self.model.problem, self.criterion
             extra = phase.extra(Seen(args, inputs, labels_B, *exits[:3], *how))
-            if not isinstance(extra, Tensor) or extra.ndim:
-                got = f"{[*extra.shape]}" if isinstance(extra, Tensor) else f"{extra!r:.80}"
-                raise ValueError(
-                    "a phase's extra loss gives a scalar, a tensor [] with a gradient (such as a "
-                    f".mean()); got {got}"
-                )
         return Losses(L_MM, rows_MB, extra, exits.logits_MBC, labels_B, asked_BT)
 
     def _recomputed_stage(self, carry: Carry, index: int) -> tuple[Carry, Tensor]:

@@ -23,7 +23,6 @@ from helpers import (
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 import multiexit as mx
-from multiexit.losses.gradients import Surgery
 
 # What a method can't serve
 
@@ -55,37 +54,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("extra", "got"),
-    [
-        (lambda seen: None, "got None"),
-        (lambda seen: seen.logits_MBC.mean().item(), r"got -?\d"),
-        (lambda seen: seen.logits_MBC.mean((0, 2)), r"got \[1\]"),
-    ],
-)
-def test_an_extra_loss_that_is_no_scalar_is_refused(extra, got):
-    with pytest.raises(ValueError, match=f"extra loss gives a scalar, .*{got}"):
-        mx.Trainer(chain(), phased({"extra": extra}), config())
-
-
 def test_smoothing_of_labels_that_none_reads_is_warned_of():
     taught = phased({"topology": "last", "coefficients": mx.coefficients.teachers_only})
     with pytest.warns(UserWarning, match=r"label_smoothing=0.1 has no effect with 'phased'"):
         mx.Trainer(linear_chain(), taught, config(label_smoothing=0.1))
-
-
-class Half(Surgery):
-    def split(self, factors_MM):
-        return [factors_MM.diag().diag()]
-
-    def merge(self, parts, shared):
-        return [sum(same) for same in zip(*parts, strict=True)]
-
-
-def test_a_surgery_that_leaves_terms_out_is_refused():
-    recipe = phased({"topology": "last", "surgery": Half()})
-    with pytest.raises(ValueError, match=r"Half.split must cut the factors into parts .* that sum"):
-        mx.Trainer(linear_chain(), recipe, config())
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -132,6 +132,7 @@ def made(
             "lr": config.lr,
             "omega_lr": config.omega_lr,
             "layer_decay": config.layer_decay,
+            "mixed_precision": config.mixed_precision,
             "schedule": config.schedule,
             "temperature": options.get("temperature", recipe.phases[-1].temperature.value),
             "cpu_seconds": round(seconds, 1),

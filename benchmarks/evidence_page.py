@@ -33,12 +33,14 @@ def set_up(results: Results) -> str:
     length = f"{trained['steps']} steps" if trained["steps"] else f"{trained['epochs']} epochs"
     start = "published weights" if setting.weights else "random weights"
     start = "its pretrained weights" if setting.is_text else start
+    precision = trained.get("mixed_precision", "no")
+    mixed = "" if precision == "no" else f" in {precision}"
     used = " · ".join(f"{key} {value}" for key, value in run["about"]["versions"].items())
     return (
         f"From {start}, {length} of Θ of {trained['batch_size']} rows at a rate of "
-        f"{trained['lr']:g}; {100 * setting.held:g} % of the training rows select the epoch and "
-        f"set the policies. Scores are {metrics.label(run['metric'])} on {run['examples']} rows "
-        "that chose neither epoch nor policy, mean ± deviation over seeds. "
+        f"{trained['lr']:g}{mixed}; {100 * setting.held:g} % of the training rows select the epoch "
+        f"and set the policies. Scores are {metrics.label(run['metric'])} on {run['examples']} "
+        "rows that chose neither epoch nor policy, mean ± deviation over seeds. "
         f"{run['about']['machine']} · {used}"
     )
 

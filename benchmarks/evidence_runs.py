@@ -73,10 +73,14 @@ class Results:
 
     @property
     def title(self) -> str:
-        """Task, network, and how many exits it has if they aren't all that it may have."""
-        exits = self.setting.exits
+        """Task, network, how many exits it has if they aren't all, and how long it trained where
+        the plan has others like it."""
+        exits, steps = self.setting.exits, self.setting.steps
         some = "" if exits == "all" else f", {len(exits)} exits"
-        return f"{self.any['task']}, {self.setting.network}{some}"
+        alike = [(s.task, s.backbone, s.exits) for s in SETTINGS]
+        one = alike.count((self.setting.task, self.setting.backbone, exits)) == 1
+        length = "" if one else f", {steps} steps" if steps else ", whole epochs"
+        return f"{self.any['task']}, {self.setting.network}{some}{length}"
 
     @property
     def policy(self) -> str:

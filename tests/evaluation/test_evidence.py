@@ -223,7 +223,7 @@ def test_the_overview_says_where_a_choice_surely_helps(made_page, tmp_path):
     assert sst2["distillation among exits"] == "-10.0 (2)"  # two seeds are never sure
     assert sst2["learned weights"] == "–"
     assert cola["entropy worse"] == "–"  # correlations don't mix
-    assert "2 points at most on digits, MiniLM-L6 (-1.0 at 3.10×), and more on" in speed
+    assert "2 points at most on digits, MiniLM-L6, 150 steps (-1.0 at 3.10×), and more on" in speed
     assert speed.endswith("(-31.0 at 3.10×); digits, cifar-resnet-20 (-21.1 at 3.10×).")
     assert "by entropy on none, by patience on none" in policies
 

@@ -192,7 +192,10 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int, paired
             f"tokenizer is a {kind}: give one of transformers, AutoTokenizer.from_pretrained(…)"
         )
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"this {kind} has no padding token; set tokenizer.pad_token first")
+        raise ValueError(
+            f"this {kind} has no padding token; set tokenizer.pad_token = tokenizer.eos_token, and "
+            "where it is read from a folder save it there, tokenizer.save_pretrained(FOLDER)"
+        )
     special = tokenizer.num_special_tokens_to_add(paired)
     if not special < max_length <= tokenizer.model_max_length:
         raise ValueError(

@@ -57,9 +57,9 @@ def check(
     padded, _ = _checked(backbone, whole, _features(backbone, module, whole))
     if first.valid_BT is not None and not _first_gap(backbone, together, padded):
         raise ValueError(
-            f"{gap} on the padding beside it, and exits need each row by itself: with "
-            "input_shape=(T,) rows are filled up to T tokens, as a tokenizer does with "
-            "padding='max_length', and answer as they do then"
+            f"{gap} on the padding beside it, and exits need each row by itself: in Python, "
+            "with multiexit.wrap(…, input_shape=(T,)), rows are filled up to T tokens, as a "
+            "tokenizer does with padding='max_length', and answer as they do then"
         )
     raise ValueError(f"{gap} on the rows beside it, and exits need each row by itself")
 

@@ -62,7 +62,8 @@ def from_instance(
     if getattr(model.config, "is_encoder_decoder", False) and "decoder" in parts:
         raise ValueError(
             f"{type(model).__name__} has an encoder and a decoder, and exits need one chain of "
-            "layers: wrap its encoder alone, such as T5EncoderModel or model.get_encoder()"
+            "layers: wrap its encoder alone in Python, such as T5EncoderModel or "
+            "model.get_encoder()"
         )
     try:
         return _Builder(model, input_shape, layout).build(spec)

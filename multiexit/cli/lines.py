@@ -1,6 +1,7 @@
 """`multiexit predict` on lines of text and on image files: an answer for each."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -41,6 +42,7 @@ def answers(
         places = part if images else [f"line {read + i}" for i in range(1, len(part) + 1)]
         if part and not read and not images:
             _check_no_row(classify, part[0], places[0])
+            _check_no_names(network, part[0], places[0])
         ready = [_ready(classify, network, *each) for each in zip(part, places, strict=True)]
         read += len(part)
         usable = [row for row, (_, wrong) in enumerate(ready) if not wrong]
@@ -93,6 +95,17 @@ def _check_no_row(classify: Any, line: str, place: str, names: bool = True) -> N
     raise ValueError(
         f"{place}: a row in JSON, {line!r:.80}: {stdin}a file of such rows is to be called .jsonl"
     )
+
+
+def _check_no_names(network: Any, line: str, place: str) -> None:
+    """Refuse a line that names the columns of training, as a table's first one does."""
+    trained_on = network.preprocessing.get("data") or {}
+    names = {name for key in ("text", "text_pair") if (name := trained_on.get(key))}
+    cells = {cell.strip(' "') for cell in re.split("[,;\t]", line)}
+    if names and names <= cells and len(cells) > 1:
+        raise ValueError(
+            f"{place} names columns of training, {line!r:.80}: give a table as a file, .csv or .tsv"
+        )
 
 
 def _ready(classify: Any, network: Any, value: str, place: str) -> tuple[Any, str]:

@@ -276,6 +276,14 @@ def test_texts_are_cut_to_what_the_network_takes_and_more_is_refused(
         assert command(*other, "--max-length", 17).err.endswith(f"multiexit: {refusal}\n")
 
 
+def test_a_table_on_stdin_is_not_taken_for_lines(run):
+    table = (run / "new.csv").read_text()
+    ended = command("predict", run / "run", stdin=table)
+    assert (ended.code, ended.out) == (2, "")
+    assert "line 1 names columns of training, 'text,label': give a table as a file" in ended.err
+    assert command("predict", run / "run", stdin="text\nred, cat\n").code == 0
+
+
 def test_too_few_rows_to_select_the_epoch_by_are_refused_before_the_network_is_read(
     run, tiny_glue, tmp_path, monkeypatch
 ):

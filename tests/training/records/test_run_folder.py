@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -211,16 +212,16 @@ def test_a_finished_run_keeps_what_was_saved_with_it(dev, tmp_path, capsys):
 def test_a_run_that_was_stopped_before_its_end_is_finished(tmp_path, monkeypatch):
     """Behind the last checkpoint, before the calibrated model was saved."""
     dev, wanted, mine = Table(8, seed=1), chain(), chain()
-    stop = []
+    stop = Event()
 
     def finish(model, outputs):
-        if stop:
+        if stop.is_set():
             raise Stopped
         model.policy = mx.MaxProb(0.77)
 
     recipe = replace(mx.recipe("leebert"), finish=finish)
     run(tmp_path / "whole", wanted, recipe, dev=dev)
-    stop.append(True)
+    stop.set()
     with pytest.raises(Stopped):
         run(tmp_path / "parts", mine, recipe, dev=dev)
     stop.clear()
@@ -228,7 +229,7 @@ def test_a_run_that_was_stopped_before_its_end_is_finished(tmp_path, monkeypatch
     run(tmp_path / "parts", mine, recipe, dev=dev, resume=True)
     assert mine.policy == wanted.policy == mx.MaxProb(0.77)
     assert_same(tensors(mine), tensors(wanted))
-    stop.append(True)  # a finished run isn't ended a second time
+    stop.set()  # a finished run isn't ended a second time
     again = chain(seed=9)
     run(tmp_path / "parts", again, recipe, dev=dev, resume=True)
     assert again.policy == mx.MaxProb(0.77)

@@ -41,7 +41,7 @@ def from_name(name: str, pretrained: bool) -> OwnImages | dict[str, Any] | None:
     others = [key for key, on in settings.items() if key[:3] == "do_" and on and key not in KNOWN]
     return OwnImages(
         f"{name}: its {' with '.join([type(processor).__name__, *others])}",
-        lambda image: processor(image, return_tensors="np")["pixel_values"][0],
+        lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
         mean,
         std,
         Image.Resampling(int(settings.get("resample") or 0)).name.lower(),

@@ -103,6 +103,9 @@ def kept(output: Path, job: Mapping[str, Any]) -> Iterator[PartFile]:
             else:
                 path.unlink(missing_ok=True)
             raise
+        if fcntl is not None:
+            path.unlink(missing_ok=True)
+    if fcntl is None:  # where an open file can't be removed
         path.unlink(missing_ok=True)
 
 

@@ -2,9 +2,11 @@
 
 import glob
 import os
+import secrets
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,19 +82,33 @@ def whole_folder(
         _remove(*others)
 
 
+LEFT = 3600.0
+"""Seconds after which what lies aside may be a leftover: elsewhere a number is another process."""
+
+
 def _aside(path: Path) -> Path:
     """Where this process writes what is to be at a path; what ended ones left there is removed."""
     path = path.absolute()
     start = f".{path.name}.{socket.gethostname()}."
     for left in path.parent.glob(f"{glob.escape(start)}*.tmp"):
-        pid = left.name.removeprefix(start).removesuffix(".tmp")
-        if pid.isdecimal() and (int(pid) == os.getpid() or not _runs(int(pid))):
+        pid = left.name.removeprefix(start).partition(".")[0]
+        if pid.isdecimal() and not _runs(int(pid)) and _age(left) > LEFT:
             _remove(left)
-    return path.with_name(f"{start}{os.getpid()}.tmp")
+    return path.with_name(f"{start}{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file or folder was changed; 0 of one that has gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of this machine is still there."""
+    """Whether a process of this machine is still there, as far as it can be asked."""
+    if os.name == "nt":  # where asking ends it
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,9 +1,10 @@
 """Callbacks: what is called while a run goes on, to watch it or to end it early."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
+from inspect import isfunction, signature
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from multiexit import randomness
-from multiexit.arguments import unknown
 from multiexit.evaluation.history import History
 from multiexit.model.model import MultiExitModel
 from multiexit.recipes import Recipe
 from multiexit.runtime import modes_kept
 from multiexit.training.config import TrainConfig
 from multiexit.training.records.state import Position
+from multiexit_runner.user_line import user_level
 
 
 @dataclass
@@ -188,11 +189,16 @@ def _check(callbacks: Any) -> None:
 
 
 def _check_methods(callback: Callback) -> None:
-    """Refuse a method that is never called, as by another library's name, or takes other facts."""
+    """Refuse methods that take other facts, and warn of those that are never called."""
     hooks = [name for name in vars(Callback) if name.startswith("on_")]
-    for name in dir(type(callback)):
-        if name.startswith("on_") and name not in hooks:
-            raise ValueError(unknown("method of a callback called", name, hooks))
+    for kind in type(callback).__mro__:
+        for name in vars(kind) if issubclass(kind, Callback) else ():
+            if name.startswith("on_") and name not in hooks and isfunction(vars(kind)[name]):
+                warnings.warn(
+                    f"{kind.__name__}.{name} isn't called in training: a callback's methods are "
+                    f"{', '.join(hooks)}",
+                    stacklevel=user_level(),
+                )
     for name in hooks:
         facts = [*signature(getattr(Callback, name)).parameters][1:]
         try:

@@ -113,9 +113,11 @@ def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_sta
     one = tmp_path / "on[e]"
     assert in_a_process(killed, one, folder) == -signal.SIGKILL
     (left,) = names(tmp_path)
+    os.utime(tmp_path / left, (0, 0))
 
     def beside(aside):
         assert left not in names(tmp_path)
+        os.utime(aside, (0, 0))  # which alone says nothing
         assert in_a_process(made, one, folder) == 0
         assert one.exists()
         assert aside.exists()

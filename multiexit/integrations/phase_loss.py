@@ -86,7 +86,8 @@ class PhaseLoss(nn.Module):
             )
         chosen = recipe.phases[phase]
         teaches_MM = topology.resolve(chosen.topology, model.num_exits)
-        A_TMM = factors_throughout(model, chosen)
+        shares_M = model.cost().shares_M
+        A_TMM = factors_throughout(chosen, shares_M)
         if why := _refusal(chosen, bool((A_TMM[0] != A_TMM).any())):
             raise ValueError(
                 f"phase {phase} of {recipe.name!r} {why}, which is for multiexit.Trainer to train: "
@@ -95,7 +96,8 @@ class PhaseLoss(nn.Module):
         freeze_untrained(model, chosen)
         model.policy, model.calibration = recipe.policy, None
         model.backbone.find_overwritten()  # before anything is compiled
-        self.training_pass = TrainingPass(model, chosen, learns_from_labels(model, chosen), config)
+        labelled = learns_from_labels(chosen, shares_M)
+        self.training_pass = TrainingPass(model, chosen, labelled, config)
         W_MM = Omega(chosen.learner, teaches_MM, 1.0, 1.0, config.seed).value()  # never moves
         self.register_buffer("factors_MM", W_MM * A_TMM[0], persistent=False)
         self.tau = chosen.temperature.value

@@ -177,11 +177,17 @@ def check_sets(
             f"evaluate_every={config.evaluate_every} needs a dev set to score exits on: pass dev= "
             "(on the command line --validation 0.1)"
         )
-    if unlabelled is not None and all(learns_from_labels(model, p) for p in recipe.phases):
+    if unlabelled is not None and all(_learn_from_labels(model, recipe)):
         raise ValueError(
             f"every phase of {recipe.name!r} learns from labels: unlabelled= is for "
             "phases that learn from teachers alone, such as FastBERT's second"
         )
+
+
+def _learn_from_labels(model: MultiExitModel, recipe: Recipe) -> list[bool]:
+    """Whether each phase learns from labels."""
+    shares_M = model.cost().shares_M
+    return [learns_from_labels(phase, shares_M) for phase in recipe.phases]
 
 
 def _read_once(rows: Any) -> bool:
@@ -216,7 +222,7 @@ def check_options(model: MultiExitModel, recipe: Recipe, config: TrainConfig) ->
             "leave it out"
         )
     _check_sampling(model, config)
-    if config.label_smoothing and not any(learns_from_labels(model, p) for p in recipe.phases):
+    if config.label_smoothing and not any(_learn_from_labels(model, recipe)):
         warnings.warn(
             f"label_smoothing={config.label_smoothing} has no effect with {recipe.name!r}, which "
             "learns from teachers alone",

@@ -44,14 +44,17 @@ def factors(
     return turns
 
 
-def factors_throughout(model: MultiExitModel, phase: Phase) -> Tensor:
+def factors_throughout(phase: Phase, shares_M: Sequence[float]) -> Tensor:
     """The phase's matrices A of all turns at 1 %, 2 %, …, 100 % of it, [times and turns, M, M].
 
+    Args:
+        phase: with its rules for A.
+        shares_M: each exit's share of the network's MACs.
+
     Raises:
-        ValueError: a topology or factors that don't fit the model.
+        ValueError: a topology or factors that don't fit so many exits.
     """
-    teaches_MM = topology.resolve(phase.topology, model.num_exits)
-    shares_M = model.cost().shares_M
+    teaches_MM = topology.resolve(phase.topology, len(shares_M))
     return torch.stack(
         [
             A_MM.cpu()
@@ -61,22 +64,22 @@ def factors_throughout(model: MultiExitModel, phase: Phase) -> Tensor:
     )
 
 
-def learns_from_labels(model: MultiExitModel, phase: Phase) -> bool:
+def learns_from_labels(phase: Phase, shares_M: Sequence[float]) -> bool:
     """Whether the phase learns from labels, so that its batches must have them."""
     needed = phase.extra is not None or phase.learner.looks_back
-    return needed or bool(counted_terms(model, phase).diagonal().any())
+    return needed or bool(counted_terms(phase, shares_M).diagonal().any())
 
 
-def judged_exits(model: MultiExitModel, phase: Phase) -> list[int]:
+def judged_exits(phase: Phase, shares_M: Sequence[float]) -> list[int]:
     """The exits that the phase trains, whose mean score selects its best epoch."""
-    learned_M = counted_terms(model, phase).any(1)
+    learned_M = counted_terms(phase, shares_M).any(1)
     exits = learned_M.nonzero().flatten().tolist()
-    return exits or list(range(model.num_exits))
+    return exits or list(range(len(shares_M)))
 
 
-def counted_terms(model: MultiExitModel, phase: Phase) -> Tensor:
+def counted_terms(phase: Phase, shares_M: Sequence[float]) -> Tensor:
     """The terms that count at any time of the phase, bool [M, M]."""
-    return (factors_throughout(model, phase) != 0).any(0)
+    return (factors_throughout(phase, shares_M) != 0).any(0)
 
 
 def trained_parameters(model: MultiExitModel, phase: Phase) -> set[nn.Parameter]:

@@ -40,7 +40,7 @@ def check_phase(model: MultiExitModel, recipe: Recipe, index: int) -> None:
             f"{where} has the temperature {phase.temperature}, and the vectors of an embedding "
             "have none: leave it at 1"
         )
-    A_TMM = factors_throughout(model, phase)
+    A_TMM = factors_throughout(phase, model.cost().shares_M)
     if phase.extra is None and not A_TMM.any():
         raise ValueError(
             f"{where} has no loss term for {M} exit(s), so nothing to learn: give the model "

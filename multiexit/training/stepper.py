@@ -105,8 +105,9 @@ class Stepper:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         shared = shared_parameters(self.model)
         self._shared = [p in shared for p in self._parameters]
-        self.labelled = learns_from_labels(model, phase)
-        self.judged = judged_exits(model, phase)
+        self._shares_M = model.cost().shares_M
+        self.labelled = learns_from_labels(phase, self._shares_M)
+        self.judged = judged_exits(phase, self._shares_M)
         # Means are over tokens where these are classified.
         tokens = model.problem == "token-classification"
         self._count = num_learned_tokens if tokens else num_rows
@@ -124,7 +125,6 @@ class Stepper:
         # What averages gradients over processes.
         self._synced_module = self.model if accelerator.is_fsdp2 else self._wrapped
         self._teaches_MM = topology.resolve(phase.topology, model.num_exits).to(device)
-        self._shares_M = model.cost().shares_M
         assert config.omega_lr is not None
         rho = config.lr / config.omega_lr
         self.omega = Omega(phase.learner, self._teaches_MM, config.omega_lr, rho, config.seed)

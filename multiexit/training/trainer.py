@@ -162,8 +162,9 @@ class Trainer:
         # Workers are processes of their own, which a device's memory can't be handed to.
         device = self.accelerator.device if self.config.workers == 0 else None
         columns = Columns(self.model.backbone.start, self.model.own_inputs)
-        reads_labels = any(learns_from_labels(self.model, phase) for phase in self.recipe.phases)
-        C = self.model.num_classes if reads_labels else None
+        shares_M = self.model.cost().shares_M
+        labelled = [learns_from_labels(phase, shares_M) for phase in self.recipe.phases]
+        C = self.model.num_classes if any(labelled) else None
         config, mixing = self.config, None
         if config.mixup is not None or config.cutmix is not None:
             mixing = Mixing(config.mixup, config.cutmix, self.model.num_classes)
@@ -171,8 +172,7 @@ class Trainer:
         data = TrainingSet(train, C, device, columns, self.model.problem, balanced, mixing)
         no_labels = None if unlabelled is None else TrainingSet(unlabelled, None, device, columns)
         phase_data = [
-            data if no_labels is None or learns_from_labels(self.model, phase) else no_labels
-            for phase in self.recipe.phases
+            data if no_labels is None or reads_labels else no_labels for reads_labels in labelled
         ]
         set_seed(self.config.seed + self.accelerator.process_index)
         with run_folder.held(self.config):

@@ -1,7 +1,6 @@
 """`multiexit predict` on lines of text and on image files: an answer for each."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -98,11 +97,19 @@ def _check_no_row(classify: Any, line: str, place: str, names: bool = True) -> N
 
 
 def _check_no_names(network: Any, line: str, place: str) -> None:
-    """Refuse a line that names the columns of training, as a table's first one does."""
+    """Refuse a line that names the columns of training, as a table's first one does.
+
+    A text may begin with a column's name: the label's, or the pair's second, is to be there too,
+    all between marks of one kind, without white space.
+    """
     trained_on = network.preprocessing.get("data") or {}
-    names = {name for key in ("text", "text_pair") if (name := trained_on.get(key))}
-    cells = {cell.strip(' "') for cell in re.split("[,;\t]", line)}
-    if names and names <= cells and len(cells) > 1:
+    first, second = trained_on.get("text"), trained_on.get("text_pair")
+    names = {first, second} if second else {first, *(trained_on.get("label") or ())}
+    marks = {*line} & {*",;|\t"}
+    if first is None or len(marks) != 1:
+        return
+    cells = [cell.strip('"') for cell in line.split(marks.pop())]
+    if names <= {*cells} and all(cell == cell.strip() for cell in cells):
         raise ValueError(
             f"{place} names columns of training, {line!r:.80}: give a table as a file, .csv or .tsv"
         )

@@ -281,7 +281,9 @@ def test_a_table_on_stdin_is_not_taken_for_lines(run):
     ended = command("predict", run / "run", stdin=table)
     assert (ended.code, ended.out) == (2, "")
     assert "line 1 names columns of training, 'text,label': give a table as a file" in ended.err
-    assert command("predict", run / "run", stdin="text\nred, cat\n").code == 0
+    assert command("predict", run / "run", stdin='"text"\t"label"\nred\t1\n').code == 2
+    for line in ("text", "text, a label", "text,a fine film", "text, label", "text,label;text"):
+        assert command("predict", run / "run", stdin=f"{line}\nred, cat\n").code == 0, line
 
 
 def test_too_few_rows_to_select_the_epoch_by_are_refused_before_the_network_is_read(

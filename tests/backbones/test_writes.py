@@ -60,6 +60,22 @@ class Counting(Plain):
         return super().forward(x)
 
 
+class Noting(nn.Module):
+    """Blocks in a row, with notes of each call that no other call reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Plain() for _ in range(3))
+        self.height, self.maps = 0, []
+
+    def forward(self, x):
+        self.height, self.width, self.maps = x.shape[2], x.shape[3], []
+        for block in self.blocks:
+            x = block(x)
+            self.maps.append(x)
+        return x
+
+
 class Centre(nn.Module):
     """A running mean, as DINO's, taken off."""
 
@@ -151,6 +167,22 @@ def test_what_a_module_on_the_way_keeps_moves_as_in_the_network(parts):
     assert any(buffer.any() for buffer in theirs.values())
     assert all(torch.equal(ours[name], buffer) for name, buffer in theirs.items())
     assert {getattr(block, "calls", 2) for block in net.blocks} == {2}
+
+
+def note(net, f):
+    net.calls, net.width, net.seen, net.maps = f.shape[1], f.shape[1], [], [f]
+    net.seen.append(f / net.calls)
+
+
+@pytest.mark.parametrize("runs", [0, 1])
+@pytest.mark.parametrize(("parts", "stages"), [({"act": note}, 5), ({"block": Noting}, 13)])
+def test_what_each_call_notes_anew_is_not_kept_also_after_a_run(parts, stages, runs):
+    net, x = Net(**parts).eval(), torch.randn(4, 3, 16, 16)
+    for _ in range(runs):
+        net(x)
+    backbone = mx.wrap(net, input_shape=(3, 16, 16))
+    assert backbone.num_stages == stages
+    assert torch.equal(backbone.classifier(backbone.features(x)[-1]), net(x))
 
 
 def test_what_is_made_of_a_parameter_may_be_written_to():

@@ -107,22 +107,24 @@ def _is_view(node: fx.Node) -> bool:
 def state_refused(module: nn.Module) -> Iterator[None]:
     """Refuse a forward inside that changes what its module keeps from one call to the next.
 
+    What a forward sets anew, a size of its input or a list that it then fills, isn't kept.
+
     Raises:
         Unfollowed: another number or buffer, or a list that isn't what it was.
     """
-    before = _state(module)
+    own, buffers = dict(vars(module)), dict(module._buffers)
+    contents = {name: [*v] for name, v in own.items() if isinstance(v, list)}
     yield
-    after = _state(module)
-    for name, value in before.items():
-        if after.get(name) != value:
+    for name, value in {**own, **buffers}.items():
+        now = module._buffers.get(name) if name in buffers else vars(module).get(name)
+        if isinstance(value, list):
+            changed = now is value and [*map(id, value)] != [*map(id, contents[name])]
+        elif isinstance(value, int | float):  # one of the input's is a Proxy here
+            changed = isinstance(now, int | float) and repr(now) != repr(value)
+        else:
+            changed = name in buffers and now is not value
+        if changed:
             raise _refusal(f"writes to {name}")
-
-
-def _state(module: nn.Module) -> dict[str, Any]:
-    numbers = {name: repr(v) for name, v in vars(module).items() if isinstance(v, int | float)}
-    lists = {name: [*map(id, v)] for name, v in vars(module).items() if isinstance(v, list)}
-    buffers = {name: id(buffer) for name, buffer in module._buffers.items()}
-    return {**numbers, **lists, **buffers}
 
 
 @contextmanager

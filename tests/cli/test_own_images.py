@@ -1,7 +1,9 @@
 """Images of a user's own are read as the network says that it read its own."""
 
 import json
+import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -31,6 +33,7 @@ from multiexit.data.own import image_sets
 from multiexit_runner import pictures
 
 COLOURS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+SHA = "a" * 40
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CLASSES = {"id2label": {0: "b", 1: "a"}, "label2id": {"b": 0, "a": 1}}
 
@@ -156,6 +159,25 @@ def test_what_is_typed_goes_before_and_nothing_said_is_imagenets(pets, tmp_path)
     ended = trained(pets, folder, tmp_path / "other", "--normalisation", "own")
     assert ended.code == 2
     assert "imagenet" in ended.err
+
+
+def test_a_processor_that_cannot_be_fetched_is_not_taken_for_none(tmp_path, monkeypatch):
+    """The hub's cache knows what the hub lacks, by `.no_exist`, once it was asked."""
+    folder, cache = saved(squashed, tmp_path / "network"), tmp_path / "hub" / "models--me--vit"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot, lacking = cache / "snapshots" / SHA, cache / ".no_exist" / SHA
+    for place in (snapshot, lacking, cache / "refs"):
+        place.mkdir(parents=True)
+    (cache / "refs" / "main").write_text(SHA)
+    shutil.copy(folder / "config.json", snapshot)
+    (lacking / "processor_config.json").touch()
+    with pytest.raises(ValueError, match=r"whether 'me/vit' has .* --normalisation imagenet"):
+        mx.image_preparation("me/vit")
+    (lacking / "preprocessor_config.json").touch()
+    assert mx.image_preparation("me/vit") == {"shape": [3, 24, 24]}
+    (lacking / "preprocessor_config.json").unlink()
+    shutil.copy(folder / "preprocessor_config.json", snapshot)
+    assert mx.image_preparation("me/vit") == mx.image_preparation(str(folder))
 
 
 def bordered():

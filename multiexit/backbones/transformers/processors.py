@@ -1,5 +1,6 @@
 """How images are read for networks of transformers, by their image processor."""
 
+from pathlib import Path
 from typing import Any
 
 from multiexit.backbones.transformers import configs
@@ -7,6 +8,8 @@ from multiexit.backbones.vision.own_images import OwnImages
 from multiexit.files.unreadable import reason
 
 KNOWN = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+
+FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def from_name(name: str, pretrained: bool) -> OwnImages | dict[str, Any] | None:
@@ -17,7 +20,8 @@ def from_name(name: str, pretrained: bool) -> OwnImages | dict[str, Any] | None:
         pretrained: is not asked: such a network comes with its weights.
 
     Raises:
-        ValueError: a processor that can't be read, or needs code of its own.
+        ValueError: a processor that can't be read, or needs code of its own; a hub that can't be
+            asked whether there is one.
     """
     del pretrained
     from PIL import Image
@@ -27,7 +31,8 @@ def from_name(name: str, pretrained: bool) -> OwnImages | dict[str, Any] | None:
     config = configs.check_source(name)
     try:
         BaseImageProcessor.get_image_processor_dict(name)
-    except OSError:  # there is none
+    except OSError:
+        _check_none(name)
         size = (config.get("vision_config") or config).get("image_size")
         return {"shape": [3, size, size]} if isinstance(size, int) else None
     try:
@@ -54,6 +59,26 @@ def from_instance(model: Any) -> OwnImages | dict[str, Any] | None:
     """What the processor says of the name that a network was loaded by, if there is any."""
     name = getattr(model, "name_or_path", "")
     return from_name(name, True) if name else None
+
+
+def _check_none(name: str) -> None:
+    """Refuse a name of the hub that may have a processor: the hub, or its cache, has to say no."""
+    import huggingface_hub as hub
+
+    for file in () if Path(name).is_dir() else FILES:
+        try:
+            hub.hf_hub_download(name, file)
+        except Exception as error:  # offline, or whatever the connection says
+            local = isinstance(error, hub.errors.LocalEntryNotFoundError)
+            if isinstance(error, hub.errors.EntryNotFoundError) and not local:
+                continue
+            if hub.try_to_load_from_cache(name, file) is hub._CACHED_NO_EXIST:
+                continue
+            raise ValueError(
+                f"whether {name!r} has an image processor isn't known, the hub can't be reached: "
+                "check the network, or give --image-size and --normalisation imagenet (in Python, "
+                "leave preparation out)"
+            ) from error
 
 
 def _normalisation(settings: dict[str, Any]) -> tuple[list[float], list[float]]:

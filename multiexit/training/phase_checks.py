@@ -80,11 +80,13 @@ def _run_once(model: MultiExitModel, phase: Phase) -> None:
 def _check_split(surgery: Surgery, A_TMM: Tensor) -> None:
     """Refuse parts of the loss that don't add up to it."""
     for A_MM in A_TMM:
-        total_MM = torch.stack(surgery.split(A_MM)).sum(0)
-        if total_MM.shape != A_MM.shape or not torch.allclose(total_MM, A_MM):
+        parts = list(surgery.split(A_MM))
+        fits = bool(parts) and all(part.shape == A_MM.shape for part in parts)
+        if not fits or not torch.allclose(torch.stack(parts).sum(0), A_MM):
             raise ValueError(
-                f"{type(surgery).__name__}.split() gives parts that sum to {total_MM.tolist()}, "
-                f"and the factors are {A_MM.tolist()}: its parts must sum to these"
+                f"{type(surgery).__name__}.split() gives {[part.tolist() for part in parts]}, and "
+                f"the factors are {A_MM.tolist()}: its parts must have their shape, and must sum "
+                "to these"
             )
 
 

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -222,20 +223,28 @@ def test_an_extra_loss_must_be_a_scalar_tensor(extra, message):
 
 
 @dataclass(frozen=True)
-class LabelsAlone(mx.gradients.Surgery):
-    """It leaves the teachers' terms out."""
+class Cut(mx.gradients.Surgery):
+    """Into what a function gives; at first it leaves the teachers' terms out."""
+
+    into: Callable = lambda factors_MM: [factors_MM.diag().diag()]
 
     def split(self, factors_MM):
-        return [factors_MM.diag().diag()]
+        return self.into(factors_MM)
 
     def merge(self, parts, shared):
         return list(parts[0])
 
 
 def test_the_parts_of_a_surgery_must_add_up():
-    mx.Trainer(chain(3), phased({"surgery": LabelsAlone()}))
-    with pytest.raises(ValueError, match=r"LabelsAlone.split\(\) .* must sum to these"):
-        mx.Trainer(chain(3), phased({"surgery": LabelsAlone(), "topology": "lae"}))
+    mx.Trainer(chain(3), phased({"surgery": Cut()}))
+    with pytest.raises(ValueError, match=r"Cut.split\(\) .* must sum to these"):
+        mx.Trainer(chain(3), phased({"surgery": Cut(), "topology": "lae"}))
+
+
+@pytest.mark.parametrize("into", [lambda _: [], lambda f: [f, f[0]], lambda f: [f.diag()]])
+def test_a_surgery_has_parts_of_the_factors_shape(into):
+    with pytest.raises(ValueError, match=r"Cut.split\(\) gives \[.* must have their shape"):
+        mx.Trainer(chain(3), phased({"surgery": Cut(into)}))
 
 
 def test_a_phase_with_nothing_to_train_is_refused():

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from itertools import pairwise
 from numbers import Integral, Real
@@ -52,6 +52,15 @@ def in_a_row(names: Iterable[object]) -> str:
     "film, 'question, answer'"
     """
     return ", ".join(repr(name) if "," in str(name) else str(name) for name in names)
+
+
+def first_of(names: Sequence[object]) -> str:
+    """The first 8 of many names.
+
+    >>> first_of(range(10))
+    '0, 1, 2, 3, 4, 5, 6, 7, …'
+    """
+    return ", ".join(map(str, names[:8])) + ", …" * (len(names) > 8)
 
 
 def check_share(

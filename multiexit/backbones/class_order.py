@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 
+from multiexit.arguments import first_of
 from multiexit.backbones.base import Backbone
 from multiexit_runner.user_line import user_level
 
@@ -15,8 +16,8 @@ def order_classes(backbone: Backbone, labels: Sequence[str]) -> None:
     ordered = head.ordered(labels)
     if ordered is None:
         warnings.warn(
-            f"the network calls its classes {head.labels} and the task calls them {[*labels]}: "
-            "they are taken to be the same, in this order",
+            f"the network calls its classes {first_of(head.labels)} and the task calls them "
+            f"{first_of(labels)}: they are taken to be the same, in this order",
             stacklevel=user_level(),
         )
         return

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multiexit import problems, recipes
-from multiexit.arguments import check_share
+from multiexit.arguments import check_share, first_of
 from multiexit.backbones import Backbone, wrap
 from multiexit.backbones.class_order import order_classes
 from multiexit.data import glue, tasks
@@ -312,7 +312,7 @@ def _say_if_new(model: MultiExitModel) -> None:
         return
     K = own.num_classes
     has = _outputs(own.problem or problems.resolve(None, K), K)
-    names = f": {', '.join(own.labels[:8])}{', …' * (K > 8)}" if own.labels else ""
+    names = f": {first_of(own.labels)}" if own.labels else ""
     warnings.warn(
         f"the network's own classifier ({has}{names}) doesn't serve {_outputs(model.problem, C)}: "
         "the last exit starts anew",

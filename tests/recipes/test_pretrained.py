@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import multiexit as mx
+from multiexit.backbones.class_order import order_classes
 
 KEEP = ("deebert", "fastbert", "ztw", "shallow-deep-heads")
 
@@ -77,6 +78,14 @@ def test_a_loaded_model_has_learnt(tmp_path):
     assert not mx.MultiExitModel.from_pretrained(tmp_path).last_exit_is_new
     assert copy.deepcopy(model).last_exit_is_new
     assert model.to(torch.bfloat16).last_exit_is_new
+
+
+def test_of_many_classes_with_other_names_the_first_are_said():
+    labels = [f"own {number}" for number in range(20)]
+    backbone = mx.wrap(classifier_of("roberta", id2label=dict(enumerate(labels))))
+    own, others = ", ".join(labels[:8]), "t, u, v, w, x, y, z, 7"
+    with pytest.warns(UserWarning, match=f"classes {own}, … and the task calls them {others}, …:"):
+        order_classes(backbone, [*"tuvwxyz", *map(str, range(7, 20))])
 
 
 def test_from_the_command_line_with_classes_in_another_order(tmp_path):

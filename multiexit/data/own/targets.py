@@ -14,7 +14,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
-from multiexit.arguments import in_a_row, unknown
+from multiexit.arguments import first_of, in_a_row, unknown
 from multiexit.losses.class_names import missing
 
 MANY = 50
@@ -71,8 +71,9 @@ class Targets:
             return _several(value, self.names)
         name = _name(value)
         if name not in self._numbers:
-            shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
-            raise ValueError(f"none of the {len(self.names)} classes ({shown}) is the row's label")
+            raise ValueError(
+                f"none of the {len(self.names)} classes ({first_of(self.names)}) is the row's label"
+            )
         return self._numbers[name]
 
     @cached_property

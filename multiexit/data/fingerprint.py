@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 WRITTEN = (Number, PurePath, date, time, timedelta, Enum, range, slice)
@@ -37,6 +38,16 @@ def _add(digest: blake2b, value: Any, above: tuple[int, ...]) -> None:
     inside = (*above, id(value))
     if isinstance(value, DataLoader):
         _add(digest, value.dataset, inside)
+    elif isinstance(value, Tensor) and is_lazy(value):
+        _note(digest, f"{value.dtype} without a shape")
+    elif isinstance(value, Tensor) and value.is_nested:
+        _add(digest, value.detach().unbind(), inside)
+    elif isinstance(value, Tensor) and value.is_meta:
+        _note(digest, f"{value.dtype} {tuple(value.shape)} without content")
+    elif isinstance(value, Tensor) and value.layout != torch.strided:
+        _note(digest, f"{value.layout} {tuple(value.shape)}")
+        entries = value.detach().to_sparse().coalesce()
+        _add(digest, (entries.indices(), entries.values()), inside)
     elif isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         _note(digest, f"{value.dtype} {tuple(value.shape)}", flat.numpy())

@@ -73,6 +73,7 @@ class PhaseLoss(nn.Module):
     ):
         super().__init__()
         config = TrainConfig() if config is None else config
+        checks.check_parts(model, recipe, config)
         checks.check_all(model, recipe, config)
         for name in OF_THE_TRAINER:
             if getattr(config, name) is not None:

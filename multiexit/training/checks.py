@@ -78,16 +78,15 @@ def _check_network(model: MultiExitModel, recipe: Recipe) -> None:
         )
 
 
-def check_all(model: Any, recipe: Any, config: Any) -> None:
+def check_all(model: MultiExitModel, recipe: Recipe, config: TrainConfig) -> None:
     """Refuse parts that don't go together; weights in half precision become float32.
 
     Args:
-        model, recipe, config: what a trainer is given.
+        model, recipe, config: as `check_parts` lets them pass.
 
     Raises:
         ValueError: with what is wrong, and what would be right.
     """
-    check_parts(model, recipe, config)
     model.check_complete("trained")
     precision.trainable_weights(model)
     check(model, recipe)

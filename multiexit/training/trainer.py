@@ -58,7 +58,7 @@ from multiexit.training.device_checks import check_devices
 from multiexit.training.finite import check_parameters
 from multiexit.training.phase import learns_from_labels
 from multiexit.training.progress import Progress
-from multiexit.training.records import room, run_folder
+from multiexit.training.records import provenance, room, run_folder
 from multiexit.training.records.keeper import Keeper
 from multiexit.training.records.state import Position, State
 from multiexit.training.stepper import Stepper
@@ -101,11 +101,13 @@ class Trainer:
         self.model = model
         self.recipe = recipe
         self.config = TrainConfig() if config is None else config
-        checks.check_all(model, recipe, self.config)
+        checks.check_parts(model, recipe, self.config)
+        with provenance.changes(model, recipe, self.config) as changing:
+            checks.check_all(model, recipe, self.config)
         self.accelerator = accelerator(self.config)
         check_devices(self.accelerator, model, recipe, self.config)
         first = self.accelerator.is_main_process
-        self._keeper = Keeper(model, self.config, tokenizer, first)
+        self._keeper = Keeper(model, self.config, tokenizer, first, changing)
         shown = [Progress()] if first and self.config.progress else []
         self._calls = Calls([Trackers(self.accelerator), *shown], callbacks)
         self.state = State()

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from multiexit.recipes import Recipe
 from multiexit.runtime import modes_kept
 from multiexit.training.config import TrainConfig
 from multiexit.training.records import checkpoint, identity, provenance, run_folder
+from multiexit.training.records.part_text import Place
 from multiexit.training.records.state import Position
 from multiexit_runner.user_line import user_level
 
@@ -23,10 +25,19 @@ class Keeper:
     Args:
         model, config, tokenizer: of the trainer.
         first: whether this is the first process.
+        changing: what in the recipe doesn't count, from `provenance.changes`.
     """
 
-    def __init__(self, model: MultiExitModel, config: TrainConfig, tokenizer: Any, first: bool):
+    def __init__(
+        self,
+        model: MultiExitModel,
+        config: TrainConfig,
+        tokenizer: Any,
+        first: bool,
+        changing: Collection[Place],
+    ):
         self.model, self._tokenizer, self._first = model, tokenizer, first
+        self._changing = changing
         saves = config.output is not None and first
         self._spec = backbone_spec(model.backbone) if saves else None
 
@@ -48,7 +59,9 @@ class Keeper:
         self._output = Path(config.output)
         train, dev, unlabelled = sets
         data = {"train": train, "dev": dev, "unlabelled": unlabelled}
-        self._description = provenance.describe(self.model, recipe, config, data, processes)
+        self._description = provenance.describe(
+            self.model, recipe, config, data, processes, self._changing
+        )
         self._identity = identity.identity(self._description)
         name, saved = identity.saved_state(config, self._identity) or (None, None)
         self._resumed_from = name

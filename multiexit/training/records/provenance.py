@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
@@ -34,7 +35,7 @@ from multiexit.runtime import versions
 from multiexit.training.config import TrainConfig
 from multiexit.training.phase import factors
 from multiexit.training.records.identity import FREE
-from multiexit.training.records.part_text import PLAIN, part_text
+from multiexit.training.records.part_text import PLAIN, Place, changes_below, part_text
 
 FUNCTIONS = FunctionType | BuiltinFunctionType
 CITED = ("name", "paper", "section", "year", "summary", "phases")
@@ -47,6 +48,7 @@ def describe(
     config: TrainConfig,
     data: dict[str, Any],
     processes: int,
+    changing: Collection[Place] = frozenset(),
 ) -> dict[str, Any]:
     """A run as plain data.
 
@@ -56,20 +58,21 @@ def describe(
         config: the run's settings.
         data: data sets by name; None where there is none.
         processes: how many train.
+        changing: what in the recipe doesn't count, from `changes`.
     """
     shapes = repr([(name, tuple(p.shape)) for name, p in model.named_parameters()])
-    known = (*model.modules(), *model.parameters(), *model.buffers())
+    known = _parts_of(model)
     run = {
         "recipe": {
             "name": recipe.name,
             "phases": len(recipe.phases),
             **{
-                field.name: part_text(getattr(recipe, field.name), known)
+                field.name: part_text(getattr(recipe, field.name), known, changing)
                 for field in fields(recipe)
                 if field.name not in CITED
             },
             **{
-                f"phase {i}": _phase_fields(model, phase, known)
+                f"phase {i}": _phase_fields(model, phase, known, changing)
                 for i, phase in enumerate(recipe.phases)
             },
         },
@@ -92,6 +95,18 @@ def describe(
         "versions": {**versions(), "code of multiexit": _code_hash()},
     }
     return json.loads(json.dumps(run, default=part_text))
+
+
+def changes(
+    model: MultiExitModel, recipe: Recipe, config: TrainConfig
+) -> AbstractContextManager[set[Place]]:
+    """What in the recipe the block changes, such as a log that a hook fills; see `part_text`."""
+    described = recipe if config.output is not None else None
+    return changes_below(described, _parts_of(model))
+
+
+def _parts_of(model: MultiExitModel) -> list[object]:
+    return [*model.modules(), *model.parameters(), *model.buffers()]
 
 
 def record(folder: Path, run: dict[str, Any], resumed: str | None = None) -> None:
@@ -173,15 +188,20 @@ def _read_run(path: Path) -> dict[str, Any]:
 _RUN = schema.table({}, {"resumed": schema.listed(schema.anything)}, rest=schema.anything)
 
 
-def _phase_fields(model: MultiExitModel, phase: Phase, known: Collection[object]) -> dict[str, Any]:
+def _phase_fields(
+    model: MultiExitModel, phase: Phase, known: Collection[object], changing: Collection[Place]
+) -> dict[str, Any]:
     """Every field of a phase; what depends on the number of exits as the matrices it makes too."""
     teaches_MM = topology.resolve(phase.topology, model.num_exits)
     turns = factors(phase, teaches_MM, 0.5, model.cost().shares_M)
     return {
-        **{field.name: part_text(getattr(phase, field.name), known) for field in fields(phase)},
+        **{
+            field.name: part_text(getattr(phase, field.name), known, changing)
+            for field in fields(phase)
+        },
         "topology": teaches_MM.tolist(),
         "coefficients": [A_MM.tolist() for A_MM in turns],
-        "rules": [part_text(rule, known) for rule in phase.turns],
+        "rules": [part_text(rule, known, changing) for rule in phase.turns],
     }
 
 

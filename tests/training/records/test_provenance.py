@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -137,6 +138,12 @@ def flip(tensor):
     return tensor
 
 
+def compressed(matrix):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the layout a beta
+        return matrix.to_sparse_csr()
+
+
 SAME = {
     "table": Table,
     "images": images,
@@ -149,6 +156,7 @@ SAME = {
     "numbers": lambda: changed(Table(), "x", lambda x: x.numpy()),
     "objects": lambda: changed(Table(), "x", lambda x: np.array(["a", None], dtype=object)),
     "files": lambda: changed(Table(), "x", lambda x: [("a.png", 0), ("b.png", 1)]),
+    "a sparse matrix": lambda: changed(Table(), "x", lambda x: compressed(torch.eye(3))),
     "a circle": lambda: changed(Table(), "x", lambda x: [torch.ones(1)] * 2),
 }
 OTHER = {
@@ -161,6 +169,7 @@ OTHER = {
     "a token": lambda: changed(Text(), "ids", lambda ids: [*ids[:-1], flip(ids[-1])]),
     "a type": lambda: changed(Table(), "x", lambda x: x.double()),
     "a shape": lambda: changed(Table(), "x", lambda x: x.reshape(2 * len(x), -1)),
+    "a sparse entry": lambda: changed(Table(), "x", lambda x: compressed(2 * torch.eye(3))),
     "a file": lambda: changed(Table(), "x", lambda x: [("a.png", 0), ("c.png", 1)]),
 }
 
@@ -400,14 +409,25 @@ def network(seed):
     return nn.Linear(2, 2)
 
 
+def nested(value):
+    rows = [torch.zeros(2), torch.full((3,), value)]
+    return torch.nested.nested_tensor(rows, layout=torch.jagged)
+
+
 KEPT = {
     "a list": (scaled, ["heads.0"], ["heads.1"]),
     "a long list": (scaled, [0.5] * 200, [0.5] * 199 + [0.4]),
+    "a very long list": (scaled, [[0.5]] * 20_000, [[0.5]] * 19_999 + [[0.4]]),
     "a mapping": (scaled, {"a": 1}, {"a": 2}),
     "a set": (scaled, {1, 2}, {1, 3}),
     "a tensor": (scaled, torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])),
     "an array": (scaled, np.arange(3), np.arange(3) + 1),
     "tensors in a list": (scaled, [torch.zeros(2)], [torch.ones(2)]),
+    "a sparse tensor": (scaled, torch.eye(3).to_sparse(), 2 * torch.eye(3).to_sparse()),
+    "a nested tensor": (scaled, nested(0.5), nested(0.4)),
+    "a tensor without content": (scaled, *(torch.empty(n, device="meta") for n in (2, 3))),
+    "a network without content": (scaled, *(nn.Linear(2, n, device="meta") for n in (2, 3))),
+    "a network without shapes": (scaled, nn.LazyLinear(2), nn.LazyLinear(2).double()),
     "a function": (scaled, scaled(1.0), scaled(2.0)),
     "a network": (scaled, network(0), network(1)),
     "an object": (scaled, Hook(1.0), Hook(2.0)),
@@ -435,6 +455,47 @@ def test_fields_that_are_not_plain_and_private_counters_are_told_likewise():
     before = phase_with(extra=hook)
     hook._calls = 7
     assert phase_with(extra=hook) == before
+
+
+def logging(factor):
+    """A hook within another, which keep a log, a count and a mean."""
+    log, count, mean = [], 0, torch.zeros(())
+
+    def inner(seen):
+        nonlocal count
+        count += 1
+        mean.add_(1.0)
+        return factor * seen.logits_MBC.var()
+
+    def extra(seen):
+        log.append(float(inner(seen)))
+        return inner(seen)
+
+    return extra
+
+
+@pytest.mark.parametrize("same_process", [False, True])
+def test_what_a_hook_fills_is_no_other_run(tmp_path, same_process):
+    first = logging(0.1)
+    settings = config(output=tmp_path, epochs=1, checkpoint_every=1)
+    again = replace(settings, resume=True)
+
+    def run(extra, settings, callbacks=()):
+        model = chain(seed=2 if settings.resume else 1)  # other first weights log other numbers
+        recipe = replace(mx.recipes.joint(), phases=(mx.Phase(extra=extra),))
+        mx.Trainer(model, recipe, settings, callbacks=callbacks).fit(Table())
+
+    with pytest.raises(Stopped):
+        run(first, settings, [StopsAfterTwo()])
+    with pytest.raises(ValueError, match="it differs in recipe phase 0 extra"):
+        run(logging(0.2), again)
+    run(first if same_process else logging(0.1), again)
+
+
+class StopsAfterTwo(mx.Callback):
+    def on_step(self, run, row):
+        if run.position.step == 2:
+            raise Stopped
 
 
 def test_a_hook_that_keeps_the_trained_model_goes_on_with_other_first_weights():

@@ -37,7 +37,7 @@ def image_preparation(
         >>> import multiexit as mx
         >>> how = mx.image_preparation("timm:resnet10t")
         >>> how["shape"], how["resize"], how["interpolation"]
-        ([3, 176, 176], 185, 'bicubic')
+        ([3, 176, 176], 201, 'bicubic')
     """
     own = _said(network, pretrained)
     if own is None or isinstance(own, dict):

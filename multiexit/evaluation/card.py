@@ -7,7 +7,8 @@ from typing import Any
 
 from multiexit import problems
 from multiexit.arguments import in_a_row
-from multiexit.evaluation.report import exit_cells, policy_cells, table
+from multiexit.evaluation.cells import exit_cells, policy_cells
+from multiexit.evaluation.report import table
 from multiexit.files.names import PICTURE
 from multiexit.files.writing import write
 from multiexit.model.folder import SETTINGS

@@ -6,19 +6,23 @@ Letters: M exits, S batch sizes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from multiexit import problems
-from multiexit.evaluation.judging import Row, exit_scores
+from multiexit.evaluation.cells import (
+    cost_cells,
+    exit_cells,
+    exit_rows,
+    policy_cell,
+    policy_cells,
+    policy_rows,
+)
+from multiexit.evaluation.judging import Row
 from multiexit.evaluation.metrics import label
 from multiexit.evaluation.outputs import Outputs
 from multiexit.model.cost import Cost
 from multiexit.model.latency import Latency
 from multiexit.policies import CalibrationTable
-from multiexit.policies.registry import policy_name, to_json
-from multiexit.problems import are_vectors
+from multiexit.policies.registry import to_json
 
-AGREEMENT = "agreement with the last exit"
 SMALL = 12  # up to so many exits the weights are written out as numbers
 
 
@@ -95,7 +99,7 @@ def cost_table(cost: Cost) -> str:
            1       2  4.0 M          10
     """
     columns = zip(cost.layers_M, cost.macs_M, cost.params_M, strict=True)
-    return table([_cost_cells(m, *row) for m, row in enumerate(columns)])
+    return table([cost_cells(m, *row) for m, row in enumerate(columns)])
 
 
 def latency_table(latency: Latency) -> str:
@@ -169,7 +173,7 @@ def calibration_table(calibration: CalibrationTable) -> str:
     return table(
         [
             {
-                "policy": _policy_cell(to_json(each.policy), each.shares_M),
+                "policy": policy_cell(to_json(each.policy), each.shares_M),
                 label(calibration.metric): f"{100 * each.score:.2f}",
                 **(
                     {}
@@ -183,75 +187,3 @@ def calibration_table(calibration: CalibrationTable) -> str:
             for each in calibration.settings
         ]
     )
-
-
-def _policy_cell(policy: Mapping[str, Any], shares_M: Sequence[float]) -> str:
-    """A policy as typed, and whether it lets nobody leave early."""
-    stays = shares_M[-1] == 1 and policy["class"] != "FixedExit"
-    return policy_name(policy) + " (no row leaves early)" * stays
-
-
-def exit_rows(outputs: Outputs) -> list[dict[str, Any]]:
-    cost, problem = outputs.cost, problems.resolve(outputs.problem, outputs.num_classes)
-    answer_MB = problems.answer(outputs.logits_MBC, problem)
-    rows: list[dict[str, Any]] = [
-        {"exit": m, "layers": layers, "macs": macs, "parameters": parameters, "scores": scores}
-        for m, (layers, macs, parameters, scores) in enumerate(
-            zip(cost.layers_M, cost.macs_M, cost.params_M, exit_scores(outputs), strict=True)
-        )
-    ]
-    # The answers of a regression and of an embedding agree or not by degree.
-    if problem != "regression" and not are_vectors(problem):
-        for row, answer_B in zip(rows, answer_MB, strict=True):
-            same_B = problems.same(answer_B, answer_MB[-1], problem, outputs.asked_BT)
-            row["agreement"] = float(same_B.double().mean())
-    return rows
-
-
-def exit_cells(exits: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    return [
-        {
-            **_cost_cells(row["exit"], row["layers"], row["macs"], row["parameters"]),
-            **_percents(row["scores"]),
-            **_percents({AGREEMENT: row["agreement"]} if "agreement" in row else {}),
-        }
-        for row in exits
-    ]
-
-
-def _cost_cells(exit: int, layers: int, macs: int, parameters: int) -> dict[str, str]:
-    counts = {"MACs": _short_number(macs), "parameters": _short_number(parameters)}
-    return {"exit": str(exit), "layers": str(layers), **counts}
-
-
-def policy_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    if not rows:
-        raise ValueError("no policies' rows were given: sweep at least one policy")
-    return [row.to_json() for row in rows]
-
-
-def policy_cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    speedups = {"layers": "speedup_layers", "MACs": "speedup_macs", "time": "speedup_time"}
-    return [
-        {
-            "policy": _policy_cell(row["policy"], row["shares_M"]),
-            **_percents(row["scores"]),
-            "mean layers": f"{row['mean_layers']:.2f}",
-            **{f"speed-up, {k}": f"{row[v]:.2f}×" for k, v in speedups.items() if row[v]},
-        }
-        for row in rows
-    ]
-
-
-def _percents(scores: Mapping[str, float]) -> dict[str, str]:
-    named = {name: value for name, value in scores.items() if name != "score"}
-    named = named if len(named) == 1 else scores  # of several, the one that runs are compared by
-    return {f"{name} (%)": f"{100 * value:.2f}" for name, value in named.items()}
-
-
-def _short_number(count: float) -> str:
-    for unit in ("", " k", " M", " G"):
-        if count < 1000 - 0.05 * bool(unit):
-            return f"{count:.1f}{unit}" if unit else str(count)
-        count /= 1000
-    return f"{count:.1f} T"

@@ -7,18 +7,12 @@ from typing import Any
 
 from multiexit.data.fingerprint import fingerprint
 from multiexit.evaluation import metrics
+from multiexit.evaluation.cells import exit_cells, exit_rows, policy_cells, policy_rows
 from multiexit.evaluation.history import History
 from multiexit.evaluation.judging import Row
 from multiexit.evaluation.metrics import label
 from multiexit.evaluation.outputs import Outputs
-from multiexit.evaluation.report import (
-    SMALL,
-    exit_cells,
-    exit_rows,
-    policy_cells,
-    policy_rows,
-    table,
-)
+from multiexit.evaluation.report import SMALL, table
 from multiexit.files import schema
 from multiexit.files.json_files import read_table
 from multiexit.policies.registry import policy_name

@@ -243,6 +243,13 @@ def check_evaluating(model: nn.Module) -> None:
         raise ValueError(f"predict in train mode{where} would be random: call model.eval() first")
 
 
+ELSEWHERE = {
+    "labels": ": labels are for training",
+    "max_exit": ": it goes with a call of an engine, multiexit.Engine(model, policy).predict(…)",
+}
+"""What is to be said of names that belong to other calls."""
+
+
 def check_names(start: Callable[..., Any], names: Iterable[str]) -> None:
     """Refuse inputs that a backbone's `start` doesn't take by name, by a ValueError."""
     takes = signature(start).parameters
@@ -250,12 +257,9 @@ def check_names(start: Callable[..., Any], names: Iterable[str]) -> None:
         return
     for name in names:
         if name not in takes:
-            engine = (
-                "; it goes with a call of an engine, multiexit.Engine(model, policy).predict(…)"
-                if name == "max_exit"
-                else ""
+            raise ValueError(
+                f"this network takes {', '.join(takes)}, not {name}{ELSEWHERE.get(name, '')}"
             )
-            raise ValueError(f"the network takes no {name}=, but {', '.join(takes)}{engine}")
 
 
 def _trains(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import multiexit as mx
 from multiexit.evaluation import alike, pictures, report, results, seeds
+from multiexit.evaluation import cells as cells_of
 from multiexit.policies import registry
 from multiexit.runtime import versions
 
@@ -125,7 +126,7 @@ def test_policy_names():
 def test_large_counts_are_readable():
     counts = [7, 999, 1_000, 125_500_000, 999_960_000, 4_100_000_000, 2e12]
     shown = ["7", "999", "1.0 k", "125.5 M", "1.0 G", "4.1 G", "2.0 T"]
-    assert [report._short_number(count) for count in counts] == shown
+    assert [cells_of.short_number(count) for count in counts] == shown
 
 
 def test_no_rows_are_refused(rows, tmp_path):

@@ -8,12 +8,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from multiexit.evaluation.cells import exit_cells, policy_cells
 from multiexit.evaluation.metrics import OF_VALUES, label
 from multiexit.evaluation.page import charts
 from multiexit.evaluation.page.charts import Series
 from multiexit.evaluation.page.markup import Markup, element, table
 from multiexit.evaluation.page.runs import Run
-from multiexit.evaluation.report import exit_cells, policy_cells
 from multiexit.evaluation.results import nearest
 from multiexit.policies.registry import policy_name
 

@@ -147,6 +147,7 @@ def export(
     from multiexit import MultiExitModel
     from multiexit.cli import calibrating, next_steps, predicting, sources, table_inputs
     from multiexit.cli.noted import now_and_then
+    from multiexit.data.own.notes import say
     from multiexit.files.json_files import read_json
     from multiexit.policies import check, parse
     from multiexit.policies.registry import policy_name
@@ -170,12 +171,17 @@ def export(
     table = predicting.is_table(data, {}, loaded.preprocessing)
     if table and len(data or ()) > 1:
         raise ValueError(f"--data: one table at a time; got {len(data or ())} files")
-    labelled = table and table_inputs.has_labels(Path((data or [""])[0]), loaded)
+    labelled = int8 and table and table_inputs.has_labels(Path((data or [""])[0]), loaded)
     if task is not None or data_dir is not None or labelled:
         chosen = ModelRows(task=task, data_dir=data_dir, data=data[0] if data else None)
-        task_data = sources.rows_for(loaded.to(typed.device()), model, chosen)
-        rows = next(iter(task_data.sets.values()))
-    elif data:
+        try:
+            task_data = sources.rows_for(loaded.to(typed.device()), model, chosen)
+            rows = next(iter(task_data.sets.values()))
+        except ValueError as error:
+            if not labelled:
+                raise
+            say(f"the table's labels aren't used: {table_inputs.without_skipping(error)}")
+    if data and rows is None:
         rows = _rows(loaded, reader, data, table)
     if exit_policy is not None:
         check(exit_policy, loaded.num_exits, loaded.num_classes, loaded.problem)

@@ -89,5 +89,15 @@ def inputs_in(path: Path, classify: Any) -> list[Any]:
         if read.wrong:
             rows.refuse(read, bad)
         values.append(read.value)
-    bad.settle()
+    try:
+        bad.settle()
+    except ValueError as error:
+        raise ValueError(without_skipping(error)) from error
     return values
+
+
+def without_skipping(error: ValueError) -> str:
+    """What is said of bad rows by a command that can't leave them out."""
+    from multiexit.data.own.bad_rows import OR_SKIP
+
+    return str(error).removesuffix(OR_SKIP)

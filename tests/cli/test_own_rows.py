@@ -202,6 +202,24 @@ def test_what_a_table_is_compared_on_is_what_predict_reads(
     assert given["rows"][count - 1]["input_ids"].tolist() == tokenizer(*texts)["input_ids"]
 
 
+@pytest.mark.parametrize("label", ["", "other"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_export_reads_a_table_whose_labels_are_of_no_use(label, int8, run, tmp_path, monkeypatch):
+    def kept(*_, rows, **others):
+        raise ValueError(f"far enough, {len(rows)} rows")
+
+    monkeypatch.setattr("multiexit.serving.onnx.export", kept)
+    (tmp_path / "new.csv").write_text("text,label\n" + 8 * f"red cat,{label}\n")
+    words = ("export", run / "run", tmp_path / "onnx", "--data", tmp_path / "new.csv")
+    ended = command(*words, *["--int8"] * int8)
+    assert ended.err.endswith("far enough, 8 rows\n"), ended.err
+    assert ("the table's labels aren't used" in ended.err) == int8
+    (tmp_path / "new.csv").write_text(f"text,label\n,{label}\n")
+    ended = command(*words, *["--int8"] * int8)
+    assert "an empty text" in ended.err
+    assert "skip" not in ended.err
+
+
 def test_a_table_that_export_cannot_read_says_what_it_needs(run, tmp_path):
     words = ("export", run / "run", tmp_path / "onnx")
     ended = command(*words, *(2 * ["--data", run / "new.csv"]))

@@ -10,6 +10,9 @@ from typing import Any
 from multiexit.files import schema
 from multiexit.files.writing import write
 
+OR_SKIP = ", or go on without them by skip_bad"
+"""How a refusal ends, but of a command that has no such option."""
+
 KINDS = 4
 """Reasons that are counted in a message, at most."""
 
@@ -52,7 +55,7 @@ class BadRows:
         if self.aside is None:
             such = "rows" if kinds else "such rows"
             more = "" if count == 1 else f"; {count} {such} in all{kinds}"
-            raise ValueError(f"{example}{more}. Mend them, or go on without them by skip_bad")
+            raise ValueError(f"{example}{more}. Mend them{OR_SKIP}")
         lines = "".join(
             json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in self.found
         )
